@@ -1,0 +1,80 @@
+"""The key/value cache: passed in and returned, never hidden.
+
+Every row of a batch writes the same slot at the same time. Which slots hold a token of the row's
+own document is data (`segments`), so left padding, prompts of unequal length and a gap between
+two turns need no special case.
+"""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jax.sharding import reshard
+from jaxtyping import Array, Float, Int
+
+from lwm.model.config import LlamaConfig
+from lwm.ops.decode import BLOCK
+from lwm.sharding import CACHE, ROWS
+
+EMPTY = -1
+"""The segment of a slot that holds nothing."""
+
+
+class LayerCache(eqx.Module):
+    """The keys and values of one layer, head-major: decoding reads one head in a run."""
+
+    keys: Float[Array, "B K T H"]
+    values: Float[Array, "B K T H"]
+
+
+class KVCache(eqx.Module):
+    """What a model has read so far, of every layer, with the place of each token."""
+
+    layers: tuple[LayerCache, ...]
+    segments: Int[Array, "B T"]
+    length: Int[Array, ""]
+    """Slots in use; the next token goes to this one."""
+
+    @classmethod
+    def empty(cls, config: LlamaConfig, *, rows: int, slots: int) -> "KVCache":
+        """Makes room for at least `slots` tokens in each of `rows` rows."""
+        slots = _whole_blocks(slots)
+        shape = (rows, config.num_kv_heads, slots, config.head_dim)
+
+        def room() -> Float[Array, "B K T H"]:
+            return jnp.zeros(shape, config.dtype, out_sharding=CACHE)
+
+        return cls(
+            layers=tuple(LayerCache(room(), room()) for _ in range(config.num_layers)),
+            segments=jnp.full((rows, slots), EMPTY, jnp.int32, out_sharding=ROWS),
+            length=jnp.zeros((), jnp.int32),
+        )
+
+    @property
+    def slots(self) -> int:
+        """How many tokens a row has room for."""
+        return self.segments.shape[1]
+
+    def tokens(self) -> Int[Array, " B"]:
+        """Counts the tokens that each row holds: the next one's position."""
+        return jnp.sum(self.segments != EMPTY, axis=1)
+
+    def grow(self, slots: int) -> "KVCache":
+        """Returns the cache with room for at least `slots` tokens, not fewer than it has."""
+        more = max(0, _whole_blocks(slots) - self.slots)
+
+        def room(old: Float[Array, "B K T H"]) -> Float[Array, "B K U H"]:
+            return jnp.pad(old, ((0, 0), (0, 0), (0, more), (0, 0)))
+
+        segments = jnp.pad(self.segments, ((0, 0), (0, more)), constant_values=EMPTY)
+        return KVCache(jax.tree.map(room, self.layers), segments, self.length)
+
+    def rewind(self, length: int) -> "KVCache":
+        """Forgets every slot from `length` on."""
+        kept = jnp.arange(self.slots) < length
+        segments = jnp.where(kept[None, :], self.segments, EMPTY)
+        return KVCache(self.layers, reshard(segments, ROWS), jnp.asarray(length, jnp.int32))
+
+
+def _whole_blocks(slots: int) -> int:
+    """Rounds up to what decoding reads at a time."""
+    return -(-slots // BLOCK) * BLOCK

@@ -1,0 +1,121 @@
+"""What shape a model has. Free of JAX, so that a command line can show it at once."""
+
+import dataclasses
+from typing import Any, Literal, get_args
+
+from lwm.errors import UserError
+from lwm.tokens import TokenSpace
+
+Remat = Literal["none", "dots", "full"]
+"""What the backward pass recomputes: nothing, all but matrix products, or whole blocks."""
+
+Dtype = Literal["float32", "bfloat16"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RopeScaling:
+    """Llama-3's stretching of the low RoPE frequencies (Llama 3 report, 2024, section 3.4.2)."""
+
+    factor: float
+    low_freq_factor: float
+    high_freq_factor: float
+    original_context: int
+    """Tokens of context that the model was first trained with."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Rope:
+    """Rotary position embedding (Su et al. 2021): its base, and how it is stretched."""
+
+    theta: float = 10_000.0
+    scaling: RopeScaling | None = None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LlamaConfig:
+    """The shape of a dense decoder of the Llama kind."""
+
+    tokens: TokenSpace
+    dim: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    mlp_dim: int
+    max_context: int
+    """Tokens of context that the weights were trained for."""
+    rope: Rope = Rope()
+    norm_eps: float = 1e-6
+    tie_embeddings: bool = False
+    """Whether the head is the embedding table."""
+    qkv_bias: bool = False
+    qk_norm: bool = False
+    """Whether each head's query and key are RMS-normalised before RoPE, as in Qwen3."""
+    init_std: float = 0.02
+    remat: Remat = "none"
+    dtype: Dtype = "float32"
+    """What activations are computed in; softmax, norms, RoPE and logits are always float32."""
+
+    def __post_init__(self):
+        """Refuses a shape that no model can have.
+
+        Raises:
+            ValueError: The sizes that do not go together.
+        """
+        if self.num_heads % self.num_kv_heads:
+            raise ValueError(
+                f"{self.num_heads} heads do not divide by {self.num_kv_heads} key/value heads"
+            )
+        if self.head_dim % 2:
+            raise ValueError(f"RoPE turns pairs, so head_dim {self.head_dim} must be even")
+        if self.remat not in get_args(Remat):
+            raise ValueError(f"remat {self.remat!r} is none of {', '.join(get_args(Remat))}")
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns the configuration as plain values; `from_json` reads them back."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> "LlamaConfig":
+        """Reads what `to_json` wrote."""
+        rope = dict(values["rope"])
+        if rope.get("scaling"):
+            rope["scaling"] = RopeScaling(**rope["scaling"])
+        return cls(**values | {"tokens": TokenSpace(**values["tokens"]), "rope": Rope(**rope)})
+
+
+# name: dim, mlp_dim, layers, heads, context, norm_eps; the sizes that LWM's code names.
+_PRESETS = {
+    "debug": (256, 256, 2, 2, 2048, 1e-6),
+    "200m": (1024, 2048, 14, 8, 2048, 1e-6),
+    "1b": (2048, 5504, 22, 16, 2048, 1e-6),
+    "3b": (3200, 8640, 26, 32, 2048, 1e-6),
+    "7b": (4096, 11008, 32, 32, 4096, 1e-6),
+    "13b": (5120, 13824, 40, 40, 2048, 1e-6),
+    "30b": (6656, 17920, 60, 52, 2048, 1e-6),
+    "65b": (8192, 22016, 80, 64, 2048, 1e-5),
+}
+PRESETS = tuple(_PRESETS)
+
+
+def preset(name: str, **changes: Any) -> LlamaConfig:
+    """Returns one of LWM's named sizes (`PRESETS`), with fields changed as asked.
+
+    Raises:
+        UserError: The name is not among them.
+    """
+    if name not in _PRESETS:
+        raise UserError(f"no preset is called {name!r}; there are {', '.join(PRESETS)}")
+    dim, mlp_dim, layers, heads, context, eps = _PRESETS[name]
+    config = LlamaConfig(
+        tokens=TokenSpace(text=32_000),
+        dim=dim,
+        num_layers=layers,
+        num_heads=heads,
+        num_kv_heads=heads,
+        head_dim=dim // heads,
+        mlp_dim=mlp_dim,
+        max_context=context,
+        norm_eps=eps,
+    )
+    return dataclasses.replace(config, **changes)

@@ -1,0 +1,195 @@
+"""A dense decoder of the Llama kind over one token space for text and vision.
+
+Letters of shapes: B batch rows, S sequence, T cache slots, D model width, F feed-forward width,
+N heads, K key/value heads, H head width, R rotated pairs, L layers, V table rows.
+"""
+
+import dataclasses
+import functools
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+from jax.sharding import Mesh, PartitionSpec as P, reshard
+from jaxtyping import Array, Float, Int, PRNGKeyArray
+
+from lwm.model.attention import Packing
+from lwm.model.block import Block
+from lwm.model.cache import EMPTY, KVCache
+from lwm.model.config import LlamaConfig
+from lwm.model.norm import RMSNorm
+from lwm.model.rope import rotation
+from lwm.sharding import ACTS, BATCH, LOGITS, ROWS, SHARD, TOKENS, require_divisible
+
+
+class Llama(eqx.Module):
+    """Token ids in, logits over the whole token space out.
+
+    `blocks` is either one Block whose arrays have a leading layer axis, which is scanned
+    (training: one layer is compiled), or a tuple of Blocks, which is looped over (generation:
+    on a CPU a scan would copy every weight before it is used).
+    """
+
+    embedding: Float[Array, "V D"]
+    blocks: Block | tuple[Block, ...]
+    norm: RMSNorm
+    head: Float[Array, "D V"] | None
+    config: LlamaConfig = eqx.field(static=True)
+
+    @classmethod
+    def init(cls, config: LlamaConfig, *, key: PRNGKeyArray) -> "Llama":
+        """Draws stacked weights under the mesh in use; their values do not depend on it."""
+        embedding, blocks, head = jr.split(key, 3)
+        V, D = config.tokens.rows, config.dim
+        table = reshard(config.init_std * jr.normal(embedding, (V, D)), P("tp", SHARD))
+        columns = None
+        if not config.tie_embeddings:
+            columns = reshard(config.init_std * jr.normal(head, (D, V)), P(SHARD, "tp"))
+        layers = jr.split(blocks, config.num_layers)
+        return cls(
+            embedding=table,
+            blocks=jax.vmap(lambda key: Block.init(config, key=key))(layers),
+            norm=RMSNorm.init(D, config.norm_eps),
+            head=columns,
+            config=config,
+        )
+
+    def unstack(self) -> "Llama":
+        """Returns the model with a tuple of blocks."""
+        if isinstance(self.blocks, tuple):
+            return self
+        blocks = tuple(
+            jax.tree.map(lambda leaf, i=i: leaf[i], self.blocks)
+            for i in range(self.config.num_layers)
+        )
+        return dataclasses.replace(self, blocks=blocks)
+
+    def stack(self) -> "Llama":
+        """Returns the model with one block whose arrays have a leading layer axis."""
+        if not isinstance(self.blocks, tuple):
+            return self
+        return dataclasses.replace(
+            self, blocks=jax.tree.map(lambda *leaves: jnp.stack(leaves), *self.blocks)
+        )
+
+    def __call__(self, tokens: Int[Array, "B S"], packing: Packing) -> Float[Array, "B S V"]:
+        """Returns the logits after every token of whole, possibly packed, rows."""
+        return self.logits(self.hidden(tokens, packing))
+
+    def hidden(self, tokens: Int[Array, "B S"], packing: Packing) -> Float[Array, "B S D"]:
+        """Returns the normalised state after the last layer."""
+        turn = rotation(packing.positions, self.config.rope, self.config.head_dim)
+        x = embed(self.embedding, tokens, dtype=self.config.dtype)
+
+        def layer(x: Array, block: Block) -> tuple[Array, None]:
+            return block(x, turn, packing), None
+
+        layer = _rematerialise(layer, self.config)
+        if isinstance(self.blocks, tuple):
+            for block in self.blocks:
+                x, _ = layer(x, block)
+        else:
+            x, _ = jax.lax.scan(layer, x, self.blocks)
+        return self.norm(x)
+
+    def extend(
+        self, tokens: Int[Array, "B S"], segments: Int[Array, "B S"], cache: KVCache
+    ) -> tuple[Float[Array, "B D"], KVCache]:
+        """Reads S more tokens into the cache; returns the state after the last of them.
+
+        Slots whose segment is -1 are skipped: they are seen by no token and take no position.
+        """
+        slots, turn = _place(segments, cache, self.config)
+        x = embed(self.embedding, tokens, dtype=self.config.dtype)
+        layers = []
+        for block, layer in zip(self.unstack().blocks, cache.layers, strict=True):
+            x, layer = _extend_block(block, x, turn, layer, slots, cache.length)
+            layers.append(layer)
+        length = cache.length + tokens.shape[1]
+        return _last(self.norm, x), KVCache(tuple(layers), slots, length)
+
+    def logits(self, x: Float[Array, "B S D"]) -> Float[Array, "B S V"]:
+        """Scores every id in float32; the padding rows of the table get -inf."""
+        head = self.embedding.T if self.head is None else self.head
+        scores = jnp.einsum(
+            "bsd,dv->bsv",
+            x,
+            head.astype(x.dtype),
+            preferred_element_type=jnp.float32,
+            out_sharding=LOGITS,
+        )
+        tokens = self.config.tokens
+        if tokens.rows == tokens.size:
+            return scores
+        real = reshard(jnp.arange(tokens.rows) < tokens.size, P("tp"))
+        return jnp.where(real, scores, -jnp.inf)
+
+
+def check_mesh(config: LlamaConfig, mesh: Mesh) -> None:
+    """Refuses a mesh over which the model's weights do not divide.
+
+    Raises:
+        UserError: The number and its divisor.
+    """
+    for what, size, axes in (
+        ("attention heads", config.num_heads, ("tp",)),
+        ("key/value heads", config.num_kv_heads, ("tp",)),
+        ("feed-forward columns", config.mlp_dim, ("tp",)),
+        ("rows of the token table", config.tokens.rows, ("tp",)),
+        ("model dimensions", config.dim, SHARD),
+    ):
+        require_divisible(mesh, what, size, axes)
+
+
+def _rematerialise(layer, config: LlamaConfig):
+    if config.remat == "none":
+        return layer
+    policy = None
+    if config.remat == "dots":
+        policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
+    return jax.checkpoint(layer, policy=policy)
+
+
+# `extend` runs these pieces one by one, so that one layer is compiled and not L of them; within
+# an outer jit, as in the decoding loop, they simply become part of it.
+
+
+@functools.partial(jax.jit, static_argnames="config")
+def _place(
+    segments: Int[Array, "B S"], cache: KVCache, config: LlamaConfig
+) -> tuple[Int[Array, "B T"], tuple[Float[Array, "B S R"], Float[Array, "B S R"]]]:
+    """Claims the next slots, and turns each new token by its place in its own row."""
+    segments = reshard(segments, ROWS)
+    before = cache.tokens()[:, None]
+    positions = before + jnp.cumsum(segments != EMPTY, axis=1) - 1
+    slots = jax.lax.dynamic_update_slice(cache.segments, segments, (0, cache.length))
+    turn = rotation(jnp.maximum(positions, 0), config.rope, config.head_dim)
+    return slots, turn
+
+
+@functools.partial(jax.jit, static_argnames="dtype")
+def embed(
+    table: Float[Array, "V D"], tokens: Int[Array, "B S"], *, dtype: str
+) -> Float[Array, "B S D"]:
+    """Looks each id up in a table whose rows are split over `tp`."""
+
+    def local(table, tokens):
+        table = jax.lax.all_gather(table, SHARD, axis=1, tiled=True)
+        row = tokens - jax.lax.axis_index("tp") * table.shape[0]
+        here = (row >= 0) & (row < table.shape[0])
+        found = jnp.take(table, jnp.where(here, row, 0), axis=0)
+        return jax.lax.psum(jnp.where(here[..., None], found, 0), "tp")
+
+    mapped = jax.shard_map(local, in_specs=(P("tp", SHARD), TOKENS), out_specs=ACTS)
+    return mapped(table, tokens).astype(dtype)
+
+
+@functools.partial(jax.jit, donate_argnames="cache")
+def _extend_block(block, x, turn, cache, segments, slot):
+    return block.extend(x, turn, cache, segments, slot)
+
+
+@jax.jit
+def _last(norm: RMSNorm, x: Float[Array, "B S D"]) -> Float[Array, "B D"]:
+    return norm(reshard(x, P(BATCH, None, None))[:, -1])

@@ -1,0 +1,4 @@
+"""Array functions that know of no model."""
+
+from lwm.ops.attention import attention as attention
+from lwm.ops.decode import decode_attention as decode_attention

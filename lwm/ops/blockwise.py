@@ -1,0 +1,306 @@
+"""Attention in tiles, in plain JAX: memory grows with S, and empty tiles are not computed.
+
+After FlashAttention-2 (Dao 2023, arXiv 2307.08691), algorithms 1 and 2. Before the loops, tiles are
+laid out so that no product in a loop transposes an operand, which CPUs reward.
+"""
+
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.ad_checkpoint import checkpoint_name
+from jaxtyping import Array, Float, Int
+
+EMPTY = -1  # the segment of a slot that holds no token
+NOWHERE = -1e30  # a running maximum before any key is seen; finite, so that no difference is NaN
+
+
+class Mask(NamedTuple):
+    """Where queries and keys sit: a query sees the keys of its segment up to its own index."""
+
+    q_index: Int[Array, " S"]
+    k_index: Int[Array, " T"]
+    q_segments: Int[Array, "B S"]
+    k_segments: Int[Array, "B T"]
+
+
+class Side(NamedTuple):
+    """The index and segment of each slot of some tiles; a tile is the last axis."""
+
+    index: Int[Array, "... b"]
+    segments: Int[Array, "... b"]
+
+
+class Extent(NamedTuple):
+    """What each tile holds: the range of indexes and of segments, and whether no slot is empty."""
+
+    index: tuple[Array, Array]
+    segments: tuple[Array, Array]
+    filled: Array
+
+
+def block_sizes(S: int, T: int, G: int) -> tuple[int, int]:
+    """Chooses the tile: G query heads share a key head, so their rows share its tile."""
+    return max(512 // G, 16), 512
+
+
+def fwd(
+    q: Float[Array, "B S N H"],
+    k: Float[Array, "B T K H"],
+    v: Float[Array, "B T K H"],
+    *,
+    q_index: Int[Array, " S"],
+    k_index: Int[Array, " T"],
+    q_segments: Int[Array, "B S"],
+    k_segments: Int[Array, "B T"],
+    blocks: tuple[int, int] | None = None,
+) -> tuple[Float[Array, "B S N H"], Float[Array, "B S N"]]:
+    """Returns the attention output and each row's log-sum-exp, -inf where no key is seen."""
+    B, S, N, H = q.shape
+    K = k.shape[2]
+    bq, bk = _fit(blocks, S, k.shape[1], N // K)
+    q_side, k_side = _sides(Mask(q_index, k_index, q_segments, k_segments), bq, bk)
+    qs, ks, vs = _rows(q, K, bq), _columns(k, K, bk), _rows(v, K, bk)
+
+    def query_tile(tile):
+        row, query, side = tile
+        full, partly, order = _plan(side, jax.tree.map(lambda x: x[row], k_side))
+
+        def step(n, carry, masked):
+            top, total, acc = carry
+            j = order[n]
+            s = _dot(query, ks[row, j]) * H**-0.5
+            if masked:
+                s = jnp.where(_visible(side, k_side, row, j, N // K), s, -jnp.inf)
+            new_top = jnp.maximum(top, s.max(-1))
+            p = jnp.exp(s - new_top[..., None])
+            shrink = jnp.exp(top - new_top)
+            acc = acc * shrink[..., None] + _dot(p.astype(v.dtype), vs[row, j])
+            return new_top, total * shrink + p.sum(-1), acc
+
+        rows = query.shape[:2]
+        carry = jnp.full(rows, NOWHERE), jnp.zeros(rows), jnp.zeros(query.shape)
+        carry = _vary(carry, (q, k, v, side, k_side))
+        carry = lax.fori_loop(0, full, partial(step, masked=False), carry)
+        carry = lax.fori_loop(full, full + partly, partial(step, masked=True), carry)
+        top, total, acc = carry
+        seen = total > 0
+        safe = jnp.where(seen, total, 1)
+        out = (acc / safe[..., None]).astype(q.dtype)
+        return out, jnp.where(seen, top + jnp.log(safe), -jnp.inf)
+
+    out, lse = lax.map(query_tile, _each(B, qs, q_side))
+    return _unrows(out, q.shape), _unrows(lse[..., None], (B, S, N, 1))[..., 0]
+
+
+def bwd(
+    q: Float[Array, "B S N H"],
+    k: Float[Array, "B T K H"],
+    v: Float[Array, "B T K H"],
+    out: Float[Array, "B S N H"],
+    lse: Float[Array, "B S N"],
+    dout: Float[Array, "B S N H"],
+    *,
+    q_index: Int[Array, " S"],
+    k_index: Int[Array, " T"],
+    q_segments: Int[Array, "B S"],
+    k_segments: Int[Array, "B T"],
+    blocks: tuple[int, int] | None = None,
+) -> tuple[Float[Array, "B S N H"], Float[Array, "B T K H"], Float[Array, "B T K H"]]:
+    """Returns dq, dk, dv; `out` and `lse` may cover more keys than `k` holds."""
+    B, S, N, H = q.shape
+    T, K = k.shape[1:3]
+    bq, bk = _fit(blocks, S, T, N // K)
+    q_side, k_side = _sides(Mask(q_index, k_index, q_segments, k_segments), bq, bk)
+    dout = dout.astype(q.dtype)
+    delta = jnp.sum(out.astype(jnp.float32) * dout.astype(jnp.float32), -1, keepdims=True)
+    # Rows that see nothing have p = exp(s - inf) = 0 for every s.
+    lse = jnp.where(lse == -jnp.inf, jnp.inf, lse)[..., None]
+    ks, kts, vts = _rows(k, K, bk), _columns(k, K, bk), _columns(v, K, bk)
+
+    def query_tile(grads, tile):
+        row, query, query_t, do, do_t, lse, delta, side = tile
+        full, partly, order = _plan(side, jax.tree.map(lambda x: x[row], k_side))
+
+        def step(n, carry, masked):
+            dq, dks, dvs = carry
+            j = order[n]
+            s = _dot(query, kts[row, j]) * H**-0.5
+            if masked:
+                s = jnp.where(_visible(side, k_side, row, j, N // K), s, -jnp.inf)
+            p = jnp.exp(s - lse)
+            ds = (p * (_dot(do, vts[row, j]) - delta)).astype(q.dtype)
+            dks = dks.at[row, j].add(_dot(query_t, ds))
+            dvs = dvs.at[row, j].add(_dot(do_t, p.astype(q.dtype)))
+            return dq + _dot(ds, ks[row, j]), dks, dvs
+
+        carry = _vary((jnp.zeros(query.shape), *grads), (q, k, v, dout, lse, side, k_side))
+        carry = lax.fori_loop(0, full, partial(step, masked=False), carry)
+        dq, *grads = lax.fori_loop(full, full + partly, partial(step, masked=True), carry)
+        return grads, dq
+
+    zeros = jnp.zeros(kts.shape)
+    tiles = [_rows(q, K, bq), _columns(q, K, bq), _rows(dout, K, bq), _columns(dout, K, bq)]
+    stats = [_rows(lse, K, bq), _rows(delta, K, bq)]
+    grads = _vary([zeros, zeros], (q, k, v, dout, lse, q_side, k_side))
+    (dks, dvs), dq = lax.scan(query_tile, grads, _each(B, *tiles, *stats, q_side))
+    scale = H**-0.5
+    dq = _unrows(dq * scale, q.shape).astype(q.dtype)
+    return dq, _uncolumns(dks * scale, k.shape, k.dtype), _uncolumns(dvs, v.shape, v.dtype)
+
+
+def blockwise(
+    q: Float[Array, "B S N H"],
+    k: Float[Array, "B T K H"],
+    v: Float[Array, "B T K H"],
+    *,
+    q_index: Int[Array, " S"],
+    k_index: Int[Array, " T"],
+    q_segments: Int[Array, "B S"],
+    k_segments: Int[Array, "B T"],
+    blocks: tuple[int, int] | None = None,
+) -> Float[Array, "B S N H"]:
+    """Attends in tiles; differentiable in q, k and v."""
+    return _blockwise(q, k, v, Mask(q_index, k_index, q_segments, k_segments), blocks)
+
+
+def tiles_computed(
+    *,
+    q_index: Int[Array, " S"],
+    k_index: Int[Array, " T"],
+    q_segments: Int[Array, "B S"],
+    k_segments: Int[Array, "B T"],
+    blocks: tuple[int, int],
+) -> Int[Array, ""]:
+    """Counts the tiles that `fwd` and `bwd` execute, all rows of the batch together."""
+    bq, bk = _fit(blocks, q_index.size, k_index.size, 1)
+    mask = Mask(q_index, k_index, q_segments, k_segments)
+    q_side, k_side = _sides(mask, bq, bk)
+    full, partly, _ = jax.vmap(jax.vmap(_plan, (0, None)))(q_side, k_side)
+    return jnp.sum(full + partly)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(4,))
+def _blockwise(q, k, v, mask, blocks):
+    return fwd(q, k, v, **mask._asdict(), blocks=blocks)[0]
+
+
+def _blockwise_fwd(q, k, v, mask, blocks):
+    out, lse = fwd(q, k, v, **mask._asdict(), blocks=blocks)
+    # Named, so that a remat policy can save them instead of attending again.
+    out, lse = checkpoint_name(out, "attention_out"), checkpoint_name(lse, "attention_lse")
+    return out, (q, k, v, out, lse, mask)
+
+
+def _blockwise_bwd(blocks, saved, dout):
+    *tensors, mask = saved
+    return *bwd(*tensors, dout, **mask._asdict(), blocks=blocks), None
+
+
+_blockwise.defvjp(_blockwise_fwd, _blockwise_bwd)
+
+
+def _dot(a, b):
+    return lax.dot_general(
+        a, b, (((2,), (1,)), ((0,), (0,))), preferred_element_type=jnp.float32
+    )
+
+
+def _fit(blocks, S, T, G):
+    """Shrinks the blocks to the lengths, so that the last tile is not mostly padding."""
+    bq, bk = blocks or block_sizes(S, T, G)
+    return -(-S // -(-S // bq)), -(-T // -(-T // bk))
+
+
+def _sides(mask, bq, bk):
+    """Cuts indexes and segments into tiles, the slots past the end empty."""
+    B = mask.q_segments.shape[0]
+
+    def side(index, segments, b):
+        pad = -index.size % b
+        index = jnp.broadcast_to(jnp.pad(index, (0, pad)), (B, index.size + pad))
+        segments = jnp.pad(segments, ((0, 0), (0, pad)), constant_values=EMPTY)
+        return Side(index.reshape(B, -1, b), segments.reshape(B, -1, b))
+
+    return side(mask.q_index, mask.q_segments, bq), side(mask.k_index, mask.k_segments, bk)
+
+
+def _extent(side):
+    """Reduces each tile to what decides whether another can see it."""
+    filled = side.segments >= 0
+    most = jnp.iinfo(jnp.int32).max
+
+    def between(x):
+        return jnp.where(filled, x, most).min(-1), jnp.where(filled, x, -most).max(-1)
+
+    return Extent(between(side.index), between(side.segments), filled.all(-1))
+
+
+def _plan(q_side, k_side):
+    """Orders the key tiles for one query tile: those seen whole, those seen in part, the rest."""
+    q, k = _extent(q_side), _extent(k_side)
+    (q_from, q_to), (k_from, k_to) = q.index, k.index
+    (q_first, q_last), (k_first, k_last) = q.segments, k.segments
+    some = (q_to >= k_from) & (q_last >= k_first) & (k_last >= q_first)
+    one = (q_first == q_last) & (k_first == k_last) & (q_first == k_first)
+    every = some & one & (q_from >= k_to) & q.filled & k.filled
+    kind = jnp.where(every, 0, jnp.where(some, 1, 2))
+    return every.sum(), (some & ~every).sum(), jnp.argsort(kind, stable=True)
+
+
+def _visible(q_side, k_side, row, j, G):
+    """The mask of one tile, the same for each of the G query heads that share it."""
+    k_index, k_segments = k_side.index[row, j], k_side.segments[row, j]
+    later = q_side.index[:, None] >= k_index
+    same = (q_side.segments[:, None] == k_segments) & (k_segments >= 0)
+    return jnp.tile(later & same, (G, 1))
+
+
+def _each(B, qs, *rest):
+    """Flattens the batch and the query tiles into one axis of work items, each with its row."""
+    rows = jnp.repeat(jnp.arange(B), qs.shape[1])
+    return rows, *jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), (qs, *rest))
+
+
+def _rows(x, K, b):
+    """B S N H -> B tiles K G·b H: the rows of one key head's tile are those of all its queries."""
+    B, S, N, H = x.shape
+    x = jnp.pad(x, ((0, 0), (0, -S % b), (0, 0), (0, 0)))
+    x = x.reshape(B, -1, b, K, N // K, H).transpose(0, 1, 3, 4, 2, 5)
+    return x.reshape(B, -1, K, N // K * b, H)
+
+
+def _columns(x, K, b):
+    """B S N H -> B tiles K H G·b, laid out so in memory."""
+    return _rows(x, K, b).swapaxes(3, 4)
+
+
+def _unrows(x, shape):
+    """Inverts `_rows`, from the flattened work items."""
+    B, S, N, H = shape
+    K = x.shape[1]
+    x = x.reshape(B, -1, K, N // K, x.shape[2] * K // N, H).transpose(0, 1, 4, 2, 3, 5)
+    return x.reshape(B, -1, N, H)[:, :S]
+
+
+def _uncolumns(x, shape, dtype):
+    """Inverts `_columns` for keys."""
+    B, T, K, H = shape
+    return x.transpose(0, 1, 4, 2, 3).reshape(B, -1, K, H)[:, :T].astype(dtype)
+
+
+def _vary(tree, like):
+    """Gives constants the manual mesh axes over which the inputs vary, as loop carries need."""
+
+    def axes(x):
+        return jax.typeof(x).manual_axis_type.varying
+
+    wanted = frozenset().union(*map(axes, jax.tree.leaves(like)))
+
+    def vary(x):
+        missing = tuple(wanted - axes(x))
+        return lax.pcast(x, missing, to="varying") if missing else x
+
+    return jax.tree.map(vary, tree)

@@ -1,0 +1,124 @@
+"""The device mesh and the few partition specs that `lwm` is made of.
+
+    dp    copies of the model, each with its own rows of the batch
+    fsdp  rows of the batch again, with the weights split among them
+    tp    attention heads, feed-forward columns and the vocabulary
+    sp    the sequence
+
+All axes are explicit: a sharding is part of an array's type, and a wrong one is an error.
+"""
+
+import math
+from collections.abc import Sequence
+
+import jax
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec as P
+
+from lwm.errors import UserError
+
+AXES = ("dp", "fsdp", "tp", "sp")
+
+BATCH = ("dp", "fsdp")
+"""The axes over which the rows of a batch are spread."""
+SHARD = ("fsdp", "sp")
+"""The axes over which a weight is stored in parts, gathered when it is used."""
+
+TOKENS = P(BATCH, "sp")
+ACTS = P(BATCH, "sp", None)
+HEADS = P(BATCH, "sp", "tp", None)
+LOGITS = P(BATCH, "sp", "tp")
+CACHE = P(BATCH, "tp", None, None)
+ROWS = P(BATCH, None)
+
+
+def parse_mesh(text: str, num_devices: int) -> tuple[int, int, int, int]:
+    """Reads `1,-1,4,1` (dp, fsdp, tp, sp) or `dp=1,sp=8`; one -1 takes the devices left over.
+
+    Raises:
+        UserError: The text is no mesh, or its sizes do not fit `num_devices`.
+    """
+    sizes = _read_sizes(text)
+    if sizes.count(-1) > 1:
+        raise UserError(f"mesh {text!r} has more than one -1; only one size can be inferred")
+    known = math.prod(size for size in sizes if size != -1)
+    if -1 in sizes:
+        if num_devices % known:
+            raise UserError(
+                f"mesh {text!r} needs a multiple of {known} devices, but there are {num_devices}"
+            )
+        sizes[sizes.index(-1)] = num_devices // known
+    elif known > num_devices:
+        raise UserError(
+            f"mesh {text!r} needs {known} devices, but there are {num_devices}; "
+            "lower a size or write -1 for the one to infer"
+        )
+    return tuple(sizes)
+
+
+def _read_sizes(text: str) -> list[int]:
+    form = "write four sizes dp,fsdp,tp,sp such as 1,-1,4,1, or names such as dp=1,sp=8"
+    parts = [part.strip() for part in text.split(",")]
+    named = [part.partition("=") for part in parts]
+    try:
+        if all(equals for _, equals, _ in named):
+            given = {name.strip(): int(size) for name, _, size in named}
+            if len(given) < len(named) or not set(given) <= set(AXES):
+                raise ValueError
+            sizes = [given.get(axis, 1) for axis in AXES]
+        else:
+            sizes = [int(part) for part in parts]
+    except ValueError:
+        raise UserError(f"mesh {text!r} cannot be read; {form}") from None
+    if len(sizes) != len(AXES) or any(size < 1 and size != -1 for size in sizes):
+        raise UserError(f"mesh {text!r} cannot be read; {form}")
+    return sizes
+
+
+def make_mesh(text: str = "1,1,1,1", devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """Makes the mesh that `text` describes out of the first devices that it needs.
+
+    Raises:
+        UserError: See `parse_mesh`; or several processes would leave devices of one unused.
+    """
+    devices = list(jax.devices() if devices is None else devices)
+    sizes = parse_mesh(text, len(devices))
+    used = math.prod(sizes)
+    if used < len(devices) and jax.process_count() > 1:
+        raise UserError(f"mesh {text!r} uses {used} of {len(devices)} devices; use all of them")
+    return jax.make_mesh(
+        sizes, AXES, devices=devices[:used], axis_types=(AxisType.Explicit,) * len(AXES)
+    )
+
+
+def require_divisible(mesh: Mesh, what: str, size: int, axes: tuple[str, ...]) -> None:
+    """Refuses a mesh whose `axes` do not divide `size`, naming the number and its divisor.
+
+    Raises:
+        UserError: The number, the axes and their product.
+    """
+    parts = math.prod(mesh.shape[axis] for axis in axes)
+    if size % parts:
+        names = " × ".join(f"{axis} {mesh.shape[axis]}" for axis in axes)
+        total = f" = {parts}" if len(axes) > 1 else ""
+        raise UserError(f"the mesh cannot work: {size} {what} do not divide by {names}{total}")
+
+
+def require_batch(mesh: Mesh, *, rows: int, length: int, block: int = 1) -> None:
+    """Refuses a batch that does not divide over the mesh: rows by dp·fsdp, length by sp·block.
+
+    Raises:
+        UserError: The number and its divisor.
+    """
+    require_divisible(mesh, "rows of the batch", rows, BATCH)
+    require_divisible(mesh, "tokens of a row", length, ("sp",))
+    local = length // mesh.shape["sp"]
+    if local % block:
+        raise UserError(
+            f"the mesh cannot work: {length} tokens over sp {mesh.shape['sp']} leave {local} "
+            f"a device, which do not divide by the block {block}"
+        )
+
+
+def on_mesh(mesh: Mesh, spec: P) -> NamedSharding:
+    """The concrete sharding of `spec`, for data that comes from the host."""
+    return NamedSharding(mesh, spec)
