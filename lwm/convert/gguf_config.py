@@ -1,0 +1,118 @@
+"""GGUF metadata as a Hugging Face config."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+
+from lwm.errors import UserError
+
+ARCHITECTURES = {
+    "llama": "LlamaForCausalLM",
+    "qwen2": "Qwen2ForCausalLM",
+    "qwen3": "Qwen3ForCausalLM",
+}
+# Llama 3 stores its scaling only as the resulting factors; every release used these constants.
+_LLAMA3 = {
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 8192,
+}
+
+
+def refuse_unsupported(path: Path, metadata: Mapping[str, Any]) -> str:
+    """Return the file's architecture, or say why it cannot be read."""
+    arch = metadata.get("general.architecture")
+    if "moe" in str(arch) or metadata.get(f"{arch}.expert_count", 0):
+        raise UserError(
+            f"{path} holds a mixture of experts ({arch}); only dense models are supported"
+        )
+    if arch not in ARCHITECTURES:
+        known = ", ".join(ARCHITECTURES)
+        raise UserError(f"{path} has architecture {arch!r}; supported: {known}")
+    if (parts := metadata.get("split.count", 0)) not in (0, 1):
+        raise UserError(
+            f"{path} is one of {parts} parts; join them with `llama-gguf-split --merge` first"
+        )
+    return arch
+
+
+def config_of(
+    path: Path,
+    metadata: Mapping[str, Any],
+    shapes: Mapping[str, tuple[int, ...]],
+    rope_factors: Float[np.ndarray, " K"] | None,
+) -> dict[str, Any]:
+    """Return the `config.json` that Hugging Face would have written for this model."""
+    arch = metadata["general.architecture"]
+
+    def get(key: str, default: int | float | None = None) -> Any:
+        """Return a number, which must be positive."""
+        value = metadata.get(f"{arch}.{key}", default)
+        if value is None:
+            raise UserError(f"{path} is corrupted: it lacks the metadata entry '{arch}.{key}'")
+        if not isinstance(value, int | float) or value <= 0:
+            raise UserError(f"{path}: metadata entry '{arch}.{key}' is {value!r}, not a number > 0")
+        return value
+
+    hidden, heads = get("embedding_length"), get("attention.head_count")
+    head_dim = get("attention.key_length", hidden // heads)
+    if (rotated := get("rope.dimension_count", head_dim)) != head_dim:
+        raise UserError(f"{path} rotates only {rotated} of {head_dim} dimensions: not supported")
+    theta = get("rope.freq_base", 10_000.0)
+    config = {
+        "architectures": [ARCHITECTURES[arch]],
+        "model_type": arch,
+        "hidden_size": int(hidden),
+        "num_hidden_layers": int(get("block_count")),
+        "num_attention_heads": int(heads),
+        "num_key_value_heads": int(get("attention.head_count_kv", heads)),
+        "head_dim": int(head_dim),
+        "intermediate_size": int(get("feed_forward_length")),
+        "hidden_act": "silu",
+        # It was stored in fp32: read back plainly, 1e-5 becomes 9.999999747378752e-06.
+        "rms_norm_eps": float(str(np.float32(get("attention.layer_norm_rms_epsilon")))),
+        "rope_theta": float(theta),
+        "rope_scaling": _rope_scaling(path, metadata, theta, head_dim, rope_factors),
+        "max_position_embeddings": int(get("context_length")),
+        "vocab_size": shapes["token_embd.weight"][0],
+        "tie_word_embeddings": "output.weight" not in shapes,
+        "attention_bias": "blk.0.attn_q.bias" in shapes,
+    }
+    if window := metadata.get(f"{arch}.attention.sliding_window"):
+        config["sliding_window"] = window
+    for name in ("bos", "eos"):
+        config[f"{name}_token_id"] = metadata.get(f"tokenizer.ggml.{name}_token_id")
+    return config
+
+
+def _llama3_factors(theta: float, head_dim: int, factor: float) -> Float[np.ndarray, " K"]:
+    """Return how much longer Llama 3's scaling makes each wavelength."""
+    low, high, original = _LLAMA3.values()
+    turns = original / (2 * np.pi * theta ** (np.arange(0, head_dim, 2) / head_dim))
+    smooth = np.clip((turns - low) / (high - low), 0, 1)
+    return 1 / ((1 - smooth) / factor + smooth)
+
+
+def _rope_scaling(
+    path: Path,
+    metadata: Mapping[str, Any],
+    theta: float,
+    head_dim: int,
+    rope_factors: Float[np.ndarray, " K"] | None,
+) -> dict[str, Any] | None:
+    arch = metadata["general.architecture"]
+    if rope_factors is not None and (factor := round(float(rope_factors.max()), 3)) != 1:
+        if not np.allclose(rope_factors, _llama3_factors(theta, head_dim, factor), rtol=1e-3):
+            raise UserError(f"{path}: the RoPE factors in 'rope_freqs.weight' are not Llama 3's")
+        return {"rope_type": "llama3", "factor": factor, **_LLAMA3}
+    kind = metadata.get(f"{arch}.rope.scaling.type", "none")
+    factor = metadata.get(f"{arch}.rope.scaling.factor", 1.0)
+    if kind == "none" or factor == 1:
+        return None
+    scaling = {"rope_type": kind, "factor": factor}
+    if original := metadata.get(f"{arch}.rope.scaling.original_context_length"):
+        scaling["original_max_position_embeddings"] = original
+    return scaling

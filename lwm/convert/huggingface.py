@@ -1,0 +1,194 @@
+"""Hugging Face model folders: `config.json` and safetensors, read into ours."""
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+
+from lwm.errors import UserError
+from lwm.model.config import Dtype, LlamaConfig, Rope, RopeScaling
+from lwm.tokens import TokenSpace
+
+SUPPORTED = ("llama", "mistral", "qwen2", "qwen3")
+"""Values of `model_type` whose models are of the Llama kind."""
+
+_KEYS = {
+    "dim": "hidden_size",
+    "num_layers": "num_hidden_layers",
+    "num_heads": "num_attention_heads",
+    "mlp_dim": "intermediate_size",
+    "max_context": "max_position_embeddings",
+    "norm_eps": "rms_norm_eps",
+}
+
+
+def read_config(
+    values: Mapping[str, Any], *, source: str = "config.json", dtype: Dtype = "float32"
+) -> LlamaConfig:
+    """Reads the configuration of a model of the Llama kind; `dtype` is not in the file.
+
+    Raises:
+        UserError: The architecture or a feature of it is not supported, or a value is missing;
+            it is named.
+    """
+    kind = values.get("model_type")
+    if kind not in SUPPORTED:
+        raise UserError(
+            f"{source}: architecture {kind!r} is not supported; "
+            f"supported are dense models of type {', '.join(SUPPORTED)}"
+        )
+    _refuse_features(values, source)
+    missing = [key for key in (*_KEYS.values(), "vocab_size") if values.get(key) is None]
+    if missing:
+        raise UserError(f"{source} lacks {', '.join(missing)}; fetch the model's own file again")
+    heads = values["num_attention_heads"]
+    try:
+        return LlamaConfig(
+            **{ours: values[theirs] for ours, theirs in _KEYS.items()},
+            tokens=TokenSpace(text=values["vocab_size"]),
+            num_kv_heads=values.get("num_key_value_heads") or heads,
+            head_dim=values.get("head_dim") or values["hidden_size"] // heads,
+            rope=_rope(values, source),
+            tie_embeddings=values.get("tie_word_embeddings", False),
+            qkv_bias=kind == "qwen2" or (kind == "qwen3" and values.get("attention_bias", False)),
+            qk_norm=kind == "qwen3",
+            dtype=dtype,
+        )
+    except ValueError as error:
+        raise UserError(f"{source}: {error}") from None
+
+
+def _refuse_features(values: Mapping[str, Any], source: str) -> None:
+    window = values.get("sliding_window")
+    slides = "sliding_attention" in (values.get("layer_types") or ())
+    if values["model_type"] == "mistral":
+        slides |= window is not None and window < values.get("max_position_embeddings", 0)
+    unsupported = {
+        "sliding-window attention": slides or values.get("use_sliding_window", False),
+        "a mixture of experts": any(
+            values.get(key) for key in ("num_experts", "num_local_experts", "n_routed_experts")
+        ),
+        "a bias in the output projection": values["model_type"] in ("llama", "mistral", "qwen3")
+        and values.get("attention_bias", False),
+        "a bias in the feed-forward layers": values.get("mlp_bias", False),
+        "partial rotary embedding": values.get("partial_rotary_factor", 1.0) != 1.0,
+        f"the activation {values.get('hidden_act')!r}": values.get("hidden_act", "silu")
+        not in ("silu", "swish"),
+        "quantised safetensors": "quantization_config" in values,
+    }
+    for feature, present in unsupported.items():
+        if present:
+            raise UserError(f"{source}: {feature} is not supported")
+
+
+def _rope(values: Mapping[str, Any], source: str) -> Rope:
+    # Transformers 5 writes all of RoPE under `rope_parameters`, earlier versions under two keys.
+    given = values.get("rope_parameters") or values.get("rope_scaling") or {}
+    theta = float(given.get("rope_theta") or values.get("rope_theta") or 10_000.0)
+    kind = given.get("rope_type") or given.get("type") or "default"
+    if kind == "default":
+        return Rope(theta=theta)
+    if kind != "llama3":
+        name = {"yarn": "YaRN", "longrope": "LongRoPE"}.get(kind, kind)
+        raise UserError(f"{source}: RoPE scaling {name} is not supported; llama3 and none are")
+    return Rope(
+        theta=theta,
+        scaling=RopeScaling(
+            factor=given["factor"],
+            low_freq_factor=given["low_freq_factor"],
+            high_freq_factor=given["high_freq_factor"],
+            original_context=given["original_max_position_embeddings"],
+        ),
+    )
+
+
+def is_not_weight(name: str, config: LlamaConfig) -> bool:
+    """Says whether checkpoints hold a tensor of this name that no model reads."""
+    tied_head = config.tie_embeddings and name == "lm_head.weight"
+    return tied_head or name.endswith("rotary_emb.inv_freq")
+
+
+class SafetensorsFolder(Mapping[str, np.ndarray]):
+    """The tensors of a folder's safetensors files, mapped into memory and read when asked for."""
+
+    def __init__(self, folder: Path):
+        """Opens every file and checks that none is cut short.
+
+        Raises:
+            UserError: There is no weight file, a shard is missing or a file is damaged.
+        """
+        self._files: dict[str, Path] = {}
+        for path in _weight_files(folder):
+            _require_whole(path)
+            try:
+                with safe_open(path, "numpy") as file:
+                    self._files |= dict.fromkeys(file.keys(), path)
+            except SafetensorError as error:
+                raise UserError(f"{path} is damaged ({error}); fetch it again") from None
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        """Reads one tensor."""
+        with safe_open(self._files[name], "numpy") as file:
+            return file.get_tensor(name)
+
+    def __iter__(self) -> Iterator[str]:
+        """Goes through the names of all files."""
+        return iter(self._files)
+
+    def __len__(self) -> int:
+        """Counts the tensors of all files."""
+        return len(self._files)
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    index = folder / "model.safetensors.index.json"
+    if index.is_file():
+        names = sorted(set(read_json(index).get("weight_map", {}).values()))
+        paths = [folder / name for name in names]
+    else:
+        paths = sorted(folder.glob("*.safetensors"))
+    missing = [path.name for path in paths if not path.is_file()]
+    if missing:
+        raise UserError(f"{folder} lacks {', '.join(missing)}, named in {index.name}")
+    if not paths:
+        other = sorted(path.name for path in folder.glob("pytorch_model*.bin"))
+        hint = f"; {other[0]} is a pickle: save the model as safetensors" if other else ""
+        raise UserError(f"{folder} holds no *.safetensors file{hint}")
+    return paths
+
+
+def _require_whole(path: Path) -> None:
+    """Names the first tensor that a truncated file no longer holds; safetensors only says no."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        header_size = int.from_bytes(file.read(8), "little")
+        try:
+            header = json.loads(file.read(header_size)) if header_size <= size else None
+        except ValueError:
+            header = None
+    if not isinstance(header, dict):
+        raise UserError(f"{path} is damaged: its header cannot be read; fetch it again")
+    start = 8 + header_size
+    for name, entry in header.items():
+        if name != "__metadata__" and start + entry["data_offsets"][1] > size:
+            raise UserError(f"{path} is cut off in tensor {name}; fetch it again")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Reads a JSON object.
+
+    Raises:
+        UserError: The file is missing or no JSON object.
+    """
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path} is missing; is {path.parent} a model folder?") from None
+    except ValueError as error:
+        raise UserError(f"{path} is no JSON: {error}") from None
+    if not isinstance(values, dict):
+        raise UserError(f"{path} holds no JSON object")
+    return values

@@ -1,0 +1,98 @@
+"""Named tensors of another format, put onto a mesh as a model of ours."""
+
+import re
+from collections.abc import Callable, Mapping
+
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import numpy as np
+from jax.sharding import Mesh, NamedSharding
+
+from lwm.convert.names import Layout, dimensions
+from lwm.errors import UserError
+from lwm.model.config import LlamaConfig
+from lwm.model.llama import Llama, check_mesh
+
+
+def build_llama(
+    config: LlamaConfig,
+    tensors: Mapping[str, np.ndarray],
+    table: dict[str, Layout],
+    *,
+    mesh: Mesh,
+    ignore: Callable[[str], bool] = lambda name: False,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Llama:
+    """Reads every weight of an unstacked model straight to its place on the mesh.
+
+    Weights are stored as `config.dtype`. One tensor is in host memory at a time.
+
+    Args:
+        config: The model that the tensors must fit.
+        tensors: Theirs, by name; each is read when it is asked for.
+        table: Their names and layouts, by the path of ours.
+        mesh: The devices to put them on.
+        ignore: Says which of their names are known to be no weight of ours.
+        progress: Told how many tensors of how many are done.
+
+    Raises:
+        UserError: Tensors are missing, unexpected or of another shape: all of them are named.
+    """
+    check_mesh(config, mesh)
+    abstract = _abstract(config, mesh)
+    wanted, tree = jax.tree.flatten_with_path(abstract)
+    layouts = {_dotted(path): _layout(table, _dotted(path)) for path, _ in wanted}
+    found = {name for name in tensors if not ignore(name)}
+    _require_same(found, {layout.name for layout in layouts.values()})
+
+    sizes = dimensions(config)
+    leaves = []
+    for path, leaf in wanted:
+        layout = layouts[_dotted(path)]
+        array = tensors[layout.name]
+        if array.shape != layout.shape(sizes):
+            raise UserError(
+                f"tensor {layout.name} has shape {array.shape}, but the configuration asks for "
+                f"{layout.shape(sizes)}; the weights and config.json are of different models"
+            )
+        ours = _fill(layout.to_ours(array, sizes), leaf.shape).astype(config.dtype)
+        leaves.append(jax.device_put(ours, NamedSharding(mesh, leaf.sharding.spec)))
+        progress(len(leaves), len(wanted))
+    return jax.tree.unflatten(tree, leaves)
+
+
+def _abstract(config: LlamaConfig, mesh: Mesh) -> Llama:
+    with jax.set_mesh(mesh):
+        return jax.eval_shape(lambda: Llama.init(config, key=jr.key(0)).unstack())
+
+
+def _dotted(path: tuple) -> str:
+    return jax.tree_util.keystr(path, simple=True, separator=".")
+
+
+def _layout(table: dict[str, Layout], path: str) -> Layout:
+    number = re.search(r"(?<=blocks\.)\d+", path)
+    if number is None:
+        return table[path]
+    layout = table[re.sub(r"(?<=blocks\.)\d+", "*", path)]
+    return Layout(layout.name.replace("*", number[0]), layout.order)
+
+
+def _fill(array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """Gives the array the shape of ours: merges split heads, pads the rows of a token table."""
+    if array.ndim != len(shape):
+        return array.reshape(shape)
+    return np.pad(array, [(0, want - have) for want, have in zip(shape, array.shape, strict=True)])
+
+
+def _require_same(found: set[str], wanted: set[str]) -> None:
+    missing, unexpected = sorted(wanted - found), sorted(found - wanted)
+    if not missing and not unexpected:
+        return
+    faults = []
+    for word, names in (("missing", missing), ("unexpected", unexpected)):
+        if names:
+            more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+            faults.append(f"{word}: {', '.join(names[:3])}{more}")
+    raise UserError(f"the weights do not fit the configuration; {'; '.join(faults)}")

@@ -1,0 +1,1 @@
+"""Text, pictures and conversations in, tokens out."""

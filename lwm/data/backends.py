@@ -1,0 +1,264 @@
+"""The two libraries that cut text into tokens, behind one small interface.
+
+`Fast` wraps `tokenizers` (a `tokenizer.json`, or byte-pair tables), `Pieces` wraps `sentencepiece`
+(a `tokenizer.model`, or LLaMA-2's tables). Each turns a list of parts, which are text or ids, into
+ids, and one id into bytes. Text never yields a special token: that is `Tokenizer`'s decision.
+"""
+
+import json
+import re
+import struct
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from lwm.errors import UserError
+
+# Stands for an id among text in one call to `tokenizers`, so that the text around it is cut just as
+# it is around a special token. Unicode guarantees that no text uses it.
+_MARK = "\ufdd0"
+
+_NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED, _UNUSED, _BYTE = range(1, 7)
+
+_GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+_LLAMA3 = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}|"
+    r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+_QWEN2 = _LLAMA3.replace(r"\p{N}{1,3}", r"\p{N}")
+_SPLITS = {
+    "default": _GPT2,
+    "gpt-2": _GPT2,
+    "smollm": _GPT2,
+    "llama-bpe": _LLAMA3,
+    "llama3": _LLAMA3,
+    "llama-v3": _LLAMA3,
+    "qwen2": _QWEN2,
+}
+
+
+def _byte_alphabet() -> dict[str, int]:
+    """Return the printable character that byte-level BPE writes for each byte, as GPT-2 chose."""
+    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    others = [byte for byte in range(256) if byte not in printable]
+    shifted = {chr(256 + i): byte for i, byte in enumerate(others)}
+    return {chr(byte): byte for byte in printable} | shifted
+
+
+_BYTE_OF = _byte_alphabet()
+
+
+def _pattern(alternatives: Iterable[str]) -> re.Pattern[str] | None:
+    longest_first = sorted(alternatives, key=len, reverse=True)
+    return re.compile("|".join(longest_first)) if longest_first else None
+
+
+class Fast:
+    """A `tokenizers.Tokenizer`."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        from tokenizers import AddedToken, decoders
+
+        tokenizer.no_truncation()
+        tokenizer.no_padding()
+        self._tokenizer = tokenizer
+        added = tokenizer.get_added_tokens_decoder()
+        self.vocab_size: int = max([tokenizer.get_vocab_size(), *(i + 1 for i in added)])
+        self.special: dict[str, int] = {t.content: i for i, t in added.items() if t.special}
+        self.special_pattern = _pattern(
+            r"\s*" * t.lstrip + re.escape(t.content) + r"\s*" * t.rstrip
+            for t in added.values()
+            if t.special
+        )
+        self._added = {i: t.content.encode() for i, t in added.items()}
+        self._bytewise = isinstance(tokenizer.decoder, decoders.ByteLevel)
+        self.strips_space: bool = not self._bytewise and _strips_space(tokenizer.decoder)
+        tokenizer.encode_special_tokens = True  # which means: as if they were ordinary text
+        tokenizer.add_tokens([AddedToken(_MARK, normalized=False, special=False)])
+        self._mark_id = tokenizer.token_to_id(_MARK)
+
+    @classmethod
+    def open(cls, file: Path) -> "Fast":
+        """Read a `tokenizer.json`."""
+        from tokenizers import Tokenizer
+
+        try:
+            tokenizer = Tokenizer.from_file(str(file))
+        except Exception as error:
+            raise UserError(f"{file} is corrupted or not a tokenizer: {error}") from None
+        return cls(tokenizer)
+
+    @classmethod
+    def from_tables(
+        cls, tokens: list[str], merges: list[str], kinds: list[int], pre: str
+    ) -> "Fast":
+        """Build byte-level BPE from the tables in a GGUF file, whose word splitting is `pre`."""
+        from tokenizers import (
+            AddedToken,
+            Regex,
+            Tokenizer,
+            decoders,
+            models,
+            normalizers,
+            pre_tokenizers,
+        )
+
+        if pre not in _SPLITS:
+            known = ", ".join(_SPLITS)
+            raise UserError(f"the GGUF tokenizer splits words as {pre!r}; supported: {known}")
+        tokenizer = Tokenizer(
+            models.BPE(
+                vocab={token: i for i, token in enumerate(tokens)},
+                merges=[(left, right) for left, right in (merge.split(" ", 1) for merge in merges)],
+                ignore_merges=_SPLITS[pre] is _LLAMA3,
+            )
+        )
+        if pre == "qwen2":
+            tokenizer.normalizer = normalizers.NFC()
+        digits = [pre_tokenizers.Digits(individual_digits=True)] if pre == "smollm" else []
+        split = pre_tokenizers.Split(Regex(_SPLITS[pre]), behavior="isolated")
+        spell = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+        tokenizer.pre_tokenizer = pre_tokenizers.Sequence([*digits, split, spell])
+        tokenizer.decoder = decoders.ByteLevel()
+        for kind, add in (
+            (_CONTROL, tokenizer.add_special_tokens),
+            (_USER_DEFINED, tokenizer.add_tokens),
+        ):
+            found = [token for token, k in zip(tokens, kinds, strict=True) if k == kind]
+            add([AddedToken(token, normalized=False) for token in found])
+        return cls(tokenizer)
+
+    def adds(self, bos_id: int) -> bool:
+        """Return whether the tokenizer's own post-processing starts a text with this id."""
+        return self._tokenizer.encode("", add_special_tokens=True).ids[:1] == [bos_id]
+
+    def encode(self, parts: Sequence[str | int]) -> list[int]:
+        """Return the ids of text, special tokens in it taken literally, and of the ids given."""
+        text = "".join(
+            _MARK if isinstance(part, int) else part.replace(_MARK, "\ufffd") for part in parts
+        )
+        given = iter([part for part in parts if isinstance(part, int)])
+        ids = self._tokenizer.encode(text, add_special_tokens=False).ids
+        return [next(given) if token == self._mark_id else token for token in ids]
+
+    def spell(self, token: int) -> bytes:
+        """Return the bytes that an id stands for; none for an id outside the vocabulary."""
+        if token in self._added:
+            return self._added[token]
+        text = self._tokenizer.id_to_token(token) if 0 <= token < self.vocab_size else None
+        if text is None:
+            return b""
+        if self._bytewise:
+            return bytes(_BYTE_OF[letter] for letter in text)
+        return _spell_piece(text)
+
+
+class Pieces:
+    """A `sentencepiece.SentencePieceProcessor`, with any tokens that were added to it."""
+
+    def __init__(self, model: Any, added: dict[str, int]) -> None:
+        self._model = model
+        size = model.vocab_size()
+        self._special_ids = {i for i in range(size) if model.is_control(i) or model.is_unknown(i)}
+        self.special: dict[str, int] = {model.id_to_piece(i): i for i in self._special_ids} | added
+        self.special_pattern = _pattern(map(re.escape, self.special))
+        self._added = {i: text.encode() for text, i in self.special.items()}
+        self.vocab_size: int = max([size, *(i + 1 for i in added.values())])
+        self.strips_space: bool = model.encode("a", out_type=str)[0].startswith("\u2581")
+
+    @classmethod
+    def open(cls, file: Path, added: dict[str, int]) -> "Pieces":
+        """Read a `tokenizer.model`."""
+        try:
+            data = file.read_bytes()
+        except OSError as error:
+            raise UserError(f"{file} cannot be read: {error.strerror}") from None
+        return cls(_load(data, str(file)), added)
+
+    @classmethod
+    def from_tables(
+        cls, tokens: list[str], scores: list[float], kinds: list[int], *, prefix: bool
+    ) -> "Pieces":
+        """Build SentencePiece BPE from the tables in a GGUF file."""
+        pieces = b"".join(
+            _field(1, _field(1, token.encode()) + _field(2, score) + _field(3, kind))
+            for token, score, kind in zip(tokens, scores, kinds, strict=True)
+        )
+        # TrainerSpec: model_type BPE, byte_fallback. NormalizerSpec: identity, the dummy prefix,
+        # spaces kept as they are.
+        trainer = _field(3, 2) + _field(35, int(_BYTE in kinds))
+        trainer += b"".join(_names(tokens, kinds))
+        normalizer = _field(1, b"identity") + _field(3, int(prefix)) + _field(4, 0)
+        data = pieces + _field(2, trainer) + _field(3, normalizer)
+        return cls(_load(data, "the GGUF tokenizer"), {})
+
+    def encode(self, parts: Sequence[str | int]) -> list[int]:
+        """Return the ids of text, special tokens in it taken literally, and of the ids given."""
+        ids: list[int] = []
+        for part in parts:
+            ids += [part] if isinstance(part, int) else self._model.encode(part)
+        return ids
+
+    def spell(self, token: int) -> bytes:
+        """Return the bytes that an id stands for; none for an id outside the vocabulary."""
+        if token in self._added:
+            return self._added[token]
+        if not 0 <= token < self._model.vocab_size():
+            return b""
+        return _spell_piece(self._model.id_to_piece(token))
+
+
+def _load(data: bytes, source: str) -> Any:
+    from sentencepiece import SentencePieceProcessor
+
+    model = SentencePieceProcessor()
+    try:
+        model.LoadFromSerializedProto(data)
+        empty = model.vocab_size() == 0
+    except Exception:
+        empty = True
+    if empty:
+        raise UserError(f"{source} is corrupted or not a SentencePiece model")
+    return model
+
+
+def _names(tokens: list[str], kinds: list[int]) -> Iterable[bytes]:
+    """Name the unknown piece, which SentencePiece requires, as the tables do."""
+    for token, kind in zip(tokens, kinds, strict=True):
+        if kind == _UNKNOWN:
+            yield _field(45, token.encode())
+
+
+def _field(number: int, value: int | float | bytes) -> bytes:
+    """Write one protobuf field."""
+    if isinstance(value, bytes):
+        return _varint(number << 3 | 2) + _varint(len(value)) + value
+    if isinstance(value, float):
+        return _varint(number << 3 | 5) + struct.pack("<f", value)
+    return _varint(number << 3) + _varint(value)
+
+
+def _varint(value: int) -> bytes:
+    out = bytearray()
+    while value > 127:
+        out.append(value & 127 | 128)
+        value >>= 7
+    return bytes([*out, value])
+
+
+def _spell_piece(text: str) -> bytes:
+    if re.fullmatch(r"<0x[0-9A-F]{2}>", text):
+        return bytes([int(text[3:5], 16)])
+    return text.replace("\u2581", " ").encode()
+
+
+def _strips_space(decoder: Any) -> bool:
+    """Return whether a decoder drops the space that encoding put before the first word."""
+    if decoder is None:
+        return False
+    state = json.loads(decoder.__getstate__())
+    return any(
+        (step["type"] == "Strip" and step["start"] > 0)
+        or (step["type"] == "Metaspace" and step.get("prepend_scheme", "always") != "never")
+        for step in state.get("decoders", [state])
+    )

