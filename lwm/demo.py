@@ -1,0 +1,116 @@
+"""`lwm demo`: a small real model at work, on one page that needs no server and no network."""
+
+import dataclasses
+import importlib.resources
+import platform
+import time
+from datetime import date
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import jax
+import jinja2
+
+import lwm
+from lwm.errors import UserError
+from lwm.generate.chat import Conversation, LanguageModel
+from lwm.generate.writing import Writing
+from lwm.talk import open_model, watched
+
+if TYPE_CHECKING:
+    from lwm.cli import Placing
+
+QUESTIONS = (
+    "What is the capital of France?",
+    "Why is the sky blue? Answer in two sentences.",
+)
+BOOK_QUESTION = "Who tells this story, and why does he go to sea? Answer in two sentences."
+WRITING = Writing(max_tokens=128)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Turn:
+    """One question and its answer, as shown on the page."""
+
+    question: str
+    answer: str
+    seconds: float
+    num_tokens: int
+    """Tokens of prompt and answer together."""
+    document: str | None = None
+    title: str | None = None
+
+
+def run(out: Path, *, model: str, placing: "Placing") -> Path:
+    """Asks the demo's questions and writes `index.html`; returns its path.
+
+    Raises:
+        UserError: The folder cannot be written, or the model cannot be had.
+    """
+    page = _claim(out)
+    begun = time.monotonic()
+    opened = open_model(model, placing)
+    loading = time.monotonic() - begun
+    chapter = read_chapter()
+    turns = [_ask(opened, question) for question in QUESTIONS]
+    turns.append(_ask(opened, BOOK_QUESTION, document=chapter, title="Moby-Dick, chapter 1"))
+    page.write_text(_render(opened, turns, loading), encoding="utf-8")
+    return page
+
+
+def read_chapter() -> str:
+    """Returns the chapter of a public-domain book that the package carries."""
+    asset = importlib.resources.files(lwm) / "assets" / "moby-dick" / "chapter-1.txt"
+    return asset.read_text(encoding="utf-8")
+
+
+def _claim(out: Path) -> Path:
+    """Sees to it that the page can be written, before minutes are spent on it."""
+    page = out / "index.html"
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        page.touch()
+    except OSError as error:
+        raise UserError(f"{out} cannot be written ({error.strerror}); choose another --out") from None
+    return page
+
+
+def _ask(
+    model: LanguageModel, question: str, *, document: str | None = None, title: str | None = None
+) -> Turn:
+    print(f"> {question}" + (f" [{title}]" if title else ""))
+    conversation = Conversation(model, document=document)
+    begun = time.monotonic()
+    answer = "".join(watched(conversation, question, WRITING)).strip()
+    seconds = time.monotonic() - begun
+    print(f"{answer}\n")
+    return Turn(
+        question=question,
+        answer=answer,
+        seconds=seconds,
+        num_tokens=conversation.num_tokens,
+        document=document,
+        title=title,
+    )
+
+
+def _render(model: LanguageModel, turns: list[Turn], loading: float) -> str:
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("lwm", "assets"), autoescape=True, undefined=jinja2.StrictUndefined
+    )
+    config = model.llama.config
+    device = jax.devices()[0]
+    facts = {
+        "Model": model.name,
+        "Parameters": f"{sum(leaf.size for leaf in jax.tree.leaves(model.llama)) / 1e6:.0f} M",
+        "Layers, width": f"{config.num_layers}, {config.dim}",
+        "Heads (key/value)": f"{config.num_heads} ({config.num_kv_heads})",
+        "Context": f"{config.max_context:,} tokens",
+        "Computed in": config.dtype,
+        "Device": f"{device.platform} {device.device_kind}".strip(),
+        "Loaded in": f"{loading:.1f} s",
+        "Software": f"lwm {lwm.__version__}, JAX {jax.__version__}, Python {platform.python_version()}",
+    }
+    return environment.get_template("demo.html.j2").render(
+        facts=facts, turns=turns, today=date.today().isoformat()
+    )
