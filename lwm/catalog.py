@@ -36,7 +36,7 @@ class Entry:
     num_params: int
     licence: str
     repos: tuple[str, ...] = ()
-    """Hub repositories that hold it; the first is the one fetched."""
+    """Hub repositories that hold the same weights; the first is the one fetched."""
     files: tuple[str, ...] = ()
     """What to fetch of the first repository, and what makes it complete."""
     wheel: Wheel | None = None
@@ -76,7 +76,6 @@ _SMOLLM2 = Entry(
 
 MODELS: tuple[Entry, ...] = (
     _SMOLLM2,
-    _lwm("LWM-Text-32K", 32, 1e6),
     _lwm("LWM-Text-128K", 128, 1e7),
     _lwm("LWM-Text-256K", 256, 1e7),
     _lwm("LWM-Text-512K", 512, 2.5e7),
@@ -92,8 +91,8 @@ MODELS: tuple[Entry, ...] = (
 
 
 def find(name: str) -> Entry:
-    """Return the known model of this name, or of this first repository, in any case."""
-    if entry := _known(name):
+    """Returns the known model of this name or hub repository, in upper or lower case."""
+    if entry := known(name):
         return entry
     names = {entry.name.lower(): entry.name for entry in MODELS}
     near = [names[n] for n in difflib.get_close_matches(name.lower(), names, cutoff=0.5)]
@@ -101,17 +100,18 @@ def find(name: str) -> Entry:
     raise UserError(f"no model is called {name!r}; {hint}")
 
 
-def _known(name: str) -> Entry | None:
+def known(name: str) -> Entry | None:
+    """Returns the known model of this name or hub repository, if there is one."""
     wanted = name.lower()
     for entry in MODELS:
-        aliases = {entry.name, *entry.repos[:1], *(repo.split("/")[1] for repo in entry.repos)}
+        aliases = {entry.name, *entry.repos, *(repo.split("/")[1] for repo in entry.repos)}
         if wanted in {alias.lower() for alias in aliases}:
             return entry
     return None
 
 
 def cache_folder() -> Path:
-    """Return the folder that holds fetched models: `$LWM_CACHE`, else `lwm` in the user's cache."""
+    """Returns the folder of fetched models: `$LWM_CACHE`, else `lwm` in the user's cache."""
     if own := os.environ.get("LWM_CACHE"):
         return Path(own).expanduser()
     return _user_cache() / "lwm"
@@ -122,7 +122,7 @@ def _user_cache() -> Path:
 
 
 def locate(entry: Entry) -> Path | None:
-    """Return where a known model is complete on this machine, without asking the network."""
+    """Returns where a known model is complete on this machine, without asking the network."""
     folder = cache_folder() / entry.name
     if entry.wheel:
         file = folder / entry.wheel.file
@@ -133,7 +133,7 @@ def locate(entry: Entry) -> Path | None:
 
 
 def _locate_repo(repo: str, files: tuple[str, ...] = ()) -> Path | None:
-    """Return a repository's snapshot in the hub's own cache, if its weights are all there."""
+    """Returns a repository's snapshot in the hub's own cache, if its weights are all there."""
     home = Path(os.environ.get("HF_HOME") or _user_cache() / "huggingface").expanduser()
     hub = Path(os.environ.get("HF_HUB_CACHE") or home / "hub").expanduser()
     folder = hub / f"models--{repo.replace('/', '--')}"
@@ -146,7 +146,7 @@ def _locate_repo(repo: str, files: tuple[str, ...] = ()) -> Path | None:
 
 
 def _is_complete(folder: Path, files: tuple[str, ...]) -> bool:
-    """Return whether a folder holds all these files, or else safetensors and a config."""
+    """Returns whether a folder holds all these files, or else safetensors and a config."""
     if files and all((folder / file).is_file() for file in files):
         return True
     index = folder / "model.safetensors.index.json"
@@ -162,11 +162,11 @@ def _is_complete(folder: Path, files: tuple[str, ...]) -> bool:
 
 
 def resolve(name_or_path: str | Path, *, progress: bool = True) -> Path:
-    """Return a model's file or folder on this machine, fetching a known or hub model if need be."""
+    """Returns a model's file or folder here, fetching a known or hub model if need be."""
     path, name = Path(name_or_path).expanduser(), str(name_or_path)
     if path.exists():
         return path
-    if entry := _known(name):
+    if entry := known(name):
         return locate(entry) or _fetch(entry, progress=progress)
     if re.fullmatch(r"[A-Za-z0-9][\w.-]*/[\w.-]+", name) and path.suffix != ".gguf":
         from lwm import fetch

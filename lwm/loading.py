@@ -43,6 +43,7 @@ def load(
     Raises:
         UserError: The model cannot be had, read or put on the mesh.
     """
+    _refuse_lwm_format(str(name_or_path))
     path = catalog.resolve(name_or_path)
     values, tensors, tokenizer = _open(path)
     config = read_config(values, source=str(path), dtype=dtype)
@@ -63,6 +64,18 @@ def load(
     return LanguageModel(
         name=str(name_or_path), llama=llama, tokenizer=tokenizer, mesh=devices, template=template
     )
+
+
+def _refuse_lwm_format(name: str) -> None:
+    """Says so before gigabytes are fetched in a format that cannot be opened yet."""
+    entry = catalog.known(name)
+    if entry and "params" in entry.files and not Path(name).exists():
+        found = catalog.locate(entry)
+        if found is None or not (found / "config.json").is_file():
+            raise UserError(
+                f"{entry.name} is published in LWM's own format, which cannot be opened yet; "
+                "give a Hugging Face folder of the model instead"
+            )
 
 
 def _open(path: Path) -> tuple[dict[str, Any], Mapping[str, np.ndarray], Tokenizer]:

@@ -79,7 +79,7 @@ class _Header:
         return value
 
     def count(self) -> int:
-        """Read a length, which no honest file sets beyond its own size."""
+        """Reads a length, which no honest file sets beyond its own size."""
         size = self.scalar("Q")
         if size > len(self.data) - self.at:
             raise self.fail(f"a length of {size} runs past the end")
@@ -115,7 +115,7 @@ class _Header:
         return list(values)
 
     def open(self) -> tuple[int, int]:
-        """Check the magic and version; return the numbers of tensors and of metadata entries."""
+        """Checks the magic and version; return the numbers of tensors and of metadata entries."""
         if bytes(self.data[:4]) != b"GGUF":
             raise UserError(f"{self.path} is not a GGUF file: it does not start with 'GGUF'")
         self.at = 4
@@ -135,7 +135,7 @@ class _Header:
         return found
 
     def entries(self, count: int, alignment: Any) -> dict[str, Entry]:
-        """Read the table of tensors and check that each lies within the file."""
+        """Reads the table of tensors and check that each lies within the file."""
         if not isinstance(alignment, int) or alignment <= 0:
             raise self.fail(f"an alignment of {alignment!r} appears")
         found = {}
@@ -183,7 +183,7 @@ def _num_bytes(path: Path, name: str, shape: tuple[int, ...], kind: int) -> int:
 
 
 def _unpermute(weight: np.ndarray, num_heads: int) -> np.ndarray:
-    """Return a projection whose RoPE pairs are interleaved with its pairs half a head apart."""
+    """Returns a projection whose RoPE pairs are interleaved with its pairs half a head apart."""
     pairs = weight.reshape(num_heads, -1, 2, *weight.shape[1:])
     return pairs.swapaxes(1, 2).reshape(weight.shape)
 
@@ -207,7 +207,7 @@ class Tensors(Mapping):  # unparametrised, or run-time type checks would decode 
         return name in self._entries
 
     def shape(self, name: str) -> tuple[int, ...]:
-        """Return a tensor's shape without decoding it."""
+        """Returns a tensor's shape without decoding it."""
         return self._entries[name].shape
 
     def __getitem__(self, name: str) -> Float[np.ndarray, "..."]:
@@ -219,7 +219,7 @@ class Tensors(Mapping):  # unparametrised, or run-time type checks would decode 
 
 
 def decode(path: Path, entry: Entry) -> Float[np.ndarray, "..."]:
-    """Decode one tensor to fp32."""
+    """Decodes one tensor to fp32."""
     from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
     from gguf.quants import dequantize
 
@@ -272,7 +272,7 @@ class GGUF:
 
 
 def read_gguf(path: Path) -> GGUF:
-    """Open a GGUF file of a Llama, Mistral, Qwen2 or Qwen3 model; no weight is read yet."""
+    """Opens a GGUF file of a Llama, Mistral, Qwen2 or Qwen3 model; no weight is read yet."""
     try:
         with path.open("rb") as file:
             data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)

@@ -23,7 +23,7 @@ _LLAMA3 = {
 
 
 def refuse_unsupported(path: Path, metadata: Mapping[str, Any]) -> str:
-    """Return the file's architecture, or say why it cannot be read."""
+    """Returns the file's architecture, or say why it cannot be read."""
     arch = metadata.get("general.architecture")
     if "moe" in str(arch) or metadata.get(f"{arch}.expert_count", 0):
         raise UserError(
@@ -45,11 +45,11 @@ def config_of(
     shapes: Mapping[str, tuple[int, ...]],
     rope_factors: Float[np.ndarray, " K"] | None,
 ) -> dict[str, Any]:
-    """Return the `config.json` that Hugging Face would have written for this model."""
+    """Returns the `config.json` that Hugging Face would have written for this model."""
     arch = metadata["general.architecture"]
 
     def get(key: str, default: int | float | None = None) -> Any:
-        """Return a number, which must be positive."""
+        """Returns a number, which must be positive."""
         value = metadata.get(f"{arch}.{key}", default)
         if value is None:
             raise UserError(f"{path} is corrupted: it lacks the metadata entry '{arch}.{key}'")
@@ -89,7 +89,7 @@ def config_of(
 
 
 def _llama3_factors(theta: float, head_dim: int, factor: float) -> Float[np.ndarray, " K"]:
-    """Return how much longer Llama 3's scaling makes each wavelength."""
+    """Returns how much longer Llama 3's scaling makes each wavelength."""
     low, high, original = _LLAMA3.values()
     turns = original / (2 * np.pi * theta ** (np.arange(0, head_dim, 2) / head_dim))
     smooth = np.clip((turns - low) / (high - low), 0, 1)

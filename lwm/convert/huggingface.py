@@ -97,9 +97,9 @@ def _rope(values: Mapping[str, Any], source: str) -> Rope:
     return Rope(
         theta=theta,
         scaling=RopeScaling(
-            factor=given["factor"],
-            low_freq_factor=given["low_freq_factor"],
-            high_freq_factor=given["high_freq_factor"],
+            factor=float(given["factor"]),
+            low_freq_factor=float(given["low_freq_factor"]),
+            high_freq_factor=float(given["high_freq_factor"]),
             original_context=given["original_max_position_embeddings"],
         ),
     )

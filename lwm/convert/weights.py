@@ -4,7 +4,6 @@ import re
 from collections.abc import Callable, Mapping
 
 import jax
-import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 from jax.sharding import Mesh, NamedSharding

@@ -38,7 +38,7 @@ _SPLITS = {
 
 
 def _byte_alphabet() -> dict[str, int]:
-    """Return the printable character that byte-level BPE writes for each byte, as GPT-2 chose."""
+    """Returns the printable character that byte-level BPE writes for each byte, as GPT-2 chose."""
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
     others = [byte for byte in range(256) if byte not in printable]
     shifted = {chr(256 + i): byte for i, byte in enumerate(others)}
@@ -57,7 +57,7 @@ class Fast:
     """A `tokenizers.Tokenizer`."""
 
     def __init__(self, tokenizer: Any) -> None:
-        from tokenizers import AddedToken, decoders
+        from tokenizers import AddedToken
 
         tokenizer.no_truncation()
         tokenizer.no_padding()
@@ -71,15 +71,16 @@ class Fast:
             if t.special
         )
         self._added = {i: t.content.encode() for i, t in added.items()}
-        self._bytewise = isinstance(tokenizer.decoder, decoders.ByteLevel)
-        self.strips_space: bool = not self._bytewise and _strips_space(tokenizer.decoder)
+        steps = _decoder_steps(tokenizer.decoder)
+        self._bytewise = any(step["type"] == "ByteLevel" for step in steps)
+        self.strips_space: bool = any(map(_strips_space, steps))
         tokenizer.encode_special_tokens = True  # which means: as if they were ordinary text
         tokenizer.add_tokens([AddedToken(_MARK, normalized=False, special=False)])
         self._mark_id = tokenizer.token_to_id(_MARK)
 
     @classmethod
     def open(cls, file: Path) -> "Fast":
-        """Read a `tokenizer.json`."""
+        """Reads a `tokenizer.json`."""
         from tokenizers import Tokenizer
 
         try:
@@ -92,7 +93,7 @@ class Fast:
     def from_tables(
         cls, tokens: list[str], merges: list[str], kinds: list[int], pre: str
     ) -> "Fast":
-        """Build byte-level BPE from the tables in a GGUF file, whose word splitting is `pre`."""
+        """Builds byte-level BPE from the tables in a GGUF file, whose word splitting is `pre`."""
         from tokenizers import (
             AddedToken,
             Regex,
@@ -129,11 +130,11 @@ class Fast:
         return cls(tokenizer)
 
     def adds(self, bos_id: int) -> bool:
-        """Return whether the tokenizer's own post-processing starts a text with this id."""
+        """Returns whether the tokenizer's own post-processing starts a text with this id."""
         return self._tokenizer.encode("", add_special_tokens=True).ids[:1] == [bos_id]
 
     def encode(self, parts: Sequence[str | int]) -> list[int]:
-        """Return the ids of text, special tokens in it taken literally, and of the ids given."""
+        """Returns the ids of text, special tokens in it taken literally, and of the ids given."""
         text = "".join(
             _MARK if isinstance(part, int) else part.replace(_MARK, "\ufffd") for part in parts
         )
@@ -142,13 +143,13 @@ class Fast:
         return [next(given) if token == self._mark_id else token for token in ids]
 
     def spell(self, token: int) -> bytes:
-        """Return the bytes that an id stands for; none for an id outside the vocabulary."""
+        """Returns the bytes that an id stands for; none for an id outside the vocabulary."""
         if token in self._added:
             return self._added[token]
         text = self._tokenizer.id_to_token(token) if 0 <= token < self.vocab_size else None
         if text is None:
             return b""
-        if self._bytewise:
+        if self._bytewise and all(letter in _BYTE_OF for letter in text):
             return bytes(_BYTE_OF[letter] for letter in text)
         return _spell_piece(text)
 
@@ -168,7 +169,7 @@ class Pieces:
 
     @classmethod
     def open(cls, file: Path, added: dict[str, int]) -> "Pieces":
-        """Read a `tokenizer.model`."""
+        """Reads a `tokenizer.model`."""
         try:
             data = file.read_bytes()
         except OSError as error:
@@ -179,7 +180,7 @@ class Pieces:
     def from_tables(
         cls, tokens: list[str], scores: list[float], kinds: list[int], *, prefix: bool
     ) -> "Pieces":
-        """Build SentencePiece BPE from the tables in a GGUF file."""
+        """Builds SentencePiece BPE from the tables in a GGUF file."""
         pieces = b"".join(
             _field(1, _field(1, token.encode()) + _field(2, score) + _field(3, kind))
             for token, score, kind in zip(tokens, scores, kinds, strict=True)
@@ -193,14 +194,14 @@ class Pieces:
         return cls(_load(data, "the GGUF tokenizer"), {})
 
     def encode(self, parts: Sequence[str | int]) -> list[int]:
-        """Return the ids of text, special tokens in it taken literally, and of the ids given."""
+        """Returns the ids of text, special tokens in it taken literally, and of the ids given."""
         ids: list[int] = []
         for part in parts:
             ids += [part] if isinstance(part, int) else self._model.encode(part)
         return ids
 
     def spell(self, token: int) -> bytes:
-        """Return the bytes that an id stands for; none for an id outside the vocabulary."""
+        """Returns the bytes that an id stands for; none for an id outside the vocabulary."""
         if token in self._added:
             return self._added[token]
         if not 0 <= token < self._model.vocab_size():
@@ -252,13 +253,15 @@ def _spell_piece(text: str) -> bytes:
     return text.replace("\u2581", " ").encode()
 
 
-def _strips_space(decoder: Any) -> bool:
-    """Return whether a decoder drops the space that encoding put before the first word."""
+def _decoder_steps(decoder: Any) -> list[dict[str, Any]]:
     if decoder is None:
-        return False
+        return []
     state = json.loads(decoder.__getstate__())
-    return any(
-        (step["type"] == "Strip" and step["start"] > 0)
-        or (step["type"] == "Metaspace" and step.get("prepend_scheme", "always") != "never")
-        for step in state.get("decoders", [state])
-    )
+    return state.get("decoders", [state])
+
+
+def _strips_space(step: dict[str, Any]) -> bool:
+    """Returns whether a step drops the space that encoding put before the first word."""
+    if step["type"] == "Metaspace":
+        return step.get("prepend_scheme", "always") != "never"
+    return step["type"] == "Strip" and step["start"] > 0

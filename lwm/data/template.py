@@ -32,7 +32,7 @@ def render_chat(
     template: str | None = None,
     add_generation_prompt: bool = True,
 ) -> list[int]:
-    """Return the ids of a conversation, up to where the assistant is to answer.
+    """Returns the ids of a conversation, up to where the assistant is to answer.
 
     `template` is "lwm", Jinja source, or None for the model's own (LWM's where it has none).
     """
@@ -63,7 +63,7 @@ def _check(messages: Sequence[Message]) -> None:
 def _lwm_parts(
     messages: Sequence[Message], tokenizer: Tokenizer, add_generation_prompt: bool
 ) -> list[str | int]:
-    """Return LWM's format, with each answer ended by `</s>`.
+    """Returns LWM's format, with each answer ended by `</s>`.
 
     LWM published the prompt of one turn only. Its loader ends an example with `</s>` and encodes
     what follows one as a text of its own, which is Vicuna's format; that is what is done here.
@@ -92,21 +92,20 @@ def _render(
     template: str,
     add_generation_prompt: bool,
 ) -> str:
-    from jinja2.exceptions import TemplateError
-
     names = {"bos_token": tokenizer.bos_id, "eos_token": tokenizer.eos_id}
+    named = {name: tokenizer.text_of(i) for name, i in names.items() if i is not None}
+    shown = [{"role": m["role"], "content": _broken(m["content"], tokenizer)} for m in messages]
+    compiled = _compile(template)
     try:
-        return _compile(template).render(
-            messages=[
-                {"role": m["role"], "content": _broken(m["content"], tokenizer)} for m in messages
-            ],
+        return compiled.render(
+            messages=shown,
             add_generation_prompt=add_generation_prompt,
             tools=None,
             documents=None,
             pad_token=tokenizer.text_of(tokenizer.pad_id),
-            **{name: tokenizer.text_of(i) for name, i in names.items() if i is not None},
+            **named,
         )
-    except (TemplateError, TypeError) as error:
+    except Exception as error:  # a template is a program of the model's author
         raise UserError(f"the chat template cannot render this conversation: {error}") from None
 
 
@@ -150,7 +149,7 @@ def _now(form: str) -> str:
 
 
 def _generation() -> type:
-    """Return the extension for `{% generation %}`, with which templates mark what is learnt."""
+    """Returns the extension for `{% generation %}`, with which templates mark what is learnt."""
     from jinja2 import nodes
     from jinja2.ext import Extension
 

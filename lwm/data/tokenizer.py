@@ -40,7 +40,7 @@ class Tokenizer:
 
     @classmethod
     def open(cls, path: Path) -> "Tokenizer":
-        """Read the tokenizer of a model folder, or one tokenizer or GGUF file."""
+        """Reads the tokenizer of a model folder, or one tokenizer or GGUF file."""
         path = Path(path)
         if path.is_file():
             return cls._from_file(path, path.parent)
@@ -67,7 +67,7 @@ class Tokenizer:
 
     @classmethod
     def from_gguf(cls, metadata: Mapping[str, Any]) -> "Tokenizer":
-        """Build the tokenizer that a GGUF file's metadata describes."""
+        """Builds the tokenizer that a GGUF file's metadata describes."""
 
         def get(key: str, default: Any = None) -> Any:
             return metadata.get(f"tokenizer.ggml.{key}", default)
@@ -103,22 +103,16 @@ class Tokenizer:
         """The number of ids, special and added ones included."""
         return self.backend.vocab_size
 
-    @property
-    def is_llama(self) -> bool:
-        """Whether the vocabulary is of LLaMA-2's kind: SentencePiece, `<s>` and `</s>`."""
-        special = self.backend.special
-        return self.backend.strips_space and special.get("<s>") == 1 and special.get("</s>") == 2
-
     def id_of(self, token: str) -> int | None:
-        """Return the id of a special token, by its text."""
+        """Returns the id of a special token, by its text."""
         return self.backend.special.get(token)
 
     def text_of(self, token: int) -> str:
-        """Return the text of one id as it stands in the vocabulary, special tokens included."""
+        """Returns the text of one id as it stands in the vocabulary, special tokens included."""
         return self.backend.spell(token).decode("utf-8", errors="replace")
 
     def encode(self, text: str, *, special: bool = True) -> list[int]:
-        """Return the ids of a text, with nothing added.
+        """Returns the ids of a text, with nothing added.
 
         With `special`, the names of special tokens become their ids, as prompts written by
         templates need. Without, they are ordinary text: what a user types controls nothing.
@@ -126,7 +120,7 @@ class Tokenizer:
         return self.encode_parts(self.split(text) if special else [text])
 
     def split(self, text: str) -> list[str | int]:
-        """Cut a text at its special tokens, and put their ids in their places."""
+        """Cuts a text at its special tokens, and put their ids in their places."""
         pattern, special = self.backend.special_pattern, self.backend.special
         if pattern is None:
             return [text]
@@ -139,13 +133,15 @@ class Tokenizer:
         return [part for part in [*parts, text[at:]] if part != ""]
 
     def encode_parts(self, parts: Sequence[str | int]) -> list[int]:
-        """Return the ids of literal text with ids in between, cut as around special tokens."""
-        return self.backend.encode(parts)
+        """Returns the ids of literal text with ids in between, cut as around special tokens."""
+        return self.backend.encode(
+            [_well_formed(part) if isinstance(part, str) else part for part in parts]
+        )
 
     def decode(
         self, ids: Iterable[SupportsIndex], *, skip_special: bool = True, continues: bool = False
     ) -> str:
-        """Return the text of some ids; bytes that are not UTF-8 become U+FFFD.
+        """Returns the text of some ids; bytes that are not UTF-8 become U+FFFD.
 
         `continues`: the ids follow other text, so that a leading space belongs to them.
         """
@@ -165,7 +161,7 @@ class TextStream:
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
 
     def push(self, token: SupportsIndex) -> str:
-        """Return the text that this id completes, which may be none."""
+        """Returns the text that this id completes, which may be none."""
         token = operator.index(token)
         data = b"" if token in self._skipped else self._spell(token)
         if self._strips and data:
@@ -173,8 +169,17 @@ class TextStream:
         return self._decoder.decode(data)
 
     def finish(self) -> str:
-        """Return U+FFFD for a character that never became whole, else nothing."""
+        """Returns U+FFFD for a character that never became whole, else nothing."""
         return self._decoder.decode(b"", final=True)
+
+
+def _well_formed(text: str) -> str:
+    """Joins the halves of surrogate pairs, which JSON may hold, and replace lone ones."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return text
 
 
 class _Config:
@@ -193,7 +198,7 @@ class _Config:
         return self._extra | {entry["content"]: int(i) for i, entry in listed.items()}
 
     def token(self, name: str) -> str | None:
-        """Return the text of e.g. `bos_token`, which may be wrapped in an object."""
+        """Returns the text of e.g. `bos_token`, which may be wrapped in an object."""
         value = self.main.get(name, self._specials.get(name))
         return value.get("content") if isinstance(value, dict) else value
 

@@ -1,0 +1,91 @@
+"""Eight virtual devices, one compilation cache, and what many tests start from."""
+
+import dataclasses
+import os
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
+os.environ["JAX_COMPILATION_CACHE_DIR"] = str(ROOT / ".cache" / "jax")
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
+
+import jax  # noqa: E402
+import jax.random as jr  # noqa: E402
+import numpy as np  # noqa: E402
+import pytest  # noqa: E402
+
+from lwm.model.attention import Packing  # noqa: E402
+from lwm.model.config import LlamaConfig  # noqa: E402
+from lwm.model.llama import Llama  # noqa: E402
+from lwm.sharding import TOKENS, make_mesh, on_mesh  # noqa: E402
+from lwm.tokens import TokenSpace  # noqa: E402
+
+
+@pytest.fixture(scope="session")
+def fixtures() -> Path:
+    """Inputs and outputs of the original LWM, which only the developers' checkout has."""
+    folder = ROOT.parent / "shared" / "fixtures"
+    if not folder.is_dir():
+        pytest.skip(f"the original's outputs are not at {folder}")
+    return folder
+
+
+@pytest.fixture
+def mesh():
+    """One device, in use."""
+    with jax.set_mesh(made := make_mesh()):
+        yield made
+
+
+@pytest.fixture(scope="session")
+def tiny():
+    """Makes the configuration of a model that is small in everything."""
+
+    def make(**changes) -> LlamaConfig:
+        config = LlamaConfig(
+            tokens=TokenSpace(text=256),
+            dim=32,
+            num_layers=2,
+            num_heads=8,
+            num_kv_heads=8,
+            head_dim=8,
+            mlp_dim=64,
+            max_context=512,
+            init_std=0.2,
+        )
+        return dataclasses.replace(config, **changes)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def init():
+    """Draws a model under the mesh in use."""
+
+    def make(config: LlamaConfig, seed: int = 0) -> Llama:
+        return jax.jit(lambda key: Llama.init(config, key=key))(jr.key(seed))
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def place():
+    """Puts rows of tokens, and optionally where they stand, onto the mesh in use."""
+
+    def make(mesh, tokens, segments=None, positions=None):
+        tokens = np.asarray(tokens, np.int32)
+        length = tokens.shape[1]
+        if segments is None:
+            segments = np.zeros_like(tokens)
+        if positions is None:
+            positions = np.broadcast_to(np.arange(length), tokens.shape)
+        put = [
+            jax.device_put(np.asarray(x, np.int32), on_mesh(mesh, TOKENS))
+            for x in (tokens, segments, positions)
+        ]
+        return put[0], Packing(segments=put[1], positions=put[2], index=jax.numpy.arange(length))
+
+    return make

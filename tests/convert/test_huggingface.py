@@ -1,0 +1,230 @@
+import json
+
+import jax
+import ml_dtypes
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+import lwm
+from lwm.convert.huggingface import SafetensorsFolder, is_not_weight, read_config
+from lwm.convert.names import HUGGING_FACE, LWM, dimensions
+from lwm.convert.weights import build_llama
+from lwm.errors import UserError
+from lwm.model.config import RopeScaling
+from lwm.model.llama import Llama
+from lwm.sharding import make_mesh
+
+SIZES = dict(
+    vocab_size=200,
+    hidden_size=64,
+    intermediate_size=96,
+    num_hidden_layers=2,
+    num_attention_heads=8,
+    num_key_value_heads=4,
+    max_position_embeddings=4096,
+    rms_norm_eps=1e-5,
+)
+LLAMA = SIZES | {"model_type": "llama", "rope_theta": 10_000.0}
+
+LLAMA3_ROPE = {
+    "rope_type": "llama3",
+    "rope_theta": 500_000.0,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 64,
+}
+
+FAMILIES = {
+    "llama-2": ("llama", {"num_key_value_heads": 8}),
+    "llama-3": ("llama", {"rope_parameters": LLAMA3_ROPE}),
+    "smollm2": ("llama", {"tie_word_embeddings": True}),
+    "mistral": ("mistral", {"sliding_window": None, "head_dim": 16}),
+    "qwen2": ("qwen2", {}),
+    "qwen3": ("qwen3", {"head_dim": 16}),
+}
+
+
+def random_tensors(config, rng):
+    sizes = dimensions(config)
+    for layout in HUGGING_FACE.values():
+        for layer in range(config.num_layers) if "*" in layout.name else [None]:
+            name = layout.name.replace("*", str(layer))
+            yield name, rng.normal(size=layout.shape(sizes)).astype(np.float32)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A model folder without a tokenizer: random weights of the Llama kind in two shards."""
+    values = LLAMA | {"tie_word_embeddings": False}
+    (tmp_path / "config.json").write_text(json.dumps(values))
+    optional = (".bias", "q_norm.weight", "k_norm.weight")
+    tensors = {
+        name: array
+        for name, array in random_tensors(read_config(values), np.random.default_rng(0))
+        if not name.endswith(optional)
+    }
+    names = sorted(tensors)
+    shards = {"a.safetensors": names[::2], "b.safetensors": names[1::2]}
+    for file, held in shards.items():
+        save_file({name: tensors[name] for name in held}, tmp_path / file)
+    index = {name: file for file, held in shards.items() for name in held}
+    path = tmp_path / "model.safetensors.index.json"
+    path.write_text(json.dumps({"weight_map": index}))
+    return tmp_path
+
+
+def build(folder, mesh="1,1,1,1", **changes):
+    values = json.loads((folder / "config.json").read_text()) | changes
+    return build_llama(
+        read_config(values), SafetensorsFolder(folder), HUGGING_FACE, mesh=make_mesh(mesh)
+    )
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize("family", FAMILIES)
+def test_logits_are_those_of_transformers(tmp_path, mesh, place, family):
+    torch = pytest.importorskip("torch", reason="PyTorch is not installed")
+    transformers = pytest.importorskip("transformers", reason="transformers is not installed")
+    kind, changes = FAMILIES[family]
+    torch.manual_seed(0)
+    config = transformers.AutoConfig.for_model(kind, **SIZES | changes)
+    theirs = transformers.AutoModelForCausalLM.from_config(config).float().eval()
+    with torch.no_grad():
+        for name, weight in theirs.named_parameters():  # biases and norms start trivial
+            weight.copy_(torch.randn_like(weight) * (0.1 if weight.ndim > 1 else 0.5))
+            if "norm" in name:
+                weight.add_(1.0)
+    theirs.save_pretrained(tmp_path)
+
+    config = read_config(json.loads((tmp_path / "config.json").read_text()))
+    model = build_llama(
+        config,
+        SafetensorsFolder(tmp_path),
+        HUGGING_FACE,
+        mesh=mesh,
+        ignore=lambda name: is_not_weight(name, config),
+    )
+    tokens = np.random.default_rng(0).integers(0, 200, (2, 300))
+    with torch.no_grad():
+        wanted = theirs(torch.tensor(tokens)).logits.numpy()
+    logits = jax.jit(lambda m, t, p: m(t, p))(model, *place(mesh, tokens))
+    assert wanted.std() > 0.5
+    assert np.abs(np.asarray(logits)[..., :200] - wanted).max() <= 1e-4
+
+
+def test_shards_are_read_and_put_on_the_mesh(folder):
+    one, many = build(folder), build(folder, "1,2,2,1")
+    assert isinstance(many.blocks, tuple)
+    wq = many.blocks[1].attention.wq
+    assert wq.shape == (64, 8, 8)
+    assert jax.typeof(wq).sharding.spec == jax.sharding.PartitionSpec(("fsdp", "sp"), "tp", None)
+    jax.tree.map(np.testing.assert_array_equal, jax.device_get(one), jax.device_get(many))
+
+
+def test_config_and_weights_of_different_models(folder):
+    with pytest.raises(UserError, match=r"gate_proj.weight has shape \(96, 64\), .* \(80, 64\)"):
+        build(folder, intermediate_size=80)
+    with pytest.raises(UserError, match=r"missing: model.layers.2.input_layernorm.weight, .* more"):
+        build(folder, num_hidden_layers=3)
+    with pytest.raises(UserError, match=r"unexpected: model\.layers\.1"):
+        build(folder, num_hidden_layers=1)
+
+
+def test_truncated_shard_names_the_tensor(folder):
+    path = folder / "b.safetensors"
+    path.write_bytes(path.read_bytes()[:-10])
+    with pytest.raises(UserError, match=r"b.safetensors is cut off in tensor model\.\S+; fetch"):
+        build(folder)
+
+
+@pytest.mark.parametrize("content", [b"", b"\xff" * 64, b"\x02" + b"\0" * 7 + b"[]"])
+def test_file_that_is_no_safetensors_is_named(folder, content):
+    (folder / "a.safetensors").write_bytes(content)
+    with pytest.raises(UserError, match=r"a.safetensors is damaged"):
+        build(folder)
+
+
+def test_missing_shard_and_missing_weights(folder):
+    (folder / "a.safetensors").unlink()
+    with pytest.raises(UserError, match=r"lacks a.safetensors, named in model.safetensors.index"):
+        build(folder)
+    (folder / "b.safetensors").unlink()
+    (folder / "model.safetensors.index.json").unlink()
+    (folder / "pytorch_model.bin").touch()
+    with pytest.raises(UserError, match=r"no \*.safetensors file; pytorch_model.bin is a pickle"):
+        build(folder)
+
+
+def test_bf16_weights_are_read(folder):
+    exact = build(folder)
+    tensors = dict(SafetensorsFolder(folder))
+    for path in folder.glob("*.safetensors*"):
+        path.unlink()
+    rounded = {name: array.astype(ml_dtypes.bfloat16) for name, array in tensors.items()}
+    save_file(rounded, folder / "model.safetensors")
+    model = build(folder)
+    assert model.embedding.dtype == np.float32
+    np.testing.assert_allclose(model.embedding, exact.embedding, rtol=2**-8)
+
+
+def test_folder_without_tokenizer_is_refused(folder):
+    with pytest.raises(UserError, match="no tokenizer in"):
+        lwm.load(folder)
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"model_type": "mixtral"}, "architecture 'mixtral' is not supported"),
+        ({"model_type": None}, "architecture None"),
+        ({"model_type": "mistral", "sliding_window": 1024}, "sliding-window attention"),
+        ({"model_type": "qwen2", "use_sliding_window": True}, "sliding-window attention"),
+        ({"layer_types": ["sliding_attention"]}, "sliding-window attention"),
+        ({"rope_scaling": {"type": "yarn", "factor": 4.0}}, "YaRN"),
+        ({"rope_scaling": {"rope_type": "longrope"}}, "LongRoPE"),
+        ({"rope_parameters": {"rope_type": "linear", "factor": 2}}, "linear"),
+        ({"num_experts": 8}, "mixture of experts"),
+        ({"attention_bias": True}, "bias in the output projection"),
+        ({"mlp_bias": True}, "bias in the feed-forward"),
+        ({"hidden_act": "gelu"}, "activation 'gelu'"),
+        ({"partial_rotary_factor": 0.5}, "partial rotary"),
+        ({"quantization_config": {}}, "quantised"),
+        ({"hidden_size": None}, "lacks hidden_size"),
+        ({"num_key_value_heads": 3}, "8 heads do not divide by 3"),
+    ],
+)
+def test_unsupported_features_are_named(changes, says):
+    with pytest.raises(UserError, match=says):
+        read_config(LLAMA | changes)
+
+
+def test_config_is_read():
+    config = read_config(LLAMA | {"rope_scaling": LLAMA3_ROPE | {"rope_theta": None}})
+    assert config.head_dim == 8
+    assert config.num_kv_heads == 4
+    assert config.rope.theta == 10_000.0
+    assert config.rope.scaling == RopeScaling(
+        factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_context=64
+    )
+    window = read_config(LLAMA | {"model_type": "mistral", "sliding_window": 4096})
+    assert window.max_context == 4096  # a window as wide as the context hides nothing
+
+
+@pytest.mark.parametrize("table", [HUGGING_FACE, LWM], ids=["Hugging Face", "LWM"])
+def test_layouts_are_undone(table, tiny):
+    sizes = dimensions(tiny(num_heads=16, num_kv_heads=4))
+    rng = np.random.default_rng(0)
+    for layout in table.values():
+        theirs = rng.normal(size=layout.shape(sizes))
+        back = layout.to_theirs(layout.to_ours(theirs, sizes), sizes)
+        np.testing.assert_array_equal(back, theirs)
+
+
+def test_table_names_every_weight(mesh, tiny):
+    config = tiny(qkv_bias=True, qk_norm=True)
+    model = jax.eval_shape(lambda: Llama.init(config, key=jax.random.key(0)))
+    paths = jax.tree.flatten_with_path(model)[0]
+    names = {jax.tree_util.keystr(path, simple=True, separator=".") for path, _ in paths}
+    assert {name.replace("blocks.", "blocks.*.") for name in names} == set(HUGGING_FACE)
