@@ -37,7 +37,7 @@ def chat(
     *,
     document: Path | None = None,
     writing: Flat[Writing] = Writing(),  # noqa: B008  (frozen)
-    placing: Flat[Placing] = Placing(),  # noqa: B008
+    placing: Flat[Placing] = Placing(),
 ) -> None:
     """Asks a model; without a question, talks with it turn by turn.
 
@@ -62,7 +62,7 @@ def demo(
     *,
     out: Path = Path("demo"),
     model: str = "smollm2-135m-instruct",
-    placing: Flat[Placing] = Placing(),  # noqa: B008
+    placing: Flat[Placing] = Placing(),
 ) -> None:
     """Lets a small real model answer, also about a chapter of a book, and writes a web page.
 

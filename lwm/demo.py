@@ -71,7 +71,9 @@ def _claim(out: Path) -> Path:
         out.mkdir(parents=True, exist_ok=True)
         page.touch()
     except OSError as error:
-        raise UserError(f"{out} cannot be written ({error.strerror}); choose another --out") from None
+        raise UserError(
+            f"{out} cannot be written ({error.strerror}); choose another --out"
+        ) from None
     return page
 
 
@@ -96,7 +98,9 @@ def _ask(
 
 def _render(model: LanguageModel, turns: list[Turn], loading: float) -> str:
     environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("lwm", "assets"), autoescape=True, undefined=jinja2.StrictUndefined
+        loader=jinja2.PackageLoader("lwm", "assets"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
     )
     config = model.llama.config
     device = jax.devices()[0]
@@ -109,7 +113,8 @@ def _render(model: LanguageModel, turns: list[Turn], loading: float) -> str:
         "Computed in": config.dtype,
         "Device": f"{device.platform} {device.device_kind}".strip(),
         "Loaded in": f"{loading:.1f} s",
-        "Software": f"lwm {lwm.__version__}, JAX {jax.__version__}, Python {platform.python_version()}",
+        "Software": f"lwm {lwm.__version__}, JAX {jax.__version__}, "
+        f"Python {platform.python_version()}",
     }
     return environment.get_template("demo.html.j2").render(
         facts=facts, turns=turns, today=date.today().isoformat()

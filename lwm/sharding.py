@@ -52,7 +52,8 @@ def parse_mesh(text: str, num_devices: int) -> tuple[int, int, int, int]:
             f"mesh {text!r} needs {known} devices, but there are {num_devices}; "
             "lower a size or write -1 for the one to infer"
         )
-    return tuple(sizes)
+    dp, fsdp, tp, sp = sizes
+    return dp, fsdp, tp, sp
 
 
 def _read_sizes(text: str) -> list[int]:

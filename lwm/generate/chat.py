@@ -14,6 +14,7 @@ from lwm.generate.sampling import by_temperature
 from lwm.generate.writing import Writing
 from lwm.model.llama import Llama
 
+
 def _silent(done: int, total: int) -> None:
     """Shows no progress."""
 
@@ -103,7 +104,7 @@ class Reader:
         for burst in bursts:
             written = [int(token) for token in burst[0]]
             self.was_cut = written[-1] not in stops
-            self._remember(written)
+            self._remember(session, written)
             if text := "".join(stream.push(token) for token in written if token not in stops):
                 yield text
         if text := stream.finish():
@@ -131,12 +132,12 @@ class Reader:
         session.rewind(start)
         del self._ids[shared:], self._ends[shared:]
         session.read([new], progress=progress)
-        self._remember(new)
+        self._remember(session, new)
         return session
 
-    def _remember(self, ids: list[int]) -> None:
+    def _remember(self, session: Session, ids: list[int]) -> None:
         """Notes that the last slots of the session hold these ids."""
-        end = self._session.length + 1
+        end = session.length + 1
         self._ids += ids
         self._ends += range(end - len(ids), end)
 

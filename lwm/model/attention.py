@@ -12,7 +12,7 @@ from lwm.model.config import LlamaConfig
 from lwm.model.norm import RMSNorm
 from lwm.model.rope import rotate
 from lwm.ops import attention, decode_attention
-from lwm.sharding import ACTS, CACHE, HEADS, ROWS, SHARD, TOKENS
+from lwm.sharding import ACTS, BATCH, CACHE, HEADS, ROWS, SHARD, TOKENS
 
 
 class Packing(eqx.Module):
@@ -95,17 +95,25 @@ class Attention(eqx.Module):
     def _project(
         self, x: Float[Array, "B S D"], turn: tuple[Array, Array]
     ) -> tuple[Float[Array, "B S N H"], Float[Array, "B S K H"], Float[Array, "B S K H"]]:
-        q = jnp.einsum("bsd,dnh->bsnh", x, self.wq.astype(x.dtype))
-        k = jnp.einsum("bsd,dkh->bskh", x, self.wk.astype(x.dtype))
-        v = jnp.einsum("bsd,dkh->bskh", x, self.wv.astype(x.dtype))
-        if self.bq is not None:
-            q, k, v = (y + b.astype(x.dtype) for y, b in ((q, self.bq), (k, self.bk), (v, self.bv)))
-        if self.q_norm is not None:
+        q = _into_heads(x, self.wq, self.bq)
+        k = _into_heads(x, self.wk, self.bk)
+        v = _into_heads(x, self.wv, self.bv)
+        if self.q_norm is not None and self.k_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)
         return rotate(q, *turn), rotate(k, *turn), v
 
     def _merge(self, out: Float[Array, "B S N H"]) -> Float[Array, "B S D"]:
-        return jnp.einsum("bsnh,nhd->bsd", out, self.wo.astype(out.dtype), out_sharding=ACTS)
+        # Heads are merged first: XLA lowers a product over two dimensions with a transpose.
+        flat = out.reshape(*out.shape[:2], -1)
+        wo = self.wo.reshape(-1, self.wo.shape[-1]).astype(out.dtype)
+        return jnp.einsum("bsf,fd->bsd", flat, wo, out_sharding=ACTS)
+
+
+def _into_heads(
+    x: Float[Array, "B S D"], weight: Float[Array, "D N H"], bias: Float[Array, "N H"] | None
+) -> Float[Array, "B S N H"]:
+    y = jnp.einsum("bsd,dnh->bsnh", x, weight.astype(x.dtype))
+    return y if bias is None else y + bias.astype(x.dtype)
 
 
 def attend(
@@ -116,29 +124,24 @@ def attend(
 ) -> Float[Array, "B S N H"]:
     """Attends over rows that may be split over `sp`: the seam between model and mesh."""
 
-    def local(q, k, v, index, segments, all_index, all_segments):
-        k, v = (jax.lax.all_gather(y, "sp", axis=1, tiled=True) for y in (k, v))
+    def local(q, k, v, q_index, k_index, q_segments, k_segments):
         return attention(
             q,
             k,
             v,
-            q_index=index,
-            k_index=all_index,
-            q_segments=segments,
-            k_segments=all_segments,
+            q_index=q_index,
+            k_index=k_index,
+            q_segments=q_segments,
+            k_segments=k_segments,
         )
 
     # Built per call: a shard_map made at import keeps the first mesh that it meets.
-    mapped = jax.shard_map(
-        local,
-        in_specs=(HEADS, HEADS, HEADS, P("sp"), TOKENS, P(), ROWS),
-        out_specs=HEADS,
-        check_vma=False,
-    )
+    whole = P(BATCH, None, "tp", None)
+    specs = (HEADS, whole, whole, P("sp"), P(), TOKENS, ROWS)
+    mapped = jax.shard_map(local, in_specs=specs, out_specs=HEADS, check_vma=False)
     index, segments = packing.index, packing.segments
-    return mapped(
-        q, k, v, reshard(index, P("sp")), segments, reshard(index, P()), reshard(segments, ROWS)
-    )
+    inputs = (q, k, v, index, index, segments, segments)
+    return mapped(*(reshard(x, spec) for x, spec in zip(inputs, specs, strict=True)))
 
 
 def attend_cache(

@@ -100,10 +100,12 @@ class Llama(eqx.Module):
 
         Slots whose segment is -1 are skipped: they are seen by no token and take no position.
         """
+        blocks = self.unstack().blocks
+        assert isinstance(blocks, tuple)
         slots, turn = _place(segments, cache, self.config)
         x = embed(self.embedding, tokens, dtype=self.config.dtype)
         layers = []
-        for block, layer in zip(self.unstack().blocks, cache.layers, strict=True):
+        for block, layer in zip(blocks, cache.layers, strict=True):
             x, layer = _extend_block(block, x, turn, layer, slots, cache.length)
             layers.append(layer)
         length = cache.length + tokens.shape[1]
@@ -111,11 +113,14 @@ class Llama(eqx.Module):
 
     def logits(self, x: Float[Array, "B S D"]) -> Float[Array, "B S V"]:
         """Scores every id in float32; the padding rows of the table get -inf."""
-        head = self.embedding.T if self.head is None else self.head
+        # A transposed table would be copied; the product is asked for as the table lies.
+        product, weight = ("bsd,vd->bsv", self.embedding)
+        if self.head is not None:
+            product, weight = ("bsd,dv->bsv", self.head)
         scores = jnp.einsum(
-            "bsd,dv->bsv",
+            product,
             x,
-            head.astype(x.dtype),
+            weight.astype(x.dtype),
             preferred_element_type=jnp.float32,
             out_sharding=LOGITS,
         )
@@ -175,14 +180,13 @@ def embed(
     """Looks each id up in a table whose rows are split over `tp`."""
 
     def local(table, tokens):
-        table = jax.lax.all_gather(table, SHARD, axis=1, tiled=True)
         row = tokens - jax.lax.axis_index("tp") * table.shape[0]
         here = (row >= 0) & (row < table.shape[0])
         found = jnp.take(table, jnp.where(here, row, 0), axis=0)
         return jax.lax.psum(jnp.where(here[..., None], found, 0), "tp")
 
-    mapped = jax.shard_map(local, in_specs=(P("tp", SHARD), TOKENS), out_specs=ACTS)
-    return mapped(table, tokens).astype(dtype)
+    mapped = jax.shard_map(local, in_specs=(P("tp", None), TOKENS), out_specs=ACTS)
+    return mapped(reshard(table, P("tp", None)), tokens).astype(dtype)
 
 
 @functools.partial(jax.jit, donate_argnames="cache")

@@ -20,9 +20,7 @@ def inverse_frequencies(rope: Rope, head_dim: int) -> Float[np.ndarray, " R"]:
     return frequencies if rope.scaling is None else _stretch(frequencies, rope.scaling)
 
 
-def _stretch(
-    frequencies: Float[np.ndarray, " R"], scaling: RopeScaling
-) -> Float[np.ndarray, " R"]:
+def _stretch(frequencies: Float[np.ndarray, " R"], scaling: RopeScaling) -> Float[np.ndarray, " R"]:
     """Divides slow frequencies by the factor, keeps fast ones, and blends those between."""
     turns = scaling.original_context * frequencies / (2 * math.pi)
     span = scaling.high_freq_factor - scaling.low_freq_factor

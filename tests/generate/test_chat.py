@@ -1,0 +1,117 @@
+import json
+
+import pytest
+import tokenizers
+
+from lwm.data.tokenizer import TextStream, Tokenizer
+from lwm.errors import UserError
+from lwm.generate.chat import Conversation, LanguageModel, Reader
+from lwm.generate.writing import Writing
+from lwm.tokens import TokenSpace
+
+SHORT = Writing(max_tokens=16)
+
+
+@pytest.fixture(scope="module")
+def byte_tokenizer(tmp_path_factory):
+    """A token for each byte, and two special ones that end a text and a turn."""
+    folder = tmp_path_factory.mktemp("tokenizer")
+    letters = sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {letter: number for number, letter in enumerate(letters)}
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE(vocabulary, []))
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = tokenizers.decoders.ByteLevel()
+    tokenizer.add_special_tokens(["<|endoftext|>", "<|im_end|>"])
+    tokenizer.save(str(folder / "tokenizer.json"))
+    template = (
+        "{% for m in messages %}{{ m.role }}: {{ m.content }}<|im_end|>{% endfor %}"
+        "{% if add_generation_prompt %}assistant: {% endif %}"
+    )
+    config = {"chat_template": template, "eos_token": "<|endoftext|>"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    return Tokenizer.open(folder)
+
+
+@pytest.fixture
+def model(mesh, tiny, init, byte_tokenizer):
+    llama = init(tiny(tokens=TokenSpace(text=byte_tokenizer.vocab_size))).unstack()
+    return LanguageModel(name="tiny", llama=llama, tokenizer=byte_tokenizer, mesh=mesh)
+
+
+def test_turns_continue_the_cache_and_answer_as_a_fresh_reading_would(model):
+    conversation = Conversation(model, document="A long text.\n")
+    read = []
+    for question in ("What?", "Why?", "Who?"):
+        turns = [*conversation.messages]
+        list(
+            conversation.ask(question, writing=SHORT, progress=lambda n, total: read.append(total))
+        )
+        fresh = Conversation(model, document="A long text.\n")
+        fresh.messages = turns
+        list(fresh.ask(question, writing=SHORT))
+        assert conversation.messages == fresh.messages
+    first = "user: A long text.\n\nWhat?<|im_end|>assistant: "
+    assert conversation.messages[0]["content"] == "A long text.\n\nWhat?"
+    assert read[0] == len(model.tokenizer.encode(first))
+    assert max(read[1:]) < 80  # only the new turn
+
+
+def test_prompt_that_does_not_fit_says_how_much_does(model):
+    with pytest.raises(UserError, match=r"prompt has 6\d\d tokens, .* context of 512: 496 fit"):
+        model.chat("x" * 600, max_tokens=16)
+    conversation = Conversation(model)
+    list(conversation.ask("Hi", writing=SHORT))
+    before = list(conversation.messages)
+    with pytest.raises(UserError, match="shorten the prompt or lower max_tokens"):
+        list(conversation.ask("x" * 600, writing=SHORT))
+    assert conversation.messages == before
+    assert list(conversation.ask("And?", writing=SHORT))
+
+
+def test_an_answer_given_up_halfway_is_kept_as_far_as_it_went(model):
+    conversation = Conversation(model)
+    pieces = conversation.ask("Hi", writing=Writing(max_tokens=100))
+    first = next(pieces)
+    pieces.close()
+    assert conversation.messages[-1] == {"role": "assistant", "content": first.strip()}
+    assert list(conversation.ask("And?", writing=SHORT))
+
+
+def test_reading_given_up_leaves_the_conversation_as_it_was(model):
+    conversation = Conversation(model)
+
+    def stop(done, total):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        list(conversation.ask("Hi", writing=SHORT, progress=stop))
+    assert conversation.messages == []
+    other = Conversation(model)
+    assert list(conversation.ask("Ho", writing=SHORT)) == list(other.ask("Ho", writing=SHORT))
+
+
+def test_answers_end_at_the_end_of_turn(model):
+    tokenizer = model.tokenizer
+    prompt = tokenizer.encode("Hello")
+    free = Reader(model)
+    text = "".join(free.answer(prompt, TextStream(tokenizer), SHORT, lambda n, total: None))
+    assert free.was_cut
+    assert free.num_tokens == len(prompt) + 16
+    assert text == tokenizer.decode(free._ids[len(prompt) :])
+
+
+def test_generate_continues_a_text(model):
+    text = model.generate("Once upon", max_tokens=12)
+    assert text == model.generate("Once upon", max_tokens=12)
+    assert text != model.generate("Once upon", max_tokens=12, temperature=1.0, seed=3)
+    with pytest.raises(UserError, match="the prompt is empty"):
+        model.generate("")
+
+
+@pytest.mark.parametrize(
+    ("values", "says"),
+    [({"max_tokens": 0}, "max_tokens 0"), ({"temperature": -1.0}, "temperature -1.0")],
+)
+def test_writing_refuses_what_cannot_be(values, says):
+    with pytest.raises(UserError, match=says):
+        Writing(**values)

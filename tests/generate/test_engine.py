@@ -1,0 +1,170 @@
+import numpy as np
+import pytest
+
+from lwm.convert.lwm import read_lwm
+from lwm.convert.names import LWM
+from lwm.convert.weights import build_llama
+from lwm.errors import UserError
+from lwm.generate.engine import LONG, SHORT, Session, chunks
+from lwm.generate.sampling import Greedy, Temperature
+from lwm.model.config import LlamaConfig
+from lwm.sharding import make_mesh
+from lwm.tokens import TokenSpace
+
+
+def collect(bursts):
+    return np.concatenate(list(bursts), axis=1)
+
+
+def prompts(*lengths, seed=0):
+    rng = np.random.default_rng(seed)
+    return [rng.integers(0, 256, length).tolist() for length in lengths]
+
+
+@pytest.mark.parametrize("length", [1, 63, 64, 65, 256, 257, 511, 512, 513, 5000])
+def test_chunks_hold_the_prompt_with_little_padding(length):
+    sizes = chunks(length)
+    assert set(sizes) <= {LONG, SHORT}
+    assert sizes == sorted(sizes)
+    assert length <= sum(sizes) < length + LONG // 2
+
+
+@pytest.mark.parametrize("mesh_text", ["1,1,1,1", "2,2,2,1"])
+def test_greedy_answers_are_those_of_the_original(fixtures, mesh_text):
+    given = np.load(fixtures / "generation.npz")
+    config = LlamaConfig(
+        tokens=TokenSpace(text=512),
+        dim=64,
+        num_layers=2,
+        num_heads=4,
+        num_kv_heads=4,
+        head_dim=16,
+        mlp_dim=128,
+        max_context=256,
+    )
+    mesh = make_mesh(mesh_text)
+    tensors = read_lwm(fixtures / "text_tiny_params_scan.msgpack")
+    session = Session(build_llama(config, tensors, LWM, mesh=mesh), mesh, rows=3, slots=256)
+    ids, mask = given["text.input_ids"], given["text.attention_mask"]
+    session.read([row[seen > 0].tolist() for row, seen in zip(ids, mask, strict=True)])
+    written = collect(session.generate(max_tokens=32, stop_ids=[2]))
+    wanted = given["text.greedy.sequences"][:, ids.shape[1] :]
+    np.testing.assert_array_equal(np.where(written < 0, 0, written), wanted)
+
+
+def test_unequal_prompts_together_are_as_alone(mesh, tiny, init):
+    model = init(tiny(num_heads=16))
+    given = prompts(3, 70, 20)
+    together = Session(model, mesh, rows=3, slots=256)
+    together.read(given)
+    written = collect(together.generate(max_tokens=20))
+    for row, prompt in enumerate(given):
+        alone = Session(model, mesh, slots=256)
+        alone.read([prompt])
+        np.testing.assert_array_equal(written[row], collect(alone.generate(max_tokens=20))[0])
+
+
+def test_sampling_depends_on_the_seed_and_not_on_the_batch(mesh, tiny, init):
+    model = init(tiny())
+
+    def sample(given, seed):
+        session = Session(model, mesh, rows=len(given), slots=256)
+        session.read(given)
+        return collect(session.generate(max_tokens=24, sampler=Temperature(1.0), seed=seed))
+
+    given = prompts(5, 9)
+    first = sample(given, 1)
+    np.testing.assert_array_equal(first, sample(given, 1))
+    np.testing.assert_array_equal(first[1:], sample(given[1:], 1))
+    assert (first != sample(given, 2)).any()
+
+
+def test_generation_goes_on_where_it_was_left(mesh, tiny, init):
+    model = init(tiny())
+    session = Session(model, mesh, slots=256)
+    session.read(prompts(30))
+    whole = collect(session.generate(max_tokens=30))
+    other = Session(model, mesh, slots=256)
+    other.read(prompts(30))
+    pieces = [collect(other.generate(max_tokens=n)) for n in (5, 20, 5)]
+    np.testing.assert_array_equal(whole, np.concatenate(pieces, axis=1))
+
+
+def test_a_stop_id_ends_its_row_only(mesh, tiny, init):
+    session = Session(init(tiny()), mesh, rows=2, slots=256)
+    session.read(prompts(10, 12))
+    free = collect(session.generate(max_tokens=20))
+    stop = int(free[0, 3])
+    session.rewind(0)
+    session.read(prompts(10, 12))
+    stopped = collect(session.generate(max_tokens=20, stop_ids=[stop]))
+    end = list(free[0]).index(stop)
+    np.testing.assert_array_equal(stopped[0, : end + 1], free[0, : end + 1])
+    assert (stopped[0, end + 1 :] == -1).all()
+    if stop not in free[1]:
+        np.testing.assert_array_equal(stopped[1], free[1])
+
+
+def test_rewinding_and_reading_again_is_as_reading_once(mesh, tiny, init):
+    model, (start, wrong, right) = init(tiny()), prompts(40, 25, 33)
+    session = Session(model, mesh, slots=256)
+    session.read([start])
+    session.read([wrong])
+    session.rewind(SHORT)
+    session.read([right])
+    other = Session(model, mesh, slots=256)
+    other.read([start + right])
+    np.testing.assert_array_equal(
+        collect(session.generate(max_tokens=16)), collect(other.generate(max_tokens=16))
+    )
+
+
+def test_reading_can_be_stopped_between_chunks(mesh, tiny, init):
+    session = Session(init(tiny()), mesh, slots=512)
+    seen = []
+
+    def stop(done, total):
+        seen.append((done, total))
+        if done >= 64:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        session.read(prompts(200), progress=stop)
+    assert seen == [(8, 200), (72, 200)]
+    assert session.length == 2 * SHORT
+    session.rewind(0)
+    session.read(prompts(200))
+
+
+def test_what_cannot_be_done_is_refused(mesh, tiny, init):
+    model = init(tiny())
+    session = Session(model, mesh, slots=256)
+    with pytest.raises(ValueError, match="read a prompt first"):
+        next(session.generate(max_tokens=1))
+    with pytest.raises(ValueError, match="at least one id"):
+        session.read([[]])
+    session.read(prompts(100))
+    with pytest.raises(ValueError, match="200 more slots do not fit: 128 of 256"):
+        next(session.generate(max_tokens=200))
+    session.reserve(400)
+    assert collect(session.generate(max_tokens=200)).shape == (1, 200)
+    with pytest.raises(UserError, match="the mesh has sp 2"):
+        Session(model, make_mesh("sp=2"), slots=256)
+
+
+def test_temperature_follows_the_softmax(mesh):
+    import jax
+    import jax.numpy as jnp
+
+    logits = np.array([0.0, 1.0, 2.0, -1.0, -np.inf], np.float32)
+    count = 20_000
+    keys = jax.random.split(jax.random.key(0), count)
+    drawn = Temperature(2.0)(jnp.broadcast_to(logits, (count, 5)), keys=keys)
+    wanted = np.exp(logits / 2) / np.exp(logits / 2).sum() * count
+    seen = np.bincount(drawn, minlength=5)
+    assert seen[4] == 0
+    chi_square = (np.square(seen - wanted)[:4] / wanted[:4]).sum()
+    assert chi_square < 16.27  # 3 degrees of freedom, p = 0.001
+    assert Greedy()(jnp.asarray(logits)[None], keys=keys[:1]) == 2
+    with pytest.raises(ValueError, match="must be above 0"):
+        Temperature(0.0)

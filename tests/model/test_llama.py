@@ -1,0 +1,220 @@
+import dataclasses
+import itertools
+
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import numpy as np
+import pytest
+from jax.sharding import AbstractMesh, AxisType
+
+from lwm.convert.lwm import read_lwm
+from lwm.convert.names import LWM
+from lwm.convert.weights import build_llama
+from lwm.model.cache import EMPTY, KVCache
+from lwm.model.config import PRESETS, LlamaConfig, Rope, preset
+from lwm.model.llama import Llama
+from lwm.sharding import AXES, TOKENS, make_mesh, on_mesh
+from lwm.tokens import TokenSpace
+
+forward = jax.jit(lambda model, tokens, packing: model(tokens, packing))
+
+
+def random_tokens(rows, length, seed=0, vocabulary=256):
+    return np.random.default_rng(seed).integers(0, vocabulary, (rows, length))
+
+
+@pytest.fixture(scope="module")
+def original(fixtures):
+    """Loads the original's tiny text model with another theta, stacked or not on disk."""
+
+    def load(mesh, *, theta, stored="noscan"):
+        config = LlamaConfig(
+            tokens=TokenSpace(text=512),
+            dim=64,
+            num_layers=2,
+            num_heads=4,
+            num_kv_heads=4,
+            head_dim=16,
+            mlp_dim=128,
+            max_context=256,
+            rope=Rope(theta=float(theta)),
+        )
+        tensors = read_lwm(fixtures / f"text_tiny_params_{stored}.msgpack")
+        return build_llama(config, tensors, LWM, mesh=mesh)
+
+    return load
+
+
+@pytest.mark.parametrize("stored", ["noscan", "scan"])
+@pytest.mark.parametrize(
+    ("theta", "case"),
+    [
+        (10_000, "plain"),
+        (10_000, "leftpad"),
+        (10_000, "segments"),
+        (10_000, "leftpad_segments"),
+        (10_000, "offset_positions"),
+        (50_000_000, "plain"),
+        (50_000_000, "leftpad_segments"),
+    ],
+)
+def test_logits_are_those_of_the_original(fixtures, mesh, original, place, theta, case, stored):
+    given = np.load(fixtures / "text_tiny_logits.npz")
+    tokens = given["input_ids"]
+    segments = given.get(f"{case}.segment_ids", np.zeros_like(tokens))
+    if f"{case}.attention_mask" in given:
+        segments = np.where(given[f"{case}.attention_mask"] > 0, segments, EMPTY)
+    positions = given.get(f"{case}.position_ids")
+    model = original(mesh, theta=theta, stored=stored)
+    logits = forward(model, *place(mesh, tokens, segments, positions))
+    valid = given[f"{case}.valid"]
+    wanted = given[f"logits.theta{theta}.{case}"]
+    assert np.abs(np.asarray(logits) - wanted)[valid].max() <= 5e-5
+
+
+def test_bf16_weights_of_the_original_load(fixtures, mesh, original):
+    exact = original(mesh, theta=1e4)
+    rounded = original(mesh, theta=1e4, stored="scan_bf16")
+    for one, other in zip(jax.tree.leaves(exact), jax.tree.leaves(rounded), strict=True):
+        np.testing.assert_allclose(one, other, rtol=2**-8)
+
+
+@pytest.mark.parametrize("variant", ["plain", "gqa, bias, norms, tied, odd vocabulary"])
+def test_logits_and_gradients_are_equal_on_every_mesh(tiny, init, place, variant):
+    changes = {}
+    if variant != "plain":
+        changes = dict(
+            num_heads=16,
+            qkv_bias=True,
+            qk_norm=True,
+            tie_embeddings=True,
+            tokens=TokenSpace(text=200, vision=50, codes=48),
+        )
+    config = tiny(**changes)
+    tokens = random_tokens(8, 32, vocabulary=config.tokens.size)
+    segments = np.repeat([[0, 0, 1, EMPTY]], 8, axis=1).reshape(1, 32).repeat(8, axis=0)
+    results = {}
+    for text in ("1,1,1,1", "2,2,2,1", "1,8,1,1", "1,1,8,1", "1,2,2,2"):
+        mesh = make_mesh(text)
+        with jax.set_mesh(mesh):
+            model = init(config)
+            placed = place(mesh, tokens, segments)
+            size = config.tokens.size
+
+            def loss(model, tokens, packing):
+                logits = model(tokens, packing)
+                return jnp.mean(jnp.square(jnp.where(jnp.isfinite(logits), logits, 0)))
+
+            logits = np.asarray(forward(model, *placed))
+            assert np.isneginf(logits[..., size:]).all()
+            grads = jax.jit(jax.grad(loss))(model, *placed)
+            results[text] = logits[..., :size], jax.device_get(grads)
+    logits, grads = results.pop("1,1,1,1")
+    assert logits.std() > 0.5
+    for text, (others, other_grads) in results.items():
+        assert np.abs(others - logits).max() <= 1e-4, text
+        for one, other in zip(jax.tree.leaves(grads), jax.tree.leaves(other_grads), strict=True):
+            assert np.abs(one - other).max() <= 1e-4 * max(np.abs(one).max(), 1e-6), text
+
+
+def test_initial_weights_do_not_depend_on_the_mesh(tiny, init):
+    drawn = []
+    for text in ("1,1,1,1", "1,2,2,2"):
+        with jax.set_mesh(make_mesh(text)):
+            drawn.append(jax.device_get(init(tiny())))
+    jax.tree.map(np.testing.assert_array_equal, *drawn)
+
+
+def test_packed_documents_are_as_alone(mesh, tiny, init, place):
+    model = init(tiny(num_heads=16))
+    tokens = random_tokens(1, 48)
+    bounds = (0, 7, 30, 48)
+    segments, positions = np.zeros_like(tokens), np.zeros_like(tokens)
+    for number, (start, end) in enumerate(itertools.pairwise(bounds)):
+        segments[:, start:end] = number
+        positions[:, start:end] = np.arange(end - start)
+    packed = forward(model, *place(mesh, tokens, segments, positions))
+    for start, end in itertools.pairwise(bounds):
+        alone = forward(model, *place(mesh, tokens[:, start:end]))
+        np.testing.assert_allclose(packed[:, start:end], alone, atol=1e-5)
+
+
+def test_scanned_layers_are_as_looped_ones(mesh, tiny, init, place):
+    model = init(tiny())
+    placed = place(mesh, random_tokens(2, 16))
+    looped = model.unstack()
+    assert isinstance(looped.blocks, tuple)
+    np.testing.assert_allclose(forward(looped, *placed), forward(model, *placed), atol=1e-5)
+    jax.tree.map(np.testing.assert_array_equal, looped.stack(), model)
+
+
+@pytest.mark.parametrize("remat", ["dots", "full"])
+def test_rematerialisation_changes_no_gradient(mesh, tiny, init, place, remat):
+    placed = place(mesh, random_tokens(2, 16))
+
+    def grads(config):
+        model = dataclasses.replace(init(tiny()), config=config)
+        return jax.jit(jax.grad(lambda m: jnp.mean(jnp.square(m(*placed)))))(model)
+
+    saved, recomputed = grads(tiny()), grads(tiny(remat=remat))
+    for one, other in zip(jax.tree.leaves(saved), jax.tree.leaves(recomputed), strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-5 * float(jnp.abs(one).max()))
+
+
+@pytest.mark.parametrize("sizes", [(40,), (8, 32), (24, 1, 1, 14), (1,) * 40])
+def test_extending_a_cache_is_as_one_forward_pass(mesh, tiny, init, place, sizes):
+    config = tiny(num_heads=16)
+    model = init(config).unstack()
+    tokens = random_tokens(2, 40)
+    whole = forward(model, *place(mesh, tokens))
+    cache = KVCache.empty(config, rows=2, slots=64)
+    extend = jax.jit(lambda model, tokens, segments, cache: model.extend(tokens, segments, cache))
+    start = 0
+    for size in sizes:
+        piece = jax.device_put(np.int32(tokens[:, start : start + size]), on_mesh(mesh, TOKENS))
+        last, cache = extend(model, piece, jnp.zeros_like(piece), cache)
+        start += size
+        logits = model.logits(last[:, None])[:, 0]
+        np.testing.assert_allclose(logits, whole[:, start - 1], atol=1e-4)
+    assert int(cache.length) == 40
+
+
+def test_cache_grows_and_rewinds(mesh, tiny):
+    cache = KVCache.empty(tiny(), rows=2, slots=10)
+    assert cache.slots == 256
+    grown = cache.grow(300)
+    assert grown.slots == 512
+    assert (grown.segments == EMPTY).all()
+    assert grown.grow(5).slots == 512
+    filled = dataclasses.replace(grown, segments=jnp.zeros_like(grown.segments))
+    rewound = filled.rewind(7)
+    assert int(rewound.length) == 7
+    np.testing.assert_array_equal(rewound.tokens(), [7, 7])
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_every_preset_fits_a_mesh_of_its_real_size(name):
+    config = preset(name)
+    tp = 2 if name in ("debug", "200m", "30b") else 8
+    mesh = AbstractMesh((1, 32, tp, 1), AXES, axis_types=(AxisType.Explicit,) * 4)
+    with jax.sharding.use_abstract_mesh(mesh):
+        model = jax.eval_shape(lambda: Llama.init(config, key=jr.key(0)))
+        tokens = jax.ShapeDtypeStruct((32, 2048), jnp.int32)
+
+        def logits(model, tokens):
+            from lwm.model.attention import Packing
+
+            tokens = jax.sharding.reshard(tokens, TOKENS)
+            return model(tokens, Packing.whole(*tokens.shape))
+
+        out = jax.eval_shape(logits, model, tokens)
+    assert out.shape == (32, 2048, 32_000)
+    count = sum(leaf.size for leaf in jax.tree.leaves(model))
+    if name == "7b":
+        assert count == 6_738_415_616
+
+
+def test_configuration_survives_json():
+    config = preset("debug", rope=Rope(theta=5e7), qkv_bias=True)
+    assert LlamaConfig.from_json(config.to_json()) == config

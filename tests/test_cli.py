@@ -1,0 +1,90 @@
+import os
+import subprocess
+import sys
+
+import pytest
+
+ENVIRONMENT = os.environ | {"COLUMNS": "100"}
+
+
+def lwm(*arguments, **changes):
+    return subprocess.run(
+        [sys.executable, "-c", "from lwm.cli import main; main()", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+        env=ENVIRONMENT | changes,
+        stdin=subprocess.DEVNULL,
+    )
+
+
+def test_help_and_import_need_no_jax():
+    code = "import sys, lwm, lwm.cli; assert not {'jax', 'numpy', 'tokenizers'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+    run = lwm("--help")
+    assert run.returncode == 0
+    for command in ("demo", "chat", "models"):
+        assert command in run.stdout
+
+
+def test_public_names_can_be_had():
+    import lwm
+
+    for name in lwm.__all__:
+        assert getattr(lwm, name) is not None
+    assert set(lwm.__all__) == set(dir(lwm))
+    with pytest.raises(AttributeError, match="no attribute 'absent'"):
+        _ = lwm.absent
+
+
+def test_models_lists_where_each_is(tmp_path):
+    run = lwm("models", LWM_CACHE=str(tmp_path), HF_HOME=str(tmp_path))
+    assert run.returncode == 0
+    lines = run.stdout.splitlines()
+    assert len(lines) == 1 + 12
+    assert lines[1].split() == ["smollm2-135m-instruct", "text", "8K", "1.0e5", "Apache-2.0", "-"]
+
+
+ASK = ["chat", "smollm2-135m-instruct", "Hi"]
+MISTAKES = {
+    "missing file": (["chat", "{tmp}/none.gguf", "Hi"], "none.gguf does not exist"),
+    "unknown name": (["chat", "smolm2-135m-instruct", "Hi"], "did you mean smollm2-135m-instruct"),
+    "no model": (["chat", "{tmp}/binary", "Hi"], "is no model"),
+    "empty folder": (["chat", "{tmp}/empty", "Hi"], "config.json is missing"),
+    "truncated": (["chat", "{tmp}/cut.gguf", "Hi"], "cut.gguf is truncated"),
+    "unreachable hub": (["chat", "someone/model", "Hi"], "someone/model"),
+    "LWM's format": (["chat", "LWM-Text-1M", "Hi"], "LWM's own format"),
+    "missing document": ([*ASK, "--document", "{tmp}/none"], "none does not exist"),
+    "binary document": ([*ASK, "--document", "{tmp}/binary"], "UTF-8"),
+    "unwritable folder": (["demo", "--out", "{tmp}/binary/below"], "cannot be written"),
+    "negative length": ([*ASK, "--max-tokens", "-1"], "max_tokens -1"),
+}
+
+
+@pytest.fixture
+def folder(tmp_path):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "binary").write_bytes(b"\xff\xfe\x00")
+    (tmp_path / "cut.gguf").write_bytes(b"GGUF\x03\0\0\0")
+    return tmp_path
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_bad_input_is_one_clear_line_and_exit_code_2(mistake, folder):
+    arguments, says = MISTAKES[mistake]
+    arguments = [argument.replace("{tmp}", str(folder)) for argument in arguments]
+    run = lwm(*arguments, HF_HUB_OFFLINE="1", HF_HOME=str(folder / "hub"))
+    assert run.returncode == 2
+    assert run.stdout == ""
+    assert run.stderr.startswith("lwm: ")
+    assert run.stderr.count("\n") == 1
+    assert says in run.stderr
+
+
+@pytest.mark.parametrize("arguments", [["fly"], ["chat"], [*ASK, "--tempratur", "1"]])
+def test_misuse_of_the_command_line_is_exit_code_2(arguments):
+    run = lwm(*arguments)
+    assert run.returncode == 2
+    assert run.stdout == ""
+    assert "Traceback" not in run.stderr
