@@ -5,11 +5,12 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import tyro
 
 from lwm.errors import UserError
+from lwm.eval.needle_config import NeedleConfig
 from lwm.generate.writing import Writing
 
 
@@ -58,6 +59,55 @@ def chat(
         answer(opened, question, document=text, writing=writing)
 
 
+def generate_text(
+    model: Model,
+    prompts: Annotated[tuple[str, ...], tyro.conf.Positional] = (),
+    /,
+    *,
+    prompts_from: Path | None = None,
+    out: Path | None = None,
+    writing: Flat[Writing] = Writing(),  # noqa: B008  (frozen)
+    placing: Flat[Placing] = Placing(),  # noqa: B008
+) -> None:
+    """Continues texts; several are written together, each as if it were alone.
+
+    Args:
+        model: A name from `lwm models`, a Hugging Face folder, a GGUF file, or a hub's org/name.
+        prompts: The texts.
+        prompts_from: A file of more: a text a line, or JSONL with the field `prompt`.
+        out: A JSONL file for prompt, text, ids, logprobs and finish_reason of each, in place of
+            the text alone on stdout.
+        writing: How the texts are written.
+        placing: Where the model is loaded.
+    """
+    from lwm.write import generate
+
+    generate(model, prompts, prompts_from=prompts_from, out=out, writing=writing, placing=placing)
+
+
+def eval_needle(
+    model: Model,
+    /,
+    *,
+    out: Path = Path("needle"),
+    needle: Flat[NeedleConfig] = NeedleConfig(),  # noqa: B008  (frozen)
+    placing: Flat[Placing] = Placing(),  # noqa: B008
+) -> None:
+    """Hides a number in texts of many lengths, at many depths, and asks the model for it.
+
+    Args:
+        model: A name from `lwm models`, a Hugging Face folder, a GGUF file, or a hub's org/name.
+        out: The folder for results, report.json and heatmap.png; run again, it goes on from there.
+        needle: The grid and the questions.
+        placing: Where the model is loaded.
+    """
+    from lwm.eval.needle import check, run
+    from lwm.talk import open_model
+
+    check(needle, out)
+    run(open_model(model, placing), needle, out)
+
+
 def demo(
     *,
     out: Path = Path("demo"),
@@ -98,18 +148,21 @@ def models() -> None:
         print(*(cell.ljust(width) for cell, width in zip(cells, widths, strict=True)), last)
 
 
-COMMANDS: dict[str, Callable[..., Any]] = {"demo": demo, "chat": chat, "models": models}
+Command = Callable[..., None]
+COMMANDS: dict[str, Command | dict[str, Command]] = {
+    "demo": demo,
+    "chat": chat,
+    "generate": {"text": generate_text},
+    "eval": {"needle": eval_needle},
+    "models": models,
+}
+GROUPS = {"generate": "Writes: `lwm generate text`.", "eval": "Measures: `lwm eval needle`."}
 
 
 def main() -> None:
     """Runs one command; a fault of the input is one line on stderr and exit code 2."""
     try:
-        tyro.extras.subcommand_cli_from_dict(
-            COMMANDS,
-            prog="lwm",
-            description="Large world models: ask, measure and train them.",
-            config=(tyro.conf.PositionalMetavarFromFieldName, tyro.conf.DisallowNone),
-        )
+        _run(sys.argv[1:])
     except UserError as error:
         print(f"lwm: {error}", file=sys.stderr)
         sys.exit(2)
@@ -119,3 +172,34 @@ def main() -> None:
         # Whoever read our output has gone; Python would complain again when it flushes at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
+
+
+def _run(arguments: list[str]) -> None:
+    group = COMMANDS.get(arguments[0]) if arguments else None
+    if isinstance(group, dict):
+        _parse(group, arguments[1:], prog=f"lwm {arguments[0]}", about=GROUPS[arguments[0]])
+        return
+    commands = {
+        name: _described(GROUPS[name]) if isinstance(command, dict) else command
+        for name, command in COMMANDS.items()
+    }
+    _parse(commands, arguments, prog="lwm", about="Large world models: ask, measure, train them.")
+
+
+def _parse(commands: dict[str, Command], arguments: list[str], *, prog: str, about: str) -> None:
+    tyro.extras.subcommand_cli_from_dict(
+        commands,
+        prog=prog,
+        description=about,
+        args=arguments,
+        config=(tyro.conf.PositionalMetavarFromFieldName, tyro.conf.DisallowNone),
+    )
+
+
+def _described(about: str) -> Command:
+    """Stands for a group of commands in the list of all; it is never called."""
+
+    def group() -> None: ...
+
+    group.__doc__ = about
+    return group

@@ -24,7 +24,7 @@ QUESTIONS = (
     "What is the capital of France?",
     "Why is the sky blue? Answer in two sentences.",
 )
-BOOK_QUESTION = "Who tells this story, and why does he go to sea? Answer in two sentences."
+BOOK_QUESTION = "Why does the narrator go to sea?"
 WRITING = Writing(max_tokens=128)
 
 

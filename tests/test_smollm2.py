@@ -60,7 +60,7 @@ def test_64_greedy_tokens(theirs, ours, english):
         )[0, len(prompt) :].tolist()
     session = Session(ours.llama, ours.mesh, slots=512)
     session.read([prompt])
-    written = np.concatenate(list(session.generate(max_tokens=64)), axis=1)[0]
+    written = np.concatenate([burst.ids for burst in session.generate(max_tokens=64)], axis=1)[0]
     assert written.tolist() == wanted
 
 

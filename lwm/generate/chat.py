@@ -10,7 +10,8 @@ from lwm.data.template import Message, render_chat
 from lwm.data.tokenizer import TextStream, Tokenizer
 from lwm.errors import UserError
 from lwm.generate.engine import Progress, Session, chunks
-from lwm.generate.sampling import by_temperature
+from lwm.generate.sampling import sampler
+from lwm.generate.stopping import StoppingText
 from lwm.generate.writing import Writing
 from lwm.model.llama import Llama
 
@@ -35,13 +36,39 @@ class LanguageModel:
         """Tokens that the model can read and write in all."""
         return self.llama.config.max_context
 
+    def require_fit(self, num_ids: int, max_tokens: int) -> None:
+        """Refuses a prompt that leaves no room for the answer.
+
+        Raises:
+            UserError: How many tokens there are, and how many would fit.
+        """
+        if num_ids + max_tokens > self.context:
+            raise UserError(
+                f"the prompt has {num_ids:,} tokens, but {self.name} has a context of "
+                f"{self.context:,}: {max(0, self.context - max_tokens):,} fit beside an answer "
+                f"of {max_tokens:,}; shorten the prompt or lower max_tokens"
+            )
+
+    def encode_prompt(self, prompt: str) -> list[int]:
+        """Returns the ids of a text to continue, after the model's beginning of text if it has one.
+
+        Raises:
+            UserError: There is nothing to continue.
+        """
+        ids = self.tokenizer.encode(prompt, special=False)
+        if self.tokenizer.add_bos and self.tokenizer.bos_id is not None:
+            ids = [self.tokenizer.bos_id, *ids]
+        if not ids:
+            raise UserError("the prompt is empty; give some text to continue")
+        return ids
+
     def chat(self, question: str, *, document: str | None = None, **writing) -> str:
         """Answers one question, about a document if one is given.
 
         Args:
             question: What to ask.
             document: A text that is put before the question.
-            **writing: The fields of `Writing`: max_tokens, temperature, seed.
+            **writing: The fields of `Writing`, such as max_tokens, temperature, seed.
 
         Raises:
             UserError: The prompt and the answer do not fit into the context.
@@ -55,19 +82,15 @@ class LanguageModel:
         Args:
             prompt: The text; the beginning-of-text token is put before it where the model
                 was trained so.
-            **writing: The fields of `Writing`: max_tokens, temperature, seed.
+            **writing: The fields of `Writing`, such as max_tokens, temperature, seed.
 
         Raises:
             UserError: The prompt is empty, or it and the continuation do not fit.
         """
-        ids = self.tokenizer.encode(prompt, special=False)
-        if self.tokenizer.add_bos and self.tokenizer.bos_id is not None:
-            ids = [self.tokenizer.bos_id, *ids]
-        if not ids:
-            raise UserError("the prompt is empty; give some text to continue")
+        ids = self.encode_prompt(prompt)
         reader = Reader(self)
         stream = TextStream(self.tokenizer, continues=True)
-        return "".join(reader.answer(ids, stream, Writing(**writing), _silent))
+        return "".join(reader.answer(ids, stream, Writing(**writing)))
 
 
 class Reader:
@@ -88,36 +111,35 @@ class Reader:
         return len(self._ids)
 
     def answer(
-        self, ids: Sequence[int], stream: TextStream, writing: Writing, progress: Progress
+        self,
+        ids: Sequence[int],
+        stream: TextStream,
+        writing: Writing,
+        progress: Progress = _silent,
     ) -> Generator[str]:
         """Reads a whole prompt, then yields the text that follows as it is written."""
-        self._require_fit(len(ids), writing.max_tokens)
+        self._model.require_fit(len(ids), writing.max_tokens)
         session = self._read(ids, writing.max_tokens, progress)
         stops = self._model.tokenizer.eos_ids
+        text = StoppingText(stream, writing.stop)
         bursts = session.generate(
             max_tokens=writing.max_tokens,
             stop_ids=stops,
-            sampler=by_temperature(writing.temperature),
+            sampler=sampler(writing),
             seed=writing.seed,
         )
         self.was_cut = True
         for burst in bursts:
-            written = [int(token) for token in burst[0]]
-            self.was_cut = written[-1] not in stops
+            written = burst.ids[0].tolist()
             self._remember(session, written)
-            if text := "".join(stream.push(token) for token in written if token not in stops):
-                yield text
-        if text := stream.finish():
-            yield text
-
-    def _require_fit(self, num_ids: int, max_tokens: int) -> None:
-        model = self._model
-        if num_ids + max_tokens > model.context:
-            raise UserError(
-                f"the prompt has {num_ids:,} tokens, but {model.name} has a context of "
-                f"{model.context:,}: {max(0, model.context - max_tokens):,} fit beside an answer "
-                f"of {max_tokens:,}; shorten the prompt or lower max_tokens"
-            )
+            self.was_cut = written[-1] not in stops
+            if piece := "".join(text.push(token) for token in written if token not in stops):
+                yield piece
+            if text.is_stopped:
+                self.was_cut = False
+                return
+        if piece := text.finish():
+            yield piece
 
     def _read(self, ids: Sequence[int], max_tokens: int, progress: Progress) -> Session:
         """Reads what the cache does not hold yet: at least the last id, to go on from it."""

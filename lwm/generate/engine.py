@@ -3,15 +3,16 @@
 import functools
 import math
 from collections.abc import Callable, Collection, Iterator, Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec as P, reshard
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, UInt32
 
 from lwm.errors import UserError
-from lwm.generate.sampling import Greedy, Sampler
+from lwm.generate.sampling import GREEDY, Sampler
 from lwm.model.cache import EMPTY, KVCache
 from lwm.model.llama import Llama
 from lwm.sharding import BATCH, TOKENS
@@ -24,6 +25,14 @@ BURST = 8
 
 Progress = Callable[[int, int], None]
 """Told, between two chunks, how many tokens of how many are read; may raise to stop there."""
+
+
+class Burst(NamedTuple):
+    """Ids written to each row, -1 where it has stopped, and how likely the model found each."""
+
+    ids: Int[np.ndarray, "B C"]
+    logprobs: Float[np.ndarray, "B C"]
+    """Natural logarithms, of the model's own distribution before any rule of sampling."""
 
 
 def chunks(length: int) -> list[int]:
@@ -59,7 +68,9 @@ class Session:
         self._padded_rows = math.ceil(rows / parts) * parts
         with jax.set_mesh(mesh):
             self.cache = KVCache.empty(model.config, rows=self._padded_rows, slots=slots)
-        self.length = 0
+        self.done = np.arange(self._padded_rows) >= rows
+        # The id in each slot in use, -1 where it is empty.
+        self._history = np.full((self._padded_rows, 0), -1, np.int32)
         self._last: Float[Array, "B D"] | None = None
 
     def read(
@@ -95,12 +106,19 @@ class Session:
         *,
         max_tokens: int,
         stop_ids: Collection[int] = (),
-        sampler: Sampler = Greedy(),  # noqa: B008  (frozen)
-        seed: int = 0,
-    ) -> Iterator[Int[np.ndarray, "B C"]]:
-        """Continues every row; yields up to `BURST` ids at a time, -1 for rows that have stopped.
+        sampler: Sampler = GREEDY,
+        seed: int | Sequence[int] = 0,
+    ) -> Iterator[Burst]:
+        """Continues every row, and yields what is written up to `BURST` ids at a time.
 
-        A stop id is yielded and read like any other, and ends its row.
+        A stop id is yielded and read like any other, and ends its row. Between two bursts, the
+        caller may end rows by setting `done`.
+
+        Args:
+            max_tokens: Ids to write at most.
+            stop_ids: Ids that end a row.
+            sampler: How an id is chosen.
+            seed: One for all rows, or one for each. A row's draws depend on its seed alone.
 
         Raises:
             ValueError: Nothing has been read, or `max_tokens` more do not fit.
@@ -109,26 +127,31 @@ class Session:
             raise ValueError("there is nothing to continue; read a prompt first")
         self._require_room(max_tokens)
         stops = np.fromiter(stop_ids, np.int32)
-        done = np.arange(self._padded_rows) >= self.rows
+        seeds = np.zeros(self._padded_rows, np.uint32)
+        seeds[: self.rows] = seed
+        seen = self._seen()
+        self.done = np.arange(self._padded_rows) >= self.rows
         for start in range(0, max_tokens, BURST):
-            steps = min(BURST, max_tokens - start)
             with jax.set_mesh(self.mesh):
-                self.cache, self._last, written, done, count = _decode(
+                self.cache, self._last, seen, done, written, logprobs, count = _decode(
                     self.model,
                     self.cache,
                     self._last,
-                    done,
-                    jax.random.key(seed),
+                    seen,
+                    self.done,
+                    seeds,
                     start,
                     stops,
                     sampler=sampler,
-                    steps=steps,
+                    steps=min(BURST, max_tokens - start),
                 )
-            # Reading the count waits for the device; the ids come from the finished program.
-            count, done = int(count), np.asarray(done)
-            self.length += count
-            yield np.asarray(written)[: self.rows, :count]
-            if done.all():
+            # Reading the count waits for the device; the rest comes from the finished program.
+            count = int(count)
+            self.done = np.array(done)
+            written = np.asarray(written)[:, :count]
+            self._history = np.concatenate([self._history, written], axis=1)
+            yield Burst(written[: self.rows], np.asarray(logprobs)[: self.rows, :count])
+            if self.done.all():
                 return
 
     def reserve(self, slots: int) -> None:
@@ -141,8 +164,19 @@ class Session:
         """Forgets every slot from `length` on; something must be read before going on."""
         with jax.set_mesh(self.mesh):
             self.cache = self.cache.rewind(length)
-        self.length = length
+        self._history = self._history[:, :length]
         self._last = None
+
+    @property
+    def length(self) -> int:
+        """Slots in use."""
+        return self._history.shape[1]
+
+    def _seen(self) -> Bool[np.ndarray, "B V"]:
+        """Says which ids each row has read or written."""
+        seen = np.zeros((self._padded_rows, self.model.config.tokens.text + 1), bool)
+        np.put_along_axis(seen, self._history, True, axis=1)  # empty slots mark the last column
+        return seen[:, :-1]
 
     def _require_room(self, width: int) -> None:
         if self.length + width > self.cache.slots:
@@ -156,7 +190,8 @@ class Session:
             self._last, self.cache = self.model.extend(
                 jax.device_put(tokens, place), jax.device_put(segments, place), self.cache
             )
-        self.length += tokens.shape[1]
+        ids = np.where(segments == EMPTY, -1, tokens)
+        self._history = np.concatenate([self._history, ids], axis=1)
 
 
 @functools.partial(jax.jit, static_argnames=("sampler", "steps"), donate_argnames=("cache",))
@@ -164,34 +199,41 @@ def _decode(
     model: Llama,
     cache: KVCache,
     last: Float[Array, "B D"],
+    seen: Bool[Array, "B V"],
     done: Bool[Array, " B"],
-    key: Array,
+    seeds: UInt32[Array, " B"],
     start: Int[Array, ""],
     stops: Int[Array, " E"],
     *,
     sampler: Sampler,
     steps: int,
-) -> tuple[KVCache, Array, Int[Array, "B C"], Bool[Array, " B"], Int[Array, ""]]:
+) -> tuple[KVCache, Array, Array, Array, Array, Array, Array]:
     """Decodes up to `steps` ids, fewer if all rows stop; the key of a step is its number's."""
     rows = last.shape[0]
+    row_keys = jax.vmap(jax.random.key)(seeds)
 
     def going(state):
         return (state[0] < steps) & ~jnp.all(state[4])
 
     def step(state):
-        i, cache, last, written, done = state
+        i, cache, last, seen, done, written, logprobs = state
+        # All devices choose the same ids from all logits: no collective inside a sort.
         logits = reshard(model.logits(last[:, None])[:, 0], P())[:, : model.config.tokens.text]
-        keys = jnp.broadcast_to(jax.random.fold_in(key, start + i), (rows,))
-        chosen = sampler(logits, keys=keys)
+        keys = jax.vmap(jax.random.fold_in, (0, None))(row_keys, start + i)
+        chosen = sampler(logits, seen=seen, keys=keys)
+        chance = jnp.take_along_axis(jax.nn.log_softmax(logits), chosen[:, None], axis=1)[:, 0]
         written = written.at[:, i].set(jnp.where(done, -1, chosen))
+        logprobs = logprobs.at[:, i].set(chance)
+        seen = seen.at[jnp.arange(rows), chosen].set(True)
         segments = jnp.where(done, EMPTY, 0)
         last, cache = model.extend(
             reshard(chosen[:, None], TOKENS), reshard(segments[:, None], TOKENS), cache
         )
         stopped = jnp.any(chosen[:, None] == stops[None, :], axis=1)
-        return i + 1, cache, last, written, done | stopped
+        return i + 1, cache, last, seen, done | stopped, written, logprobs
 
     written = jnp.full((rows, steps), -1, jnp.int32)
-    state = (jnp.zeros((), jnp.int32), cache, last, written, jnp.asarray(done))
-    count, cache, last, written, done = jax.lax.while_loop(going, step, state)
-    return cache, last, written, done, count
+    logprobs = jnp.zeros((rows, steps))
+    state = (jnp.zeros((), jnp.int32), cache, last, seen, done, written, logprobs)
+    count, cache, last, seen, done, written, logprobs = jax.lax.while_loop(going, step, state)
+    return cache, last, seen, done, written, logprobs, count

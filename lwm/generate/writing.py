@@ -13,8 +13,18 @@ class Writing:
     """Tokens that the answer may have; they are kept free in the context."""
     temperature: float = 0.0
     """Randomness; 0 takes the most likely token each time."""
+    top_k: int = 0
+    """Draw from this many likeliest tokens only; 0 is all."""
+    top_p: float = 1.0
+    """Draw from the fewest tokens that have this probability together."""
+    min_p: float = 0.0
+    """Draw from tokens at least this many times as likely as the likeliest."""
+    repetition_penalty: float = 1.0
+    """Above 1, tokens of the prompt and the answer become less likely."""
     seed: int = 0
-    """The same seed draws the same answer."""
+    """The same seed draws the same answer, whatever the batch."""
+    stop: tuple[str, ...] = ()
+    """The answer ends before the first of these."""
 
     def __post_init__(self):
         """Refuses what no answer can be written with.
@@ -24,5 +34,13 @@ class Writing:
         """
         if self.max_tokens < 1:
             raise UserError(f"max_tokens {self.max_tokens} leaves no room for an answer")
-        if not self.temperature >= 0:
-            raise UserError(f"temperature {self.temperature} must be 0 or above")
+        for name, allowed, wanted in (
+            ("temperature", self.temperature >= 0, "0 or above"),
+            ("top_k", self.top_k >= 0, "0 (all) or above"),
+            ("top_p", 0 < self.top_p <= 1, "above 0 and at most 1"),
+            ("min_p", 0 <= self.min_p <= 1, "from 0 to 1"),
+            ("repetition_penalty", self.repetition_penalty > 0, "above 0"),
+            ("stop", all(self.stop), "texts of at least one character"),
+        ):
+            if not allowed:
+                raise UserError(f"{name} {getattr(self, name)} must be {wanted}")

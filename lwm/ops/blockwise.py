@@ -1,7 +1,7 @@
 """Attention in tiles, in plain JAX: memory grows with S, and empty tiles are not computed.
 
-After FlashAttention-2 (Dao 2023, arXiv 2307.08691), algorithms 1 and 2. Before the loops, tiles are
-laid out so that no product in a loop transposes an operand, which CPUs reward.
+After FlashAttention-2 (Dao 2023, arXiv 2307.08691), algorithms 1 and 2. A tile holds all heads, so
+that each product is large enough to occupy every core.
 """
 
 from functools import partial
@@ -42,8 +42,11 @@ class Extent(NamedTuple):
 
 
 def block_sizes(S: int, T: int, G: int) -> tuple[int, int]:
-    """Chooses the tile: G query heads share a key head, so their rows share its tile."""
-    return max(512 // G, 16), 512
+    """Chooses the tile's queries and keys: the G heads that share a key head share its rows."""
+    # More queries to a tile run faster, but waste more of the diagonal: worth it in long rows.
+    bq, bk = max((1024 if S >= 8192 else 512) // G, 16), 512
+    # Tiles of equal length, so that the last is not mostly padding.
+    return _even(S, bq), _even(T, bk)
 
 
 def fwd(
@@ -60,9 +63,10 @@ def fwd(
     """Returns the attention output and each row's log-sum-exp, -inf where no key is seen."""
     B, S, N, H = q.shape
     K = k.shape[2]
-    bq, bk = _fit(blocks, S, k.shape[1], N // K)
+    bq, bk = blocks or block_sizes(S, k.shape[1], N // K)
     q_side, k_side = _sides(Mask(q_index, k_index, q_segments, k_segments), bq, bk)
-    qs, ks, vs = _rows(q, K, bq), _columns(k, K, bk), _rows(v, K, bk)
+    qs, ks, vs = _rows(q, K, bq), _rows(k, K, bk), _rows(v, K, bk)
+    scale = H**-0.5
 
     def query_tile(tile):
         row, query, side = tile
@@ -71,17 +75,18 @@ def fwd(
         def step(n, carry, masked):
             top, total, acc = carry
             j = order[n]
-            s = _dot(query, ks[row, j]) * H**-0.5
+            s = _dot(query, ks[row, j], transposed=True)
             if masked:
                 s = jnp.where(_visible(side, k_side, row, j, N // K), s, -jnp.inf)
             new_top = jnp.maximum(top, s.max(-1))
-            p = jnp.exp(s - new_top[..., None])
-            shrink = jnp.exp(top - new_top)
+            # Scaled here, where it costs no pass of its own over the tile.
+            p = jnp.exp((s - new_top[..., None]) * scale)
+            shrink = jnp.exp((top - new_top) * scale)
             acc = acc * shrink[..., None] + _dot(p.astype(v.dtype), vs[row, j])
             return new_top, total * shrink + p.sum(-1), acc
 
-        rows = query.shape[:2]
-        carry = jnp.full(rows, NOWHERE), jnp.zeros(rows), jnp.zeros(query.shape)
+        top = jnp.full(query.shape[:2], NOWHERE, jnp.float32)
+        carry = top, jnp.zeros_like(top), jnp.zeros(query.shape, jnp.float32)
         carry = _vary(carry, (q, k, v, side, k_side))
         carry = lax.fori_loop(0, full, partial(step, masked=False), carry)
         carry = lax.fori_loop(full, full + partly, partial(step, masked=True), carry)
@@ -89,7 +94,7 @@ def fwd(
         seen = total > 0
         safe = jnp.where(seen, total, 1)
         out = (acc / safe[..., None]).astype(q.dtype)
-        return out, jnp.where(seen, top + jnp.log(safe), -jnp.inf)
+        return out, jnp.where(seen, top * scale + jnp.log(safe), -jnp.inf)
 
     out, lse = lax.map(query_tile, _each(B, qs, q_side))
     return _unrows(out, q.shape), _unrows(lse[..., None], (B, S, N, 1))[..., 0]
@@ -112,41 +117,44 @@ def bwd(
     """Returns dq, dk, dv; `out` and `lse` may cover more keys than `k` holds."""
     B, S, N, H = q.shape
     T, K = k.shape[1:3]
-    bq, bk = _fit(blocks, S, T, N // K)
+    bq, bk = blocks or block_sizes(S, T, N // K)
     q_side, k_side = _sides(Mask(q_index, k_index, q_segments, k_segments), bq, bk)
     dout = dout.astype(q.dtype)
-    delta = jnp.sum(out.astype(jnp.float32) * dout.astype(jnp.float32), -1, keepdims=True)
     # Rows that see nothing have p = exp(s - inf) = 0 for every s.
     lse = jnp.where(lse == -jnp.inf, jnp.inf, lse)[..., None]
-    ks, kts, vts = _rows(k, K, bk), _columns(k, K, bk), _columns(v, K, bk)
+    ks, vs = _rows(k, K, bk), _rows(v, K, bk)
+    scale = H**-0.5
 
     def query_tile(grads, tile):
-        row, query, query_t, do, do_t, lse, delta, side = tile
+        row, query, out, do, lse, side = tile
+        delta = jnp.sum(out.astype(jnp.float32) * do.astype(jnp.float32), -1, keepdims=True)
+        # Transposed once a row of tiles, so that dk and dv grow as columns: on CPU a product whose
+        # left side is read by columns runs at half speed.
+        query_t, do_t = query.swapaxes(1, 2), do.swapaxes(1, 2)
         full, partly, order = _plan(side, jax.tree.map(lambda x: x[row], k_side))
 
         def step(n, carry, masked):
             dq, dks, dvs = carry
             j = order[n]
-            s = _dot(query, kts[row, j]) * H**-0.5
+            s = _dot(query, ks[row, j], transposed=True)
             if masked:
                 s = jnp.where(_visible(side, k_side, row, j, N // K), s, -jnp.inf)
-            p = jnp.exp(s - lse)
-            ds = (p * (_dot(do, vts[row, j]) - delta)).astype(q.dtype)
+            p = jnp.exp(s * scale - lse)
+            ds = (p * (_dot(do, vs[row, j], transposed=True) - delta)).astype(q.dtype)
             dks = dks.at[row, j].add(_dot(query_t, ds))
             dvs = dvs.at[row, j].add(_dot(do_t, p.astype(q.dtype)))
             return dq + _dot(ds, ks[row, j]), dks, dvs
 
-        carry = _vary((jnp.zeros(query.shape), *grads), (q, k, v, dout, lse, side, k_side))
+        dq = _vary(jnp.zeros(query.shape, jnp.float32), (q, k, v, dout, lse, side, k_side))
+        carry = dq, *grads
         carry = lax.fori_loop(0, full, partial(step, masked=False), carry)
         dq, *grads = lax.fori_loop(full, full + partly, partial(step, masked=True), carry)
         return grads, dq
 
-    zeros = jnp.zeros(kts.shape)
-    tiles = [_rows(q, K, bq), _columns(q, K, bq), _rows(dout, K, bq), _columns(dout, K, bq)]
-    stats = [_rows(lse, K, bq), _rows(delta, K, bq)]
+    zeros = jnp.zeros(ks.swapaxes(3, 4).shape, jnp.float32)
+    tiles = [_rows(x, K, bq) for x in (q, out, dout, lse)]
     grads = _vary([zeros, zeros], (q, k, v, dout, lse, q_side, k_side))
-    (dks, dvs), dq = lax.scan(query_tile, grads, _each(B, *tiles, *stats, q_side))
-    scale = H**-0.5
+    (dks, dvs), dq = lax.scan(query_tile, grads, _each(B, *tiles, q_side))
     dq = _unrows(dq * scale, q.shape).astype(q.dtype)
     return dq, _uncolumns(dks * scale, k.shape, k.dtype), _uncolumns(dvs, v.shape, v.dtype)
 
@@ -172,10 +180,11 @@ def tiles_computed(
     k_index: Int[Array, " T"],
     q_segments: Int[Array, "B S"],
     k_segments: Int[Array, "B T"],
-    blocks: tuple[int, int],
+    blocks: tuple[int, int] | None = None,
+    groups: int = 1,
 ) -> Int[Array, ""]:
     """Counts the tiles that `fwd` and `bwd` execute, all rows of the batch together."""
-    bq, bk = _fit(blocks, q_index.size, k_index.size, 1)
+    bq, bk = blocks or block_sizes(q_index.size, k_index.size, groups)
     mask = Mask(q_index, k_index, q_segments, k_segments)
     q_side, k_side = _sides(mask, bq, bk)
     full, partly, _ = jax.vmap(jax.vmap(_plan, (0, None)))(q_side, k_side)
@@ -195,23 +204,28 @@ def _blockwise_fwd(q, k, v, mask, blocks):
 
 
 def _blockwise_bwd(blocks, saved, dout):
-    *tensors, mask = saved
-    return *bwd(*tensors, dout, **mask._asdict(), blocks=blocks), None
+    q, k, v, out, lse, mask = saved
+    return *bwd(q, k, v, out, lse, dout, **mask._asdict(), blocks=blocks), None
 
 
 _blockwise.defvjp(_blockwise_fwd, _blockwise_bwd)
 
 
-def _dot(a, b):
-    return lax.dot_general(
-        a, b, (((2,), (1,)), ((0,), (0,))), preferred_element_type=jnp.float32
-    )
+def _dot(a, b, transposed=False):
+    """Multiplies per key head, summing in fp32; `transposed` takes the rows of b as columns."""
+    dims = (((2,), (2 if transposed else 1,)), ((0,), (0,)))
+    multiply = partial(lax.dot_general, dimension_numbers=dims, preferred_element_type=jnp.float32)
+
+    def widened(a, b):
+        return multiply(a.astype(jnp.float32), b.astype(jnp.float32))
+
+    # XLA on CPU lacks bf16 products with an fp32 sum for some layouts, and fails as it runs.
+    return lax.platform_dependent(a, b, cpu=widened, default=multiply)
 
 
-def _fit(blocks, S, T, G):
-    """Shrinks the blocks to the lengths, so that the last tile is not mostly padding."""
-    bq, bk = blocks or block_sizes(S, T, G)
-    return -(-S // -(-S // bq)), -(-T // -(-T // bk))
+def _even(length, most):
+    tiles = -(-length // most)
+    return -(-length // tiles)
 
 
 def _sides(mask, bq, bk):
@@ -272,11 +286,6 @@ def _rows(x, K, b):
     return x.reshape(B, -1, K, N // K * b, H)
 
 
-def _columns(x, K, b):
-    """B S N H -> B tiles K H G·b, laid out so in memory."""
-    return _rows(x, K, b).swapaxes(3, 4)
-
-
 def _unrows(x, shape):
     """Inverts `_rows`, from the flattened work items."""
     B, S, N, H = shape
@@ -286,7 +295,7 @@ def _unrows(x, shape):
 
 
 def _uncolumns(x, shape, dtype):
-    """Inverts `_columns` for keys."""
+    """Inverts `_rows` for keys whose tiles are transposed."""
     B, T, K, H = shape
     return x.transpose(0, 1, 4, 2, 3).reshape(B, -1, K, H)[:, :T].astype(dtype)
 

@@ -5,6 +5,7 @@ import tokenizers
 
 from lwm.data.tokenizer import TextStream, Tokenizer
 from lwm.errors import UserError
+from lwm.generate.batch import complete
 from lwm.generate.chat import Conversation, LanguageModel, Reader
 from lwm.generate.writing import Writing
 from lwm.tokens import TokenSpace
@@ -94,7 +95,7 @@ def test_answers_end_at_the_end_of_turn(model):
     tokenizer = model.tokenizer
     prompt = tokenizer.encode("Hello")
     free = Reader(model)
-    text = "".join(free.answer(prompt, TextStream(tokenizer), SHORT, lambda n, total: None))
+    text = "".join(free.answer(prompt, TextStream(tokenizer), SHORT))
     assert free.was_cut
     assert free.num_tokens == len(prompt) + 16
     assert text == tokenizer.decode(free._ids[len(prompt) :])
@@ -108,10 +109,39 @@ def test_generate_continues_a_text(model):
         model.generate("")
 
 
-@pytest.mark.parametrize(
-    ("values", "says"),
-    [({"max_tokens": 0}, "max_tokens 0"), ({"temperature": -1.0}, "temperature -1.0")],
-)
-def test_writing_refuses_what_cannot_be(values, says):
-    with pytest.raises(UserError, match=says):
-        Writing(**values)
+def test_stop_strings_end_an_answer_wherever_tokens_divide_it(model):
+    whole = model.generate("Once upon", max_tokens=40)
+    stop = whole[10:14]
+    text = model.generate("Once upon", max_tokens=40, stop=(stop, "never"))
+    assert text == whole[: whole.index(stop)]
+
+
+def test_prompts_together_are_completed_as_alone(model):
+    prompts = ["Once upon a time", "x", "The sea " * 20]
+    writing = Writing(max_tokens=24, temperature=1.0, seed=7)
+    together = complete(model, prompts, writing)
+    for prompt, completion in zip(prompts, together, strict=True):
+        alone = complete(model, [prompt], writing)[0]
+        assert (completion.prompt, completion.ids) == (prompt, alone.ids)
+        assert completion.logprobs == pytest.approx(alone.logprobs, abs=1e-4)
+        assert completion.text == model.generate(prompt, max_tokens=24, temperature=1.0, seed=7)
+        assert len(completion.ids) == len(completion.logprobs)
+        assert (completion.finish_reason == "length") == (len(completion.ids) == 24)
+
+
+def test_rows_of_a_batch_stop_by_themselves(model):
+    whole = complete(model, ["Once upon", "A tale"], Writing(max_tokens=40))
+    stop = whole[0].text[5:9]
+    cut = complete(model, ["Once upon", "A tale"], Writing(max_tokens=40, stop=(stop,)))
+    assert cut[0].finish_reason == "stop"
+    assert cut[0].text == whole[0].text[: whole[0].text.index(stop)]
+    assert whole[0].ids[: len(cut[0].ids)] == cut[0].ids
+    if stop not in whole[1].text:
+        assert cut[1].ids == whole[1].ids
+
+
+def test_the_prompt_of_a_batch_that_cannot_be_is_named(model):
+    with pytest.raises(UserError, match="prompt 2 of 2: the prompt is empty"):
+        complete(model, ["Hi", ""], SHORT)
+    with pytest.raises(UserError, match="prompt 1 of 2: the prompt has 600 tokens"):
+        complete(model, ["x" * 600, "Hi"], SHORT)

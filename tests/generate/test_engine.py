@@ -1,3 +1,4 @@
+import jax
 import numpy as np
 import pytest
 
@@ -6,14 +7,14 @@ from lwm.convert.names import LWM
 from lwm.convert.weights import build_llama
 from lwm.errors import UserError
 from lwm.generate.engine import LONG, SHORT, Session, chunks
-from lwm.generate.sampling import Greedy, Temperature
+from lwm.generate.sampling import Sampler, TopK
 from lwm.model.config import LlamaConfig
 from lwm.sharding import make_mesh
 from lwm.tokens import TokenSpace
 
 
 def collect(bursts):
-    return np.concatenate(list(bursts), axis=1)
+    return np.concatenate([burst.ids for burst in bursts], axis=1)
 
 
 def prompts(*lengths, seed=0):
@@ -70,7 +71,7 @@ def test_sampling_depends_on_the_seed_and_not_on_the_batch(mesh, tiny, init):
     def sample(given, seed):
         session = Session(model, mesh, rows=len(given), slots=256)
         session.read(given)
-        return collect(session.generate(max_tokens=24, sampler=Temperature(1.0), seed=seed))
+        return collect(session.generate(max_tokens=24, sampler=Sampler(), seed=seed))
 
     given = prompts(5, 9)
     first = sample(given, 1)
@@ -152,19 +153,38 @@ def test_what_cannot_be_done_is_refused(mesh, tiny, init):
         Session(model, make_mesh("sp=2"), slots=256)
 
 
-def test_temperature_follows_the_softmax(mesh):
-    import jax
-    import jax.numpy as jnp
+def test_taking_the_likeliest_of_one_is_greedy(mesh, tiny, init):
+    session = Session(init(tiny()), mesh, rows=2, slots=256)
+    session.read(prompts(10, 12))
+    greedy = collect(session.generate(max_tokens=20))
+    session.rewind(0)
+    session.read(prompts(10, 12))
+    top1 = collect(session.generate(max_tokens=20, sampler=Sampler(rules=(TopK(1),)), seed=5))
+    np.testing.assert_array_equal(top1, greedy)
 
-    logits = np.array([0.0, 1.0, 2.0, -1.0, -np.inf], np.float32)
-    count = 20_000
-    keys = jax.random.split(jax.random.key(0), count)
-    drawn = Temperature(2.0)(jnp.broadcast_to(logits, (count, 5)), keys=keys)
-    wanted = np.exp(logits / 2) / np.exp(logits / 2).sum() * count
-    seen = np.bincount(drawn, minlength=5)
-    assert seen[4] == 0
-    chi_square = (np.square(seen - wanted)[:4] / wanted[:4]).sum()
-    assert chi_square < 16.27  # 3 degrees of freedom, p = 0.001
-    assert Greedy()(jnp.asarray(logits)[None], keys=keys[:1]) == 2
-    with pytest.raises(ValueError, match="must be above 0"):
-        Temperature(0.0)
+
+def test_each_row_has_its_own_seed(mesh, tiny, init):
+    model, given = init(tiny()), prompts(6)
+
+    def sample(rows, seed):
+        session = Session(model, mesh, rows=rows, slots=256)
+        session.read(given * rows)
+        return collect(session.generate(max_tokens=16, sampler=Sampler(), seed=seed))
+
+    several = sample(3, [4, 9, 4])
+    np.testing.assert_array_equal(several[0], several[2])
+    np.testing.assert_array_equal(several[:2], np.concatenate([sample(1, 4), sample(1, 9)]))
+    assert (several[0] != several[1]).any()
+
+
+def test_logprobs_are_those_of_the_forward_pass(mesh, tiny, init, place):
+    model, given = init(tiny()), prompts(12)
+    session = Session(model, mesh, slots=256)
+    session.read(given)
+    bursts = list(session.generate(max_tokens=20, sampler=Sampler(), seed=3))
+    ids = np.concatenate([burst.ids for burst in bursts], axis=1)
+    logprobs = np.concatenate([burst.logprobs for burst in bursts], axis=1)
+    whole = np.concatenate([given, ids], axis=1)
+    chances = jax.nn.log_softmax(model(*place(mesh, whole)))[:, 11:-1]
+    wanted = np.take_along_axis(np.asarray(chances), ids[..., None], axis=-1)[..., 0]
+    np.testing.assert_allclose(logprobs, wanted, atol=1e-4)

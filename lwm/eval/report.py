@@ -1,0 +1,128 @@
+"""What the answers over a grid come to: accuracies with their intervals, as JSON and as a table."""
+
+import dataclasses
+import json
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from lwm.eval.results import Row
+
+Z95 = 1.959963984540054
+"""Standard deviations on either side that hold 95% of a normal distribution."""
+
+
+def wilson(correct: int, asked: int, *, z: float = Z95) -> tuple[float, float]:
+    """Returns the score interval of a proportion.
+
+    E. B. Wilson, Probable Inference, the Law of Succession, and Statistical Inference,
+    Journal of the American Statistical Association 22 (1927), 209-212.
+    """
+    share, weight = correct / asked, z * z / asked
+    middle = (share + weight / 2) / (1 + weight)
+    reach = math.sqrt(weight * (share * (1 - share) + weight / 4)) / (1 + weight)
+    low = 0.0 if correct == 0 else middle - reach
+    return low, 1.0 if correct == asked else middle + reach
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Score:
+    """How many of some questions were answered correctly."""
+
+    correct: int
+    asked: int
+
+    @property
+    def accuracy(self) -> float:
+        """The share that was answered correctly."""
+        return self.correct / self.asked
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns counts, accuracy and interval, rounded to what they can tell."""
+        interval = [round(bound, 6) for bound in wilson(self.correct, self.asked)]
+        accuracy = round(self.accuracy, 6)
+        return {
+            "correct": self.correct,
+            "asked": self.asked,
+            "accuracy": accuracy,
+            "wilson95": interval,
+        }
+
+    def __str__(self) -> str:
+        low, high = wilson(self.correct, self.asked)
+        return f"{self.accuracy:.0%} ({100 * low:.0f}-{100 * high:.0f})"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Report:
+    """The answers of one evaluation, whatever the order in which they were given."""
+
+    header: Row
+    """The model, the configuration and the versions: the first line of the results."""
+    rows: Sequence[Row]
+
+    @property
+    def model(self) -> str:
+        """The name of the model."""
+        return self.header["model"]["name"]
+
+    @property
+    def lengths(self) -> list[int]:
+        """The context lengths, ascending."""
+        return sorted({row["context_length"] for row in self.rows})
+
+    @property
+    def depths(self) -> list[float]:
+        """The depths, ascending."""
+        return sorted({row["depth_percent"] for row in self.rows})
+
+    def score(self, *, length: int | None = None, depth: float | None = None) -> Score:
+        """Counts all answers, or those of a length, of a depth, or of a cell."""
+        chosen = [
+            row["correct"]
+            for row in self.rows
+            if length in (None, row["context_length"]) and depth in (None, row["depth_percent"])
+        ]
+        return Score(correct=sum(chosen), asked=len(chosen))
+
+    def to_json(self) -> str:
+        """Returns the report; the same answers always give the same text."""
+        lengths, depths = self.lengths, self.depths
+        cells = [
+            {"context_length": n, "depth_percent": d} | self.score(length=n, depth=d).to_json()
+            for n in lengths
+            for d in depths
+        ]
+        by_length = [
+            {"context_length": n, "built_length": self._built(n)} | self.score(length=n).to_json()
+            for n in lengths
+        ]
+        by_depth = [{"depth_percent": d} | self.score(depth=d).to_json() for d in depths]
+        whole = dict(self.header) | {
+            "overall": self.score().to_json(),
+            "by_length": by_length,
+            "by_depth": by_depth,
+            "cells": cells,
+        }
+        return json.dumps(whole, ensure_ascii=False, indent=2) + "\n"
+
+    def _built(self, length: int) -> list[int]:
+        """Returns the least and the greatest length that a prompt really had."""
+        built = [row["built_length"] for row in self.rows if row["context_length"] == length]
+        return [min(built), max(built)]
+
+    def table(self) -> str:
+        """Returns the grid in Markdown, the margins with 95% Wilson intervals in percent."""
+        lengths = self.lengths
+        rows = [["depth", *(f"{n:,}" for n in lengths), "all lengths"]]
+        for d in self.depths:
+            cells = [f"{self.score(length=n, depth=d).accuracy:.0%}" for n in lengths]
+            rows.append([f"{d:g}%", *cells, str(self.score(depth=d))])
+        total = [str(self.score(length=n)) for n in lengths]
+        rows.append(["all depths", *total, str(self.score())])
+        widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+        rows.insert(1, [f"{'-' * (width - 1)}:" for width in widths])
+        return "\n".join(
+            f"| {' | '.join(c.rjust(w) for c, w in zip(row, widths, strict=True))} |"
+            for row in rows
+        )

@@ -1,0 +1,130 @@
+"""A file of answers that survives whatever stops the program: a line is there whole or not."""
+
+import contextlib
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from lwm.errors import UserError
+
+Row = Mapping[str, Any]
+
+
+class Results:
+    """What was asked and answered so far, in a JSONL file whose first line says of what."""
+
+    def __init__(self, path: Path, header: Mapping[str, Any]):
+        """Opens the file, or starts it; a last line that was torn is dropped.
+
+        Raises:
+            UserError: It belongs to another evaluation, is damaged, or cannot be written.
+        """
+        self.path = path
+        self.header: dict[str, Any] = json.loads(json.dumps(header))
+        with _writable(path):
+            data = path.read_bytes() if path.exists() else b""
+        first = _line(self.header)
+        if first.startswith(data):
+            self.rows: list[dict[str, Any]] = []
+            with _writable(path):
+                path.write_bytes(first)
+            return
+        whole = data[: data.rfind(b"\n") + 1]
+        there, *self.rows = _parse(whole or data, path)
+        _require_same(there, self.header, path)
+        if len(whole) < len(data):
+            with _writable(path):
+                os.truncate(path, len(whole))
+
+    def append(self, row: Row) -> None:
+        """Adds an answer, and returns when it is safe on the disk."""
+        with _writable(self.path), self.path.open("ab") as file:
+            file.write(_line(row))
+            file.flush()
+            os.fsync(file.fileno())
+        self.rows.append(json.loads(_line(row)))
+
+
+def require_same(path: Path, part: Row) -> None:
+    """Refuses a file of results whose header has other values for some of its fields.
+
+    Raises:
+        UserError: The first field that differs.
+    """
+    first, newline, _ = path.read_bytes().partition(b"\n") if path.exists() else (b"", b"", b"")
+    if newline:
+        (there,) = _parse(first, path)
+        _require_same({key: there.get(key) for key in part}, json.loads(_line(part)), path)
+
+
+def replace(path: Path, data: bytes) -> None:
+    """Writes a file so that no one ever sees half of it.
+
+    Raises:
+        UserError: It cannot be written.
+    """
+    draft = path.with_name(f".{path.name}.part")
+    with _writable(path):
+        draft.write_bytes(data)
+        draft.replace(path)
+
+
+def require_writable(folder: Path, name: str) -> None:
+    """Makes the folder and refuses one in which the file cannot be written.
+
+    Raises:
+        UserError: The reason.
+    """
+    with _writable(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / name).open("ab").close()
+
+
+@contextlib.contextmanager
+def _writable(path: Path):
+    try:
+        yield
+    except OSError as error:
+        raise UserError(
+            f"{path} cannot be written ({error.strerror}); choose another folder"
+        ) from None
+
+
+def _line(row: Row) -> bytes:
+    return json.dumps(row, ensure_ascii=False).encode() + b"\n"
+
+
+def _parse(data: bytes, path: Path) -> list[dict[str, Any]]:
+    rows = []
+    for number, line in enumerate(data.splitlines(), 1):
+        try:
+            row = json.loads(line)
+        except ValueError:
+            row = None
+        if not isinstance(row, dict):
+            raise UserError(
+                f"{path}, line {number}: not the results of an evaluation; choose another folder"
+            )
+        rows.append(row)
+    return rows
+
+
+def _require_same(there: Row, here: Row, path: Path) -> None:
+    if there != here:
+        raise UserError(
+            f"{path} belongs to another evaluation ({_difference(there, here)}); "
+            "choose another folder, or remove this one to start anew"
+        )
+
+
+def _difference(there: Mapping[str, Any], here: Mapping[str, Any], prefix: str = "") -> str:
+    """Names the first field in which two headers differ."""
+    for key in [*here, *there]:
+        old, new = there.get(key), here.get(key)
+        if old != new:
+            if isinstance(old, dict) and isinstance(new, dict):
+                return _difference(old, new, f"{prefix}{key}.")
+            return f"{prefix}{key} was {json.dumps(old)}, is {json.dumps(new)}"
+    return "its first line differs"

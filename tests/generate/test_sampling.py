@@ -1,0 +1,139 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lwm.errors import UserError
+from lwm.generate.sampling import (
+    GREEDY,
+    MinP,
+    RepetitionPenalty,
+    Sampler,
+    Temperature,
+    TopK,
+    TopP,
+    sampler,
+)
+from lwm.generate.writing import Writing
+
+RNG = np.random.default_rng(0)
+LOGITS = (3 * RNG.normal(size=(64, 20))).astype(np.float32)
+SEEN = RNG.random((64, 20)) < 0.3
+
+
+def softmax(logits):
+    e = np.exp(logits - logits.max())
+    return e / e.sum()
+
+
+# Each rule stated for one row, in the plainest way.
+
+
+def penalise(row, seen, penalty):
+    return [
+        (x / penalty if x > 0 else x * penalty) if s else x for x, s in zip(row, seen, strict=True)
+    ]
+
+
+def top_k(row, seen, k):
+    kth = sorted(row)[-k]
+    return [x if x >= kth else -np.inf for x in row]
+
+
+def top_p(row, seen, p):
+    chances, total, kept = softmax(row), 0.0, set()
+    for i in np.argsort(-row):
+        if total >= p:
+            break
+        kept.add(i)
+        total += chances[i]
+    return [x if i in kept else -np.inf for i, x in enumerate(row)]
+
+
+def min_p(row, seen, p):
+    chances = softmax(row)
+    return [x if c >= p * chances.max() else -np.inf for x, c in zip(row, chances, strict=True)]
+
+
+@pytest.mark.parametrize(
+    ("rule", "stated", "value"),
+    [
+        (RepetitionPenalty, penalise, 1.3),
+        (RepetitionPenalty, penalise, 0.7),
+        (Temperature, lambda row, seen, t: row / t, 0.6),
+        (TopK, top_k, 1),
+        (TopK, top_k, 7),
+        (TopK, top_k, 20),
+        (TopP, top_p, 0.05),
+        (TopP, top_p, 0.5),
+        (TopP, top_p, 0.95),
+        (MinP, min_p, 0.02),
+        (MinP, min_p, 1.0),
+    ],
+)
+def test_rule_is_as_stated(rule, stated, value):
+    ours = rule(value)(jnp.asarray(LOGITS), seen=jnp.asarray(SEEN))
+    theirs = [stated(row, seen, value) for row, seen in zip(LOGITS, SEEN, strict=True)]
+    np.testing.assert_allclose(ours, np.array(theirs), rtol=1e-6)
+
+
+def test_top_k_of_more_than_there_are_keeps_all():
+    np.testing.assert_array_equal(TopK(1000)(jnp.asarray(LOGITS), seen=jnp.asarray(SEEN)), LOGITS)
+
+
+@pytest.mark.parametrize(
+    "writing",
+    [
+        Writing(temperature=1.0),
+        Writing(temperature=0.7),
+        Writing(temperature=1.5, top_k=6),
+        Writing(temperature=1.0, top_p=0.8),
+        Writing(temperature=1.2, min_p=0.1),
+        Writing(temperature=0.9, top_k=8, top_p=0.9, min_p=0.05, repetition_penalty=1.5),
+    ],
+)
+def test_draws_follow_the_distribution(writing):
+    row, seen = LOGITS[0, :10] / 2, SEEN[0, :10]
+    wanted = np.array(penalise(row, seen, writing.repetition_penalty)) / writing.temperature
+    if writing.top_k:
+        wanted = np.array(top_k(wanted, seen, writing.top_k))
+    wanted = np.array(top_p(wanted, seen, writing.top_p))
+    wanted = softmax(np.array(min_p(wanted, seen, writing.min_p)))
+    count = 20_000
+    drawn = sampler(writing)(
+        jnp.broadcast_to(row, (count, 10)),
+        seen=jnp.broadcast_to(seen, (count, 10)),
+        keys=jax.random.split(jax.random.key(1), count),
+    )
+    counted = np.bincount(drawn, minlength=10)
+    possible = wanted > 0
+    assert counted[~possible].sum() == 0
+    chi_square = (np.square(counted - wanted * count)[possible] / (wanted * count)[possible]).sum()
+    bound = {3: 16.3, 4: 18.5, 5: 20.6, 6: 22.5, 7: 24.4, 8: 26.2, 9: 27.9}  # p = 0.001
+    assert chi_square < bound[possible.sum() - 1]
+
+
+def test_rules_that_change_nothing_are_left_out():
+    assert sampler(Writing()) == GREEDY
+    assert sampler(Writing(temperature=1.0)) == Sampler()
+    assert sampler(Writing(temperature=0.0, top_k=5)) == GREEDY
+    penalised = sampler(Writing(repetition_penalty=2.0))
+    assert penalised == Sampler(rules=(RepetitionPenalty(2.0),), is_greedy=True)
+
+
+@pytest.mark.parametrize(
+    ("values", "says"),
+    [
+        ({"max_tokens": 0}, "max_tokens 0"),
+        ({"temperature": -1.0}, "temperature -1.0 must be 0 or above"),
+        ({"temperature": float("nan")}, "temperature nan"),
+        ({"top_k": -1}, "top_k -1"),
+        ({"top_p": 0.0}, "top_p 0.0 must be above 0"),
+        ({"min_p": 1.1}, "min_p 1.1"),
+        ({"repetition_penalty": 0.0}, "repetition_penalty 0.0"),
+        ({"stop": ("",)}, "at least one character"),
+    ],
+)
+def test_writing_refuses_what_cannot_be(values, says):
+    with pytest.raises(UserError, match=says):
+        Writing(**values)

@@ -1,0 +1,328 @@
+"""Blockwise attention against the quadratic one, and what only tiles can get wrong."""
+
+import importlib
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import numpy as np
+import pytest
+from jax.sharding import AxisType, PartitionSpec as P
+
+from lwm.ops import attention, reference
+from lwm.ops.blockwise import block_sizes, blockwise, bwd, fwd, tiles_computed
+
+
+def draw(B, S, T, N, K, H, dtype=jnp.float32):
+    """Queries, keys, values and a cotangent."""
+    kq, kk, kv, kd = jr.split(jr.key(S + T + N), 4)
+    q, dout = jr.normal(kq, (B, S, N, H), dtype), jr.normal(kd, (B, S, N, H), dtype)
+    return q, jr.normal(kk, (B, T, K, H), dtype), jr.normal(kv, (B, T, K, H), dtype), dout
+
+
+def where(segments, index=None):
+    """The mask arguments of a row that attends to itself."""
+    segments = jnp.asarray(segments, jnp.int32)
+    index = jnp.arange(segments.shape[1]) if index is None else jnp.asarray(index, jnp.int32)
+    return dict(q_index=index, k_index=index, q_segments=segments, k_segments=segments)
+
+
+forward = jax.jit(partial(fwd, blocks=(8, 8)))
+backward = jax.jit(partial(bwd, blocks=(8, 8)))
+
+
+def by_reference(q, k, v, **mask):
+    return reference.attention(q, k, v, **mask)[0]
+
+
+def value_and_grads(attend, tensors, mask, **kwargs):
+    @jax.jit
+    def run(q, k, v, dout, mask):
+        out, pull = jax.vjp(lambda q, k, v: attend(q, k, v, **mask, **kwargs), q, k, v)
+        return out, pull(dout)
+
+    return run(*tensors, mask)
+
+
+def agree(tensors, mask, blocks=None):
+    """Asserts that tiles change neither the output nor the gradients."""
+    got, grads = value_and_grads(blockwise, tensors, mask, blocks=blocks)
+    want, true_grads = value_and_grads(by_reference, tensors, mask)
+    np.testing.assert_allclose(got, want, rtol=0, atol=1e-5)
+    for g, t in zip(grads, true_grads, strict=True):
+        assert np.all(np.isfinite(g))
+        assert np.abs(g - t).max() <= 1e-4 * np.abs(t).max()
+
+
+# `lwm.ops.attention` names the function; this is the file.
+MODULE = importlib.import_module("lwm.ops.attention")
+
+
+@pytest.mark.parametrize("blocks", [(8, 8), (8, 32), None])
+@pytest.mark.parametrize("length", [8, 37, 64])
+def test_causal(length, blocks):
+    agree(draw(2, length, length, 2, 2, 8), where(np.zeros((2, length))), blocks)
+
+
+def test_one_token():
+    q, k, v, dout = draw(2, 1, 1, 2, 2, 8)
+    out, (dq, dk, dv) = value_and_grads(blockwise, (q, k, v, dout), where(np.zeros((2, 1))))
+    for got, want in ((out, v), (dv, dout), (dq, 0 * q), (dk, 0 * k)):
+        np.testing.assert_allclose(got, want, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("key_heads", [1, 2, 4])
+def test_grouped_queries(key_heads):
+    segments = np.repeat([[0, 1, 2], [0, 0, 1]], 15, axis=1)
+    agree(draw(2, 45, 45, 4, key_heads, 8), where(segments), (8, 16))
+
+
+def packings():
+    documents = np.repeat(np.arange(6), [1, 20, 3, 16, 8, 16])
+    left = np.where(np.arange(64) < 21, -1, 0)
+    return {
+        "documents": np.stack([documents, documents // 3]),
+        "left padding": np.stack([left, np.zeros(64)]),
+        "right padding": np.stack([np.where(np.arange(64) < 50, 3, -1), documents]),
+        "empty row": np.stack([np.full(64, -1), documents]),
+        "holes": np.stack([np.where(np.arange(64) % 3, 0, -1), documents]),
+    }
+
+
+@pytest.mark.parametrize("name", packings())
+def test_packing(name):
+    agree(draw(2, 64, 64, 2, 1, 8), where(packings()[name]), (16, 16))
+
+
+def test_rows_that_see_nothing():
+    q, k, v, dout = draw(1, 16, 16, 2, 2, 8)
+    mask = where(np.where(np.arange(16) < 5, -1, 0)[None])
+    out, lse = forward(q, k, v, **mask)
+    assert not out[:, :5].any()
+    assert np.all(lse[:, :5] == -np.inf)
+    grads = backward(q, k, v, out, lse, dout, **mask)
+    assert all(not g[:, :5].any() and np.all(np.isfinite(g)) for g in grads)
+
+
+def zigzag(length, devices):
+    """Each device's two chunks, one from either end, one device after the other."""
+    chunks = np.arange(length).reshape(2 * devices, -1)
+    return np.concatenate([chunks[[i, -1 - i]].ravel() for i in range(devices)])
+
+
+@pytest.mark.parametrize(
+    "order", [zigzag(64, 4), np.arange(64)[::-1], jr.permutation(jr.key(0), 64)]
+)
+def test_order_is_data(order):
+    tensors = draw(2, 64, 64, 2, 2, 8)
+    mask = where(packings()["documents"])
+    order = np.asarray(order)
+    shuffled = where(mask["q_segments"][:, order], order)
+    agree(tuple(x[:, order] for x in tensors), shuffled, (8, 16))
+    straight = blockwise(*tensors[:3], **mask)
+    moved = blockwise(*(x[:, order] for x in tensors[:3]), **shuffled, blocks=(8, 16))
+    np.testing.assert_allclose(moved, straight[:, order], rtol=0, atol=1e-5)
+
+
+def test_chunk_against_a_cache():
+    tensors = draw(2, 8, 40, 4, 2, 8)
+    filled = jnp.arange(40)[None] < jnp.array([[24], [24]])
+    segments = jnp.where(filled & (jnp.arange(40) >= jnp.array([[0], [5]])), 0, -1)
+
+    def attend(q, k, v, *, implementation, start):
+        own = jnp.zeros((2, 8), jnp.int32)
+        index = start + jnp.arange(8)
+        mask = dict(q_index=index, k_index=jnp.arange(40), q_segments=own, k_segments=segments)
+        return attention(q, k, v, **mask, implementation=implementation)
+
+    start = {"start": jnp.int32(16)}
+    got, grads = value_and_grads(attend, tensors, start, implementation="blockwise")
+    want, true_grads = value_and_grads(attend, tensors, start, implementation="reference")
+    np.testing.assert_allclose(got, want, rtol=0, atol=1e-5)
+    for g, t in zip(grads, true_grads, strict=True):
+        assert np.abs(g - t).max() <= 1e-4 * np.abs(t).max()
+
+
+def test_log_sum_exp_and_partial_keys():
+    """The halves of the keys, each given the whole's lse, add up to the whole's gradients."""
+    q, k, v, dout = draw(1, 32, 32, 2, 1, 8)
+    mask = where(np.zeros((1, 32)))
+    out, lse = forward(q, k, v, **mask)
+    np.testing.assert_allclose(lse, reference.attention(q, k, v, **mask)[1], rtol=0, atol=1e-5)
+    whole = backward(q, k, v, out, lse, dout, **mask)
+
+    def half(keys):
+        part = mask | dict(k_index=mask["k_index"][keys], k_segments=mask["k_segments"][:, keys])
+        return backward(q, k[:, keys], v[:, keys], out, lse, dout, **part)
+
+    first, second = half(slice(0, 16)), half(slice(16, 32))
+    np.testing.assert_allclose(first[0] + second[0], whole[0], rtol=0, atol=1e-5)
+    for a, b, c in list(zip(first, second, whole, strict=True))[1:]:
+        np.testing.assert_allclose(jnp.concatenate([a, b], 1), c, rtol=0, atol=1e-5)
+
+
+def test_large_scores_do_not_overflow():
+    q, k, v, dout = draw(1, 32, 32, 2, 2, 16)
+    # Whole numbers and a scale of 1/4, so that scores of some hundreds have no rounding error.
+    q, k = jnp.round(8 * q), jnp.round(8 * k)
+    assert jnp.abs(jnp.einsum("bsnh,btnh->bnst", q, k)).max() / 4 > 2 * np.log(3e38)
+    agree((q, k, v, dout), where(np.zeros((1, 32))), (8, 8))
+
+
+@pytest.mark.parametrize("blocks", [(16, 16), None])
+@pytest.mark.parametrize("key_heads", [1, 4])
+def test_bfloat16(key_heads, blocks):
+    tensors = draw(2, 48, 48, 4, key_heads, 16, jnp.bfloat16)
+    mask = where(np.repeat([[0, 1, 2], [0, 0, -1]], 16, axis=1))
+    got, grads = value_and_grads(blockwise, tensors, mask, blocks=blocks)
+    exact = tuple(x.astype(jnp.float32) for x in tensors)
+    want, true_grads = value_and_grads(by_reference, exact, mask)
+    assert got.dtype == jnp.bfloat16
+    for g, t in zip((got, *grads), (want, *true_grads), strict=True):
+        assert g.dtype == jnp.bfloat16
+        assert np.abs(g.astype(jnp.float32) - t).max() <= 2e-2 * np.abs(t).max()
+
+
+@pytest.mark.parametrize("changed", [0, 1, 2])
+def test_documents_do_not_leak(changed):
+    q, k, v, dout = draw(1, 48, 48, 2, 1, 8)
+    segments = np.repeat(np.arange(3), [10, 22, 16])[None]
+    inside = (segments == changed)[0]
+    noise = 9 * inside[None, :, None, None] * jr.normal(jr.key(7), k.shape)
+    mask, blocks = where(segments), (16, 16)
+    before = value_and_grads(blockwise, (q, k, v, dout), mask, blocks=blocks)
+    after = value_and_grads(blockwise, (q, k + noise, v - noise, dout), mask, blocks=blocks)
+    for x, y in zip(jax.tree.leaves(before), jax.tree.leaves(after), strict=True):
+        np.testing.assert_array_equal(x[:, ~inside], y[:, ~inside])
+        assert np.any(x[:, inside] != y[:, inside])
+
+
+@pytest.mark.parametrize(("tiles", "block"), [(1, 16), (4, 16), (16, 8)])
+def test_causal_tiles(tiles, block):
+    mask = where(np.zeros((3, tiles * block)))
+    assert tiles_computed(**mask, blocks=(block, block)) == 3 * tiles * (tiles + 1) // 2
+
+
+def test_packed_tiles():
+    mask = where(np.repeat(np.arange(16), 32)[None])
+    assert tiles_computed(**mask, blocks=(16, 16)) <= 0.1 * 32**2
+    assert tiles_computed(**mask, blocks=(32, 32)) == 16
+
+
+def test_tiles_of_each_row():
+    empty, whole = np.full(64, -1), np.zeros(64)
+    assert tiles_computed(**where([empty, empty]), blocks=(16, 16)) == 0
+    assert tiles_computed(**where([empty, whole]), blocks=(16, 16)) == 10
+
+
+def test_tiles_of_an_unfilled_cache():
+    index = jnp.arange(64)
+    cached = jnp.where(index < 20, 0, -1)[None]
+    mask = dict(k_index=index, k_segments=cached, q_segments=jnp.zeros((1, 4), jnp.int32))
+    assert tiles_computed(q_index=index[16:20], **mask, blocks=(4, 8)) == 3
+
+
+def test_skipped_tiles_are_not_read():
+    """A NaN in a tile that no query sees would spread, were the tile computed."""
+    q, k, v, dout = draw(1, 32, 32, 2, 2, 8)
+    segments = np.repeat([[0, -1, 1, 1]], 8, axis=1)
+    hole = (segments == -1)[0][None, :, None, None]
+    k, v = (jnp.where(hole, jnp.nan, x) for x in (k, v))
+    out, grads = value_and_grads(blockwise, (q, k, v, dout), where(segments), blocks=(8, 8))
+    assert all(np.all(np.isfinite(x)) for x in (out, *grads))
+
+
+def test_blocks_divide_evenly():
+    assert block_sizes(513, 1, 1) == (257, 1)
+    assert block_sizes(2048, 2048, 4) == (128, 512)
+
+
+def test_memory_grows_with_the_length():
+    def temporary(length):
+        x = jax.ShapeDtypeStruct((1, length, 2, 16), jnp.float32)
+        mask = where(np.zeros((1, length)))
+
+        def loss(q, k, v):
+            return blockwise(q, k, v, **mask, blocks=(64, 64)).sum()
+
+        memory = jax.jit(jax.grad(loss, (0, 1, 2))).lower(x, x, x).compile().memory_analysis()
+        assert memory is not None
+        return memory.temp_size_in_bytes
+
+    assert temporary(4096) <= 2.1 * temporary(2048)
+    assert temporary(4096) < 4096 * 4096
+
+
+@pytest.mark.parametrize("check_vma", [True, False])
+def test_inside_shard_map(check_vma):
+    mesh = jax.make_mesh((2, 2, 2), ("dp", "tp", "sp"), axis_types=(AxisType.Explicit,) * 3)
+    q, k, v, dout = draw(2, 32, 32, 4, 2, 8)
+    mask = where(packings()["documents"][:, :32])
+    want, true_grads = value_and_grads(by_reference, (q, k, v, dout), mask)
+
+    def local(q, k, v, dout, mask):
+        out, pull = jax.vjp(lambda q, k, v: blockwise(q, k, v, **mask, blocks=(8, 8)), q, k, v)
+        return out, pull(dout)
+
+    heads, rows = P("dp", None, "tp", None), P("dp", None)
+    specs = dict(q_index=P(), k_index=P(), q_segments=rows, k_segments=rows)
+    with jax.set_mesh(mesh):
+        place = jax.tree.map(jax.reshard, (q, k, v, dout, mask), (*[heads] * 4, specs))
+        run = jax.shard_map(local, out_specs=heads, check_vma=check_vma)
+        got, grads = jax.jit(run)(*place)
+    for g, t in zip((got, *grads), (want, *true_grads), strict=True):
+        np.testing.assert_allclose(np.asarray(g), t, rtol=0, atol=1e-5)
+
+
+def test_named_implementations_agree():
+    q, k, v, _ = draw(1, 16, 16, 2, 1, 8)
+    mask = where(np.zeros((1, 16)))
+    want = attention(q, k, v, **mask)
+    for name in MODULE.IMPLEMENTATIONS:
+        got = attention(q, k, v, **mask, implementation=name)
+        np.testing.assert_allclose(got, want, rtol=0, atol=1e-5)
+
+
+def test_the_first_that_accepts_is_taken(monkeypatch):
+    q, k, v, _ = draw(1, 16, 16, 2, 1, 8)
+    mask = where(np.zeros((1, 16)))
+    picky = MODULE.Implementation(lambda q, k, v, **mask: q, lambda q, k, v: None)
+    monkeypatch.setattr(MODULE, "IMPLEMENTATIONS", {"picky": picky} | MODULE.IMPLEMENTATIONS)
+    assert attention(q, k, v, **mask) is q
+
+
+def test_refusals_are_listed(monkeypatch):
+    q, k, v, _ = draw(1, 16, 16, 2, 1, 8)
+    mask = where(np.zeros((1, 16)))
+    with pytest.raises(ValueError, match=r"fast: unknown.* blockwise, reference"):
+        attention(q, k, v, **mask, implementation="fast")
+    with pytest.raises(ValueError, match=r"blockwise: 3 query heads .*; reference: 3 query heads"):
+        attention(jnp.ones((1, 16, 3, 8)), *[jnp.ones((1, 16, 2, 8))] * 2, **mask)
+    with pytest.raises(ValueError, match="blockwise: q, k, v are float32, bfloat16, float32"):
+        attention(q, k.astype(jnp.bfloat16), v, **mask)
+    table = {
+        name: MODULE.Implementation(blockwise, lambda q, k, v, name=name: f"no {name} here")
+        for name in ("gpu", "tpu")
+    }
+    monkeypatch.setattr(MODULE, "IMPLEMENTATIONS", table)
+    with pytest.raises(ValueError, match="gpu: no gpu here; tpu: no tpu here"):
+        attention(q, k, v, **mask)
+
+
+@pytest.mark.parametrize("padded", [False, True])
+@pytest.mark.parametrize("packed", [False, True])
+def test_the_original(fixtures, padded, packed):
+    """The ringattention package's outputs and gradients; its bias, on keys only, empties slots."""
+    case = "causal" + "_bias" * padded + "_segments" * packed
+    with np.load(fixtures / "ringattention.npz") as file:
+        q, k, v, g = (jnp.asarray(file[x]) for x in "qkvg")
+        mask = where(file["segment_ids"] * packed)
+        if padded:
+            mask["k_segments"] = jnp.where(file["padding_mask"] > 0, mask["k_segments"], -1)
+        names = ("out", "dq", "dk", "dv", "alive")
+        *want, alive = (file[f"{case}.{x}"] for x in names)
+    g = g * alive[:, :, None, None]
+    out, grads = value_and_grads(blockwise, (q, k, v, g), mask, blocks=(32, 64))
+    for x, y in zip((out, *grads), want, strict=True):
+        np.testing.assert_allclose(x[alive], y[alive], rtol=0, atol=5e-6)
