@@ -37,7 +37,7 @@ def chat(
     /,
     *,
     document: Path | None = None,
-    writing: Flat[Writing] = Writing(),  # noqa: B008  (frozen)
+    writing: Flat[Writing] = Writing(),
     placing: Flat[Placing] = Placing(),
 ) -> None:
     """Asks a model; without a question, talks with it turn by turn.
@@ -66,8 +66,8 @@ def generate_text(
     *,
     prompts_from: Path | None = None,
     out: Path | None = None,
-    writing: Flat[Writing] = Writing(),  # noqa: B008  (frozen)
-    placing: Flat[Placing] = Placing(),  # noqa: B008
+    writing: Flat[Writing] = Writing(),
+    placing: Flat[Placing] = Placing(),
 ) -> None:
     """Continues texts; several are written together, each as if it were alone.
 
@@ -90,8 +90,8 @@ def eval_needle(
     /,
     *,
     out: Path = Path("needle"),
-    needle: Flat[NeedleConfig] = NeedleConfig(),  # noqa: B008  (frozen)
-    placing: Flat[Placing] = Placing(),  # noqa: B008
+    needle: Flat[NeedleConfig] = NeedleConfig(),
+    placing: Flat[Placing] = Placing(),
 ) -> None:
     """Hides a number in texts of many lengths, at many depths, and asks the model for it.
 

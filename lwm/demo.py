@@ -1,5 +1,6 @@
 """`lwm demo`: a small real model at work, on one page that needs no server and no network."""
 
+import base64
 import dataclasses
 import importlib.resources
 import platform
@@ -13,6 +14,8 @@ import jinja2
 
 import lwm
 from lwm.errors import UserError
+from lwm.eval.needle import small_run
+from lwm.eval.report import Report
 from lwm.generate.chat import Conversation, LanguageModel
 from lwm.generate.writing import Writing
 from lwm.talk import open_model, watched
@@ -54,7 +57,8 @@ def run(out: Path, *, model: str, placing: "Placing") -> Path:
     chapter = read_chapter()
     turns = [_ask(opened, question) for question in QUESTIONS]
     turns.append(_ask(opened, BOOK_QUESTION, document=chapter, title="Moby-Dick, chapter 1"))
-    page.write_text(_render(opened, turns, loading), encoding="utf-8")
+    report, picture = small_run(opened)
+    page.write_text(_render(opened, turns, loading, report, picture), encoding="utf-8")
     return page
 
 
@@ -96,7 +100,9 @@ def _ask(
     )
 
 
-def _render(model: LanguageModel, turns: list[Turn], loading: float) -> str:
+def _render(
+    model: LanguageModel, turns: list[Turn], loading: float, report: Report, picture: bytes
+) -> str:
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("lwm", "assets"),
         autoescape=True,
@@ -117,5 +123,10 @@ def _render(model: LanguageModel, turns: list[Turn], loading: float) -> str:
         f"Python {platform.python_version()}",
     }
     return environment.get_template("demo.html.j2").render(
-        facts=facts, turns=turns, today=date.today().isoformat()
+        facts=facts,
+        turns=turns,
+        needles=len(report.rows),
+        found=sum(row["correct"] for row in report.rows),
+        picture=base64.b64encode(picture).decode(),
+        today=date.today().isoformat(),
     )

@@ -37,7 +37,7 @@ class Completion:
 def complete(
     model: LanguageModel,
     prompts: Sequence[str],
-    writing: Writing = Writing(),  # noqa: B008  (frozen)
+    writing: Writing = Writing(),
     *,
     progress: Progress = lambda done, total: None,
 ) -> list[Completion]:

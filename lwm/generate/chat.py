@@ -178,7 +178,7 @@ class Conversation:
         self,
         question: str,
         *,
-        writing: Writing = Writing(),  # noqa: B008  (frozen)
+        writing: Writing = Writing(),
         progress: Progress = _silent,
     ) -> Generator[str]:
         """Yields the answer in pieces; a turn that is given up halfway is kept as far as it went.

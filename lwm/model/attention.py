@@ -156,18 +156,16 @@ def attend_cache(
 
     def local(q, k, v, keys, values, segments, slot):
         length = q.shape[1]
-        keys, values = (
-            jax.lax.dynamic_update_slice(old, jnp.swapaxes(new, 1, 2), (0, 0, slot, 0))
-            for old, new in ((keys, k), (values, v))
-        )
+        keys = jax.lax.dynamic_update_slice(keys, k.transpose(0, 2, 3, 1), (0, 0, 0, slot))
+        values = jax.lax.dynamic_update_slice(values, v.transpose(0, 2, 1, 3), (0, 0, slot, 0))
         if length == 1:
             return decode_attention(q, keys, values, segments, slot), keys, values
         out = attention(
             q,
-            jnp.swapaxes(keys, 1, 2),
-            jnp.swapaxes(values, 1, 2),
+            keys.transpose(0, 3, 1, 2),
+            values.transpose(0, 2, 1, 3),
             q_index=slot + jnp.arange(length),
-            k_index=jnp.arange(keys.shape[2]),
+            k_index=jnp.arange(keys.shape[3]),
             q_segments=jax.lax.dynamic_slice_in_dim(segments, slot, length, axis=1),
             k_segments=segments,
         )

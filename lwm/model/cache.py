@@ -6,7 +6,6 @@ two turns need no special case.
 """
 
 import equinox as eqx
-import jax
 import jax.numpy as jnp
 from jax.sharding import reshard
 from jaxtyping import Array, Float, Int
@@ -20,9 +19,12 @@ EMPTY = -1
 
 
 class LayerCache(eqx.Module):
-    """The keys and values of one layer, head-major: decoding reads one head in a run."""
+    """The keys and values of one layer, head-major: decoding reads one head in a run.
 
-    keys: Float[Array, "B K T H"]
+    Keys lie transposed, so that a query meets them in the order of a matrix product.
+    """
+
+    keys: Float[Array, "B K H T"]
     values: Float[Array, "B K T H"]
 
 
@@ -38,13 +40,15 @@ class KVCache(eqx.Module):
     def empty(cls, config: LlamaConfig, *, rows: int, slots: int) -> "KVCache":
         """Makes room for at least `slots` tokens in each of `rows` rows."""
         slots = _whole_blocks(slots)
-        shape = (rows, config.num_kv_heads, slots, config.head_dim)
 
-        def room() -> Float[Array, "B K T H"]:
-            return jnp.zeros(shape, config.dtype, out_sharding=CACHE)
+        def room(*shape: int) -> Array:
+            return jnp.zeros((rows, config.num_kv_heads, *shape), config.dtype, out_sharding=CACHE)
 
+        H = config.head_dim
         return cls(
-            layers=tuple(LayerCache(room(), room()) for _ in range(config.num_layers)),
+            layers=tuple(
+                LayerCache(room(H, slots), room(slots, H)) for _ in range(config.num_layers)
+            ),
             segments=jnp.full((rows, slots), EMPTY, jnp.int32, out_sharding=ROWS),
             length=jnp.zeros((), jnp.int32),
         )
@@ -62,11 +66,16 @@ class KVCache(eqx.Module):
         """Returns the cache with room for at least `slots` tokens, not fewer than it has."""
         more = max(0, _whole_blocks(slots) - self.slots)
 
-        def room(old: Float[Array, "B K T H"]) -> Float[Array, "B K U H"]:
-            return jnp.pad(old, ((0, 0), (0, 0), (0, more), (0, 0)))
+        here, after = (0, 0), (0, more)
 
-        segments = jnp.pad(self.segments, ((0, 0), (0, more)), constant_values=EMPTY)
-        return KVCache(jax.tree.map(room, self.layers), segments, self.length)
+        def room(layer: LayerCache) -> LayerCache:
+            return LayerCache(
+                jnp.pad(layer.keys, (here, here, here, after)),
+                jnp.pad(layer.values, (here, here, after, here)),
+            )
+
+        segments = jnp.pad(self.segments, (here, after), constant_values=EMPTY)
+        return KVCache(tuple(map(room, self.layers)), segments, self.length)
 
     def rewind(self, length: int) -> "KVCache":
         """Forgets every slot from `length` on."""

@@ -10,7 +10,7 @@ BLOCK = 256
 
 def decode_attention(
     q: Float[Array, "B 1 N H"],
-    keys: Float[Array, "B K T H"],
+    keys: Float[Array, "B K H T"],
     values: Float[Array, "B K T H"],
     segments: Int[Array, "B T"],
     slot: Int[Array, ""],
@@ -21,7 +21,7 @@ def decode_attention(
     tokens read, not with the room that was made for them.
     """
     B, _, N, H = q.shape
-    K, T = keys.shape[1:3]
+    K, T = values.shape[1:3]
     block = min(BLOCK, T)
     grouped = q.reshape(B, K, N // K, H) * jnp.asarray(H**-0.5, q.dtype)
     own = jax.lax.dynamic_slice_in_dim(segments, slot, 1, axis=1)
@@ -29,10 +29,11 @@ def decode_attention(
     def read(i, state):
         out, top, total = state
         start = i * block
-        k, v = (jax.lax.dynamic_slice_in_dim(y, start, block, axis=2) for y in (keys, values))
+        k = jax.lax.dynamic_slice_in_dim(keys, start, block, axis=3)
+        v = jax.lax.dynamic_slice_in_dim(values, start, block, axis=2)
         seen = jax.lax.dynamic_slice_in_dim(segments, start, block, axis=1) == own
         seen &= (own >= 0) & (start + jnp.arange(block) <= slot)
-        scores = jnp.einsum("bkgh,bkth->bkgt", grouped, k, preferred_element_type=jnp.float32)
+        scores = jnp.einsum("bkgh,bkht->bkgt", grouped, k, preferred_element_type=jnp.float32)
         scores = jnp.where(seen[:, None, None, :], scores, -jnp.inf)
         higher = jnp.maximum(top, jnp.max(scores, axis=-1))
         # A row that has seen nothing yet has -inf - -inf here.

@@ -95,7 +95,7 @@ def test_logits_and_gradients_are_equal_on_every_mesh(tiny, init, place, variant
     tokens = random_tokens(8, 32, vocabulary=config.tokens.size)
     segments = np.repeat([[0, 0, 1, EMPTY]], 8, axis=1).reshape(1, 32).repeat(8, axis=0)
     results = {}
-    for text in ("1,1,1,1", "2,2,2,1", "1,8,1,1", "1,1,8,1", "1,2,2,2"):
+    for text in ("1,1,1,1", "2,2,2,1", "1,8,1,1", "1,1,8,1"):
         mesh = make_mesh(text)
         with jax.set_mesh(mesh):
             model = init(config)

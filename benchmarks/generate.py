@@ -1,0 +1,235 @@
+"""Times reading and writing of SmolLM2-135M beside transformers (fp32, SDPA), on the same weights.
+
+    python benchmarks/generate.py
+
+Each library runs in processes of its own, in turn, so that their peaks of memory can be told apart;
+each process warms up first, then measures. Medians over the rounds are reported.
+"""
+
+import dataclasses
+import datetime
+import json
+import os
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from importlib.metadata import version
+from importlib.util import find_spec
+from pathlib import Path
+
+import tyro
+
+MODEL = "smollm2-135m-instruct"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Benchmark:
+    """What to time, and where to write the table."""
+
+    prompts: tuple[int, ...] = (2048, 8000)
+    """Lengths of the prompts that are read; the model's context is 8192."""
+    new_tokens: int = 128
+    """Tokens written after the first prompt."""
+    long_prompt: int = 32_768
+    """A length that only lwm reads, for its peak of memory; 0 leaves it out."""
+    rounds: int = 3
+    results: Path = Path(__file__).parent / "results"
+    only: str | None = None
+    """Measures one library in this process, and prints JSON; the others call it so."""
+
+
+def read_book(num_tokens: int) -> list[int]:
+    """Returns as many tokens of the book that comes with the package, repeated as needed."""
+    import lwm
+    from lwm.catalog import resolve
+    from lwm.data.tokenizer import Tokenizer
+
+    folder = Path(lwm.__file__).parent / "assets" / "moby-dick"
+    text = "\n".join(path.read_text() for path in sorted(folder.glob("*.txt")))
+    ids = Tokenizer.open(resolve(MODEL)).encode(text)
+    return (ids * (num_tokens // len(ids) + 1))[:num_tokens]
+
+
+def measure_lwm(config: Benchmark) -> dict[str, float]:
+    import jax
+
+    import lwm
+    from lwm.generate.engine import Session, chunks
+
+    model = lwm.load(MODEL)
+
+    def session(length: int) -> Session:
+        return Session(model.llama, model.mesh, slots=sum(chunks(length)) + config.new_tokens)
+
+    def read(ids: list[int]) -> Session:
+        reading = session(len(ids))
+        reading.read([ids])
+        jax.block_until_ready(reading.cache)
+        return reading
+
+    def write(reading: Session) -> tuple[int, float]:
+        begun = time.perf_counter()
+        bursts = reading.generate(max_tokens=config.new_tokens)
+        written = sum(burst.ids.shape[1] for burst in bursts)
+        return written, time.perf_counter() - begun
+
+    return measure(config, read, write)
+
+
+def measure_transformers(config: Benchmark) -> dict[str, float]:
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    from lwm.catalog import resolve
+
+    path = resolve(MODEL)
+    model = AutoModelForCausalLM.from_pretrained(
+        str(path.parent), gguf_file=path.name, dtype=torch.float32, attn_implementation="sdpa"
+    ).eval()
+
+    @torch.inference_mode()
+    def read(ids: list[int]) -> list[int]:
+        # Logits of the last position only, as its own `generate` asks for.
+        model(torch.tensor([ids]), use_cache=True, logits_to_keep=1)
+        return ids
+
+    @torch.inference_mode()
+    def write(ids: list[int]) -> tuple[int, float]:
+        def generate(count: int) -> tuple[int, float]:
+            begun = time.perf_counter()
+            out = model.generate(
+                torch.tensor([ids]),
+                do_sample=False,
+                min_new_tokens=count,
+                max_new_tokens=count,
+                pad_token_id=0,
+            )
+            return out.shape[1] - len(ids), time.perf_counter() - begun
+
+        # `generate` reads the prompt, too: that is taken off, with the first token.
+        first, reading = generate(1)
+        written, seconds = generate(config.new_tokens + 1)
+        return written - first, seconds - reading
+
+    return measure(config, read, write)
+
+
+def measure(config: Benchmark, read: Callable, write: Callable) -> dict[str, float]:
+    """Times both after a warm-up; returns tokens a second, and the peak of memory in GiB."""
+    found = {}
+    for length in config.prompts:
+        ids = read_book(length)
+        read(ids)
+        begun = time.perf_counter()
+        state = read(ids)
+        found[f"read {length}"] = length / (time.perf_counter() - begun)
+        if length == config.prompts[0]:
+            write(state)
+            state = read(ids)
+            written, seconds = write(state)
+            found[f"write {written} after {length}"] = written / seconds
+    found["peak GiB"] = peak()
+    return found
+
+
+def measure_long(config: Benchmark) -> dict[str, float]:
+    """Reads a prompt of four times the model's context, for the memory that it takes."""
+    import jax
+
+    import lwm
+    from lwm.generate.engine import Session
+
+    model = lwm.load(MODEL)
+    session = Session(model.llama, model.mesh, slots=config.long_prompt)
+    begun = time.perf_counter()
+    session.read([read_book(config.long_prompt)])
+    jax.block_until_ready(session.cache)
+    seconds = time.perf_counter() - begun
+    return {
+        f"read {config.long_prompt}": config.long_prompt / seconds,
+        f"peak GiB at {config.long_prompt}": peak(),
+    }
+
+
+def peak() -> float:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+
+
+LIBRARIES = {"lwm": measure_lwm, "transformers": measure_transformers, "long": measure_long}
+
+
+def run_apart(config: Benchmark, library: str) -> dict[str, float]:
+    """Measures one library in a new process."""
+    arguments = ["--only", library, "--prompts", *config.prompts]
+    arguments += ["--new-tokens", config.new_tokens, "--long-prompt", config.long_prompt]
+    done = subprocess.run(
+        [sys.executable, __file__, *map(str, arguments)],
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+        env=os.environ | {"HF_HUB_OFFLINE": "1"},
+    )
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def medians(runs: list[dict[str, float]]) -> dict[str, float]:
+    return {name: statistics.median(run[name] for run in runs) for name in runs[0]}
+
+
+def table(config: Benchmark, found: dict[str, dict[str, float]]) -> str:
+    ours, theirs = found["lwm"], found.get("transformers", {})
+    lines = ["| tokens a second | lwm | transformers | ratio |", "| --- | --- | --- | --- |"]
+    for name, value in (ours | found.get("long", {})).items():
+        other = theirs.get(name)
+        shown = f"{other:.2f} | {value / other:.2f}" if other else "- | -"
+        lines.append(f"| {name} | {value:.2f} | {shown} |")
+    return "\n".join(lines)
+
+
+def heading(config: Benchmark) -> str:
+    names = ["jax", *(name for name in ("torch", "transformers") if find_spec(name))]
+    packages = ", ".join(f"{name} {version(name)}" for name in names)
+    return (
+        f"# Reading and writing, {datetime.date.today().isoformat()}\n\n"
+        f"SmolLM2-135M-Instruct in float32 on both sides, greedy; {processor()}, "
+        f"{os.cpu_count()} cores; {packages}; medians of {config.rounds} processes each, in turn. "
+        "Peaks are of resident memory.\n\n"
+    )
+
+
+def processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line.partition(": ")[2] for line in lines if "model name" in line), "unknown")
+
+
+def main(config: Benchmark) -> None:
+    if config.only:
+        print(json.dumps(LIBRARIES[config.only](config)))
+        return
+    libraries = ["lwm"]
+    if find_spec("transformers") and find_spec("torch"):
+        libraries.append("transformers")
+    runs: dict[str, list[dict[str, float]]] = {name: [] for name in libraries}
+    for number in range(config.rounds):
+        for library in libraries:
+            runs[library].append(run_apart(config, library))
+            print(number + 1, library, runs[library][-1], flush=True)
+    found = {name: medians(results) for name, results in runs.items()}
+    if config.long_prompt:
+        found["long"] = run_apart(config, "long")
+    text = heading(config) + table(config, found) + "\n"
+    config.results.mkdir(parents=True, exist_ok=True)
+    path = config.results / f"generate-cpu-{datetime.date.today().isoformat()}.md"
+    path.write_text(text)
+    print(text)
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Benchmark))
