@@ -142,8 +142,8 @@ class Session:
                     seeds,
                     start,
                     stops,
+                    min(BURST, max_tokens - start),
                     sampler=sampler,
-                    steps=min(BURST, max_tokens - start),
                 )
             # Reading the count waits for the device; the rest comes from the finished program.
             count = int(count)
@@ -194,7 +194,7 @@ class Session:
         self._history = np.concatenate([self._history, ids], axis=1)
 
 
-@functools.partial(jax.jit, static_argnames=("sampler", "steps"), donate_argnames=("cache",))
+@functools.partial(jax.jit, static_argnames="sampler", donate_argnames=("cache",))
 def _decode(
     model: Llama,
     cache: KVCache,
@@ -204,9 +204,9 @@ def _decode(
     seeds: UInt32[Array, " B"],
     start: Int[Array, ""],
     stops: Int[Array, " E"],
+    steps: Int[Array, ""],
     *,
     sampler: Sampler,
-    steps: int,
 ) -> tuple[KVCache, Array, Array, Array, Array, Array, Array]:
     """Decodes up to `steps` ids, fewer if all rows stop; the key of a step is its number's."""
     rows = last.shape[0]
@@ -232,8 +232,8 @@ def _decode(
         stopped = jnp.any(chosen[:, None] == stops[None, :], axis=1)
         return i + 1, cache, last, seen, done | stopped, written, logprobs
 
-    written = jnp.full((rows, steps), -1, jnp.int32)
-    logprobs = jnp.zeros((rows, steps))
+    written = jnp.full((rows, BURST), -1, jnp.int32)
+    logprobs = jnp.zeros((rows, BURST))
     state = (jnp.zeros((), jnp.int32), cache, last, seen, done, written, logprobs)
     count, cache, last, seen, done, written, logprobs = jax.lax.while_loop(going, step, state)
     return cache, last, seen, done, written, logprobs, count
