@@ -20,8 +20,8 @@ class Placing:
 
     mesh: str = "1,1,1,1"
     """Devices: dp,fsdp,tp,sp such as 1,1,4,1 (one -1 is inferred), or tp=4."""
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    """What weights are stored and computed in."""
+    dtype: Literal["float32", "bfloat16", "int8"] = "float32"
+    """What weights are stored and computed in; int8 is stored so, and computed in float32."""
     template: str | None = None
     """`lwm` or Jinja source in place of the model's own chat template."""
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -27,7 +27,7 @@ def load(
     name_or_path: str | Path,
     *,
     mesh: str = "1,1,1,1",
-    dtype: Dtype = "float32",
+    dtype: Dtype | Literal["int8"] = "float32",
     template: str | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> LanguageModel:
@@ -36,7 +36,8 @@ def load(
     Args:
         name_or_path: A known name, a Hugging Face folder, a GGUF file or a hub's `org/name`.
         mesh: The devices, such as `1,1,4,1` for tensor parallelism over four.
-        dtype: What the weights are stored and computed in.
+        dtype: What the weights are stored and computed in; `int8` stores the matrices in eight
+            bits and computes in float32.
         template: `lwm` or Jinja source in place of the model's own chat template.
         progress: Told how many tensors of how many are loaded.
 
@@ -46,7 +47,8 @@ def load(
     _refuse_lwm_format(str(name_or_path))
     path = catalog.resolve(name_or_path)
     values, tensors, tokenizer = _open(path)
-    config = read_config(values, source=str(path), dtype=dtype)
+    is_int8 = dtype == "int8"
+    config = read_config(values, source=str(path), dtype="float32" if is_int8 else dtype)
     if tokenizer.vocab_size > config.tokens.text:
         raise UserError(
             f"{path}: the tokenizer has {tokenizer.vocab_size} tokens but the model only "
@@ -58,6 +60,7 @@ def load(
         tensors,
         HUGGING_FACE,
         mesh=devices,
+        int8=is_int8,
         ignore=lambda name: is_not_weight(name, config),
         progress=progress,
     )

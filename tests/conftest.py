@@ -1,6 +1,7 @@
 """Eight virtual devices, one compilation cache, and what many tests start from."""
 
 import dataclasses
+import json
 import os
 from pathlib import Path
 
@@ -19,7 +20,10 @@ import jax  # noqa: E402
 import jax.random as jr  # noqa: E402
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
+import tokenizers  # noqa: E402
 
+from lwm.data.tokenizer import Tokenizer  # noqa: E402
+from lwm.generate.chat import LanguageModel  # noqa: E402
 from lwm.model.attention import Packing  # noqa: E402
 from lwm.model.config import LlamaConfig  # noqa: E402
 from lwm.model.llama import Llama  # noqa: E402
@@ -92,3 +96,29 @@ def place():
         return put[0], Packing(segments=put[1], positions=put[2], index=jax.numpy.arange(length))
 
     return make
+
+
+@pytest.fixture(scope="session")
+def byte_tokenizer(tmp_path_factory):
+    """A token for each byte, and two special ones that end a text and a turn."""
+    folder = tmp_path_factory.mktemp("tokenizer")
+    letters = sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {letter: number for number, letter in enumerate(letters)}
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE(vocabulary, []))
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = tokenizers.decoders.ByteLevel()
+    tokenizer.add_special_tokens(["<|endoftext|>", "<|im_end|>"])
+    tokenizer.save(str(folder / "tokenizer.json"))
+    template = (
+        "{% for m in messages %}{{ m.role }}: {{ m.content }}<|im_end|>{% endfor %}"
+        "{% if add_generation_prompt %}assistant: {% endif %}"
+    )
+    config = {"chat_template": template, "eos_token": "<|endoftext|>"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    return Tokenizer.open(folder)
+
+
+@pytest.fixture
+def model(mesh, tiny, init, byte_tokenizer):
+    llama = init(tiny(tokens=TokenSpace(text=byte_tokenizer.vocab_size))).unstack()
+    return LanguageModel(name="tiny", llama=llama, tokenizer=byte_tokenizer, mesh=mesh)

@@ -6,12 +6,13 @@ from collections.abc import Callable, Mapping
 import jax
 import jax.random as jr
 import numpy as np
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
 
 from lwm.convert.names import Layout, dimensions
 from lwm.errors import UserError
 from lwm.model.config import LlamaConfig
 from lwm.model.llama import Llama, check_mesh
+from lwm.model.quantize import CONTRACTED, QuantizedWeight, quantize
 
 
 def build_llama(
@@ -20,6 +21,7 @@ def build_llama(
     table: dict[str, Layout],
     *,
     mesh: Mesh,
+    int8: bool = False,
     ignore: Callable[[str], bool] = lambda name: False,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Llama:
@@ -32,6 +34,7 @@ def build_llama(
         tensors: Theirs, by name; each is read when it is asked for.
         table: Their names and layouts, by the path of ours.
         mesh: The devices to put them on.
+        int8: Store the matrices of the layers and the head in eight bits.
         ignore: Says which of their names are known to be no weight of ours.
         progress: Told how many tensors of how many are done.
 
@@ -55,10 +58,29 @@ def build_llama(
                 f"tensor {layout.name} has shape {array.shape}, but the configuration asks for "
                 f"{layout.shape(sizes)}; the weights and config.json are of different models"
             )
-        ours = _fill(layout.to_ours(array, sizes), leaf.shape).astype(config.dtype)
-        leaves.append(jax.device_put(ours, NamedSharding(mesh, leaf.sharding.spec)))
+        ours = _fill(layout.to_ours(array, sizes), leaf.shape)
+        contracted = CONTRACTED.get(_kind(_dotted(path))) if int8 else None
+        leaves.append(_put(ours, config.dtype, mesh, leaf.sharding.spec, contracted))
         progress(len(leaves), len(wanted))
     return jax.tree.unflatten(tree, leaves)
+
+
+def _put(
+    array: np.ndarray, dtype: str, mesh: Mesh, spec: P, contracted: tuple[int, ...] | None
+) -> jax.Array | QuantizedWeight:
+    if contracted is None:
+        return jax.device_put(array.astype(dtype), NamedSharding(mesh, spec))
+    values, scale = quantize(array, contracted)
+    # A scale is one number where the product sums, and whole there on every device.
+    kept = P(*(None if axis in contracted else name for axis, name in enumerate(spec)))
+    return QuantizedWeight(
+        jax.device_put(values, NamedSharding(mesh, spec)),
+        jax.device_put(scale, NamedSharding(mesh, kept)),
+    )
+
+
+def _kind(path: str) -> str:
+    return re.sub(r"^blocks\.\d+\.", "", path)
 
 
 def _abstract(config: LlamaConfig, mesh: Mesh) -> Llama:

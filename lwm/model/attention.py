@@ -95,9 +95,9 @@ class Attention(eqx.Module):
     def _project(
         self, x: Float[Array, "B S D"], turn: tuple[Array, Array]
     ) -> tuple[Float[Array, "B S N H"], Float[Array, "B S K H"], Float[Array, "B S K H"]]:
-        q = _into_heads(x, self.wq, self.bq)
-        k = _into_heads(x, self.wk, self.bk)
-        v = _into_heads(x, self.wv, self.bv)
+        q = _into_heads(x, self.wq.astype(x.dtype), self.bq)
+        k = _into_heads(x, self.wk.astype(x.dtype), self.bk)
+        v = _into_heads(x, self.wv.astype(x.dtype), self.bv)
         if self.q_norm is not None and self.k_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)
         return rotate(q, *turn), rotate(k, *turn), v
@@ -105,14 +105,15 @@ class Attention(eqx.Module):
     def _merge(self, out: Float[Array, "B S N H"]) -> Float[Array, "B S D"]:
         # Heads are merged first: XLA lowers a product over two dimensions with a transpose.
         flat = out.reshape(*out.shape[:2], -1)
-        wo = self.wo.reshape(-1, self.wo.shape[-1]).astype(out.dtype)
+        wo = self.wo.astype(out.dtype)
+        wo = wo.reshape(-1, wo.shape[-1])
         return jnp.einsum("bsf,fd->bsd", flat, wo, out_sharding=ACTS)
 
 
 def _into_heads(
     x: Float[Array, "B S D"], weight: Float[Array, "D N H"], bias: Float[Array, "N H"] | None
 ) -> Float[Array, "B S N H"]:
-    y = jnp.einsum("bsd,dnh->bsnh", x, weight.astype(x.dtype))
+    y = jnp.einsum("bsd,dnh->bsnh", x, weight)
     return y if bias is None else y + bias.astype(x.dtype)
 
 

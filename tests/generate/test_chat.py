@@ -1,42 +1,12 @@
-import json
-
 import pytest
-import tokenizers
 
-from lwm.data.tokenizer import TextStream, Tokenizer
+from lwm.data.tokenizer import TextStream
 from lwm.errors import UserError
 from lwm.generate.batch import complete
-from lwm.generate.chat import Conversation, LanguageModel, Reader
+from lwm.generate.chat import Conversation, Reader
 from lwm.generate.writing import Writing
-from lwm.tokens import TokenSpace
 
 SHORT = Writing(max_tokens=16)
-
-
-@pytest.fixture(scope="module")
-def byte_tokenizer(tmp_path_factory):
-    """A token for each byte, and two special ones that end a text and a turn."""
-    folder = tmp_path_factory.mktemp("tokenizer")
-    letters = sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())
-    vocabulary = {letter: number for number, letter in enumerate(letters)}
-    tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE(vocabulary, []))
-    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = tokenizers.decoders.ByteLevel()
-    tokenizer.add_special_tokens(["<|endoftext|>", "<|im_end|>"])
-    tokenizer.save(str(folder / "tokenizer.json"))
-    template = (
-        "{% for m in messages %}{{ m.role }}: {{ m.content }}<|im_end|>{% endfor %}"
-        "{% if add_generation_prompt %}assistant: {% endif %}"
-    )
-    config = {"chat_template": template, "eos_token": "<|endoftext|>"}
-    (folder / "tokenizer_config.json").write_text(json.dumps(config))
-    return Tokenizer.open(folder)
-
-
-@pytest.fixture
-def model(mesh, tiny, init, byte_tokenizer):
-    llama = init(tiny(tokens=TokenSpace(text=byte_tokenizer.vocab_size))).unstack()
-    return LanguageModel(name="tiny", llama=llama, tokenizer=byte_tokenizer, mesh=mesh)
 
 
 def test_turns_continue_the_cache_and_answer_as_a_fresh_reading_would(model):
