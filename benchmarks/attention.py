@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import jax.random as jr
 import tyro
 
-from lwm.ops import attention
+from lwm.ops import Mask, attention
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -70,8 +70,8 @@ def ours(config: Benchmark, tensors: list[jax.Array]) -> Runs:
     index, segments = jnp.arange(length), jnp.zeros((batch, length), jnp.int32)
 
     def attend(q, k, v, index, segments):
-        places = dict(q_index=index, k_index=index, q_segments=segments, k_segments=segments)
-        return attention(q, k, v, **places, implementation=config.implementation)
+        mask = Mask(index, index, segments, segments)
+        return attention(q, k, v, mask, implementation=config.implementation)
 
     def both(q, k, v, dout, *where):
         out, pull = jax.vjp(lambda q, k, v: attend(q, k, v, *where), q, k, v)

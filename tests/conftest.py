@@ -22,10 +22,13 @@ import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 import tokenizers  # noqa: E402
 
+from lwm.convert.lwm import read_lwm  # noqa: E402
+from lwm.convert.names import LWM  # noqa: E402
+from lwm.convert.weights import build_llama  # noqa: E402
 from lwm.data.tokenizer import Tokenizer  # noqa: E402
 from lwm.generate.chat import LanguageModel  # noqa: E402
 from lwm.model.attention import Packing  # noqa: E402
-from lwm.model.config import LlamaConfig  # noqa: E402
+from lwm.model.config import LlamaConfig, Rope  # noqa: E402
 from lwm.model.llama import Llama  # noqa: E402
 from lwm.sharding import TOKENS, make_mesh, on_mesh  # noqa: E402
 from lwm.tokens import TokenSpace  # noqa: E402
@@ -122,3 +125,25 @@ def byte_tokenizer(tmp_path_factory):
 def model(mesh, tiny, init, byte_tokenizer):
     llama = init(tiny(tokens=TokenSpace(text=byte_tokenizer.vocab_size))).unstack()
     return LanguageModel(name="tiny", llama=llama, tokenizer=byte_tokenizer, mesh=mesh)
+
+
+@pytest.fixture(scope="session")
+def original(fixtures):
+    """Loads the original's tiny text model with another theta, stacked or not on disk."""
+
+    def load(mesh, *, theta=10_000, stored="noscan"):
+        config = LlamaConfig(
+            tokens=TokenSpace(text=512),
+            dim=64,
+            num_layers=2,
+            num_heads=4,
+            num_kv_heads=4,
+            head_dim=16,
+            mlp_dim=128,
+            max_context=256,
+            rope=Rope(theta=float(theta)),
+        )
+        tensors = read_lwm(fixtures / f"text_tiny_params_{stored}.msgpack")
+        return build_llama(config, tensors, LWM, mesh=mesh)
+
+    return load

@@ -55,7 +55,7 @@ def test_ctrl_c_stops_the_answer_and_not_the_program(model, typed, capsys, monke
             pressed.append(True)
             signal.raise_signal(signal.SIGINT)
 
-    pressed = []
+    pressed, before = [], signal.getsignal(signal.SIGINT)
     monkeypatch.setattr(talk, "print", press, raising=False)
     typed("Hello", "Go on")
     talk.talk(model, document=None, writing=Writing(max_tokens=100))
@@ -64,7 +64,7 @@ def test_ctrl_c_stops_the_answer_and_not_the_program(model, typed, capsys, monke
     whole = model.chat("Hello", max_tokens=100)
     assert shown.out.startswith(whole[:4])
     assert not shown.out.startswith(whole)
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert signal.getsignal(signal.SIGINT) is before
 
 
 def test_the_second_ctrl_c_stops_at_once():

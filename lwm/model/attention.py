@@ -11,7 +11,7 @@ from lwm.model.cache import LayerCache
 from lwm.model.config import LlamaConfig
 from lwm.model.norm import RMSNorm
 from lwm.model.rope import rotate
-from lwm.ops import attention, decode_attention
+from lwm.ops import Mask, attention, decode_attention
 from lwm.sharding import ACTS, BATCH, CACHE, HEADS, ROWS, SHARD, TOKENS
 
 
@@ -125,16 +125,8 @@ def attend(
 ) -> Float[Array, "B S N H"]:
     """Attends over rows that may be split over `sp`: the seam between model and mesh."""
 
-    def local(q, k, v, q_index, k_index, q_segments, k_segments):
-        return attention(
-            q,
-            k,
-            v,
-            q_index=q_index,
-            k_index=k_index,
-            q_segments=q_segments,
-            k_segments=k_segments,
-        )
+    def local(q, k, v, *mask):
+        return attention(q, k, v, Mask(*mask))
 
     # Built per call: a shard_map made at import keeps the first mesh that it meets.
     whole = P(BATCH, None, "tp", None)
@@ -161,15 +153,13 @@ def attend_cache(
         values = jax.lax.dynamic_update_slice(values, v.transpose(0, 2, 1, 3), (0, 0, slot, 0))
         if length == 1:
             return decode_attention(q, keys, values, segments, slot), keys, values
-        out = attention(
-            q,
-            keys.transpose(0, 3, 1, 2),
-            values.transpose(0, 2, 1, 3),
+        mask = Mask(
             q_index=slot + jnp.arange(length),
             k_index=jnp.arange(keys.shape[3]),
             q_segments=jax.lax.dynamic_slice_in_dim(segments, slot, length, axis=1),
             k_segments=segments,
         )
+        out = attention(q, keys.transpose(0, 3, 1, 2), values.transpose(0, 2, 1, 3), mask)
         return out, keys, values
 
     mapped = jax.shard_map(

@@ -11,11 +11,9 @@ from jax.sharding import reshard
 from jaxtyping import Array, Float, Int
 
 from lwm.model.config import LlamaConfig
+from lwm.ops import EMPTY
 from lwm.ops.decode import BLOCK
 from lwm.sharding import CACHE, ROWS
-
-EMPTY = -1
-"""The segment of a slot that holds nothing."""
 
 
 class LayerCache(eqx.Module):

@@ -2,3 +2,4 @@
 
 from lwm.ops.attention import attention as attention
 from lwm.ops.decode import decode_attention as decode_attention
+from lwm.ops.mask import EMPTY as EMPTY, Mask as Mask

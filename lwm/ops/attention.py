@@ -3,10 +3,11 @@
 from collections.abc import Callable
 from typing import NamedTuple
 
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
 from lwm.ops import reference
 from lwm.ops.blockwise import blockwise
+from lwm.ops.mask import Mask
 
 
 class Implementation(NamedTuple):
@@ -20,8 +21,8 @@ def _never(q, k, v):
     return None
 
 
-def _reference(q, k, v, **mask):
-    return reference.attention(q, k, v, **mask)[0]
+def _reference(q, k, v, mask):
+    return reference.attention(q, k, v, mask)[0]
 
 
 IMPLEMENTATIONS = {
@@ -34,11 +35,8 @@ def attention(
     q: Float[Array, "B S N H"],
     k: Float[Array, "B T K H"],
     v: Float[Array, "B T K H"],
+    mask: Mask,
     *,
-    q_index: Int[Array, " S"],
-    k_index: Int[Array, " T"],
-    q_segments: Int[Array, "B S"],
-    k_segments: Int[Array, "B T"],
     implementation: str | None = None,
 ) -> Float[Array, "B S N H"]:
     """Attends to the keys of the same segment whose index is not later; segment -1 is empty.
@@ -50,15 +48,7 @@ def attention(
     for name in names:
         reason = _refusal(name, q, k, v)
         if reason is None:
-            return IMPLEMENTATIONS[name].attend(
-                q,
-                k,
-                v,
-                q_index=q_index,
-                k_index=k_index,
-                q_segments=q_segments,
-                k_segments=k_segments,
-            )
+            return IMPLEMENTATIONS[name].attend(q, k, v, mask)
         reasons.append(f"{name}: {reason}")
     raise ValueError("no implementation of attention takes these inputs: " + "; ".join(reasons))
 

@@ -13,17 +13,9 @@ from jax import lax
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int
 
-EMPTY = -1  # the segment of a slot that holds no token
+from lwm.ops.mask import EMPTY, Mask
+
 NOWHERE = -1e30  # a running maximum before any key is seen; finite, so that no difference is NaN
-
-
-class Mask(NamedTuple):
-    """Where queries and keys sit: a query sees the keys of its segment up to its own index."""
-
-    q_index: Int[Array, " S"]
-    k_index: Int[Array, " T"]
-    q_segments: Int[Array, "B S"]
-    k_segments: Int[Array, "B T"]
 
 
 class Side(NamedTuple):
@@ -53,18 +45,15 @@ def fwd(
     q: Float[Array, "B S N H"],
     k: Float[Array, "B T K H"],
     v: Float[Array, "B T K H"],
+    mask: Mask,
     *,
-    q_index: Int[Array, " S"],
-    k_index: Int[Array, " T"],
-    q_segments: Int[Array, "B S"],
-    k_segments: Int[Array, "B T"],
     blocks: tuple[int, int] | None = None,
 ) -> tuple[Float[Array, "B S N H"], Float[Array, "B S N"]]:
     """Returns the attention output and each row's log-sum-exp, -inf where no key is seen."""
     B, S, N, H = q.shape
     K = k.shape[2]
     bq, bk = blocks or block_sizes(S, k.shape[1], N // K)
-    q_side, k_side = _sides(Mask(q_index, k_index, q_segments, k_segments), bq, bk)
+    q_side, k_side = _sides(mask, bq, bk)
     qs, ks, vs = _rows(q, K, bq), _rows(k, K, bk), _rows(v, K, bk)
     scale = H**-0.5
 
@@ -107,18 +96,15 @@ def bwd(
     out: Float[Array, "B S N H"],
     lse: Float[Array, "B S N"],
     dout: Float[Array, "B S N H"],
+    mask: Mask,
     *,
-    q_index: Int[Array, " S"],
-    k_index: Int[Array, " T"],
-    q_segments: Int[Array, "B S"],
-    k_segments: Int[Array, "B T"],
     blocks: tuple[int, int] | None = None,
 ) -> tuple[Float[Array, "B S N H"], Float[Array, "B T K H"], Float[Array, "B T K H"]]:
     """Returns dq, dk, dv; `out` and `lse` may cover more keys than `k` holds."""
     B, S, N, H = q.shape
     T, K = k.shape[1:3]
     bq, bk = blocks or block_sizes(S, T, N // K)
-    q_side, k_side = _sides(Mask(q_index, k_index, q_segments, k_segments), bq, bk)
+    q_side, k_side = _sides(mask, bq, bk)
     dout = dout.astype(q.dtype)
     # Rows that see nothing have p = exp(s - inf) = 0 for every s.
     lse = jnp.where(lse == -jnp.inf, jnp.inf, lse)[..., None]
@@ -163,29 +149,19 @@ def blockwise(
     q: Float[Array, "B S N H"],
     k: Float[Array, "B T K H"],
     v: Float[Array, "B T K H"],
+    mask: Mask,
     *,
-    q_index: Int[Array, " S"],
-    k_index: Int[Array, " T"],
-    q_segments: Int[Array, "B S"],
-    k_segments: Int[Array, "B T"],
     blocks: tuple[int, int] | None = None,
 ) -> Float[Array, "B S N H"]:
     """Attends in tiles; differentiable in q, k and v."""
-    return _blockwise(q, k, v, Mask(q_index, k_index, q_segments, k_segments), blocks)
+    return _blockwise(q, k, v, mask, blocks)
 
 
 def tiles_computed(
-    *,
-    q_index: Int[Array, " S"],
-    k_index: Int[Array, " T"],
-    q_segments: Int[Array, "B S"],
-    k_segments: Int[Array, "B T"],
-    blocks: tuple[int, int] | None = None,
-    groups: int = 1,
+    mask: Mask, *, blocks: tuple[int, int] | None = None, groups: int = 1
 ) -> Int[Array, ""]:
     """Counts the tiles that `fwd` and `bwd` execute, all rows of the batch together."""
-    bq, bk = blocks or block_sizes(q_index.size, k_index.size, groups)
-    mask = Mask(q_index, k_index, q_segments, k_segments)
+    bq, bk = blocks or block_sizes(mask.q_index.size, mask.k_index.size, groups)
     q_side, k_side = _sides(mask, bq, bk)
     full, partly, _ = jax.vmap(jax.vmap(_plan, (0, None)))(q_side, k_side)
     return jnp.sum(full + partly)
@@ -193,11 +169,11 @@ def tiles_computed(
 
 @partial(jax.custom_vjp, nondiff_argnums=(4,))
 def _blockwise(q, k, v, mask, blocks):
-    return fwd(q, k, v, **mask._asdict(), blocks=blocks)[0]
+    return fwd(q, k, v, mask, blocks=blocks)[0]
 
 
 def _blockwise_fwd(q, k, v, mask, blocks):
-    out, lse = fwd(q, k, v, **mask._asdict(), blocks=blocks)
+    out, lse = fwd(q, k, v, mask, blocks=blocks)
     # Named, so that a remat policy can save them instead of attending again.
     out, lse = checkpoint_name(out, "attention_out"), checkpoint_name(lse, "attention_lse")
     return out, (q, k, v, out, lse, mask)
@@ -205,7 +181,7 @@ def _blockwise_fwd(q, k, v, mask, blocks):
 
 def _blockwise_bwd(blocks, saved, dout):
     q, k, v, out, lse, mask = saved
-    return *bwd(q, k, v, out, lse, dout, **mask._asdict(), blocks=blocks), None
+    return *bwd(q, k, v, out, lse, dout, mask, blocks=blocks), None
 
 
 _blockwise.defvjp(_blockwise_fwd, _blockwise_bwd)

@@ -2,15 +2,10 @@ import jax
 import numpy as np
 import pytest
 
-from lwm.convert.lwm import read_lwm
-from lwm.convert.names import LWM
-from lwm.convert.weights import build_llama
 from lwm.errors import UserError
 from lwm.generate.engine import LONG, SHORT, Session, chunks
 from lwm.generate.sampling import Sampler, TopK
-from lwm.model.config import LlamaConfig
 from lwm.sharding import make_mesh
-from lwm.tokens import TokenSpace
 
 
 def collect(bursts):
@@ -31,21 +26,10 @@ def test_chunks_hold_the_prompt_with_little_padding(length):
 
 
 @pytest.mark.parametrize("mesh_text", ["1,1,1,1", "2,2,2,1"])
-def test_greedy_answers_are_those_of_the_original(fixtures, mesh_text):
+def test_greedy_answers_are_those_of_the_original(fixtures, original, mesh_text):
     given = np.load(fixtures / "generation.npz")
-    config = LlamaConfig(
-        tokens=TokenSpace(text=512),
-        dim=64,
-        num_layers=2,
-        num_heads=4,
-        num_kv_heads=4,
-        head_dim=16,
-        mlp_dim=128,
-        max_context=256,
-    )
     mesh = make_mesh(mesh_text)
-    tensors = read_lwm(fixtures / "text_tiny_params_scan.msgpack")
-    session = Session(build_llama(config, tensors, LWM, mesh=mesh), mesh, rows=3, slots=256)
+    session = Session(original(mesh, stored="scan"), mesh, rows=3, slots=256)
     ids, mask = given["text.input_ids"], given["text.attention_mask"]
     session.read([row[seen > 0].tolist() for row, seen in zip(ids, mask, strict=True)])
     written = collect(session.generate(max_tokens=32, stop_ids=[2]))

@@ -8,9 +8,6 @@ import numpy as np
 import pytest
 from jax.sharding import AbstractMesh, AxisType
 
-from lwm.convert.lwm import read_lwm
-from lwm.convert.names import LWM
-from lwm.convert.weights import build_llama
 from lwm.model.cache import EMPTY, KVCache
 from lwm.model.config import PRESETS, LlamaConfig, Rope, preset
 from lwm.model.llama import Llama
@@ -22,28 +19,6 @@ forward = jax.jit(lambda model, tokens, packing: model(tokens, packing))
 
 def random_tokens(rows, length, seed=0, vocabulary=256):
     return np.random.default_rng(seed).integers(0, vocabulary, (rows, length))
-
-
-@pytest.fixture(scope="module")
-def original(fixtures):
-    """Loads the original's tiny text model with another theta, stacked or not on disk."""
-
-    def load(mesh, *, theta, stored="noscan"):
-        config = LlamaConfig(
-            tokens=TokenSpace(text=512),
-            dim=64,
-            num_layers=2,
-            num_heads=4,
-            num_kv_heads=4,
-            head_dim=16,
-            mlp_dim=128,
-            max_context=256,
-            rope=Rope(theta=float(theta)),
-        )
-        tensors = read_lwm(fixtures / f"text_tiny_params_{stored}.msgpack")
-        return build_llama(config, tensors, LWM, mesh=mesh)
-
-    return load
 
 
 @pytest.mark.parametrize("stored", ["noscan", "scan"])

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, PartitionSpec as P
 
-from lwm.ops import attention, reference
+from lwm.ops import Mask, attention, reference
 from lwm.ops.blockwise import block_sizes, blockwise, bwd, fwd, tiles_computed
 
 
@@ -22,24 +22,24 @@ def draw(B, S, T, N, K, H, dtype=jnp.float32):
 
 
 def where(segments, index=None):
-    """The mask arguments of a row that attends to itself."""
+    """The mask of a row that attends to itself."""
     segments = jnp.asarray(segments, jnp.int32)
     index = jnp.arange(segments.shape[1]) if index is None else jnp.asarray(index, jnp.int32)
-    return dict(q_index=index, k_index=index, q_segments=segments, k_segments=segments)
+    return Mask(index, index, segments, segments)
 
 
 forward = jax.jit(partial(fwd, blocks=(8, 8)))
 backward = jax.jit(partial(bwd, blocks=(8, 8)))
 
 
-def by_reference(q, k, v, **mask):
-    return reference.attention(q, k, v, **mask)[0]
+def by_reference(q, k, v, mask):
+    return reference.attention(q, k, v, mask)[0]
 
 
 def value_and_grads(attend, tensors, mask, **kwargs):
     @jax.jit
     def run(q, k, v, dout, mask):
-        out, pull = jax.vjp(lambda q, k, v: attend(q, k, v, **mask, **kwargs), q, k, v)
+        out, pull = jax.vjp(lambda q, k, v: attend(q, k, v, mask, **kwargs), q, k, v)
         return out, pull(dout)
 
     return run(*tensors, mask)
@@ -98,10 +98,10 @@ def test_packing(name):
 def test_rows_that_see_nothing():
     q, k, v, dout = draw(1, 16, 16, 2, 2, 8)
     mask = where(np.where(np.arange(16) < 5, -1, 0)[None])
-    out, lse = forward(q, k, v, **mask)
+    out, lse = forward(q, k, v, mask)
     assert not out[:, :5].any()
     assert np.all(lse[:, :5] == -np.inf)
-    grads = backward(q, k, v, out, lse, dout, **mask)
+    grads = backward(q, k, v, out, lse, dout, mask)
     assert all(not g[:, :5].any() and np.all(np.isfinite(g)) for g in grads)
 
 
@@ -118,10 +118,11 @@ def test_order_is_data(order):
     tensors = draw(2, 64, 64, 2, 2, 8)
     mask = where(packings()["documents"])
     order = np.asarray(order)
-    shuffled = where(mask["q_segments"][:, order], order)
+    shuffled = where(mask.q_segments[:, order], order)
     agree(tuple(x[:, order] for x in tensors), shuffled, (8, 16))
-    straight = blockwise(*tensors[:3], **mask)
-    moved = blockwise(*(x[:, order] for x in tensors[:3]), **shuffled, blocks=(8, 16))
+    q, k, v, _ = tensors
+    straight = blockwise(q, k, v, mask)
+    moved = blockwise(q[:, order], k[:, order], v[:, order], shuffled, blocks=(8, 16))
     np.testing.assert_allclose(moved, straight[:, order], rtol=0, atol=1e-5)
 
 
@@ -130,13 +131,13 @@ def test_chunk_against_a_cache():
     filled = jnp.arange(40)[None] < jnp.array([[24], [24]])
     segments = jnp.where(filled & (jnp.arange(40) >= jnp.array([[0], [5]])), 0, -1)
 
-    def attend(q, k, v, *, implementation, start):
+    def attend(q, k, v, start, *, implementation):
         own = jnp.zeros((2, 8), jnp.int32)
         index = start + jnp.arange(8)
-        mask = dict(q_index=index, k_index=jnp.arange(40), q_segments=own, k_segments=segments)
-        return attention(q, k, v, **mask, implementation=implementation)
+        mask = Mask(index, jnp.arange(40), own, segments)
+        return attention(q, k, v, mask, implementation=implementation)
 
-    start = {"start": jnp.int32(16)}
+    start = jnp.int32(16)
     got, grads = value_and_grads(attend, tensors, start, implementation="blockwise")
     want, true_grads = value_and_grads(attend, tensors, start, implementation="reference")
     np.testing.assert_allclose(got, want, rtol=0, atol=1e-5)
@@ -148,13 +149,13 @@ def test_log_sum_exp_and_partial_keys():
     """The halves of the keys, each given the whole's lse, add up to the whole's gradients."""
     q, k, v, dout = draw(1, 32, 32, 2, 1, 8)
     mask = where(np.zeros((1, 32)))
-    out, lse = forward(q, k, v, **mask)
-    np.testing.assert_allclose(lse, reference.attention(q, k, v, **mask)[1], rtol=0, atol=1e-5)
-    whole = backward(q, k, v, out, lse, dout, **mask)
+    out, lse = forward(q, k, v, mask)
+    np.testing.assert_allclose(lse, reference.attention(q, k, v, mask)[1], rtol=0, atol=1e-5)
+    whole = backward(q, k, v, out, lse, dout, mask)
 
     def half(keys):
-        part = mask | dict(k_index=mask["k_index"][keys], k_segments=mask["k_segments"][:, keys])
-        return backward(q, k[:, keys], v[:, keys], out, lse, dout, **part)
+        part = mask._replace(k_index=mask.k_index[keys], k_segments=mask.k_segments[:, keys])
+        return backward(q, k[:, keys], v[:, keys], out, lse, dout, part)
 
     first, second = half(slice(0, 16)), half(slice(16, 32))
     np.testing.assert_allclose(first[0] + second[0], whole[0], rtol=0, atol=1e-5)
@@ -201,26 +202,26 @@ def test_documents_do_not_leak(changed):
 @pytest.mark.parametrize(("tiles", "block"), [(1, 16), (4, 16), (16, 8)])
 def test_causal_tiles(tiles, block):
     mask = where(np.zeros((3, tiles * block)))
-    assert tiles_computed(**mask, blocks=(block, block)) == 3 * tiles * (tiles + 1) // 2
+    assert tiles_computed(mask, blocks=(block, block)) == 3 * tiles * (tiles + 1) // 2
 
 
 def test_packed_tiles():
     mask = where(np.repeat(np.arange(16), 32)[None])
-    assert tiles_computed(**mask, blocks=(16, 16)) <= 0.1 * 32**2
-    assert tiles_computed(**mask, blocks=(32, 32)) == 16
+    assert tiles_computed(mask, blocks=(16, 16)) <= 0.1 * 32**2
+    assert tiles_computed(mask, blocks=(32, 32)) == 16
 
 
 def test_tiles_of_each_row():
     empty, whole = np.full(64, -1), np.zeros(64)
-    assert tiles_computed(**where([empty, empty]), blocks=(16, 16)) == 0
-    assert tiles_computed(**where([empty, whole]), blocks=(16, 16)) == 10
+    assert tiles_computed(where([empty, empty]), blocks=(16, 16)) == 0
+    assert tiles_computed(where([empty, whole]), blocks=(16, 16)) == 10
 
 
 def test_tiles_of_an_unfilled_cache():
     index = jnp.arange(64)
     cached = jnp.where(index < 20, 0, -1)[None]
-    mask = dict(k_index=index, k_segments=cached, q_segments=jnp.zeros((1, 4), jnp.int32))
-    assert tiles_computed(q_index=index[16:20], **mask, blocks=(4, 8)) == 3
+    mask = Mask(index[16:20], index, jnp.zeros((1, 4), jnp.int32), cached)
+    assert tiles_computed(mask, blocks=(4, 8)) == 3
 
 
 def test_skipped_tiles_are_not_read():
@@ -244,7 +245,7 @@ def test_memory_grows_with_the_length():
         mask = where(np.zeros((1, length)))
 
         def loss(q, k, v):
-            return blockwise(q, k, v, **mask, blocks=(64, 64)).sum()
+            return blockwise(q, k, v, mask, blocks=(64, 64)).sum()
 
         memory = jax.jit(jax.grad(loss, (0, 1, 2))).lower(x, x, x).compile().memory_analysis()
         assert memory is not None
@@ -262,15 +263,16 @@ def test_inside_shard_map(check_vma):
     want, true_grads = value_and_grads(by_reference, (q, k, v, dout), mask)
 
     def local(q, k, v, dout, mask):
-        out, pull = jax.vjp(lambda q, k, v: blockwise(q, k, v, **mask, blocks=(8, 8)), q, k, v)
+        out, pull = jax.vjp(lambda q, k, v: blockwise(q, k, v, mask, blocks=(8, 8)), q, k, v)
         return out, pull(dout)
 
     heads, rows = P("dp", None, "tp", None), P("dp", None)
-    specs = dict(q_index=P(), k_index=P(), q_segments=rows, k_segments=rows)
     with jax.set_mesh(mesh):
-        place = jax.tree.map(jax.reshard, (q, k, v, dout, mask), (*[heads] * 4, specs))
+        tensors = [jax.reshard(x, heads) for x in (q, k, v, dout)]
+        specs = (P(), P(), rows, rows)
+        placed = Mask(*(jax.reshard(x, spec) for x, spec in zip(mask, specs, strict=True)))
         run = jax.shard_map(local, out_specs=heads, check_vma=check_vma)
-        got, grads = jax.jit(run)(*place)
+        got, grads = jax.jit(run)(*tensors, placed)
     for g, t in zip((got, *grads), (want, *true_grads), strict=True):
         np.testing.assert_allclose(np.asarray(g), t, rtol=0, atol=1e-5)
 
@@ -278,36 +280,36 @@ def test_inside_shard_map(check_vma):
 def test_named_implementations_agree():
     q, k, v, _ = draw(1, 16, 16, 2, 1, 8)
     mask = where(np.zeros((1, 16)))
-    want = attention(q, k, v, **mask)
+    want = attention(q, k, v, mask)
     for name in MODULE.IMPLEMENTATIONS:
-        got = attention(q, k, v, **mask, implementation=name)
+        got = attention(q, k, v, mask, implementation=name)
         np.testing.assert_allclose(got, want, rtol=0, atol=1e-5)
 
 
 def test_the_first_that_accepts_is_taken(monkeypatch):
     q, k, v, _ = draw(1, 16, 16, 2, 1, 8)
     mask = where(np.zeros((1, 16)))
-    picky = MODULE.Implementation(lambda q, k, v, **mask: q, lambda q, k, v: None)
+    picky = MODULE.Implementation(lambda q, k, v, mask: q, lambda q, k, v: None)
     monkeypatch.setattr(MODULE, "IMPLEMENTATIONS", {"picky": picky} | MODULE.IMPLEMENTATIONS)
-    assert attention(q, k, v, **mask) is q
+    assert attention(q, k, v, mask) is q
 
 
 def test_refusals_are_listed(monkeypatch):
     q, k, v, _ = draw(1, 16, 16, 2, 1, 8)
     mask = where(np.zeros((1, 16)))
     with pytest.raises(ValueError, match=r"fast: unknown.* blockwise, reference"):
-        attention(q, k, v, **mask, implementation="fast")
+        attention(q, k, v, mask, implementation="fast")
     with pytest.raises(ValueError, match=r"blockwise: 3 query heads .*; reference: 3 query heads"):
-        attention(jnp.ones((1, 16, 3, 8)), *[jnp.ones((1, 16, 2, 8))] * 2, **mask)
+        attention(jnp.ones((1, 16, 3, 8)), jnp.ones((1, 16, 2, 8)), jnp.ones((1, 16, 2, 8)), mask)
     with pytest.raises(ValueError, match="blockwise: q, k, v are float32, bfloat16, float32"):
-        attention(q, k.astype(jnp.bfloat16), v, **mask)
+        attention(q, k.astype(jnp.bfloat16), v, mask)
     table = {
         name: MODULE.Implementation(blockwise, lambda q, k, v, name=name: f"no {name} here")
         for name in ("gpu", "tpu")
     }
     monkeypatch.setattr(MODULE, "IMPLEMENTATIONS", table)
     with pytest.raises(ValueError, match="gpu: no gpu here; tpu: no tpu here"):
-        attention(q, k, v, **mask)
+        attention(q, k, v, mask)
 
 
 @pytest.mark.parametrize("padded", [False, True])
@@ -319,7 +321,8 @@ def test_the_original(fixtures, padded, packed):
         q, k, v, g = (jnp.asarray(file[x]) for x in "qkvg")
         mask = where(file["segment_ids"] * packed)
         if padded:
-            mask["k_segments"] = jnp.where(file["padding_mask"] > 0, mask["k_segments"], -1)
+            filled = jnp.where(file["padding_mask"] > 0, mask.k_segments, -1)
+            mask = mask._replace(k_segments=filled)
         names = ("out", "dq", "dk", "dv", "alive")
         *want, alive = (file[f"{case}.{x}"] for x in names)
     g = g * alive[:, :, None, None]
