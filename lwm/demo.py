@@ -40,6 +40,8 @@ class Turn:
     seconds: float
     num_tokens: int
     """Tokens of prompt and answer together."""
+    was_cut: bool
+    """Whether the answer ended for want of tokens."""
     document: str | None = None
     title: str | None = None
 
@@ -95,6 +97,7 @@ def _ask(
         answer=answer,
         seconds=seconds,
         num_tokens=conversation.num_tokens,
+        was_cut=conversation.was_cut,
         document=document,
         title=title,
     )
@@ -117,7 +120,7 @@ def _render(
         "Heads (key/value)": f"{config.num_heads} ({config.num_kv_heads})",
         "Context": f"{config.max_context:,} tokens",
         "Computed in": config.dtype,
-        "Device": f"{device.platform} {device.device_kind}".strip(),
+        "Device": device.device_kind,
         "Loaded in": f"{loading:.1f} s",
         "Software": f"lwm {lwm.__version__}, JAX {jax.__version__}, "
         f"Python {platform.python_version()}",

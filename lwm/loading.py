@@ -44,8 +44,7 @@ def load(
     Raises:
         UserError: The model cannot be had, read or put on the mesh.
     """
-    _refuse_lwm_format(str(name_or_path))
-    path = catalog.resolve(name_or_path)
+    path = find(name_or_path)
     values, tensors, tokenizer = _open(path)
     is_int8 = dtype == "int8"
     config = read_config(values, source=str(path), dtype="float32" if is_int8 else dtype)
@@ -69,16 +68,22 @@ def load(
     )
 
 
-def _refuse_lwm_format(name: str) -> None:
-    """Says so before gigabytes are fetched in a format that cannot be opened yet."""
-    entry = catalog.known(name)
-    if entry and "params" in entry.files and not Path(name).exists():
+def find(name_or_path: str | Path) -> Path:
+    """Returns a model's file or folder, fetched if need be.
+
+    Raises:
+        UserError: It cannot be had, or is in a format that cannot be opened yet: that is said
+            before gigabytes are fetched.
+    """
+    entry = catalog.known(str(name_or_path))
+    if entry and "params" in entry.files and not Path(name_or_path).exists():
         found = catalog.locate(entry)
         if found is None or not (found / "config.json").is_file():
             raise UserError(
                 f"{entry.name} is published in LWM's own format, which cannot be opened yet; "
                 "give a Hugging Face folder of the model instead"
             )
+    return catalog.resolve(name_or_path)
 
 
 def _open(path: Path) -> tuple[dict[str, Any], Mapping[str, np.ndarray], Tokenizer]:

@@ -11,7 +11,7 @@ from lwm.console import Interruptible, waiting
 from lwm.errors import UserError
 from lwm.generate.chat import Conversation, LanguageModel
 from lwm.generate.writing import Writing
-from lwm.loading import load
+from lwm.loading import find, load
 
 if TYPE_CHECKING:
     from lwm.cli import Placing
@@ -24,6 +24,7 @@ def open_model(name: str, placing: "Placing") -> LanguageModel:
     import jax
 
     jax.config.update("jax_compilation_cache_dir", str(catalog.cache_folder() / "compiled"))
+    find(name)  # fetching has a bar of its own
     with waiting(f"loading {name}", "tensors") as report:
         return load(
             name,
