@@ -33,10 +33,11 @@ class Extent(NamedTuple):
     filled: Array
 
 
-def block_sizes(S: int, T: int, G: int) -> tuple[int, int]:
-    """Chooses the tile's queries and keys: the G heads that share a key head share its rows."""
+def block_sizes(S: int, T: int, N: int) -> tuple[int, int]:
+    """Chooses the queries and keys of a tile, which holds all N heads."""
     # More queries to a tile run faster, but waste more of the diagonal: worth it in long rows.
-    bq, bk = max((1024 if S >= 8192 else 512) // G, 16), 512
+    # With many heads the scores of a tile would leave the caches.
+    bq, bk = min(1024 if S >= 8192 else 512, max(8192 // N, 64)), 512
     # Tiles of equal length, so that the last is not mostly padding.
     return _even(S, bq), _even(T, bk)
 
@@ -52,7 +53,7 @@ def fwd(
     """Returns the attention output and each row's log-sum-exp, -inf where no key is seen."""
     B, S, N, H = q.shape
     K = k.shape[2]
-    bq, bk = blocks or block_sizes(S, k.shape[1], N // K)
+    bq, bk = blocks or block_sizes(S, k.shape[1], N)
     q_side, k_side = _sides(mask, bq, bk)
     qs, ks, vs = _rows(q, K, bq), _rows(k, K, bk), _rows(v, K, bk)
     scale = H**-0.5
@@ -103,7 +104,7 @@ def bwd(
     """Returns dq, dk, dv; `out` and `lse` may cover more keys than `k` holds."""
     B, S, N, H = q.shape
     T, K = k.shape[1:3]
-    bq, bk = blocks or block_sizes(S, T, N // K)
+    bq, bk = blocks or block_sizes(S, T, N)
     q_side, k_side = _sides(mask, bq, bk)
     dout = dout.astype(q.dtype)
     # Rows that see nothing have p = exp(s - inf) = 0 for every s.
@@ -158,10 +159,10 @@ def blockwise(
 
 
 def tiles_computed(
-    mask: Mask, *, blocks: tuple[int, int] | None = None, groups: int = 1
+    mask: Mask, *, blocks: tuple[int, int] | None = None, heads: int = 1
 ) -> Int[Array, ""]:
     """Counts the tiles that `fwd` and `bwd` execute, all rows of the batch together."""
-    bq, bk = blocks or block_sizes(mask.q_index.size, mask.k_index.size, groups)
+    bq, bk = blocks or block_sizes(mask.q_index.size, mask.k_index.size, heads)
     q_side, k_side = _sides(mask, bq, bk)
     full, partly, _ = jax.vmap(jax.vmap(_plan, (0, None)))(q_side, k_side)
     return jnp.sum(full + partly)

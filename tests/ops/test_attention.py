@@ -236,7 +236,9 @@ def test_skipped_tiles_are_not_read():
 
 def test_blocks_divide_evenly():
     assert block_sizes(513, 1, 1) == (257, 1)
-    assert block_sizes(2048, 2048, 4) == (128, 512)
+    assert block_sizes(2048, 2048, 4) == (512, 512)
+    assert block_sizes(2048, 2048, 32) == (256, 512)
+    assert block_sizes(16_384, 16_384, 8) == (1024, 512)
 
 
 def test_memory_grows_with_the_length():
