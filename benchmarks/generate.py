@@ -1,4 +1,4 @@
-"""Times reading and writing of SmolLM2-135M beside transformers (fp32, SDPA), on the same weights.
+"""Times reading and writing of SmolLM2-135M beside transformers (SDPA), on the same weights.
 
     python benchmarks/generate.py
 
@@ -24,6 +24,7 @@ from pathlib import Path
 import tyro
 
 MODEL = "smollm2-135m-instruct"
+PAGES, TOKENS_TO_A_PAGE = 20, 512
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -39,7 +40,13 @@ class Benchmark:
     rounds: int = 3
     results: Path = Path(__file__).parent / "results"
     only: str | None = None
-    """Measures one library in this process, and prints JSON; the others call it so."""
+    """Measures one of `MEASURES` in this process, and prints JSON; the others call it so."""
+
+    @property
+    def dtype(self) -> str:
+        """The type named at the end of `only`."""
+        assert self.only is not None
+        return self.only.partition(" ")[2]
 
 
 def read_book(num_tokens: int) -> list[int]:
@@ -60,7 +67,7 @@ def measure_lwm(config: Benchmark) -> dict[str, float]:
     import lwm
     from lwm.generate.engine import Session, chunks
 
-    model = lwm.load(MODEL)
+    model = lwm.load(MODEL, dtype=config.dtype)
 
     def session(length: int) -> Session:
         return Session(model.llama, model.mesh, slots=sum(chunks(length)) + config.new_tokens)
@@ -88,7 +95,10 @@ def measure_transformers(config: Benchmark) -> dict[str, float]:
 
     path = resolve(MODEL)
     model = AutoModelForCausalLM.from_pretrained(
-        str(path.parent), gguf_file=path.name, dtype=torch.float32, attn_implementation="sdpa"
+        str(path.parent),
+        gguf_file=path.name,
+        dtype=getattr(torch, config.dtype),
+        attn_implementation="sdpa",
     ).eval()
 
     @torch.inference_mode()
@@ -143,7 +153,7 @@ def measure_long(config: Benchmark) -> dict[str, float]:
     import lwm
     from lwm.generate.engine import Session
 
-    model = lwm.load(MODEL)
+    model = lwm.load(MODEL, dtype=config.dtype)
     session = Session(model.llama, model.mesh, slots=config.long_prompt)
     begun = time.perf_counter()
     session.read([read_book(config.long_prompt)])
@@ -155,11 +165,46 @@ def measure_long(config: Benchmark) -> dict[str, float]:
     }
 
 
+def measure_perplexity(config: Benchmark) -> dict[str, float]:
+    """Scores 20 pages of a book in pieces of 1,024 tokens, each token after at least 512 others."""
+    import jax
+    import numpy as np
+
+    import lwm
+    from lwm.model.attention import Packing
+    from lwm.sharding import TOKENS, on_mesh
+
+    model = lwm.load(MODEL, dtype=config.dtype)
+    ids = np.array(read_book(PAGES * TOKENS_TO_A_PAGE))
+    pieces = [ids[start : start + 1024] for start in range(0, len(ids) - 1023, 512)]
+
+    @jax.jit
+    def score(llama, tokens):
+        hidden = llama.hidden(tokens, Packing.whole(*tokens.shape))
+        return jax.nn.log_softmax(llama.logits(hidden[:, 511:-1])[0])
+
+    found = []
+    with jax.set_mesh(model.mesh):
+        for piece in pieces:
+            tokens = jax.device_put(piece[None], on_mesh(model.mesh, TOKENS))
+            chances = np.asarray(score(model.llama, tokens))
+            found.append(chances[np.arange(512), piece[512:]])
+    return {f"perplexity of {PAGES} pages": float(np.exp(-np.mean(found)))}
+
+
 def peak() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
-LIBRARIES = {"lwm": measure_lwm, "transformers": measure_transformers, "long": measure_long}
+SIDES = tuple(f"{name} {t}" for t in ("float32", "bfloat16") for name in ("lwm", "transformers"))
+"""What is compared; the last word is the type of the weights and of the arithmetic."""
+
+MEASURES = {
+    "lwm": measure_lwm,
+    "transformers": measure_transformers,
+    "perplexity": measure_perplexity,
+    "long": measure_long,
+}
 
 
 def run_apart(config: Benchmark, library: str) -> dict[str, float]:
@@ -180,13 +225,16 @@ def medians(runs: list[dict[str, float]]) -> dict[str, float]:
     return {name: statistics.median(run[name] for run in runs) for name in runs[0]}
 
 
-def table(config: Benchmark, found: dict[str, dict[str, float]]) -> str:
-    ours, theirs = found["lwm"], found.get("transformers", {})
-    lines = ["| tokens a second | lwm | transformers | ratio |", "| --- | --- | --- | --- |"]
-    for name, value in (ours | found.get("long", {})).items():
-        other = theirs.get(name)
-        shown = f"{other:.2f} | {value / other:.2f}" if other else "- | -"
-        lines.append(f"| {name} | {value:.2f} | {shown} |")
+def table(found: dict[str, dict[str, float]]) -> str:
+    peer = found.get("transformers float32", {})
+    lines = [f"| | {' | '.join(found)} |", f"| --- |{' --- |' * len(found)}"]
+    for name in dict.fromkeys(name for side in found.values() for name in side):
+        cells = []
+        for side, values in found.items():
+            value, other = values.get(name), peer.get(name)
+            ratio = f" ({value / other:.2f}×)" if value and other and "lwm" in side else ""
+            cells.append(f"{value:.2f}{ratio}" if value else "-")
+        lines.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
@@ -195,9 +243,10 @@ def heading(config: Benchmark) -> str:
     packages = ", ".join(f"{name} {version(name)}" for name in names)
     return (
         f"# Reading and writing, {datetime.date.today().isoformat()}\n\n"
-        f"SmolLM2-135M-Instruct in float32 on both sides, greedy; {processor()}, "
+        f"SmolLM2-135M-Instruct, greedy; {processor()}, "
         f"{os.cpu_count()} cores; {packages}; medians of {config.rounds} processes each, in turn. "
-        "Peaks are of resident memory.\n\n"
+        "Reading and writing in tokens a second, lwm's also in times transformers' float32; "
+        "peaks of resident memory, one process each.\n\n"
     )
 
 
@@ -211,20 +260,21 @@ def processor() -> str:
 
 def main(config: Benchmark) -> None:
     if config.only:
-        print(json.dumps(LIBRARIES[config.only](config)))
+        print(json.dumps(MEASURES[config.only.partition(" ")[0]](config)))
         return
-    libraries = ["lwm"]
-    if find_spec("transformers") and find_spec("torch"):
-        libraries.append("transformers")
-    runs: dict[str, list[dict[str, float]]] = {name: [] for name in libraries}
+    has_peer = find_spec("transformers") and find_spec("torch")
+    sides = [side for side in SIDES if has_peer or side.startswith("lwm")]
+    runs: dict[str, list[dict[str, float]]] = {side: [] for side in sides}
     for number in range(config.rounds):
-        for library in libraries:
-            runs[library].append(run_apart(config, library))
-            print(number + 1, library, runs[library][-1], flush=True)
-    found = {name: medians(results) for name, results in runs.items()}
-    if config.long_prompt:
-        found["long"] = run_apart(config, "long")
-    text = heading(config) + table(config, found) + "\n"
+        for side in sides:
+            runs[side].append(run_apart(config, side))
+            print(number + 1, side, runs[side][-1], flush=True)
+    found = {side: medians(results) for side, results in runs.items()}
+    for dtype in ("float32", "bfloat16"):
+        found[f"lwm {dtype}"] |= run_apart(config, f"perplexity {dtype}")
+        if config.long_prompt:
+            found[f"lwm {dtype}"] |= run_apart(config, f"long {dtype}")
+    text = heading(config) + table(found) + "\n"
     config.results.mkdir(parents=True, exist_ok=True)
     path = config.results / f"generate-cpu-{datetime.date.today().isoformat()}.md"
     path.write_text(text)

@@ -9,9 +9,11 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from lwm.model.cache import LayerCache
 from lwm.model.config import LlamaConfig
+from lwm.model.linear import linear
 from lwm.model.norm import RMSNorm
 from lwm.model.rope import rotate
-from lwm.ops import Mask, attention, decode_attention
+from lwm.ops import Mask, attention, decode_attention, read_cache
+from lwm.ops.bits import to_bits
 from lwm.sharding import ACTS, BATCH, CACHE, HEADS, ROWS, SHARD, TOKENS
 
 
@@ -95,26 +97,15 @@ class Attention(eqx.Module):
     def _project(
         self, x: Float[Array, "B S D"], turn: tuple[Array, Array]
     ) -> tuple[Float[Array, "B S N H"], Float[Array, "B S K H"], Float[Array, "B S K H"]]:
-        q = _into_heads(x, self.wq.astype(x.dtype), self.bq)
-        k = _into_heads(x, self.wk.astype(x.dtype), self.bk)
-        v = _into_heads(x, self.wv.astype(x.dtype), self.bv)
+        q = linear(x, self.wq, bias=self.bq)
+        k = linear(x, self.wk, bias=self.bk)
+        v = linear(x, self.wv, bias=self.bv)
         if self.q_norm is not None and self.k_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)
         return rotate(q, *turn), rotate(k, *turn), v
 
     def _merge(self, out: Float[Array, "B S N H"]) -> Float[Array, "B S D"]:
-        # Heads are merged first: XLA lowers a product over two dimensions with a transpose.
-        flat = out.reshape(*out.shape[:2], -1)
-        wo = self.wo.astype(out.dtype)
-        wo = wo.reshape(-1, wo.shape[-1])
-        return jnp.einsum("bsf,fd->bsd", flat, wo, out_sharding=ACTS)
-
-
-def _into_heads(
-    x: Float[Array, "B S D"], weight: Float[Array, "D N H"], bias: Float[Array, "N H"] | None
-) -> Float[Array, "B S N H"]:
-    y = jnp.einsum("bsd,dnh->bsnh", x, weight)
-    return y if bias is None else y + bias.astype(x.dtype)
+        return linear(out, self.wo, out_sharding=ACTS)
 
 
 def attend(
@@ -149,8 +140,9 @@ def attend_cache(
 
     def local(q, k, v, keys, values, segments, slot):
         length = q.shape[1]
-        keys = jax.lax.dynamic_update_slice(keys, k.transpose(0, 2, 3, 1), (0, 0, 0, slot))
-        values = jax.lax.dynamic_update_slice(values, v.transpose(0, 2, 1, 3), (0, 0, slot, 0))
+        k, v = to_bits(k.transpose(0, 2, 3, 1)), to_bits(v.transpose(0, 2, 1, 3))
+        keys = jax.lax.dynamic_update_slice(keys, k, (0, 0, 0, slot))
+        values = jax.lax.dynamic_update_slice(values, v, (0, 0, slot, 0))
         if length == 1:
             return decode_attention(q, keys, values, segments, slot), keys, values
         mask = Mask(
@@ -159,8 +151,7 @@ def attend_cache(
             q_segments=jax.lax.dynamic_slice_in_dim(segments, slot, length, axis=1),
             k_segments=segments,
         )
-        out = attention(q, keys.transpose(0, 3, 1, 2), values.transpose(0, 2, 1, 3), mask)
-        return out, keys, values
+        return read_cache(q, keys, values, mask), keys, values
 
     mapped = jax.shard_map(
         local,

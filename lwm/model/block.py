@@ -2,7 +2,6 @@
 
 import equinox as eqx
 import jax
-import jax.numpy as jnp
 import jax.random as jr
 from jax.sharding import PartitionSpec as P, reshard
 from jaxtyping import Array, Float, Int, PRNGKeyArray
@@ -10,6 +9,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 from lwm.model.attention import Attention, Packing
 from lwm.model.cache import LayerCache
 from lwm.model.config import LlamaConfig
+from lwm.model.linear import linear
 from lwm.model.norm import RMSNorm
 from lwm.sharding import ACTS, SHARD
 
@@ -34,10 +34,8 @@ class MLP(eqx.Module):
 
     def __call__(self, x: Float[Array, "B S D"]) -> Float[Array, "B S D"]:
         """Maps each token by itself."""
-        gate = jnp.einsum("bsd,df->bsf", x, self.w_gate.astype(x.dtype))
-        up = jnp.einsum("bsd,df->bsf", x, self.w_up.astype(x.dtype))
-        hidden = jax.nn.silu(gate) * up
-        return jnp.einsum("bsf,fd->bsd", hidden, self.w_down.astype(x.dtype), out_sharding=ACTS)
+        hidden = jax.nn.silu(linear(x, self.w_gate)) * linear(x, self.w_up)
+        return linear(hidden, self.w_down, out_sharding=ACTS)
 
 
 class Block(eqx.Module):

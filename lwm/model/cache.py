@@ -5,13 +5,17 @@ own document is data (`segments`), so left padding, prompts of unequal length an
 two turns need no special case.
 """
 
+import math
+
 import equinox as eqx
 import jax.numpy as jnp
 from jax.sharding import reshard
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, UInt16
 
 from lwm.model.config import LlamaConfig
 from lwm.ops import EMPTY
+from lwm.ops.bits import stored_as
+from lwm.ops.blockwise import CACHE_TILE
 from lwm.ops.decode import BLOCK
 from lwm.sharding import CACHE, ROWS
 
@@ -19,11 +23,12 @@ from lwm.sharding import CACHE, ROWS
 class LayerCache(eqx.Module):
     """The keys and values of one layer, head-major: decoding reads one head in a run.
 
-    Keys lie transposed, so that a query meets them in the order of a matrix product.
+    Keys lie transposed, so that a query meets them in the order of a matrix product. Bfloat16 is
+    held as bits (`lwm.ops.bits`).
     """
 
-    keys: Float[Array, "B K H T"]
-    values: Float[Array, "B K T H"]
+    keys: Float[Array, "B K H T"] | UInt16[Array, "B K H T"]
+    values: Float[Array, "B K T H"] | UInt16[Array, "B K T H"]
 
 
 class KVCache(eqx.Module):
@@ -40,7 +45,8 @@ class KVCache(eqx.Module):
         slots = _whole_blocks(slots)
 
         def room(*shape: int) -> Array:
-            return jnp.zeros((rows, config.num_kv_heads, *shape), config.dtype, out_sharding=CACHE)
+            shape = rows, config.num_kv_heads, *shape
+            return jnp.zeros(shape, stored_as(jnp.dtype(config.dtype)), out_sharding=CACHE)
 
         H = config.head_dim
         return cls(
@@ -83,5 +89,6 @@ class KVCache(eqx.Module):
 
 
 def _whole_blocks(slots: int) -> int:
-    """Rounds up to what decoding reads at a time."""
-    return -(-slots // BLOCK) * BLOCK
+    """Rounds up to what is read at a time, by decoding or by reading many tokens."""
+    tile = math.lcm(BLOCK, CACHE_TILE)
+    return -(-slots // tile) * tile

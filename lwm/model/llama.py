@@ -18,6 +18,7 @@ from lwm.model.attention import Packing
 from lwm.model.block import Block
 from lwm.model.cache import EMPTY, KVCache
 from lwm.model.config import LlamaConfig
+from lwm.model.linear import linear
 from lwm.model.norm import RMSNorm
 from lwm.model.rope import rotation
 from lwm.sharding import ACTS, BATCH, LOGITS, ROWS, SHARD, TOKENS, require_divisible
@@ -113,15 +114,12 @@ class Llama(eqx.Module):
 
     def logits(self, x: Float[Array, "B S D"]) -> Float[Array, "B S V"]:
         """Scores every id in float32; the padding rows of the table get -inf."""
-        # A transposed table would be copied; the product is asked for as the table lies.
-        product, weight = ("bsd,vd->bsv", self.embedding)
-        if self.head is not None:
-            product, weight = ("bsd,dv->bsv", self.head)
-        scores = jnp.einsum(
-            product,
+        # A tied table is used as it lies: transposed, it would be copied.
+        scores = linear(
             x,
-            weight.astype(x.dtype),
-            preferred_element_type=jnp.float32,
+            self.embedding if self.head is None else self.head,
+            transposed=self.head is None,
+            dtype=jnp.float32,
             out_sharding=LOGITS,
         )
         tokens = self.config.tokens

@@ -11,9 +11,13 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.ad_checkpoint import checkpoint_name
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, UInt16
 
+from lwm.ops.bits import from_bits
 from lwm.ops.mask import EMPTY, Mask
+
+CACHE_TILE = 512
+"""Slots of a cache that are read at a time."""
 
 NOWHERE = -1e30  # a running maximum before any key is seen; finite, so that no difference is NaN
 
@@ -51,43 +55,43 @@ def fwd(
     blocks: tuple[int, int] | None = None,
 ) -> tuple[Float[Array, "B S N H"], Float[Array, "B S N"]]:
     """Returns the attention output and each row's log-sum-exp, -inf where no key is seen."""
-    B, S, N, H = q.shape
     K = k.shape[2]
-    bq, bk = blocks or block_sizes(S, k.shape[1], N)
-    q_side, k_side = _sides(mask, bq, bk)
-    qs, ks, vs = _rows(q, K, bq), _rows(k, K, bk), _rows(v, K, bk)
-    scale = H**-0.5
+    bq, bk = blocks or block_sizes(q.shape[1], k.shape[1], q.shape[2])
+    ks, vs = _rows(k, K, bk), _rows(_with_ones(v), K, bk)
 
-    def query_tile(tile):
-        row, query, side = tile
-        full, partly, order = _plan(side, jax.tree.map(lambda x: x[row], k_side))
+    def scores(query, row, j):
+        return _dot(query, ks[row, j], transposed=True)
 
-        def step(n, carry, masked):
-            top, total, acc = carry
-            j = order[n]
-            s = _dot(query, ks[row, j], transposed=True)
-            if masked:
-                s = jnp.where(_visible(side, k_side, row, j, N // K), s, -jnp.inf)
-            new_top = jnp.maximum(top, s.max(-1))
-            # Scaled here, where it costs no pass of its own over the tile.
-            p = jnp.exp((s - new_top[..., None]) * scale)
-            shrink = jnp.exp((top - new_top) * scale)
-            acc = acc * shrink[..., None] + _dot(p.astype(v.dtype), vs[row, j])
-            return new_top, total * shrink + p.sum(-1), acc
+    return _forward(q, scores, lambda row, j: vs[row, j], mask, K, (bq, bk))
 
-        top = jnp.full(query.shape[:2], NOWHERE, jnp.float32)
-        carry = top, jnp.zeros_like(top), jnp.zeros(query.shape, jnp.float32)
-        carry = _vary(carry, (q, k, v, side, k_side))
-        carry = lax.fori_loop(0, full, partial(step, masked=False), carry)
-        carry = lax.fori_loop(full, full + partly, partial(step, masked=True), carry)
-        top, total, acc = carry
-        seen = total > 0
-        safe = jnp.where(seen, total, 1)
-        out = (acc / safe[..., None]).astype(q.dtype)
-        return out, jnp.where(seen, top * scale + jnp.log(safe), -jnp.inf)
 
-    out, lse = lax.map(query_tile, _each(B, qs, q_side))
-    return _unrows(out, q.shape), _unrows(lse[..., None], (B, S, N, 1))[..., 0]
+def read_cache(
+    q: Float[Array, "B S N H"],
+    keys: Float[Array, "B K H T"] | UInt16[Array, "B K H T"],
+    values: Float[Array, "B K T H"] | UInt16[Array, "B K T H"],
+    mask: Mask,
+) -> Float[Array, "B S N H"]:
+    """Attends to a cache as it lies, taking from it only the tiles that the mask leaves.
+
+    Args:
+        q: Queries.
+        keys: Bfloat16 may be held as bits; T divides by `CACHE_TILE`, or is smaller.
+        values: Likewise.
+        mask: Of all T slots.
+    """
+    K, H, T = keys.shape[1:]
+    bk = min(CACHE_TILE, T)
+
+    def scores(query, row, j):
+        tile = lax.dynamic_slice(keys, (row, 0, 0, j * bk), (1, K, H, bk))
+        return _dot(query, from_bits(tile[0]))
+
+    def summands(row, j):
+        tile = lax.dynamic_slice(values, (row, 0, j * bk, 0), (1, K, bk, H))
+        return _with_ones(from_bits(tile[0]))
+
+    bq, _ = block_sizes(q.shape[1], T, q.shape[2])
+    return _forward(q, scores, summands, mask, K, (bq, bk))[0]
 
 
 def bwd(
@@ -123,14 +127,14 @@ def bwd(
         def step(n, carry, masked):
             dq, dks, dvs = carry
             j = order[n]
-            s = _dot(query, ks[row, j], transposed=True)
+            s = _dot_of_columns(query, ks[row, j], transposed=True)
             if masked:
                 s = jnp.where(_visible(side, k_side, row, j, N // K), s, -jnp.inf)
             p = jnp.exp(s * scale - lse)
-            ds = (p * (_dot(do, vs[row, j], transposed=True) - delta)).astype(q.dtype)
-            dks = dks.at[row, j].add(_dot(query_t, ds))
-            dvs = dvs.at[row, j].add(_dot(do_t, p.astype(q.dtype)))
-            return dq + _dot(ds, ks[row, j]), dks, dvs
+            ds = (p * (_dot_of_columns(do, vs[row, j], transposed=True) - delta)).astype(q.dtype)
+            dks = dks.at[row, j].add(_dot_of_columns(query_t, ds))
+            dvs = dvs.at[row, j].add(_dot_of_columns(do_t, p.astype(q.dtype)))
+            return dq + _dot_of_columns(ds, ks[row, j]), dks, dvs
 
         dq = _vary(jnp.zeros(query.shape, jnp.float32), (q, k, v, dout, lse, side, k_side))
         carry = dq, *grads
@@ -188,16 +192,70 @@ def _blockwise_bwd(blocks, saved, dout):
 _blockwise.defvjp(_blockwise_fwd, _blockwise_bwd)
 
 
+def _forward(q, scores, summands, mask, K, blocks):
+    """Attends to K heads of keys and values that are had tile by tile.
+
+    `scores(query, row, j)` multiplies with the keys of a tile, and `summands(row, j)` are its
+    values beside a column of ones, with which the product also sums each row's weights.
+    """
+    B, S, N, H = q.shape
+    bq, bk = blocks
+    q_side, k_side = _sides(mask, bq, bk)
+    scale = H**-0.5
+
+    def query_tile(work):
+        row, query, side = work
+        full, partly, order = _plan(side, jax.tree.map(lambda x: x[row], k_side))
+
+        def step(n, carry, masked):
+            top, acc = carry
+            j = order[n]
+            s = scores(query, row, j)
+            if masked:
+                s = jnp.where(_visible(side, k_side, row, j, N // K), s, -jnp.inf)
+            new_top = jnp.maximum(top, s.max(-1))
+            # Scaled here, where it costs no pass of its own over the tile.
+            p = jnp.exp((s - new_top[..., None]) * scale)
+            shrink = jnp.exp((top - new_top) * scale)
+            v = summands(row, j)
+            return new_top, acc * shrink[..., None] + _dot(p.astype(v.dtype), v)
+
+        top = jnp.full(query.shape[:2], NOWHERE, jnp.float32)
+        carry = top, jnp.zeros((*top.shape, H + 1), jnp.float32)
+        carry = _vary(carry, (scores(query, row, 0), summands(row, 0), side, k_side))
+        carry = lax.fori_loop(0, full, partial(step, masked=False), carry)
+        top, acc = lax.fori_loop(full, full + partly, partial(step, masked=True), carry)
+        acc, total = acc[..., :H], acc[..., H]
+        seen = total > 0
+        safe = jnp.where(seen, total, 1)
+        out = (acc / safe[..., None]).astype(q.dtype)
+        return out, jnp.where(seen, top * scale + jnp.log(safe), -jnp.inf)
+
+    out, lse = lax.map(query_tile, _each(B, _rows(q, K, bq), q_side))
+    return _unrows(out, q.shape), _unrows(lse[..., None], (B, S, N, 1))[..., 0]
+
+
+def _with_ones(v):
+    return jnp.concatenate([v, jnp.ones((*v.shape[:-1], 1), v.dtype)], -1)
+
+
 def _dot(a, b, transposed=False):
     """Multiplies per key head, summing in fp32; `transposed` takes the rows of b as columns."""
     dims = (((2,), (2 if transposed else 1,)), ((0,), (0,)))
-    multiply = partial(lax.dot_general, dimension_numbers=dims, preferred_element_type=jnp.float32)
+    return lax.dot_general(a, b, dims, preferred_element_type=jnp.float32)
+
+
+def _dot_of_columns(a, b, transposed=False):
+    """As `_dot`, where an input may have been transposed before.
+
+    XLA on CPU merges that into the product, and then fails on bfloat16 as it runs.
+    """
 
     def widened(a, b):
-        return multiply(a.astype(jnp.float32), b.astype(jnp.float32))
+        return _dot(a.astype(jnp.float32), b.astype(jnp.float32), transposed)
 
-    # XLA on CPU lacks bf16 products with an fp32 sum for some layouts, and fails as it runs.
-    return lax.platform_dependent(a, b, cpu=widened, default=multiply)
+    narrow = partial(_dot, transposed=transposed)
+    return lax.platform_dependent(a, b, cpu=widened, default=narrow)
 
 
 def _even(length, most):

@@ -2,7 +2,9 @@
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, UInt16
+
+from lwm.ops.bits import from_bits
 
 BLOCK = 256
 """Slots read at a time; a cache's size is a multiple of it."""
@@ -10,12 +12,14 @@ BLOCK = 256
 
 def decode_attention(
     q: Float[Array, "B 1 N H"],
-    keys: Float[Array, "B K H T"],
-    values: Float[Array, "B K T H"],
+    keys: Float[Array, "B K H T"] | UInt16[Array, "B K H T"],
+    values: Float[Array, "B K T H"] | UInt16[Array, "B K T H"],
     segments: Int[Array, "B T"],
     slot: Int[Array, ""],
 ) -> Float[Array, "B 1 N H"]:
     """Attends from the token at `slot` to those of its segment in the slots up to it.
+
+    The cache may hold bfloat16 as bits.
 
     An online softmax over blocks (Milakov and Gimelshein 2018), so that the time grows with the
     tokens read, not with the room that was made for them.
@@ -29,8 +33,8 @@ def decode_attention(
     def read(i, state):
         out, top, total = state
         start = i * block
-        k = jax.lax.dynamic_slice_in_dim(keys, start, block, axis=3)
-        v = jax.lax.dynamic_slice_in_dim(values, start, block, axis=2)
+        k = from_bits(jax.lax.dynamic_slice_in_dim(keys, start, block, axis=3))
+        v = from_bits(jax.lax.dynamic_slice_in_dim(values, start, block, axis=2))
         seen = jax.lax.dynamic_slice_in_dim(segments, start, block, axis=1) == own
         seen &= (own >= 0) & (start + jnp.arange(block) <= slot)
         scores = jnp.einsum("bkgh,bkht->bkgt", grouped, k, preferred_element_type=jnp.float32)

@@ -129,10 +129,10 @@ def test_what_cannot_be_done_is_refused(mesh, tiny, init):
     with pytest.raises(ValueError, match="at least one id"):
         session.read([[]])
     session.read(prompts(100))
-    with pytest.raises(ValueError, match="200 more slots do not fit: 128 of 256"):
-        next(session.generate(max_tokens=200))
-    session.reserve(400)
-    assert collect(session.generate(max_tokens=200)).shape == (1, 200)
+    with pytest.raises(ValueError, match="400 more slots do not fit: 128 of 512"):
+        next(session.generate(max_tokens=400))
+    session.reserve(700)
+    assert collect(session.generate(max_tokens=400)).shape == (1, 400)
     with pytest.raises(UserError, match="the mesh has sp 2"):
         Session(model, make_mesh("sp=2"), slots=256)
 

@@ -157,13 +157,33 @@ def test_extending_a_cache_is_as_one_forward_pass(mesh, tiny, init, place, sizes
     assert int(cache.length) == 40
 
 
+def test_bfloat16_is_near_float32(mesh, tiny, init, place):
+    model = init(tiny(num_heads=16))
+    tokens = random_tokens(2, 40)
+    exact = forward(model, *place(mesh, tokens))
+    half = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), model)
+    half = dataclasses.replace(half, config=tiny(num_heads=16, dtype="bfloat16")).unstack()
+    rounded = forward(half, *place(mesh, tokens))
+
+    def error(got, want):
+        return np.linalg.norm(got - want) / np.linalg.norm(want)
+
+    assert error(rounded, exact) < 2e-2
+
+    cache = KVCache.empty(half.config, rows=2, slots=64)
+    for start, size in ((0, 38), (38, 1), (39, 1)):
+        piece = jax.device_put(tokens[:, start : start + size], on_mesh(mesh, TOKENS))
+        last, cache = half.extend(piece, jnp.zeros_like(piece), cache)
+    assert error(half.logits(last[:, None])[:, 0], exact[:, -1]) < 2e-2
+
+
 def test_cache_grows_and_rewinds(mesh, tiny):
     cache = KVCache.empty(tiny(), rows=2, slots=10)
-    assert cache.slots == 256
-    grown = cache.grow(300)
-    assert grown.slots == 512
+    assert cache.slots == 512
+    grown = cache.grow(600)
+    assert grown.slots == 1024
     assert (grown.segments == EMPTY).all()
-    assert grown.grow(5).slots == 512
+    assert grown.grow(5).slots == 1024
     filled = dataclasses.replace(grown, segments=jnp.zeros_like(grown.segments))
     rewound = filled.rewind(7)
     assert int(rewound.length) == 7
