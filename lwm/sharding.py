@@ -12,6 +12,7 @@ import math
 from collections.abc import Sequence
 
 import jax
+from jax.experimental.mesh_utils import create_hybrid_device_mesh
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec as P
 
 from lwm.errors import UserError
@@ -86,9 +87,47 @@ def make_mesh(text: str = "1,1,1,1", devices: Sequence[jax.Device] | None = None
     used = math.prod(sizes)
     if used < len(devices) and jax.process_count() > 1:
         raise UserError(f"mesh {text!r} uses {used} of {len(devices)} devices; use all of them")
-    return jax.make_mesh(
-        sizes, AXES, devices=devices[:used], axis_types=(AxisType.Explicit,) * len(AXES)
+    explicit = (AxisType.Explicit,) * len(AXES)
+    parts = _joined_by_slow_links(devices[:used])
+    if parts == 1:
+        return jax.make_mesh(sizes, AXES, devices=devices[:used], axis_types=explicit)
+    inner = inside_host(sizes, used // parts)
+    outer = tuple(size // part for size, part in zip(sizes, inner, strict=True))
+    placed = create_hybrid_device_mesh(
+        inner, outer, devices[:used], process_is_granule=devices[0].platform != "tpu"
     )
+    return Mesh(placed, AXES, axis_types=explicit)
+
+
+def inside_host(sizes: tuple[int, int, int, int], devices: int) -> tuple[int, int, int, int]:
+    """Says how much of each axis (dp, fsdp, tp, sp) lies among the devices of one host.
+
+    What talks most stays inside: tensor parallelism with each layer's sums, then the ring, then
+    the gathering of weights, then the sum of gradients.
+
+    Raises:
+        UserError: The sizes cannot fill a host.
+    """
+    inner, left = [1, 1, 1, 1], devices
+    for axis in ("tp", "sp", "fsdp", "dp"):
+        place = AXES.index(axis)
+        inner[place] = math.gcd(sizes[place], left)
+        left //= inner[place]
+    if left > 1:
+        shown = ",".join(map(str, sizes))
+        raise UserError(
+            f"mesh {shown} cannot be spread over hosts of {devices} devices each; "
+            "choose sizes of which some divide that number"
+        )
+    dp, fsdp, tp, sp = inner
+    return dp, fsdp, tp, sp
+
+
+def _joined_by_slow_links(devices: Sequence[jax.Device]) -> int:
+    """Counts the hosts, or on TPU the slices, within which devices are joined by fast links."""
+    if devices[0].platform == "tpu":
+        return len({getattr(device, "slice_index", 0) for device in devices})
+    return len({device.process_index for device in devices})
 
 
 def require_divisible(mesh: Mesh, what: str, size: int, axes: tuple[str, ...]) -> None:

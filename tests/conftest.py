@@ -83,20 +83,21 @@ def init():
 
 @pytest.fixture(scope="session")
 def place():
-    """Puts rows of tokens, and optionally where they stand, onto the mesh in use."""
+    """Puts rows of tokens, and optionally where they stand, onto the mesh in use, in an order."""
 
-    def make(mesh, tokens, segments=None, positions=None):
+    def make(mesh, tokens, segments=None, positions=None, order=None):
         tokens = np.asarray(tokens, np.int32)
         length = tokens.shape[1]
         if segments is None:
             segments = np.zeros_like(tokens)
         if positions is None:
             positions = np.broadcast_to(np.arange(length), tokens.shape)
+        order = np.arange(length) if order is None else order
         put = [
-            jax.device_put(np.asarray(x, np.int32), on_mesh(mesh, TOKENS))
+            jax.device_put(np.asarray(x, np.int32)[:, order], on_mesh(mesh, TOKENS))
             for x in (tokens, segments, positions)
         ]
-        return put[0], Packing(segments=put[1], positions=put[2], index=jax.numpy.arange(length))
+        return put[0], Packing(segments=put[1], positions=put[2], index=jax.numpy.asarray(order))
 
     return make
 

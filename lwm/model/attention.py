@@ -12,9 +12,10 @@ from lwm.model.config import LlamaConfig
 from lwm.model.linear import linear
 from lwm.model.norm import RMSNorm
 from lwm.model.rope import rotate
-from lwm.ops import Mask, attention, decode_attention, read_cache
+from lwm.ops import Mask, decode_attention, read_cache
 from lwm.ops.bits import to_bits
-from lwm.sharding import ACTS, BATCH, CACHE, HEADS, ROWS, SHARD, TOKENS
+from lwm.ops.ring import ring_attention
+from lwm.sharding import ACTS, CACHE, HEADS, ROWS, SHARD, TOKENS
 
 
 class Packing(eqx.Module):
@@ -33,6 +34,10 @@ class Packing(eqx.Module):
             positions=reshard(jnp.broadcast_to(index, (rows, length)), TOKENS),
             index=index,
         )
+
+    def mask(self) -> Mask:
+        """Says which tokens each one sees: those before it, of its own document."""
+        return Mask(self.index, self.index, self.segments, self.segments)
 
 
 class Attention(eqx.Module):
@@ -80,7 +85,7 @@ class Attention(eqx.Module):
         self, x: Float[Array, "B S D"], turn: tuple[Array, Array], packing: Packing
     ) -> Float[Array, "B S D"]:
         """Attends over whole rows."""
-        return self._merge(attend(*self._project(x, turn), packing))
+        return self._merge(ring_attention(*self._project(x, turn), packing.mask()))
 
     def extend(
         self,
@@ -106,26 +111,6 @@ class Attention(eqx.Module):
 
     def _merge(self, out: Float[Array, "B S N H"]) -> Float[Array, "B S D"]:
         return linear(out, self.wo, out_sharding=ACTS)
-
-
-def attend(
-    q: Float[Array, "B S N H"],
-    k: Float[Array, "B S K H"],
-    v: Float[Array, "B S K H"],
-    packing: Packing,
-) -> Float[Array, "B S N H"]:
-    """Attends over rows that may be split over `sp`: the seam between model and mesh."""
-
-    def local(q, k, v, *mask):
-        return attention(q, k, v, Mask(*mask))
-
-    # Built per call: a shard_map made at import keeps the first mesh that it meets.
-    whole = P(BATCH, None, "tp", None)
-    specs = (HEADS, whole, whole, P("sp"), P(), TOKENS, ROWS)
-    mapped = jax.shard_map(local, in_specs=specs, out_specs=HEADS, check_vma=False)
-    index, segments = packing.index, packing.segments
-    inputs = (q, k, v, index, index, segments, segments)
-    return mapped(*(reshard(x, spec) for x, spec in zip(inputs, specs, strict=True)))
 
 
 def attend_cache(

@@ -6,8 +6,10 @@ from typing import Any, Literal, get_args
 from lwm.errors import UserError
 from lwm.tokens import TokenSpace
 
-Remat = Literal["none", "dots", "full"]
-"""What the backward pass recomputes: nothing, all but matrix products, or whole blocks."""
+Remat = Literal["none", "dots", "attention", "offload", "full"]
+"""What the backward pass finds saved beside each layer's input: everything; the results of matrix
+products and of attention; those of attention, so that a ring does not run again; the same, with
+the layers' inputs in the memory of the host; nothing."""
 
 Dtype = Literal["float32", "bfloat16"]
 
@@ -53,6 +55,10 @@ class LlamaConfig:
     """Whether each head's query and key are RMS-normalised before RoPE, as in Qwen3."""
     init_std: float = 0.02
     remat: Remat = "none"
+    mlp_chunk: int | None = None
+    """Tokens of a device that go through a feed-forward layer at a time, at most; None: all."""
+    loss_chunk: int = 1024
+    """Tokens of a device whose logits exist at a time in training."""
     dtype: Dtype = "float32"
     """What activations are computed in; softmax, norms, RoPE and logits are always float32."""
 

@@ -11,6 +11,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.random as jr
+from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import Mesh, PartitionSpec as P, reshard
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
@@ -21,6 +22,7 @@ from lwm.model.config import LlamaConfig
 from lwm.model.linear import linear
 from lwm.model.norm import RMSNorm
 from lwm.model.rope import rotation
+from lwm.ops.cross_entropy import TokenLoss, cross_entropy
 from lwm.sharding import ACTS, BATCH, LOGITS, ROWS, SHARD, TOKENS, require_divisible
 
 
@@ -84,7 +86,8 @@ class Llama(eqx.Module):
         x = embed(self.embedding, tokens, dtype=self.config.dtype)
 
         def layer(x: Array, block: Block) -> tuple[Array, None]:
-            return block(x, turn, packing), None
+            x = checkpoint_name(x, "layer_input")
+            return block(x, turn, packing, mlp_chunk=self.config.mlp_chunk), None
 
         layer = _rematerialise(layer, self.config)
         if isinstance(self.blocks, tuple):
@@ -128,6 +131,19 @@ class Llama(eqx.Module):
         real = reshard(jnp.arange(tokens.rows) < tokens.size, P("tp"))
         return jnp.where(real, scores, -jnp.inf)
 
+    def losses(
+        self, tokens: Int[Array, "B S"], targets: Int[Array, "B S"], packing: Packing
+    ) -> TokenLoss:
+        """Scores each target as what follows its token; no row's logits ever exist as a whole."""
+        table = self.embedding if self.head is None else self.head.T
+        return cross_entropy(
+            self.hidden(tokens, packing),
+            table,
+            targets,
+            tokens=self.config.tokens,
+            chunk=self.config.loss_chunk,
+        )
+
 
 def check_mesh(config: LlamaConfig, mesh: Mesh) -> None:
     """Refuses a mesh over which the model's weights do not divide.
@@ -148,9 +164,22 @@ def check_mesh(config: LlamaConfig, mesh: Mesh) -> None:
 def _rematerialise(layer, config: LlamaConfig):
     if config.remat == "none":
         return layer
-    policy = None
-    if config.remat == "dots":
-        policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
+    kept = ["attention_out", "attention_lse"]
+    policies = jax.checkpoint_policies
+    attention = policies.save_only_these_names(*kept)
+    policy = {
+        "full": policies.nothing_saveable,
+        "dots": policies.save_from_both_policies(
+            policies.dots_with_no_batch_dims_saveable, attention
+        ),
+        "attention": attention,
+        "offload": policies.save_and_offload_only_these_names(
+            names_which_can_be_saved=kept,
+            names_which_can_be_offloaded=["layer_input"],
+            offload_src="device",
+            offload_dst="pinned_host",
+        ),
+    }[config.remat]
     return jax.checkpoint(layer, policy=policy)
 
 

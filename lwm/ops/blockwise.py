@@ -10,11 +10,11 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int, UInt16
 
 from lwm.ops.bits import from_bits
 from lwm.ops.mask import EMPTY, Mask
+from lwm.ops.product import product
 
 CACHE_TILE = 512
 """Slots of a cache that are read at a time."""
@@ -54,13 +54,13 @@ def fwd(
     *,
     blocks: tuple[int, int] | None = None,
 ) -> tuple[Float[Array, "B S N H"], Float[Array, "B S N"]]:
-    """Returns the attention output and each row's log-sum-exp, -inf where no key is seen."""
+    """Returns the attention output and each row's log-sum-exp, in float32."""
     K = k.shape[2]
     bq, bk = blocks or block_sizes(q.shape[1], k.shape[1], q.shape[2])
     ks, vs = _rows(k, K, bk), _rows(_with_ones(v), K, bk)
 
     def scores(query, row, j):
-        return _dot(query, ks[row, j], transposed=True)
+        return product("kqh,kth->kqt", query, ks[row, j], aligned=True)
 
     return _forward(q, scores, lambda row, j: vs[row, j], mask, K, (bq, bk))
 
@@ -84,14 +84,14 @@ def read_cache(
 
     def scores(query, row, j):
         tile = lax.dynamic_slice(keys, (row, 0, 0, j * bk), (1, K, H, bk))
-        return _dot(query, from_bits(tile[0]))
+        return product("kqh,kht->kqt", query, from_bits(tile[0]), aligned=True)
 
     def summands(row, j):
         tile = lax.dynamic_slice(values, (row, 0, j * bk, 0), (1, K, bk, H))
         return _with_ones(from_bits(tile[0]))
 
     bq, _ = block_sizes(q.shape[1], T, q.shape[2])
-    return _forward(q, scores, summands, mask, K, (bq, bk))[0]
+    return _forward(q, scores, summands, mask, K, (bq, bk))[0].astype(q.dtype)
 
 
 def bwd(
@@ -105,7 +105,7 @@ def bwd(
     *,
     blocks: tuple[int, int] | None = None,
 ) -> tuple[Float[Array, "B S N H"], Float[Array, "B T K H"], Float[Array, "B T K H"]]:
-    """Returns dq, dk, dv; `out` and `lse` may cover more keys than `k` holds."""
+    """Returns dq, dk, dv in float32; `out` and `lse` may cover more keys than `k` holds."""
     B, S, N, H = q.shape
     T, K = k.shape[1:3]
     bq, bk = blocks or block_sizes(S, T, N)
@@ -127,14 +127,15 @@ def bwd(
         def step(n, carry, masked):
             dq, dks, dvs = carry
             j = order[n]
-            s = _dot_of_columns(query, ks[row, j], transposed=True)
+            s = product("kqh,kth->kqt", query, ks[row, j])
             if masked:
                 s = jnp.where(_visible(side, k_side, row, j, N // K), s, -jnp.inf)
             p = jnp.exp(s * scale - lse)
-            ds = (p * (_dot_of_columns(do, vs[row, j], transposed=True) - delta)).astype(q.dtype)
-            dks = dks.at[row, j].add(_dot_of_columns(query_t, ds))
-            dvs = dvs.at[row, j].add(_dot_of_columns(do_t, p.astype(q.dtype)))
-            return dq + _dot_of_columns(ds, ks[row, j]), dks, dvs
+            dp = product("kqh,kth->kqt", do, vs[row, j])
+            ds = (p * (dp - delta)).astype(q.dtype)
+            dks = dks.at[row, j].add(product("khq,kqt->kht", query_t, ds))
+            dvs = dvs.at[row, j].add(product("khq,kqt->kht", do_t, p.astype(q.dtype)))
+            return dq + product("kqt,kth->kqh", ds, ks[row, j]), dks, dvs
 
         dq = _vary(jnp.zeros(query.shape, jnp.float32), (q, k, v, dout, lse, side, k_side))
         carry = dq, *grads
@@ -146,20 +147,8 @@ def bwd(
     tiles = [_rows(x, K, bq) for x in (q, out, dout, lse)]
     grads = _vary([zeros, zeros], (q, k, v, dout, lse, q_side, k_side))
     (dks, dvs), dq = lax.scan(query_tile, grads, _each(B, *tiles, q_side))
-    dq = _unrows(dq * scale, q.shape).astype(q.dtype)
-    return dq, _uncolumns(dks * scale, k.shape, k.dtype), _uncolumns(dvs, v.shape, v.dtype)
-
-
-def blockwise(
-    q: Float[Array, "B S N H"],
-    k: Float[Array, "B T K H"],
-    v: Float[Array, "B T K H"],
-    mask: Mask,
-    *,
-    blocks: tuple[int, int] | None = None,
-) -> Float[Array, "B S N H"]:
-    """Attends in tiles; differentiable in q, k and v."""
-    return _blockwise(q, k, v, mask, blocks)
+    dk, dv = _uncolumns(dks * scale, k.shape), _uncolumns(dvs, v.shape)
+    return _unrows(dq * scale, q.shape), dk, dv
 
 
 def tiles_computed(
@@ -170,26 +159,6 @@ def tiles_computed(
     q_side, k_side = _sides(mask, bq, bk)
     full, partly, _ = jax.vmap(jax.vmap(_plan, (0, None)))(q_side, k_side)
     return jnp.sum(full + partly)
-
-
-@partial(jax.custom_vjp, nondiff_argnums=(4,))
-def _blockwise(q, k, v, mask, blocks):
-    return fwd(q, k, v, mask, blocks=blocks)[0]
-
-
-def _blockwise_fwd(q, k, v, mask, blocks):
-    out, lse = fwd(q, k, v, mask, blocks=blocks)
-    # Named, so that a remat policy can save them instead of attending again.
-    out, lse = checkpoint_name(out, "attention_out"), checkpoint_name(lse, "attention_lse")
-    return out, (q, k, v, out, lse, mask)
-
-
-def _blockwise_bwd(blocks, saved, dout):
-    q, k, v, out, lse, mask = saved
-    return *bwd(q, k, v, out, lse, dout, mask, blocks=blocks), None
-
-
-_blockwise.defvjp(_blockwise_fwd, _blockwise_bwd)
 
 
 def _forward(q, scores, summands, mask, K, blocks):
@@ -218,7 +187,8 @@ def _forward(q, scores, summands, mask, K, blocks):
             p = jnp.exp((s - new_top[..., None]) * scale)
             shrink = jnp.exp((top - new_top) * scale)
             v = summands(row, j)
-            return new_top, acc * shrink[..., None] + _dot(p.astype(v.dtype), v)
+            mixed = product("kqt,kth->kqh", p.astype(v.dtype), v, aligned=True)
+            return new_top, acc * shrink[..., None] + mixed
 
         top = jnp.full(query.shape[:2], NOWHERE, jnp.float32)
         carry = top, jnp.zeros((*top.shape, H + 1), jnp.float32)
@@ -228,8 +198,7 @@ def _forward(q, scores, summands, mask, K, blocks):
         acc, total = acc[..., :H], acc[..., H]
         seen = total > 0
         safe = jnp.where(seen, total, 1)
-        out = (acc / safe[..., None]).astype(q.dtype)
-        return out, jnp.where(seen, top * scale + jnp.log(safe), -jnp.inf)
+        return acc / safe[..., None], jnp.where(seen, top * scale + jnp.log(safe), -jnp.inf)
 
     out, lse = lax.map(query_tile, _each(B, _rows(q, K, bq), q_side))
     return _unrows(out, q.shape), _unrows(lse[..., None], (B, S, N, 1))[..., 0]
@@ -237,25 +206,6 @@ def _forward(q, scores, summands, mask, K, blocks):
 
 def _with_ones(v):
     return jnp.concatenate([v, jnp.ones((*v.shape[:-1], 1), v.dtype)], -1)
-
-
-def _dot(a, b, transposed=False):
-    """Multiplies per key head, summing in fp32; `transposed` takes the rows of b as columns."""
-    dims = (((2,), (2 if transposed else 1,)), ((0,), (0,)))
-    return lax.dot_general(a, b, dims, preferred_element_type=jnp.float32)
-
-
-def _dot_of_columns(a, b, transposed=False):
-    """As `_dot`, where an input may have been transposed before.
-
-    XLA on CPU merges that into the product, and then fails on bfloat16 as it runs.
-    """
-
-    def widened(a, b):
-        return _dot(a.astype(jnp.float32), b.astype(jnp.float32), transposed)
-
-    narrow = partial(_dot, transposed=transposed)
-    return lax.platform_dependent(a, b, cpu=widened, default=narrow)
 
 
 def _even(length, most):
@@ -329,10 +279,10 @@ def _unrows(x, shape):
     return x.reshape(B, -1, N, H)[:, :S]
 
 
-def _uncolumns(x, shape, dtype):
+def _uncolumns(x, shape):
     """Inverts `_rows` for keys whose tiles are transposed."""
     B, T, K, H = shape
-    return x.transpose(0, 1, 4, 2, 3).reshape(B, -1, K, H)[:, :T].astype(dtype)
+    return x.transpose(0, 1, 4, 2, 3).reshape(B, -1, K, H)[:, :T]
 
 
 def _vary(tree, like):

@@ -19,11 +19,8 @@ def attention(
     mask: Mask,
 ) -> tuple[Float[Array, "B S N H"], Float[Array, "B S N"]]:
     """Attends over the whole square at once; returns the output and each row's log-sum-exp."""
-    B, S, N, H = q.shape
-    seen = visible(mask)[:, None, None]
-    grouped = q.reshape(B, S, k.shape[2], -1, H).astype(jnp.float32)
-    scores = jnp.einsum("bskgh,btkh->bkgst", grouped, k.astype(jnp.float32)) * H**-0.5
-    scores = jnp.where(seen, scores, -jnp.inf)
+    B, S, N, _ = q.shape
+    scores = _scores(q, k, mask)
     # A row that sees no key has a maximum of -inf, which must meet no subtraction.
     top = jnp.max(scores, axis=-1, keepdims=True, initial=jnp.finfo(jnp.float32).min)
     p = jnp.exp(scores - top)
@@ -31,4 +28,36 @@ def attention(
     p = p / jnp.where(total > 0, total, 1)
     out = jnp.einsum("bkgst,btkh->bskgh", p, v.astype(jnp.float32)).reshape(q.shape)
     lse = jnp.where(total > 0, top + jnp.log(jnp.where(total > 0, total, 1)), -jnp.inf)
-    return out.astype(q.dtype), jnp.moveaxis(lse[..., 0], 3, 1).reshape(B, S, N)
+    return out, jnp.moveaxis(lse[..., 0], 3, 1).reshape(B, S, N)
+
+
+def attention_grads(
+    q: Float[Array, "B S N H"],
+    k: Float[Array, "B T K H"],
+    v: Float[Array, "B T K H"],
+    out: Float[Array, "B S N H"],
+    lse: Float[Array, "B S N"],
+    dout: Float[Array, "B S N H"],
+    mask: Mask,
+) -> tuple[Float[Array, "B S N H"], Float[Array, "B T K H"], Float[Array, "B T K H"]]:
+    """Returns dq, dk, dv; `out` and `lse` may cover more keys than `k` holds."""
+    wide_k, wide_v = k.astype(jnp.float32), v.astype(jnp.float32)
+    queries, do, o = (_grouped(x, k) for x in (q, dout, out))
+    lse = jnp.moveaxis(lse.reshape(*queries.shape[:-1]), 1, 3)[..., None]
+    # A row that sees no key has lse = -inf; its scores are -inf too, and its weights are 0.
+    p = jnp.exp(_scores(q, k, mask) - jnp.where(lse == -jnp.inf, 0, lse))
+    delta = jnp.moveaxis((o * do).sum(-1), 1, 3)[..., None]
+    ds = p * (jnp.einsum("bskgh,btkh->bkgst", do, wide_v) - delta) * q.shape[3] ** -0.5
+    dq = jnp.einsum("bkgst,btkh->bskgh", ds, wide_k).reshape(q.shape)
+    dk = jnp.einsum("bkgst,bskgh->btkh", ds, queries)
+    return dq, dk, jnp.einsum("bkgst,bskgh->btkh", p, do)
+
+
+def _scores(q, k, mask):
+    scores = jnp.einsum("bskgh,btkh->bkgst", _grouped(q, k), k.astype(jnp.float32))
+    return jnp.where(visible(mask)[:, None, None], scores * q.shape[3] ** -0.5, -jnp.inf)
+
+
+def _grouped(x, k):
+    """B S N H -> B S K G H."""
+    return x.reshape(*x.shape[:2], k.shape[2], -1, x.shape[3]).astype(jnp.float32)

@@ -11,7 +11,7 @@ import pytest
 from jax.sharding import AxisType, PartitionSpec as P
 
 from lwm.ops import Mask, attention, reference
-from lwm.ops.blockwise import block_sizes, blockwise, bwd, fwd, tiles_computed
+from lwm.ops.blockwise import block_sizes, bwd, fwd, tiles_computed
 
 
 def draw(B, S, T, N, K, H, dtype=jnp.float32):
@@ -28,6 +28,7 @@ def where(segments, index=None):
     return Mask(index, index, segments, segments)
 
 
+blockwise = partial(attention, implementation="blockwise")
 forward = jax.jit(partial(fwd, blocks=(8, 8)))
 backward = jax.jit(partial(bwd, blocks=(8, 8)))
 
@@ -63,6 +64,16 @@ MODULE = importlib.import_module("lwm.ops.attention")
 @pytest.mark.parametrize("length", [8, 37, 64])
 def test_causal(length, blocks):
     agree(draw(2, length, length, 2, 2, 8), where(np.zeros((2, length))), blocks)
+
+
+@pytest.mark.parametrize("key_heads", [1, 4])
+def test_the_quadratic_gradient_is_that_of_its_value(key_heads):
+    tensors = draw(2, 24, 24, 4, key_heads, 8)
+    mask = where(np.repeat([[0, 1, 2], [0, 0, -1]], 8, axis=1))
+    attend = partial(attention, implementation="reference")
+    got, want = (value_and_grads(f, tensors, mask)[1] for f in (attend, by_reference))
+    for g, t in zip(got, want, strict=True):
+        np.testing.assert_allclose(g, t, rtol=0, atol=1e-5)
 
 
 def test_one_token():
@@ -291,9 +302,9 @@ def test_named_implementations_agree():
 def test_the_first_that_accepts_is_taken(monkeypatch):
     q, k, v, _ = draw(1, 16, 16, 2, 1, 8)
     mask = where(np.zeros((1, 16)))
-    picky = MODULE.Implementation(lambda q, k, v, mask: q, lambda q, k, v: None)
-    monkeypatch.setattr(MODULE, "IMPLEMENTATIONS", {"picky": picky} | MODULE.IMPLEMENTATIONS)
-    assert attention(q, k, v, mask) is q
+    fast = MODULE.Implementation(lambda q, k, v, mask: (2 * q, q[..., 0]), bwd, lambda *_: None)
+    monkeypatch.setattr(MODULE, "IMPLEMENTATIONS", {"fast": fast} | MODULE.IMPLEMENTATIONS)
+    np.testing.assert_array_equal(attention(q, k, v, mask), 2 * q)
 
 
 def test_refusals_are_listed(monkeypatch):
@@ -306,7 +317,7 @@ def test_refusals_are_listed(monkeypatch):
     with pytest.raises(ValueError, match="blockwise: q, k, v are float32, bfloat16, float32"):
         attention(q, k.astype(jnp.bfloat16), v, mask)
     table = {
-        name: MODULE.Implementation(blockwise, lambda q, k, v, name=name: f"no {name} here")
+        name: MODULE.Implementation(fwd, bwd, lambda q, k, v, name=name: f"no {name} here")
         for name in ("gpu", "tpu")
     }
     monkeypatch.setattr(MODULE, "IMPLEMENTATIONS", table)

@@ -1,0 +1,136 @@
+"""Cross-entropy over a vocabulary split over `tp`, without ever holding the logits of a row.
+
+The logits of a few tokens at a time are made, reduced and dropped, and made again in the backward
+pass. Each token is scored within its own modality: text among the text ids, vision among the
+vision ids, as in LWM.
+"""
+
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.sharding import PartitionSpec as P, reshard
+from jaxtyping import Array, Bool, Float, Int
+
+from lwm.ops.product import product
+from lwm.sharding import ACTS, SHARD, TOKENS
+from lwm.tokens import TokenSpace
+
+
+class TokenLoss(NamedTuple):
+    """What the model made of each target, within the target's own modality."""
+
+    nll: Float[Array, "B S"]
+    """Negative log-likelihood in nats."""
+    lse: Float[Array, "B S"]
+    """Log-sum-exp of the logits, on which z-loss is."""
+    correct: Bool[Array, "B S"]
+    """Whether no id was found likelier."""
+
+
+def cross_entropy(
+    x: Float[Array, "B S D"],
+    table: Float[Array, "V D"],
+    targets: Int[Array, "B S"],
+    *,
+    tokens: TokenSpace,
+    chunk: int,
+) -> TokenLoss:
+    """Scores the targets under the logits `x · tableᵀ`; differentiable in both.
+
+    Args:
+        x: The states after the last layer.
+        table: The head, one row for each id.
+        targets: Ids; any id where there is none to be scored.
+        tokens: The token space, which says where text ends.
+        chunk: Tokens of a device whose logits exist at a time.
+    """
+    x, table = reshard(x, ACTS), reshard(table, P("tp", SHARD))
+    return TokenLoss(*_cross_entropy(x, table, reshard(targets, TOKENS), tokens, chunk))
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(3, 4))
+def _cross_entropy(x, table, targets, tokens, chunk):
+    return _forward(x, table, targets, tokens, chunk)[0]
+
+
+def _forward(x, table, targets, tokens, chunk):
+    def local(x, table, targets):
+        def score(work):
+            x, target = work
+            logits, is_target = _logits(x, table, target, tokens)
+            top = lax.pmax(logits.max(-1), "tp")
+            total = lax.psum(jnp.exp(logits - top[:, None]).sum(-1), "tp")
+            own = lax.psum(jnp.where(is_target, logits, 0).sum(-1), "tp")
+            lse = top + jnp.log(total)
+            return lse - own, lse, own >= top
+
+        scores = lax.map(score, _chunks((x, targets), chunk))
+        return tuple(_whole(score, targets.shape) for score in scores)
+
+    mapped = _mapped(local, (ACTS, P("tp", None), TOKENS), (TOKENS, TOKENS, TOKENS))
+    nll, lse, correct = mapped(x, reshard(table, P("tp", None)), targets)
+    return (nll, lse, correct), (x, table, targets, lse)
+
+
+def _backward(tokens, chunk, saved, cotangents):
+    def local(x, table, targets, lse, dnll, dlse):
+        def grads(total, work):
+            x, target, lse, dnll, dlse = work
+            logits, is_target = _logits(x, table, target, tokens)
+            p = jnp.exp(logits - lse[:, None])
+            d = (dnll + dlse)[:, None] * p - jnp.where(is_target, dnll[:, None], 0)
+            d = d.astype(x.dtype)
+            dx = lax.psum(product("cv,vd->cd", d, table), "tp")
+            return total + product("cv,cd->vd", d, x), dx.astype(x.dtype)
+
+        work = _chunks((x, targets, lse, dnll, dlse), chunk)
+        dtable, dx = lax.scan(grads, jnp.zeros(table.shape, jnp.float32), work)
+        dtable = lax.psum(dtable, "dp")
+        dtable = lax.psum_scatter(dtable, SHARD, scatter_dimension=1, tiled=True)
+        return _whole(dx, x.shape), dtable.astype(table.dtype)
+
+    x, table, targets, lse = saved
+    dnll, dlse, _ = cotangents
+    specs = (ACTS, P("tp", None), TOKENS, TOKENS, TOKENS, TOKENS)
+    inputs = (x, reshard(table, P("tp", None)), targets, lse)
+    inputs += (reshard(dnll, TOKENS), reshard(dlse, TOKENS))
+    return *_mapped(local, specs, (ACTS, P("tp", SHARD)))(*inputs), None
+
+
+_cross_entropy.defvjp(_forward, _backward)
+
+
+def _mapped(local, in_specs, out_specs):
+    # Built per call: a shard_map made at import keeps the first mesh that it meets.
+    return jax.shard_map(local, in_specs=in_specs, out_specs=out_specs, check_vma=False)
+
+
+def _logits(x, table, target, tokens):
+    """Returns this device's share of the logits, -inf outside the target's modality."""
+    ids = lax.axis_index("tp") * table.shape[0] + jnp.arange(table.shape[0])
+    is_text = (target < tokens.text)[:, None]
+    same = jnp.where(is_text, ids < tokens.text, (ids >= tokens.text) & (ids < tokens.size))
+    logits = product("cd,vd->cv", x, table.astype(x.dtype), aligned=True)
+    return jnp.where(same, logits, -jnp.inf), ids == target[:, None]
+
+
+def _chunks(arrays, chunk):
+    """Cuts B s … into pieces of at most `chunk` tokens, the last one filled up with zeros."""
+    tokens = arrays[0].shape[0] * arrays[0].shape[1]
+    pieces = -(-tokens // chunk)
+    size = -(-tokens // pieces)
+
+    def cut(x):
+        flat = x.reshape(tokens, *x.shape[2:])
+        flat = jnp.pad(flat, [(0, pieces * size - tokens)] + [(0, 0)] * (flat.ndim - 1))
+        return flat.reshape(pieces, size, *flat.shape[1:])
+
+    return jax.tree.map(cut, arrays)
+
+
+def _whole(x, shape):
+    """Inverts `_chunks` for one array."""
+    return x.reshape(-1, *x.shape[2:])[: shape[0] * shape[1]].reshape(shape)

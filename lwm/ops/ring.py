@@ -1,0 +1,173 @@
+"""RingAttention (Liu, Zaharia and Abbeel 2023, arXiv 2310.01889) over the mesh axis `sp`.
+
+Each device keeps its queries, and the keys and values go round: while a device attends to those
+it has, the next arrive. No device ever holds more than two of the parts. What is saved for the
+backward pass is local, too: q, k, v, the output and its log-sum-exp; the backward pass sends keys
+and values round once more, and with them the gradients that they gather on their way.
+
+The mask goes along with the keys it tells of, so neither the order of a row nor its packing is
+known here, and tiles that they empty are skipped on every device.
+"""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.sharding import PartitionSpec as P, reshard
+from jaxtyping import Array, Float, Int
+
+from lwm.ops.attention import Blocks, choose, kernel, save
+from lwm.ops.blockwise import block_sizes, tiles_computed
+from lwm.ops.mask import Mask
+from lwm.sharding import AXES, BATCH, HEADS, TOKENS
+
+AXIS = "sp"
+_LSE = P(BATCH, AXIS, "tp")
+
+
+def ring_attention(
+    q: Float[Array, "B S N H"],
+    k: Float[Array, "B S K H"],
+    v: Float[Array, "B S K H"],
+    mask: Mask,
+    *,
+    implementation: str | None = None,
+    blocks: Blocks | None = None,
+) -> Float[Array, "B S N H"]:
+    """Attends over rows that are split over `sp`, under the mesh in use.
+
+    Args:
+        q: Queries; as for keys and values, heads are split over `tp`.
+        k: Keys.
+        v: Values.
+        mask: Of the whole rows, its index the order in which they are laid out
+            (`lwm.ops.layout`).
+        implementation: Of the attention between two parts, see `lwm.ops.attention`.
+        blocks: The size of its tiles.
+    """
+    name = choose(q, k, v, implementation=implementation)
+    q, k, v = (reshard(x, HEADS) for x in (q, k, v))
+    return _ring(q, k, v, _spread(mask, TOKENS), name, blocks)
+
+
+def ring_tiles(mask: Mask, *, blocks: Blocks) -> Int[Array, "sp sp"]:
+    """Counts the tiles that each device executes at each step of the ring: [device, step].
+
+    Of a batch that is not split, by the plan that attention itself follows, going the same way
+    round.
+    """
+    whole = P(None, AXIS)
+
+    def local(mask):
+        def visit(part, state):
+            step, counts = state
+            seen = mask._replace(k_index=part[0], k_segments=part[1])
+            return step + 1, counts.at[step].set(tiles_computed(seen, blocks=blocks))
+
+        start = (0, jnp.zeros(lax.axis_size(AXIS), jnp.int32))
+        return _travel((mask.k_index, mask.k_segments), start, visit)[1][None]
+
+    return _mapped(local, (_mask_specs(whole),), P(AXIS, None))(_spread(mask, whole))
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(4, 5))
+def _ring(q, k, v, mask, name, blocks):
+    return _forward(q, k, v, mask, name, blocks)[0]
+
+
+def _forward(q, k, v, mask, name, blocks):
+    def local(q, k, v, mask):
+        attend = kernel(name, "fwd", _tiles(name, q, blocks))
+        if lax.axis_size(AXIS) == 1:
+            return attend(q, k, v, mask)
+
+        def visit(part, state):
+            k, v, k_index, k_segments = part
+            seen = mask._replace(k_index=k_index, k_segments=k_segments)
+            return _merge(*state, *attend(q, k, v, seen))
+
+        nothing = jnp.zeros(q.shape, jnp.float32), jnp.full(q.shape[:3], -jnp.inf)
+        return _travel((k, v, mask.k_index, mask.k_segments), nothing, visit)
+
+    mapped = _mapped(local, (HEADS, HEADS, HEADS, _mask_specs(TOKENS)), (HEADS, _LSE))
+    out, lse = mapped(q, k, v, mask)
+    out, lse = save(out.astype(q.dtype), lse)
+    return out, (q, k, v, out, lse, mask)
+
+
+def _backward(name, blocks, saved, dout):
+    def local(q, k, v, out, lse, dout, mask):
+        differentiate = kernel(name, "bwd", _tiles(name, q, blocks))
+
+        def visit(part, state):
+            k, v, k_index, k_segments = part
+            seen = mask._replace(k_index=k_index, k_segments=k_segments)
+            dq, dk, dv = differentiate(q, k, v, out, lse, dout, seen)
+            # The gradients leave with their keys, and are home after the last step.
+            return state[0] + dq, _pass_on(state[1] + dk), _pass_on(state[2] + dv)
+
+        if lax.axis_size(AXIS) == 1:
+            grads = differentiate(q, k, v, out, lse, dout, mask)
+        else:
+            zeros = tuple(jnp.zeros(x.shape, jnp.float32) for x in (q, k, v))
+            grads = _travel((k, v, mask.k_index, mask.k_segments), zeros, visit)
+        return tuple(grad.astype(x.dtype) for grad, x in zip(grads, (q, k, v), strict=True))
+
+    *tensors, mask = saved
+    specs = (HEADS, HEADS, HEADS, HEADS, _LSE, HEADS, _mask_specs(TOKENS))
+    mapped = _mapped(local, specs, (HEADS, HEADS, HEADS))
+    return *mapped(*tensors, reshard(dout, HEADS), mask), None
+
+
+_ring.defvjp(_forward, _backward)
+
+
+def _mask_specs(segments):
+    return Mask._make((P(AXIS), P(AXIS), segments, segments))
+
+
+def _spread(mask, segments):
+    return Mask._make(map(reshard, mask, _mask_specs(segments)))
+
+
+def _mapped(local, in_specs, out_specs):
+    # Built per call: a shard_map made at import keeps the first mesh that it meets.
+    return jax.shard_map(
+        local, in_specs=in_specs, out_specs=out_specs, axis_names=set(AXES), check_vma=False
+    )
+
+
+def _travel(part, state, visit):
+    """Calls `visit(part, state)` once for the part of each device, the own one first."""
+
+    def step(carry, _):
+        part, state = carry
+        # Sent before it is used here, so that transfer and arithmetic overlap.
+        coming = jax.tree.map(_pass_on, part)
+        return (coming, visit(part, state)), None
+
+    (part, state), _ = lax.scan(step, (part, state), length=lax.axis_size(AXIS) - 1)
+    return visit(part, state)
+
+
+def _pass_on(x):
+    n = lax.axis_size(AXIS)
+    return lax.ppermute(x, AXIS, [(i, (i + 1) % n) for i in range(n)])
+
+
+def _merge(out, lse, new_out, new_lse):
+    """Joins attention to two sets of keys, each normalised by its own sum."""
+    both = jnp.logaddexp(lse, new_lse)
+    # A row that has seen nothing yet has -inf - -inf here.
+    level = jnp.where(both == -jnp.inf, 0, both)
+    old, new = jnp.exp(lse - level)[..., None], jnp.exp(new_lse - level)[..., None]
+    return out * old + new_out * new, both
+
+
+def _tiles(name, q, blocks):
+    """Chooses tiles that divide the half of a part, of which a zigzag row's have two."""
+    length = q.shape[1]
+    if blocks is not None or name != "blockwise" or lax.axis_size(AXIS) == 1 or length % 2:
+        return blocks
+    return block_sizes(length // 2, length // 2, q.shape[2])

@@ -1,0 +1,226 @@
+"""The whole model on meshes: the same numbers, and memory that does not grow with the row."""
+
+import dataclasses
+import functools
+import itertools
+import math
+import re
+
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import numpy as np
+import pytest
+from jax.sharding import reshard
+
+from lwm.model.attention import Packing
+from lwm.model.block import by_chunks
+from lwm.model.cache import EMPTY
+from lwm.model.llama import Llama
+from lwm.model.rope import rotation
+from lwm.ops.layout import order
+from lwm.sharding import ACTS, TOKENS, make_mesh, on_mesh
+from lwm.tokens import TokenSpace
+
+MESHES = ("1,1,1,1", "1,1,1,8", "1,2,2,2", "2,2,2,1", "1,1,8,1", "1,8,1,1")
+VARIANTS = {
+    "plain": {},
+    "gqa, bias, norms, tied, odd vocabulary, chunks": dict(
+        num_heads=16,
+        qkv_bias=True,
+        qk_norm=True,
+        tie_embeddings=True,
+        tokens=TokenSpace(text=200, vision=50, codes=48),
+        mlp_chunk=3,
+        loss_chunk=5,
+        remat="attention",
+    ),
+}
+
+
+def batch(config, length=32):
+    """Rows of two documents and some padding, with targets of both modalities."""
+    draw = np.random.default_rng(0).integers
+    tokens, targets = draw(0, config.tokens.size, (2, 8, length))
+    segments = np.repeat([[0, 0, 1, EMPTY]], 8, axis=1).reshape(1, length).repeat(8, axis=0)
+    return tokens, targets, segments
+
+
+@jax.jit
+def logits_and_loss(model, tokens, targets, packing):
+    """Logits, and the mean loss of the slots in use with its gradients."""
+
+    def loss(model):
+        nll = model.losses(tokens, targets, packing).nll
+        return jnp.sum(jnp.where(packing.segments >= 0, nll, 0)) / nll.size
+
+    return model(tokens, packing), jax.value_and_grad(loss)(model)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_logits_loss_and_gradients_are_equal_on_every_mesh(tiny, init, place, variant):
+    config = tiny(**VARIANTS[variant])
+    tokens, targets, segments = batch(config)
+    results = {}
+    for text in MESHES:
+        mesh = make_mesh(text)
+        there = order("zigzag", tokens.shape[1], mesh.shape["sp"])
+        with jax.set_mesh(mesh):
+            model = init(config)
+            placed, packing = place(mesh, tokens, segments, order=there)
+            aims, _ = place(mesh, targets, order=there)
+
+            logits, (loss, grads) = logits_and_loss(model, placed, aims, packing)
+            logits = np.asarray(logits)[:, np.argsort(there)]
+            assert np.isneginf(logits[..., config.tokens.size :]).all()
+            logits = logits[..., : config.tokens.size]
+            results[text] = logits, float(loss), jax.device_get(grads)
+    logits, loss, grads = results.pop("1,1,1,1")
+    assert logits.std() > 0.5
+    for text, (others, other_loss, other_grads) in results.items():
+        assert np.abs(others - logits).max() <= 1e-4, text
+        assert abs(other_loss - loss) <= 1e-4, text
+        for one, other in zip(jax.tree.leaves(grads), jax.tree.leaves(other_grads), strict=True):
+            assert np.abs(one - other).max() <= 1e-4 * max(np.abs(one).max(), 1e-6), text
+
+
+@pytest.mark.parametrize("text", ["1,1,1,1", "1,2,2,2"])
+def test_rematerialisation_changes_no_gradient(tiny, init, place, text):
+    mesh = make_mesh(text)
+    tokens, targets, segments = batch(tiny())
+    with jax.set_mesh(mesh):
+        placed, packing = place(mesh, tokens, segments)
+        aims, _ = place(mesh, targets)
+
+        def grads(**changes):
+            model = dataclasses.replace(init(tiny()), config=tiny(**changes))
+            return jax.jit(jax.grad(lambda m: m.losses(placed, aims, packing).nll.mean()))(model)
+
+        saved = grads()
+        for remat in ("dots", "attention", "offload", "full"):
+            for one, other in zip(*map(jax.tree.leaves, (saved, grads(remat=remat))), strict=True):
+                np.testing.assert_allclose(one, other, atol=1e-5 * float(jnp.abs(one).max()))
+
+
+def rings(config, init):
+    """How often a compiled step of a layer sends keys, values or their gradients on."""
+    with jax.set_mesh(make_mesh("sp=4")):
+        tokens = jnp.zeros((2, 32), jnp.int32, out_sharding=TOKENS)
+        packing = Packing.whole(2, 32)
+        model = init(config)
+        loss = jax.value_and_grad(lambda m: m.losses(tokens, tokens, packing).nll.mean())
+        text = jax.jit(loss).lower(model).compile().as_text()
+        assert text is not None
+        return len(re.findall(r"= \(?f32[^=]*collective-permute(?:-start)?\(", text))
+
+
+def test_a_saved_ring_does_not_run_again(tiny, init):
+    config = tiny()
+    saved, kept, again = (
+        rings(dataclasses.replace(config, remat=remat), init)
+        for remat in ("none", "attention", "full")
+    )
+    assert kept == saved < again
+
+
+def test_chunks_change_nothing():
+    with jax.set_mesh(make_mesh("1,2,2,2")):
+        x = reshard(jr.normal(jr.key(0), (4, 24, 8)), ACTS)
+        sizes = []
+
+        def run(x):
+            sizes.append(x.shape[1])
+            return x**2
+
+        for chunk, local in ((None, 12), (12, 12), (5, 4), (1, 1)):
+            got = jax.jit(functools.partial(by_chunks, run, chunk=chunk))(x)
+            np.testing.assert_array_equal(got, x**2)
+            # Of both devices along the sequence.
+            assert sizes[-1] == 2 * local
+
+
+def test_documents_do_not_leak_through_a_layer(tiny, init, place):
+    """With fixed cotangents, another document's tokens change nothing, to the bit."""
+    config = tiny(num_layers=1, num_heads=16)
+    segments = np.repeat([[0, 0, 1, 2]], 16, axis=1).reshape(1, 64).repeat(2, axis=0)
+    inside = segments == 1
+    x, dout = np.random.default_rng(0).normal(size=(2, 2, 64, config.dim)).astype(np.float32)
+    other = np.where(inside[..., None], 5 - 3 * x, x)
+    for text in ("1,1,1,1", "1,1,1,8", "1,2,2,2"):
+        mesh = make_mesh(text)
+        there = order("zigzag", 64, mesh.shape["sp"])
+        with jax.set_mesh(mesh):
+            block = init(config).unstack().blocks[0]
+            _, packing = place(mesh, np.zeros((2, 64)), segments, order=there)
+            turn = rotation(packing.positions, config.rope, config.head_dim)
+
+            @jax.jit
+            def run(x, dout, block=block, turn=turn, packing=packing):
+                out, pull = jax.vjp(lambda x: block(x, turn, packing), x)
+                return out, *pull(dout)
+
+            outs = []
+            for value in (x, other):
+                laid = [jax.device_put(y[:, there], on_mesh(mesh, ACTS)) for y in (value, dout)]
+                outs.append([np.asarray(y)[:, np.argsort(there)] for y in run(*laid)])
+        for before, after in zip(*outs, strict=True):
+            np.testing.assert_array_equal(before[~inside], after[~inside])
+            assert np.any(before[inside] != after[inside])
+
+
+class Compiled:
+    """The gradient of a small model's loss, compiled for a row of some length."""
+
+    def __init__(self, config, *, length, sp, tp=1):
+        mesh = make_mesh(f"tp={tp},sp={sp}")
+        with jax.set_mesh(mesh):
+
+            def loss(model, tokens, targets, packing):
+                return model.losses(tokens, targets, packing).nll.mean()
+
+            model = jax.eval_shape(lambda: Llama.init(config, key=jr.key(0)))
+            packing = jax.eval_shape(lambda: Packing.whole(1, length))
+            ids = packing.segments
+            done = jax.jit(jax.grad(loss)).lower(model, ids, ids, packing).compile()
+        memory, text = done.memory_analysis(), done.as_text()
+        assert memory is not None
+        assert text is not None
+        self.bytes = memory.temp_size_in_bytes
+        """Temporary bytes of one device."""
+        shapes = re.findall(r"\b(?:f32|bf16|s32|u32|pred)\[([\d,]+)\]", text)
+        self.largest = max(math.prod(map(int, shape.split(","))) for shape in shapes)
+        """Elements of the largest array of one device."""
+
+
+@pytest.fixture
+def frugal(tiny):
+    return tiny(
+        tokens=TokenSpace(text=3000, vision=1000, codes=900),
+        num_heads=2,
+        num_kv_heads=2,
+        head_dim=16,
+        mlp_dim=512,
+        remat="attention",
+        mlp_chunk=128,
+        loss_chunk=128,
+    )
+
+
+def test_memory_of_a_device_does_not_grow_with_the_ring(frugal):
+    used = [Compiled(frugal, length=512 * sp, sp=sp).bytes for sp in (2, 4, 8)]
+    assert max(used) <= 1.1 * min(used), used
+
+
+def test_memory_grows_no_faster_than_the_row(frugal):
+    used = [Compiled(frugal, length=length, sp=2).bytes for length in (2048, 4096, 8192)]
+    for short, long in itertools.pairwise(used):
+        assert long <= 2 * short, used
+
+
+def test_nothing_is_quadratic_or_as_wide_as_the_vocabulary(frugal):
+    largest = Compiled(frugal, length=2048, sp=2).largest
+    assert largest < 1024**2  # scores
+    assert largest < 1024 * frugal.tokens.rows  # logits
+    assert largest <= max(1024 * frugal.mlp_dim, frugal.tokens.rows * frugal.dim)
+    whole = dataclasses.replace(frugal, loss_chunk=1024)
+    assert Compiled(whole, length=2048, sp=2).largest >= 1024 * frugal.tokens.rows

@@ -1,0 +1,114 @@
+"""The loss in chunks against the loss over all logits, on meshes."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import numpy as np
+import pytest
+
+from lwm.ops.cross_entropy import cross_entropy
+from lwm.sharding import make_mesh
+from lwm.tokens import TokenSpace
+
+SPACES = {
+    "text": TokenSpace(text=256),
+    "text, padded rows": TokenSpace(text=200),
+    "text and vision": TokenSpace(text=150, vision=90, codes=60),
+}
+MESHES = ("1,1,1,1", "1,2,2,2", "1,1,1,8", "2,2,2,1", "1,1,8,1")
+
+
+def draw(space, length=24):
+    keys = jr.split(jr.key(0), 4)
+    x = jr.normal(keys[0], (4, length, 32))
+    table = jr.normal(keys[1], (space.rows, 32))
+    targets = jr.randint(keys[2], (4, length), 0, space.size)
+    return x, table, targets, jr.normal(keys[3], (2, 4, length))
+
+
+def by_all_logits(x, table, targets, space):
+    """The oracle: the slice of each target's modality, as a whole."""
+    logits = x @ table.T
+    text, vision = logits[..., : space.text], logits[..., space.text : space.size]
+    lse = jax.nn.logsumexp(text, -1)
+    best = text.max(-1)
+    if space.vision:
+        is_text = targets < space.text
+        lse = jnp.where(is_text, lse, jax.nn.logsumexp(vision, -1))
+        best = jnp.where(is_text, best, vision.max(-1))
+    own = jnp.take_along_axis(logits, targets[..., None], -1)[..., 0]
+    return lse - own, lse, own == best
+
+
+@functools.cache
+def compiled(mesh_text, space, chunk):
+    @jax.jit
+    def run(x, table, targets, cotangents):
+        def score(x, table):
+            found = cross_entropy(x, table, targets, tokens=space, chunk=chunk)
+            return (found.nll, found.lse), found.correct
+
+        scores, pull, correct = jax.vjp(score, x, table, has_aux=True)
+        return *scores, correct, *pull(tuple(cotangents))
+
+    def call(*arguments):
+        with jax.set_mesh(make_mesh(mesh_text)):
+            return jax.device_get(run(*arguments))
+
+    return call
+
+
+@pytest.mark.parametrize("name", SPACES)
+@pytest.mark.parametrize("mesh_text", MESHES)
+def test_is_the_loss_over_all_logits(mesh_text, name):
+    space = SPACES[name]
+    x, table, targets, cotangents = draw(space)
+    got = compiled(mesh_text, space, 7)(x, table, targets, cotangents)
+    scores, pull, correct = jax.vjp(
+        lambda x, table: (
+            (found := by_all_logits(x, table, targets, space))[:2],
+            found[2],
+        ),
+        x,
+        table,
+        has_aux=True,
+    )
+    want = (*scores, correct, *pull(tuple(cotangents)))
+    np.testing.assert_array_equal(got[2], want[2])
+    for g, t in zip(got, want, strict=True):
+        np.testing.assert_allclose(g, t, rtol=0, atol=1e-5 * max(1, np.abs(t).max()))
+
+
+def test_the_size_of_chunks_changes_nothing():
+    space = SPACES["text and vision"]
+    found = [compiled("1,1,2,2", space, chunk)(*draw(space)) for chunk in (1, 5, 1000)]
+    for other in found[1:]:
+        for one, same in zip(found[0], other, strict=True):
+            np.testing.assert_allclose(one, same, atol=2e-5)
+
+
+def test_no_row_of_logits_exists():
+    space = TokenSpace(text=4096)
+    x, table, targets, _ = draw(space, length=512)
+
+    def loss(x, table):
+        return cross_entropy(x, table, targets, tokens=space, chunk=64).nll.sum()
+
+    with jax.set_mesh(make_mesh()):
+        compiled_loss = jax.jit(jax.grad(loss, (0, 1))).lower(x, table).compile()
+    memory = compiled_loss.memory_analysis()
+    assert memory is not None
+    logits = 4 * targets.size * space.rows
+    assert memory.temp_size_in_bytes < logits / 4
+
+
+def test_bfloat16_is_near():
+    space = SPACES["text and vision"]
+    x, table, targets, cotangents = draw(space)
+    half = x.astype(jnp.bfloat16), table.astype(jnp.bfloat16)
+    got = compiled("1,1,2,2", space, 7)(*half, targets, cotangents)
+    want = compiled("1,1,2,2", space, 7)(x, table, targets, cotangents)
+    for g, t in zip(got[:2] + got[3:], want[:2] + want[3:], strict=True):
+        assert np.abs(g.astype(np.float32) - t).max() <= 3e-2 * np.abs(t).max()

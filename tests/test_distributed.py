@@ -1,0 +1,69 @@
+import runpy
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from lwm.distributed import Processes, join
+from lwm.errors import UserError
+from lwm.sharding import inside_host
+
+SCRIPT = Path(__file__).with_name("two_processes.py")
+
+
+def test_two_processes_compute_what_one_does(tmp_path):
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        coordinator = f"localhost:{probe.getsockname()[1]}"
+    outs = [tmp_path / "0.npz", tmp_path / "1.npz"]
+    running = [
+        subprocess.Popen([sys.executable, SCRIPT, coordinator, str(index), out])
+        for index, out in enumerate(outs)
+    ]
+    assert [process.wait(timeout=300) for process in running] == [0, 0]
+    want = runpy.run_path(str(SCRIPT))["compute"]()
+    for out in outs:
+        with np.load(out) as found:
+            for name, value in zip(found.files, want, strict=True):
+                error = np.abs(found[name] - value).max()
+                assert error <= 1e-4 * max(np.abs(value).max(), 1e-6), name
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (Processes(count=2), "give its address, host:port"),
+        (Processes(coordinator="localhost:1"), "without a count and an index"),
+        (Processes(coordinator="localhost:1", count=2, index=2), "index 2 is not among 2"),
+        (Processes(coordinator="localhost", count=2, index=0), "'localhost' has no port"),
+    ],
+)
+def test_what_cannot_be_joined(given, message):
+    with pytest.raises(UserError, match=message):
+        join(given)
+
+
+def test_alone_nothing_happens():
+    join(Processes())
+
+
+@pytest.mark.parametrize(
+    ("sizes", "devices", "inner"),
+    [
+        ((2, 2, 2, 2), 8, (1, 2, 2, 2)),
+        ((1, 1, 4, 32), 8, (1, 1, 4, 2)),
+        ((4, 8, 1, 1), 8, (1, 8, 1, 1)),
+        ((16, 1, 1, 1), 8, (8, 1, 1, 1)),
+        ((1, 1, 8, 2), 8, (1, 1, 8, 1)),
+    ],
+)
+def test_fast_axes_lie_inside_a_host(sizes, devices, inner):
+    assert inside_host(sizes, devices) == inner
+
+
+def test_what_does_not_fill_a_host_is_refused():
+    with pytest.raises(UserError, match="mesh 3,1,1,5 cannot be spread over hosts of 8"):
+        inside_host((3, 1, 1, 5), 8)
