@@ -13,11 +13,12 @@ os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
 
 import dataclasses
 import datetime
+import itertools
 import statistics
 import time
 from importlib.metadata import version
-from pathlib import Path
 
+import attention
 import jax
 import jax.numpy as jnp
 import tyro
@@ -40,19 +41,15 @@ AMD EPYC: by length and devices."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Benchmark:
+class Benchmark(attention.Benchmark):
     """What to time, and where to write the table."""
 
     lengths: tuple[int, ...] = (8192, 32_768)
+    head_dims: tuple[int, ...] = (64,)
     rings: tuple[int, ...] = (1, 8)
-    heads: int = 8
-    key_heads: int = 8
-    head_dim: int = 64
-    batch: int = 1
+    """Devices in a ring; one is no ring."""
     layout: Layout = "zigzag"
-    dtype: str = "float32"
     repeats: int = 3
-    results: Path = Path(__file__).parent / "results"
 
 
 def ours(config: Benchmark, tensors: list[jax.Array], sp: int) -> Runs:
@@ -104,37 +101,37 @@ def table(config: Benchmark) -> list[str]:
     lines = [
         f"# RingAttention, {datetime.date.today()}",
         "",
-        f"{hardware()}; {versions}; {config.dtype}, batch {config.batch}, {config.heads} heads of"
-        f" {config.head_dim} over {config.key_heads}, {config.layout}; medians of"
+        f"{hardware()}; {versions}; {config.dtype}, batch {config.batch}, {config.heads} heads"
+        f" over {config.key_heads}, {config.layout}; medians of"
         f" {config.repeats}, seconds, wall / CPU. The original's are those of its own code on two"
         " cores of an AMD EPYC, not of this run.",
         "",
-        "| length | | sp | lwm | torch SDPA | ratio of wall | original | ratio of CPU |",
+        "| length × head dim | | sp | lwm | torch SDPA | ratio of wall | original | ratio of CPU |",
         "| --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     print("\n".join(lines), flush=True)
-    for length in config.lengths:
-        tensors = draw(config, length, config.head_dim)
+    for length, head_dim in itertools.product(config.lengths, config.head_dims):
+        tensors = draw(config, length, head_dim)
         libraries = {str(sp): ours(config, tensors, sp) for sp in config.rings}
         if device:
             libraries["torch"] = theirs(config, tensors, device)
         for what in ("forward", "forward + backward"):
-            runs = {name: runs[what] for name, runs in libraries.items()}
-            found = medians(runs, config.repeats)
+            found = medians({name: runs[what] for name, runs in libraries.items()}, config.repeats)
             for sp in config.rings:
-                lines.append(row(length, what, sp, found))
+                lines.append(row((length, head_dim), what, sp, found))
                 print(lines[-1], flush=True)
     return lines
 
 
-def row(length: int, what: str, sp: int, found: dict[str, tuple[float, float]]) -> str:
+def row(shape: tuple[int, int], what: str, sp: int, found: dict[str, tuple[float, float]]) -> str:
     """One line of the table."""
     wall, cpu = found[str(sp)]
-    cells = [str(length), what, str(sp), f"{wall:.2f} / {cpu:.2f}", "", "", "", ""]
+    length, head_dim = shape
+    cells = [f"{length} × {head_dim}", what, str(sp), f"{wall:.2f} / {cpu:.2f}", "", "", "", ""]
     if "torch" in found:
         their_wall, their_cpu = found["torch"]
         cells[4:6] = f"{their_wall:.2f} / {their_cpu:.2f}", f"{wall / their_wall:.2f}"
-    if (length, sp) in ORIGINAL:
+    if head_dim == 64 and (length, sp) in ORIGINAL:
         old_wall, old_cpu = ORIGINAL[length, sp][2 * (what != "forward") :][:2]
         cells[6:] = f"{old_wall:.2f} / {old_cpu:.2f}", f"{cpu / old_cpu:.2f}"
     return f"| {' | '.join(cells)} |"

@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 
 import tyro
 
+from lwm.data.format import ExampleFormat
 from lwm.errors import UserError
 from lwm.eval.needle_config import NeedleConfig
 from lwm.generate.writing import Writing
@@ -108,6 +109,38 @@ def eval_needle(
     run(open_model(model, placing), needle, out)
 
 
+def data_check(
+    files: Annotated[tuple[str, ...], tyro.conf.Positional],
+    /,
+    *,
+    model: str | None = None,
+    tokenizer: Path | None = None,
+    codes: int = 8192,
+    max_bad_share: float = 0.01,
+    format: Flat[ExampleFormat] = ExampleFormat(),
+) -> None:
+    """Reads every record of training data, and says which are bad and what the rest are.
+
+    Args:
+        files: JSON lines, Parquet, ArrayRecord or .txt files, folders of them, or patterns.
+        model: The model to be trained: a name from `lwm models`, a folder, or a GGUF file.
+        tokenizer: In place of a model, a tokenizer's folder or file.
+        codes: With a tokenizer alone, the entries of the vision codebook; 0 is no vision.
+        max_bad_share: Fail when more than this share of the lines is bad.
+        format: How records become examples.
+    """
+    from lwm.data.check import run
+
+    run(
+        files,
+        model=model,
+        tokenizer=tokenizer,
+        codes=codes,
+        max_bad_share=max_bad_share,
+        format=format,
+    )
+
+
 def demo(
     *,
     out: Path = Path("demo"),
@@ -154,9 +187,14 @@ COMMANDS: dict[str, Command | dict[str, Command]] = {
     "chat": chat,
     "generate": {"text": generate_text},
     "eval": {"needle": eval_needle},
+    "data": {"check": data_check},
     "models": models,
 }
-GROUPS = {"generate": "Writes: `lwm generate text`.", "eval": "Measures: `lwm eval needle`."}
+GROUPS = {
+    "generate": "Writes: `lwm generate text`.",
+    "eval": "Measures: `lwm eval needle`.",
+    "data": "Prepares training data: `lwm data check`.",
+}
 
 
 def main() -> None:

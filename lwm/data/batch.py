@@ -1,0 +1,46 @@
+"""What a training step is given: packed rows, and how much each target counts. Free of JAX."""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Float, Int, Shaped
+
+MODALITIES = ("text", "vision")
+"""The order of the last axis of `counts`, and of everything that is told by modality."""
+
+
+class Batch(NamedTuple):
+    """Rows of packed examples, as arrays of NumPy or on a mesh.
+
+    Padding is packing, too: a slot without a token has segment -1 and weight 0.
+    """
+
+    tokens: Shaped[Any, "B S"]
+    targets: Shaped[Any, "B S"]
+    """The id that follows each token in its own example."""
+    segments: Shaped[Any, "B S"]
+    """Which of its row's examples a slot belongs to, -1 where it is empty."""
+    positions: Shaped[Any, "B S"]
+    """Places within the example."""
+    weights: Shaped[Any, "B S"]
+    """How much each target counts; for examples alike, 1 over the learnt targets of its example and
+    modality."""
+    counts: Shaped[Any, "B M"]
+    """What the weighted losses of a modality are divided by, summed over all rows of a step: the
+    examples, whether they have targets of that modality or not, or the targets themselves."""
+
+
+class Row(NamedTuple):
+    """One row of a batch; fields as there."""
+
+    tokens: Int[np.ndarray, " S"]
+    targets: Int[np.ndarray, " S"]
+    segments: Int[np.ndarray, " S"]
+    positions: Int[np.ndarray, " S"]
+    weights: Float[np.ndarray, " S"]
+    counts: Float[np.ndarray, " M"]
+
+
+def stack(rows: list[Row]) -> Batch:
+    """Makes a batch of rows of one length."""
+    return Batch(*(np.stack(column) for column in zip(*rows, strict=True)))

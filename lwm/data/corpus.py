@@ -1,0 +1,27 @@
+"""Records and how they become examples, together."""
+
+import dataclasses
+
+from lwm.data.example import Example
+from lwm.data.fields import Encoder
+from lwm.data.sources import Source
+
+
+@dataclasses.dataclass(frozen=True)
+class Corpus:
+    """Numbered examples, each encoded when it is asked for."""
+
+    source: Source
+    encoder: Encoder
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, number: int, /) -> Example:
+        """Reads one example.
+
+        Raises:
+            UserError: The record is bad; file, line and reason.
+        """
+        record = self.source[number]
+        return self.encoder.encode(record.value, name=record.name, line=record.line)

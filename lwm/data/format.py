@@ -1,0 +1,52 @@
+"""How records become examples. Free of NumPy, so that a command line can show it at once."""
+
+import dataclasses
+from typing import Literal
+
+from lwm.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ExampleFormat:
+    """How records become examples."""
+
+    format: Literal["auto", "fields", "messages", "text"] = "auto"
+    """What a record holds: LWM's fields, a chat, or a text; auto tells each by its keys."""
+    fields: str = ""
+    """Keys to lay end to end, such as `[question+hint],answer`: `+` joins texts, brackets keep
+    a field from being learnt, `<|bos|>` and `<|eos|>` are the tokens."""
+    fields_from_example: str = ""
+    """The key at which a record names its own fields, or a list of them to draw from."""
+    fields_index: int | None = None
+    """Take this one of such a list; by default the line's number seeds the draw."""
+    subfield_separator: str = " "
+    """What `+` puts between texts."""
+    prepend_text: str = ""
+    """Text before the first field, where that is text."""
+    add_bos: bool | None = None
+    """Start with the beginning of text; by default fields do, and texts as the tokenizer does."""
+    add_eos: bool = True
+    """End with the end of text, and learn it."""
+    special_tokens: bool = False
+    """Take names of special tokens in texts as the tokens; by default they are plain letters."""
+    template: str | None = None
+    """`lwm` or Jinja source in place of the model's own chat template."""
+    tokens_per_frame: int = 256
+    """Vision codes in a frame."""
+    max_n_frames: int = 0
+    """Take at most so many frames of a video, evenly spaced; 0 is all."""
+
+    def __post_init__(self):
+        """Refuses what no record can be read with.
+
+        Raises:
+            UserError: The value.
+        """
+        if self.fields and self.fields_from_example:
+            raise UserError("give fields or fields_from_example, not both")
+        if self.format in ("messages", "text") and (self.fields or self.fields_from_example):
+            raise UserError(f"fields are of no use to the format {self.format!r}")
+        if self.tokens_per_frame < 1:
+            raise UserError(f"tokens_per_frame {self.tokens_per_frame} must be at least 1")
+        if self.max_n_frames < 0:
+            raise UserError(f"max_n_frames {self.max_n_frames} must be 0 (all) or above")

@@ -1,0 +1,1 @@
+"""Training: the loss, the step, and what a run keeps."""

@@ -1,0 +1,71 @@
+"""The loss of a batch in which every example counts as it would alone on its row."""
+
+import dataclasses
+from typing import NamedTuple
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from lwm.data.batch import Batch
+from lwm.model.attention import Packing
+from lwm.model.llama import Llama
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Loss:
+    """What is minimised."""
+
+    text: float = 0.5
+    """Weight of the text loss, where there is vision beside it."""
+    vision: float = 0.5
+    """Weight of the vision loss."""
+    z: float = 0.0
+    """Weight of z-loss: the square of the log-sum-exp of the logits (PaLM, section 5)."""
+
+
+class Sums(NamedTuple):
+    """What is known of some rows, by modality; sums of several batches can be added."""
+
+    nll: Float[Array, " M"]
+    """Weighted negative log-likelihoods, not yet divided."""
+    correct: Float[Array, " M"]
+    """Learnt targets that no id was found likelier than."""
+    targets: Float[Array, " M"]
+    """Learnt targets."""
+
+
+def loss(
+    model: Llama,
+    batch: Batch,
+    index: Array,
+    counts: Float[Array, " M"],
+    config: Loss,
+) -> tuple[Float[Array, ""], Sums]:
+    """Returns this batch's part of the loss of a step.
+
+    Summed over the batches of a step, of which each is given the same `counts`, the parts are the
+    loss; the mean of their own losses would be another number where their counts differ.
+
+    Args:
+        model: The model.
+        batch: Some of the rows of the step.
+        index: The order in which rows are laid out, `lwm.ops.layout`.
+        counts: `Batch.counts` summed over all rows of the step.
+        config: The weights.
+    """
+    packing = Packing(segments=batch.segments, positions=batch.positions, index=index)
+    found = model.losses(batch.tokens, batch.targets, packing)
+    tokens = model.config.tokens
+    is_vision = batch.targets >= tokens.text
+    learnt = batch.weights > 0
+
+    def by_modality(values: Float[Array, "B S"]) -> Float[Array, " M"]:
+        values = jnp.where(learnt, values, 0)
+        return jnp.stack([jnp.sum(values * ~is_vision), jnp.sum(values * is_vision)])
+
+    nll = by_modality(batch.weights * found.nll)
+    squared = by_modality(batch.weights * jnp.square(found.lse))
+    shares = jnp.array([config.text, config.vision] if tokens.vision else [1.0, 0.0])
+    # Without a count there is nothing to learn either: 0, not 0 / 0.
+    total = jnp.sum(shares * (nll + config.z * squared) / jnp.maximum(counts, 1e-10))
+    return total, Sums(nll, by_modality(1.0 * found.correct), by_modality(jnp.ones_like(found.nll)))

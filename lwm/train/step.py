@@ -1,0 +1,95 @@
+"""One update of a model."""
+
+import dataclasses
+from functools import partial
+from typing import Any, NamedTuple, cast
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Bool, Float, Int
+
+from lwm.data.batch import Batch
+from lwm.model.llama import Llama
+from lwm.train.loss import Loss, Sums, loss
+
+
+class State(eqx.Module):
+    """All that a run has to keep to go on."""
+
+    model: Llama
+    optimizer: optax.OptState
+    step: Int[Array, ""]
+    """Updates made or skipped."""
+    bad: Int[Array, ""]
+    """Updates skipped in a row because they were not finite."""
+
+    @classmethod
+    def start(cls, model: Llama, optimizer: optax.GradientTransformation) -> "State":
+        """Begins with a model, under the mesh in use."""
+        # Two zeros, not one twice: both are given away at the first step.
+        step, bad = jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32)
+        return cls(model, optimizer.init(cast(Any, model)), step, bad)
+
+
+class Metrics(NamedTuple):
+    """What one step says of itself."""
+
+    loss: Float[Array, ""]
+    gradient_norm: Float[Array, ""]
+    """Before clipping."""
+    nll: Float[Array, " M"]
+    """Loss of each modality; 0 where there was none."""
+    accuracy: Float[Array, " M"]
+    finite: Bool[Array, ""]
+    """Whether the update was made."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Step:
+    """An update out of one or several batches, compiled once for each of their shapes."""
+
+    optimizer: optax.GradientTransformation
+    loss: Loss
+
+    @partial(jax.jit, static_argnums=0, donate_argnums=1)
+    def __call__(
+        self, state: State, batches: Batch, index: Int[Array, " S"]
+    ) -> tuple[State, Metrics]:
+        """Updates the model, unless a number is not finite: then only the counters change.
+
+        Args:
+            state: Consumed.
+            batches: Fields have a leading axis; its entries go through the model one by one, and
+                their gradients are added.
+            index: The order in which rows are laid out.
+        """
+        counts = jnp.sum(batches.counts, axis=(0, 1))
+        differentiate = jax.value_and_grad(loss, has_aux=True)
+
+        def accumulate(total, batch):
+            (value, sums), grads = differentiate(state.model, batch, index, counts, self.loss)
+            return jax.tree.map(jnp.add, total, (value, sums, grads)), None
+
+        nothing = jax.tree.map(jnp.zeros_like, state.model)
+        zeros = jnp.zeros(counts.shape)
+        start = jnp.zeros(()), Sums(zeros, zeros, zeros), nothing
+        if batches.tokens.shape[0] == 1:
+            (value, sums, grads), _ = accumulate(start, jax.tree.map(lambda x: x[0], batches))
+        else:
+            (value, sums, grads), _ = jax.lax.scan(accumulate, start, batches)
+        norm = optax.tree.norm(grads)
+        finite = jnp.isfinite(value) & jnp.isfinite(norm)
+        weights = cast(Any, state.model)  # optax's own type knows no modules
+        updates, optimizer = self.optimizer.update(grads, state.optimizer, weights)
+        new = optax.apply_updates(weights, updates), optimizer
+        old = state.model, state.optimizer
+        model, optimizer = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, old)
+        bad = jnp.where(finite, 0, state.bad + 1)
+        nll = sums.nll / jnp.maximum(counts, 1e-10)
+        accuracy = sums.correct / jnp.maximum(sums.targets, 1)
+        return (
+            State(model, optimizer, state.step + 1, bad),
+            Metrics(value, norm, nll, accuracy, finite),
+        )

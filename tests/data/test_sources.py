@@ -1,0 +1,182 @@
+"""Sources: every record by its number, in any order, from every kind of file."""
+
+import json
+import os
+import pickle
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from lwm.data.sources import Source, open_source
+from lwm.errors import UserError
+
+RECORDS: list[dict[str, Any]] = [
+    {"text": f"é{i}\u2028", "vision": list(range(i)), "last": None} for i in range(20)
+]
+
+
+def write_json(path: Path) -> Path:
+    path.write_text("".join(json.dumps(r, ensure_ascii=False) + "\n" for r in RECORDS), "utf-8")
+    return path
+
+
+def write_parquet(path: Path) -> Path:
+    arrow = pytest.importorskip("pyarrow", reason="pyarrow is not installed")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    parquet.write_table(arrow.Table.from_pylist(RECORDS), path, row_group_size=7)
+    return path
+
+
+def write_array_record(path: Path) -> Path:
+    name = "array_record.python.array_record_module"
+    writer = pytest.importorskip(name, reason="array_record is not installed")
+    file = writer.ArrayRecordWriter(str(path), "group_size:1")
+    for record in RECORDS:
+        file.write(json.dumps(record).encode())
+    file.close()
+    return path
+
+
+WRITERS = {"jsonl": write_json, "parquet": write_parquet, "arrayrecord": write_array_record}
+
+
+def values(source: Source) -> list[dict[str, Any]]:
+    return [source[i].value for i in range(len(source))]
+
+
+@pytest.mark.parametrize("kind", WRITERS)
+@pytest.mark.parametrize("suffix", ["own", "none"])
+def test_any_order_any_thread_any_process(tmp_path, kind, suffix):
+    file = WRITERS[kind](tmp_path / (f"data.{kind}" if suffix == "own" else "data"))
+    source = open_source(file)
+    assert values(source) == RECORDS
+    assert [source[i].name for i in (0, 19)] == [f"{file}:1", f"{file}:20"]
+    assert [source[i].line for i in (0, 19)] == [0, 19]
+    order = np.random.default_rng(0).permutation(np.repeat(np.arange(20), 20))
+    for copy in (source, pickle.loads(pickle.dumps(source))):
+        with ThreadPoolExecutor(8) as pool:
+            found = list(pool.map(lambda i, copy=copy: copy[i].value, order))
+        assert found == [RECORDS[i] for i in order]
+    for index in (-1, 20):
+        with pytest.raises(IndexError):
+            source[index]
+
+
+def test_blank_lines_are_passed_over_and_bad_ones_named(tmp_path):
+    file = tmp_path / "a.jsonl"
+    lines = [b'\xef\xbb\xbf{"a": 1}\r', b"", b" \t\r", b"{oops", b'{"a": "\xff"}', b"[1]"]
+    file.write_bytes(b"\n".join([*lines, b"[" * 100_000, b'{"a": 2}']))
+    source = open_source(file)
+    assert len(source) == 6
+    assert source[0] == ({"a": 1}, f"{file}:1", 0)
+    assert source[5] == ({"a": 2}, f"{file}:8", 7)
+    for index, says in [
+        (1, r"a\.jsonl:4: not JSON: .* at character 2"),
+        (2, r"a\.jsonl:5: not UTF-8"),
+        (3, r"a\.jsonl:6: not a JSON object, but list"),
+        (4, r"a\.jsonl:7: not JSON that can be read"),
+    ]:
+        with pytest.raises(UserError, match=says) as caught:
+            source[index]
+        assert "\n" not in str(caught.value)
+
+
+def test_the_originals_lines(fixtures):
+    source = open_source(fixtures / "data" / "text.jsonl")
+    assert len(source) == 25, "24 examples and a broken line; the empty one is passed over"
+    bad = 0
+    for i in range(len(source)):
+        try:
+            assert "text" in source[i].value
+        except UserError:
+            bad += 1
+    assert bad == 1
+
+
+def test_several_files_a_folder_and_patterns_concatenate(tmp_path):
+    tmp_path = tmp_path / "data"
+    tmp_path.mkdir()
+    for name in ("b", "a"):
+        (tmp_path / f"{name}.jsonl").write_text(f'{{"text": "{name}0"}}\n{{"text": "{name}1"}}\n')
+        (tmp_path / f"{name}.txt").write_text(f"{name}\ndocument", "utf-8")
+    (tmp_path / "empty.jsonl").write_text("\n")
+    (tmp_path / "README.md").write_text("not data")
+    a, b = (["a0", "a1"], ["b0", "b1"])
+    documents = ["a\ndocument", "b\ndocument"]
+    for paths, expected in [
+        ([tmp_path / "b.jsonl", tmp_path / "a.jsonl"], b + a),
+        ([str(tmp_path / "*.jsonl")], a + b),
+        ([str(tmp_path.parent / "**" / "?.jsonl")], a + b),
+        ([tmp_path / "a.txt", tmp_path / "b.txt"], documents),
+        ([tmp_path], [*a, documents[0], *b, documents[1]]),
+    ]:
+        source = open_source(*paths)
+        assert [value["text"] for value in values(source)] == expected
+        assert [record["text"] for record in values(pickle.loads(pickle.dumps(source)))] == expected
+    assert source[2].name == str(tmp_path / "a.txt")
+    assert source[4] == ({"text": "b1"}, f"{tmp_path / 'b.jsonl'}:2", 1)
+
+
+def test_a_file_that_changed_is_not_read_with_old_places(tmp_path):
+    file = write_json(tmp_path / "a.jsonl")
+    kept = pickle.dumps(open_source(file))
+    file.write_text('{"text": "other"}\n' * 20)
+    with pytest.raises(UserError, match=r"a\.jsonl has changed since it was opened"):
+        pickle.loads(kept)[3]
+
+
+def fault(folder: Path, name: str, content: bytes) -> Path:
+    (folder / name).write_bytes(content)
+    return folder / name
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "says"),
+    [
+        ("a.json", b'[\n{"a": 1}]', r"a\.json is one JSON array; write one object a line"),
+        ("a.jsonl.gz", b"\x1f\x8b\x08", "is compressed; unpack it first"),
+        ("a.bin", b"\x00\x01", "is none of JSON lines, Parquet, ArrayRecord"),
+    ],
+)
+def test_files_that_are_no_data_are_named(tmp_path, name, content, says):
+    with pytest.raises(UserError, match=says):
+        open_source(fault(tmp_path, name, content))
+
+
+@pytest.mark.parametrize(
+    ("module", "content"),
+    [("pyarrow", b"PAR1 cut"), ("array_record", bytes.fromhex("83af70d10d884a3f") + b"cut")],
+)
+def test_corrupted_files_and_absent_libraries(tmp_path, monkeypatch, module, content):
+    file = fault(tmp_path, "a", content)
+    with monkeypatch.context() as patched:
+        for name in [name for name in sys.modules if name.split(".")[0] == module]:
+            patched.delitem(sys.modules, name)
+        patched.setitem(sys.modules, module, None)
+        with pytest.raises(UserError, match=rf"needs {module}: pip install 'lwm\[data\]'"):
+            open_source(file)
+    pytest.importorskip(module, reason=f"{module} is not installed")
+    with pytest.raises(UserError, match=r"/a cannot be read") as caught:
+        len(open_source(file))
+    assert "\n" not in str(caught.value)
+
+
+def test_what_is_not_there_is_named(tmp_path):
+    for path in (tmp_path / "none.jsonl", f"{tmp_path}/*.jsonl"):
+        with pytest.raises(UserError, match=r"jsonl does not exist, nor does any file match"):
+            open_source(path)
+    with pytest.raises(UserError, match=r"holds no \.jsonl"):
+        open_source(tmp_path)
+    with pytest.raises(UserError, match="no file is given"):
+        open_source()
+    (tmp_path / "a.txt").write_bytes(b"\xff")
+    with pytest.raises(UserError, match=r"a\.txt cannot be read: .*utf-8"):
+        open_source(tmp_path / "a.txt")[0]
+    if os.getuid():
+        (tmp_path / "a.txt").chmod(0)
+        with pytest.raises(UserError, match=r"a\.txt cannot be read: Permission denied"):
+            open_source(tmp_path / "a.txt")[0]

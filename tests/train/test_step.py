@@ -1,0 +1,187 @@
+"""The loss of packed rows, and updates, against the original's and against examples alone."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lwm.convert.names import LWM
+from lwm.convert.weights import build_llama
+from lwm.data.batch import Batch, stack
+from lwm.data.example import Example
+from lwm.data.pack import Packer, Packing, Piece, lay
+from lwm.ops.layout import order
+from lwm.sharding import ROWS, TOKENS, make_mesh, on_mesh
+from lwm.tokens import TokenSpace
+from lwm.train.loss import Loss, loss
+from lwm.train.optimizer import AdamW, Schedule
+from lwm.train.step import State, Step
+
+
+def put(mesh, batch):
+    """A batch on the mesh, and the order of its rows."""
+    there = order("zigzag", batch.tokens.shape[1], mesh.shape["sp"])
+    *fields, counts = batch
+    placed = [jax.device_put(x[:, there], on_mesh(mesh, TOKENS)) for x in fields]
+    placed = Batch._make([*placed, jax.device_put(counts, on_mesh(mesh, ROWS))])
+    return placed, jnp.asarray(there)
+
+
+def of_the_original(given, name):
+    """The original's batch of unpacked rows, each of which counts as one example."""
+    masks = given[f"{name}.loss_masks"]
+    tokens = given[f"{name}.input_tokens"]
+    return Batch(
+        tokens=tokens,
+        targets=given[f"{name}.target_tokens"],
+        segments=np.zeros_like(tokens),
+        positions=np.broadcast_to(np.arange(tokens.shape[1], dtype=np.int32), tokens.shape),
+        weights=masks / np.maximum(masks.sum(1, keepdims=True), 1e-10),
+        counts=np.ones((len(tokens), 2), np.float32),
+    )
+
+
+@jax.jit
+def differentiate(model, batch, index):
+    counts = batch.counts.sum(0)
+    (value, sums), grads = jax.value_and_grad(loss, has_aux=True)(
+        model, batch, index, counts, Loss()
+    )
+    return value, sums, grads
+
+
+def test_loss_and_gradients_are_those_of_the_original(fixtures, mesh, original):
+    model = original(mesh)
+    given = np.load(fixtures / "text_tiny_grads.npz")
+    value, sums, grads = differentiate(model, *put(mesh, of_the_original(given, "batch")))
+    assert abs(value - given["loss"]) <= 1e-5
+    assert sums.targets[0] == given["batch.loss_masks"].sum()
+    named = {k.removeprefix("grad."): given[k] for k in given.files if k.startswith("grad.")}
+    want = build_llama(model.config, named, LWM, mesh=mesh)
+    for one, other in zip(jax.tree.leaves(grads), jax.tree.leaves(want), strict=True):
+        assert jnp.abs(one - other).max() <= 1e-5 * jnp.abs(other).max()
+
+
+@pytest.mark.parametrize("name", ["script", "fast", "fast_accum2", "fast_bf16_momentum"])
+def test_twenty_updates_are_those_of_the_original(fixtures, mesh, original, name):
+    given = np.load(fixtures / "text_tiny_adamw.npz")
+    config = json.loads((fixtures / "adamw_configs.json").read_text())[name]
+    micro, theirs = config["accumulate_gradient_steps"], config["adamw_optimizer"]
+    schedule = Schedule(
+        peak=theirs["lr"], warmup=theirs["lr_warmup_steps"], course="cosine", end=theirs["end_lr"]
+    )
+    optimizer = AdamW(
+        schedule=schedule,
+        decays="all",
+        moment_dtype="bfloat16" if theirs["bf16_momentum"] else "float32",
+    ).build(theirs["lr_decay_steps"])
+    step, state = Step(optimizer, Loss()), State.start(original(mesh).stack(), optimizer)
+    for number in range(0, 20, micro):
+        names = [f"batch{number + part:02}" for part in range(micro)]
+        batches = [put(mesh, of_the_original(given, name)) for name in names]
+        stacked = jax.tree.map(lambda *x: jnp.stack(x), *(batch for batch, _ in batches))
+        state, metrics = step(state, stacked, batches[0][1])
+        want = given[f"{name}.loss"][number : number + micro].mean()
+        assert abs(metrics.loss - want) <= 2e-5, number
+        assert metrics.finite
+    prefix = f"{name}.final_params."
+    named = {k.removeprefix(prefix): given[k] for k in given.files if k.startswith(prefix)}
+    if named:
+        want = build_llama(state.model.config, named, LWM, mesh=mesh).stack()
+        for one, other in zip(jax.tree.leaves(state.model), jax.tree.leaves(want), strict=True):
+            assert jnp.linalg.norm(one - other) <= 1e-4 * jnp.linalg.norm(other)
+
+
+def row(space, *given, length=64):
+    """Examples side by side on one row."""
+    pieces = [Piece(example, 0, len(example.ids) - 1) for example in given]
+    return lay(pieces, Packing(length=length), space)
+
+
+SPACES = {
+    "text": TokenSpace(text=256),
+    "text and vision": TokenSpace(text=200, vision=50, codes=40),
+}
+
+
+def examples(space, lengths=(20, 9, 30, 5, 25, 31, 3, 28, 14, 30, 17, 22)):
+    """Examples of all lengths; some without vision, one with nothing to learn."""
+    draw = np.random.default_rng(0)
+    found = []
+    for number, length in enumerate(lengths):
+        ids = draw.integers(0, space.text, length + 1)
+        if space.vision and number % 3:
+            ids[2 : 2 + length // 2] = space.text + draw.integers(0, space.codes, length // 2)
+        learn = draw.random(length + 1) < (0.7 if number != 3 else 0)
+        found.append(Example(ids=ids.astype(np.int32), learn=learn, name=f"example {number}"))
+    return found
+
+
+@pytest.mark.parametrize("mesh_text", ["1,1,1,1", "1,1,1,8", "1,2,2,2", "2,2,2,1", "1,1,8,1"])
+@pytest.mark.parametrize("name", SPACES)
+def test_packed_examples_count_as_alone(tiny, init, mesh_text, name):
+    space = SPACES[name]
+    config = Packing(length=64)
+    packed = list(Packer(config).pack(examples(space)))
+    assert 4 <= len(packed) < len(examples(space)) / 2
+    packed += [[]] * (-len(packed) % 4)
+    packed = [lay(pieces, config, space) for pieces in packed]
+    alone = [row(space, example) for example in examples(space)]
+    mesh = make_mesh(mesh_text)
+    with jax.set_mesh(mesh):
+        model = init(tiny(tokens=space))
+        results = [differentiate(model, *put(mesh, stack(rows))) for rows in (packed, alone)]
+        (value, sums, grads), (want, want_sums, want_grads) = jax.device_get(results)
+    assert abs(value - want) <= 1e-5
+    for one, other in zip(sums, want_sums, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-5)
+    for one, other in zip(jax.tree.leaves(grads), jax.tree.leaves(want_grads), strict=True):
+        assert np.abs(one - other).max() <= 1e-5 * max(np.abs(other).max(), 1e-6)
+
+
+def test_batches_of_a_step_are_as_one(mesh, tiny, init):
+    """Also where their counts differ: the mean of their own losses would be another number."""
+    space = SPACES["text and vision"]
+    one, two, three, *_ = examples(space)
+    rows = [row(space, one), row(space, two, three)]
+    optimizer = AdamW(schedule=Schedule(warmup=0, course="constant")).build(10)
+    step, results = Step(optimizer, Loss(z=1e-3)), []
+    model = init(tiny(tokens=space))
+    for batches in ([stack(rows)], [stack(rows[:1]), stack(rows[1:])]):
+        placed = [put(mesh, batch) for batch in batches]
+        stacked = jax.tree.map(lambda *x: jnp.stack(x), *(batch for batch, _ in placed))
+        copy = jax.tree.map(jnp.copy, model)
+        _, metrics = step(State.start(copy, optimizer), stacked, placed[0][1])
+        results.append((metrics.loss, metrics.gradient_norm, metrics.nll))
+    for one, other in zip(*results, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-5)
+
+
+def test_nothing_to_learn_is_zero(mesh, tiny, init):
+    batch = stack([row(TokenSpace(text=256))] * 2)
+    value, _, grads = differentiate(init(tiny()), *put(mesh, batch))
+    assert value == 0
+    assert all((leaf == 0).all() for leaf in jax.tree.leaves(grads))
+
+
+def test_an_update_that_is_not_finite_is_skipped(mesh, tiny, init):
+    space = SPACES["text"]
+    batch, index = put(mesh, stack([row(space, *examples(space)[:2])]))
+    optimizer = AdamW(schedule=Schedule(warmup=0, course="constant")).build(10)
+    step, state = Step(optimizer, Loss()), State.start(init(tiny()), optimizer)
+    good = jax.tree.map(lambda x: x[None], batch)
+    broken = good._replace(weights=good.weights * jnp.nan)
+    state, metrics = step(state, good, index)
+    assert metrics.finite
+    before = jax.device_get((state.model, state.optimizer))
+    for times in (1, 2):
+        state, metrics = step(state, broken, index)
+        assert not metrics.finite
+        assert int(state.bad) == times
+    after = jax.device_get((state.model, state.optimizer))
+    jax.tree.map(np.testing.assert_array_equal, before, after)
+    state, metrics = step(state, good, index)
+    assert metrics.finite
+    assert (int(state.bad), int(state.step)) == (0, 4)
