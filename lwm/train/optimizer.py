@@ -8,6 +8,8 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import PyTree
 
+from lwm.errors import UserError
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Schedule:
@@ -24,7 +26,16 @@ class Schedule:
     """Steps of the fall of `wsd`."""
 
     def build(self, steps: int) -> optax.Schedule:
-        """Returns the rate of each of `steps` updates, the first of which is numbered 0."""
+        """Returns the rate of each of `steps` updates, the first of which is numbered 0.
+
+        Raises:
+            UserError: The warm-up and the fall do not fit into the run.
+        """
+        if self.warmup + self.decay >= steps:
+            raise UserError(
+                f"a warm-up of {self.warmup} steps and a fall of {self.decay} do not fit into "
+                f"{steps} steps; shorten them"
+            )
         if self.course == "cosine":
             return optax.warmup_cosine_decay_schedule(0.0, self.peak, self.warmup, steps, self.end)
         warmup = optax.linear_schedule(0.0, self.peak, self.warmup)

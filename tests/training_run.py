@@ -1,0 +1,80 @@
+"""A small run of training, to be killed; prints each step as it is made.
+
+python tests/training_run.py FOLDER STEPS [MESH]
+"""
+
+import os
+import sys
+from pathlib import Path
+
+os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=4"
+os.environ["JAX_PLATFORMS"] = "cpu"
+
+import jax
+import jax.random as jr
+import numpy as np
+
+from lwm.data.example import Example
+from lwm.data.loader import Loader, Mixture, Stream
+from lwm.data.pack import Packing
+from lwm.errors import UserError
+from lwm.model.config import LlamaConfig
+from lwm.model.llama import Llama
+from lwm.sharding import make_mesh
+from lwm.tokens import TokenSpace
+from lwm.train.checkpoint import Keep
+from lwm.train.loop import Stopped, Training, train
+from lwm.train.optimizer import AdamW, Schedule
+
+SPACE = TokenSpace(text=64)
+CONFIG = LlamaConfig(
+    tokens=SPACE,
+    dim=16,
+    num_layers=2,
+    num_heads=4,
+    num_kv_heads=2,
+    head_dim=8,
+    mlp_dim=32,
+    max_context=64,
+)
+
+
+class Counting:
+    """Examples that count upwards from some number."""
+
+    def __len__(self):
+        return 50
+
+    def __getitem__(self, number):
+        ids = np.arange(number, number + 5 + number * 7 % 40, dtype=np.int32) % SPACE.text
+        return Example(ids=ids, learn=np.ones(len(ids), bool), name=str(number))
+
+
+def main(folder: Path, steps: int, mesh: str = "1,1,1,1") -> None:
+    training = Training(
+        steps=steps,
+        accumulate=2,
+        optimizer=AdamW(schedule=Schedule(peak=2e-2, warmup=5)),
+        keep=Keep(every=4, last=2),
+    )
+    packing = Packing(length=64, open_rows=3)
+    mixture = Mixture(streams=4)
+    streams = [Stream(n, [Counting()], mixture, packing, SPACE) for n in range(4)]
+    state = train(
+        training,
+        jax.jit(lambda: Llama.init(CONFIG, key=jr.key(0))),
+        Loader(streams, rows=4),
+        make_mesh(mesh),
+        folder,
+        report=lambda line: print(line["step"], line["loss"], flush=True),
+    )
+    np.savez(folder / "final.npz", *map(np.asarray, jax.tree.leaves(state)))
+
+
+if __name__ == "__main__":
+    try:
+        main(Path(sys.argv[1]), int(sys.argv[2]), *sys.argv[3:])
+    except Stopped as stopped:
+        print(stopped, flush=True)
+    except UserError as error:
+        sys.exit(f"error: {error}")
