@@ -1,0 +1,340 @@
+"""What a run keeps on disk to go on after it was stopped: sharded, checked, written beside it."""
+
+import concurrent.futures
+import contextlib
+import dataclasses
+import errno
+import json
+import logging
+import os
+import shutil
+import sys
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
+from orbax.checkpoint import args
+from orbax.checkpoint.checkpoint_managers import preservation_policy
+
+from lwm.errors import UserError
+from lwm.train.step import State
+
+CHECKSUMS = "checksums.json"
+"""Lies in each checkpoint: the size and CRC-32 of its other files."""
+
+# Orbax logs each failure with its traceback, and `Checkpoints` raises or names all of them.
+logging.getLogger("absl").addFilter(
+    lambda record: os.path.join("orbax", "checkpoint") not in record.pathname
+)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Keep:
+    """When a checkpoint is written, and how long it stays."""
+
+    every: int = 500
+    """Steps between checkpoints."""
+    last: int = 3
+    """How many of the newest are kept."""
+    milestones: int = 0
+    """A checkpoint is written and kept for ever at each multiple of this; 0 for none."""
+
+    def __post_init__(self):
+        if self.every < 1 or self.last < 1 or self.milestones < 0:
+            raise UserError(
+                f"checkpoints every {self.every} steps, the last {self.last} kept and milestones "
+                f"each {self.milestones}: the first two are at least 1, the third at least 0"
+            )
+
+    def due(self, step: int) -> bool:
+        """Says whether a checkpoint is to be written after `step` updates."""
+        return step % self.every == 0 or bool(self.milestones and step % self.milestones == 0)
+
+
+class Checkpoints:
+    """The checkpoints in one folder, which all processes of a run share and use together.
+
+    Each is written in the background and appears whole, its checksums with it, or not at all.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        keep: Keep,
+        warn: Callable[[str], None] = lambda line: print(line, file=sys.stderr),
+    ):
+        """Opens or makes the folder, and clears what a killed process left half written.
+
+        Raises:
+            UserError: The folder cannot be made.
+        """
+        self._folder, self._keep, self._warn = folder.absolute(), keep, warn
+        self._known: set[int] = set()
+        self._damaged: set[int] = set()
+        self._saving: int | None = None
+        self._needed = 0
+        self._manager = self._open()
+
+    def _open(self) -> ocp.CheckpointManager:
+        policies: list = [preservation_policy.LatestN(self._keep.last)]
+        if self._keep.milestones:
+            policies.append(preservation_policy.EveryNSteps(self._keep.milestones))
+        options = ocp.CheckpointManagerOptions(
+            preservation_policy=preservation_policy.AnyPreservationPolicy(policies),
+            cleanup_tmp_directories=True,
+            lightweight_initialize=True,
+            async_options=ocp.options.AsyncOptions(post_finalization_callback=self._seal),
+        )
+        try:
+            return ocp.CheckpointManager(self._folder, options=options)
+        except OSError as error:
+            raise UserError(f"{self._folder} cannot hold checkpoints: {error.strerror}") from None
+
+    def save(self, step: int, state: State, data: dict) -> None:
+        """Begins to write a checkpoint, once the one before is written.
+
+        The arrays may be donated as soon as this returns. Nothing is done if this object has
+        saved or restored that step. Checkpoints found damaged by `restore` are removed.
+
+        Args:
+            step: The name of the checkpoint.
+            state: Its arrays are stored; what is static is not.
+            data: Where the data loader stands, the same on every process; fit for JSON.
+
+        Raises:
+            UserError: The disk is or would be full, or the folder holds another run's later steps.
+        """
+        self.wait()
+        if step in self._known:
+            return
+        for damaged in self._damaged.intersection(self._manager.all_steps()):
+            self._manager.delete(damaged)
+        self._damaged.clear()
+        if later := [other for other in self._manager.all_steps() if other >= step]:
+            raise UserError(
+                f"{self._folder} already holds step {max(later)}, so that step {step} would be lost"
+                " behind it; go on from there or choose another folder"
+            )
+        leaves = named_leaves(state)
+        # All processes write to one disk, and have to come to the same answer.
+        self._needed = sum(leaf.nbytes for leaf in leaves.values())
+        if shutil.disk_usage(self._folder).free < self._needed:
+            raise self._full(step)
+        # A copy, since it is written later; and what is not JSON fails here.
+        facts = json.loads(json.dumps({"leaves": _shapes(leaves), "data": data}))
+        items = args.Composite(state=args.PyTreeSave(leaves), data=args.JsonSave(facts))
+        self._saving = step
+        try:
+            self._manager.save(step, args=items, force=True)
+        except Exception as error:
+            self._give_up(error)
+
+    def wait(self) -> None:
+        """Returns when what was saved is on disk.
+
+        Raises:
+            UserError: The disk is full; the partial checkpoint is removed.
+        """
+        if self._saving is None:
+            return
+        try:
+            self._manager.wait_until_finished()
+        except Exception as error:
+            self._give_up(error)
+        self._known.add(self._saving)
+        self._saving = None
+
+    def restore(self, abstract: State) -> tuple[int, State, dict] | None:
+        """Reads the newest checkpoint that is whole; None if there is none at all.
+
+        Args:
+            abstract: Shapes, types and the shardings to restore onto; see `abstract_state`.
+
+        Returns:
+            The step, the state and the `data` that were saved.
+
+        Raises:
+            UserError: All are damaged, or the newest good one is of another model or optimizer.
+        """
+        self.wait()
+        faults = []
+        for step in sorted(self._manager.all_steps(), reverse=True):
+            if fault := _agree(self._fault(step)):
+                faults.append(f"{step} ({fault})")
+                self._damaged.add(step)
+                self._known.discard(step)
+                continue
+            for each in faults:
+                self._warn(
+                    f"checkpoint {each} in {self._folder} is damaged; going on from step {step}"
+                )
+            restored = self._read(step, abstract)
+            self._known.add(step)
+            return step, *restored
+        if faults:
+            raise UserError(
+                f"every checkpoint in {self._folder} is damaged: {', '.join(faults)}; "
+                "bring one back from a copy, or start anew in another folder"
+            )
+        return None
+
+    def close(self) -> None:
+        """Waits, and lets go of the folder.
+
+        Raises:
+            UserError: See `wait`.
+        """
+        try:
+            self.wait()
+        finally:
+            self._manager.close()
+
+    def __enter__(self) -> "Checkpoints":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _read(self, step: int, abstract: State) -> tuple[State, dict]:
+        facts = self._manager.restore(step, args=args.Composite(data=args.JsonRestore()))["data"]
+        leaves = named_leaves(abstract)
+        _require_same(f"step {step} in {self._folder}", facts["leaves"], _shapes(leaves))
+        wanted = {
+            name: ocp.ArrayRestoreArgs(sharding=leaf.sharding, shape=leaf.shape, dtype=leaf.dtype)
+            for name, leaf in leaves.items()
+        }
+        items = args.Composite(state=args.PyTreeRestore(item=leaves, restore_args=wanted))
+        arrays = self._manager.restore(step, args=items)["state"]
+        state = jax.tree.unflatten(jax.tree.structure(abstract), [arrays[name] for name in leaves])
+        return state, facts["data"]
+
+    def _seal(self) -> None:
+        """Writes the checksums. Orbax calls this when all is written and not yet renamed."""
+        if jax.process_index() == 0:
+            (place,) = self._partial()
+            # Orbax's own notes beside the items still change, and are not needed to read.
+            files = [path for path in place.glob("*/**/*") if path.is_file()]
+            names = [str(path.relative_to(place)) for path in files]
+            sizes = [path.stat().st_size for path in files]
+            sums = dict(zip(names, zip(sizes, _checksums(files), strict=True), strict=True))
+            (place / CHECKSUMS).write_text(json.dumps(sums), encoding="utf-8")
+
+    def _partial(self) -> list[Path]:
+        return list(self._folder.glob(f"{self._saving}.orbax-checkpoint-tmp*"))
+
+    def _fault(self, step: int) -> str | None:
+        """Says what is wrong with the files of a checkpoint; each process checks its part."""
+        place = self._folder / str(step)
+        try:
+            sums = json.loads((place / CHECKSUMS).read_text(encoding="utf-8"))
+            names = sorted(sums)[jax.process_index() :: jax.process_count()]
+            for name in names:
+                if (size := (place / name).stat().st_size) != sums[name][0]:
+                    return f"{name} has {size} bytes in place of {sums[name][0]}"
+            found = _checksums([place / name for name in names])
+        except OSError as error:
+            missing = Path(error.filename or place).relative_to(place)
+            return f"{missing} cannot be read: {error.strerror}"
+        except (ValueError, TypeError, AttributeError):
+            return f"{CHECKSUMS} is no JSON"
+        wrong = [name for name, crc in zip(names, found, strict=True) if crc != sums[name][1]]
+        return f"{wrong[0]} has other bytes than were written" if wrong else None
+
+    def _give_up(self, error: Exception) -> None:
+        """Removes what was begun and raises `error`, as one of the user if it is a full disk."""
+        step, self._saving, partial = self._saving, None, self._partial()
+        with contextlib.suppress(Exception):  # It may raise the same error again.
+            self._manager.close()
+        for path in partial:
+            shutil.rmtree(path, ignore_errors=True)
+        self._manager = self._open()
+        if _is_full_disk(error):
+            raise self._full(step) from error
+        raise error
+
+    def _full(self, step: int | None) -> UserError:
+        free = shutil.disk_usage(self._folder).free
+        return UserError(
+            f"no space for the checkpoint of step {step} in {self._folder}: it needs "
+            f"{self._needed / 1e9:.3g} GB and {free / 1e9:.3g} GB are free; make room or "
+            "keep fewer. The checkpoints written before are whole"
+        )
+
+
+def abstract_state(make: Callable[[], State], mesh: Mesh) -> State:
+    """Returns shapes, types and shardings on `mesh` of the state that `make` would make."""
+    with jax.set_mesh(mesh):
+        shapes = jax.eval_shape(make)
+
+    def place(leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+        # Tracing knows only an abstract mesh, without devices.
+        spec = leaf.sharding.spec if isinstance(leaf.sharding, NamedSharding) else P()
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=NamedSharding(mesh, spec))
+
+    return jax.tree.map(place, shapes)
+
+
+def named_leaves(state: State) -> dict[str, Any]:
+    """Returns the arrays of a state by their paths, such as `model.norm.scale`."""
+    leaves = jax.tree.leaves_with_path(state)
+    return {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in leaves}
+
+
+def _shapes(leaves: dict[str, Any]) -> dict[str, str]:
+    sizes = {name: ",".join(map(str, leaf.shape)) for name, leaf in leaves.items()}
+    return {name: f"{leaf.dtype}[{sizes[name]}]" for name, leaf in leaves.items()}
+
+
+def _require_same(source: str, stored: dict[str, str], wanted: dict[str, str]) -> None:
+    """Raises UserError with the first tensors that are not the same in both."""
+    names = [*wanted, *(name for name in stored if name not in wanted)]
+    pairs = [(name, stored.get(name, "absent"), wanted.get(name, "absent")) for name in names]
+    differing = [f"{name} is {one} there, {two} here" for name, one, two in pairs if one != two]
+    if differing:
+        more = f" and {len(differing) - 3} more" if len(differing) > 3 else ""
+        raise UserError(
+            f"{source} is of another model or optimizer: {'; '.join(differing[:3])}{more}; "
+            "use that run's settings or another folder"
+        )
+
+
+def _agree(fault: str | None) -> str | None:
+    """Makes a fault that any process found one of all, so that all choose the same step."""
+    if jax.process_count() == 1:
+        return fault
+    text = np.zeros(500, np.uint8)
+    encoded = (fault or "").encode()[: text.size]
+    text[: len(encoded)] = np.frombuffer(encoded, np.uint8)
+    found = multihost_utils.process_allgather(text)
+    lines = [bytes(row).rstrip(b"\0").decode(errors="replace") for row in found]
+    return next(filter(None, lines), None)
+
+
+def _checksums(files: list[Path]) -> list[int]:
+    # CRC-32 gives the interpreter lock free, so that threads read as fast as the disk.
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+        return list(pool.map(_checksum, files))
+
+
+def _checksum(path: Path) -> int:
+    crc = 0
+    with path.open("rb", buffering=0) as file:
+        while chunk := file.read(1 << 24):
+            crc = zlib.crc32(chunk, crc)
+    return crc
+
+
+def _is_full_disk(error: BaseException | None) -> bool:
+    """Looks along the chain of causes; tensorstore says it only in words."""
+    words = [os.strerror(code) for code in (errno.ENOSPC, errno.EDQUOT)]
+    while error is not None:
+        if any(each in str(error) for each in words):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
