@@ -22,7 +22,7 @@ from lwm.ops.layout import order
 from lwm.sharding import ACTS, TOKENS, make_mesh, on_mesh
 from lwm.tokens import TokenSpace
 
-MESHES = ("1,1,1,1", "1,1,1,8", "1,2,2,2", "2,2,2,1", "1,1,8,1", "1,8,1,1")
+MESHES = ("1,1,1,1", "1,1,1,8", "1,2,2,2", "2,2,2,1", "1,1,8,1")
 VARIANTS = {
     "plain": {},
     "gqa, bias, norms, tied, odd vocabulary, chunks": dict(
@@ -84,9 +84,8 @@ def test_logits_loss_and_gradients_are_equal_on_every_mesh(tiny, init, place, va
             assert np.abs(one - other).max() <= 1e-4 * max(np.abs(one).max(), 1e-6), text
 
 
-@pytest.mark.parametrize("text", ["1,1,1,1", "1,2,2,2"])
-def test_rematerialisation_changes_no_gradient(tiny, init, place, text):
-    mesh = make_mesh(text)
+def test_rematerialisation_changes_no_gradient(tiny, init, place):
+    mesh = make_mesh("1,2,2,2")
     tokens, targets, segments = batch(tiny())
     with jax.set_mesh(mesh):
         placed, packing = place(mesh, tokens, segments)
