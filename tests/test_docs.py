@@ -85,8 +85,9 @@ def test_every_command_and_option_of_the_docs_exists():
     pages = [page for page in PAGES if page.stem != "coming-from-lwm"]
     text = "\n".join(page.read_text() for page in pages)
     shown = ""
-    for command in (["chat"], ["demo"], ["models"], ["generate", "text"], ["eval", "needle"]):
-        code = "from lwm.cli import main; main()"
+    code = "from lwm.cli import main; main()"
+    groups = (["generate", "text"], ["eval", "needle"], ["data", "check"])
+    for command in (["chat"], ["demo"], ["models"], *groups):
         shown += run([sys.executable, "-c", code, *command, "--help"], ROOT).stdout
     ours = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+\b(?!_)", text))
     assert {name for name in ours if name not in shown} == set()
