@@ -9,7 +9,8 @@ All axes are explicit: a sharding is part of an array's type, and a wrong one is
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 from jax.experimental.mesh_utils import create_hybrid_device_mesh
@@ -157,6 +158,14 @@ def require_batch(mesh: Mesh, *, rows: int, length: int, block: int = 1) -> None
             f"the mesh cannot work: {length} tokens over sp {mesh.shape['sp']} leave {local} "
             f"a device, which do not divide by the block {block}"
         )
+
+
+def manual(local: Callable[..., Any], in_specs: Any, out_specs: Any) -> Callable[..., Any]:
+    """Maps a function of what one device holds over the mesh in use; gradients never cross it.
+
+    Called anew at each use: a shard_map made at import keeps the first mesh that it meets.
+    """
+    return jax.shard_map(local, in_specs=in_specs, out_specs=out_specs, check_vma=False)
 
 
 def on_mesh(mesh: Mesh, spec: P) -> NamedSharding:

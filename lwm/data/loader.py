@@ -46,6 +46,17 @@ class Mixture:
     shuffle: bool = True
     """Whether each pass over a collection has an order of its own."""
 
+    def __post_init__(self):
+        """Refuses proportions that are none.
+
+        Raises:
+            UserError: The value.
+        """
+        if min(self.weights, default=0) < 0 or not 0 < sum(self.weights) < float("inf"):
+            raise UserError(f"weights {self.weights} must be 0 or above, and not all 0")
+        if self.streams < 1:
+            raise UserError(f"{self.streams} streams: there must be at least 1")
+
 
 class Stream:
     """One endless source of packed rows."""

@@ -13,6 +13,7 @@ from jaxtyping import Float
 
 from lwm.data.batch import MODALITIES, Row
 from lwm.data.example import Example
+from lwm.errors import UserError
 from lwm.tokens import TokenSpace
 
 
@@ -30,6 +31,17 @@ class Packing:
     """What becomes of an example longer than a row: several, or none."""
     weigh: Literal["example", "token"] = "example"
     """Whether examples count alike, whatever their length, or their tokens do."""
+
+    def __post_init__(self):
+        """Refuses rows that nothing fits on.
+
+        Raises:
+            UserError: The value.
+        """
+        if self.length < 1 or self.open_rows < 1:
+            raise UserError(
+                f"rows of {self.length} slots, {self.open_rows} open: both must be at least 1"
+            )
 
 
 class Piece(NamedTuple):

@@ -15,7 +15,7 @@ from lwm.model.rope import rotate
 from lwm.ops import Mask, decode_attention, read_cache
 from lwm.ops.bits import to_bits
 from lwm.ops.ring import ring_attention
-from lwm.sharding import ACTS, CACHE, HEADS, ROWS, SHARD, TOKENS
+from lwm.sharding import ACTS, CACHE, HEADS, ROWS, SHARD, TOKENS, manual
 
 
 class Packing(eqx.Module):
@@ -138,11 +138,10 @@ def attend_cache(
         )
         return read_cache(q, keys, values, mask), keys, values
 
-    mapped = jax.shard_map(
+    mapped = manual(
         local,
         in_specs=(HEADS, HEADS, HEADS, CACHE, CACHE, ROWS, P()),
         out_specs=(HEADS, CACHE, CACHE),
-        check_vma=False,
     )
     out, keys, values = mapped(q, k, v, cache.keys, cache.values, segments, slot)
     return out, LayerCache(keys, values)

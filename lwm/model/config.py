@@ -74,6 +74,10 @@ class LlamaConfig:
             )
         if self.head_dim % 2:
             raise ValueError(f"RoPE turns pairs, so head_dim {self.head_dim} must be even")
+        if min(self.loss_chunk, 1 if self.mlp_chunk is None else self.mlp_chunk) < 1:
+            raise ValueError(
+                f"mlp_chunk {self.mlp_chunk} and loss_chunk {self.loss_chunk} must be at least 1"
+            )
         if self.remat not in get_args(Remat):
             raise ValueError(f"remat {self.remat!r} is none of {', '.join(get_args(Remat))}")
 

@@ -15,7 +15,7 @@ from jax.sharding import PartitionSpec as P, reshard
 from jaxtyping import Array, Bool, Float, Int
 
 from lwm.ops.product import product
-from lwm.sharding import ACTS, SHARD, TOKENS
+from lwm.sharding import ACTS, SHARD, TOKENS, manual
 from lwm.tokens import TokenSpace
 
 
@@ -70,7 +70,7 @@ def _forward(x, table, targets, tokens, chunk):
         scores = lax.map(score, _chunks((x, targets), chunk))
         return tuple(_whole(score, targets.shape) for score in scores)
 
-    mapped = _mapped(local, (ACTS, P("tp", None), TOKENS), (TOKENS, TOKENS, TOKENS))
+    mapped = manual(local, (ACTS, P("tp", None), TOKENS), (TOKENS, TOKENS, TOKENS))
     nll, lse, correct = mapped(x, reshard(table, P("tp", None)), targets)
     return (nll, lse, correct), (x, table, targets, lse)
 
@@ -97,15 +97,10 @@ def _backward(tokens, chunk, saved, cotangents):
     specs = (ACTS, P("tp", None), TOKENS, TOKENS, TOKENS, TOKENS)
     inputs = (x, reshard(table, P("tp", None)), targets, lse)
     inputs += (reshard(dnll, TOKENS), reshard(dlse, TOKENS))
-    return *_mapped(local, specs, (ACTS, P("tp", SHARD)))(*inputs), None
+    return *manual(local, specs, (ACTS, P("tp", SHARD)))(*inputs), None
 
 
 _cross_entropy.defvjp(_forward, _backward)
-
-
-def _mapped(local, in_specs, out_specs):
-    # Built per call: a shard_map made at import keeps the first mesh that it meets.
-    return jax.shard_map(local, in_specs=in_specs, out_specs=out_specs, check_vma=False)
 
 
 def _logits(x, table, target, tokens):

@@ -20,7 +20,7 @@ from jaxtyping import Array, Float, Int
 from lwm.ops.attention import Blocks, choose, kernel, save
 from lwm.ops.blockwise import block_sizes, tiles_computed
 from lwm.ops.mask import Mask
-from lwm.sharding import AXES, BATCH, HEADS, TOKENS
+from lwm.sharding import BATCH, HEADS, TOKENS, manual
 
 AXIS = "sp"
 _LSE = P(BATCH, AXIS, "tp")
@@ -68,7 +68,7 @@ def ring_tiles(mask: Mask, *, blocks: Blocks) -> Int[Array, "sp sp"]:
         start = (0, jnp.zeros(lax.axis_size(AXIS), jnp.int32))
         return _travel((mask.k_index, mask.k_segments), start, visit)[1][None]
 
-    return _mapped(local, (_mask_specs(whole),), P(AXIS, None))(_spread(mask, whole))
+    return manual(local, (_mask_specs(whole),), P(AXIS, None))(_spread(mask, whole))
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(4, 5))
@@ -90,7 +90,7 @@ def _forward(q, k, v, mask, name, blocks):
         nothing = jnp.zeros(q.shape, jnp.float32), jnp.full(q.shape[:3], -jnp.inf)
         return _travel((k, v, mask.k_index, mask.k_segments), nothing, visit)
 
-    mapped = _mapped(local, (HEADS, HEADS, HEADS, _mask_specs(TOKENS)), (HEADS, _LSE))
+    mapped = manual(local, (HEADS, HEADS, HEADS, _mask_specs(TOKENS)), (HEADS, _LSE))
     out, lse = mapped(q, k, v, mask)
     out, lse = save(out.astype(q.dtype), lse)
     return out, (q, k, v, out, lse, mask)
@@ -116,7 +116,7 @@ def _backward(name, blocks, saved, dout):
 
     *tensors, mask = saved
     specs = (HEADS, HEADS, HEADS, HEADS, _LSE, HEADS, _mask_specs(TOKENS))
-    mapped = _mapped(local, specs, (HEADS, HEADS, HEADS))
+    mapped = manual(local, specs, (HEADS, HEADS, HEADS))
     return *mapped(*tensors, reshard(dout, HEADS), mask), None
 
 
@@ -129,13 +129,6 @@ def _mask_specs(segments):
 
 def _spread(mask, segments):
     return Mask._make(map(reshard, mask, _mask_specs(segments)))
-
-
-def _mapped(local, in_specs, out_specs):
-    # Built per call: a shard_map made at import keeps the first mesh that it meets.
-    return jax.shard_map(
-        local, in_specs=in_specs, out_specs=out_specs, axis_names=set(AXES), check_vma=False
-    )
 
 
 def _travel(part, state, visit):

@@ -43,6 +43,17 @@ class Training:
     layout: Layout = "zigzag"
     """How rows are laid out over `sp`."""
 
+    def __post_init__(self):
+        """Refuses a run without steps.
+
+        Raises:
+            UserError: The value.
+        """
+        if self.steps < 1 or self.accumulate < 1:
+            raise UserError(
+                f"{self.steps} steps of {self.accumulate} batches: both must be at least 1"
+            )
+
 
 class Stopped(Exception):
     """The run was asked to stop, and has saved all that it needs to go on."""

@@ -135,6 +135,13 @@ def test_corpora_are_read_as_they_are_needed(tmp_path, byte_tokenizer):
 def test_what_cannot_work_is_refused():
     with pytest.raises(UserError, match="3 examples cannot be spread over 4 streams"):
         streams(collections=[Numbered(3)])
+    for weights in ((0.0, 0.0), (1.0, -1.0), (float("nan"),), ()):
+        with pytest.raises(UserError, match="must be 0 or above, and not all 0"):
+            Mixture(weights=weights)
+    with pytest.raises(UserError, match="0 streams"):
+        Mixture(streams=0)
+    with pytest.raises(UserError, match="rows of 0 slots"):
+        Packing(length=0)
     with pytest.raises(UserError, match="2 weights are given for 1 sets"):
         streams(weights=(1.0, 2.0))
     state = take(Loader(streams(), rows=4), 9)[-1][1]

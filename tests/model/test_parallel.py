@@ -198,7 +198,7 @@ def frugal(tiny):
         num_heads=2,
         num_kv_heads=2,
         head_dim=16,
-        mlp_dim=512,
+        mlp_dim=1024,
         remat="attention",
         mlp_chunk=128,
         loss_chunk=128,
@@ -220,6 +220,12 @@ def test_nothing_is_quadratic_or_as_wide_as_the_vocabulary(frugal):
     largest = Compiled(frugal, length=2048, sp=2).largest
     assert largest < 1024**2  # scores
     assert largest < 1024 * frugal.tokens.rows  # logits
-    assert largest <= max(1024 * frugal.mlp_dim, frugal.tokens.rows * frugal.dim)
-    whole = dataclasses.replace(frugal, loss_chunk=1024)
-    assert Compiled(whole, length=2048, sp=2).largest >= 1024 * frugal.tokens.rows
+    assert largest < 1024 * frugal.mlp_dim  # hidden states of feed-forward layers
+
+
+@pytest.mark.parametrize("chunk", ["loss_chunk", "mlp_chunk"])
+def test_without_chunks_it_would_be(frugal, chunk):
+    """That the largest array is looked for in the right place."""
+    width = frugal.tokens.rows if chunk == "loss_chunk" else frugal.mlp_dim
+    whole = dataclasses.replace(frugal, **{chunk: 1024})
+    assert Compiled(whole, length=2048, sp=2).largest >= 1024 * width

@@ -11,6 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from lwm.errors import UserError
+from lwm.train.loop import Training
+
 SCRIPT = Path(__file__).parents[1] / "training_run.py"
 
 
@@ -52,6 +55,11 @@ def final(folder):
 def same(one, other):
     for x, y in zip(one, other, strict=True):
         np.testing.assert_array_equal(x, y)
+
+
+def test_a_run_without_steps_is_refused():
+    with pytest.raises(UserError, match="0 steps of 1 batches"):
+        Training(steps=0)
 
 
 @pytest.fixture(scope="module")
