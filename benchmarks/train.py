@@ -60,9 +60,9 @@ def ours(dtype: str, length: int, sp: int) -> Callable[[], float]:
     from lwm.model.llama import Llama
     from lwm.sharding import make_mesh
     from lwm.tokens import TokenSpace
-    from lwm.train.loop import place
-    from lwm.train.loss import Loss
-    from lwm.train.optimizer import AdamW
+    from lwm.train.config import AdamW, Loss
+    from lwm.train.optimizer import build_optimizer
+    from lwm.train.placing import place
     from lwm.train.step import State, Step
 
     config = LlamaConfig(
@@ -80,7 +80,7 @@ def ours(dtype: str, length: int, sp: int) -> Callable[[], float]:
         loss_chunk=512,
     )
     mesh = make_mesh(f"sp={sp}")
-    optimizer = AdamW().build(1000)
+    optimizer = build_optimizer(AdamW(), 1000)
     with jax.set_mesh(mesh):
         model = jax.jit(lambda: Llama.init(config, key=jr.key(0)))()
         state, step = State.start(model, optimizer), Step(optimizer, Loss())
@@ -93,7 +93,7 @@ def ours(dtype: str, length: int, sp: int) -> Callable[[], float]:
         weights=np.full((1, 1, length), 1 / length, np.float32),
         counts=np.ones((1, 1, 2), np.float32),
     )
-    placed, index = place(batch, mesh, "zigzag")
+    placed, index = place(batch, mesh, "zigzag", rows=1)
     held = [state]
 
     def run() -> float:

@@ -15,16 +15,16 @@ import jax.random as jr
 import numpy as np
 
 from lwm.data.example import Example
-from lwm.data.loader import Loader, Mixture, Stream
+from lwm.data.loader import Loader
 from lwm.data.pack import Packing
+from lwm.data.stream import Mixture
 from lwm.errors import UserError
 from lwm.model.config import LlamaConfig
 from lwm.model.llama import Llama
 from lwm.sharding import make_mesh
 from lwm.tokens import TokenSpace
-from lwm.train.checkpoint import Keep
-from lwm.train.loop import Stopped, Training, train
-from lwm.train.optimizer import AdamW, Schedule
+from lwm.train.config import AdamW, Keep, Schedule, Training
+from lwm.train.loop import Stopped, train
 
 SPACE = TokenSpace(text=64)
 CONFIG = LlamaConfig(
@@ -59,11 +59,11 @@ def main(folder: Path, steps: int, mesh: str = "1,1,1,1") -> None:
     )
     packing = Packing(length=64, open_rows=3)
     mixture = Mixture(streams=4)
-    streams = [Stream(n, [Counting()], mixture, packing, SPACE) for n in range(4)]
     state = train(
         training,
+        CONFIG,
         jax.jit(lambda: Llama.init(CONFIG, key=jr.key(0))),
-        Loader(streams, rows=4),
+        Loader([Counting()], SPACE, packing, mixture, rows=4),
         make_mesh(mesh),
         folder,
         report=lambda line: print(line["step"], line["loss"], flush=True),

@@ -1,215 +1,117 @@
-"""Endless batches of packed rows, the same on every mesh, that go on exactly where they stopped.
+"""Batches out of logical streams, the same on every mesh, that go on exactly where they stopped.
 
-Rows come from a fixed number of logical streams, and row i of a batch from stream i modulo that
-number. A stream draws its own share of the examples and packs them by itself. Its state is a few
-numbers: how far it has drawn, and which examples lie in rows that were not delivered yet.
+The rows of all batches, one after the other, come from the streams in turn. A process lays out the
+rows that its devices hold, and runs no other streams than those that such rows come from.
 """
 
-import dataclasses
+import math
 import queue
 import threading
-from collections.abc import Iterator, Sequence
-from typing import Any, Protocol, runtime_checkable
+from collections.abc import Generator, Sequence
+from typing import NamedTuple
 
-import numpy as np
-
-from lwm.data.batch import Batch, Row, stack
-from lwm.data.example import Example
-from lwm.data.pack import Packer, Packing, Piece, Pieces, lay
+from lwm.data.batch import Batch, stack
+from lwm.data.pack import Packing, lay
+from lwm.data.stream import Examples, Mixture, State, Stream
 from lwm.errors import UserError
 from lwm.tokens import TokenSpace
 
-State = dict[str, Any]
-"""Plain values, which JSON can hold."""
-
-_MOST_MISSES = 1000
+_FEW_READ = 1000
+"""A share of bad examples is judged as if at least so many had been read."""
 
 
-@runtime_checkable
-class Examples(Protocol):
-    """A numbered collection of examples; one that cannot be read raises `UserError`."""
+class Delivered(NamedTuple):
+    """A batch, and what belongs to it."""
 
-    def __len__(self) -> int: ...
-    def __getitem__(self, number: int, /) -> Example: ...
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Mixture:
-    """What is drawn, in which proportion, and how it is spread over streams."""
-
-    weights: tuple[float, ...] = (1.0,)
-    """How often each collection is drawn from, up to a common factor."""
-    streams: int = 8
-    """The number of logical streams. It decides which rows there are, so it stays as it is when
-    the mesh or the number of processes changes."""
-    seed: int = 0
-    shuffle: bool = True
-    """Whether each pass over a collection has an order of its own."""
-
-    def __post_init__(self):
-        """Refuses proportions that are none.
-
-        Raises:
-            UserError: The value.
-        """
-        if min(self.weights, default=0) < 0 or not 0 < sum(self.weights) < float("inf"):
-            raise UserError(f"weights {self.weights} must be 0 or above, and not all 0")
-        if self.streams < 1:
-            raise UserError(f"{self.streams} streams: there must be at least 1")
-
-
-class Stream:
-    """One endless source of packed rows."""
-
-    def __init__(
-        self,
-        number: int,
-        collections: Sequence[Examples],
-        mixture: Mixture,
-        packing: Packing,
-        tokens: TokenSpace,
-    ):
-        """Starts at the beginning.
-
-        Raises:
-            UserError: The weights do not fit the collections, or one is smaller than the number of
-                streams.
-        """
-        if len(mixture.weights) != len(collections):
-            raise UserError(f"{len(mixture.weights)} weights are given for {len(collections)} sets")
-        for collection in collections:
-            if len(collection) < mixture.streams:
-                raise UserError(
-                    f"{len(collection)} examples cannot be spread over {mixture.streams} streams; "
-                    "give more data or fewer streams"
-                )
-        self.number = number
-        self.collections = collections
-        self.mixture = mixture
-        self.tokens = tokens
-        self.packer = Packer(packing)
-        self.drawn = [0] * len(collections)
-        """Examples drawn from each collection, by this stream."""
-        self.skipped = 0
-        """Examples that could not be read."""
-        self._ready: list[Pieces] = []
-        self._orders: dict[int, tuple[int, np.ndarray]] = {}
-
-    def __next__(self) -> Row:
-        """Returns the next row, reading as many examples as it takes.
-
-        Raises:
-            UserError: A thousand examples one after the other cannot be read.
-        """
-        misses = 0
-        while not self._ready:
-            source = self._draw()
-            try:
-                example = self._read(source)
-            except UserError as error:
-                self.skipped, misses = self.skipped + 1, misses + 1
-                if misses == _MOST_MISSES:
-                    raise UserError(
-                        f"{misses} examples one after the other cannot be read, the last: {error}"
-                    ) from None
-                continue
-            misses = 0
-            self._ready.extend(self.packer.add(example, source))
-        return lay(self._ready.pop(0), self.packer.config, self.tokens)
-
-    def state(self) -> State:
-        """Says how to go on from here."""
-
-        def references(rows: list[Pieces]) -> list:
-            return [[[*piece.source, piece.start, piece.slots] for piece in row] for row in rows]
-
-        packer = self.packer
-        return {
-            "drawn": list(self.drawn),
-            "skipped": self.skipped,
-            "ready": references(self._ready),
-            "open": references(packer.rows),
-            "packed": [packer.used, packer.finished, packer.dropped],
-        }
-
-    def restore(self, state: State) -> None:
-        """Goes on from what `state` returned.
-
-        Raises:
-            UserError: An example can no longer be read: the data are not the same.
-        """
-
-        def rows(references: list) -> list[Pieces]:
-            return [[self._reread(*reference) for reference in row] for row in references]
-
-        self.drawn, self.skipped = list(state["drawn"]), state["skipped"]
-        self._ready, self.packer.rows = rows(state["ready"]), rows(state["open"])
-        self.packer.used, self.packer.finished, self.packer.dropped = state["packed"]
-
-    def _draw(self) -> tuple[int, int]:
-        """Chooses the next example: the number of its collection, and its own."""
-        weights = np.asarray(self.mixture.weights) / np.sum(self.mixture.weights)
-        draw = np.random.default_rng((self.mixture.seed, self.number, sum(self.drawn)))
-        collection = int(draw.choice(len(weights), p=weights)) if len(weights) > 1 else 0
-        share = len(self.collections[collection]) // self.mixture.streams
-        epoch, place = divmod(self.drawn[collection], share)
-        self.drawn[collection] += 1
-        order = self._order(collection, epoch)
-        return collection, int(order[place * self.mixture.streams + self.number])
-
-    def _order(self, collection: int, epoch: int) -> np.ndarray:
-        """The order of one pass over a collection, of which all streams take their share."""
-        known = self._orders.get(collection)
-        if known is None or known[0] != epoch:
-            order = np.arange(len(self.collections[collection]))
-            if self.mixture.shuffle:
-                key = (self.mixture.seed, collection, epoch)
-                order = np.random.default_rng(key).permutation(order)
-            self._orders[collection] = known = epoch, order
-        return known[1]
-
-    def _read(self, source: tuple[int, int]) -> Example:
-        collection, record = source
-        return self.collections[collection][record]
-
-    def _reread(self, collection: int, record: int, start: int, slots: int) -> Piece:
-        example = self._read((collection, record))
-        if len(example.ids) - 1 < start + slots:
-            raise UserError(
-                f"example {record} of data set {collection} is not what it was when the checkpoint "
-                "was written; give the same data, or start anew"
-            )
-        return Piece(example, start, slots, (collection, record))
+    batch: Batch
+    examples: list[list[str]]
+    """The names of the examples on each row."""
+    faults: list[str]
+    """Why examples were passed over since the batch before."""
+    read: dict[str, int]
+    """Examples that this process has read so far, and of these those that are bad, were dropped,
+    and were split."""
+    state: State
+    """How to go on after it."""
 
 
 class Loader:
-    """Batches out of streams, prepared ahead in a thread, each with the state after it."""
+    """Endless batches, prepared ahead in a thread, each with the state after it."""
 
-    def __init__(self, streams: Sequence[Stream], *, rows: int, ahead: int = 2):
-        """Delivers `rows` rows at a time, with up to `ahead` batches waiting."""
-        self.streams = streams
+    def __init__(
+        self,
+        collections: Sequence[Examples],
+        tokens: TokenSpace,
+        packing: Packing,
+        mixture: Mixture | None = None,
+        *,
+        rows: int,
+        own: Sequence[int] | None = None,
+        max_bad_share: float = 1.0,
+        ahead: int = 2,
+        threads: int = 0,
+    ):
+        """Starts at the beginning.
+
+        Args:
+            collections: What is read.
+            tokens: What the ids mean.
+            packing: How rows are filled.
+            mixture: How often each collection is read; by default there is one.
+            rows: Rows of a batch, those of all processes together.
+            own: Those of them that this process holds; all by default.
+            max_bad_share: More examples than this may not be bad.
+            ahead: Batches prepared ahead.
+            threads: How many read for each stream; they change nothing about the batches.
+
+        Raises:
+            UserError: The collections do not fit the mixture, or a number is out of its range.
+        """
+        mixture = mixture or Mixture()
+        if rows < 1:
+            raise UserError(f"{rows} rows a batch: there must be at least 1")
+        if not 0 <= max_bad_share <= 1:
+            raise UserError(f"max_bad_share {max_bad_share} must be from 0 to 1")
         self.rows = rows
-        self.ahead = ahead
+        self.own = list(range(rows)) if own is None else sorted(own)
+        self._tokens, self._packing = tokens, packing
+        self._max_bad_share, self._ahead = max_bad_share, ahead
         self._delivered = 0
+        # Row i of a batch comes from the streams that leave the same rest.
+        self._num_streams = mixture.streams
+        rest = math.gcd(rows, mixture.streams)
+        ours = {row % rest for row in self.own}
+        self.streams = {
+            number: Stream(number, collections, mixture, packing, threads=threads)
+            for number in range(mixture.streams)
+            if number % rest in ours
+        }
 
     def restore(self, state: State) -> None:
         """Goes on after the batch with which `state` was delivered.
 
+        Args:
+            state: That of all processes, see `merge`.
+
         Raises:
             UserError: The number of streams or of rows was another, or the data have changed.
         """
-        if len(state["streams"]) != len(self.streams) or state["rows"] != self.rows:
+        if len(state["streams"]) != self._num_streams or state["rows"] != self.rows:
             raise UserError(
                 f"the checkpoint was written with {len(state['streams'])} streams and "
-                f"{state['rows']} rows a batch, not {len(self.streams)} and {self.rows}"
+                f"{state['rows']} rows a batch, not {self._num_streams} and {self.rows}"
             )
-        for stream, saved in zip(self.streams, state["streams"], strict=True):
-            stream.restore(saved)
+        for number, stream in self.streams.items():
+            stream.restore(state["streams"][str(number)])
         self._delivered = state["batches"]
 
-    def __iter__(self) -> Iterator[tuple[Batch, State]]:
-        """Yields batches without end; with each, the state that follows it."""
-        waiting: queue.Queue = queue.Queue(self.ahead)
+    def __iter__(self) -> Generator[Delivered]:
+        """Yields batches without end.
+
+        Raises:
+            UserError: Too many examples are bad.
+        """
+        waiting: queue.Queue = queue.Queue(self._ahead)
         stopped = threading.Event()
 
         def prepare():
@@ -227,7 +129,8 @@ class Loader:
                 if isinstance(item, Exception):
                     return
 
-        threading.Thread(target=prepare, daemon=True).start()
+        thread = threading.Thread(target=prepare, daemon=True)
+        thread.start()
         try:
             while True:
                 item = waiting.get()
@@ -236,14 +139,58 @@ class Loader:
                 yield item
         finally:
             stopped.set()
+            thread.join()  # What it reads with may not outlive the interpreter.
 
-    def _batch(self) -> tuple[Batch, State]:
+    def _batch(self) -> Delivered:
         first = self._delivered * self.rows
-        rows = [next(self.streams[(first + i) % len(self.streams)]) for i in range(self.rows)]
+        laid, names, own = [], [], set(self.own)
+        for row in range(self.rows):
+            stream = self.streams.get((first + row) % self._num_streams)
+            if stream is None:
+                continue
+            pieces = next(stream)  # Another process may lay it out.
+            if row in own:
+                laid.append(lay(pieces, self._packing, self._tokens))
+                names.append([piece.example.name for piece in pieces])
         self._delivered += 1
         state = {
             "rows": self.rows,
             "batches": self._delivered,
-            "streams": [stream.state() for stream in self.streams],
+            "streams": {str(number): stream.state() for number, stream in self.streams.items()},
         }
-        return stack(rows), state
+        faults = []
+        for stream in self.streams.values():
+            faults += stream.faults
+            stream.faults = []
+        return Delivered(stack(laid), names, faults, self._read(faults), state)
+
+    def _read(self, faults: list[str]) -> dict[str, int]:
+        """Counts what the streams have read.
+
+        Raises:
+            UserError: Too much of it is bad.
+        """
+        streams = self.streams.values()
+        read = {
+            "read": sum(stream.read for stream in streams),
+            "bad": sum(stream.skipped for stream in streams),
+            "dropped": sum(stream.packer.dropped for stream in streams),
+            "split": sum(stream.packer.split for stream in streams),
+        }
+        if read["bad"] > self._max_bad_share * max(read["read"], _FEW_READ):
+            last = f"; the last: {faults[-1]}" if faults else ""
+            raise UserError(
+                f"{read['bad']} of {read['read']} examples are bad, more than "
+                f"{self._max_bad_share:.1%}{last}; `lwm data check` lists them: mend them, or "
+                "allow more"
+            )
+        return read
+
+
+def merge(states: Sequence[State]) -> State:
+    """Returns the state of all processes out of the state of each."""
+    whole = dict(states[0])
+    whole["streams"] = {}
+    for state in states:
+        whole["streams"] |= state["streams"]
+    return whole

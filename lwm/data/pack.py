@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int
 
 from lwm.data.batch import MODALITIES, Row
 from lwm.data.example import Example
@@ -31,6 +31,9 @@ class Packing:
     """What becomes of an example longer than a row: several, or none."""
     weigh: Literal["example", "token"] = "example"
     """Whether examples count alike, whatever their length, or their tokens do."""
+    balance: int = 0
+    """Finished rows of a stream that are dealt in an order common to all streams, by what their
+    attention costs: devices that work on rows of one batch then seldom wait. 0 for none."""
 
     def __post_init__(self):
         """Refuses rows that nothing fits on.
@@ -42,6 +45,8 @@ class Packing:
             raise UserError(
                 f"rows of {self.length} slots, {self.open_rows} open: both must be at least 1"
             )
+        if self.balance < 0:
+            raise UserError(f"balance over {self.balance} rows: 0 is none, or give how many")
 
 
 class Piece(NamedTuple):
@@ -65,12 +70,20 @@ class Packer:
         self.config = config
         self.rows: list[Pieces] = []
         """Those still open, the oldest first."""
+        self._room: list[int] = []
         self.used = 0
         """Slots filled in the rows that were finished."""
         self.finished = 0
         """Rows finished."""
         self.dropped = 0
-        """Examples too long for a row."""
+        """Examples not taken: too long for a row where these are dropped, or without a target."""
+        self.split = 0
+        """Examples too long for a row, of which several pieces were made."""
+
+    def reopen(self, rows: list[Pieces]) -> None:
+        """Goes on with rows that are partly filled."""
+        self.rows = rows
+        self._room = [self.config.length - sum(piece.slots for piece in row) for row in rows]
 
     def pack(self, examples: Iterable[Example]) -> Iterator[Pieces]:
         """Yields rows as they are full; those still open come last."""
@@ -85,11 +98,13 @@ class Packer:
             place = self._place(piece.slots)
             if place is None:
                 if len(self.rows) == self.config.open_rows:
-                    yield self._finish(int(np.argmax([_filled(row) for row in self.rows])))
+                    yield self._finish(self._room.index(min(self._room)))
                 self.rows.append([])
+                self._room.append(self.config.length)
                 place = len(self.rows) - 1
             self.rows[place].append(piece)
-            if _filled(self.rows[place]) == self.config.length:
+            self._room[place] -= piece.slots
+            if not self._room[place]:
                 yield self._finish(place)
 
     @property
@@ -101,56 +116,58 @@ class Packer:
         # The last token of an example has no target. A piece ends with the target of its last
         # token, with which the next one begins.
         slots, length = len(example.ids) - 1, self.config.length
-        if slots > length and self.config.long == "drop":
+        if slots < 1 or (slots > length and self.config.long == "drop"):
             self.dropped += 1
             return []
+        self.split += slots > length
         starts = range(0, slots, length)
         return [Piece(example, start, min(length, slots - start), source) for start in starts]
 
     def _place(self, slots: int) -> int | None:
-        room = np.array([self.config.length - _filled(row) for row in self.rows])
-        fits = np.flatnonzero(room >= slots)
-        if not fits.size:
+        fits = [place for place, room in enumerate(self._room) if room >= slots]
+        if not fits:
             return None
-        return int(fits[0] if self.config.fit == "first" else fits[np.argmin(room[fits])])
+        return fits[0] if self.config.fit == "first" else min(fits, key=self._room.__getitem__)
 
     def _finish(self, place: int) -> Pieces:
-        row = self.rows.pop(place)
         self.finished += 1
-        self.used += _filled(row)
-        return row
+        self.used += self.config.length - self._room.pop(place)
+        return self.rows.pop(place)
 
 
 def lay(pieces: Sequence[Piece], config: Packing, tokens: TokenSpace) -> Row:
     """Lays pieces side by side on one row, and fills it up with empty slots."""
-    S = config.length
+    S, sizes = config.length, np.array([piece.slots for piece in pieces], np.int64)
+    filled = int(sizes.sum())
     ids, targets, positions = (np.zeros(S, np.int32) for _ in range(3))
     segments, weights = np.full(S, -1, np.int32), np.zeros(S, np.float32)
     counts = np.zeros(len(MODALITIES), np.float32)
-    end = 0
-    for number, piece in enumerate(pieces):
-        here = slice(end, end + piece.slots)
-        inputs = slice(piece.start, piece.start + piece.slots)
-        learnt = slice(inputs.start + 1, inputs.stop + 1)
-        ids[here], targets[here] = piece.example.ids[inputs], piece.example.ids[learnt]
-        segments[here], positions[here] = number, np.arange(piece.slots)
-        is_vision = targets[here] >= tokens.text
-        weights[here], count = _weigh(piece.example.learn[learnt], is_vision, config)
-        counts += count
-        end = here.stop
+    if not pieces:
+        return Row(ids, targets, segments, positions, weights, counts)
+    learn = np.concatenate([p.example.learn[p.start + 1 : p.start + p.slots + 1] for p in pieces])
+    np.concatenate([p.example.ids[p.start : p.start + p.slots] for p in pieces], out=ids[:filled])
+    np.concatenate(
+        [p.example.ids[p.start + 1 : p.start + p.slots + 1] for p in pieces], out=targets[:filled]
+    )
+    segments[:filled] = np.repeat(np.arange(len(pieces)), sizes)
+    positions[:filled] = np.arange(filled) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+    is_vision = targets[:filled] >= tokens.text
+    weights[:filled], counts = _weigh(learn, is_vision, segments[:filled], config)
     return Row(ids, targets, segments, positions, weights, counts)
 
 
 def _weigh(
-    learn: np.ndarray, is_vision: np.ndarray, config: Packing
+    learn: Bool[np.ndarray, " s"],
+    is_vision: Bool[np.ndarray, " s"],
+    segments: Int[np.ndarray, " s"],
+    config: Packing,
 ) -> tuple[Float[np.ndarray, " s"], Float[np.ndarray, " M"]]:
-    """Returns the weight of each target of a piece, and what the piece adds to the counts."""
-    learnt = np.stack([learn & ~is_vision, learn & is_vision]).astype(np.float32)
-    totals = learnt.sum(1)
+    """Returns the weight of each target of a row, and what the row adds to the counts."""
+    num_pieces, num_kinds = int(segments[-1]) + 1, len(MODALITIES)
+    kind = segments * num_kinds + is_vision
+    totals = np.bincount(kind[learn], minlength=num_pieces * num_kinds)
     if config.weigh == "token":
-        return learnt.sum(0), totals
-    return (learnt / np.maximum(totals, 1)[:, None]).sum(0), np.ones_like(totals)
-
-
-def _filled(row: Pieces) -> int:
-    return sum(piece.slots for piece in row)
+        counts = totals.reshape(-1, num_kinds).sum(0)
+        return learn.astype(np.float32), counts.astype(np.float32)
+    weights = np.where(learn, 1 / np.maximum(totals, 1)[kind], 0)
+    return weights.astype(np.float32), np.full(num_kinds, num_pieces, np.float32)

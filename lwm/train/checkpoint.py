@@ -2,7 +2,6 @@
 
 import concurrent.futures
 import contextlib
-import dataclasses
 import errno
 import json
 import logging
@@ -23,6 +22,7 @@ from orbax.checkpoint import args
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 from lwm.errors import UserError
+from lwm.train.config import Keep
 from lwm.train.step import State
 
 CHECKSUMS = "checksums.json"
@@ -32,29 +32,6 @@ CHECKSUMS = "checksums.json"
 logging.getLogger("absl").addFilter(
     lambda record: os.path.join("orbax", "checkpoint") not in record.pathname
 )
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Keep:
-    """When a checkpoint is written, and how long it stays."""
-
-    every: int = 500
-    """Steps between checkpoints."""
-    last: int = 3
-    """How many of the newest are kept."""
-    milestones: int = 0
-    """A checkpoint is written and kept for ever at each multiple of this; 0 for none."""
-
-    def __post_init__(self):
-        if self.every < 1 or self.last < 1 or self.milestones < 0:
-            raise UserError(
-                f"checkpoints every {self.every} steps, the last {self.last} kept and milestones "
-                f"each {self.milestones}: the first two are at least 1, the third at least 0"
-            )
-
-    def due(self, step: int) -> bool:
-        """Says whether a checkpoint is to be written after `step` updates."""
-        return step % self.every == 0 or bool(self.milestones and step % self.milestones == 0)
 
 
 class Checkpoints:

@@ -1,6 +1,5 @@
 """The loss of a batch in which every example counts as it would alone on its row."""
 
-import dataclasses
 from typing import NamedTuple
 
 import jax.numpy as jnp
@@ -9,18 +8,7 @@ from jaxtyping import Array, Float
 from lwm.data.batch import Batch
 from lwm.model.attention import Packing
 from lwm.model.llama import Llama
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Loss:
-    """What is minimised."""
-
-    text: float = 0.5
-    """Weight of the text loss, where there is vision beside it."""
-    vision: float = 0.5
-    """Weight of the vision loss."""
-    z: float = 0.0
-    """Weight of z-loss: the square of the log-sum-exp of the logits (PaLM, section 5)."""
+from lwm.train.config import Loss
 
 
 class Sums(NamedTuple):

@@ -1,7 +1,6 @@
 """AdamW, its schedule, and which weights decay."""
 
-import dataclasses
-from typing import Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -9,69 +8,49 @@ import optax
 from jaxtyping import PyTree
 
 from lwm.errors import UserError
+from lwm.train.config import AdamW, Schedule
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Schedule:
-    """The learning rate: a linear warm-up from 0, then one of three courses."""
+def build_schedule(config: Schedule, steps: int) -> optax.Schedule:
+    """Returns the rate of each of `steps` updates, the first of which is numbered 0.
 
-    peak: float = 3e-4
-    warmup: int = 100
-    """Steps until the peak."""
-    course: Literal["constant", "cosine", "wsd"] = "cosine"
-    """After the warm-up: the peak; half a cosine down to `end`; or the peak, and linearly to `end`
-    over the last `decay` steps (warm-up, stable, decay)."""
-    end: float = 0.0
-    decay: int = 0
-    """Steps of the fall of `wsd`."""
-
-    def build(self, steps: int) -> optax.Schedule:
-        """Returns the rate of each of `steps` updates, the first of which is numbered 0.
-
-        Raises:
-            UserError: The warm-up and the fall do not fit into the run.
-        """
-        if self.warmup + self.decay >= steps:
-            raise UserError(
-                f"a warm-up of {self.warmup} steps and a fall of {self.decay} do not fit into "
-                f"{steps} steps; shorten them"
-            )
-        if self.course == "cosine":
-            return optax.warmup_cosine_decay_schedule(0.0, self.peak, self.warmup, steps, self.end)
-        warmup = optax.linear_schedule(0.0, self.peak, self.warmup)
-        if self.course == "constant":
-            return optax.join_schedules([warmup, optax.constant_schedule(self.peak)], [self.warmup])
-        fall = optax.linear_schedule(self.peak, self.end, self.decay)
-        stable = optax.constant_schedule(self.peak)
-        return optax.join_schedules([warmup, stable, fall], [self.warmup, steps - self.decay])
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class AdamW:
-    """Adam with decoupled weight decay (Loshchilov and Hutter 2019); defaults are LWM's."""
-
-    schedule: Schedule = Schedule()
-    b1: float = 0.9
-    b2: float = 0.95
-    eps: float = 1e-8
-    weight_decay: float = 0.1
-    decays: Literal["matrices", "all"] = "matrices"
-    """Which weights decay: all but norms and biases, or, as in LWM, all."""
-    clip: float = 1.0
-    """The largest norm of all gradients together; longer ones are scaled down to it."""
-    moment_dtype: Literal["float32", "bfloat16"] = "float32"
-    """What the first moment is stored in."""
-
-    def build(self, steps: int) -> optax.GradientTransformation:
-        """Returns the transformation of gradients into updates for a run of `steps`."""
-        return optax.chain(
-            optax.clip_by_global_norm(self.clip),
-            optax.scale_by_adam(self.b1, self.b2, self.eps, mu_dtype=jnp.dtype(self.moment_dtype)),
-            optax.add_decayed_weights(
-                self.weight_decay, mask=matrices if self.decays == "matrices" else None
-            ),
-            optax.scale_by_learning_rate(self.schedule.build(steps)),
+    Raises:
+        UserError: The warm-up and the fall do not fit into the run.
+    """
+    peak, warmup, decay = config.peak, config.warmup, config.decay
+    if warmup + decay >= steps:
+        raise UserError(
+            f"a warm-up of {warmup} steps and a fall of {decay} do not fit into "
+            f"{steps} steps; shorten them"
         )
+    if config.course == "cosine":
+        return optax.warmup_cosine_decay_schedule(0.0, peak, warmup, steps, config.end)
+    rise = optax.linear_schedule(0.0, peak, warmup)
+    if config.course == "constant":
+        return optax.join_schedules([rise, optax.constant_schedule(peak)], [warmup])
+    fall = optax.linear_schedule(peak, config.end, decay)
+    return optax.join_schedules(
+        [rise, optax.constant_schedule(peak), fall], [warmup, steps - decay]
+    )
+
+
+def build_optimizer(config: AdamW, steps: int) -> optax.GradientTransformation:
+    """Returns the transformation of gradients into updates for a run of `steps`.
+
+    Raises:
+        UserError: See `build_schedule`.
+    """
+    adam = optax.scale_by_adam(
+        config.b1, config.b2, config.eps, mu_dtype=jnp.dtype(config.moment_dtype)
+    )
+    return optax.chain(
+        optax.clip_by_global_norm(config.clip),
+        _second_moment_stored_as(adam, jnp.dtype(config.second_moment_dtype)),
+        optax.add_decayed_weights(
+            config.weight_decay, mask=matrices if config.decays == "matrices" else None
+        ),
+        optax.scale_by_learning_rate(build_schedule(config.schedule, steps)),
+    )
 
 
 def matrices(model: PyTree) -> PyTree:
@@ -82,3 +61,20 @@ def matrices(model: PyTree) -> PyTree:
         return "norm" not in name and not name.endswith((".bq", ".bk", ".bv"))
 
     return jax.tree_util.tree_map_with_path(is_matrix, model)
+
+
+def _second_moment_stored_as(
+    adam: optax.GradientTransformation, dtype: jnp.dtype
+) -> optax.GradientTransformation:
+    """Stores what optax offers no type for; it is computed in float32."""
+    if dtype == jnp.float32:
+        return adam
+
+    def cast(state: Any, dtype: jnp.dtype) -> Any:
+        return state._replace(nu=jax.tree.map(lambda x: x.astype(dtype), state.nu))
+
+    def update(updates: PyTree, state: Any, params: Any = None) -> tuple[PyTree, Any]:
+        updates, state = adam.update(updates, cast(state, jnp.dtype("float32")), params)
+        return updates, cast(state, dtype)
+
+    return optax.GradientTransformation(lambda params: cast(adam.init(params), dtype), update)

@@ -12,7 +12,8 @@ from jaxtyping import Array, Bool, Float, Int
 
 from lwm.data.batch import Batch
 from lwm.model.llama import Llama
-from lwm.train.loss import Loss, Sums, loss
+from lwm.train.config import Loss
+from lwm.train.loss import Sums, loss
 
 
 class State(eqx.Module):
@@ -42,6 +43,10 @@ class Metrics(NamedTuple):
     nll: Float[Array, " M"]
     """Loss of each modality; 0 where there was none."""
     accuracy: Float[Array, " M"]
+    tokens: Int[Array, ""]
+    """Slots that hold one."""
+    pairs: Float[Array, ""]
+    """Queries and keys that attention brings together."""
     finite: Bool[Array, ""]
     """Whether the update was made."""
 
@@ -88,8 +93,11 @@ class Step:
         model, optimizer = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, old)
         bad = jnp.where(finite, 0, state.bad + 1)
         nll = sums.nll / jnp.maximum(counts, 1e-10)
+        filled = batches.segments >= 0
+        # Each token sees those of its example up to itself.
+        pairs = jnp.sum(jnp.where(filled, batches.positions + 1.0, 0))
         accuracy = sums.correct / jnp.maximum(sums.targets, 1)
         return (
             State(model, optimizer, state.step + 1, bad),
-            Metrics(value, norm, nll, accuracy, finite),
+            Metrics(value, norm, nll, accuracy, jnp.sum(filled), pairs, finite),
         )

@@ -1,7 +1,9 @@
 """The stream of batches goes on exactly, and does not depend on who reads it."""
 
+import dataclasses
 import itertools
 import json
+import re
 
 import numpy as np
 import pytest
@@ -9,9 +11,10 @@ import pytest
 from lwm.data.corpus import Corpus
 from lwm.data.example import Example
 from lwm.data.fields import Encoder
-from lwm.data.loader import Loader, Mixture, Stream
+from lwm.data.loader import Loader, merge
 from lwm.data.pack import Packing
 from lwm.data.sources import open_source
+from lwm.data.stream import Mixture, Stream, draws
 from lwm.errors import UserError
 from lwm.tokens import TokenSpace
 
@@ -35,11 +38,19 @@ class Numbered:
         return Example(ids=ids, learn=np.ones(length, bool), name=f"{number}")
 
 
-def streams(count=4, collections=None, **mixture):
-    collections = collections or [Numbered(100)]
-    mixture = Mixture(streams=count, **mixture)
-    packing = Packing(length=64, open_rows=3)
-    return [Stream(number, collections, mixture, packing, SPACE) for number in range(count)]
+PACKING = Packing(length=64, open_rows=3)
+
+
+def loader(rows, collections=None, packing=PACKING, streams=4, own=None, ahead=2, **mixture):
+    return Loader(
+        collections or [Numbered(100)],
+        SPACE,
+        packing,
+        Mixture(streams=streams, **mixture),
+        rows=rows,
+        own=own,
+        ahead=ahead,
+    )
 
 
 def take(loader, count):
@@ -51,69 +62,131 @@ def same(one, other):
         np.testing.assert_array_equal(x, y)
 
 
-@pytest.mark.parametrize("stopped", [1, 7, 40])
-def test_goes_on_where_it_stopped(stopped):
-    whole = take(Loader(streams(), rows=6), 50)
-    state = json.loads(json.dumps(whole[stopped - 1][1]))
-    again = Loader(streams(), rows=6)
+@pytest.mark.parametrize(("stopped", "balance"), [(1, 0), (7, 5), (40, 0)])
+def test_goes_on_where_it_stopped(stopped, balance):
+    packing = dataclasses.replace(PACKING, balance=balance)
+    whole = take(loader(6, packing=packing), 50)
+    state = json.loads(json.dumps(whole[stopped - 1].state))
+    again = loader(6, packing=packing)
     again.restore(state)
-    for (batch, after), (same_batch, same_after) in zip(
-        take(again, 50 - stopped), whole[stopped:], strict=True
-    ):
-        same(batch, same_batch)
-        assert after == same_after
+    for one, other in zip(take(again, 50 - stopped), whole[stopped:], strict=True):
+        same(one.batch, other.batch)
+        assert one[1:] == other[1:]
 
 
 def test_a_state_is_that_of_the_batch_it_comes_with():
     """Not that of the batches which were prepared meanwhile."""
-    one, far = (take(Loader(streams(), rows=4, ahead=ahead), 5) for ahead in (1, 20))
-    assert [state for _, state in one] == [state for _, state in far]
+    one, far = (take(loader(4, ahead=ahead), 5) for ahead in (1, 20))
+    assert [item.state for item in one] == [item.state for item in far]
 
 
-def test_rows_are_those_of_their_stream():
-    batches = take(Loader(streams(), rows=8), 3)
-    alone = streams()[1]
-    rows = [row for batch, _ in batches for row in (batch.tokens[1], batch.tokens[5])]
-    for row in rows:
-        np.testing.assert_array_equal(next(alone).tokens, row)
+@pytest.mark.parametrize(("rows", "count"), [(4, 4), (8, 4), (2, 8), (6, 4)])
+@pytest.mark.parametrize("processes", [2, 4])
+def test_processes_share_the_batches_of_one(rows, count, processes):
+    """Each lays out its rows only; all states together are that of one process."""
+    if rows % processes:
+        processes = 2
+    whole = take(loader(rows, streams=count), 12)
+    shares = np.split(np.arange(rows), processes)
+    parts = [take(loader(rows, streams=count, own=own.tolist()), 12) for own in shares]
+    for step, item in enumerate(whole):
+        fields = zip(*(part[step].batch for part in parts), strict=True)
+        together = [np.concatenate(field) for field in fields]
+        same(together, item.batch)
+        assert merge([part[step].state for part in parts]) == item.state
+        assert [name for part in parts for name in part[step].examples] == item.examples
+    again = loader(rows, streams=count, own=shares[1].tolist())
+    again.restore(merge([part[4].state for part in parts]))
+    same(take(again, 1)[0].batch, parts[1][5].batch)
 
 
-def seen(batches):
-    """The examples in batches, in order."""
-    for batch, _ in batches:
-        for tokens, segments in zip(batch.tokens, batch.segments, strict=True):
-            for segment in range(segments.max() + 1):
-                yield int(tokens[segments == segment][0])
+def test_a_process_runs_only_the_streams_of_its_rows():
+    assert list(loader(4, own=[1], streams=8).streams) == [1, 5]
+    assert list(loader(8, own=[1, 2], streams=4).streams) == [1, 2]
+    assert list(loader(4, own=[0, 1, 2], streams=1).streams) == [0]
+
+
+def test_threads_change_nothing():
+    collections = [Numbered(100)]
+    one, many = (
+        take(Loader(collections, SPACE, PACKING, rows=4, threads=threads), 20) for threads in (0, 3)
+    )
+    for a, b in zip(one, many, strict=True):
+        same(a.batch, b.batch)
+        assert a[1:] == b[1:]
+
+
+def test_rows_of_a_batch_are_alike_in_work():
+    """With and without dealing them by work, the same examples come."""
+
+    def spread(batches):
+        work = np.array([np.square(np.bincount(row)).sum() for b in batches for row in b])
+        return (work.reshape(len(batches), -1).std(1) / work.mean()).mean()
+
+    packing = Packing(length=256, open_rows=3)
+    segments = {}
+    for balance in (0, 16):
+        packing = dataclasses.replace(packing, balance=balance)
+        given = take(loader(4, [Uneven()], packing), 64)
+        segments[balance] = [item.batch.segments + 1 for item in given]
+    assert spread(segments[16]) < 0.4 * spread(segments[0])
 
 
 def test_a_pass_reads_everything_once_and_in_an_order_of_its_own():
-    drawing = streams(1, [Numbered(100, broken=False)])
-    stream = drawing[0]
-    first = [stream._draw()[1] for _ in range(100)]
-    second = [stream._draw()[1] for _ in range(100)]
+    def records(**mixture):
+        drawn = iter(draws(0, [Numbered(100)], Mixture(streams=1, **mixture)))
+        return [[next(drawn).source[1] for _ in range(100)] for _ in range(2)]
+
+    first, second = records()
     assert sorted(first) == sorted(second) == list(range(100))
     assert first != second != sorted(second)
-    plain = streams(1, [Numbered(100)], shuffle=False)[0]
-    assert [plain._draw()[1] for _ in range(100)] == list(range(100))
+    assert records(seed=1)[0] != first
+    assert records(shuffle=False) == [list(range(100))] * 2
 
 
-def test_streams_share_a_pass():
-    drawn = [{stream._draw()[1] for _ in range(25)} for stream in streams(4)]
-    assert set().union(*drawn) == set(range(100))
-    assert sum(map(len, drawn)) == 100
+@pytest.mark.parametrize("size", [100, 103])
+def test_streams_share_a_pass(size):
+    drawn = []
+    for number in range(4):
+        own = draws(number, [Numbered(size)], Mixture(streams=4)).__iter__()
+        drawn += [next(own).source[1] for _ in range(len(range(number, size, 4)))]
+    assert sorted(drawn) == list(range(size))
 
 
 def test_mixtures():
-    collections = [Numbered(200, broken=False), Numbered(300, 1000, broken=False)]
-    batches = take(Loader(streams(4, collections, weights=(3.0, 1.0)), rows=8), 120)
-    found = np.array(list(seen(batches))) < 1000
-    assert abs(found.mean() - 0.75) < 0.05
+    sets = [Numbered(200, broken=False), Numbered(50), Numbered(300, 1000, broken=False)]
+    own = iter(draws(0, sets, Mixture(weights=(3.0, 0.0, 1.0), streams=4)))
+    found = [next(own).source[0] for _ in range(200)]
+    assert (found.count(0), found.count(1), found.count(2)) == (150, 0, 50)
 
 
-def test_unreadable_examples_are_skipped_and_counted():
-    drawing = streams()
-    take(Loader(drawing, rows=4), 30)
-    assert sum(stream.skipped for stream in drawing) > 0
+def test_unreadable_examples_are_skipped_counted_and_named():
+    given = take(loader(4), 30)
+    faults = [fault for item in given for fault in item.faults]
+    assert faults
+    assert all(re.fullmatch(r"example \d*9 is broken", fault) for fault in faults)
+    assert given[-1].read["bad"] == len(faults)
+    assert given[-1].read["read"] > 9 * len(faults)
+
+
+def test_too_many_bad_examples_end_it():
+    """One in ten is bad; of few that were read, a few may be."""
+    allowed = Loader([Numbered(100)], SPACE, PACKING, rows=4, max_bad_share=0.11)
+    take(allowed, 200)
+    refused = Loader([Numbered(100)], SPACE, PACKING, rows=4, max_bad_share=0.05)
+    with pytest.raises(
+        UserError, match=r"51 of \d+ examples are bad, more than 5.0%; the last: ex"
+    ):
+        take(refused, 200)
+
+
+def test_long_examples_that_are_dropped_or_split_are_counted():
+    for long, key in (("drop", "dropped"), ("split", "split")):
+        given = take(loader(4, packing=Packing(length=64, long=long)), 30)[-1].read
+        assert given[key] > 0
+        assert given["dropped"] + given["split"] == given[key]
+    with pytest.raises(UserError, match=r"1000 .* cannot be used, .* too long to keep"):
+        take(loader(4, packing=Packing(length=1, long="drop")), 1)
 
 
 def test_corpora_are_read_as_they_are_needed(tmp_path, byte_tokenizer):
@@ -123,18 +196,18 @@ def test_corpora_are_read_as_they_are_needed(tmp_path, byte_tokenizer):
     space = TokenSpace(text=byte_tokenizer.vocab_size)
     encoder = Encoder(tokenizer=byte_tokenizer, tokens=space)
     corpus = Corpus(open_source(tmp_path / "data.jsonl"), encoder)
-    stream = streams(1, [corpus], shuffle=False)[0]
-    row = next(stream)
-    first = byte_tokenizer.decode(row.tokens[row.segments == 0].tolist())
-    assert f'{{"text": "{first}"}}' in lines
+    stream = Stream(0, [corpus], Mixture(streams=1, shuffle=False), Packing(length=64, open_rows=1))
+    piece = next(stream)[0]
+    assert piece.example.name == f"{tmp_path / 'data.jsonl'}:1"
     while not stream.skipped:
         next(stream)
-    assert stream.drawn[0] >= 8
+    assert stream.read >= 8
+    assert "data.jsonl:8: not JSON" in stream.faults[0]
 
 
 def test_what_cannot_work_is_refused():
     with pytest.raises(UserError, match="3 examples cannot be spread over 4 streams"):
-        streams(collections=[Numbered(3)])
+        loader(4, [Numbered(3)])
     for weights in ((0.0, 0.0), (1.0, -1.0), (float("nan"),), ()):
         with pytest.raises(UserError, match="must be 0 or above, and not all 0"):
             Mixture(weights=weights)
@@ -143,17 +216,30 @@ def test_what_cannot_work_is_refused():
     with pytest.raises(UserError, match="rows of 0 slots"):
         Packing(length=0)
     with pytest.raises(UserError, match="2 weights are given for 1 sets"):
-        streams(weights=(1.0, 2.0))
-    state = take(Loader(streams(), rows=4), 9)[-1][1]
+        loader(4, weights=(1.0, 2.0))
+    with pytest.raises(UserError, match="0 rows a batch"):
+        loader(0)
+    state = take(loader(4), 9)[-1].state
     with pytest.raises(UserError, match="4 streams and 4 rows a batch, not 4 and 8"):
-        Loader(streams(), rows=8).restore(state)
-    with pytest.raises(UserError, match="is not what it was when the checkpoint"):
-        Loader(streams(collections=[Short()]), rows=4).restore(state)
-    nothing = Loader(streams(collections=[Nothing()]), rows=4)
+        loader(8).restore(state)
+    for other in (Short(), Nothing()):
+        with pytest.raises(UserError, match="is not what it was when the checkpoint"):
+            loader(4, [other]).restore(state)
     with pytest.raises(
         UserError, match=r"1000 examples one after .*, the last: example \d+ is broken"
     ):
-        take(nothing, 1)
+        take(loader(4, [Nothing()]), 1)
+
+
+class Uneven(Numbered):
+    """A few long examples among many short ones."""
+
+    def __init__(self):
+        super().__init__(400)
+
+    def __getitem__(self, number):
+        length = 250 if number % 8 == 0 else 10 + number * 7919 % 50
+        return Example(ids=np.zeros(length, np.int32), learn=np.ones(length, bool), name="")
 
 
 class Nothing(Numbered):

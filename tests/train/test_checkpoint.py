@@ -16,11 +16,12 @@ from lwm.errors import UserError
 from lwm.model.llama import Llama
 from lwm.sharding import make_mesh
 from lwm.train import checkpoint
-from lwm.train.checkpoint import Checkpoints, Keep, abstract_state, named_leaves
-from lwm.train.optimizer import AdamW
+from lwm.train.checkpoint import Checkpoints, abstract_state, named_leaves
+from lwm.train.config import AdamW, Keep
+from lwm.train.optimizer import build_optimizer
 from lwm.train.step import State
 
-OPTIMIZER = AdamW(moment_dtype="bfloat16").build(1000)
+OPTIMIZER = build_optimizer(AdamW(moment_dtype="bfloat16"), 1000)
 KEEP = Keep(last=2)
 
 
@@ -260,7 +261,8 @@ from lwm.model.llama import Llama
 from lwm.sharding import make_mesh
 from lwm.tokens import TokenSpace
 from lwm.train import checkpoint
-from lwm.train.optimizer import AdamW
+from lwm.train.config import AdamW, Keep
+from lwm.train.optimizer import build_optimizer
 from lwm.train.step import State
 
 def kill(*_):
@@ -269,10 +271,10 @@ def kill(*_):
 def make():
     return State.start(Llama.init({config}, key=jax.random.key(0)), OPTIMIZER)
 
-OPTIMIZER = AdamW(moment_dtype="bfloat16").build(1000)
+OPTIMIZER = build_optimizer(AdamW(moment_dtype="bfloat16"), 1000)
 mesh = make_mesh()
 abstract = checkpoint.abstract_state(make, mesh)
-with checkpoint.Checkpoints(Path({folder!r}), checkpoint.Keep(last=2)) as checkpoints:
+with checkpoint.Checkpoints(Path({folder!r}), Keep(last=2)) as checkpoints:
     step, state, data = checkpoints.restore(abstract)
     assert step == 2
     checkpoints.save(3, state, data)

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from lwm.errors import UserError
-from lwm.train.loop import Training
+from lwm.train.config import Training
 
 SCRIPT = Path(__file__).parents[1] / "training_run.py"
 

@@ -15,8 +15,9 @@ from lwm.data.pack import Packer, Packing, Piece, lay
 from lwm.ops.layout import order
 from lwm.sharding import ROWS, TOKENS, make_mesh, on_mesh
 from lwm.tokens import TokenSpace
-from lwm.train.loss import Loss, loss
-from lwm.train.optimizer import AdamW, Schedule
+from lwm.train.config import AdamW, Loss, Schedule
+from lwm.train.loss import loss
+from lwm.train.optimizer import build_optimizer
 from lwm.train.step import State, Step
 
 
@@ -72,11 +73,12 @@ def test_twenty_updates_are_those_of_the_original(fixtures, mesh, original, name
     schedule = Schedule(
         peak=theirs["lr"], warmup=theirs["lr_warmup_steps"], course="cosine", end=theirs["end_lr"]
     )
-    optimizer = AdamW(
+    adamw = AdamW(
         schedule=schedule,
         decays="all",
         moment_dtype="bfloat16" if theirs["bf16_momentum"] else "float32",
-    ).build(theirs["lr_decay_steps"])
+    )
+    optimizer = build_optimizer(adamw, theirs["lr_decay_steps"])
     step, state = Step(optimizer, Loss()), State.start(original(mesh).stack(), optimizer)
     for number in range(0, 20, micro):
         names = [f"batch{number + part:02}" for part in range(micro)]
@@ -146,7 +148,7 @@ def test_batches_of_a_step_are_as_one(mesh, tiny, init):
     space = SPACES["text and vision"]
     one, two, three, *_ = examples(space)
     rows = [row(space, one), row(space, two, three)]
-    optimizer = AdamW(schedule=Schedule(warmup=0, course="constant")).build(10)
+    optimizer = build_optimizer(AdamW(schedule=Schedule(warmup=0, course="constant")), 10)
     step, results = Step(optimizer, Loss(z=1e-3)), []
     model = init(tiny(tokens=space))
     for batches in ([stack(rows)], [stack(rows[:1]), stack(rows[1:])]):
@@ -169,7 +171,7 @@ def test_nothing_to_learn_is_zero(mesh, tiny, init):
 def test_an_update_that_is_not_finite_is_skipped(mesh, tiny, init):
     space = SPACES["text"]
     batch, index = put(mesh, stack([row(space, *examples(space)[:2])]))
-    optimizer = AdamW(schedule=Schedule(warmup=0, course="constant")).build(10)
+    optimizer = build_optimizer(AdamW(schedule=Schedule(warmup=0, course="constant")), 10)
     step, state = Step(optimizer, Loss()), State.start(init(tiny()), optimizer)
     good = jax.tree.map(lambda x: x[None], batch)
     broken = good._replace(weights=good.weights * jnp.nan)

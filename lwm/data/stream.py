@@ -1,0 +1,254 @@
+"""Logical streams: endless packed rows, each out of its own share of the examples.
+
+There is a fixed number of them, whatever the mesh and the number of processes. Grain numbers the
+examples of a stream: shuffled anew for each pass, mixed in proportion, read by threads. A stream
+packs them by itself, so that its state is a few numbers: how far it has drawn, and which examples
+lie in rows that were not delivered yet.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+import numpy as np
+
+from lwm.data.example import Example
+from lwm.data.pack import Packer, Packing, Piece, Pieces
+from lwm.errors import UserError
+
+State = dict[str, Any]
+"""Plain values, which JSON can hold."""
+
+_MOST_MISSES = 1000
+
+
+@runtime_checkable
+class Examples(Protocol):
+    """A numbered collection of examples; one that cannot be read raises `UserError`."""
+
+    def __len__(self) -> int: ...
+    def __getitem__(self, number: int, /) -> Example: ...
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Mixture:
+    """What is drawn, in which proportion, and how it is spread over streams."""
+
+    weights: tuple[float, ...] = (1.0,)
+    """How often each collection is drawn from, up to a common factor."""
+    streams: int = 8
+    """The number of logical streams. It decides which rows there are, so it stays as it is when
+    the mesh or the number of processes changes."""
+    seed: int = 0
+    shuffle: bool = True
+    """Whether each pass over a collection has an order of its own."""
+
+    def __post_init__(self):
+        """Refuses proportions that are none.
+
+        Raises:
+            UserError: The value.
+        """
+        if min(self.weights, default=-1) < 0 or not 0 < sum(self.weights) < float("inf"):
+            raise UserError(f"weights {self.weights} must be 0 or above, and not all 0")
+        if self.streams < 1:
+            raise UserError(f"{self.streams} streams: there must be at least 1")
+        if not 0 <= self.seed < 2**32:
+            raise UserError(f"seed {self.seed} must be from 0 to 2**32 - 1")
+
+
+class Drawn(NamedTuple):
+    """What was drawn: an example, or why it cannot be read."""
+
+    source: tuple[int, int]
+    """The number of its collection, and its own."""
+    example: Example | None
+    fault: str = ""
+
+
+class Stream:
+    """One endless source of packed rows."""
+
+    def __init__(
+        self,
+        number: int,
+        collections: Sequence[Examples],
+        mixture: Mixture,
+        packing: Packing,
+        *,
+        threads: int = 0,
+    ):
+        """Starts at the beginning.
+
+        Args:
+            number: Which of `mixture.streams`.
+            collections: What is drawn from; read by several threads if there are any.
+            mixture: How.
+            packing: How rows are filled.
+            threads: Read ahead, and do not change what is read.
+
+        Raises:
+            UserError: The weights do not fit the collections, or one is smaller than the number of
+                streams.
+        """
+        self.number = number
+        self.collections = collections
+        self.mixture = mixture
+        self.packer = Packer(packing)
+        self.read = 0
+        """Examples drawn."""
+        self.faults: list[str] = []
+        """Of those, why some could not be read; whoever tells of them empties this."""
+        self.skipped = 0
+        """How many could not be read."""
+        self._drawn = iter(draws(number, collections, mixture, threads=threads))
+        self._window: list[Pieces] = []
+        self._windows = 0
+        self._ready: list[Pieces] = []
+        self._state: State | None = None
+
+    def __next__(self) -> Pieces:
+        """Returns what lies on the next row, reading as many examples as it takes.
+
+        Raises:
+            UserError: A thousand examples one after the other cannot be used.
+        """
+        self._state = None
+        misses = 0
+        while not self._ready:
+            source, example, fault = next(self._drawn)
+            self.read += 1
+            dropped = self.packer.dropped
+            if example is None:
+                self.skipped += 1
+                self.faults.append(fault)
+            else:
+                for row in self.packer.add(example, source):
+                    self._finish(row)
+                fault = f"{example.name} has {len(example)} tokens: no target, or too long to keep"
+            is_used = example is not None and self.packer.dropped == dropped
+            misses = 0 if is_used else misses + 1
+            if misses == _MOST_MISSES:
+                raise UserError(
+                    f"{misses} examples one after the other cannot be used, the last: {fault}"
+                )
+        return self._ready.pop(0)
+
+    def _finish(self, row: Pieces) -> None:
+        self._window.append(row)
+        size = max(1, self.packer.config.balance)
+        if len(self._window) < size:
+            return
+        # Every stream deals its window in the same order of work, so that the rows of a batch,
+        # which come from different streams, are alike; and not from light to heavy.
+        window = sorted(self._window, key=_work)
+        order = np.random.default_rng((self.mixture.seed, self._windows)).permutation(size)
+        self._ready += [window[place] for place in order]
+        self._window, self._windows = [], self._windows + 1
+
+    def state(self) -> State:
+        """Says how to go on from here."""
+
+        def references(rows: list[Pieces]) -> list:
+            return [[[*piece.source, piece.start, piece.slots] for piece in row] for row in rows]
+
+        if self._state is None:
+            packer = self.packer
+            self._state = {
+                "drawn": self._drawn.get_state(),
+                "read": self.read,
+                "skipped": self.skipped,
+                "ready": references(self._ready),
+                "window": references(self._window),
+                "windows": self._windows,
+                "open": references(packer.rows),
+                "packed": [packer.used, packer.finished, packer.dropped, packer.split],
+            }
+        return self._state
+
+    def restore(self, state: State) -> None:
+        """Goes on from what `state` returned.
+
+        Raises:
+            UserError: An example can no longer be read: the data are not the same.
+        """
+
+        def rows(references: list) -> list[Pieces]:
+            return [[self._reread(*reference) for reference in row] for row in references]
+
+        self._drawn.set_state(state["drawn"])
+        self.read, self.skipped = state["read"], state["skipped"]
+        self._ready, self._window = rows(state["ready"]), rows(state["window"])
+        self._windows = state["windows"]
+        self.packer.reopen(rows(state["open"]))
+        packer = self.packer
+        packer.used, packer.finished, packer.dropped, packer.split = state["packed"]
+        self._state = None
+
+    def _reread(self, collection: int, record: int, start: int, slots: int) -> Piece:
+        try:
+            example = self.collections[collection][record]
+        except (IndexError, UserError):
+            example = None
+        if example is None or len(example.ids) - 1 < start + slots:
+            raise UserError(
+                f"example {record} of data set {collection} is not what it was when the checkpoint "
+                "was written; give the same data, or start anew"
+            )
+        return Piece(example, start, slots, (collection, record))
+
+
+def draws(
+    number: int, collections: Sequence[Examples], mixture: Mixture, *, threads: int = 0
+) -> Any:
+    """Returns the `Drawn` of one stream as an endless Grain data set.
+
+    Raises:
+        UserError: See `Stream`.
+    """
+    import grain
+
+    if len(mixture.weights) != len(collections):
+        raise UserError(f"{len(mixture.weights)} weights are given for {len(collections)} sets")
+    parts, weights = [], []
+    for place, (collection, weight) in enumerate(zip(collections, mixture.weights, strict=True)):
+        if not weight:
+            continue
+        if len(collection) < mixture.streams:
+            raise UserError(
+                f"{len(collection)} examples cannot be spread over {mixture.streams} streams; "
+                "give more data or fewer streams"
+            )
+        part = grain.MapDataset.source(_Numbered(place, collection))
+        if mixture.shuffle:
+            key = np.random.SeedSequence((mixture.seed, place)).generate_state(1)
+            part = part.shuffle(seed=int(key[0]))
+        parts.append(part[number :: mixture.streams].repeat())
+        weights.append(weight)
+    mixed = parts[0] if len(parts) == 1 else grain.MapDataset.mix(parts, weights)
+    # A few examples ahead of each stream: one may be a million tokens long.
+    options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=4 * threads)
+    return mixed.to_iter_dataset(options)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Numbered:
+    """A collection whose examples know where they come from, and whose faults are values."""
+
+    place: int
+    collection: Examples
+
+    def __len__(self) -> int:
+        return len(self.collection)
+
+    def __getitem__(self, index: int) -> Drawn:
+        source = (self.place, int(index))
+        try:
+            return Drawn(source, self.collection[source[1]])
+        except UserError as error:
+            return Drawn(source, None, str(error))
+
+
+def _work(row: Pieces) -> int:
+    """What attention over a row costs, up to a factor."""
+    return sum(piece.slots**2 for piece in row)

@@ -1,0 +1,259 @@
+"""What decides a run of training. Free of JAX, so that a command line can show it at once."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any, Literal
+
+from lwm.data.format import ExampleFormat
+from lwm.data.pack import Packing
+from lwm.errors import UserError
+from lwm.model.config import LlamaConfig
+from lwm.ops.layout import Layout
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Schedule:
+    """The learning rate: a linear warm-up from 0, then one of three courses."""
+
+    peak: float = 3e-4
+    warmup: int = 100
+    """Steps until the peak."""
+    course: Literal["constant", "cosine", "wsd"] = "cosine"
+    """After the warm-up: the peak; half a cosine down to `end`; or the peak, and linearly to `end`
+    over the last `decay` steps (warm-up, stable, decay)."""
+    end: float = 0.0
+    decay: int = 0
+    """Steps of the fall of `wsd`."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AdamW:
+    """Adam with decoupled weight decay (Loshchilov and Hutter 2019); defaults are LWM's."""
+
+    schedule: Schedule = Schedule()
+    b1: float = 0.9
+    b2: float = 0.95
+    eps: float = 1e-8
+    weight_decay: float = 0.1
+    decays: Literal["matrices", "all"] = "matrices"
+    """Which weights decay: all but norms and biases, or, as in LWM, all."""
+    clip: float = 1.0
+    """The largest norm of all gradients together; longer ones are scaled down to it."""
+    moment_dtype: Literal["float32", "bfloat16"] = "float32"
+    """What the first moment is stored in."""
+    second_moment_dtype: Literal["float32", "bfloat16"] = "float32"
+    """What the second moment is stored in; bfloat16 loses what changes it by less than 1/256, so
+    that b2 may then be at most 0.98."""
+
+    def __post_init__(self):
+        """Refuses a second moment that would stand still.
+
+        Raises:
+            UserError: The value.
+        """
+        if self.second_moment_dtype == "bfloat16" and self.b2 > 0.98:
+            raise UserError(f"a second moment in bfloat16 stands still with b2 {self.b2}; use 0.98")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Loss:
+    """What is minimised."""
+
+    text: float = 0.5
+    """Weight of the text loss, where there is vision beside it."""
+    vision: float = 0.5
+    """Weight of the vision loss."""
+    z: float = 0.0
+    """Weight of z-loss: the square of the log-sum-exp of the logits (PaLM, section 5)."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Keep:
+    """When a checkpoint is written, and how long it stays."""
+
+    every: int = 500
+    """Steps between checkpoints."""
+    last: int = 3
+    """How many of the newest are kept."""
+    milestones: int = 0
+    """A checkpoint is written and kept for ever at each multiple of this; 0 for none."""
+
+    def __post_init__(self):
+        """Refuses what keeps nothing.
+
+        Raises:
+            UserError: The values.
+        """
+        if self.every < 1 or self.last < 1 or self.milestones < 0:
+            raise UserError(
+                f"checkpoints every {self.every} steps, the last {self.last} kept and milestones "
+                f"each {self.milestones}: the first two are at least 1, the third at least 0"
+            )
+
+    def due(self, step: int) -> bool:
+        """Says whether a checkpoint is to be written after `step` updates."""
+        return step % self.every == 0 or bool(self.milestones and step % self.milestones == 0)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Training:
+    """How a model is trained, apart from the model and the data."""
+
+    steps: int
+    accumulate: int = 1
+    """Batches whose gradients are added for one update."""
+    optimizer: AdamW = AdamW()
+    loss: Loss = Loss()
+    keep: Keep = Keep()
+    layout: Layout = "zigzag"
+    """How rows are laid out over `sp`."""
+    validate_every: int = 500
+    """Steps between looks at the held-out sets; there is one at the end, too. 0: only that."""
+
+    def __post_init__(self):
+        """Refuses a run without steps.
+
+        Raises:
+            UserError: The value.
+        """
+        if self.steps < 1 or self.accumulate < 1:
+            raise UserError(
+                f"{self.steps} steps of {self.accumulate} batches: both must be at least 1"
+            )
+        if self.validate_every < 0:
+            raise UserError(f"validation every {self.validate_every} steps: 0 is at the end only")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DataSet:
+    """Some examples."""
+
+    files: tuple[str, ...]
+    """JSON lines, Parquet, ArrayRecord or text files, folders of them, patterns, folders of
+    tokenized shards; `books:train` and `books:held-out` are fetched."""
+    name: str = "data"
+    """What logs call it."""
+    weight: float = 1.0
+    """How often it is drawn from, beside other sets."""
+    format: ExampleFormat = ExampleFormat()
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Data:
+    """What a model learns from, and how that becomes batches."""
+
+    sets: tuple[DataSet, ...]
+    held_out: tuple[DataSet, ...] = ()
+    """Never learnt: only looked at."""
+    held_out_rows: int = 64
+    """How many rows of each held-out set are looked at, at most."""
+    tokenizer: str | None = None
+    """A folder or file of a tokenizer; by default that of the model that training starts from."""
+    vocabulary: int = 0
+    """Train a tokenizer of so many ids on the sets first; 0: take the one given."""
+    codes: int = 0
+    """Entries of the vision codebook; 0: text only."""
+    packing: Packing
+    rows: int
+    """Rows of a batch, on all devices together."""
+    streams: int = 8
+    """Logical streams; they decide which rows there are, whatever the mesh."""
+    shuffle: bool = True
+    max_bad_share: float = 0.01
+    """The run ends when more than this share of the examples is bad."""
+    threads: int = 2
+    """How many read for each stream."""
+
+    def __post_init__(self):
+        """Refuses sizes that cannot be.
+
+        Raises:
+            UserError: The value.
+        """
+        if not self.sets:
+            raise UserError("there is no data set to learn from; give its files")
+        if self.held_out_rows < 1 or self.rows < 1:
+            raise UserError(
+                f"{self.rows} rows a batch and {self.held_out_rows} held-out rows: "
+                "both must be at least 1"
+            )
+        if min(self.vocabulary, self.codes, self.threads) < 0:
+            raise UserError("vocabulary, codes and threads must be 0 or above")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Run:
+    """All that decides what comes out of a run."""
+
+    model: LlamaConfig
+    """The shape to draw weights for, and how it is computed. What `tokens` says is taken from the
+    tokenizer. With `init` only dtype, remat and the two chunks count."""
+    init: str | None = None
+    """A model to start from: a known name, a folder, a GGUF file or a hub's org/name."""
+    data: Data
+    training: Training
+    mesh: str = "1,1,1,1"
+    """Devices: dp,fsdp,tp,sp such as 1,8,1,4 (one -1 is inferred), or sp=8."""
+    seed: int = 0
+    """Of the first weights and of the order of the data."""
+
+
+# What may change when a run goes on: none of it changes the numbers, but by rounding.
+_FREE = (
+    "mesh",
+    "model.remat",
+    "model.mlp_chunk",
+    "model.loss_chunk",
+    "training.keep",
+    "training.validate_every",
+    "data.held_out",
+    "data.threads",
+    "data.max_bad_share",
+)
+
+
+def to_json(run: Run) -> dict[str, Any]:
+    """Returns a run as plain values."""
+    return json.loads(json.dumps(dataclasses.asdict(run)))
+
+
+def record(run: Run, path: Path) -> None:
+    """Writes a run to `path`; one that is there has to be the same run.
+
+    Raises:
+        UserError: It is another; the first differences are named.
+    """
+    values = to_json(run)
+    if path.exists():
+        try:
+            before = _leaves(json.loads(path.read_text(encoding="utf-8")))
+        except (ValueError, AttributeError):
+            raise UserError(f"{path} is damaged; restore it, or choose another folder") from None
+        now = _leaves(values)
+        differing = [
+            f"{name} was {before.get(name)!r} and is {now.get(name)!r}"
+            for name in sorted(before | now)
+            if before.get(name) != now.get(name) and not name.startswith(_FREE)
+        ]
+        if differing:
+            more = f" and {len(differing) - 3} more" if len(differing) > 3 else ""
+            raise UserError(
+                f"{path.parent} holds another run: {'; '.join(differing[:3])}{more}; give the same "
+                "settings to go on with it, or another folder with --out"
+            )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
+
+
+def _leaves(values: Any, name: str = "") -> dict[str, Any]:
+    if isinstance(values, dict):
+        items = values.items()
+    elif isinstance(values, list) and any(isinstance(value, dict) for value in values):
+        items = enumerate(values)
+    else:
+        return {name: values}
+    found = {}
+    for key, value in items:
+        found |= _leaves(value, f"{name}.{key}" if name else str(key))
+    return found

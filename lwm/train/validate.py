@@ -1,0 +1,152 @@
+"""Loss on rows that are never learnt: by modality, and by how far into an example a token stands.
+
+A model that uses its context predicts late tokens better than early ones; where loss stops falling
+with position, more context is of no use to it.
+"""
+
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+from jaxtyping import Array, Float
+
+from lwm.data.batch import MODALITIES, Batch, Row, stack
+from lwm.data.pack import Packer, Packing, lay
+from lwm.data.stream import Examples
+from lwm.errors import UserError
+from lwm.model.attention import Packing as Mask
+from lwm.model.llama import Llama
+from lwm.ops.layout import Layout
+from lwm.tokens import TokenSpace
+from lwm.train.placing import own_rows, place
+
+
+class Found(NamedTuple):
+    """Sums over learnt targets, which several batches add up to."""
+
+    nll: Float[Array, " M"]
+    """Negative log-likelihoods, in nats."""
+    targets: Float[Array, " M"]
+    by_position: Float[Array, " P"]
+    """The same for targets of all modalities, those at positions [2**(i-1), 2**i) in place i."""
+    at_position: Float[Array, " P"]
+
+
+class HeldOut:
+    """Held-out rows of one set, and what a model makes of them."""
+
+    def __init__(self, rows: Sequence[Row], *, num_rows: int, layout: Layout):
+        """Keeps rows.
+
+        Args:
+            rows: All of them, on every process.
+            num_rows: How many go through the model together.
+            layout: How rows are laid out over `sp`.
+        """
+        self._rows, self._num_rows, self._layout = rows, num_rows, layout
+
+    @classmethod
+    def read(
+        cls,
+        examples: Examples,
+        packing: Packing,
+        tokens: TokenSpace,
+        *,
+        most: int,
+        num_rows: int,
+        layout: Layout,
+    ) -> "HeldOut":
+        """Fills up to `most` rows, in the order of the examples; those that are bad are left out.
+
+        Raises:
+            UserError: None can be read.
+        """
+        packer, rows, fault = Packer(packing), [], "it is empty"
+
+        def readable() -> Iterator:
+            nonlocal fault
+            for number in range(len(examples)):
+                try:
+                    yield examples[number]
+                except UserError as error:
+                    fault = str(error)
+
+        for pieces in packer.pack(readable()):
+            rows.append(lay(pieces, packing, tokens))
+            if len(rows) == most:
+                break
+        if not rows:
+            raise UserError(f"nothing can be read of a held-out set: {fault}")
+        return cls(rows, num_rows=num_rows, layout=layout)
+
+    def measure(self, model: Llama, mesh: Mesh) -> dict[str, Any]:
+        """Returns the loss a token by modality and, over all, by position: plain values for a log.
+
+        `by_position` lists [first, end, loss, tokens] for positions first <= p < end.
+        """
+        total: Found | None = None
+        own = own_rows(mesh, self._num_rows)
+        for start in range(0, len(self._rows), self._num_rows):
+            batch = _filled(self._rows[start : start + self._num_rows], self._num_rows)
+            given = Batch._make(field[None, own] for field in batch)
+            placed, index = place(given, mesh, self._layout, rows=self._num_rows)
+            found = _measure(model, jax.tree.map(lambda x: x[0], placed), index)
+            total = found if total is None else jax.tree.map(jnp.add, total, found)
+        assert total is not None
+        return _describe(jax.device_get(total))
+
+
+@jax.jit
+def _measure(model: Llama, batch: Batch, index: Array) -> Found:
+    mask = Mask(segments=batch.segments, positions=batch.positions, index=index)
+    nll = model.losses(batch.tokens, batch.targets, mask).nll
+    learnt = batch.weights > 0
+    is_vision = batch.targets >= model.config.tokens.text
+    nll = jnp.where(learnt, nll, 0)
+    kinds = [learnt & ~is_vision, learnt & is_vision]
+    edges = [0, *(2**i for i in range(_places(batch.tokens.shape[-1])))]
+    there = [
+        learnt & (batch.positions >= first) & (batch.positions < end)
+        for first, end in itertools.pairwise(edges)
+    ]
+    return Found(
+        nll=jnp.stack([jnp.sum(nll * kind) for kind in kinds]),
+        targets=jnp.stack([jnp.sum(1.0 * kind) for kind in kinds]),
+        by_position=jnp.stack([jnp.sum(nll * here) for here in there]),
+        at_position=jnp.stack([jnp.sum(1.0 * here) for here in there]),
+    )
+
+
+def _places(length: int) -> int:
+    """Counts the edges 1, 2, 4, … with which all positions of a row are told apart."""
+    return (length - 1).bit_length() + 1
+
+
+def _filled(rows: Sequence[Row], size: int) -> Batch:
+    """Stacks rows, and empty ones up to `size`."""
+    S, M = rows[0].tokens.size, len(MODALITIES)
+    nothing, none = np.zeros(S, np.int32), np.zeros(S, np.float32)
+    empty = Row(nothing, nothing, nothing - 1, nothing, none, np.zeros(M, np.float32))
+    return stack([*rows, *[empty] * (size - len(rows))])
+
+
+def _describe(found: Found) -> dict[str, Any]:
+    line: dict[str, Any] = {"tokens": int(found.targets.sum())}
+    for modality, nll, count in zip(MODALITIES, found.nll, found.targets, strict=True):
+        line[f"{modality}_loss"] = float(nll / count) if count else None
+    places = enumerate(zip(found.by_position, found.at_position, strict=True))
+    line["by_position"] = [
+        [2 ** (i - 1) if i else 0, 2**i, float(nll / count), int(count)]
+        for i, (nll, count) in places
+        if count
+    ]
+    return line
+
+
+def measure_all(sets: Mapping[str, HeldOut], model: Llama, mesh: Mesh) -> dict[str, Any]:
+    """Measures each of several sets."""
+    return {name: held_out.measure(model, mesh) for name, held_out in sets.items()}
