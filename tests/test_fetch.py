@@ -1,11 +1,13 @@
-"""Fetching models: whole files under their final names, one clear line when it fails."""
+"""Fetching models and books: whole files under their final names, one clear line when it fails."""
 
 import hashlib
+import io
 import subprocess
 import sys
+import tarfile
 import time
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -132,6 +134,121 @@ def test_progress_appears_only_when_it_takes_long(
     out, err = capsys.readouterr()
     assert out == ""
     assert "fetching it" in err
+
+
+FILES = {"some/texts/a.txt": b"once upon", "some/texts/b.txt": b"a time", "some/code.py": b"1/0"}
+
+
+def tar(files: Mapping[str, bytes]) -> bytes:
+    """Write a source release, as bytes."""
+    sink = io.BytesIO()
+    with tarfile.open(fileobj=sink, mode="w:gz") as archive:
+        for name, data in files.items():
+            member = tarfile.TarInfo(f"some-books-1.0/{name}")
+            member.size = len(data)
+            archive.addfile(member, io.BytesIO(data))
+    return sink.getvalue()
+
+
+RELEASE = tar(FILES)
+ARCHIVE = fetch.Archive(
+    requirement="some-books==1.0",
+    sha256=hashlib.sha256(RELEASE).hexdigest(),
+    size=len(RELEASE),
+    files=("some/texts/*.txt",),
+)
+
+
+def leave_release(folder: Path, release: bytes = RELEASE) -> None:
+    (folder / "some-books-1.0.tar.gz").write_bytes(release)
+
+
+def build(files: Mapping[str, bytes], folder: Path) -> None:
+    """Make a folder of what an archive holds."""
+    assert list(folder.iterdir()) == []
+    for name, data in files.items():
+        (folder / Path(name).name).write_bytes(data)
+
+
+def fetch_books(target: Path) -> Path:
+    return fetch.from_archives([ARCHIVE], target, build, progress=False)
+
+
+@pytest.mark.parametrize("tool", ["pip", "uv"])
+def test_a_folder_is_made_of_source_releases(
+    tmp_path: Path, runs: Callable, monkeypatch: pytest.MonkeyPatch, tool: str
+):
+    asked: list[str] = []
+
+    def leave(folder: Path) -> None:
+        asked.append((folder / "requirements.txt").read_text())
+        leave_release(folder)
+
+    commands = runs(leave)
+    if tool == "uv":
+        monkeypatch.setattr(fetch.importlib.util, "find_spec", lambda name: None)
+        monkeypatch.setattr(fetch.shutil, "which", lambda name: "/bin/uv")
+    target = tmp_path / "deep" / "books"
+    for old in (False, True):
+        if old:
+            (target / "of-an-older-version.txt").touch()
+        assert fetch_books(target) == target
+        found = {path.name: path.read_bytes() for path in target.iterdir()}
+        assert found == {"a.txt": b"once upon", "b.txt": b"a time"}
+        assert list(target.parent.iterdir()) == [target]
+    start = {
+        "pip": [sys.executable, "-m", "pip", "download"],
+        "uv": ["/bin/uv", "tool", "run", "--quiet", "--python", sys.executable, "pip", "download"],
+    }[tool]
+    assert commands[0][: len(start)] == start
+    assert not any("://" in word for word in commands[0]), "the user's own index is used"
+    # Setup code of another release than the known one never runs.
+    assert asked[0] == f"some-books==1.0 --hash=sha256:{ARCHIVE.sha256}\n"
+
+
+@pytest.mark.parametrize(
+    ("leave", "code", "reason"),
+    [
+        (lambda folder: None, 1, r"some-books==1.0 could not be fetched .*\(ERROR: NO HASH\)"),
+        (lambda folder: None, 0, "holds no source release of some-books==1.0"),
+        (lambda folder: leave_release(folder, RELEASE[:-1]), 0, "is corrupted: its SHA-256 is"),
+    ],
+)
+def test_failed_archives_leave_what_there_was(
+    tmp_path: Path, runs: Callable, leave: Callable, code: int, reason: str
+):
+    runs(leave, code, "ERROR: NO HASH\n    Expected a\n    Got b\n")
+    target = tmp_path / "books"
+    for before in ([], [target]):
+        if before:
+            target.mkdir()
+        with pytest.raises(UserError, match=reason):
+            fetch_books(target)
+        assert list(tmp_path.iterdir()) == before
+
+
+def test_an_interrupted_build_leaves_nothing(tmp_path: Path, runs: Callable):
+    def interrupt(files: Mapping[str, bytes], folder: Path) -> None:
+        (folder / "half").touch()
+        raise KeyboardInterrupt
+
+    runs(leave_release)
+    with pytest.raises(KeyboardInterrupt):
+        fetch.from_archives([ARCHIVE], tmp_path / "books", interrupt, progress=False)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_archives_need_an_installer_and_a_folder(
+    tmp_path: Path, runs: Callable, monkeypatch: pytest.MonkeyPatch
+):
+    runs(leave_release)
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=r"cannot store books in .*LWM_CACHE can name another"):
+        fetch_books(tmp_path / "file" / "books")
+    monkeypatch.setattr(fetch.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(fetch.shutil, "which", lambda name: None)
+    with pytest.raises(UserError, match=r"some-books==1\.0 needs pip or uv"):
+        fetch_books(tmp_path / "books")
 
 
 class Info:

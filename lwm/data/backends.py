@@ -78,6 +78,11 @@ class Fast:
         tokenizer.add_tokens([AddedToken(_MARK, normalized=False, special=False)])
         self._mark_id = tokenizer.token_to_id(_MARK)
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        # `tokenizers` forgets it when it is pickled, and a text could then write any token.
+        self._tokenizer.encode_special_tokens = True
+
     @classmethod
     def open(cls, file: Path) -> "Fast":
         """Reads a `tokenizer.json`."""
@@ -132,6 +137,34 @@ class Fast:
     def adds(self, bos_id: int) -> bool:
         """Returns whether the tokenizer's own post-processing starts a text with this id."""
         return self._tokenizer.encode("", add_special_tokens=True).ids[:1] == [bos_id]
+
+    def name(self, token: int) -> str | None:
+        """Returns how the vocabulary writes an id."""
+        return self._tokenizer.id_to_token(token)
+
+    def find(self, name: str) -> int | None:
+        """Returns the id that the vocabulary writes so, special or not."""
+        return self._tokenizer.token_to_id(name)
+
+    def save(self, folder: Path, *, start: int | None) -> dict[str, Any]:
+        """Writes `tokenizer.json`, and returns what `tokenizer_config.json` has to say with it.
+
+        Args:
+            folder: Where to.
+            start: The id with which the file starts each text, unless it says itself how to start.
+        """
+        from tokenizers import Tokenizer, processors
+
+        state = json.loads(self._tokenizer.to_str())
+        state["added_tokens"] = [t for t in state["added_tokens"] if t["content"] != _MARK]
+        tokenizer = Tokenizer.from_str(json.dumps(state))
+        if start is not None and tokenizer.post_processor is None:
+            name = self.name(start)
+            tokenizer.post_processor = processors.TemplateProcessing(
+                single=[name, "$A"], pair=[name, "$A", name, "$B"], special_tokens=[(name, start)]
+            )
+        (folder / "tokenizer.json").write_text(tokenizer.to_str(pretty=True), encoding="utf-8")
+        return {"tokenizer_class": "PreTrainedTokenizerFast"}
 
     def encode(self, parts: Sequence[str | int]) -> list[int]:
         """Returns the ids of text, special tokens in it taken literally, and of the ids given."""
@@ -192,6 +225,40 @@ class Pieces:
         normalizer = _field(1, b"identity") + _field(3, int(prefix)) + _field(4, 0)
         data = pieces + _field(2, trainer) + _field(3, normalizer)
         return cls(_load(data, "the GGUF tokenizer"), {})
+
+    def name(self, token: int) -> str | None:
+        """Returns how the vocabulary writes an id."""
+        names = {i: name for name, i in self.special.items()}
+        if token in names or not 0 <= token < self._model.vocab_size():
+            return names.get(token)
+        return self._model.id_to_piece(token)
+
+    def find(self, name: str) -> int | None:
+        """Returns the id that the vocabulary writes so, special or not."""
+        if name in self.special:
+            return self.special[name]
+        found = self._model.piece_to_id(name)
+        return found if self._model.id_to_piece(found) == name else None
+
+    def save(self, folder: Path, *, start: int | None) -> dict[str, Any]:
+        """Writes `tokenizer.model`, and returns what `tokenizer_config.json` has to say with it.
+
+        Args:
+            folder: Where to.
+            start: Not used: such a file does not say what starts a text.
+        """
+        (folder / "tokenizer.model").write_bytes(self._model.serialized_model_proto())
+        plain = dict.fromkeys(("lstrip", "rstrip", "normalized", "single_word"), False)
+        return {
+            "tokenizer_class": "LlamaTokenizer",
+            "legacy": True,  # text after a special token is cut as at the start of a text
+            "add_prefix_space": self.strips_space,
+            "unk_token": self._model.id_to_piece(self._model.unk_id()),
+            "added_tokens_decoder": {
+                str(i): {"content": name, "special": True, **plain}
+                for name, i in sorted(self.special.items(), key=lambda item: item[1])
+            },
+        }
 
     def encode(self, parts: Sequence[str | int]) -> list[int]:
         """Returns the ids of text, special tokens in it taken literally, and of the ids given."""

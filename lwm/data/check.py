@@ -9,10 +9,9 @@ import numpy as np
 from lwm.console import waiting
 from lwm.data.fields import Encoder
 from lwm.data.format import ExampleFormat
-from lwm.data.sources import Source, open_source
-from lwm.data.tokenizer import Tokenizer
+from lwm.data.opening import open_data, require_share
+from lwm.data.sources import Source
 from lwm.errors import UserError
-from lwm.tokens import TokenSpace
 
 _SHOWN = 20
 
@@ -91,20 +90,8 @@ def run(
     Raises:
         UserError: Nothing can be read, or more than `max_bad_share` of the records are bad.
     """
-    if not 0 <= max_bad_share <= 1:
-        raise UserError(f"max_bad_share {max_bad_share} must be from 0 to 1")
-    if not files:
-        raise UserError("give the files to check")
-    if (model is None) == (tokenizer is None):
-        raise UserError("give --model or --tokenizer: either says what the tokens are")
-    source = open_source(*files)
-    if len(source) == 0:
-        raise UserError(f"{', '.join(files)}: no record, only blank lines")
-    if tokenizer is not None:
-        opened, space = _tokenizer_alone(tokenizer, codes)
-    else:
-        assert model is not None
-        opened, space = _of_model(model)
+    require_share(max_bad_share)
+    source, opened, space = open_data(files, model=model, tokenizer=tokenizer, codes=codes)
     report = check(source, Encoder(tokenizer=opened, tokens=space, format=format))
     print(report.table(), flush=True)
     if report.bad_share > max_bad_share:
@@ -112,27 +99,3 @@ def run(
             f"{report.bad_share:.1%} of the lines are bad, more than {max_bad_share:.1%}; "
             "mend them, or allow more with --max-bad-share"
         )
-
-
-def _tokenizer_alone(path: Path, codes: int) -> tuple[Tokenizer, TokenSpace]:
-    if codes < 0:
-        raise UserError(f"codes {codes} must be 0 (no vision) or above")
-    tokenizer = Tokenizer.open(path)
-    vision = codes + 2 if codes else 0
-    return tokenizer, TokenSpace(text=tokenizer.vocab_size, vision=vision, codes=codes)
-
-
-def _of_model(name: str) -> tuple[Tokenizer, TokenSpace]:
-    """Returns a model's tokenizer and token space; no weight is read."""
-    from lwm.convert.gguf import read_gguf
-    from lwm.convert.huggingface import read_config, read_json
-    from lwm.loading import find
-
-    path = find(name)
-    tokenizer = Tokenizer.open(path)
-    if (path / "config.json").is_file():
-        values = read_json(path / "config.json")
-    else:
-        gguf = path if path.is_file() else next(iter(path.glob("*.gguf")), path)
-        values = read_gguf(gguf).config
-    return tokenizer, read_config(values, source=str(path), dtype="float32").tokens

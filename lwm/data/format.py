@@ -10,8 +10,8 @@ from lwm.errors import UserError
 class ExampleFormat:
     """How records become examples."""
 
-    format: Literal["auto", "fields", "messages", "text"] = "auto"
-    """What a record holds: LWM's fields, a chat, or a text; auto tells each by its keys."""
+    format: Literal["auto", "fields", "messages", "text", "ids"] = "auto"
+    """What a record holds: LWM's fields, a chat, a text, or ids; auto tells each by its keys."""
     fields: str = ""
     """Keys to lay end to end, such as `[question+hint],answer`: `+` joins texts, brackets keep
     a field from being learnt, `<|bos|>` and `<|eos|>` are the tokens."""
@@ -44,7 +44,7 @@ class ExampleFormat:
         """
         if self.fields and self.fields_from_example:
             raise UserError("give fields or fields_from_example, not both")
-        if self.format in ("messages", "text") and (self.fields or self.fields_from_example):
+        if self.format in ("messages", "text", "ids") and (self.fields or self.fields_from_example):
             raise UserError(f"fields are of no use to the format {self.format!r}")
         if self.tokens_per_frame < 1:
             raise UserError(f"tokens_per_frame {self.tokens_per_frame} must be at least 1")

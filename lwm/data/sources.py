@@ -5,33 +5,26 @@ opened again where it is needed.
 """
 
 import bisect
-import contextlib
+import codecs
 import glob
-import importlib
 import itertools
 import json
 import mmap
-import operator
+import threading
 from array import array
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, SupportsIndex, runtime_checkable
+from typing import Any, Protocol, SupportsIndex, runtime_checkable
 
+from lwm.data.files import Kept, edges_of, need, reading, state_of, within
+from lwm.data.huggingface import HUB, is_saved, open_hub, open_saved
+from lwm.data.record import Record, row_of
 from lwm.errors import UserError
 
 _JSON = (".jsonl", ".ndjson", ".json")
 _KNOWN = (*_JSON, ".parquet", ".arrayrecord", ".array_record", ".txt")
 _ARRAY_RECORD = bytes.fromhex("83af70d10d884a3f")
-
-
-class Record(NamedTuple):
-    """One JSON object."""
-
-    value: dict[str, Any]
-    name: str
-    """File and line, from 1, for messages."""
-    line: int
-    """The line in its file, from 0; blank lines count."""
+_KEPT_BYTES = 256 << 20
 
 
 @runtime_checkable
@@ -47,19 +40,30 @@ def open_source(*paths: str | Path) -> Source:
     """Opens JSON lines, Parquet, ArrayRecord and text files, one after the other.
 
     A folder stands for the files of these kinds in it, by name; `*`, `?` and `**` do as in a
-    shell. A text file is one record, `{"text": ...}`.
+    shell. A text file is one record, `{"text": ...}`. A folder that `save_to_disk` of Hugging
+    Face's datasets wrote is its rows, and so is `hf:org/name`, or `hf:org/name/config:split`.
 
     Raises:
         UserError: Nothing is there, or it cannot be read; the path is named.
     """
     files = [file for path in paths for file in _expand(path)]
+    kept = Kept(_KEPT_BYTES)
     sources: list[Source] = []
-    for is_text, group in itertools.groupby(files, lambda file: file.suffix.lower() == ".txt"):
+    for is_text, group in itertools.groupby(files, _is_text):
         same = list(group)
-        sources += [TextFiles(same)] if is_text else [_kind_of(file)(file) for file in same]
+        sources += [TextFiles(same)] if is_text else [_open(file, kept) for file in same]
     if not sources:
         raise UserError("no file is given")
     return sources[0] if len(sources) == 1 else Concatenation(sources)
+
+
+def identity(source: Source) -> list:
+    """Returns what tells a source from another, whenever its files were written and wherever.
+
+    A source may say so itself by a method `identity`; of others only the length is known.
+    """
+    own = getattr(source, "identity", None)
+    return own() if own else [[type(source).__name__, len(source)]]
 
 
 class JsonLines:
@@ -71,30 +75,34 @@ class JsonLines:
         # Three flat arrays: a file may have a hundred million lines.
         self._starts, self._ends, self._lines = array("q"), array("q"), array("q")
         end = 0
-        with _reading(path), path.open("rb") as file:
+        with reading(path), path.open("rb") as file:
             for number, line in enumerate(file):
                 end += len(line)
                 if not line.isspace():
                     self._starts.append(end - len(line))
                     self._ends.append(end)
                     self._lines.append(number)
-        self._state = _state(path)
+        self._state = state_of(path)
 
     def __len__(self) -> int:
         return len(self._starts)
 
     def __getitem__(self, index: SupportsIndex) -> Record:
-        index = _within(index, len(self))
+        index = within(index, len(self))
         line = self._lines[index]
         name = f"{self._path}:{line + 1}"
         return Record(
             _parse(self._map()[self._starts[index] : self._ends[index]], name), name, line
         )
 
+    def identity(self) -> list:
+        """Returns the file's name, size and edges."""
+        return [edges_of(self._path)]
+
     def _map(self) -> mmap.mmap:
         if self._bytes is None:
-            with _reading(self._path), self._path.open("rb") as file:
-                if _state(self._path) != self._state:
+            with reading(self._path), self._path.open("rb") as file:
+                if state_of(self._path) != self._state:
                     raise UserError(f"{self._path} has changed since it was opened; start again")
                 self._bytes = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         return self._bytes
@@ -104,71 +112,105 @@ class JsonLines:
 
 
 class Parquet:
-    """A Parquet file, a row a record; the last row group read is kept."""
+    """A Parquet file, a row a record; of the row groups read last, some are kept."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, kept: Kept | None = None) -> None:
+        """Opens the file.
+
+        Args:
+            path: The file.
+            kept: Holds row groups, of this file and perhaps of others.
+        """
         self._path = path
-        self._parquet = _need("pyarrow.parquet", "Parquet")
-        with _reading(path):
-            metadata = self._parquet.read_metadata(path)
-        sizes = (metadata.row_group(i).num_rows for i in range(metadata.num_row_groups))
-        self._ends = list(itertools.accumulate(sizes))
-        self._kept: tuple[int, Any] = (-1, None)
+        self._parquet = need("pyarrow.parquet", "Parquet")
+        with reading(path):
+            self._metadata = self._parquet.read_metadata(path)
+            self._state = state_of(path)
+        groups = map(self._metadata.row_group, range(self._metadata.num_row_groups))
+        self._ends = list(itertools.accumulate(group.num_rows for group in groups))
+        self._kept = kept or Kept(_KEPT_BYTES)
+        self._locks = _locks()
 
     def __len__(self) -> int:
         return self._ends[-1] if self._ends else 0
 
     def __getitem__(self, index: SupportsIndex) -> Record:
-        index = _within(index, len(self))
-        group = bisect.bisect_right(self._ends, index)
-        kept, table = self._kept
-        if kept != group:
-            with _reading(self._path), self._parquet.ParquetFile(self._path) as file:
-                table = file.read_row_group(group)
-            self._kept = (group, table)
-        row = table.slice(index - (self._ends[group] - table.num_rows), 1).to_pylist()[0]
+        index = within(index, len(self))
+        number = bisect.bisect_right(self._ends, index)
+        group = self._group(number)
+        row = row_of(group, index - (self._ends[number] - group.num_rows))
         return Record(row, f"{self._path}:{index + 1}", index)
 
+    def identity(self) -> list:
+        """Returns the file's name, size and edges."""
+        return [edges_of(self._path)]
+
+    def _group(self, number: int) -> Any:
+        key = self._path, number
+        if (group := self._kept.get(key)) is None:
+            # Of threads that want the same group one reads it.
+            with self._locks[number % len(self._locks)]:
+                if (group := self._kept.get(key)) is None:
+                    group = self._read(number)
+                    self._kept.put(key, group, group.nbytes)
+        return group
+
+    def _read(self, number: int) -> Any:
+        with reading(self._path):
+            if state_of(self._path) != self._state:
+                raise UserError(f"{self._path} has changed since it was opened; start again")
+            with self._parquet.ParquetFile(self._path, metadata=self._metadata) as file:
+                return file.read_row_group(number)
+
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_kept": (-1, None), "_parquet": None}
+        return self.__dict__ | {"_parquet": None, "_locks": ()}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state, _parquet=_need("pyarrow.parquet", "Parquet"))
+        parquet = need("pyarrow.parquet", "Parquet")
+        self.__dict__.update(state, _parquet=parquet, _locks=_locks())
 
 
 class ArrayRecord:
     """An ArrayRecord file, each of whose records is a JSON object."""
 
     def __init__(self, path: Path) -> None:
-        library = _need("array_record.python.array_record_data_source", "ArrayRecord")
+        library = need("array_record.python.array_record_data_source", "ArrayRecord")
         self._path = path
-        with _reading(path):
+        with reading(path):
             self._records = library.ArrayRecordDataSource([str(path)])
 
     def __len__(self) -> int:
         return len(self._records)
 
     def __getitem__(self, index: SupportsIndex) -> Record:
-        index = _within(index, len(self))
+        index = within(index, len(self))
         name = f"{self._path}:{index + 1}"
-        with _reading(self._path):
+        with reading(self._path):
             data = self._records[index]
         return Record(_parse(data, name), name, index)
+
+    def identity(self) -> list:
+        """Returns the file's name, size and edges."""
+        return [edges_of(self._path)]
 
 
 class TextFiles:
     """Text files, each a record `{"text": ...}`."""
 
-    def __init__(self, paths: Sequence[Path]) -> None:
-        self._paths = list(paths)
+    def __init__(self, paths: Sequence[str | Path]) -> None:
+        self._paths = [Path(path) for path in paths]
 
     def __len__(self) -> int:
         return len(self._paths)
 
     def __getitem__(self, index: SupportsIndex) -> Record:
-        path = self._paths[_within(index, len(self))]
-        with _reading(path):
+        path = self._paths[within(index, len(self))]
+        with reading(path):
             return Record({"text": path.read_text(encoding="utf-8-sig")}, str(path), 0)
+
+    def identity(self) -> list:
+        """Returns the files' names, sizes and edges."""
+        return [edges_of(path) for path in self._paths]
 
 
 class Concatenation:
@@ -182,16 +224,37 @@ class Concatenation:
         return self._ends[-1]
 
     def __getitem__(self, index: SupportsIndex) -> Record:
-        index = _within(index, len(self))
+        index = within(index, len(self))
         number = bisect.bisect_right(self._ends, index)
         source = self._sources[number]
         return source[index - (self._ends[number] - len(source))]
 
+    def identity(self) -> list:
+        """Returns what tells the sources from others, one after the other."""
+        return [each for source in self._sources for each in identity(source)]
 
-def _expand(path: str | Path) -> list[Path]:
-    """Returns the files that a path, a folder or a pattern stands for, by name."""
+
+def _locks() -> tuple[threading.Lock, ...]:
+    return tuple(threading.Lock() for _ in range(16))
+
+
+def _is_text(file: Path | str) -> bool:
+    return isinstance(file, Path) and file.suffix.lower() == ".txt"
+
+
+def _expand(path: str | Path) -> Sequence[Path | str]:
+    """Returns the files that a path, a folder or a pattern stands for, by name.
+
+    What the hub holds stays a string, and what a library saved in a folder stays a folder.
+    """
+    if str(path).startswith(HUB):
+        return [str(path)]
     plain = Path(path)
     if plain.is_dir():
+        if (plain / "shards.json").is_file():
+            raise UserError(f"{plain} holds tokenized shards, which are examples, not records")
+        if is_saved(plain):
+            return [plain]
         found = sorted(file for file in plain.iterdir() if file.suffix.lower() in _KNOWN)
         if not found:
             raise UserError(f"folder {plain} holds no {', '.join(_KNOWN)} file")
@@ -205,27 +268,29 @@ def _expand(path: str | Path) -> list[Path]:
     return found
 
 
-def _kind_of(path: Path) -> Callable[[Path], Source]:
-    """Returns the source for a file: its first bytes decide, then its name."""
-    with _reading(path), path.open("rb") as file:
+def _open(path: Path | str, kept: Kept) -> Source:
+    """Opens a file: its first bytes decide as what, then its name."""
+    if isinstance(path, str) or path.is_dir():
+        return open_hub(path) if isinstance(path, str) else open_saved(path)
+    with reading(path), path.open("rb") as file:
         head = file.read(64)
     suffix, text = path.suffix.lower(), head.removeprefix(b"\xef\xbb\xbf").lstrip()
     if head.startswith(b"PAR1"):
-        return Parquet
+        return Parquet(path, kept)
     if head.startswith(_ARRAY_RECORD):
-        return ArrayRecord
+        return ArrayRecord(path)
     if head.startswith((b"\x1f\x8b", b"\x28\xb5\x2f\xfd", b"BZh", b"PK\x03\x04")):
         raise UserError(f"{path} is compressed; unpack it first")
     if text.startswith(b"[") and suffix in _JSON:
         raise UserError(f"{path} is one JSON array; write one object a line")
     if text.startswith(b"{") or suffix in _JSON:
-        return JsonLines
+        return JsonLines(path)
     raise UserError(f"{path} is none of JSON lines, Parquet, ArrayRecord and .txt")
 
 
 def _parse(data: bytes, name: str) -> dict[str, Any]:
     try:
-        value = json.loads(data.decode("utf-8-sig"))
+        value = json.loads(data.removeprefix(codecs.BOM_UTF8).decode())
     except json.JSONDecodeError as error:
         raise UserError(f"{name}: not JSON: {error.msg} at character {error.pos + 1}") from None
     except UnicodeDecodeError:
@@ -235,36 +300,3 @@ def _parse(data: bytes, name: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise UserError(f"{name}: not a JSON object, but {type(value).__name__}")
     return value
-
-
-@contextlib.contextmanager
-def _reading(path: Path) -> Generator[None]:
-    """Turns what goes wrong while a file is read into one line that names it."""
-    try:
-        yield
-    except UserError:
-        raise
-    except Exception as error:  # the libraries raise what they like
-        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
-        raise UserError(f"{path} cannot be read: {reason.splitlines()[0]}") from None
-
-
-def _need(module: str, what: str) -> Any:
-    try:
-        return importlib.import_module(module)
-    except ImportError:
-        package = module.split(".")[0]
-        raise UserError(f"{what} needs {package}: pip install 'lwm[data]'") from None
-
-
-def _state(path: Path) -> tuple[int, int]:
-    found = path.stat()
-    return found.st_size, found.st_mtime_ns
-
-
-def _within(index: SupportsIndex, length: int) -> int:
-    """Returns an index as an int; raises what ends a loop over a source."""
-    number = operator.index(index)
-    if not 0 <= number < length:
-        raise IndexError(f"record {number} of {length}")
-    return number

@@ -98,6 +98,29 @@ class Tokenizer:
             chat_template=metadata.get("tokenizer.chat_template"),
         )
 
+    def save(self, folder: Path) -> None:
+        """Writes files that `open` and Hugging Face read, into a folder without any such file.
+
+        Stops and padding that are not told by the names of special tokens belong into the
+        `generation_config.json` of the model.
+        """
+        start = self.bos_id if self.add_bos else None
+        config = self.backend.save(folder, start=start) | {
+            "bos_token": self._name(self.bos_id),
+            "eos_token": self._name(self.eos_id),
+            "add_bos_token": self.add_bos,
+            "clean_up_tokenization_spaces": False,
+        }
+        if self.pad_id in self.backend.special.values():  # else all would skip an ordinary token
+            config["pad_token"] = self._name(self.pad_id)
+        if self.chat_template is not None:
+            config["chat_template"] = self.chat_template
+        text = json.dumps(config, indent=2, ensure_ascii=False)
+        (folder / "tokenizer_config.json").write_text(text, encoding="utf-8")
+
+    def _name(self, token: int | None) -> str | None:
+        return None if token is None else self.backend.name(token)
+
     @property
     def vocab_size(self) -> int:
         """The number of ids, special and added ones included."""
@@ -197,9 +220,9 @@ class _Config:
         listed = self.main.get("added_tokens_decoder", {})
         return self._extra | {entry["content"]: int(i) for i, entry in listed.items()}
 
-    def token(self, name: str) -> str | None:
-        """Returns the text of e.g. `bos_token`, which may be wrapped in an object."""
-        value = self.main.get(name, self._specials.get(name))
+    def token(self, name: str, default: str | None = None) -> str | None:
+        """Returns the text of e.g. `bos_token`, which may be wrapped in an object, or null."""
+        value = self.main.get(name, self._specials.get(name, default))
         return value.get("content") if isinstance(value, dict) else value
 
     @property
@@ -228,7 +251,8 @@ def _read_json(file: Path) -> dict[str, Any]:
 
 def _from_config(backend: Fast | Pieces, config: _Config) -> Tokenizer:
     def find(name: str, default: str | None = None) -> int | None:
-        return backend.special.get(config.token(name) or default or "")
+        token = config.token(name, default)
+        return backend.find(token) if token else None
 
     # A bare tokenizer.model has no config: its pieces bear LLaMA's names.
     bare = isinstance(backend, Pieces)

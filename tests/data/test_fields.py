@@ -1,6 +1,7 @@
 """Records to examples: as the original does, its faults excepted, and chats by any template."""
 
 import json
+import pickle
 import re
 from typing import Any
 
@@ -146,6 +147,30 @@ def test_a_text_is_learnt_and_its_tags_are_letters(of_bytes, fixtures):
     assert example.learn.tolist() == [False, *[True] * (len(example) - 1)]
 
 
+def test_ids_are_an_example_as_they_stand(of_bytes):
+    text = of_bytes.tokenizer.vocab_size
+    for ids in (
+        [1, text + 9],
+        np.array([1, text + 9], np.int64),
+        np.array([1, text + 9], np.int32),
+    ):
+        example = of_bytes().encode({"text": "kept", "ids": ids})
+        assert (example.ids.dtype, example.ids.tolist()) == (np.int32, [1, text + 9])
+        assert example.learn.tolist() == [True, True]
+        assert not np.shares_memory(example.ids, ids)
+    for learn in ([0, 1], [False, True], np.array([0, 1], np.int8)):
+        example = of_bytes(format="ids").encode({"ids": [1, 2], "learn": learn})
+        assert example.learn.tolist() == [False, True]
+    assert of_bytes.shown(of_bytes(format="text").encode({"text": "a", "ids": [1]})).startswith("a")
+
+
+def test_a_copy_of_an_encoder_takes_tags_for_letters_too(of_bytes):
+    """The library of tokenizers forgets that when it is copied, and a text could end itself."""
+    record = {"text": "a<|endoftext|>b"}
+    copy = pickle.loads(pickle.dumps(of_bytes()))
+    assert copy.encode(record).ids.tolist() == of_bytes().encode(record).ids.tolist()
+
+
 def test_drawn_fields_depend_on_the_line_alone(of_bytes):
     encoder = of_bytes(add_eos=False)
     record = RECORD | {"fields": ["a", "b", "a+b"]}
@@ -158,7 +183,7 @@ def test_drawn_fields_depend_on_the_line_alone(of_bytes):
 BAD: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
     "missing key": ({"fields": "a,d"}, {}, r"key 'd' is missing; it has 'a', 'b', 'vision'"),
     "null": ({"fields": "c"}, {}, "key 'c' is missing"),
-    "nothing known": ({}, {}, "no key 'fields', 'messages' or 'text'; it has 'a'"),
+    "nothing known": ({}, {}, "no key 'fields', 'messages', 'text' or 'ids'; it has"),
     "number": ({"fields": "n"}, {"n": 7}, "key 'n' should hold text, not 7"),
     "codes elsewhere": ({"fields": "n"}, {"n": [7]}, r"not \[7\]; codes go under a key with 'vi"),
     "part of a frame": ({"fields": "vision"}, {"vision": [1, 2, 3]}, "'vision' has 3 codes.* 2"),
@@ -174,6 +199,14 @@ BAD: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
     "lacking token": ({"fields": "<|bos|>"}, {}, r"<\|bos\|>, which the tokenizer lacks"),
     "odd fields": ({}, {"fields": 3}, "key 'fields' should name fields.*not 3"),
     "no alternative": ({"fields_index": 1}, {"fields": ["a"]}, "lists 1 fields; there is no 1"),
+    "array": ({"fields": "n"}, {"n": np.arange(999)}, r"not \[0, 1.*codes go under a key with 'vi"),
+    "no ids": ({}, {"ids": []}, "key 'ids' should be one flat list of whole numbers"),
+    "ids of text": ({}, {"ids": "1 2"}, "key 'ids' should be one flat list of whole numbers"),
+    "ids too large": ({}, {"ids": [1 << 70]}, "key 'ids' should be one flat list"),
+    "id too high": ({}, {"ids": [1, 268]}, "key 'ids': 268 at place 1 is not an id from 0 to 267"),
+    "id below": ({}, {"ids": [0, 1, -1, -2]}, "key 'ids': -1 at place 2"),
+    "learn": ({}, {"ids": [1], "learn": [2]}, "key 'learn' should be one flat list of 0 and 1"),
+    "learn short": ({}, {"ids": [1, 2], "learn": [1]}, "key 'learn' has 1 entries for 2 ids"),
     "empty text": ({}, {"text": " "}, "key 'text' is empty"),
     "messages": ({}, {"messages": ["hi"]}, "key 'messages' should be a list of objects"),
     "role": ({}, {"messages": [{"role": "robot"}]}, "unknown role 'robot'"),

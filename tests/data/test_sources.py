@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lwm.data.sources import Source, open_source
+from lwm.data.sources import Parquet, Source, identity, open_source
 from lwm.errors import UserError
 
 RECORDS: list[dict[str, Any]] = [
@@ -41,11 +41,27 @@ def write_array_record(path: Path) -> Path:
     return path
 
 
-WRITERS = {"jsonl": write_json, "parquet": write_parquet, "arrayrecord": write_array_record}
+def write_hugging_face(path: Path) -> Path:
+    datasets = pytest.importorskip("datasets", reason="datasets is not installed")
+    datasets.disable_progress_bars()
+    datasets.Dataset.from_list(RECORDS).save_to_disk(path)
+    return path
+
+
+WRITERS = {
+    "jsonl": write_json,
+    "parquet": write_parquet,
+    "arrayrecord": write_array_record,
+    "folder": write_hugging_face,
+}
+
+
+def plain(record: dict[str, Any]) -> dict[str, Any]:
+    return {k: v.tolist() if isinstance(v, np.ndarray) else v for k, v in record.items()}
 
 
 def values(source: Source) -> list[dict[str, Any]]:
-    return [source[i].value for i in range(len(source))]
+    return [plain(source[i].value) for i in range(len(source))]
 
 
 @pytest.mark.parametrize("kind", WRITERS)
@@ -59,7 +75,7 @@ def test_any_order_any_thread_any_process(tmp_path, kind, suffix):
     order = np.random.default_rng(0).permutation(np.repeat(np.arange(20), 20))
     for copy in (source, pickle.loads(pickle.dumps(source))):
         with ThreadPoolExecutor(8) as pool:
-            found = list(pool.map(lambda i, copy=copy: copy[i].value, order))
+            found = list(pool.map(lambda i, copy=copy: plain(copy[i].value), order))
         assert found == [RECORDS[i] for i in order]
     for index in (-1, 20):
         with pytest.raises(IndexError):
@@ -121,12 +137,120 @@ def test_several_files_a_folder_and_patterns_concatenate(tmp_path):
     assert source[4] == ({"text": "b1"}, f"{tmp_path / 'b.jsonl'}:2", 1)
 
 
-def test_a_file_that_changed_is_not_read_with_old_places(tmp_path):
-    file = write_json(tmp_path / "a.jsonl")
+@pytest.mark.parametrize("kind", ["jsonl", "parquet"])
+def test_a_file_that_changed_is_not_read_with_old_places(tmp_path, kind):
+    file = WRITERS[kind](tmp_path / "a")
     kept = pickle.dumps(open_source(file))
     file.write_text('{"text": "other"}\n' * 20)
-    with pytest.raises(UserError, match=r"a\.jsonl has changed since it was opened"):
+    with pytest.raises(UserError, match=r"/a has changed since it was opened"):
         pickle.loads(kept)[3]
+
+
+def test_lists_of_numbers_in_columns_are_arrays(tmp_path):
+    arrow = pytest.importorskip("pyarrow", reason="pyarrow is not installed")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    full = {"ids": [3, 4], "learn": [True, False], "odd": [1, None], "names": ["a"]}
+    rows: list[dict[str, Any]] = [full, dict.fromkeys(full)]
+    parquet.write_table(arrow.Table.from_pylist(rows), tmp_path / "a")
+    source = open_source(tmp_path / "a")
+    first = source[0].value
+    assert first["ids"].dtype.kind == "i"
+    assert first["learn"].dtype == bool
+    assert plain(first) == rows[0]
+    assert type(first["odd"]) is type(first["names"]) is list
+    assert source[1].value == rows[1]
+
+
+def test_row_groups_used_last_are_kept_up_to_a_size(tmp_path, monkeypatch):
+    parquet = pytest.importorskip("pyarrow.parquet", reason="pyarrow is not installed")
+    files = [write_parquet(tmp_path / name) for name in ("a", "b")]
+    sizes = [parquet.ParquetFile(files[0]).read_row_group(i).nbytes for i in range(3)]
+    read = []
+    original = Parquet._read
+    monkeypatch.setattr(
+        Parquet, "_read", lambda self, number: [read.append(number), original(self, number)][1]
+    )
+
+    def count(most, order):
+        monkeypatch.setattr("lwm.data.sources._KEPT_BYTES", most)
+        source = open_source(*files)
+        read.clear()
+        assert [plain(source[i].value) for i in order] == [RECORDS[i % 20] for i in order]
+        return len(read)
+
+    back_and_forth = [0, 7, 20, 0, 7, 20, 0, 14]
+    assert count(2 * sum(sizes), back_and_forth) == 4
+    assert count(0, back_and_forth) == 8
+    # Room for two, of both files together: each that comes is one that went.
+    assert count(sizes[0] + sizes[1], back_and_forth[:-1]) == 7
+    assert count(sizes[0] + sizes[1], [0, 7, 0, 20, 0, 7]) == 4, "what was used longest ago goes"
+
+
+def test_what_tells_one_input_from_another(tmp_path):
+    for kind, write in WRITERS.items():
+        places = [tmp_path / kind / name / "data" for name in ("here", "there", "other")]
+        for place in places:
+            place.parent.mkdir(parents=True)
+            write(place)
+        file = places[2] / "state.json" if kind == "folder" else places[2]
+        if kind == "jsonl":
+            file.write_bytes(file.read_bytes().replace(b'"last": null', b'"last": true', 1))
+        here, there, other = (identity(open_source(place)) for place in places)
+        assert here == there
+        assert len(here) == 1
+        assert (here != other) == (kind == "jsonl")
+    both = open_source(tmp_path / "jsonl" / "here" / "data", tmp_path / "jsonl" / "other" / "data")
+    assert identity(both) == [
+        *identity(open_source(tmp_path / "jsonl" / "here" / "data")),
+        *identity(open_source(tmp_path / "jsonl" / "other" / "data")),
+    ]
+
+
+def test_splits_saved_together_are_named(tmp_path):
+    datasets = pytest.importorskip("datasets", reason="datasets is not installed")
+    datasets.disable_progress_bars()
+    split = datasets.Dataset.from_list(RECORDS)
+    datasets.DatasetDict({"train": split, "test": split}).save_to_disk(tmp_path / "a")
+    with pytest.raises(UserError, match=r"holds the splits train, test; give .*/a/train$"):
+        open_source(tmp_path / "a")
+    assert values(open_source(tmp_path / "a" / "test")) == RECORDS
+    (tmp_path / "a" / "test" / "state.json").write_text("{")
+    with pytest.raises(UserError, match=r"a/test cannot be read: ") as caught:
+        open_source(tmp_path / "a" / "test")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("hf:squad", r"'hf:squad' names no data set; write hf:org/name"),
+        ("hf:org/name:a:b", "names no data set"),
+        ("hf:org/none", "hf:org/none is not in the hub's cache, and HF_HUB_OFFLINE forbids"),
+        ("hf:org/none/part:test", "hf:org/none/part:test is not in the hub's cache"),
+    ],
+)
+def test_what_the_hub_cannot_give_is_one_line(name, says):
+    pytest.importorskip("datasets", reason="datasets is not installed")
+    with pytest.raises(UserError, match=says) as caught:
+        open_source(name)
+    assert "\n" not in str(caught.value)
+
+
+def test_an_unreachable_hub_is_told_within_seconds(monkeypatch):
+    datasets = pytest.importorskip("datasets", reason="datasets is not installed")
+    # The hub's own library stays offline, and so fails as without a network.
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
+    with pytest.raises(UserError, match=r"hf:org/name: the hub cannot be reached .*save_to_disk"):
+        open_source("hf:org/name")
+
+
+def test_an_absent_library_of_data_sets_is_named(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    for name in ("state.json", "dataset_info.json"):
+        (tmp_path / name).write_text("{}")
+    for place in (tmp_path, "hf:org/name"):
+        with pytest.raises(UserError, match=r"needs datasets: pip install 'lwm\[hf\]'"):
+            open_source(place)
 
 
 def fault(folder: Path, name: str, content: bytes) -> Path:

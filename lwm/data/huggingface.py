@@ -1,0 +1,119 @@
+"""Data sets of Hugging Face's library `datasets`, an optional one: saved in a folder, or by name.
+
+    hf:org/name                 the split `train`
+    hf:org/name:validation
+    hf:org/name/config:train
+
+Rows are records, as those of a Parquet file are.
+"""
+
+import json
+import re
+from pathlib import Path
+from typing import Any, SupportsIndex
+
+from lwm.data.files import need, reading, reason_of, within
+from lwm.data.record import Record, row_of
+from lwm.errors import UserError
+from lwm.fetch import finish_within
+
+HUB = "hf:"
+_NAME = re.compile(r"hf:(?P<repo>[\w.-]+/[\w.-]+)(/(?P<config>[^/:]+))?(:(?P<split>[^:]+))?")
+_SECONDS = 4.0
+
+
+class Rows:
+    """A split of a data set, a row a record; pictures and the like stay the bytes they are."""
+
+    def __init__(self, dataset: Any, name: str) -> None:
+        # As Arrow's tables, since the library's own rows are slow, and decode pictures.
+        self._dataset = dataset.with_format("arrow")
+        self._name = name
+
+    def __len__(self) -> int:
+        return len(self._dataset)
+
+    def __getitem__(self, index: SupportsIndex) -> Record:
+        index = within(index, len(self))
+        name = f"{self._name}:{index + 1}"
+        with reading(name):
+            row = row_of(self._dataset[index], 0)
+        return Record(row, name, index)
+
+    def identity(self) -> list:
+        """Returns the name, the number of rows, and the library's own fingerprint."""
+        return [[Path(self._name).name, len(self), self._dataset._fingerprint]]
+
+
+def is_saved(folder: Path) -> bool:
+    """Returns whether `save_to_disk` wrote a folder."""
+    one = all((folder / name).is_file() for name in ("state.json", "dataset_info.json"))
+    return one or (folder / "dataset_dict.json").is_file()
+
+
+def open_saved(folder: Path) -> Rows:
+    """Opens what `save_to_disk` wrote.
+
+    Raises:
+        UserError: It is damaged, or several splits lie there; these are named.
+    """
+    several = folder / "dataset_dict.json"
+    if several.is_file():
+        with reading(several):
+            splits = json.loads(several.read_text(encoding="utf-8"))["splits"]
+            raise UserError(
+                f"{folder} holds the splits {', '.join(splits)}; give {folder / splits[0]}"
+            )
+    library = _library()
+    with reading(folder):
+        return Rows(library.load_from_disk(str(folder)), str(folder))
+
+
+def open_hub(name: str) -> Rows:
+    """Opens a data set of the hub, fetched into the library's own cache.
+
+    Raises:
+        UserError: The name is none, or what it names cannot be had.
+    """
+    parts = _NAME.fullmatch(name)
+    if parts is None:
+        raise UserError(
+            f"{name!r} names no data set; write hf:org/name or hf:org/name/config:split"
+        )
+    repo, config, split = parts["repo"], parts["config"], parts["split"] or "train"
+    library = _library()
+    is_offline = library.config.HF_HUB_OFFLINE
+    if not is_offline:
+        _reach(repo, name)
+    try:
+        return Rows(library.load_dataset(repo, config, split=split), name)
+    except ConnectionError:
+        if not is_offline:
+            raise UserError(f"fetching {name} was cut short; run again to go on") from None
+        raise UserError(
+            f"{name} is not in the hub's cache, and HF_HUB_OFFLINE forbids fetching it"
+        ) from None
+    except Exception as error:  # the library raises what it likes
+        raise UserError(f"{name} cannot be loaded: {reason_of(error)}") from None
+
+
+def _library() -> Any:
+    return need("datasets", "a Hugging Face data set", "hf")
+
+
+def _reach(repo: str, name: str) -> None:
+    """Asks the hub for a data set, and fails within seconds, where the library tries for long."""
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import RepositoryNotFoundError
+
+    try:
+        finish_within(_SECONDS, lambda: HfApi().dataset_info(repo, timeout=_SECONDS))
+    except RepositoryNotFoundError:
+        raise UserError(
+            f"the hub has no data set {repo}, or it is private: check the name, or log in with `hf`"
+        ) from None
+    except Exception as error:
+        raise UserError(
+            f"{name}: the hub cannot be reached ({type(error).__name__}); give a folder that "
+            "save_to_disk wrote, or set HF_HUB_OFFLINE=1 to use what is in its cache"
+        ) from None
