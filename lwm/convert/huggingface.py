@@ -1,4 +1,7 @@
-"""Hugging Face model folders: `config.json` and safetensors, read into ours."""
+"""Hugging Face model folders: `config.json` and safetensors, read into ours.
+
+`lwm.convert.export` writes them.
+"""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -15,7 +18,7 @@ from lwm.tokens import TokenSpace
 SUPPORTED = ("llama", "mistral", "qwen2", "qwen3")
 """Values of `model_type` whose models are of the Llama kind."""
 
-_KEYS = {
+KEYS = {
     "dim": "hidden_size",
     "num_layers": "num_hidden_layers",
     "num_heads": "num_attention_heads",
@@ -23,6 +26,10 @@ _KEYS = {
     "max_context": "max_position_embeddings",
     "norm_eps": "rms_norm_eps",
 }
+"""Fields of a configuration that `config.json` has under other names."""
+
+OWN = "lwm"
+"""The key of `config.json` that holds a token space with vision ids, as `TokenSpace` has it."""
 
 
 def read_config(
@@ -41,14 +48,14 @@ def read_config(
             f"supported are dense models of type {', '.join(SUPPORTED)}"
         )
     _refuse_features(values, source)
-    missing = [key for key in (*_KEYS.values(), "vocab_size") if values.get(key) is None]
+    missing = [key for key in (*KEYS.values(), "vocab_size") if values.get(key) is None]
     if missing:
         raise UserError(f"{source} lacks {', '.join(missing)}; fetch the model's own file again")
     heads = values["num_attention_heads"]
     try:
         return LlamaConfig(
-            **{ours: values[theirs] for ours, theirs in _KEYS.items()},
-            tokens=TokenSpace(text=values["vocab_size"]),
+            **{ours: values[theirs] for ours, theirs in KEYS.items()},
+            tokens=_tokens(values, source),
             num_kv_heads=values.get("num_key_value_heads") or heads,
             head_dim=values.get("head_dim") or values["hidden_size"] // heads,
             rope=_rope(values, source),
@@ -59,6 +66,24 @@ def read_config(
         )
     except ValueError as error:
         raise UserError(f"{source}: {error}") from None
+
+
+def _tokens(values: Mapping[str, Any], source: str) -> TokenSpace:
+    rows, own = values["vocab_size"], values.get(OWN)
+    if own is None:
+        return TokenSpace(text=rows)
+    named = isinstance(own, dict) and {*own} == {"text", "vision", "codes"}
+    if not named or not all(isinstance(size, int) and size >= 0 for size in own.values()):
+        raise UserError(
+            f'{source}: "{OWN}" is {json.dumps(own)}, but it should give text, vision and codes'
+        )
+    tokens = TokenSpace(**own)
+    if tokens.size != rows:
+        raise UserError(
+            f'{source}: "{OWN}" counts {tokens.text} text and {tokens.vision} vision ids, but '
+            f"vocab_size is {rows}; remove the key if the vocabulary has been changed"
+        )
+    return tokens
 
 
 def _refuse_features(values: Mapping[str, Any], source: str) -> None:

@@ -14,6 +14,7 @@ from lwm.errors import UserError
 from lwm.model.config import RopeScaling
 from lwm.model.llama import Llama
 from lwm.sharding import make_mesh
+from lwm.tokens import TokenSpace
 
 SIZES = dict(
     vocab_size=200,
@@ -193,6 +194,11 @@ def test_folder_without_tokenizer_is_refused(folder):
         ({"quantization_config": {}}, "quantised"),
         ({"hidden_size": None}, "lacks hidden_size"),
         ({"num_key_value_heads": 3}, "8 heads do not divide by 3"),
+        ({"lwm": {"text": 170, "vision": 40, "codes": 32}}, "170 text and 40 .* vocab_size is 200"),
+        ({"lwm": {"text": 160, "vision": 40, "codes": 39}}, "39 codes, .* need 41 vision ids"),
+        ({"lwm": {"texts": 200}}, r'"lwm" is \{"texts": 200\}, but it should give text'),
+        ({"lwm": 200}, '"lwm" is 200, but it should give text'),
+        ({"lwm": {"text": "all"}}, '"lwm" is {"text": "all"}, but it should give text'),
     ],
 )
 def test_unsupported_features_are_named(changes, says):
@@ -208,6 +214,9 @@ def test_config_is_read():
     assert config.rope.scaling == RopeScaling(
         factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_context=64
     )
+    assert config.tokens == TokenSpace(text=200)
+    seeing = read_config(LLAMA | {"lwm": {"text": 160, "vision": 40, "codes": 32}})
+    assert seeing.tokens == TokenSpace(text=160, vision=40, codes=32)
     window = read_config(LLAMA | {"model_type": "mistral", "sliding_window": 4096})
     assert window.max_context == 4096  # a window as wide as the context hides nothing
 
