@@ -9,6 +9,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from lwm.model.quantize import QuantizedWeight
+from lwm.ops.product import product
 
 FEW = 4
 """XLA on CPU has fast bfloat16 products from two rows on, and up to four they cost the same."""
@@ -33,24 +34,57 @@ def linear(
         dtype: The type of the result, if not that of `x`.
         out_sharding: Where the result lies, if that does not follow from the inputs.
     """
-    weight = weight.astype(x.dtype)
+    if isinstance(weight, QuantizedWeight):
+        weight = weight.astype(x.dtype)
     # Merged first: XLA lowers a product that sums over two dimensions with a transpose.
     summed = x.ndim - 2
     x = x.reshape(*x.shape[:2], -1)
     if summed > 1:
         weight = weight.reshape(-1, *weight.shape[summed:])
+    multiply = _multiply if transposed else _multiply_whole_gradients
+    y = multiply(x, weight, transposed, jnp.dtype(dtype or x.dtype), out_sharding)
+    return y if bias is None else y + bias.astype(y.dtype)
+
+
+def _multiply(
+    x: Array, weight: Array, transposed: bool, dtype: jnp.dtype, out_sharding: P | None
+) -> Array:
     multiply = partial(
         jnp.einsum,
         "bsc,oc->bso" if transposed else "bsc,c...->bs...",
-        preferred_element_type=dtype or x.dtype,
+        preferred_element_type=dtype,
         out_sharding=out_sharding,
     )
+    weight = weight.astype(x.dtype)
     if x.dtype == jnp.float32:
-        y = multiply(x, weight)
-    else:
-        on_cpu = partial(_on_cpu, multiply)
-        y = jax.lax.platform_dependent(x, weight, cpu=on_cpu, default=multiply)
-    return y if bias is None else y + bias.astype(y.dtype)
+        return multiply(x, weight)
+    on_cpu = partial(_on_cpu, multiply)
+    return jax.lax.platform_dependent(x, weight, cpu=on_cpu, default=multiply)
+
+
+# Left to itself, JAX asks for the gradient of the weight in the transposed form. XLA on CPU then
+# writes the gradient of the result a second time by columns, which takes longer than the product.
+_multiply_whole_gradients = jax.custom_vjp(_multiply, nondiff_argnums=(2, 3, 4))
+
+
+def _forward(x, weight, *rest):
+    return _multiply(x, weight, *rest), (x, weight)
+
+
+def _backward(transposed, dtype, out_sharding, saved, dy):
+    del transposed, dtype, out_sharding
+    x, weight = saved
+    there = jax.typeof(weight).sharding.spec
+    dy = dy.reshape(*dy.shape[:2], -1).astype(x.dtype)
+    columns = weight.astype(x.dtype).reshape(weight.shape[0], -1)
+    spec = jax.typeof(columns).sharding.spec
+    dx = product("bso,co->bsc", dy, columns, aligned=True, out_sharding=jax.typeof(x).sharding.spec)
+    dweight = product("bsc,bso->co", x, dy, out_sharding=spec)
+    dweight = jnp.reshape(dweight, weight.shape, out_sharding=there)
+    return dx.astype(x.dtype), dweight.astype(weight.dtype)
+
+
+_multiply_whole_gradients.defvjp(_forward, _backward)
 
 
 def _on_cpu(multiply: partial, x: Array, weight: Array) -> Array:

@@ -4,11 +4,17 @@ from functools import partial
 
 import jax.numpy as jnp
 from jax import lax
+from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float
 
 
 def product(
-    subscripts: str, a: Float[Array, "..."], b: Float[Array, "..."], *, aligned: bool = False
+    subscripts: str,
+    a: Float[Array, "..."],
+    b: Float[Array, "..."],
+    *,
+    aligned: bool = False,
+    out_sharding: P | None = None,
 ) -> Float[Array, "..."]:
     """An einsum of two arrays of one type, summed and returned in float32.
 
@@ -19,8 +25,11 @@ def product(
         aligned: The dimension that is summed is the last one of `a` as it lies in memory. XLA
             on CPU then multiplies bfloat16 on the processor's matrix units; where a transposition
             comes before, it merges that into the product, and fails as it runs.
+        out_sharding: Where the result lies, if that does not follow from the inputs.
     """
-    multiply = partial(jnp.einsum, subscripts, preferred_element_type=jnp.float32)
+    multiply = partial(
+        jnp.einsum, subscripts, preferred_element_type=jnp.float32, out_sharding=out_sharding
+    )
     if aligned or a.dtype == jnp.float32:
         return multiply(a, b)
 
