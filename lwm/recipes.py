@@ -1,0 +1,131 @@
+"""Named runs: each a function that returns all that decides it. Free of JAX.
+
+`lwm train NAME` runs one, and options change single values. A recipe of one's own is a function
+like these in a file of one's own: `lwm train my.py:name`.
+"""
+
+import importlib.util
+import inspect
+from collections.abc import Callable
+from pathlib import Path
+
+from lwm.data.pack import Packing
+from lwm.errors import UserError
+from lwm.model.config import LlamaConfig
+from lwm.tokens import TokenSpace
+from lwm.train.config import AdamW, Data, DataSet, Keep, Run, Schedule, Training
+
+_ASSETS = Path(__file__).parent / "assets"
+_TO_BE_TOLD = TokenSpace(text=1)
+"""The tokenizer says how many ids there are."""
+
+
+def debug() -> Run:
+    """Three chapters of Moby Dick and a model of 0.2M parameters: whether all works.
+
+    Cost: half a minute on two CPU cores. Expect: a loss of about 3.5.
+    """
+    return Run(
+        model=LlamaConfig(
+            tokens=_TO_BE_TOLD,
+            dim=64,
+            num_layers=2,
+            num_heads=4,
+            num_kv_heads=2,
+            head_dim=16,
+            mlp_dim=176,
+            max_context=256,
+            tie_embeddings=True,
+        ),
+        data=Data(
+            sets=(DataSet(files=(f"{_ASSETS}/moby-dick/chapter-[12].txt",), name="chapters"),),
+            held_out=(DataSet(files=(f"{_ASSETS}/moby-dick/chapter-3.txt",), name="chapter 3"),),
+            held_out_rows=16,
+            vocabulary=512,
+            packing=Packing(length=256),
+            rows=8,
+            streams=1,
+        ),
+        training=Training(
+            steps=60,
+            optimizer=AdamW(schedule=Schedule(peak=1e-2, warmup=10)),
+            keep=Keep(every=30),
+            validate_every=30,
+        ),
+    )
+
+
+def laptop_text() -> Run:
+    """A model of 5M parameters from scratch on Shakespeare, Milton and the Bible.
+
+    Cost: half an hour on two CPU cores. Expect: whole works held out, a loss that falls with
+    every thousand steps, and from position to position.
+    """
+    return Run(
+        model=LlamaConfig(
+            tokens=_TO_BE_TOLD,
+            dim=256,
+            num_layers=6,
+            num_heads=8,
+            num_kv_heads=4,
+            head_dim=32,
+            mlp_dim=704,
+            max_context=1024,
+            tie_embeddings=True,
+        ),
+        data=Data(
+            sets=(DataSet(files=("books:train",), name="books"),),
+            held_out=(DataSet(files=("books:held-out",), name="books"),),
+            vocabulary=4096,
+            packing=Packing(length=1024),
+            rows=4,
+            streams=4,
+        ),
+        training=Training(
+            steps=1500,
+            optimizer=AdamW(schedule=Schedule(peak=3e-3, warmup=100, end=3e-4)),
+            keep=Keep(every=250),
+            validate_every=250,
+        ),
+    )
+
+
+Recipe = Callable[[], Run]
+RECIPES: dict[str, Recipe] = {"debug": debug, "laptop-text": laptop_text}
+
+
+def find(name: str) -> Recipe:
+    """Returns a recipe by its name, or by file and function: `my.py:name`.
+
+    Raises:
+        UserError: There is none, or the function is none.
+    """
+    if name in RECIPES:
+        return RECIPES[name]
+    file, colon, function = name.rpartition(":")
+    if not colon or not file.endswith(".py"):
+        raise UserError(
+            f"no recipe is called {name!r}; there are {', '.join(RECIPES)}, and functions in files "
+            "of your own: my.py:name"
+        )
+    return _in_file(Path(file), function)
+
+
+def _in_file(path: Path, name: str) -> Recipe:
+    spec = importlib.util.spec_from_file_location("lwm_user_recipes", path)
+    if spec is None or spec.loader is None or not path.is_file():
+        raise UserError(f"{path} is no Python file")
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        raise UserError(f"{path} fails: {type(error).__name__}: {error}") from None
+    found = getattr(module, name, None)
+    if not callable(found):
+        own = [
+            key
+            for key, value in vars(module).items()
+            if inspect.isfunction(value) and value.__module__ == module.__name__
+        ]
+        raise UserError(f"{path} has no function {name!r}; it has {', '.join(own) or 'none'}")
+    return found

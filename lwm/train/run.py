@@ -1,0 +1,220 @@
+"""What `lwm train` does: opens all that a run names, trains, and saves the model."""
+
+import contextlib
+import dataclasses
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.random as jr
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh
+
+from lwm.convert.export import save_model
+from lwm.data.loader import Loader
+from lwm.data.sets import open_set, texts
+from lwm.data.stream import Mixture
+from lwm.data.tokenizer import Tokenizer
+from lwm.data.vocabulary import train_tokenizer
+from lwm.errors import UserError
+from lwm.loading import Opened, open_model_files, read_llama
+from lwm.model.config import LlamaConfig
+from lwm.model.llama import Llama, check_mesh
+from lwm.sharding import make_mesh
+from lwm.tokens import TokenSpace
+from lwm.train.config import Run, record, to_json
+from lwm.train.loop import train
+from lwm.train.placing import own_rows
+from lwm.train.trackers import Kind, Tracker, open_tracker
+from lwm.train.validate import HeldOut
+from lwm.train.watch import Watch
+
+_MOST_CHARACTERS = 50_000_000
+"""What a tokenizer is trained on; more changes it little, and takes memory."""
+
+
+def run(config: Run, folder: Path, *, track: tuple[Kind, ...] = (), profile: int = 0) -> Path:
+    """Trains as `config` says, going on where the run in `folder` stopped; returns the model's.
+
+    Args:
+        config: What decides the run; `run.json` in the folder keeps it.
+        folder: Gets everything. Several processes share it.
+        track: Other programs that are told the numbers.
+        profile: Updates of which a trace is written.
+
+    Raises:
+        Stopped: The run was asked to stop; run again, it goes on.
+        UserError: Something cannot be had, does not fit, or went wrong on the way.
+    """
+    with _first_process_alone():
+        record(config, folder / "run.json")
+    mesh = make_mesh(config.mesh)
+    opened = None if config.init is None else open_model_files(config.init)
+    tokenizer = _tokenizer(config, opened, folder)
+    model = _shape(config, opened, tokenizer)
+    check_mesh(model, mesh)
+
+    def draw() -> Llama:
+        return Llama.init(model, key=jr.key(config.seed))
+
+    def start() -> Llama:
+        if opened is None:
+            return jax.jit(draw)()
+        return read_llama(opened, model, mesh=mesh, seed=config.seed)
+
+    with _followed(config, model, folder, mesh, track) as followers:
+        state = train(
+            config.training,
+            model,
+            start,
+            _loader(config, tokenizer, model, mesh),
+            mesh,
+            folder,
+            held_out=_held_out(config, tokenizer, model),
+            begin=followers.begin,
+            report=followers,
+            profile=profile,
+        )
+    with jax.set_mesh(mesh):
+        save_model(state.model, tokenizer, folder / "model")
+    return folder / "model"
+
+
+def _tokenizer(config: Run, opened: Opened | None, folder: Path) -> Tokenizer:
+    data = config.data
+    asked = [
+        name
+        for name, given in (
+            ("init", opened is not None),
+            ("data.tokenizer", data.tokenizer is not None),
+            ("data.vocabulary", data.vocabulary > 0),
+        )
+        if given
+    ]
+    if len(asked) != 1:
+        raise UserError(
+            f"a tokenizer comes from one of init, data.tokenizer and data.vocabulary, but the run "
+            f"gives {' and '.join(asked) or 'none'}"
+        )
+    if opened is not None:
+        return opened.tokenizer
+    if data.tokenizer is not None:
+        return Tokenizer.open(Path(data.tokenizer))
+    place = folder / "tokenizer"
+    with _first_process_alone() as is_first:
+        if is_first and not (place / "tokenizer.json").is_file():
+            given = (text for one in data.sets for text in texts(one.files, most=_MOST_CHARACTERS))
+            train_tokenizer(given, size=data.vocabulary, folder=place)
+    return Tokenizer.open(place)
+
+
+def _shape(config: Run, opened: Opened | None, tokenizer: Tokenizer) -> LlamaConfig:
+    """Returns the model that the run trains, its token space included."""
+    model, codes = config.model, config.data.codes
+    if opened is not None:
+        model = opened.training_config(
+            codes=codes,
+            dtype=model.dtype,
+            remat=model.remat,
+            mlp_chunk=model.mlp_chunk,
+            loss_chunk=model.loss_chunk,
+        )
+    else:
+        vision = codes + 2 if codes else 0
+        space = TokenSpace(text=tokenizer.vocab_size, vision=vision, codes=codes)
+        model = dataclasses.replace(model, tokens=space)
+    longest = max(model.max_context, config.data.packing.length)
+    return dataclasses.replace(model, max_context=longest)
+
+
+def _loader(config: Run, tokenizer: Tokenizer, model: LlamaConfig, mesh: Mesh) -> Loader:
+    data = config.data
+    mixture = Mixture(
+        weights=tuple(one.weight for one in data.sets),
+        streams=data.streams,
+        seed=config.seed,
+        shuffle=data.shuffle,
+    )
+    return Loader(
+        [open_set(one.files, one.format, tokenizer, model.tokens) for one in data.sets],
+        model.tokens,
+        data.packing,
+        mixture,
+        rows=data.rows,
+        own=own_rows(mesh, data.rows),
+        max_bad_share=data.max_bad_share,
+        threads=data.threads,
+    )
+
+
+def _held_out(config: Run, tokenizer: Tokenizer, model: LlamaConfig) -> dict[str, HeldOut]:
+    data = config.data
+    if len({one.name for one in data.held_out}) < len(data.held_out):
+        raise UserError("two held-out sets have one name; logs could not tell them apart")
+    return {
+        one.name: HeldOut.read(
+            open_set(one.files, one.format, tokenizer, model.tokens),
+            data.packing,
+            model.tokens,
+            most=data.held_out_rows,
+            num_rows=data.rows,
+            layout=config.training.layout,
+        )
+        for one in data.held_out
+    }
+
+
+class _Followers:
+    """Those who are told of a run: a person, and other programs."""
+
+    def __init__(self, watch: Watch, open_trackers: Callable[[int], list[Tracker]]):
+        self._watch, self._open = watch, open_trackers
+        self._trackers: list[Tracker] = []
+
+    def begin(self, last: int) -> None:
+        self._trackers = self._open(last)
+
+    def __call__(self, line: dict[str, Any]) -> None:
+        self._watch(line)
+        for tracker in self._trackers:
+            tracker(line)
+
+    def close(self) -> None:
+        for tracker in self._trackers:
+            tracker.close()
+
+
+@contextlib.contextmanager
+def _followed(
+    config: Run, model: LlamaConfig, folder: Path, mesh: Mesh, track: tuple[Kind, ...]
+) -> Iterator[_Followers]:
+    def open_trackers(last: int) -> list[Tracker]:
+        if jax.process_index():
+            return []
+        return [open_tracker(kind, folder, to_json(config), last=last) for kind in track]
+
+    if jax.process_index() == 0:
+        size = f"{_num_parameters(model, mesh):,} parameters, {model.tokens.size:,} ids"
+        print(f"{size}, mesh {config.mesh}, folder {folder}", file=sys.stderr)
+    with Watch(config.training.steps, model, list(mesh.devices.flat)) as watch:
+        followers = _Followers(watch, open_trackers)
+        try:
+            yield followers
+        finally:
+            followers.close()
+
+
+def _num_parameters(model: LlamaConfig, mesh: Mesh) -> int:
+    with jax.set_mesh(mesh):
+        shapes = jax.eval_shape(lambda: Llama.init(model, key=jr.key(0)))
+    return sum(leaf.size for leaf in jax.tree.leaves(shapes))
+
+
+@contextlib.contextmanager
+def _first_process_alone() -> Iterator[bool]:
+    """Lets process 0 write into the folder that all share, before others go on."""
+    yield jax.process_index() == 0
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices("the first process has written")
