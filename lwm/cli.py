@@ -141,6 +141,61 @@ def data_check(
     )
 
 
+def data_tokenize(
+    files: Annotated[tuple[str, ...], tyro.conf.Positional],
+    /,
+    *,
+    out: Path,
+    model: str | None = None,
+    tokenizer: Path | None = None,
+    codes: int = 8192,
+    shards: int = 1,
+    workers: int = 0,
+    max_bad_share: float = 0.01,
+    format: Flat[ExampleFormat] = ExampleFormat(),
+) -> None:
+    """Encodes training data once, into shards that are read many times as fast.
+
+    Args:
+        files: JSON lines, Parquet, ArrayRecord or .txt files, folders of them, or patterns.
+        out: The folder for the shards; run again, it goes on where it stopped.
+        model: The model to be trained: a name from `lwm models`, a folder, or a GGUF file.
+        tokenizer: In place of a model, a tokenizer's folder or file.
+        codes: With a tokenizer alone, the entries of the vision codebook; 0 is no vision.
+        shards: How many files.
+        workers: How many processes write them; 0 is this one.
+        max_bad_share: Fail when more than this share of the lines is bad.
+        format: How records become examples.
+    """
+    from lwm.data.tokenize import run
+
+    run(
+        files,
+        out=out,
+        model=model,
+        tokenizer=tokenizer,
+        codes=codes,
+        shards=shards,
+        workers=workers,
+        max_bad_share=max_bad_share,
+        format=format,
+    )
+
+
+def plot(
+    runs: Annotated[tuple[Path, ...], tyro.conf.Positional], /, *, out: Path | None = None
+) -> None:
+    """Draws loss, held-out loss by position, learning rate and throughput of training runs.
+
+    Args:
+        runs: Folders of runs; several are drawn over each other.
+        out: The picture: .png, .pdf or .svg; by default `plot.png` in the run's folder.
+    """
+    from lwm.train.plot import run
+
+    print(run(runs, out))
+
+
 def demo(
     *,
     out: Path = Path("demo"),
@@ -187,13 +242,15 @@ COMMANDS: dict[str, Command | dict[str, Command]] = {
     "chat": chat,
     "generate": {"text": generate_text},
     "eval": {"needle": eval_needle},
-    "data": {"check": data_check},
+    "data": {"check": data_check, "tokenize": data_tokenize},
+    "plot": plot,
     "models": models,
 }
 GROUPS = {
     "generate": "Writes: `lwm generate text`.",
     "eval": "Measures: `lwm eval needle`.",
-    "data": "Prepares training data: `lwm data check`.",
+    "data": "Prepares training data: `lwm data check`, `lwm data tokenize`.",
+    "train": "Trains a model by a recipe: `lwm train debug`.",
 }
 
 
@@ -214,6 +271,12 @@ def main() -> None:
 
 def _run(arguments: list[str]) -> None:
     group = COMMANDS.get(arguments[0]) if arguments else None
+    if arguments[:1] == ["train"]:
+        from lwm import cli_train
+
+        recipes = cli_train.commands(arguments[1:])
+        _parse(recipes, arguments[1:], prog="lwm train", about=cli_train.ABOUT)
+        return
     if isinstance(group, dict):
         _parse(group, arguments[1:], prog=f"lwm {arguments[0]}", about=GROUPS[arguments[0]])
         return
@@ -221,6 +284,8 @@ def _run(arguments: list[str]) -> None:
         name: _described(GROUPS[name]) if isinstance(command, dict) else command
         for name, command in COMMANDS.items()
     }
+    # Its recipes are looked up only when it is asked for.
+    commands["train"] = _described(GROUPS["train"])
     _parse(commands, arguments, prog="lwm", about="Large world models: ask, measure, train them.")
 
 
@@ -230,7 +295,11 @@ def _parse(commands: dict[str, Command], arguments: list[str], *, prog: str, abo
         prog=prog,
         description=about,
         args=arguments,
-        config=(tyro.conf.PositionalMetavarFromFieldName, tyro.conf.DisallowNone),
+        config=(
+            tyro.conf.PositionalMetavarFromFieldName,
+            tyro.conf.DisallowNone,
+            tyro.conf.AvoidSubcommands,
+        ),
     )
 
 

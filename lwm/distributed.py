@@ -2,8 +2,6 @@
 
 import dataclasses
 
-import jax
-
 from lwm.errors import UserError
 
 
@@ -47,6 +45,8 @@ def join(processes: Processes) -> None:
 
 
 def _initialize(failure: str, arguments: dict) -> None:
+    import jax  # Not before: a command line shows `Processes` at once.
+
     try:
         jax.distributed.initialize(**arguments)
     except (RuntimeError, ValueError) as error:

@@ -1,14 +1,11 @@
 """A small run of training, to be killed; prints each step as it is made.
 
-python tests/training_run.py FOLDER STEPS [MESH]
+python tests/training_run.py FOLDER STEPS [MESH [COORDINATOR COUNT INDEX]]
 """
 
 import os
 import sys
 from pathlib import Path
-
-os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=4"
-os.environ["JAX_PLATFORMS"] = "cpu"
 
 import jax
 import jax.random as jr
@@ -18,6 +15,7 @@ from lwm.data.example import Example
 from lwm.data.loader import Loader
 from lwm.data.pack import Packing
 from lwm.data.stream import Mixture
+from lwm.distributed import Processes, join
 from lwm.errors import UserError
 from lwm.model.config import LlamaConfig
 from lwm.model.llama import Llama
@@ -25,6 +23,12 @@ from lwm.sharding import make_mesh
 from lwm.tokens import TokenSpace
 from lwm.train.config import AdamW, Keep, Schedule, Training
 from lwm.train.loop import Stopped, train
+from lwm.train.placing import own_rows
+
+COORDINATOR, COUNT, INDEX = sys.argv[4:] or (None, 1, 0)
+# Four devices, those of all processes together.
+os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={4 // int(COUNT)}"
+jax.config.update("jax_platforms", "cpu")
 
 SPACE = TokenSpace(text=64)
 CONFIG = LlamaConfig(
@@ -50,7 +54,11 @@ class Counting:
         return Example(ids=ids, learn=np.ones(len(ids), bool), name=str(number))
 
 
-def main(folder: Path, steps: int, mesh: str = "1,1,1,1") -> None:
+ROWS = 4
+
+
+def main(folder: Path, steps: int, text: str = "1,1,1,1") -> None:
+    mesh = make_mesh(text)
     training = Training(
         steps=steps,
         accumulate=2,
@@ -63,8 +71,8 @@ def main(folder: Path, steps: int, mesh: str = "1,1,1,1") -> None:
         training,
         CONFIG,
         jax.jit(lambda: Llama.init(CONFIG, key=jr.key(0))),
-        Loader([Counting()], SPACE, packing, mixture, rows=4),
-        make_mesh(mesh),
+        Loader([Counting()], SPACE, packing, mixture, rows=ROWS, own=own_rows(mesh, ROWS)),
+        mesh,
         folder,
         report=lambda line: print(line["step"], line["loss"], flush=True),
     )
@@ -72,8 +80,10 @@ def main(folder: Path, steps: int, mesh: str = "1,1,1,1") -> None:
 
 
 if __name__ == "__main__":
+    if COORDINATOR:
+        join(Processes(coordinator=COORDINATOR, count=int(COUNT), index=int(INDEX)))
     try:
-        main(Path(sys.argv[1]), int(sys.argv[2]), *sys.argv[3:])
+        main(Path(sys.argv[1]), int(sys.argv[2]), *sys.argv[3:4])
     except Stopped as stopped:
         print(stopped, flush=True)
     except UserError as error:

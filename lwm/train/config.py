@@ -151,7 +151,7 @@ class Data:
     tokenizer: str | None = None
     """A folder or file of a tokenizer; by default that of the model that training starts from."""
     vocabulary: int = 0
-    """Train a tokenizer of so many ids on the sets first; 0: take the one given."""
+    """Where no tokenizer is given: train one of so many ids on the sets first."""
     codes: int = 0
     """Entries of the vision codebook; 0: text only."""
     packing: Packing
@@ -218,32 +218,37 @@ def to_json(run: Run) -> dict[str, Any]:
     return json.loads(json.dumps(dataclasses.asdict(run)))
 
 
-def record(run: Run, path: Path) -> None:
-    """Writes a run to `path`; one that is there has to be the same run.
+def write_run(run: Run, path: Path) -> None:
+    """Writes a run to `path`, so that `require_same` can tell another."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(to_json(run), indent=1) + "\n", encoding="utf-8")
+
+
+def require_same(run: Run, path: Path) -> bool:
+    """Refuses to go on with a run other than the one at `path`; says whether there is one.
 
     Raises:
-        UserError: It is another; the first differences are named.
+        UserError: The runs differ; the first differences are named.
     """
-    values = to_json(run)
-    if path.exists():
-        try:
-            before = _leaves(json.loads(path.read_text(encoding="utf-8")))
-        except (ValueError, AttributeError):
-            raise UserError(f"{path} is damaged; restore it, or choose another folder") from None
-        now = _leaves(values)
-        differing = [
-            f"{name} was {before.get(name)!r} and is {now.get(name)!r}"
-            for name in sorted(before | now)
-            if before.get(name) != now.get(name) and not name.startswith(_FREE)
-        ]
-        if differing:
-            more = f" and {len(differing) - 3} more" if len(differing) > 3 else ""
-            raise UserError(
-                f"{path.parent} holds another run: {'; '.join(differing[:3])}{more}; give the same "
-                "settings to go on with it, or another folder with --out"
-            )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
+    if not path.exists():
+        return False
+    try:
+        before = _leaves(json.loads(path.read_text(encoding="utf-8")))
+    except (ValueError, AttributeError):
+        raise UserError(f"{path} is damaged; restore it, or choose another folder") from None
+    now = _leaves(to_json(run))
+    differing = [
+        f"{name} was {before.get(name)!r} and is {now.get(name)!r}"
+        for name in sorted(before | now)
+        if before.get(name) != now.get(name) and not name.startswith(_FREE)
+    ]
+    if differing:
+        more = f" and {len(differing) - 3} more" if len(differing) > 3 else ""
+        raise UserError(
+            f"{path.parent} holds another run: {'; '.join(differing[:3])}{more}; give the same "
+            "settings to go on with it, or another folder with --out"
+        )
+    return True
 
 
 def _leaves(values: Any, name: str = "") -> dict[str, Any]:

@@ -24,7 +24,7 @@ from lwm.model.config import LlamaConfig
 from lwm.model.llama import Llama, check_mesh
 from lwm.sharding import make_mesh
 from lwm.tokens import TokenSpace
-from lwm.train.config import Run, record, to_json
+from lwm.train.config import Run, require_same, to_json, write_run
 from lwm.train.loop import train
 from lwm.train.placing import own_rows
 from lwm.train.trackers import Kind, Tracker, open_tracker
@@ -48,13 +48,18 @@ def run(config: Run, folder: Path, *, track: tuple[Kind, ...] = (), profile: int
         Stopped: The run was asked to stop; run again, it goes on.
         UserError: Something cannot be had, does not fit, or went wrong on the way.
     """
-    with _first_process_alone():
-        record(config, folder / "run.json")
+    goes_on = require_same(config, folder / "run.json")
     mesh = make_mesh(config.mesh)
     opened = None if config.init is None else open_model_files(config.init)
-    tokenizer = _tokenizer(config, opened, folder)
+    tokenizer = _tokenizer(config, opened, folder, goes_on)
     model = _shape(config, opened, tokenizer)
     check_mesh(model, mesh)
+    loader = _loader(config, tokenizer, model, mesh)
+    held_out = _held_out(config, tokenizer, model)
+    # Not before: what was refused so far can be mended and tried again.
+    with _first_process_alone() as is_first:
+        if is_first:
+            write_run(config, folder / "run.json")
 
     def draw() -> Llama:
         return Llama.init(model, key=jr.key(config.seed))
@@ -69,10 +74,10 @@ def run(config: Run, folder: Path, *, track: tuple[Kind, ...] = (), profile: int
             config.training,
             model,
             start,
-            _loader(config, tokenizer, model, mesh),
+            loader,
             mesh,
             folder,
-            held_out=_held_out(config, tokenizer, model),
+            held_out=held_out,
             begin=followers.begin,
             report=followers,
             profile=profile,
@@ -82,29 +87,22 @@ def run(config: Run, folder: Path, *, track: tuple[Kind, ...] = (), profile: int
     return folder / "model"
 
 
-def _tokenizer(config: Run, opened: Opened | None, folder: Path) -> Tokenizer:
+def _tokenizer(config: Run, opened: Opened | None, folder: Path, goes_on: bool) -> Tokenizer:
     data = config.data
-    asked = [
-        name
-        for name, given in (
-            ("init", opened is not None),
-            ("data.tokenizer", data.tokenizer is not None),
-            ("data.vocabulary", data.vocabulary > 0),
-        )
-        if given
-    ]
-    if len(asked) != 1:
-        raise UserError(
-            f"a tokenizer comes from one of init, data.tokenizer and data.vocabulary, but the run "
-            f"gives {' and '.join(asked) or 'none'}"
-        )
     if opened is not None:
+        if data.tokenizer is not None:
+            raise UserError(
+                f"data.tokenizer {data.tokenizer} is given beside init {config.init}, which brings "
+                "its own; leave one of them out"
+            )
         return opened.tokenizer
     if data.tokenizer is not None:
         return Tokenizer.open(Path(data.tokenizer))
+    if not data.vocabulary:
+        raise UserError("give a tokenizer: init, data.tokenizer, or data.vocabulary to train one")
     place = folder / "tokenizer"
     with _first_process_alone() as is_first:
-        if is_first and not (place / "tokenizer.json").is_file():
+        if is_first and not goes_on:
             given = (text for one in data.sets for text in texts(one.files, most=_MOST_CHARACTERS))
             train_tokenizer(given, size=data.vocabulary, folder=place)
     return Tokenizer.open(place)

@@ -4,6 +4,7 @@ import json
 import os
 import random
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -17,10 +18,10 @@ from lwm.train.config import Training
 SCRIPT = Path(__file__).parents[1] / "training_run.py"
 
 
-def start(folder, steps=60, *more):
+def start(folder, *more):
     cache = {"JAX_COMPILATION_CACHE_DIR": str(folder.parent / "compiled")}
     return subprocess.Popen(
-        [sys.executable, SCRIPT, folder, str(steps), *more],
+        [sys.executable, SCRIPT, folder, "60", *map(str, more)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -28,8 +29,8 @@ def start(folder, steps=60, *more):
     )
 
 
-def finish(folder, steps=60, *more):
-    run = start(folder, steps, *more)
+def finish(folder, *more):
+    run = start(folder, *more)
     out, errors = run.communicate(timeout=300)
     assert run.returncode == 0, errors
     return out, errors
@@ -112,9 +113,38 @@ def test_stopped_and_damaged(whole):
     same(final(folder), final(whole))
 
 
+def alike(one, other):
+    for x, y in zip(one, other, strict=True):
+        np.testing.assert_allclose(x, y, rtol=0, atol=1e-4 * max(1e-3, np.abs(y).max()))
+
+
 def test_on_another_mesh_the_numbers_are_the_same(whole):
     folder = whole.parent / "mesh"
     interrupt(folder, 10, signal.SIGTERM)
-    finish(folder, 60, "1,1,2,2")
-    for one, other in zip(final(folder), final(whole), strict=True):
-        np.testing.assert_allclose(one, other, rtol=0, atol=1e-4 * max(1e-3, np.abs(other).max()))
+    finish(folder, "1,1,2,2")
+    alike(final(folder), final(whole))
+
+
+def test_two_processes_train_together_and_one_goes_on(whole):
+    """One of them is told to stop; both do, and their checkpoint is as good as any."""
+    folder = whole.parent / "processes"
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        coordinator = f"localhost:{probe.getsockname()[1]}"
+    runs = [start(folder, "1,4,1,1", coordinator, 2, index) for index in range(2)]
+    assert runs[0].stdout is not None
+    lines = [next(runs[0].stdout) for _ in range(7)]
+    runs[1].send_signal(signal.SIGTERM)
+    ends = [run.communicate(timeout=300) for run in runs]
+    assert [run.returncode for run in runs] == [0, 0], ends
+    assert all("run the same again to go on" in out for out, _ in ends)
+    assert log(folder)[:7] == pytest.approx(log(whole)[:7], rel=1e-5)
+    assert [float(line.split()[1]) for line in lines] == log(folder)[:7]
+    finish(folder)
+    assert log(folder) == pytest.approx(log(whole), rel=1e-4)
+    alike(final(folder), final(whole))
+
+
+def log(folder):
+    """The losses of a run."""
+    return [json.loads(line)["loss"] for line in (folder / "log.jsonl").read_text().splitlines()]

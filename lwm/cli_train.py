@@ -1,0 +1,67 @@
+"""`lwm train`: each recipe a command, each value in it an option. Free of JAX until it runs."""
+
+import dataclasses
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from lwm.distributed import Processes
+from lwm.recipes import RECIPES, Recipe, find
+from lwm.train.config import Run
+
+ABOUT = "Trains a model by a recipe; run again, it goes on where it stopped."
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options:
+    """What does not change the numbers."""
+
+    out: Path | None = None
+    """The folder for checkpoints, log and model; by default `runs` and the recipe's name."""
+    track: tuple[Literal["tensorboard", "wandb"], ...] = ()
+    """Other programs that are told the numbers."""
+    profile: int = 0
+    """Steps of which a trace is written."""
+    processes: Processes = Processes()
+    """For a run of several processes: the same command is given to each, with its own index."""
+
+
+def commands(arguments: list[str]) -> dict[str, Callable[..., None]]:
+    """Returns a command for each recipe, and for one of the user's that the arguments name."""
+    named = dict(RECIPES)
+    if arguments and ":" in arguments[0]:
+        named[arguments[0]] = find(arguments[0])
+    return {name: _command(name, recipe) for name, recipe in named.items()}
+
+
+def _command(name: str, recipe: Recipe) -> Callable[..., None]:
+    own = recipe()
+
+    def command(
+        *,
+        run: Annotated[Run, tyro.conf.arg(name="")] = own,
+        options: Annotated[Options, tyro.conf.arg(name="")] = Options(),
+    ) -> None:
+        train(name, run, options)
+
+    command.__doc__ = recipe.__doc__
+    return command
+
+
+def train(name: str, run: Run, options: Options) -> None:
+    """Runs, and says where the model is; a run that is asked to stop says how to go on."""
+    from lwm.distributed import join
+    from lwm.train.loop import Stopped
+    from lwm.train.run import run as start
+
+    join(options.processes)
+    folder = options.out or Path("runs") / name.rpartition(":")[2]
+    try:
+        model = start(run, folder, track=options.track, profile=options.profile)
+    except Stopped as stopped:
+        print(f"lwm: {stopped}", file=sys.stderr)
+        return
+    print(f"{model}\nTalk to it: lwm chat {model}\nSee the run: lwm plot {folder}")

@@ -1,0 +1,109 @@
+"""Recipes are what they were; a change of a default shows in the files of `golden`.
+
+python tests/test_recipes.py    writes these files anew
+"""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import jax
+import jax.random as jr
+import pytest
+from jax.sharding import AbstractMesh, AxisType
+
+from lwm.errors import UserError
+from lwm.model.llama import Llama
+from lwm.recipes import RECIPES, find
+from lwm.sharding import AXES
+from lwm.tokens import TokenSpace
+from lwm.train.config import Data, Run, Training, require_same, to_json, write_run
+from lwm.train.optimizer import build_optimizer
+from lwm.train.step import State
+
+GOLDEN = Path(__file__).parent / "golden"
+ASSETS = str(Path(__file__).parents[1] / "lwm" / "assets")
+
+
+def resolved(name):
+    return json.dumps(to_json(RECIPES[name]()), indent=1).replace(ASSETS, "ASSETS") + "\n"
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_recipes_are_what_they_were(name):
+    assert resolved(name) == (GOLDEN / f"{name}.json").read_text()
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_recipes_can_be_built(name):
+    """On the mesh that they ask for, of which not a device is there."""
+    run = RECIPES[name]()
+    assert run.model.max_context >= run.data.packing.length
+    sizes = tuple(map(int, run.mesh.split(",")))
+    explicit = (AxisType.Explicit,) * len(AXES)
+    tokens = TokenSpace(text=run.data.vocabulary)
+    model = dataclasses.replace(run.model, tokens=tokens)
+    optimizer = build_optimizer(run.training.optimizer, run.training.steps)
+    with jax.sharding.use_abstract_mesh(AbstractMesh(sizes, AXES, axis_types=explicit)):
+        made = jax.eval_shape(lambda: State.start(Llama.init(model, key=jr.key(0)), optimizer))
+    assert made.model.embedding.shape == (tokens.rows, model.dim)
+
+
+OWN = """
+import dataclasses
+from lwm.recipes import debug
+
+def short():
+    run = debug()
+    return dataclasses.replace(run, training=dataclasses.replace(run.training, steps=20))
+
+number = 3
+"""
+
+
+def test_recipes_of_ones_own(tmp_path):
+    file = tmp_path / "own.py"
+    file.write_text(OWN)
+    assert find(f"{file}:short")().training.steps == 20
+    for name, said in (
+        (f"{file}:long", "has no function 'long'; it has short"),
+        (f"{file}:number", "has no function 'number'"),
+        (f"{tmp_path / 'none.py'}:short", "is no Python file"),
+        ("debugg", "no recipe is called 'debugg'; there are debug"),
+    ):
+        with pytest.raises(UserError, match=said):
+            find(name)
+    file.write_text("1 / 0")
+    with pytest.raises(UserError, match="fails: ZeroDivisionError"):
+        find(f"{file}:short")
+
+
+def test_a_folder_keeps_to_its_run(tmp_path):
+    run, path = RECIPES["debug"](), tmp_path / "run" / "run.json"
+    assert not require_same(run, path)
+    write_run(run, path)
+    assert require_same(dataclasses.replace(run, mesh="1,2,1,1"), path)
+    other = dataclasses.replace(run, seed=1)
+    with pytest.raises(UserError, match="holds another run: seed was 0 and is 1; give the same"):
+        require_same(other, path)
+    data = dataclasses.replace(run.data, rows=4, sets=(*run.data.sets, *run.data.sets))
+    said = r"data.rows was 8 and is 4; data.sets.1.files was None and is \[.*; .* and \d+ more"
+    with pytest.raises(UserError, match=said):
+        require_same(dataclasses.replace(run, data=data), path)
+    path.write_text("{")
+    with pytest.raises(UserError, match="is damaged"):
+        require_same(run, path)
+
+
+def test_what_cannot_be_is_refused():
+    run: Run = RECIPES["debug"]()
+    for change in ({"sets": ()}, {"rows": 0}, {"held_out_rows": 0}, {"codes": -1}):
+        with pytest.raises(UserError):
+            Data(**{f.name: getattr(run.data, f.name) for f in dataclasses.fields(Data)} | change)
+    with pytest.raises(UserError, match="validation every -1 steps"):
+        Training(steps=1, validate_every=-1)
+
+
+if __name__ == "__main__":
+    for name in RECIPES:
+        (GOLDEN / f"{name}.json").write_text(resolved(name))
