@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -24,7 +25,7 @@ replace = dataclasses.replace
 def small(**training):
     """The recipe `debug`, smaller."""
     run = debug()
-    settings = {
+    settings: dict[str, Any] = {
         "steps": 6,
         "optimizer": AdamW(schedule=Schedule(peak=1e-2, warmup=2)),
         "keep": Keep(every=3),
