@@ -1,6 +1,7 @@
 """`lwm train`: each recipe a command, each value in it an option. Free of JAX until it runs."""
 
 import dataclasses
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Annotated, Literal
 import tyro
 
 from lwm.distributed import Processes
+from lwm.errors import UserError
 from lwm.recipes import RECIPES, Recipe, find
 from lwm.train.config import Run
 
@@ -45,10 +47,27 @@ def _command(name: str, recipe: Recipe) -> Callable[..., None]:
         run: Annotated[Run, tyro.conf.arg(name="")] = own,
         options: Annotated[Options, tyro.conf.arg(name="")] = Options(),
     ) -> None:
+        require_use(run, own)
         train(name, run, options)
 
     command.__doc__ = recipe.__doc__
     return command
+
+
+def require_use(run: Run, recipe: Run) -> None:
+    """Refuses options that a model to start from leaves without effect.
+
+    Raises:
+        UserError: The first of them is named.
+    """
+    if run.init is None:
+        return
+    for field in dataclasses.fields(run.model):
+        name = field.name
+        changed = getattr(run.model, name) != getattr(recipe.model, name)
+        if changed and name not in ("dtype", "remat", "mlp_chunk", "loss_chunk"):
+            option = f"--model.{name.replace('_', '-')}"
+            raise UserError(f"{option} has no effect with --init, whose model brings its own")
 
 
 def train(name: str, run: Run, options: Options) -> None:
@@ -63,5 +82,6 @@ def train(name: str, run: Run, options: Options) -> None:
         model = start(run, folder, track=options.track, profile=options.profile)
     except Stopped as stopped:
         print(f"lwm: {stopped}", file=sys.stderr)
-        return
+        # A scheduler that stops a run is content; a person's `&&` should not go on.
+        sys.exit(130 if stopped.by == signal.SIGINT else 0)
     print(f"{model}\nTalk to it: lwm chat {model}\nSee the run: lwm plot {folder}")

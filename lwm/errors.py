@@ -1,5 +1,21 @@
-"""The one exception that means "your input, not our code"."""
+"""The one exception that means "your input, not our code", and the fault of a full disk."""
+
+import errno
+import os
 
 
 class UserError(Exception):
     """Something that the user can put right, told in one clear line that names the remedy."""
+
+
+def is_full_disk(error: BaseException | None) -> bool:
+    """Returns whether an exception, or one that it came from, means a full disk or quota.
+
+    The words are looked for: libraries such as safetensors and tensorstore pass on only them.
+    """
+    words = [os.strerror(code) for code in (errno.ENOSPC, errno.EDQUOT)]
+    while error is not None:
+        if any(each in str(error) for each in words):
+            return True
+        error = error.__cause__ or error.__context__
+    return False

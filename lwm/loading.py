@@ -124,7 +124,8 @@ class Opened:
                 " ids, and vision at least codes + 2, or 0 for just that"
             )
         if not there.vision:
-            return TokenSpace(text=there.text, vision=vision or codes + 2, codes=codes)
+            least = TokenSpace.of(there.text, codes)
+            return dataclasses.replace(least, vision=vision) if vision else least
         if (vision or there.vision, codes) != (there.vision, there.codes):
             asked = f"{vision} for {codes}" if vision else f"those for {codes}"
             raise UserError(

@@ -25,6 +25,11 @@ class TokenSpace:
     codes: int = 0
     """Entries of the vision codebook: the first of the vision ids."""
 
+    @classmethod
+    def of(cls, text: int, codes: int) -> "TokenSpace":
+        """Returns the space of a vocabulary and a codebook; 0 codes are no vision."""
+        return cls(text=text, vision=codes + 2 if codes else 0, codes=codes)
+
     def __post_init__(self):
         """Refuses a space in which the codebook and its two markers do not fit."""
         if self.vision and self.codes + 2 > self.vision:

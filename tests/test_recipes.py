@@ -13,21 +13,21 @@ import jax.random as jr
 import pytest
 from jax.sharding import AbstractMesh, AxisType
 
+from lwm.cli_train import require_use
 from lwm.errors import UserError
 from lwm.model.llama import Llama
 from lwm.recipes import RECIPES, find
 from lwm.sharding import AXES
 from lwm.tokens import TokenSpace
-from lwm.train.config import Run, Training, require_same, to_json, write_run
+from lwm.train.config import Run, Schedule, Training, require_same, to_json, write_run
 from lwm.train.optimizer import build_optimizer
 from lwm.train.step import State
 
 GOLDEN = Path(__file__).parent / "golden"
-ASSETS = str(Path(__file__).parents[1] / "lwm" / "assets")
 
 
 def resolved(name):
-    return json.dumps(to_json(RECIPES[name]()), indent=1).replace(ASSETS, "ASSETS") + "\n"
+    return json.dumps(to_json(RECIPES[name]()), indent=1) + "\n"
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -94,6 +94,20 @@ def test_a_folder_keeps_to_its_run(tmp_path):
     path.write_text("{")
     with pytest.raises(UserError, match="is damaged"):
         require_same(run, path)
+
+
+def test_options_without_effect_are_refused():
+    run = RECIPES["debug"]()
+    wide = dataclasses.replace(run, model=dataclasses.replace(run.model, mlp_dim=99))
+    require_use(wide, run)
+    with pytest.raises(UserError, match=r"--model\.mlp-dim has no effect with --init"):
+        require_use(dataclasses.replace(wide, init="some/model"), run)
+    low = dataclasses.replace(run.model, dtype="bfloat16", remat="full", mlp_chunk=64)
+    require_use(dataclasses.replace(run, model=low, init="some/model"), run)
+    with pytest.raises(UserError, match="decay 9 is of no use to the course cosine"):
+        Schedule(decay=9)
+    with pytest.raises(UserError, match=r"end 0\.1 is of no use to the course constant"):
+        Schedule(course="constant", end=0.1)
 
 
 def test_what_cannot_be_is_refused():

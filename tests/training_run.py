@@ -54,6 +54,17 @@ class Counting:
         return Example(ids=ids, learn=np.ones(len(ids), bool), name=str(number))
 
 
+class Printing:
+    def begin(self, last):
+        pass
+
+    def __call__(self, line):
+        print(line["step"], line["loss"], flush=True)
+
+    def warn(self, text):
+        print(text, file=sys.stderr)
+
+
 ROWS = 4
 
 
@@ -74,7 +85,7 @@ def main(folder: Path, steps: int, text: str = "1,1,1,1") -> None:
         Loader([Counting()], SPACE, packing, mixture, rows=ROWS, own=own_rows(mesh, ROWS)),
         mesh,
         folder,
-        report=lambda line: print(line["step"], line["loss"], flush=True),
+        follower=Printing(),
     )
     np.savez(folder / "final.npz", *map(np.asarray, jax.tree.leaves(state)))
 

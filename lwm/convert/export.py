@@ -25,7 +25,7 @@ from lwm.convert.huggingface import KEYS, OWN, read_json
 from lwm.convert.names import HUGGING_FACE, Layout
 from lwm.convert.weights import dotted, layer_paths, layout_of, sizes_in
 from lwm.data.tokenizer import Tokenizer
-from lwm.errors import UserError
+from lwm.errors import UserError, is_full_disk
 from lwm.model.config import LlamaConfig
 from lwm.model.llama import Llama
 from lwm.model.quantize import QuantizedWeight
@@ -245,7 +245,7 @@ class _Writer:
 
     def begin(self, small: dict[str, str], tokenizer: Tokenizer) -> None:
         """Writes all but the weights, once it is clear that there is a place for them."""
-        _require_replaceable(self._folder)
+        require_ours(self._folder)
         self._folder.parent.mkdir(parents=True, exist_ok=True)
         shutil.rmtree(self._beside, ignore_errors=True)
         if self._free() < self._num_bytes:
@@ -271,10 +271,10 @@ class _Writer:
         shutil.rmtree(old, ignore_errors=True)
 
     def _explain(self, error: Exception) -> Exception:
-        """Tells what the disk says in one line; safetensors passes it on only in words."""
+        """Tells what the disk says in one line."""
         if not isinstance(error, OSError | SafetensorError):
             return error
-        if any(os.strerror(code) in str(error) for code in (errno.ENOSPC, errno.EDQUOT)):
+        if is_full_disk(error):
             return UserError(
                 f"no space for the model in {self._folder}: it needs {self._num_bytes / 1e9:.3g} "
                 f"GB and {self._free() / 1e9:.3g} GB are free; make room or choose another disk"
@@ -286,8 +286,13 @@ class _Writer:
         return shutil.disk_usage(above).free
 
 
-def _require_replaceable(folder: Path) -> None:
-    """Refuses to replace what is neither empty nor wholly our own work."""
+def require_ours(folder: Path) -> None:
+    """Refuses a folder that `save_model` would: one neither empty nor wholly our own work.
+
+    Raises:
+        UserError: What lies there.
+    """
+    folder = Path(folder).expanduser()
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{folder} is a file; choose another folder for the model")
     names = [path.name for path in folder.glob("*")]

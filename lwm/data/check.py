@@ -9,7 +9,7 @@ import numpy as np
 from lwm.console import waiting
 from lwm.data.fields import Encoder
 from lwm.data.format import ExampleFormat
-from lwm.data.opening import open_data, require_share
+from lwm.data.sets import open_data, require_share
 from lwm.data.sources import Source
 from lwm.errors import UserError
 

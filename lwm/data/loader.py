@@ -7,7 +7,7 @@ rows that its devices hold, and runs no other streams than those that such rows 
 import math
 import queue
 import threading
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from typing import NamedTuple
 
 from lwm.data.batch import Batch, stack
@@ -31,8 +31,8 @@ class Delivered(NamedTuple):
     read: dict[str, int]
     """Examples that this process has read so far, and of these those that are bad, were dropped,
     and were split."""
-    state: State
-    """How to go on after it."""
+    state: Callable[[], State]
+    """Says how to go on after it."""
 
 
 class Loader:
@@ -60,7 +60,7 @@ class Loader:
             mixture: How often each collection is read; by default there is one.
             rows: Rows of a batch, those of all processes together.
             own: Those of them that this process holds; all by default.
-            max_bad_share: More examples than this may not be bad.
+            max_bad_share: More examples than this should not be bad; see `require_few_bad`.
             ahead: Batches prepared ahead.
             threads: How many read for each stream; they change nothing about the batches.
 
@@ -72,10 +72,12 @@ class Loader:
             raise UserError(f"{rows} rows a batch: there must be at least 1")
         if not 0 <= max_bad_share <= 1:
             raise UserError(f"max_bad_share {max_bad_share} must be from 0 to 1")
+        self.max_bad_share = max_bad_share
         self.rows = rows
         self.own = list(range(rows)) if own is None else sorted(own)
         self._tokens, self._packing = tokens, packing
-        self._max_bad_share, self._ahead = max_bad_share, ahead
+        self._ahead = ahead
+        self._sizes = [len(collection) for collection in collections]
         self._delivered = 0
         # Row i of a batch comes from the streams that leave the same rest.
         self._num_streams = mixture.streams
@@ -101,6 +103,11 @@ class Loader:
                 f"the checkpoint was written with {len(state['streams'])} streams and "
                 f"{state['rows']} rows a batch, not {self._num_streams} and {self.rows}"
             )
+        if state["sizes"] != self._sizes:
+            raise UserError(
+                f"the data sets hold {self._sizes} examples, and held {state['sizes']} when the "
+                "checkpoint was written; give the same data, or start anew"
+            )
         for number, stream in self.streams.items():
             stream.restore(state["streams"][str(number)])
         self._delivered = state["batches"]
@@ -109,7 +116,7 @@ class Loader:
         """Yields batches without end.
 
         Raises:
-            UserError: Too many examples are bad.
+            UserError: Nothing can be read any more.
         """
         waiting: queue.Queue = queue.Queue(self._ahead)
         stopped = threading.Event()
@@ -118,7 +125,7 @@ class Loader:
             while not stopped.is_set():
                 try:
                     item = self._batch()
-                except Exception as error:
+                except BaseException as error:  # a library may panic with what is no Exception
                     item = error
                 while not stopped.is_set():
                     try:
@@ -126,7 +133,7 @@ class Loader:
                         break
                     except queue.Full:
                         continue
-                if isinstance(item, Exception):
+                if isinstance(item, BaseException):
                     return
 
         thread = threading.Thread(target=prepare, daemon=True)
@@ -134,7 +141,7 @@ class Loader:
         try:
             while True:
                 item = waiting.get()
-                if isinstance(item, Exception):
+                if isinstance(item, BaseException):
                     raise item
                 yield item
         finally:
@@ -153,38 +160,51 @@ class Loader:
                 laid.append(lay(pieces, self._packing, self._tokens))
                 names.append([piece.example.name for piece in pieces])
         self._delivered += 1
-        state = {
-            "rows": self.rows,
-            "batches": self._delivered,
-            "streams": {str(number): stream.state() for number, stream in self.streams.items()},
-        }
         faults = []
         for stream in self.streams.values():
             faults += stream.faults
             stream.faults = []
-        return Delivered(stack(laid), names, faults, self._read(faults), state)
+        return Delivered(stack(laid), names, faults, self._read(), self._snapshot())
 
-    def _read(self, faults: list[str]) -> dict[str, int]:
-        """Counts what the streams have read.
+    def _snapshot(self) -> Callable[[], State]:
+        delivered = self._delivered
+        streams = {str(number): stream.snapshot() for number, stream in self.streams.items()}
 
-        Raises:
-            UserError: Too much of it is bad.
-        """
+        def state() -> State:
+            return {
+                "rows": self.rows,
+                "sizes": self._sizes,
+                "batches": delivered,
+                "streams": {number: stream() for number, stream in streams.items()},
+            }
+
+        return state
+
+    def _read(self) -> dict[str, int]:
         streams = self.streams.values()
-        read = {
+        return {
             "read": sum(stream.read for stream in streams),
             "bad": sum(stream.skipped for stream in streams),
             "dropped": sum(stream.packer.dropped for stream in streams),
             "split": sum(stream.packer.split for stream in streams),
         }
-        if read["bad"] > self._max_bad_share * max(read["read"], _FEW_READ):
-            last = f"; the last: {faults[-1]}" if faults else ""
-            raise UserError(
-                f"{read['bad']} of {read['read']} examples are bad, more than "
-                f"{self._max_bad_share:.1%}{last}; `lwm data check` lists them: mend them, or "
-                "allow more"
-            )
-        return read
+
+
+def require_few_bad(read: dict[str, int], share: float) -> None:
+    """Ends what learns from data that are not what they should be.
+
+    Args:
+        read: How many examples were `read`, and how many of them are `bad`.
+        share: More than this may not be.
+
+    Raises:
+        UserError: Too many are bad.
+    """
+    if read["bad"] > share * max(read["read"], _FEW_READ):
+        raise UserError(
+            f"{read['bad']} of {read['read']} examples are bad, more than {share:.1%}; `lwm data "
+            "check` lists them: mend them, or allow more"
+        )
 
 
 def merge(states: Sequence[State]) -> State:

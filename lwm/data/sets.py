@@ -1,5 +1,6 @@
-"""Data sets as a run names them, opened: records that become examples, or shards of tokens."""
+"""What runs, and commands about data, open: data sets, their records, and a model's tokens."""
 
+import fnmatch
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,7 +14,8 @@ from lwm.data.tokenizer import Tokenizer
 from lwm.errors import UserError
 from lwm.tokens import TokenSpace
 
-_BOOKS = "books:"
+_BOOKS, _SHIPPED = "books:", "shipped:"
+_ASSETS = Path(__file__).parents[1] / "assets"
 
 
 def open_set(
@@ -22,8 +24,7 @@ def open_set(
     """Opens files as numbered examples.
 
     Args:
-        files: Paths and patterns as for `open_source`, `books:train` or `books:held-out`; or one
-            folder of tokenized shards.
+        files: See `open_records`; or one folder of tokenized shards.
         format: How records become examples.
         tokenizer: That of the model.
         tokens: Those of the model.
@@ -32,6 +33,10 @@ def open_set(
         UserError: Something is missing, empty, or was tokenized for another model.
     """
     if len(files) == 1 and is_shards(Path(files[0])):
+        if format != ExampleFormat():
+            raise UserError(
+                f"{files[0]}: its records were encoded when it was tokenized; leave format out"
+            )
         return open_shards(Path(files[0]), tokens=tokens, tokenizer=tokenizer)
     encoder = Encoder(tokenizer=tokenizer, tokens=tokens, format=format)
     return Corpus(open_records(files), encoder)
@@ -40,16 +45,14 @@ def open_set(
 def open_records(files: tuple[str, ...]) -> Source:
     """Opens files as records.
 
+    Args:
+        files: Paths and patterns as for `open_source`; `books:train` and `books:held-out`, which
+            are fetched; `shipped:` and the name or pattern of texts that come with the package.
+
     Raises:
         UserError: Something is missing or empty, or shards of tokens are among the files.
     """
-    shards = [file for file in files if is_shards(Path(file))]
-    if shards:
-        raise UserError(
-            f"{shards[0]} holds tokens, not records; make it a data set of its own, and give the "
-            "tokenizer that it was made with"
-        )
-    source = open_source(*map(_found, files))
+    source = open_source(*(path for file in files for path in _found(file)))
     if not len(source):
         raise UserError(f"{', '.join(files)}: no record, only blank lines")
     return source
@@ -73,15 +76,83 @@ def texts(files: tuple[str, ...], *, most: int) -> Iterator[str]:
             return
 
 
-def _found(file: str) -> str | Path:
+def open_data(
+    files: tuple[str, ...], *, model: str | None, tokenizer: Path | None, codes: int
+) -> tuple[Source, Tokenizer, TokenSpace]:
+    """Opens records, and what turns them into examples.
+
+    Args:
+        files: See `open_records`.
+        model: The model to be trained, which says what the tokens are; or
+        tokenizer: A tokenizer's folder or file, which does with
+        codes: The entries of the vision codebook; 0 is no vision.
+
+    Raises:
+        UserError: Something is not there, or is given twice or not at all.
+    """
+    if not files:
+        raise UserError("give the files to read")
+    if (model is None) == (tokenizer is None):
+        raise UserError("give --model or --tokenizer: either says what the tokens are")
+    source = open_records(files)
+    if tokenizer is not None:
+        return source, *tokenizer_alone(tokenizer, codes)
+    assert model is not None
+    return source, *of_model(model)
+
+
+def tokenizer_alone(path: Path, codes: int) -> tuple[Tokenizer, TokenSpace]:
+    """Returns a tokenizer, and the token space of it and a codebook."""
+    if codes < 0:
+        raise UserError(f"codes {codes} must be 0 (no vision) or above")
+    tokenizer = Tokenizer.open(path)
+    return tokenizer, TokenSpace.of(tokenizer.vocab_size, codes)
+
+
+def of_model(name: str) -> tuple[Tokenizer, TokenSpace]:
+    """Returns a model's tokenizer and token space; no weight is read."""
+    from lwm.convert.gguf import read_gguf
+    from lwm.convert.huggingface import read_config, read_json
+    from lwm.loading import find
+
+    path = find(name)
+    tokenizer = Tokenizer.open(path)
+    if (path / "config.json").is_file():
+        values = read_json(path / "config.json")
+    else:
+        gguf = path if path.is_file() else next(iter(path.glob("*.gguf")), path)
+        values = read_gguf(gguf).config
+    return tokenizer, read_config(values, source=str(path), dtype="float32").tokens
+
+
+def require_share(max_bad_share: float) -> None:
+    """Refuses a share that is none."""
+    if not 0 <= max_bad_share <= 1:
+        raise UserError(f"max_bad_share {max_bad_share} must be from 0 to 1")
+
+
+def _found(file: str) -> list[str | Path]:
+    """Returns what `open_source` is to open for one of the files."""
+    if file.startswith(_SHIPPED):
+        return _shipped(file.removeprefix(_SHIPPED))
     if not file.startswith(_BOOKS):
-        return file
+        return [file]
     from lwm.data.books import fetch_books
 
     part = file.removeprefix(_BOOKS)
     if part not in ("train", "held-out"):
         raise UserError(f"{file}: there are books:train and books:held-out")
-    return fetch_books() / part
+    return [fetch_books() / part]
+
+
+def _shipped(pattern: str) -> list[str | Path]:
+    there = {path.relative_to(_ASSETS).as_posix(): path for path in _ASSETS.rglob("*.txt")}
+    # Only the name is a pattern: the folder that the package lies in may hold brackets.
+    matched = sorted(fnmatch.filter(there, pattern))
+    if not matched:
+        known = ", ".join(f"{_SHIPPED}{name}" for name in sorted(there))
+        raise UserError(f"{_SHIPPED}{pattern} does not exist; there are {known}")
+    return [there[name] for name in matched]
 
 
 def _strings(value: object) -> Iterator[str]:

@@ -19,6 +19,7 @@ from typing import Any, Protocol, SupportsIndex, runtime_checkable
 from lwm.data.files import Kept, edges_of, need, reading, state_of, within
 from lwm.data.huggingface import HUB, is_saved, open_hub, open_saved
 from lwm.data.record import Record, row_of
+from lwm.data.shards import is_shards
 from lwm.errors import UserError
 
 _JSON = (".jsonl", ".ndjson", ".json")
@@ -251,8 +252,11 @@ def _expand(path: str | Path) -> Sequence[Path | str]:
         return [str(path)]
     plain = Path(path)
     if plain.is_dir():
-        if (plain / "shards.json").is_file():
-            raise UserError(f"{plain} holds tokenized shards, which are examples, not records")
+        if is_shards(plain):
+            raise UserError(
+                f"{plain} holds tokenized shards, which are examples, not records; train on it as "
+                "a data set of its own, or give what it was tokenized from"
+            )
         if is_saved(plain):
             return [plain]
         found = sorted(file for file in plain.iterdir() if file.suffix.lower() in _KNOWN)

@@ -6,8 +6,9 @@ packs them by itself, so that its state is a few numbers: how far it has drawn, 
 lie in rows that were not delivered yet.
 """
 
+import contextlib
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
@@ -105,7 +106,6 @@ class Stream:
         self._window: list[Pieces] = []
         self._windows = 0
         self._ready: list[Pieces] = []
-        self._state: State | None = None
 
     def __next__(self) -> Pieces:
         """Returns what lies on the next row, reading as many examples as it takes.
@@ -113,7 +113,6 @@ class Stream:
         Raises:
             UserError: A thousand examples one after the other cannot be used.
         """
-        self._state = None
         misses = 0
         while not self._ready:
             source, example, fault = next(self._drawn)
@@ -146,25 +145,27 @@ class Stream:
         self._ready += [window[place] for place in order]
         self._window, self._windows = [], self._windows + 1
 
-    def state(self) -> State:
-        """Says how to go on from here."""
+    def snapshot(self) -> Callable[[], State]:
+        """Remembers where the stream is now; what it returns says how to go on from here.
+
+        Few states are ever asked for, and many small examples make them long.
+        """
+        packer = self.packer
+        drawn = self._drawn.get_state()
+        counts = {"read": self.read, "skipped": self.skipped, "windows": self._windows}
+        packed = [packer.used, packer.finished, packer.dropped, packer.split]
+        # Finished rows do not change any more.
+        rows = {"ready": list(self._ready), "window": list(self._window)}
+        rows["open"] = [list(row) for row in packer.rows]
 
         def references(rows: list[Pieces]) -> list:
             return [[[*piece.source, piece.start, piece.slots] for piece in row] for row in rows]
 
-        if self._state is None:
-            packer = self.packer
-            self._state = {
-                "drawn": self._drawn.get_state(),
-                "read": self.read,
-                "skipped": self.skipped,
-                "ready": references(self._ready),
-                "window": references(self._window),
-                "windows": self._windows,
-                "open": references(packer.rows),
-                "packed": [packer.used, packer.finished, packer.dropped, packer.split],
-            }
-        return self._state
+        def state() -> State:
+            named = {name: references(given) for name, given in rows.items()}
+            return {"drawn": drawn, "packed": packed, **counts, **named}
+
+        return state
 
     def restore(self, state: State) -> None:
         """Goes on from what `state` returned.
@@ -172,9 +173,11 @@ class Stream:
         Raises:
             UserError: An example can no longer be read: the data are not the same.
         """
+        # Pieces of a long example share it, as they did before.
+        known: dict[tuple[int, int], Example] = {}
 
         def rows(references: list) -> list[Pieces]:
-            return [[self._reread(*reference) for reference in row] for row in references]
+            return [[self._reread(known, *reference) for reference in row] for row in references]
 
         self._drawn.set_state(state["drawn"])
         self.read, self.skipped = state["read"], state["skipped"]
@@ -183,19 +186,25 @@ class Stream:
         self.packer.reopen(rows(state["open"]))
         packer = self.packer
         packer.used, packer.finished, packer.dropped, packer.split = state["packed"]
-        self._state = None
 
-    def _reread(self, collection: int, record: int, start: int, slots: int) -> Piece:
-        try:
-            example = self.collections[collection][record]
-        except (IndexError, UserError):
-            example = None
-        if example is None or len(example.ids) - 1 < start + slots:
+    def _reread(
+        self,
+        known: dict[tuple[int, int], Example],
+        collection: int,
+        record: int,
+        start: int,
+        slots: int,
+    ) -> Piece:
+        source = collection, record
+        if source not in known:
+            with contextlib.suppress(IndexError, UserError):
+                known[source] = self.collections[collection][record]
+        if source not in known or len(known[source].ids) - 1 < start + slots:
             raise UserError(
                 f"example {record} of data set {collection} is not what it was when the checkpoint "
                 "was written; give the same data, or start anew"
             )
-        return Piece(example, start, slots, (collection, record))
+        return Piece(known[source], start, slots, source)
 
 
 def draws(
@@ -216,8 +225,8 @@ def draws(
             continue
         if len(collection) < mixture.streams:
             raise UserError(
-                f"{len(collection)} examples cannot be spread over {mixture.streams} streams; "
-                "give more data or fewer streams"
+                f"the {len(collection)} examples of data set {place} cannot be spread over "
+                f"{mixture.streams} streams; give more data or fewer streams"
             )
         part = grain.MapDataset.source(_Numbered(place, collection))
         if mixture.shuffle:

@@ -22,7 +22,7 @@ from lwm.console import Report, waiting
 from lwm.data.fields import Encoder
 from lwm.data.files import need, reading
 from lwm.data.format import ExampleFormat
-from lwm.data.opening import open_data, require_share
+from lwm.data.sets import open_data, require_share
 from lwm.data.shards import SHOWN, SUMMARY, Counts, Shard, Summary, fingerprint, write_ids
 from lwm.data.sources import Source, identity
 from lwm.errors import UserError

@@ -12,8 +12,6 @@ import time
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jaxtyping import Int
 
 from lwm.model.config import Dtype, LlamaConfig
 
@@ -63,35 +61,10 @@ def training_flops(config: LlamaConfig, *, tokens: int, pairs: float) -> float:
     Args:
         config: The model.
         tokens: T, without empty slots.
-        pairs: Q, as `causal_pairs` counts them.
+        pairs: Q, all rows and their documents together.
     """
     attention = config.num_layers * config.num_heads * config.head_dim
     return 6.0 * matmul_parameters(config) * tokens + 12.0 * attention * pairs
-
-
-def flops_per_token(config: LlamaConfig, *, seen: float) -> float:
-    """Returns the operations for one token forward and backward.
-
-    Args:
-        config: The model.
-        seen: Tokens that one sees on average, itself among them: in a document of n tokens
-            (n + 1) / 2.
-    """
-    return training_flops(config, tokens=1, pairs=seen)
-
-
-def causal_pairs(segments: Int[np.ndarray, "B S"]) -> float:
-    """Counts the pairs of a query and a key that it sees: up to itself, in its own segment.
-
-    Args:
-        segments: Which of its row's examples each slot belongs to, negative where it is empty.
-    """
-    rows, slots = np.nonzero(segments >= 0)
-    if not rows.size:
-        return 0.0
-    found = segments[rows, slots].astype(np.int64)
-    _, lengths = np.unique(rows * (found.max() + 1) + found, return_counts=True)
-    return float((lengths * (lengths + 1) // 2).sum())
 
 
 def peak_flops(device: jax.Device, dtype: Dtype) -> float | None:

@@ -2,7 +2,6 @@
 
 import concurrent.futures
 import contextlib
-import errno
 import json
 import logging
 import os
@@ -21,7 +20,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
 from orbax.checkpoint import args
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
-from lwm.errors import UserError
+from lwm.errors import UserError, is_full_disk
 from lwm.train.config import Keep
 from lwm.train.step import State
 
@@ -231,7 +230,7 @@ class Checkpoints:
         for path in partial:
             shutil.rmtree(path, ignore_errors=True)
         self._manager = self._open()
-        if _is_full_disk(error):
+        if is_full_disk(error):
             raise self._full(step) from error
         raise error
 
@@ -305,13 +304,3 @@ def _checksum(path: Path) -> int:
         while chunk := file.read(1 << 24):
             crc = zlib.crc32(chunk, crc)
     return crc
-
-
-def _is_full_disk(error: BaseException | None) -> bool:
-    """Looks along the chain of causes; tensorstore says it only in words."""
-    words = [os.strerror(code) for code in (errno.ENOSPC, errno.EDQUOT)]
-    while error is not None:
-        if any(each in str(error) for each in words):
-            return True
-        error = error.__cause__ or error.__context__
-    return False

@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 from typing import Any, Literal
 
+from lwm.data.files import reading
 from lwm.data.format import ExampleFormat
 from lwm.data.pack import Packing
 from lwm.errors import UserError
@@ -25,6 +26,17 @@ class Schedule:
     end: float = 0.0
     decay: int = 0
     """Steps of the fall of `wsd`."""
+
+    def __post_init__(self):
+        """Refuses what would have no effect.
+
+        Raises:
+            UserError: The value, and the course that has no use for it.
+        """
+        if self.decay and self.course != "wsd":
+            raise UserError(f"decay {self.decay} is of no use to the course {self.course}")
+        if self.end and self.course == "constant":
+            raise UserError(f"end {self.end} is of no use to the course constant")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -162,8 +174,8 @@ class Data:
     shuffle: bool = True
     max_bad_share: float = 0.01
     """The run ends when more than this share of the examples is bad."""
-    threads: int = 2
-    """How many read for each stream."""
+    threads: int = 0
+    """How many read ahead for each stream, where files are slow; 0: one for all."""
 
     def __post_init__(self):
         """Refuses sizes that cannot be.
@@ -219,9 +231,16 @@ def to_json(run: Run) -> dict[str, Any]:
 
 
 def write_run(run: Run, path: Path) -> None:
-    """Writes a run to `path`, so that `require_same` can tell another."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(to_json(run), indent=1) + "\n", encoding="utf-8")
+    """Writes a run to `path`, whole or not at all, so that `require_same` can tell another.
+
+    Raises:
+        UserError: The folder cannot be made or written to.
+    """
+    partial = path.with_suffix(".partial")
+    with reading(path, "written"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial.write_text(json.dumps(to_json(run), indent=1) + "\n", encoding="utf-8")
+        partial.replace(path)
 
 
 def require_same(run: Run, path: Path) -> bool:

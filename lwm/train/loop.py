@@ -8,22 +8,21 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.random as jr
 import numpy as np
-from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from lwm.data.batch import MODALITIES, Batch
-from lwm.data.loader import Delivered, Loader, merge
-from lwm.data.stream import State as Place
+from lwm.data.files import reading
+from lwm.data.loader import Delivered, Loader, merge, require_few_bad
 from lwm.errors import UserError
 from lwm.model.config import LlamaConfig
 from lwm.model.llama import Llama
+from lwm.train import together
 from lwm.train.checkpoint import Checkpoints, abstract_state
 from lwm.train.config import Training
 from lwm.train.optimizer import build_optimizer, build_schedule
@@ -45,6 +44,25 @@ _MOST_NAMED = 20
 class Stopped(Exception):
     """The run was asked to stop, and has saved all that it needs to go on."""
 
+    def __init__(self, step: int, by: int):
+        """Says after which step, and by which signal."""
+        super().__init__(f"stopped after step {step}; run the same again to go on")
+        self.by = by
+
+
+@runtime_checkable
+class Follower(Protocol):
+    """Who is told of a run."""
+
+    def begin(self, last: int) -> None:
+        """Is told the step that the run goes on after, 0 at first."""
+
+    def __call__(self, line: Line) -> None:
+        """Is told each line of the log, in process 0."""
+
+    def warn(self, text: str) -> None:
+        """Is told what is passed over: bad examples, damaged checkpoints."""
+
 
 def train(
     config: Training,
@@ -54,10 +72,8 @@ def train(
     mesh: Mesh,
     folder: Path,
     *,
+    follower: Follower,
     held_out: Mapping[str, HeldOut] | None = None,
-    begin: Callable[[int], None] = lambda last: None,
-    report: Callable[[Line], None] = lambda line: None,
-    warn: Callable[[str], None] = lambda line: print(line, file=sys.stderr),
     profile: int = 0,
 ) -> State:
     """Trains, from the newest checkpoint in `folder` if there is one.
@@ -71,10 +87,8 @@ def train(
         mesh: The devices.
         folder: Gets `checkpoints` and `log.jsonl`: a line for each update, and one for each look
             at the held-out sets.
+        follower: Told what happens.
         held_out: Sets that are only looked at, by name.
-        begin: Told the step that the run goes on after, 0 at first.
-        report: Told each line of the log.
-        warn: Told what is passed over: bad examples, damaged checkpoints.
         profile: Updates of which a trace is written to the folder `profile`.
 
     Raises:
@@ -89,10 +103,9 @@ def train(
     def abstract() -> State:
         return State.start(Llama.init(model, key=jr.key(0)), optimizer)
 
-    folder.mkdir(parents=True, exist_ok=True)
     with (
         jax.set_mesh(mesh),
-        Checkpoints(folder / "checkpoints", config.keep, warn) as checkpoints,
+        Checkpoints(folder / "checkpoints", config.keep, follower.warn) as checkpoints,
         contextlib.closing(iter(loader)) as batches,
         asked_to_stop() as asked,
     ):
@@ -102,34 +115,54 @@ def train(
         else:
             start, state, data = found
             loader.restore(data)
-        begin(start)
-        log = Log(folder / "log.jsonl", start, report)
-        traced = Profile(folder / "profile", start, config.steps, profile)
-        for number in range(start + 1, config.steps + 1):
-            begun = time.perf_counter()
-            traced.before(number)
-            given = [next(batches) for _ in range(config.accumulate)]
-            for fault in (fault for one in given for fault in one.faults):
-                warn(f"passed over: {fault}")
-            placed, index = place(on_top(given), mesh, config.layout, rows=loader.rows)
-            state, metrics = step(state, placed, index)
-            line = describe(number, metrics, placed.segments.size, given[-1].read)
-            line |= {"learning_rate": float(np.asarray(rate(number - 1)))}
-            if not metrics.finite:
-                line["examples"] = names(given)
-            log.write(line | {"seconds": time.perf_counter() - begun})
-            traced.after(number)
-            require_finite(state, number, folder)
-            stop = any_asked(asked)
-            last = number == config.steps or stop
-            if held_out and validation_is_due(config, number):
-                log.write({"step": number, "held_out": measure_all(held_out, state.model, mesh)})
-            if (last or config.keep.due(number)) and metrics.finite:
-                checkpoints.save(number, state, gather(given[-1].state))
-            if stop and number < config.steps:
-                checkpoints.wait()
-                raise Stopped(f"stopped after step {number}; run the same again to go on")
+        with together.all_or_none():
+            follower.begin(start)
+            log = Log(folder / "log.jsonl", start, follower)
+        told = Told(follower.warn)
+        with Profile(folder / "profile", start, config.steps, profile) as traced:
+            for number in range(start + 1, config.steps + 1):
+                begun = time.perf_counter()
+                given, read, stop = fetch(batches, config.accumulate, asked)
+                told.tell(given)
+                require_few_bad(read, loader.max_bad_share)
+                placed, index = place(on_top(given), mesh, config.layout, rows=loader.rows)
+                with traced.update(number):
+                    state, metrics = step(state, placed, index)
+                    line = describe(number, jax.device_get(metrics), placed.segments.size, read)
+                line["learning_rate"] = float(np.asarray(rate(metrics.updates)))
+                if not metrics.finite:
+                    line["examples"] = names(given)
+                log.write(line | {"seconds": time.perf_counter() - begun})
+                require_finite(state, number, folder)
+                if held_out and validation_is_due(config, number):
+                    scores = measure_all(held_out, state.model, mesh)
+                    log.write({"step": number, "held_out": scores})
+                if number == config.steps or stop or config.keep.due(number):
+                    checkpoints.save(number, state, merge(together.everyone(given[-1].state())))
+                if stop and number < config.steps:
+                    checkpoints.wait()
+                    raise Stopped(number, stop)
     return state
+
+
+def fetch(
+    batches: Iterator[Delivered], count: int, asked: "Asked"
+) -> tuple[list[Delivered], dict[str, int], int]:
+    """Returns some batches, what all processes have read, and the signal if any was asked to stop.
+
+    Raises:
+        UserError: This process cannot read its data, or another one cannot.
+    """
+    given, failure, counts = [], None, [0, 0, 0, 0]
+    try:
+        given = [next(batches) for _ in range(count)]
+        counts = list(given[-1].read.values())
+    except Exception as error:
+        failure = error
+    told = together.agree(failure, [asked.signal, *counts])
+    signals, *counts = zip(*told, strict=True)
+    read = dict(zip(given[-1].read, map(sum, counts), strict=True))
+    return given, read, max(signals)
 
 
 def validation_is_due(config: Training, number: int) -> bool:
@@ -145,15 +178,15 @@ def on_top(given: list[Delivered]) -> Batch:
 
 
 def names(given: list[Delivered]) -> list[str]:
-    """Returns the examples of batches, the first few of many."""
-    found = [name for one in given for row in one.examples for name in row]
+    """Returns the examples of batches, those of all processes, the first few of many."""
+    own = [name for one in given for row in one.examples for name in row]
+    found = list(dict.fromkeys(name for part in together.everyone(own) for name in part))
     more = [f"and {len(found) - _MOST_NAMED} more"] if len(found) > _MOST_NAMED else []
     return found[:_MOST_NAMED] + more
 
 
-def describe(number: int, metrics: Metrics, slots: int, read: dict[str, int]) -> Line:
-    """Returns what the log says of one update; waits for the devices."""
-    found = jax.device_get(metrics)
+def describe(number: int, found: Metrics, slots: int, read: dict[str, int]) -> Line:
+    """Returns what the log says of one update; of modalities, those that had targets."""
     line = {
         "step": number,
         "loss": float(found.loss),
@@ -165,8 +198,10 @@ def describe(number: int, metrics: Metrics, slots: int, read: dict[str, int]) ->
         "finite": bool(found.finite),
         "memory": memory(),
     }
-    for modality, nll, accuracy in zip(MODALITIES, found.nll, found.accuracy, strict=True):
-        line |= {f"{modality}_loss": float(nll), f"{modality}_accuracy": float(accuracy)}
+    of_each = zip(MODALITIES, found.nll, found.accuracy, found.targets, strict=True)
+    for modality, nll, accuracy, targets in of_each:
+        if targets:
+            line |= {f"{modality}_loss": float(nll), f"{modality}_accuracy": float(accuracy)}
     return line | {f"examples_{what}": count for what, count in read.items()}
 
 
@@ -179,17 +214,6 @@ def memory() -> int:
     return peak or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
-def gather(place: Place) -> Place:
-    """Returns the loaders' state of all processes."""
-    if jax.process_count() == 1:
-        return place
-    data = np.frombuffer(json.dumps(place).encode(), np.uint8)
-    longest = int(multihost_utils.process_allgather(np.array(data.size)).max())
-    padded = np.full(longest, ord(" "), np.uint8)
-    padded[: data.size] = data
-    return merge([json.loads(bytes(row)) for row in multihost_utils.process_allgather(padded)])
-
-
 def require_finite(state: State, number: int, folder: Path) -> None:
     """Ends a run that has come off the rails.
 
@@ -199,25 +223,33 @@ def require_finite(state: State, number: int, folder: Path) -> None:
     if int(state.bad) >= MOST_BAD:
         raise UserError(
             f"the updates of steps {number - MOST_BAD + 1} to {number} are not finite; the last "
-            f"good checkpoint in {folder} is whole: lower the learning rate, or look at the data"
+            f"good checkpoint in {folder} is whole. The log names the examples: leave them out, "
+            "or lower the learning rate, and start anew in another folder"
         )
 
 
-@contextmanager
-def asked_to_stop() -> Iterator[threading.Event]:
-    """Turns SIGTERM and the first Ctrl-C into a flag; the second Ctrl-C ends at once.
+class Asked:
+    """Whether the run was asked to stop."""
 
-    Elsewhere than in the main thread the flag stays down.
+    signal: int = 0
+    """The number of the signal that asked; 0 for none."""
+
+
+@contextlib.contextmanager
+def asked_to_stop() -> Iterator[Asked]:
+    """Keeps SIGTERM and the first Ctrl-C as a question; the second Ctrl-C ends at once.
+
+    Elsewhere than in the main thread nothing is ever asked.
     """
-    asked = threading.Event()
+    asked = Asked()
     if threading.current_thread() is not threading.main_thread():
         yield asked
         return
 
     def ask(number: int, _: Any) -> None:
-        if number == signal.SIGINT and asked.is_set():
+        if number == signal.SIGINT and asked.signal:
             raise KeyboardInterrupt
-        asked.set()
+        asked.signal = number
 
     before = {number: signal.signal(number, ask) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
@@ -227,53 +259,97 @@ def asked_to_stop() -> Iterator[threading.Event]:
             signal.signal(number, handler)
 
 
-def any_asked(asked: threading.Event) -> bool:
-    """Says whether any process was asked to stop, the same on all."""
-    if jax.process_count() == 1:
-        return asked.is_set()
-    return bool(multihost_utils.process_allgather(np.array(asked.is_set())).any())
+class Told:
+    """Says what becomes of examples that are not simply learnt."""
+
+    def __init__(self, warn: Callable[[str], None]):
+        self._warn = warn
+        self._seen: set[str] = set()
+
+    def tell(self, given: list[Delivered]) -> None:
+        """Names each example that was passed over; once, that long ones are dropped or split."""
+        for fault in (fault for one in given for fault in one.faults):
+            self._warn(f"passed over: {fault}")
+        read = given[-1].read
+        for what, text in (
+            ("dropped", "some examples are longer than a row, or have no target: they are dropped"),
+            ("split", "some examples are longer than a row: they are split"),
+        ):
+            if read[what] and what not in self._seen:
+                self._seen.add(what)
+                self._warn(f"{text}; the log counts them")
 
 
 class Profile:
     """A trace of some updates, for TensorBoard or Perfetto."""
 
     def __init__(self, folder: Path, start: int, end: int, count: int):
-        """Prepares one of `count` updates of a run from `start` to `end`; of none, if that is 0."""
-        self._folder, self._first = folder, start + _PROFILED_AFTER + 1
-        self._last = min(self._first + count - 1, end)
+        """Prepares one of `count` updates of a run from `start` to `end`.
 
-    def before(self, number: int) -> None:
-        """Begins before the first."""
-        if number == self._first <= self._last:
-            jax.profiler.start_trace(str(self._folder))
+        Raises:
+            UserError: The run has no such updates left.
+        """
+        self._folder = folder
+        # The first updates compile.
+        first = start + _PROFILED_AFTER + 1
+        self._traced = range(first, min(first + count, end + 1))
+        self._runs = False
+        if count and not self._traced:
+            raise UserError(
+                f"no step can be profiled: {end - start} are left, and the first {_PROFILED_AFTER} "
+                "compile"
+            )
 
-    def after(self, number: int) -> None:
-        """Ends after the last."""
-        if number == self._last >= self._first:
+    def __enter__(self) -> "Profile":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._runs:
             jax.profiler.stop_trace()
+
+    @contextlib.contextmanager
+    def update(self, number: int) -> Iterator[None]:
+        """Begins before the first update that is traced, and ends after the last."""
+        if self._traced and number == self._traced[0]:
+            jax.profiler.start_trace(str(self._folder))
+            self._runs = True
+        yield
+        if self._traced and number == self._traced[-1]:
+            jax.profiler.stop_trace()
+            self._runs = False
 
 
 class Log:
     """Lines of JSON; those after the checkpoint gone on from are dropped. Process 0 writes it."""
 
     def __init__(self, path: Path, last: int, report: Callable[[Line], None]):
-        """Opens the log of a run that goes on after update `last`."""
+        """Opens the log of a run that goes on after update `last`.
+
+        Raises:
+            UserError: The file cannot be read or written.
+        """
         self._path = path if jax.process_index() == 0 else None
         self._report = report
         if self._path is None or not path.exists():
             return
-        kept = []
-        for line in path.read_text().splitlines():
-            try:
-                if json.loads(line)["step"] <= last:
-                    kept.append(line)
-            except json.JSONDecodeError:
-                break  # Cut off where the run was killed.
-        path.write_text("".join(f"{line}\n" for line in kept))
+        kept = 0
+        with reading(path), path.open("rb+") as file:
+            for line in file:
+                try:
+                    if json.loads(line)["step"] > last:
+                        break
+                except ValueError:
+                    break  # Cut off where the run was killed.
+                kept += len(line)
+            file.truncate(kept)
 
     def write(self, line: Line) -> None:
-        """Appends one line."""
+        """Appends one line.
+
+        Raises:
+            UserError: The disk is full.
+        """
         if self._path is not None:
-            with self._path.open("a") as file:
+            with reading(self._path, "written"), self._path.open("a") as file:
                 file.write(json.dumps(line) + "\n")
             self._report(line)

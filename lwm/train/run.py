@@ -9,10 +9,9 @@ from typing import Any
 
 import jax
 import jax.random as jr
-from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
-from lwm.convert.export import save_model
+from lwm.convert.export import require_ours, save_model
 from lwm.data.loader import Loader
 from lwm.data.sets import open_set, texts
 from lwm.data.stream import Mixture
@@ -22,12 +21,14 @@ from lwm.errors import UserError
 from lwm.loading import Opened, open_model_files, read_llama
 from lwm.model.config import LlamaConfig
 from lwm.model.llama import Llama, check_mesh
-from lwm.sharding import make_mesh
+from lwm.sharding import make_mesh, require_batch
 from lwm.tokens import TokenSpace
 from lwm.train.config import Run, require_same, to_json, write_run
 from lwm.train.loop import train
+from lwm.train.optimizer import build_optimizer
 from lwm.train.placing import own_rows
-from lwm.train.trackers import Kind, Tracker, open_tracker
+from lwm.train.together import all_or_none, first_alone
+from lwm.train.trackers import Kind, Tracker, open_tracker, require_trackers
 from lwm.train.validate import HeldOut
 from lwm.train.watch import Watch
 
@@ -48,17 +49,22 @@ def run(config: Run, folder: Path, *, track: tuple[Kind, ...] = (), profile: int
         Stopped: The run was asked to stop; run again, it goes on.
         UserError: Something cannot be had, does not fit, or went wrong on the way.
     """
-    goes_on = require_same(config, folder / "run.json")
-    mesh = make_mesh(config.mesh)
-    opened = None if config.init is None else open_model_files(config.init)
-    tokenizer = _tokenizer(config, opened, folder, goes_on)
-    model = _shape(config, opened, tokenizer)
-    check_mesh(model, mesh)
-    loader = _loader(config, tokenizer, model, mesh)
-    held_out = _held_out(config, tokenizer, model)
+    with all_or_none():
+        goes_on = require_same(config, folder / "run.json")
+        require_trackers(track)
+        require_ours(folder / "model")
+        build_optimizer(config.training.optimizer, config.training.steps)
+        mesh = make_mesh(config.mesh)
+        require_batch(mesh, rows=config.data.rows, length=config.data.packing.length)
+        opened = None if config.init is None else open_model_files(config.init)
+        tokenizer = _tokenizer(config, opened, folder, goes_on)
+        model = _shape(config, opened, tokenizer)
+        check_mesh(model, mesh)
+        loader = _loader(config, tokenizer, model, mesh)
+        held_out = _held_out(config, tokenizer, model)
     # Not before: what was refused so far can be mended and tried again.
-    with _first_process_alone() as is_first:
-        if is_first:
+    with first_alone() as is_first:
+        if is_first and not goes_on:
             write_run(config, folder / "run.json")
 
     def draw() -> Llama:
@@ -69,7 +75,7 @@ def run(config: Run, folder: Path, *, track: tuple[Kind, ...] = (), profile: int
             return jax.jit(draw)()
         return read_llama(opened, model, mesh=mesh, seed=config.seed)
 
-    with _followed(config, model, folder, mesh, track) as followers:
+    with _followed(config, model, folder, mesh, track) as follower:
         state = train(
             config.training,
             model,
@@ -77,9 +83,8 @@ def run(config: Run, folder: Path, *, track: tuple[Kind, ...] = (), profile: int
             loader,
             mesh,
             folder,
+            follower=follower,
             held_out=held_out,
-            begin=followers.begin,
-            report=followers,
             profile=profile,
         )
     with jax.set_mesh(mesh):
@@ -101,7 +106,7 @@ def _tokenizer(config: Run, opened: Opened | None, folder: Path, goes_on: bool) 
     if not data.vocabulary:
         raise UserError("give a tokenizer: init, data.tokenizer, or data.vocabulary to train one")
     place = folder / "tokenizer"
-    with _first_process_alone() as is_first:
+    with first_alone() as is_first:
         if is_first and not goes_on:
             given = (text for one in data.sets for text in texts(one.files, most=_MOST_CHARACTERS))
             train_tokenizer(given, size=data.vocabulary, folder=place)
@@ -120,11 +125,15 @@ def _shape(config: Run, opened: Opened | None, tokenizer: Tokenizer) -> LlamaCon
             loss_chunk=model.loss_chunk,
         )
     else:
-        vision = codes + 2 if codes else 0
-        space = TokenSpace(text=tokenizer.vocab_size, vision=vision, codes=codes)
-        model = dataclasses.replace(model, tokens=space)
-    longest = max(model.max_context, config.data.packing.length)
-    return dataclasses.replace(model, max_context=longest)
+        model = dataclasses.replace(model, tokens=TokenSpace.of(tokenizer.vocab_size, codes))
+    length = config.data.packing.length
+    if length > model.max_context and jax.process_index() == 0:
+        print(
+            f"rows of {length} tokens are longer than the {model.max_context} that the model was "
+            f"made for; RoPE's theta stays {model.rope.theta:g}",
+            file=sys.stderr,
+        )
+    return dataclasses.replace(model, max_context=max(model.max_context, length))
 
 
 def _loader(config: Run, tokenizer: Tokenizer, model: LlamaConfig, mesh: Mesh) -> Loader:
@@ -179,6 +188,12 @@ class _Followers:
         for tracker in self._trackers:
             tracker(line)
 
+    def warn(self, text: str) -> None:
+        if jax.process_index():
+            print(f"process {jax.process_index()}: {text}", file=sys.stderr)
+        else:
+            self._watch.say(text)
+
     def close(self) -> None:
         for tracker in self._trackers:
             tracker.close()
@@ -208,11 +223,3 @@ def _num_parameters(model: LlamaConfig, mesh: Mesh) -> int:
     with jax.set_mesh(mesh):
         shapes = jax.eval_shape(lambda: Llama.init(model, key=jr.key(0)))
     return sum(leaf.size for leaf in jax.tree.leaves(shapes))
-
-
-@contextlib.contextmanager
-def _first_process_alone() -> Iterator[bool]:
-    """Lets process 0 write into the folder that all share, before others go on."""
-    yield jax.process_index() == 0
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices("the first process has written")

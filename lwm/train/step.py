@@ -49,6 +49,10 @@ class Metrics(NamedTuple):
     """Queries and keys that attention brings together."""
     finite: Bool[Array, ""]
     """Whether the update was made."""
+    targets: Float[Array, " M"]
+    """Learnt targets of each modality."""
+    updates: Int[Array, ""]
+    """Updates made before this one, those that were skipped left out: its place in the schedule."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,5 +103,20 @@ class Step:
         accuracy = sums.correct / jnp.maximum(sums.targets, 1)
         return (
             State(model, optimizer, state.step + 1, bad),
-            Metrics(value, norm, nll, accuracy, jnp.sum(filled), pairs, finite),
+            Metrics(
+                value,
+                norm,
+                nll,
+                accuracy,
+                jnp.sum(filled),
+                pairs,
+                finite,
+                sums.targets,
+                _updates(state.optimizer),
+            ),
         )
+
+
+def _updates(optimizer: optax.OptState) -> Int[Array, ""]:
+    """Returns how often an optimizer has updated; Adam and the schedule count alike."""
+    return optax.tree.get_all_with_path(optimizer, "count")[0][1]

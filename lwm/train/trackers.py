@@ -1,17 +1,18 @@
 """A run's log in other programs: TensorBoard, and Weights & Biases (W&B)."""
 
-import importlib
 import json
 import os
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
 
+from lwm.data.files import need
 from lwm.errors import UserError
 
 Kind = Literal["tensorboard", "wandb"]
+_LIBRARIES = {"tensorboard": ("tensorboardX", "TensorBoard"), "wandb": ("wandb", "W&B")}
 
 WANDB_ID = "wandb-id"
 """The file in a run's folder that keeps what W&B knows the run by."""
@@ -26,6 +27,16 @@ class Tracker(Protocol):
 
     def close(self) -> None:
         """Writes what is left."""
+
+
+def require_trackers(kinds: Iterable[Kind]) -> None:
+    """Refuses trackers whose packages are missing, and opens none.
+
+    Raises:
+        UserError: A package is not installed.
+    """
+    for kind in kinds:
+        _library(kind)
 
 
 def open_tracker(kind: Kind, folder: Path, run: dict[str, Any], *, last: int = 0) -> Tracker:
@@ -54,7 +65,7 @@ class TensorBoard:
     """Writes event files."""
 
     def __init__(self, folder: Path, run: dict[str, Any], *, last: int):
-        library = _need("tensorboardX", "TensorBoard", "tensorboard")
+        library = _library("tensorboard")
         self._last = last
         self._writer = library.SummaryWriter(
             str(folder / "tensorboard"),
@@ -82,7 +93,7 @@ class WandB:
     """Sends to Weights & Biases, or keeps what is to be sent in the folder (WANDB_MODE=offline)."""
 
     def __init__(self, folder: Path, run: dict[str, Any], *, last: int):
-        library = _need("wandb", "W&B", "wandb")
+        library = _library("wandb")
         try:
             self._run = library.init(
                 project=os.environ.get("WANDB_PROJECT", "lwm"),
@@ -134,8 +145,6 @@ def _stable_id(path: Path) -> str:
     return known
 
 
-def _need(module: str, what: str, extra: str) -> Any:
-    try:
-        return importlib.import_module(module)
-    except ImportError:
-        raise UserError(f"{what} needs {module}: pip install 'lwm[{extra}]'") from None
+def _library(kind: Kind) -> Any:
+    module, what = _LIBRARIES[kind]
+    return need(module, what, extra=kind)

@@ -65,7 +65,7 @@ class HeldOut:
         Raises:
             UserError: None can be read.
         """
-        packer, rows, fault = Packer(packing), [], "it is empty"
+        packer, rows, fault = Packer(packing), [], "no example fits on a row"
 
         def readable() -> Iterator:
             nonlocal fault

@@ -86,24 +86,24 @@ class Watch:
         if self._bar is not None:
             self._bar.stop()
         elif self._last is not None and self._shown and self._shown[1] != self._last["step"]:
-            self._say(self._text(self._last))
+            self.say(self._text(self._last))
 
     def __call__(self, line: dict[str, Any]) -> None:
         """Shows one line of the log."""
         if "held_out" in line:
             for name, found in line["held_out"].items():
-                self._say(f"step {line['step']}  held-out {name}: {describe_held_out(found)}")
+                self.say(f"step {line['step']}  held-out {name}: {describe_held_out(found)}")
             return
         self._last = line
         self._rates.add(line, self._clock())
         if not line["finite"]:
-            self._say(describe_skipped(line))
+            self.say(describe_skipped(line))
         if self._bar is not None:
             text = self._text(line, width=self._console.width - _BAR - 4)
             self._bar.update(self._task, completed=line["step"], description=text)
         elif self._due(line["step"]):
             self._shown = self._clock(), line["step"]
-            self._say(self._text(line))
+            self.say(self._text(line))
 
     def _due(self, step: int) -> bool:
         if self._shown is None or step == self._steps:
@@ -112,7 +112,8 @@ class Watch:
         part = max(1.0, SHARE * self._steps)
         return self._clock() - when >= OFTEN or step // part > last // part
 
-    def _say(self, text: str) -> None:
+    def say(self, text: str) -> None:
+        """Prints a line, above the live one if there is one."""
         self._console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     def _text(self, line: dict[str, Any], width: int | None = None) -> str:

@@ -17,9 +17,9 @@ from safetensors import SafetensorError
 
 import lwm
 from lwm.convert import export
-from lwm.convert.export import save_model
+from lwm.convert.export import require_ours, save_model
 from lwm.convert.huggingface import SafetensorsFolder
-from lwm.errors import UserError
+from lwm.errors import UserError, is_full_disk
 from lwm.model.config import Rope, RopeScaling
 from lwm.model.llama import Llama
 from lwm.sharding import make_mesh
@@ -165,27 +165,35 @@ def test_card_and_rights(mesh, make, byte_tokenizer, tmp_path):
 
 def test_a_model_of_ours_is_replaced_and_nothing_else(mesh, make, byte_tokenizer, tmp_path):
     folder = tmp_path / "model"
+
+    def refused(place, match):
+        """Says no before the model is made, as afterwards."""
+        with pytest.raises(UserError, match=match):
+            require_ours(place)
+        with pytest.raises(UserError, match=match):
+            save_model(model, byte_tokenizer, place)
+
+    require_ours(folder)
     folder.mkdir()
+    require_ours(folder)
     model = make()
     save_model(model, byte_tokenizer, folder, max_shard_bytes=20_000)
+    require_ours(folder)
     save_model(model, byte_tokenizer, folder)
     assert (folder / "model.safetensors").is_file()
     assert not (folder / "model.safetensors.index.json").exists()
     before = contents(folder)
 
     (folder / "notes.txt").touch()
-    with pytest.raises(UserError, match=r"model holds notes\.txt that was not written here"):
-        save_model(model, byte_tokenizer, folder)
+    refused(folder, r"model holds notes\.txt that was not written here")
     (folder / "notes.txt").unlink()
-    with pytest.raises(UserError, match=r"config\.json is a file"):
-        save_model(model, byte_tokenizer, folder / "config.json")
+    refused(folder / "config.json", r"config\.json is a file")
     assert contents(folder) == before
 
     values = json.loads(before["config.json"]) | {"transformers_version": "5"}
     for text in (json.dumps(values), "{}", "not JSON"):  # as others write it over ours
         (folder / "config.json").write_text(text)
-        with pytest.raises(UserError, match="holds a model that was not written here"):
-            save_model(model, byte_tokenizer, folder)
+        refused(folder, "holds a model that was not written here")
     assert os.listdir(tmp_path) == ["model"]
 
 
@@ -215,6 +223,20 @@ def test_full_disk(mesh, make, byte_tokenizer, tmp_path, monkeypatch, moment):
         save_model(model, byte_tokenizer, tmp_path / "model")
     assert contents(tmp_path / "model") == before
     assert os.listdir(tmp_path) == ["model"]
+
+
+def test_a_full_disk_is_known_by_its_words():
+    full = OSError(errno.EDQUOT, os.strerror(errno.EDQUOT))
+    assert is_full_disk(full)
+    assert is_full_disk(ValueError(f"RESOURCE_EXHAUSTED: {os.strerror(errno.ENOSPC)}"))
+    above = RuntimeError("the write failed")
+    assert not is_full_disk(above)
+    above.__cause__ = full
+    assert is_full_disk(above)
+    above.__cause__, above.__context__ = None, full
+    assert is_full_disk(above)
+    assert not is_full_disk(OSError(errno.EACCES, os.strerror(errno.EACCES)))
+    assert not is_full_disk(None)
 
 
 def test_what_a_killed_process_left_is_cleared(mesh, make, byte_tokenizer, tmp_path):

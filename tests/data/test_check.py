@@ -122,12 +122,20 @@ def test_fields_on_the_command_line(check, tmp_path):
     ]
 
 
+def test_texts_that_come_with_the_package(check):
+    code, out, err = check("shipped:moby-dick/chapter-[12].txt", "--format", "text")
+    assert (code, err) == (0, [])
+    assert out[0] == "examples   2"
+
+
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
         (["{tmp}/none.jsonl"], "none.jsonl does not exist"),
         (["{tmp}/none/*"], "does not exist, nor does any file match it"),
         (["{tmp}/blank.jsonl"], "no record, only blank lines"),
+        (["shipped:x"], "shipped:x does not exist; there are shipped:moby-dick/chapter-1.txt,"),
+        (["books:x"], "books:x: there are books:train and books:held-out"),
         (["{tmp}/model/tokenizer.json"], "bad"),
         ([], "give the files"),
         (["{tmp}/data.jsonl", "--model", "m"], "--model or --tokenizer"),

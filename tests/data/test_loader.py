@@ -11,7 +11,7 @@ import pytest
 from lwm.data.corpus import Corpus
 from lwm.data.example import Example
 from lwm.data.fields import Encoder
-from lwm.data.loader import Loader, merge
+from lwm.data.loader import Loader, merge, require_few_bad
 from lwm.data.pack import Packing
 from lwm.data.sources import open_source
 from lwm.data.stream import Mixture, Stream, draws
@@ -57,6 +57,11 @@ def take(loader, count):
     return list(itertools.islice(loader, count))
 
 
+def told(delivered):
+    """All that comes with a batch."""
+    return delivered.examples, delivered.faults, delivered.read, delivered.state()
+
+
 def same(one, other):
     for x, y in zip(one, other, strict=True):
         np.testing.assert_array_equal(x, y)
@@ -66,18 +71,18 @@ def same(one, other):
 def test_goes_on_where_it_stopped(stopped, balance):
     packing = dataclasses.replace(PACKING, balance=balance)
     whole = take(loader(6, packing=packing), 50)
-    state = json.loads(json.dumps(whole[stopped - 1].state))
+    state = json.loads(json.dumps(whole[stopped - 1].state()))
     again = loader(6, packing=packing)
     again.restore(state)
     for one, other in zip(take(again, 50 - stopped), whole[stopped:], strict=True):
         same(one.batch, other.batch)
-        assert one[1:] == other[1:]
+        assert told(one) == told(other)
 
 
 def test_a_state_is_that_of_the_batch_it_comes_with():
     """Not that of the batches which were prepared meanwhile."""
     one, far = (take(loader(4, ahead=ahead), 5) for ahead in (1, 20))
-    assert [item.state for item in one] == [item.state for item in far]
+    assert [item.state() for item in one] == [item.state() for item in far]
 
 
 @pytest.mark.parametrize(("rows", "count"), [(4, 4), (8, 4), (2, 8), (6, 4)])
@@ -93,10 +98,10 @@ def test_processes_share_the_batches_of_one(rows, count, processes):
         fields = zip(*(part[step].batch for part in parts), strict=True)
         together = [np.concatenate(field) for field in fields]
         same(together, item.batch)
-        assert merge([part[step].state for part in parts]) == item.state
+        assert merge([part[step].state() for part in parts]) == item.state()
         assert [name for part in parts for name in part[step].examples] == item.examples
     again = loader(rows, streams=count, own=shares[1].tolist())
-    again.restore(merge([part[4].state for part in parts]))
+    again.restore(merge([part[4].state() for part in parts]))
     same(take(again, 1)[0].batch, parts[1][5].batch)
 
 
@@ -113,7 +118,7 @@ def test_threads_change_nothing():
     )
     for a, b in zip(one, many, strict=True):
         same(a.batch, b.batch)
-        assert a[1:] == b[1:]
+        assert told(a) == told(b)
 
 
 def test_rows_of_a_batch_are_alike_in_work():
@@ -170,14 +175,31 @@ def test_unreadable_examples_are_skipped_counted_and_named():
 
 
 def test_too_many_bad_examples_end_it():
-    """One in ten is bad; of few that were read, a few may be."""
-    allowed = Loader([Numbered(100)], SPACE, PACKING, rows=4, max_bad_share=0.11)
-    take(allowed, 200)
-    refused = Loader([Numbered(100)], SPACE, PACKING, rows=4, max_bad_share=0.05)
-    with pytest.raises(
-        UserError, match=r"51 of \d+ examples are bad, more than 5.0%; the last: ex"
-    ):
-        take(refused, 200)
+    """Of few that were read, a few may be."""
+    require_few_bad({"read": 1000, "bad": 10}, 0.01)
+    require_few_bad({"read": 10, "bad": 10}, 0.01)
+    require_few_bad({"read": 5000, "bad": 50}, 0.01)
+    for read, bad in ((11, 11), (5000, 51)):
+        with pytest.raises(UserError, match=rf"{bad} of {read} examples are bad, more than 1.0%"):
+            require_few_bad({"read": read, "bad": bad}, 0.01)
+
+
+def test_a_long_example_is_read_once_to_go_on():
+    long = Long()
+    state = take(loader(4, [long], Packing(length=16), streams=1), 1)[-1].state()
+    assert len(state["streams"]["0"]["ready"]) > 50
+    long.read.clear()
+    loader(4, [long], Packing(length=16), streams=1).restore(state)
+    assert len(long.read) == len(set(long.read))
+
+
+def test_a_panic_in_a_library_ends_the_loader():
+    class Panicking(Numbered):
+        def __getitem__(self, number):
+            raise BaseException("a library panicked")  # as `tokenizers` does
+
+    with pytest.raises(BaseException, match="a library panicked"):
+        take(loader(4, [Panicking(100)]), 1)
 
 
 def test_long_examples_that_are_dropped_or_split_are_counted():
@@ -206,7 +228,9 @@ def test_corpora_are_read_as_they_are_needed(tmp_path, byte_tokenizer):
 
 
 def test_what_cannot_work_is_refused():
-    with pytest.raises(UserError, match="3 examples cannot be spread over 4 streams"):
+    with pytest.raises(
+        UserError, match="the 3 examples of data set 0 cannot be spread over 4 streams"
+    ):
         loader(4, [Numbered(3)])
     for weights in ((0.0, 0.0), (1.0, -1.0), (float("nan"),), ()):
         with pytest.raises(UserError, match="must be 0 or above, and not all 0"):
@@ -219,9 +243,11 @@ def test_what_cannot_work_is_refused():
         loader(4, weights=(1.0, 2.0))
     with pytest.raises(UserError, match="0 rows a batch"):
         loader(0)
-    state = take(loader(4), 9)[-1].state
+    state = take(loader(4), 9)[-1].state()
     with pytest.raises(UserError, match="4 streams and 4 rows a batch, not 4 and 8"):
         loader(8).restore(state)
+    with pytest.raises(UserError, match=r"hold \[120\] examples, and held \[100\] when"):
+        loader(4, [Numbered(120)]).restore(state)
     for other in (Short(), Nothing()):
         with pytest.raises(UserError, match="is not what it was when the checkpoint"):
             loader(4, [other]).restore(state)
@@ -240,6 +266,18 @@ class Uneven(Numbered):
     def __getitem__(self, number):
         length = 250 if number % 8 == 0 else 10 + number * 7919 % 50
         return Example(ids=np.zeros(length, np.int32), learn=np.ones(length, bool), name="")
+
+
+class Long(Numbered):
+    """Examples of a hundred rows, which count how often they are read."""
+
+    def __init__(self):
+        super().__init__(4)
+        self.read = []
+
+    def __getitem__(self, number):
+        self.read.append(number)
+        return Example(ids=np.zeros(1600, np.int32), learn=np.ones(1600, bool), name="")
 
 
 class Nothing(Numbered):

@@ -2,8 +2,15 @@
 
 import dataclasses
 import json
-from typing import Any
+import runpy
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -17,32 +24,13 @@ from lwm.errors import UserError
 from lwm.loading import open_model_files
 from lwm.recipes import debug
 from lwm.train import run as runs
-from lwm.train.config import AdamW, DataSet, Keep, Schedule
+from lwm.train.config import AdamW, DataSet, Schedule
 
 replace = dataclasses.replace
 
 
-def small(**training):
-    """The recipe `debug`, smaller."""
-    run = debug()
-    settings: dict[str, Any] = {
-        "steps": 6,
-        "optimizer": AdamW(schedule=Schedule(peak=1e-2, warmup=2)),
-        "keep": Keep(every=3),
-        "validate_every": 3,
-    }
-    data = replace(
-        run.data,
-        packing=Packing(length=64),
-        rows=4,
-        held_out_rows=4,
-        vocabulary=300,
-        threads=0,
-    )
-    model = replace(run.model, dim=32, head_dim=8, mlp_dim=64, num_layers=1)
-    return replace(
-        run, model=model, data=data, training=replace(run.training, **settings | training)
-    )
+SCRIPT = Path(__file__).parents[1] / "small_run.py"
+small = runpy.run_path(str(SCRIPT))["small"]
 
 
 def log(folder):
@@ -62,6 +50,7 @@ def test_a_run_leaves_all_that_it_should(whole):
     assert [line["step"] for line in updates] == [1, 2, 3, 4, 5, 6]
     assert updates[-1]["loss"] < updates[0]["loss"]
     assert updates[1]["learning_rate"] == pytest.approx(5e-3)
+    assert not any("vision_loss" in line for line in updates)
     for line in updates:
         assert 0.9 < line["packing"] <= 1
         assert line["tokens"] <= line["slots"] == 4 * 64
@@ -95,7 +84,7 @@ def test_training_goes_on_from_a_model_with_vision_added(whole, tmp_path, monkey
     lines = [{"fields": "[a],vision", "a": f"picture {n}", "vision": [n % 7] * 8} for n in range(8)]
     (tmp_path / "pictures.jsonl").write_text("\n".join(map(json.dumps, lines)))
     monkeypatch.chdir(tmp_path)
-    text = (str(debug().data.sets[0].files[0]).replace("chapter-[12].txt", ""),)
+    text = ("shipped:moby-dick/*.txt",)
     options = {"max_bad_share": 0.0, "workers": 0, "format": debug().data.sets[0].format}
     out = tmp_path / "shards"
     tokenize(text, out=out, model=None, tokenizer=whole / "model", codes=0, shards=1, **options)
@@ -129,9 +118,19 @@ def test_mistakes_are_told_before_anything_runs(whole, tmp_path):
     data = run.data
     two = (*data.held_out, *data.held_out)
     long = replace(data, rows=3)
+    (tmp_path / "run" / "model").mkdir(parents=True)
+    (tmp_path / "run" / "model" / "notes.txt").write_text("mine")
+    with pytest.raises(UserError, match=r"notes\.txt"):
+        runs.run(run, folder)
+    shutil.rmtree(folder)
     for changed, said in (
         (replace(run, mesh="4,1,1,1", data=long), "3 rows of the batch do not divide by dp 4"),
         (replace(run, mesh="1,1,8,1"), "4 attention heads do not divide by tp 8"),
+        (small(steps=2), "warm-up of 2 steps and a fall of 0 do not fit into 2 steps"),
+        (
+            replace(run, mesh="1,1,1,4", data=replace(data, packing=Packing(length=66))),
+            "66 tokens of a row do not divide by sp 4",
+        ),
         (replace(run, data=replace(data, vocabulary=0)), "give a tokenizer: init, data.tokenizer"),
         (replace(run, data=replace(data, vocabulary=99)), "vocabulary of 99 has no room"),
         (replace(run, data=replace(data, held_out=two)), "two held-out sets have one name"),
@@ -148,6 +147,49 @@ def test_mistakes_are_told_before_anything_runs(whole, tmp_path):
         with pytest.raises(UserError, match=said):
             runs.run(changed, folder)
         assert not (folder / "run.json").exists()
+
+
+def two_processes(folder, mesh, vocabulary=300):
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        coordinator = f"localhost:{probe.getsockname()[1]}"
+    given = [str(folder), mesh, str(vocabulary), coordinator, "2"]
+    running = [
+        subprocess.Popen(
+            [sys.executable, SCRIPT, *given, str(index)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for index in range(2)
+    ]
+    return [(run.communicate(timeout=300), run.returncode) for run in running]
+
+
+def test_two_processes_make_the_same_model(whole, tmp_path):
+    """One of them trains the tokenizer and writes; the held-out sets are scored by both."""
+    ends = two_processes(tmp_path / "run", "1,2,1,2")
+    assert [code for _, code in ends] == [0, 0], ends
+    for line, want in zip(log(tmp_path / "run"), log(whole), strict=True):
+        if "loss" in want:
+            assert line["loss"] == pytest.approx(want["loss"], rel=1e-4)
+            for name in ("tokens", "slots", "pairs"):
+                assert line[name] == want[name]
+        else:
+            found, want = (each["held_out"]["chapter 3"] for each in (line, want))
+            assert found["text_loss"] == pytest.approx(want["text_loss"], rel=1e-4)
+    one, other = (lwm.load(folder / "model").llama for folder in (tmp_path / "run", whole))
+    for x, y in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True):
+        assert jnp.abs(x - y).max() <= 1e-3 * jnp.abs(y).max()
+
+
+def test_where_one_process_fails_none_waits(tmp_path):
+    begun = time.monotonic()
+    (first, *_), (second, *_) = two_processes(tmp_path / "run", "1,4,1,1", vocabulary=99)
+    assert "refused: a vocabulary of 99 has no room" in first[0]
+    assert "refused: process 0 has failed, and says why" in second[0]
+    assert time.monotonic() - begun < 120  # not the minutes after which JAX gives up
+    assert not (tmp_path / "run" / "run.json").exists()
 
 
 def test_updates_that_are_not_finite_name_their_examples(tmp_path, monkeypatch, whole):

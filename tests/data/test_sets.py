@@ -1,0 +1,117 @@
+"""Data sets as a run names them: which files are read, and which are refused."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from lwm.data import books, sets
+from lwm.data.fields import Encoder
+from lwm.data.format import ExampleFormat
+from lwm.data.sets import open_records, open_set, texts
+from lwm.data.shards import TokenShards
+from lwm.data.sources import open_source
+from lwm.data.tokenize import write_shards
+from lwm.errors import UserError
+from lwm.tokens import TokenSpace
+
+WHALES = Path(sets.__file__).parents[1] / "assets" / "moby-dick"
+
+
+def write(path: Path, records: list) -> str:
+    path.write_text("\n".join(map(json.dumps, records)))
+    return str(path)
+
+
+def names(source):
+    return [source[number].name for number in range(len(source))]
+
+
+@pytest.fixture
+def shelf(tmp_path, monkeypatch):
+    """Makes it look as if the books were fetched."""
+    monkeypatch.setenv("LWM_CACHE", str(tmp_path / "cache"))
+    folder = tmp_path / "cache" / "books"
+    folder.mkdir(parents=True)
+    books.write_books({"milton-comus": "Comus\n", "bible-ruth": "RUTH\n"}, folder)
+    (folder / "README.md").write_text(books._DIGEST)
+    return folder
+
+
+def test_what_comes_with_the_package():
+    chapters = [str(WHALES / f"chapter-{number}.txt") for number in (1, 2, 3)]
+    for pattern, expected in {
+        "chapter-2.txt": chapters[1:2],
+        "chapter-[12].txt": chapters[:2],
+        "*": chapters,
+    }.items():
+        assert names(open_records((f"shipped:moby-dick/{pattern}",))) == expected
+    text = open_records(("shipped:moby-dick/chapter-1.txt",))[0].value["text"]
+    assert text.startswith("CHAPTER 1")
+
+
+@pytest.mark.parametrize("name", ["moby-dick/chapter-9.txt", "../*.py", ""])
+def test_what_does_not_come_with_the_package(name):
+    with pytest.raises(UserError) as caught:
+        open_records((f"shipped:{name}",))
+    there = ", ".join(f"shipped:moby-dick/chapter-{number}.txt" for number in (1, 2, 3))
+    assert str(caught.value) == f"shipped:{name} does not exist; there are {there}"
+
+
+def test_a_package_may_lie_in_any_folder(tmp_path, monkeypatch):
+    shutil.copytree(WHALES, tmp_path / "[x]" / "moby-dick")
+    monkeypatch.setattr(sets, "_ASSETS", tmp_path / "[x]")
+    (name,) = names(open_records(("shipped:*-1.txt",)))
+    assert name == str(tmp_path / "[x]" / "moby-dick" / "chapter-1.txt")
+
+
+def test_books_beside_files(shelf, tmp_path):
+    own = write(tmp_path / "own.jsonl", [{"text": "mine"}])
+    source = open_records(("books:train", own, "books:held-out", "shipped:*-3.txt"))
+    assert [Path(name).name for name in names(source)] == [
+        "milton-comus.txt",
+        "own.jsonl:1",
+        "bible-ruth.txt",
+        "chapter-3.txt",
+    ]
+    with pytest.raises(UserError, match="books:test: there are books:train and books:held-out"):
+        open_records(("books:test",))
+
+
+def test_blank_lines_are_no_records(tmp_path):
+    (tmp_path / "blank.jsonl").write_text(" \n\n")
+    with pytest.raises(UserError, match=r"blank\.jsonl: no record, only blank lines"):
+        open_records((str(tmp_path / "blank.jsonl"),))
+
+
+def test_texts_whatever_their_keys(tmp_path):
+    turns = [{"role": "user", "content": "cc"}]
+    file = tmp_path / "a.jsonl"
+    write(file, [{"text": "a", "n": 1}, {"other": "bb"}, {"messages": turns}, {"text": "last"}])
+    file.write_text(file.read_text().replace("\n", "\n{\n", 1))
+    assert list(texts((str(file),), most=100)) == ["a", "bb", "user", "cc", "last"]
+    assert list(texts((str(file),), most=3)) == ["a", "bb"]
+
+
+def test_a_set_is_records_or_one_folder_of_shards(tmp_path, byte_tokenizer):
+    pytest.importorskip("array_record", reason="array_record is not installed")
+    space = TokenSpace.of(byte_tokenizer.vocab_size, 0)
+    file, out = write(tmp_path / "a.jsonl", [{"text": "abc"}, {"a": "b"}]), tmp_path / "out"
+    format = ExampleFormat(fields="text,text")
+
+    def open_as(*files, format=format):
+        return open_set(files, format, byte_tokenizer, space)
+
+    encoder = Encoder(tokenizer=byte_tokenizer, tokens=space, format=format)
+    write_shards(open_source(file), encoder, out)
+    example = open_as(file)[0]
+    assert byte_tokenizer.decode(example.ids.tolist()).count("abc") == 2
+    kept = open_as(str(out), format=ExampleFormat())
+    assert isinstance(kept, TokenShards)
+    assert len(kept) == 1
+    assert kept[0].ids.tolist() == example.ids.tolist()
+    with pytest.raises(UserError, match=r"out: its records were encoded when .*; leave format out"):
+        open_as(str(out))
+    with pytest.raises(UserError, match="out holds tokenized shards, which are examples, not rec"):
+        open_as(file, str(out))
