@@ -76,7 +76,7 @@ def ours(dtype: str, length: int, sp: int) -> Callable[[], float]:
         max_context=length,
         dtype="bfloat16" if dtype == "bfloat16" else "float32",
         remat="attention",
-        mlp_chunk=1024,
+        mlp_chunk=2048,
         loss_chunk=512,
     )
     mesh = make_mesh(f"sp={sp}")

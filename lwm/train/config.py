@@ -143,7 +143,8 @@ class DataSet:
 
     files: tuple[str, ...]
     """JSON lines, Parquet, ArrayRecord or text files, folders of them, patterns, folders of
-    tokenized shards; `books:train` and `books:held-out` are fetched."""
+    tokenized shards; `books:train` and `books:held-out` are fetched, `shipped:moby-dick/*` comes
+    with the package."""
     name: str = "data"
     """What logs call it."""
     weight: float = 1.0

@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from lwm.errors import UserError
-from lwm.train.trackers import WANDB_ID, open_tracker, scalars
+from lwm.train.trackers import WANDB_ID, open_tracker, require_trackers, scalars
 
 UPDATE = {"loss": 3.5, "learning_rate": 3e-4, "finite": True, "memory": None, "examples": ["a:1"]}
 HELD_OUT = {"text_loss": 2.9, "vision_loss": None, "tokens": 50, "by_position": [[0, 8, 3.0, 50]]}
@@ -105,6 +105,8 @@ def test_a_missing_package_is_named(tmp_path, monkeypatch, kind, module, extra):
     monkeypatch.setitem(sys.modules, module, None)
     with pytest.raises(UserError, match=rf"needs {module}: pip install 'lwm\[{extra}\]'$"):
         open_tracker(kind, tmp_path, {})
+    with pytest.raises(UserError, match=rf"needs {module}: pip install 'lwm\[{extra}\]'$"):
+        require_trackers((kind,))
 
 
 def test_wandb_offline_goes_on_under_one_name(tmp_path, monkeypatch):
