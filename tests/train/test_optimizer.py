@@ -20,7 +20,8 @@ def rates(steps=100, **changes):
 
 def test_courses():
     for course in ("constant", "cosine", "wsd"):
-        found = rates(course=course, end=0.1, decay=20 if course == "wsd" else 0)
+        end = 0.0 if course == "constant" else 0.1
+        found = rates(course=course, end=end, decay=20 if course == "wsd" else 0)
         np.testing.assert_allclose(found[:11], np.arange(11) / 10, rtol=1e-6)
     np.testing.assert_array_equal(rates(course="constant")[10:], 1)
     cosine = rates(end=0.1)[10:]
