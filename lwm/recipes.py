@@ -22,7 +22,7 @@ _TO_BE_TOLD = TokenSpace(text=1)
 def debug() -> Run:
     """Two chapters of Moby Dick and a model of 0.1M parameters: whether all works.
 
-    Cost: half a minute on two CPU cores.
+    Cost: 16 seconds on two CPU cores. Expect: 4.9 nats a token on a chapter held out.
     """
     return Run(
         model=LlamaConfig(

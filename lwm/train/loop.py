@@ -335,11 +335,9 @@ class Log:
         kept = 0
         with reading(path), path.open("rb+") as file:
             for line in file:
-                try:
-                    if json.loads(line)["step"] > last:
-                        break
-                except ValueError:
-                    break  # Cut off where the run was killed.
+                # A last line without an end was cut off where the run was killed.
+                if not line.endswith(b"\n") or json.loads(line)["step"] > last:
+                    break
                 kept += len(line)
             file.truncate(kept)
 
