@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from jax.sharding import Mesh
@@ -16,15 +16,21 @@ from lwm.convert.huggingface import (
     read_config,
     read_json,
 )
-from lwm.convert.names import HUGGING_FACE
+from lwm.convert.lwm import TABLE, open_lwm, split_prefix
+from lwm.convert.names import HUGGING_FACE, Layout
 from lwm.convert.weights import VisionRows, build_llama, build_stacked
 from lwm.data.tokenizer import Tokenizer
 from lwm.errors import UserError
 from lwm.generate.chat import LanguageModel
-from lwm.model.config import Dtype, LlamaConfig, Remat
+from lwm.model.config import NOTHING_GIVEN, Dtype, Given, LlamaConfig, Remat
 from lwm.model.llama import Llama
 from lwm.sharding import make_mesh
 from lwm.tokens import TokenSpace
+
+VISION_MARKS = "<vision>", "</vision>"
+"""Ordinary text between which the codes of images stand."""
+_LLAMA2_MARKS = {"<vision>": (529, 4924, 29958), "</vision>": (1533, 4924, 29958)}
+VQGAN_FILE = "vqgan.json"
 
 
 def load(
@@ -33,28 +39,31 @@ def load(
     mesh: str = "1,1,1,1",
     dtype: Dtype | Literal["int8"] = "float32",
     template: str | None = None,
+    given: Given = NOTHING_GIVEN,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> LanguageModel:
     """Opens a model; one that `lwm models` lists or a hub holds is fetched if need be.
 
     Args:
-        name_or_path: A known name, a Hugging Face folder, a GGUF file or a hub's `org/name`.
+        name_or_path: A known name, a Hugging Face folder, a GGUF file, LWM's parameters (their
+            folder, their file, or `params::FILE`) or a hub's `org/name`.
         mesh: The devices, such as `1,1,4,1` for tensor parallelism over four.
         dtype: What the weights are stored and computed in; `int8` stores the matrices in eight
             bits and computes in float32.
         template: `lwm` or Jinja source in place of the model's own chat template.
+        given: What the files do not say, or wrongly: RoPE's theta, the context, LWM's sizes.
         progress: Told how many tensors of how many are loaded.
 
     Raises:
         UserError: The model cannot be had, read or put on the mesh.
     """
-    opened = open_model_files(name_or_path)
+    opened = open_model_files(name_or_path, given=given)
     is_int8 = dtype == "int8"
     devices = make_mesh(mesh)
     llama = build_llama(
         dataclasses.replace(opened.config, dtype="float32" if is_int8 else dtype),
         opened.tensors,
-        HUGGING_FACE,
+        opened.table,
         mesh=devices,
         int8=is_int8,
         ignore=lambda name: is_not_weight(name, opened.config),
@@ -66,6 +75,7 @@ def load(
         tokenizer=opened.tokenizer,
         mesh=devices,
         template=template,
+        vqgan_file=opened.vqgan,
     )
 
 
@@ -75,9 +85,12 @@ class Opened:
 
     config: LlamaConfig
     tensors: Mapping[str, np.ndarray] = dataclasses.field(repr=False)
-    """Under Hugging Face's names and in its layout."""
+    table: dict[str, Layout] = dataclasses.field(repr=False)
+    """The names and layouts of the tensors, by the path of ours."""
     tokenizer: Tokenizer
     source: Path
+    vqgan: Path | None = None
+    """The file or folder of the tokenizer of images, if there is one beside the model."""
 
     def training_config(
         self,
@@ -135,21 +148,75 @@ class Opened:
         return there
 
 
-def open_model_files(name_or_path: str | Path) -> Opened:
+def open_model_files(name_or_path: str | Path, *, given: Given = NOTHING_GIVEN) -> Opened:
     """Finds a model as `load` does, and reads all but its weights.
 
     Raises:
         UserError: The model cannot be had or read.
     """
     path = find(name_or_path)
-    values, tensors, tokenizer = _open(path)
-    config = read_config(values, source=str(path))
-    if tokenizer.vocab_size > config.tokens.text:
+    params = _lwm_file(path, name_or_path)
+    if params is not None:
+        opened = _open_lwm(params, given, _entry(name_or_path, params))
+    elif given.config is not None:
+        raise UserError(f"{path} has a configuration of its own; leave out --config")
+    else:
+        opened = _open(path)
+        opened = dataclasses.replace(opened, config=given.applied(opened.config))
+    _require_vocabulary(opened)
+    return opened
+
+
+def _open_lwm(params: Path, given: Given, known: catalog.Entry | None) -> Opened:
+    config, tensors = open_lwm(params, given=given, known=known)
+    vqgan = params.with_name("vqgan")
+    return Opened(
+        config=config,
+        tensors=tensors,
+        table=TABLE,
+        tokenizer=Tokenizer.open(params.parent),
+        source=params,
+        vqgan=vqgan if config.tokens.vision and vqgan.exists() else None,
+    )
+
+
+def _lwm_file(path: Path, name: str | Path) -> Path | None:
+    """Returns LWM's parameters if that is what lies there."""
+    if path.is_dir():
+        file = path / "params"
+        return file if file.is_file() and not (path / "config.json").is_file() else None
+    if path.suffix == ".gguf" and split_prefix(str(name)) is None:
+        return None
+    return path
+
+
+def _entry(name: str | Path, params: Path) -> catalog.Entry | None:
+    """Returns the model known by this name, or by that of a folder above, if there is one."""
+    names = [str(name), *(part.rpartition("--")[2] for part in reversed(params.parts[:-1]))]
+    return next((entry for each in names if (entry := catalog.known(each))), None)
+
+
+def _require_vocabulary(opened: Opened) -> None:
+    tokenizer, tokens = opened.tokenizer, opened.config.tokens
+    if tokenizer.vocab_size > tokens.text:
         raise UserError(
-            f"{path}: the tokenizer has {tokenizer.vocab_size} tokens but the model only "
-            f"{config.tokens.text}; they are of different models"
+            f"{opened.source}: the tokenizer has {tokenizer.vocab_size} tokens but the model only "
+            f"{tokens.text}; they are of different models"
         )
-    return Opened(config=config, tensors=tensors, tokenizer=tokenizer, source=path)
+    if not tokens.vision:
+        return
+    for mark, ids in zip(VISION_MARKS, map(tokenizer.encode, VISION_MARKS), strict=True):
+        if tokenizer.decode(ids, skip_special=False) != mark:
+            raise UserError(
+                f"{opened.source}: the tokenizer cannot write {mark}, which images stand between; "
+                "give the model's own tokenizer"
+            )
+        llama2 = _LLAMA2_MARKS[mark]
+        if opened.table is TABLE and tokens.text == 32_000 and tuple(ids) != llama2:
+            raise UserError(
+                f"{opened.source}: the tokenizer writes {mark} as {ids}, but the model was trained "
+                f"with {list(llama2)}; give LLaMA-2's tokenizer.model"
+            )
 
 
 def read_llama(
@@ -179,11 +246,11 @@ def read_llama(
     if config.tokens != there:
         assert there.vision == 0, "see Opened.training_config"
         assert config.tokens.text == there.text
-        tensors = VisionRows(tensors, config.tokens.vision, seed=seed)
+        tensors = VisionRows(tensors, opened.table, config.tokens.vision, seed=seed)
     return build_stacked(
         config,
         tensors,
-        HUGGING_FACE,
+        opened.table,
         mesh=mesh,
         ignore=lambda name: is_not_weight(name, config),
         progress=progress,
@@ -194,32 +261,39 @@ def find(name_or_path: str | Path) -> Path:
     """Returns a model's file or folder, fetched if need be.
 
     Raises:
-        UserError: It cannot be had, or is in a format that cannot be opened yet: that is said
-            before gigabytes are fetched.
+        UserError: It cannot be had.
     """
-    entry = catalog.known(str(name_or_path))
-    if entry and "params" in entry.files and not Path(name_or_path).exists():
-        found = catalog.locate(entry)
-        if found is None or not (found / "config.json").is_file():
-            raise UserError(
-                f"{entry.name} is published in LWM's own format, which cannot be opened yet; "
-                "give a Hugging Face folder of the model instead"
-            )
-    return catalog.resolve(name_or_path)
+    prefixed = split_prefix(str(name_or_path))
+    if prefixed is None:
+        return catalog.resolve(name_or_path)
+    path = Path(prefixed[1]).expanduser()
+    if not path.is_file():
+        raise UserError(f"{path} is no file; give that of LWM's parameters after {prefixed[0]}::")
+    return path
 
 
-def _open(path: Path) -> tuple[dict[str, Any], Mapping[str, np.ndarray], Tokenizer]:
-    """Returns configuration, tensors and tokenizer, nothing large of which is read yet."""
+def _open(path: Path) -> Opened:
+    """Opens a Hugging Face folder or a GGUF file, nothing large of which is read yet."""
     if path.suffix == ".gguf":
         gguf = read_gguf(path)
-        return gguf.config, gguf.tensors, Tokenizer.from_gguf(gguf.metadata)
-    if path.is_file():
-        raise UserError(f"{path} is no model: give a GGUF file or a Hugging Face folder")
-    if not (path / "config.json").is_file():
+        tokenizer = Tokenizer.from_gguf(gguf.metadata)
+        values, tensors, vqgan = gguf.config, gguf.tensors, None
+    elif (path / "config.json").is_file():
+        values, tensors = read_json(path / "config.json"), SafetensorsFolder(path)
+        tokenizer = Tokenizer.open(path)
+        vqgan = path if (path / VQGAN_FILE).is_file() else None
+    else:
         ggufs = sorted(path.glob("*.gguf"))
         if len(ggufs) == 1:
             return _open(ggufs[0])
-        if (path / "params").is_file():
-            raise UserError(f"{path} is in LWM's own format, which cannot be opened for chat yet")
-    values = read_json(path / "config.json")
-    return values, SafetensorsFolder(path), Tokenizer.open(path)
+        raise UserError(
+            f"{path} holds no model: neither config.json nor params nor one GGUF file is there"
+        )
+    return Opened(
+        config=read_config(values, source=str(path)),
+        tensors=tensors,
+        table=HUGGING_FACE,
+        tokenizer=tokenizer,
+        source=path,
+        vqgan=vqgan,
+    )

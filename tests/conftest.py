@@ -22,13 +22,12 @@ import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 import tokenizers  # noqa: E402
 
-from lwm.convert.lwm import read_lwm  # noqa: E402
-from lwm.convert.names import LWM  # noqa: E402
+from lwm.convert.lwm import TABLE, open_lwm  # noqa: E402
 from lwm.convert.weights import build_llama  # noqa: E402
 from lwm.data.tokenizer import Tokenizer  # noqa: E402
 from lwm.generate.chat import LanguageModel  # noqa: E402
 from lwm.model.attention import Packing  # noqa: E402
-from lwm.model.config import LlamaConfig, Rope  # noqa: E402
+from lwm.model.config import Given, LlamaConfig  # noqa: E402
 from lwm.model.llama import Llama  # noqa: E402
 from lwm.sharding import TOKENS, make_mesh, on_mesh  # noqa: E402
 from lwm.tokens import TokenSpace  # noqa: E402
@@ -130,21 +129,11 @@ def model(mesh, tiny, init, byte_tokenizer):
 
 @pytest.fixture(scope="session")
 def original(fixtures):
-    """Loads the original's tiny text model with another theta, stacked or not on disk."""
+    """Loads a model of the original's, perhaps with another theta, as it is stored on disk."""
 
-    def load(mesh, *, theta=10_000, stored="noscan"):
-        config = LlamaConfig(
-            tokens=TokenSpace(text=512),
-            dim=64,
-            num_layers=2,
-            num_heads=4,
-            num_kv_heads=4,
-            head_dim=16,
-            mlp_dim=128,
-            max_context=256,
-            rope=Rope(theta=float(theta)),
-        )
-        tensors = read_lwm(fixtures / f"text_tiny_params_{stored}.msgpack")
-        return build_llama(config, tensors, LWM, mesh=mesh)
+    def load(mesh, *, name="text_tiny", theta=None, stored="noscan"):
+        given = Given(config=f"json::{fixtures / name}_config.json", theta=theta and float(theta))
+        config, tensors = open_lwm(fixtures / f"{name}_params_{stored}.msgpack", given=given)
+        return build_llama(config, tensors, TABLE, mesh=mesh)
 
     return load

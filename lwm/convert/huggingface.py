@@ -146,11 +146,14 @@ class SafetensorsFolder(Mapping[str, np.ndarray]):
             UserError: There is no weight file, a shard is missing or a file is damaged.
         """
         self._files: dict[str, Path] = {}
+        self._shapes: dict[str, tuple[int, ...]] = {}
         for path in _weight_files(folder):
             _require_whole(path)
             try:
                 with safe_open(path, "numpy") as file:
-                    self._files |= dict.fromkeys(file.keys(), path)
+                    for name in file.keys():  # noqa: SIM118 (it is no mapping)
+                        self._files[name] = path
+                        self._shapes[name] = tuple(file.get_slice(name).get_shape())
             except SafetensorError as error:
                 raise UserError(f"{path} is damaged ({error}); fetch it again") from None
 
@@ -166,6 +169,10 @@ class SafetensorsFolder(Mapping[str, np.ndarray]):
     def __len__(self) -> int:
         """Counts the tensors of all files."""
         return len(self._files)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Returns the shape of a tensor without reading it."""
+        return self._shapes[name]
 
 
 def _weight_files(folder: Path) -> list[Path]:

@@ -1,62 +1,210 @@
-"""LWM's released format: a stream of msgpack objects, one for each tensor.
+"""LWM's own weights: found in a stream or a train state, one name for each layer, one vocabulary.
 
-Every object is `[path, blob]`: the path a list of names, the blob an array as Flax writes it.
-The format has no header and no count, so a stream cut between two objects is only noticed by
-the tensors that are missing.
+`lwm.convert.flax_file` reads the files, `lwm.convert.lwm_config` finds out what model it is.
 """
 
-from collections.abc import Iterable
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
-import ml_dtypes  # noqa: F401  (teaches NumPy the name bfloat16)
-import msgpack
 import numpy as np
 
+from lwm.catalog import Entry
+from lwm.convert.flax_file import FlaxFile
+from lwm.convert.lwm_config import Sizes, describe, read_config_of
+from lwm.convert.names import LWM, dimensions
+from lwm.convert.weights import aligned_empty, require_same_tensors
 from lwm.errors import UserError
+from lwm.model.config import Given, LlamaConfig
 
-_ARRAY = 1
-"""Flax's msgpack extension type for an array: shape, name of its type, bytes in C order."""
+PREFIXES = ("params", "trainstate_params", "trainstate", "flax_params")
+"""What LWM's command line puts before a path, with `::`; the file itself says which it is."""
+
+TABLE = {path: layout for path, layout in LWM.items() if not path.startswith("vision_")}
+"""Names and layouts of the tensors as they are seen here: text and vision tables are one."""
+
+_JOINED = {
+    LWM["embedding"].name: (LWM["vision_embedding"].name, 0),
+    LWM["head"].name: (LWM["vision_head"].name, 1),
+}
+"""Tables whose rows, or columns, are followed by those of a vision table."""
 
 
-def read_lwm(path: Path) -> dict[str, np.ndarray]:
-    """Reads the tensors of a text model, those of stacked layers (`scan_layers`) taken apart.
+@dataclass(frozen=True)
+class _Place:
+    """Where a tensor is in the file: an array, or one layer of an array."""
+
+    name: str
+    shape: tuple[int, ...]
+    axis: int | None = None
+    layer: int = 0
+
+
+class LwmTensors(Mapping[str, np.ndarray]):
+    """The weights of one model, by layer, each read when it is asked for."""
+
+    def __init__(self, path: Path):
+        """Finds out what the file holds.
+
+        Raises:
+            UserError: It is missing, damaged, or holds no model.
+        """
+        self._file = FlaxFile(path)
+        self._places = dict(_unstacked(_parameters(self._file)))
+        self._joined = {name for name, (other, _) in _JOINED.items() if other in self._places}
+
+    @property
+    def sizes(self) -> Sizes:
+        """What the shapes say of the model.
+
+        Raises:
+            UserError: A tensor that says it is missing.
+        """
+        return Sizes.read(self.shapes(), self._file.path)
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Returns the shapes of all tensors, text and vision tables apart."""
+        return {name: place.shape for name, place in self._places.items()}
+
+    def require_fit(self, config: LlamaConfig) -> None:
+        """Refuses weights that are not those of a model.
+
+        Raises:
+            UserError: Tensors are missing, unexpected or of another shape: all of them are named,
+                with the model that they would fit.
+        """
+        require_same_tensors(
+            self.shapes(),
+            _wanted(config),
+            what=f"{self._file.path} does not fit {describe(config)}",
+            hint=f"; the tensors that it has are of {self._would_fit()}",
+        )
+
+    def _would_fit(self) -> str:
+        try:
+            return str(self.sizes)
+        except UserError:
+            return "no model of LWM's kind"
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        """Reads one tensor; of a table, the entries for text and then those for vision."""
+        dtype = self._file.arrays[self._places[name].name].dtype
+        out = aligned_empty(self.shape(name), dtype)
+        if name not in self._joined:
+            self._read(name, out)
+            return out
+        other, axis = _JOINED[name]
+        text = self._places[name].shape[axis]
+        for part, target in zip((name, other), np.split(out, [text], axis), strict=True):
+            self._read(part, target)
+        return out
+
+    def __iter__(self) -> Iterator[str]:
+        """Goes through the names, those of vision tables left out."""
+        hidden = {other for other, _ in _JOINED.values()}
+        return (name for name in self._places if name not in hidden)
+
+    def __len__(self) -> int:
+        """Counts the tensors."""
+        return sum(1 for _ in self)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Returns the shape of a tensor without reading it."""
+        shape = self._places[name].shape
+        if name not in self._joined:
+            return shape
+        other, axis = _JOINED[name]
+        more = self._places[other].shape[axis]
+        return (*shape[:axis], shape[axis] + more, *shape[axis + 1 :])
+
+    def _read(self, name: str, out: np.ndarray) -> None:
+        place = self._places[name]
+        if place.axis is None:
+            self._file.read(place.name, out)
+        else:
+            self._file.read_slice(place.name, place.layer, axis=place.axis, out=out)
+
+
+def open_lwm(
+    path: Path, *, given: Given, known: Entry | None = None
+) -> tuple[LlamaConfig, LwmTensors]:
+    """Opens a file of LWM's parameters, and finds out what model it is.
+
+    Args:
+        path: The file.
+        given: What the user says about the model.
+        known: The entry of the model, if its name is known.
 
     Raises:
-        UserError: The file is missing, cut off or something else.
+        UserError: The file cannot be read, does not say enough, or does not fit the model.
     """
-    tensors: dict[str, np.ndarray] = {}
-    for name, array in _read_stream(path):
+    tensors = LwmTensors(path)
+    config, training = read_config_of(tensors.sizes, path, given, known)
+    tensors.require_fit(config)
+    return training.applied(config, path), tensors
+
+
+def split_prefix(text: str) -> tuple[str, str] | None:
+    """Splits LWM's `type::path`; of another text, returns None.
+
+    Raises:
+        UserError: There is no such type.
+    """
+    kind, colons, path = text.partition("::")
+    if not colons:
+        return None
+    if kind not in PREFIXES:
+        raise UserError(f"{kind}:: is no type of file; LWM's are {', '.join(PREFIXES)}")
+    return kind, path
+
+
+def _parameters(file: FlaxFile) -> dict[str, tuple[int, ...]]:
+    """Returns the shapes of the parameters alone, by full names; of a train state also these."""
+    shapes = {name: stored.shape for name, stored in file.arrays.items()}
+    for prefix in ("params/params/", "params/"):
+        inside = {name: shape for name, shape in shapes.items() if name.startswith(prefix)}
+        if inside:
+            return inside
+    return shapes
+
+
+def _unstacked(shapes: dict[str, tuple[int, ...]]) -> Iterator[tuple[str, _Place]]:
+    """Yields each tensor under the name that it has where layers are not stacked."""
+    axis = _layer_axis(shapes)
+    for full, shape in shapes.items():
+        name = re.sub(r"^(params/){0,2}", "", full)
         head, stacked, tail = name.partition("scan_decoder/")
-        if stacked:
-            tensors |= {f"{head}{layer}/{tail}": part for layer, part in enumerate(array)}
-        else:
-            tensors[name] = array
-    return tensors
+        if not stacked:
+            yield name, _Place(full, shape)
+        elif len(shape) > axis:
+            inner = shape[:axis] + shape[axis + 1 :]
+            for layer in range(shape[axis]):
+                yield f"{head}{layer}/{tail}", _Place(full, inner, axis, layer)
 
 
-def _read_stream(path: Path) -> Iterable[tuple[str, np.ndarray]]:
-    if not path.is_file():
-        raise UserError(f"{path} is no file; give the path of LWM's parameters")
-    last = "its first tensor"
-    with path.open("rb") as file:
-        unpacker = msgpack.Unpacker(file, max_buffer_size=0, raw=False)
-        try:
-            for key, blob in unpacker:
-                name = "/".join(key)
-                yield name, _array(msgpack.unpackb(blob, raw=False, ext_hook=msgpack.ExtType))
-                last = f"what follows tensor {name}"
-        except (ValueError, TypeError, msgpack.UnpackException) as error:
-            raise UserError(f"{path} cannot be read at {last}: {error}") from None
-        if unpacker.tell() != path.stat().st_size:
-            raise UserError(f"{path} is cut off in {last}; fetch it again")
+def _layer_axis(shapes: dict[str, tuple[int, ...]]) -> int:
+    """Says along which axis layers are stacked (`param_scan_axis`): that which a norm shows."""
+    ends = {"norm": "/scan_decoder/attention_norm/kernel", "final": "transformer/ln_f/kernel"}
+    found = {
+        which: shape
+        for which, end in ends.items()
+        for name, shape in shapes.items()
+        if name.endswith(end)
+    }
+    norm, final = found.get("norm", ()), found.get("final", ())
+    return 1 if len(norm) == 2 and norm[:1] == final and norm[1:] != final else 0
 
 
-def _array(value) -> np.ndarray:
-    if isinstance(value, dict):  # Flax cuts arrays of more than 2**30 bytes into flat pieces.
-        shape = [value["shape"][str(i)] for i in range(len(value["shape"]))]
-        pieces = [_array(value["chunks"][str(i)]) for i in range(len(value["chunks"]))]
-        return np.concatenate(pieces).reshape(shape)
-    if not isinstance(value, msgpack.ExtType) or value.code != _ARRAY:
-        raise ValueError("not an array")
-    shape, dtype, data = msgpack.unpackb(value.data, raw=False)
-    return np.frombuffer(data, dtype=np.dtype(dtype)).reshape(shape)
+def _wanted(config: LlamaConfig) -> dict[str, tuple[int, ...]]:
+    """Returns the tensors that a file of this model has."""
+    sizes, wanted = dimensions(config), {}
+    for path, layout in LWM.items():
+        if "vision" in path and not config.tokens.vision:
+            continue
+        if path in ("head", "vision_head") and config.tie_embeddings:
+            continue
+        layers = range(config.num_layers) if "*" in layout.name else ("",)
+        for layer in layers:
+            wanted[layout.name.replace("*", str(layer))] = layout.shape(sizes)
+    return wanted

@@ -1,21 +1,35 @@
 """Named tensors of another format, put onto a mesh as a model of ours."""
 
+import collections
+import contextlib
 import functools
+import itertools
+import math
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
-from lwm.convert.names import HUGGING_FACE, Layout, dimensions
+from lwm.convert.names import Layout, dimensions
 from lwm.errors import UserError
 from lwm.model.config import LlamaConfig
 from lwm.model.llama import Llama, check_mesh
 from lwm.model.quantize import CONTRACTED, QuantizedWeight, quantize
+
+_THREADS = 2
+"""That read ahead: one alone leaves a fast disk waiting while it puts a tensor into our order."""
+_ALIGNMENT = 64
+
+A = TypeVar("A")
+B = TypeVar("B")
 
 
 def build_llama(
@@ -30,7 +44,8 @@ def build_llama(
 ) -> Llama:
     """Reads every weight of an unstacked model straight to its place on the mesh.
 
-    Weights are stored as `config.dtype`. One tensor is in host memory at a time.
+    Weights are stored as `config.dtype`. Three tensors at most are in host memory at a time, and
+    on a CPU they become the weights themselves, uncopied.
 
     Args:
         config: The model that the tensors must fit.
@@ -44,14 +59,22 @@ def build_llama(
     Raises:
         UserError: Tensors are missing, unexpected or of another shape: all of them are named.
     """
-    wanted, tree = jax.tree.flatten_with_path(_abstract(config, mesh, stacked=False))
-    weights = _Weights(config, tensors, table, [dotted(path) for path, _ in wanted], ignore)
+    found, tree = jax.tree.flatten_with_path(_abstract(config, mesh, stacked=False))
+    wanted = [(dotted(path), leaf) for path, leaf in found]
+    weights = _Weights(config, tensors, table, [path for path, _ in wanted], ignore)
+
+    def read(which: tuple[str, jax.ShapeDtypeStruct]) -> tuple[np.ndarray, ...]:
+        path, leaf = which
+        contracted = CONTRACTED.get(_kind(path)) if int8 else None
+        if contracted is None:
+            return (weights.read(path, leaf.shape, config.dtype),)
+        return quantize(weights.read(path, leaf.shape), contracted)
+
     leaves = []
-    for path, leaf in wanted:
-        ours = weights.read(dotted(path), leaf.shape)
-        contracted = CONTRACTED.get(_kind(dotted(path))) if int8 else None
-        leaves.append(_put(ours, config.dtype, mesh, leaf.sharding.spec, contracted))
-        progress(len(leaves), len(wanted))
+    with contextlib.closing(_ahead(read, wanted)) as arrays:
+        for (_, leaf), parts in zip(wanted, arrays, strict=True):
+            leaves.append(_put(parts, mesh, leaf.sharding.spec))
+            progress(len(leaves), len(wanted))
     return jax.tree.unflatten(tree, leaves)
 
 
@@ -66,51 +89,57 @@ def build_stacked(
 ) -> Llama:
     """Reads every weight into a model to be trained: float32, stacked, as `Llama.init` places it.
 
-    One tensor is in host memory at a time, and goes into the stack of its layers on the devices.
+    Each tensor goes into the stack of its layers on the devices; three at most wait in host memory.
     Arguments and errors are those of `build_llama`.
     """
     wanted, tree = jax.tree.flatten_with_path(_abstract(config, mesh, stacked=True))
     parts = {dotted(path): layer_paths(dotted(path), config.num_layers) for path, _ in wanted}
     paths = [path for group in parts.values() for path in group]
     weights = _Weights(config, tensors, table, paths, ignore)
-
-    def read(path: str, shape: tuple[int, ...]) -> np.ndarray:
-        array = weights.read(path, shape).astype(np.float32)
-        progress(paths.index(path) + 1, len(paths))
-        return array
-
+    shapes = {
+        path: leaf.shape if group == [whole] else leaf.shape[1:]
+        for (whole, group), (_, leaf) in zip(parts.items(), wanted, strict=True)
+        for path in group
+    }
     leaves = []
-    for (path, group), (_, leaf) in zip(parts.items(), wanted, strict=True):
-        spec = leaf.sharding.spec
-        if group == [path]:
-            leaves.append(_place(read(path, leaf.shape), mesh, spec))
-        else:
-            layers = (read(each, leaf.shape[1:]) for each in group)
-            leaves.append(_stack(layers, leaf.shape, mesh, spec))
+    with contextlib.closing(
+        _ahead(lambda path: weights.read(path, shapes[path], "float32"), paths)
+    ) as arrays:
+        told = _told(arrays, progress, len(paths))
+        for (path, group), (_, leaf) in zip(parts.items(), wanted, strict=True):
+            spec = leaf.sharding.spec
+            if group == [path]:
+                leaves.append(_place(next(told), mesh, spec))
+            else:
+                layers = itertools.islice(told, len(group))
+                leaves.append(_stack(layers, leaf.shape, mesh, spec))
     return jax.tree.unflatten(tree, leaves)
 
 
 class VisionRows(Mapping[str, np.ndarray]):
-    """A text model's tensors under Hugging Face's names, with rows for vision ids after its own.
+    """A text model's tensors, with entries for vision ids after those of its own in both tables.
 
-    They are drawn as far apart as the rows that there are, on the host: the same on every mesh.
+    They are drawn as far apart as the entries that there are, on the host: the same on every mesh.
     """
 
-    _TABLES = (HUGGING_FACE["embedding"].name, HUGGING_FACE["head"].name)
-
-    def __init__(self, tensors: Mapping[str, np.ndarray], rows: int, *, seed: int):
-        """Adds so many rows to each table, when it is asked for."""
+    def __init__(
+        self, tensors: Mapping[str, np.ndarray], table: dict[str, Layout], rows: int, *, seed: int
+    ):
+        """Adds so many entries to each table, when it is asked for."""
         self._tensors, self._rows, self._seed = tensors, rows, seed
+        layouts = table["embedding"], table["head"]
+        self._names = [layout.name for layout in layouts]
+        self._axes = {layout.name: layout.order.index("V") for layout in layouts}
 
     def __getitem__(self, name: str) -> np.ndarray:
         """Reads one tensor, and lengthens it if it is a table."""
         array = self._tensors[name]
-        if name not in self._TABLES:
+        if name not in self._axes:
             return array
-        array = array.astype(np.float32)
-        random = np.random.default_rng([self._seed, self._TABLES.index(name)])
-        rows = random.standard_normal((self._rows, *array.shape[1:]), np.float32)
-        return np.concatenate([array, array.std() * rows])
+        array, axis = array.astype(np.float32), self._axes[name]
+        random = np.random.default_rng([self._seed, self._names.index(name)])
+        rows = random.standard_normal((self._rows, array.shape[1 - axis]), np.float32)
+        return np.concatenate([array, array.std() * np.moveaxis(rows, 0, axis)], axis=axis)
 
     def __iter__(self) -> Iterator[str]:
         """Goes through the names, which stay the same."""
@@ -119,6 +148,13 @@ class VisionRows(Mapping[str, np.ndarray]):
     def __len__(self) -> int:
         """Counts the tensors."""
         return len(self._tensors)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Returns the shape of a tensor without reading it."""
+        shape = list(_shape(self._tensors, name))
+        if name in self._axes:
+            shape[self._axes[name]] += self._rows
+        return tuple(shape)
 
 
 class _Weights:
@@ -134,29 +170,48 @@ class _Weights:
     ):
         self._tensors, self._sizes = tensors, sizes_in(table, config)
         self._layouts = {path: layout_of(table, path) for path in paths}
-        found = {name for name in tensors if not ignore(name)}
-        _require_same(found, {layout.name for layout in self._layouts.values()})
+        wanted = {each.name: each.shape(self._sizes) for each in self._layouts.values()}
+        require_same_tensors(
+            {name: _shape(tensors, name) for name in tensors if not ignore(name)},
+            wanted,
+            what="the weights do not fit the configuration",
+            hint="; they are of different models",
+        )
 
-    def read(self, path: str, shape: tuple[int, ...]) -> np.ndarray:
+    def read(self, path: str, shape: tuple[int, ...], dtype: DTypeLike | None = None) -> np.ndarray:
         layout = self._layouts[path]
-        array = self._tensors[layout.name]
-        wanted = layout.shape(self._sizes)
-        if array.shape != wanted:
-            raise UserError(
-                f"tensor {layout.name} has shape {array.shape}, but the configuration asks for "
-                f"{wanted}; the weights and config.json are of different models"
-            )
-        return _fill(layout.to_ours(array, self._sizes), shape)
+        theirs = self._tensors[layout.name]
+        ours = layout.to_ours(theirs, self._sizes)
+        return _padded(contiguous(ours, dtype or theirs.dtype), shape)
 
 
-def _put(
-    array: np.ndarray, dtype: str, mesh: Mesh, spec: P, contracted: tuple[int, ...] | None
-) -> jax.Array | QuantizedWeight:
-    if contracted is None:
-        return _place(array.astype(dtype), mesh, spec)
-    values, scale = quantize(array, contracted)
+def _ahead(read: Callable[[A], B], items: Iterable[A]) -> Generator[B]:
+    """Yields what is read of each item, in order, while two threads read the next ones."""
+    waiting: collections.deque[Future[B]] = collections.deque()
+    with ThreadPoolExecutor(_THREADS) as pool:
+        try:
+            for item in items:
+                waiting.append(pool.submit(read, item))
+                if len(waiting) > _THREADS:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _told(arrays: Iterable[B], progress: Callable[[int, int], None], total: int) -> Iterator[B]:
+    for number, array in enumerate(arrays, start=1):
+        progress(number, total)
+        yield array
+
+
+def _put(parts: tuple[np.ndarray, ...], mesh: Mesh, spec: P) -> jax.Array | QuantizedWeight:
+    if len(parts) == 1:
+        return _place(parts[0], mesh, spec)
+    values, scale = parts
     # A scale is one number where the product sums, and whole there on every device.
-    kept = P(*(None if axis in contracted else name for axis, name in enumerate(spec)))
+    kept = P(*(None if size == 1 else name for size, name in zip(scale.shape, spec, strict=False)))
     return QuantizedWeight(_place(values, mesh, spec), _place(scale, mesh, kept))
 
 
@@ -219,20 +274,71 @@ def sizes_in(table: dict[str, Layout], config: LlamaConfig) -> dict[str, int]:
     return sizes if "vision_embedding" in table else sizes | {"V": config.tokens.size}
 
 
-def _fill(array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+def aligned_empty(shape: tuple[int, ...], dtype: DTypeLike) -> np.ndarray:
+    """Returns memory such as JAX on a CPU takes for its own, where it would copy other."""
+    num_bytes = math.prod(shape) * np.dtype(dtype).itemsize
+    raw = np.empty(num_bytes + _ALIGNMENT, np.uint8)
+    start = -raw.ctypes.data % _ALIGNMENT
+    return raw[start : start + num_bytes].view(dtype).reshape(shape)
+
+
+def contiguous(array: np.ndarray, dtype: DTypeLike) -> np.ndarray:
+    """Returns the array as it is if its numbers lie in order and are of this type, or a copy."""
+    if array.dtype == dtype and array.flags.c_contiguous:
+        return array
+    out = aligned_empty(array.shape, dtype)
+    if array.dtype == dtype and array.itemsize == 2:
+        # As integers: NumPy knows no fast way to move bfloat16, and holds Python's lock.
+        out.view(np.uint16)[...] = array.view(np.uint16)
+    else:
+        out[...] = array
+    return out
+
+
+def _padded(array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     """Gives the array the shape of ours: merges split heads, pads the rows of a token table."""
-    if array.ndim != len(shape):
+    if array.size == math.prod(shape):
         return array.reshape(shape)
     return np.pad(array, [(0, want - have) for want, have in zip(shape, array.shape, strict=True)])
 
 
-def _require_same(found: set[str], wanted: set[str]) -> None:
-    missing, unexpected = sorted(wanted - found), sorted(found - wanted)
-    if not missing and not unexpected:
-        return
+def require_same_tensors(
+    found: Mapping[str, tuple[int, ...]],
+    wanted: Mapping[str, tuple[int, ...]],
+    *,
+    what: str,
+    hint: str,
+) -> None:
+    """Refuses tensors that are not those of a model.
+
+    Args:
+        found: Names and shapes in the files.
+        wanted: Those of the model.
+        what: What to say of them.
+        hint: What to say at the end.
+
+    Raises:
+        UserError: All that are missing, unexpected or of another shape; some of them by name.
+    """
+    shapes = {
+        f"{name} has {found[name]}, not {wanted[name]}"
+        for name in found.keys() & wanted.keys()
+        if found[name] != wanted[name]
+    }
     faults = []
-    for word, names in (("missing", missing), ("unexpected", unexpected)):
+    for word, names in (
+        ("missing", wanted.keys() - found.keys()),
+        ("unexpected", found.keys() - wanted.keys()),
+        ("misshapen", shapes),
+    ):
         if names:
             more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-            faults.append(f"{word}: {', '.join(names[:3])}{more}")
-    raise UserError(f"the weights do not fit the configuration; {'; '.join(faults)}")
+            faults.append(f"{word}: {', '.join(sorted(names)[:3])}{more}")
+    if faults:
+        raise UserError(f"{what}; {'; '.join(faults)}{hint}")
+
+
+def _shape(tensors: Mapping[str, np.ndarray], name: str) -> tuple[int, ...]:
+    """Returns the shape of a tensor, unread if the mapping can tell."""
+    tell = getattr(tensors, "shape", None)
+    return tensors[name].shape if tell is None else tuple(tell(name))

@@ -1,6 +1,7 @@
 """What shape a model has. Free of JAX, so that a command line can show it at once."""
 
 import dataclasses
+import math
 from typing import Any, Literal, get_args
 
 from lwm.errors import UserError
@@ -92,6 +93,40 @@ class LlamaConfig:
         if rope.get("scaling"):
             rope["scaling"] = RopeScaling(**rope["scaling"])
         return cls(**values | {"tokens": TokenSpace(**values["tokens"]), "rope": Rope(**rope)})
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Given:
+    """What a user says about a model of which the files do not say it, or wrongly."""
+
+    config: str | None = None
+    """Of LWM's own files: a preset such as 7b, or json::FILE or pickle::FILE as LWM wrote it."""
+    theta: float | None = None
+    """RoPE's base, in place of the one that the model is known by."""
+    context: int | None = None
+    """Tokens of context at most, in place of what the model was trained for."""
+
+    def __post_init__(self):
+        """Refuses values that no model has.
+
+        Raises:
+            UserError: The value.
+        """
+        if self.theta is not None and not (math.isfinite(self.theta) and self.theta > 1):
+            raise UserError(f"theta {self.theta} must be above 1; LWM's are 1e7, 2.5e7 and 5e7")
+        if self.context is not None and self.context < 1:
+            raise UserError(f"context {self.context} leaves no room; give at least 1 token")
+
+    def applied(self, config: LlamaConfig) -> LlamaConfig:
+        """Returns the configuration with what is said here in place of its own."""
+        rope = config.rope
+        if self.theta is not None:
+            rope = dataclasses.replace(rope, theta=self.theta)
+        context = config.max_context if self.context is None else self.context
+        return dataclasses.replace(config, rope=rope, max_context=context)
+
+
+NOTHING_GIVEN = Given()
 
 
 # name: dim, mlp_dim, layers, heads, context, norm_eps; the sizes that LWM's code names.

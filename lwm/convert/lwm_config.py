@@ -1,0 +1,227 @@
+"""What model a file of LWM's parameters holds: its shapes say much of it, not all."""
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from lwm.catalog import Entry
+from lwm.convert.huggingface import read_json
+from lwm.convert.names import LWM
+from lwm.errors import UserError
+from lwm.model.config import PRESETS, Given, LlamaConfig, Rope, preset
+from lwm.tokens import TokenSpace
+
+CODES = 8192
+"""Entries of LWM's vision codebook; the ids after them are end-of-frame, end-of-vision, unused."""
+
+_KEYS = {
+    "vocab_size": "V",
+    "hidden_size": "D",
+    "intermediate_size": "F",
+    "num_hidden_layers": "L",
+}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Training:
+    """What weights were trained with, as far as it is known."""
+
+    theta: float | None
+    context: int | None
+
+    def applied(self, config: LlamaConfig, path: Path) -> LlamaConfig:
+        """Returns the whole configuration.
+
+        Raises:
+            UserError: One of the two is not known.
+        """
+        if self.theta is None or self.context is None:
+            raise UserError(
+                f"{path} does not say RoPE's theta and the context; give --theta and --context "
+                "(LWM's: 1e7 for 128K and 256K, 2.5e7 for 512K, 5e7 for 1M and for vision)"
+            )
+        rope = Rope(theta=self.theta)
+        return dataclasses.replace(config, rope=rope, max_context=self.context)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Sizes:
+    """What shapes say of a model."""
+
+    text: int
+    vision: int
+    dim: int
+    mlp_dim: int
+    num_layers: int
+
+    @classmethod
+    def read(cls, shapes: Mapping[str, tuple[int, ...]], path: Path) -> "Sizes":
+        """Reads the shapes of unstacked tensors.
+
+        Raises:
+            UserError: One that says a size is missing.
+        """
+
+        def shape(name: str) -> tuple[int, int]:
+            found = shapes.get(name, ())
+            if len(found) != 2:
+                raise UserError(f"{path} holds no matrix {name}; it is not all of a model of LWM's")
+            return found[0], found[1]
+
+        text, dim = shape(LWM["embedding"].name)
+        vision_table = LWM["vision_embedding"].name
+        layer = LWM["blocks.*.mlp.w_gate"].name
+        numbers = 0
+        while layer.replace("*", str(numbers)) in shapes:
+            numbers += 1
+        return cls(
+            text=text,
+            vision=shape(vision_table)[0] if vision_table in shapes else 0,
+            dim=dim,
+            mlp_dim=shape(layer.replace("*", "0"))[1],
+            num_layers=numbers,
+        )
+
+    @property
+    def preset(self) -> str | None:
+        """LWM's name for a model of this size, if it has one."""
+        sizes = self.dim, self.mlp_dim, self.num_layers
+        known = {name: preset(name) for name in PRESETS}
+        return next(
+            (
+                name
+                for name, config in known.items()
+                if (config.dim, config.mlp_dim, config.num_layers) == sizes
+            ),
+            None,
+        )
+
+    def __str__(self):
+        """Names the model for a message."""
+        known = f"LWM's {self.preset}" if self.preset else "a model"
+        layers = f"{self.num_layers} layers of {self.dim} and {self.mlp_dim}"
+        return f"{known} ({layers}, {self.text} text and {self.vision} vision ids)"
+
+
+def describe(config: LlamaConfig) -> str:
+    """Names a model for a message."""
+    tokens = config.tokens
+    sizes = Sizes(
+        text=tokens.text,
+        vision=tokens.vision,
+        dim=config.dim,
+        mlp_dim=config.mlp_dim,
+        num_layers=config.num_layers,
+    )
+    return str(sizes)
+
+
+def read_config_of(
+    sizes: Sizes, path: Path, given: Given, known: Entry | None
+) -> tuple[LlamaConfig, Training]:
+    """Finds out what model a file holds, and how it was trained as far as that is written down.
+
+    Args:
+        sizes: Those of the file.
+        path: The file, beside which the metadata of LWM's run may lie.
+        given: What the user says; nothing is looked for elsewhere then.
+        known: The entry of the model, if its name is known.
+
+    Raises:
+        UserError: The number of heads is not known, or a configuration cannot be read.
+    """
+    metadata = path.with_name(path.name.replace("streaming_params", "metadata") + ".pkl")
+    source, values = "", {}
+    if given.config is not None:
+        source, values = given.config, _values(given.config)
+    elif path.name.startswith("streaming_params") and metadata.is_file():
+        source, values = str(metadata), _llama_config(metadata)
+    config = (
+        _from_values(values, sizes, source) if values else _from_sizes(sizes, path, given.config)
+    )
+    theta, context = values.get("theta"), values.get("max_sequence_length")
+    if not (theta is None or isinstance(theta, int | float)):
+        raise UserError(f"{source}: theta {theta!r} is no number")
+    if not (context is None or _is_size(context)):
+        raise UserError(f"{source}: max_sequence_length {context!r} is no number above 0")
+    if known is not None:
+        theta, context = theta or known.theta, context or known.context
+    theta = given.theta or theta
+    return config, Training(
+        theta=None if theta is None else float(theta), context=given.context or context
+    )
+
+
+def _from_sizes(sizes: Sizes, path: Path, name: str | None) -> LlamaConfig:
+    if name is None and sizes.preset is None:
+        raise UserError(
+            f"{path} holds {sizes}, and how many heads is not known; give --config json::FILE with "
+            "num_attention_heads"
+        )
+    found = preset(name or sizes.preset or "")
+    return dataclasses.replace(found, tokens=_tokens(found.tokens.text, sizes.vision, str(path)))
+
+
+def _values(text: str) -> dict[str, Any]:
+    """Returns LWM's values of a configuration; none for the name of a preset."""
+    kind, colons, file = text.partition("::")
+    if not colons:
+        preset(text)
+        return {}
+    if kind not in ("json", "pickle"):
+        raise UserError(f"config {text!r} is neither a preset nor json::FILE or pickle::FILE")
+    return read_json(Path(file)) if kind == "json" else _llama_config(Path(file))
+
+
+def _llama_config(path: Path) -> dict[str, Any]:
+    from lwm.convert.pickles import read_pickle
+
+    values = read_pickle(path)
+    found = values.get("llama_config") if isinstance(values, dict) else None
+    if not isinstance(found, dict):
+        raise UserError(f'{path} holds no "llama_config"; is it the metadata of a run of LWM?')
+    return found
+
+
+def _from_values(values: Mapping[str, Any], sizes: Sizes, source: str) -> LlamaConfig:
+    needed = (*_KEYS, "num_attention_heads")
+    faulty = [key for key in needed if not _is_size(values.get(key))]
+    if faulty:
+        raise UserError(f"{source} lacks {', '.join(faulty)}, or they are no numbers above 0")
+    vision = values.get("vision_vocab_size", sizes.vision)
+    dim, heads = values["hidden_size"], values["num_attention_heads"]
+    if dim % heads:
+        raise UserError(f"{source}: hidden_size {dim} does not divide by {heads} heads")
+    if not isinstance(vision, int):
+        raise UserError(f"{source}: vision_vocab_size {vision!r} is no number")
+    tied = bool(values.get("tie_word_embeddings", False))
+    if vision and tied != bool(values.get("tie_vision_embeddings", False)):
+        raise UserError(f"{source}: one table tied to its head and one not is not supported")
+    try:
+        return LlamaConfig(
+            tokens=_tokens(values["vocab_size"], vision, source),
+            dim=dim,
+            num_layers=values["num_hidden_layers"],
+            num_heads=heads,
+            num_kv_heads=heads,
+            head_dim=dim // heads,
+            mlp_dim=values["intermediate_size"],
+            max_context=1,
+            norm_eps=float(values.get("rms_norm_eps", 1e-6)),
+            tie_embeddings=tied,
+        )
+    except (ValueError, TypeError) as error:
+        raise UserError(f"{source}: {error}") from None
+
+
+def _is_size(value: Any) -> bool:
+    return type(value) is int and value > 0
+
+
+def _tokens(text: int, vision: int, source: str) -> TokenSpace:
+    if not vision:
+        return TokenSpace(text=text)
+    if vision < CODES + 2:
+        raise UserError(f"{source}: {vision} vision ids are too few for LWM's {CODES} codes")
+    return TokenSpace(text=text, vision=vision, codes=CODES)

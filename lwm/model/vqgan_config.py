@@ -1,0 +1,127 @@
+"""What shape a VQGAN has. Free of JAX, so that a command line can show it at once."""
+
+import dataclasses
+from typing import Any, get_args
+
+from lwm.errors import UserError
+from lwm.model.config import Dtype
+
+GROUPS = 32
+"""Groups of channels that are normalised together."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class VQGANConfig:
+    """The shape of a convolutional tokenizer of frames (Esser et al. 2021, arXiv 2012.09841)."""
+
+    resolution: int
+    """Pixels along a side of the frames that the weights were trained for."""
+    channels: int = 3
+    hidden: int
+    """Channels at full resolution, which each level multiplies."""
+    multipliers: tuple[int, ...]
+    """One for each level; between levels the sides halve."""
+    res_blocks: int
+    """In each level of the encoder; those of the decoder have one more."""
+    z_channels: int
+    """Between the encoder and the projection to the codebook's width, and back."""
+    codes: int
+    code_dim: int
+    dtype: Dtype = "float32"
+    """What is computed in; statistics, latents and the search of codes are always float32."""
+
+    def __post_init__(self):
+        """Refuses a shape that no model can have.
+
+        Raises:
+            ValueError: The size, by name, that cannot be.
+        """
+        sizes = dataclasses.asdict(self)
+        del sizes["multipliers"], sizes["dtype"]
+        sizes |= {f"multipliers[{i}]": each for i, each in enumerate(self.multipliers)}
+        for name, size in sizes.items():
+            if size < 1:
+                raise ValueError(f"{name} is {size}, but must be at least 1")
+        if not 1 <= len(self.multipliers) <= 16 or self.res_blocks > 64:
+            raise ValueError("there must be 1 to 16 multipliers and at most 64 res_blocks")
+        for width in (self.hidden, *self.widths):
+            if width % GROUPS:
+                raise ValueError(
+                    f"hidden {self.hidden} with multipliers {self.multipliers} makes {width} "
+                    f"channels, which do not divide into {GROUPS} groups"
+                )
+        if self.resolution % self.downsampling:
+            raise ValueError(
+                f"resolution {self.resolution} does not divide by {self.downsampling}, the pixels "
+                f"to a code with {len(self.multipliers)} levels"
+            )
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """The channels of each level."""
+        return tuple(self.hidden * each for each in self.multipliers)
+
+    @property
+    def downsampling(self) -> int:
+        """Pixels along a side of a frame for each code."""
+        return 2 ** (len(self.multipliers) - 1)
+
+    @property
+    def codes_per_side(self) -> int:
+        """Codes along a side of a frame of `resolution`."""
+        return self.resolution // self.downsampling
+
+    @property
+    def tokens_per_frame(self) -> int:
+        """Codes of a frame of `resolution`."""
+        return self.codes_per_side**2
+
+    def grid(self, height: int, width: int) -> tuple[int, int]:
+        """Returns the rows and columns of codes for a frame of any size that divides.
+
+        Raises:
+            UserError: The size does not.
+        """
+        step = self.downsampling
+        if height % step or width % step or not height or not width:
+            raise UserError(
+                f"frames of {height} × {width} pixels do not divide into codes of {step} × {step}; "
+                f"resize them, best to {self.resolution} × {self.resolution}"
+            )
+        return height // step, width // step
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns the configuration as plain values; `from_json` reads them back."""
+        return dataclasses.asdict(self) | {"multipliers": list(self.multipliers)}
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> "VQGANConfig":
+        """Reads what `to_json` wrote.
+
+        Raises:
+            ValueError: A value is missing, unknown or impossible.
+        """
+        names = {each.name for each in dataclasses.fields(cls)}
+        if not names - {"channels", "dtype"} <= values.keys() <= names:
+            raise ValueError(f"it should have {', '.join(sorted(names))}")
+        if not isinstance(values["multipliers"], list):
+            raise ValueError("multipliers is no list")
+        for name, value in values.items():
+            sizes = value if name == "multipliers" else [value]
+            if name != "dtype" and any(type(size) is not int for size in sizes):
+                raise ValueError(f"{name} is {value!r}")
+        if values.get("dtype", "float32") not in get_args(Dtype):
+            raise ValueError(f"dtype is {values['dtype']!r}, none of {', '.join(get_args(Dtype))}")
+        return cls(**values | {"multipliers": tuple(values["multipliers"])})
+
+
+LWM_VQGAN = VQGANConfig(
+    resolution=256,
+    hidden=128,
+    multipliers=(1, 2, 2, 4, 6),
+    res_blocks=2,
+    z_channels=64,
+    codes=8192,
+    code_dim=64,
+)
+"""LWM's: 256 codes a frame, 146 million weights."""
