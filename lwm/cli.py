@@ -9,10 +9,13 @@ from typing import Annotated, Literal
 
 import tyro
 
+from lwm.cli_convert import convert
+from lwm.cli_plan import plan
 from lwm.data.format import ExampleFormat
 from lwm.errors import UserError
 from lwm.eval.needle_config import NeedleConfig
 from lwm.generate.writing import Writing
+from lwm.model.config import NOTHING_GIVEN, Given
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -25,6 +28,8 @@ class Placing:
     """What weights are stored and computed in; int8 is stored so, and computed in float32."""
     template: str | None = None
     """`lwm` or Jinja source in place of the model's own chat template."""
+    given: Given = NOTHING_GIVEN
+    """What the model's files do not say."""
 
 
 Question = Annotated[str | None, tyro.conf.Positional]
@@ -245,6 +250,8 @@ COMMANDS: dict[str, Command | dict[str, Command]] = {
     "data": {"check": data_check, "tokenize": data_tokenize},
     "plot": plot,
     "models": models,
+    "plan": plan,
+    "convert": convert,
 }
 GROUPS = {
     "generate": "Writes: `lwm generate text`.",

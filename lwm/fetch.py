@@ -212,8 +212,20 @@ def _copy(source: Any, sink: BufferedIOBase) -> str:
     return digest.hexdigest()
 
 
-def from_hub(repo: str, files: Sequence[str], *, progress: bool) -> Path:
-    """Fetches a repository's model files into the hub's own cache; return the folder."""
+def from_hub(
+    repo: str, files: Sequence[str], *, licence: str | None = None, progress: bool
+) -> Path:
+    """Fetches a repository's model files into the hub's own cache; return the folder.
+
+    Args:
+        repo: Its name, `owner/name`.
+        files: Which files, as patterns.
+        licence: That of the weights, if it is known: it is said with the sizes beforehand.
+        progress: Whether to say on stderr what is fetched and how it goes.
+
+    Raises:
+        UserError: The hub cannot be reached or has no such model, or the disk has no room.
+    """
     from huggingface_hub import constants, snapshot_download
     from huggingface_hub.utils import disable_progress_bars
 
@@ -227,11 +239,35 @@ def from_hub(repo: str, files: Sequence[str], *, progress: bool) -> Path:
         )
     disable_progress_bars()
     folder = Path(constants.HF_HUB_CACHE) / f"models--{repo.replace('/', '--')}"
+    _require_room(repo, folder, sum(wanted.values()))
+    if progress:
+        print(_announcement(repo, wanted, licence), file=sys.stderr)
     try:
         with _progress(f"fetching {repo}", folder, sum(wanted.values()), progress):
             return Path(snapshot_download(repo, allow_patterns=list(wanted)))
     except Exception as error:
         raise UserError(f"fetching {repo} was cut short: {error}; run again to go on") from None
+
+
+def _require_room(repo: str, folder: Path, size: int) -> None:
+    above = next(each for each in folder.parents if each.is_dir())
+    left, free = size - _size(folder), shutil.disk_usage(above).free
+    if left > free:
+        raise UserError(
+            f"{repo} needs {left / 1e9:.1f} GB more in {folder.parent}, where {free / 1e9:.1f} GB "
+            "are free; make room, or name another folder in HF_HUB_CACHE"
+        )
+
+
+def _announcement(repo: str, files: Mapping[str, int], licence: str | None) -> str:
+    sizes = ", ".join(f"{name} {_shown(size)}" for name, size in files.items())
+    total = _shown(sum(files.values()))
+    terms = f"licence: {licence}" if licence else f"for its licence see the card of {repo}"
+    return f"fetching {repo}: {sizes}; {total} in all; {terms}"
+
+
+def _shown(size: int) -> str:
+    return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB"
 
 
 def _matches(name: str, patterns: Sequence[str]) -> bool:

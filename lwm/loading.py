@@ -21,9 +21,11 @@ from lwm.convert.names import HUGGING_FACE, Layout
 from lwm.convert.weights import VisionRows, build_llama, build_stacked
 from lwm.data.tokenizer import Tokenizer
 from lwm.errors import UserError
+from lwm.fit import require_fit
 from lwm.generate.chat import LanguageModel
 from lwm.model.config import NOTHING_GIVEN, Dtype, Given, LlamaConfig, Remat
-from lwm.model.llama import Llama
+from lwm.model.devices import machine
+from lwm.model.llama import Llama, check_mesh
 from lwm.sharding import make_mesh
 from lwm.tokens import TokenSpace
 
@@ -31,6 +33,8 @@ VISION_MARKS = "<vision>", "</vision>"
 """Ordinary text between which the codes of images stand."""
 _LLAMA2_MARKS = {"<vision>": (529, 4924, 29958), "</vision>": (1533, 4924, 29958)}
 VQGAN_FILE = "vqgan.json"
+_LEAST_ROOM = 1024
+"""Tokens that there must be memory for, where none are asked for: a cache grows when it is used."""
 
 
 def load(
@@ -60,8 +64,19 @@ def load(
     opened = open_model_files(name_or_path, given=given)
     is_int8 = dtype == "int8"
     devices = make_mesh(mesh)
+    config = dataclasses.replace(opened.config, dtype="float32" if is_int8 else dtype)
+    check_mesh(config, devices)
+    dp, fsdp, tp, sp = devices.devices.shape
+    require_fit(
+        config,
+        name=str(name_or_path),
+        context=given.context or _LEAST_ROOM,
+        mesh=(dp, fsdp, tp, sp),
+        int8=is_int8,
+        machine=machine(),
+    )
     llama = build_llama(
-        dataclasses.replace(opened.config, dtype="float32" if is_int8 else dtype),
+        config,
         opened.tensors,
         opened.table,
         mesh=devices,
@@ -91,6 +106,8 @@ class Opened:
     source: Path
     vqgan: Path | None = None
     """The file or folder of the tokenizer of images, if there is one beside the model."""
+    known: catalog.Entry | None = None
+    """What is known of the model by its name."""
 
     def training_config(
         self,
@@ -156,15 +173,16 @@ def open_model_files(name_or_path: str | Path, *, given: Given = NOTHING_GIVEN) 
     """
     path = find(name_or_path)
     params = _lwm_file(path, name_or_path)
+    known = _entry(name_or_path, params or path)
     if params is not None:
-        opened = _open_lwm(params, given, _entry(name_or_path, params))
+        opened = _open_lwm(params, given, known)
     elif given.config is not None:
         raise UserError(f"{path} has a configuration of its own; leave out --config")
     else:
         opened = _open(path)
         opened = dataclasses.replace(opened, config=given.applied(opened.config))
     _require_vocabulary(opened)
-    return opened
+    return dataclasses.replace(opened, known=known)
 
 
 def _open_lwm(params: Path, given: Given, known: catalog.Entry | None) -> Opened:
@@ -190,9 +208,10 @@ def _lwm_file(path: Path, name: str | Path) -> Path | None:
     return path
 
 
-def _entry(name: str | Path, params: Path) -> catalog.Entry | None:
-    """Returns the model known by this name, or by that of a folder above, if there is one."""
-    names = [str(name), *(part.rpartition("--")[2] for part in reversed(params.parts[:-1]))]
+def _entry(name: str | Path, path: Path) -> catalog.Entry | None:
+    """Returns the model known by this name, or by that of its folder, if there is one."""
+    # The hub's cache has `models--OWNER--NAME` above the folder of a revision.
+    names = [str(name), *(part.rpartition("--")[2] for part in reversed(path.parts))]
     return next((entry for each in names if (entry := catalog.known(each))), None)
 
 

@@ -31,6 +31,7 @@ def open_model(name: str, placing: "Placing") -> LanguageModel:
             mesh=placing.mesh,
             dtype=placing.dtype,
             template=placing.template,
+            given=placing.given,
             progress=report,
         )
 

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import pickle
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
@@ -22,13 +23,18 @@ import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 import tokenizers  # noqa: E402
 
+from lwm.convert.flax_writer import write_stream  # noqa: E402
 from lwm.convert.lwm import TABLE, open_lwm  # noqa: E402
+from lwm.convert.names import LWM, dimensions  # noqa: E402
+from lwm.convert.vqgan import to_flax  # noqa: E402
 from lwm.convert.weights import build_llama  # noqa: E402
 from lwm.data.tokenizer import Tokenizer  # noqa: E402
 from lwm.generate.chat import LanguageModel  # noqa: E402
 from lwm.model.attention import Packing  # noqa: E402
-from lwm.model.config import Given, LlamaConfig  # noqa: E402
+from lwm.model.config import Given, LlamaConfig, Rope  # noqa: E402
 from lwm.model.llama import Llama  # noqa: E402
+from lwm.model.vqgan import VQGAN  # noqa: E402
+from lwm.model.vqgan_config import VQGANConfig  # noqa: E402
 from lwm.sharding import TOKENS, make_mesh, on_mesh  # noqa: E402
 from lwm.tokens import TokenSpace  # noqa: E402
 
@@ -137,3 +143,39 @@ def original(fixtures):
         return build_llama(config, tensors, TABLE, mesh=mesh)
 
     return load
+
+
+@pytest.fixture
+def published(tmp_path, tiny, byte_tokenizer):
+    """A folder such as LWM's, small in everything, and the configuration that it does not hold."""
+    folder = tmp_path / "LWM-Chat-Small-Jax"
+    folder.mkdir()
+    tokens = TokenSpace(text=byte_tokenizer.vocab_size, vision=8448, codes=8192)
+    config = tiny(tokens=tokens, head_dim=4, init_std=0.02, rope=Rope(theta=5e7))
+    sizes, rng = dimensions(config), np.random.default_rng(0)
+    arrays = {
+        layout.name.replace("*", "scan_decoder"): rng.normal(
+            size=((config.num_layers,) if "*" in layout.name else ()) + layout.shape(sizes)
+        ).astype(np.float32)
+        / 10
+        for layout in LWM.values()
+    }
+    write_stream(folder / "params", arrays.items())
+    byte_tokenizer.save(folder)
+    small = VQGANConfig(
+        resolution=32, hidden=32, multipliers=(1,), res_blocks=1, z_channels=8, codes=16, code_dim=4
+    )
+    with jax.set_mesh(make_mesh()):
+        tree = to_flax(jax.jit(lambda key: VQGAN.init(small, key=key))(jr.key(0)))
+    (folder / "vqgan").write_bytes(pickle.dumps(tree))
+    values = {
+        "vocab_size": tokens.text,
+        "hidden_size": config.dim,
+        "intermediate_size": config.mlp_dim,
+        "num_hidden_layers": config.num_layers,
+        "num_attention_heads": config.num_heads,
+        "max_sequence_length": config.max_context,
+        "theta": config.rope.theta,
+    }
+    (tmp_path / "config.json").write_text(json.dumps(values))
+    return folder, config, Given(config=f"json::{tmp_path / 'config.json'}")

@@ -27,7 +27,7 @@ def offline(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Replace both ways of fetching by a record of what was asked for."""
     asked: list[str] = []
 
-    def from_hub(repo: str, files: tuple[str, ...], *, progress: bool) -> Path:
+    def from_hub(repo: str, files: tuple[str, ...], *, licence: str = "", progress: bool) -> Path:
         asked.append(repo)
         return Path("fetched")
 

@@ -285,6 +285,22 @@ def test_hub_fetches_only_what_is_used(hub: Callable):
     assert downloads == [{"repo": "org/name", "allow_patterns": files}]
 
 
+def test_sizes_and_licence_are_said_before_fetching(hub: Callable, capsys, tmp_path, monkeypatch):
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    info = Info("params", "vqgan")
+    info.siblings[0].size, info.siblings[1].size = 13_615_000_000, 585_000_000
+    downloads = hub(lambda: info)
+    usage = fetch.shutil.disk_usage(tmp_path)._replace(free=20 * 10**9)
+    monkeypatch.setattr(fetch.shutil, "disk_usage", lambda path: usage)
+    fetch.from_hub("org/name", ("params", "vqgan"), licence="Llama 2", progress=True)
+    said = capsys.readouterr().err
+    assert "org/name: params 13.6 GB, vqgan 585.0 MB; 14.2 GB in all; licence: Llama 2\n" in said
+    usage = usage._replace(free=10**9)
+    with pytest.raises(UserError, match=r"org/name needs 14.2 GB more in .*where 1.0 GB are free"):
+        fetch.from_hub("org/name", ("params", "vqgan"), progress=True)
+    assert len(downloads) == 1
+
+
 def test_hub_without_safetensors(hub: Callable):
     downloads = hub(lambda: Info("config.json", "pytorch_model.bin"))
     with pytest.raises(UserError, match="org/name holds no safetensors"):

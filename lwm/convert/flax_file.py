@@ -167,7 +167,9 @@ def _refuse_other_formats(cursor: "_Cursor") -> None:
     if not start:
         raise UserError(f"{cursor.path} is empty; fetch it again")
     if start[0] != 0x92 and not (0x80 < start[0] <= 0x8F or start[0] in (0xDE, 0xDF)):
-        raise UserError(f"{cursor.path} is no msgpack file of LWM or Flax")
+        raise UserError(
+            f"{cursor.path} is no model: neither a GGUF file nor LWM's or Flax's msgpack"
+        )
 
 
 def _stream(cursor: "_Cursor") -> Iterator[tuple[str, StoredArray]]:

@@ -181,7 +181,7 @@ def _weight_files(folder: Path) -> list[Path]:
         names = sorted(set(read_json(index).get("weight_map", {}).values()))
         paths = [folder / name for name in names]
     else:
-        paths = sorted(folder.glob("*.safetensors"))
+        paths = sorted(set(folder.glob("*.safetensors")) - {folder / "vqgan.safetensors"})
     missing = [path.name for path in paths if not path.is_file()]
     if missing:
         raise UserError(f"{folder} lacks {', '.join(missing)}, named in {index.name}")

@@ -5,6 +5,7 @@ import contextlib
 import functools
 import itertools
 import math
+import mmap
 import re
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -23,10 +24,12 @@ from lwm.errors import UserError
 from lwm.model.config import LlamaConfig
 from lwm.model.llama import Llama, check_mesh
 from lwm.model.quantize import CONTRACTED, QuantizedWeight, quantize
+from lwm.sharding import make_mesh
 
 _THREADS = 2
 """That read ahead: one alone leaves a fast disk waiting while it puts a tensor into our order."""
 _ALIGNMENT = 64
+_LARGE = 1 << 20
 
 A = TypeVar("A")
 B = TypeVar("B")
@@ -61,7 +64,7 @@ def build_llama(
     """
     found, tree = jax.tree.flatten_with_path(_abstract(config, mesh, stacked=False))
     wanted = [(dotted(path), leaf) for path, leaf in found]
-    weights = _Weights(config, tensors, table, [path for path, _ in wanted], ignore)
+    weights = Weights(config, tensors, table, [path for path, _ in wanted], ignore)
 
     def read(which: tuple[str, jax.ShapeDtypeStruct]) -> tuple[np.ndarray, ...]:
         path, leaf = which
@@ -95,7 +98,7 @@ def build_stacked(
     wanted, tree = jax.tree.flatten_with_path(_abstract(config, mesh, stacked=True))
     parts = {dotted(path): layer_paths(dotted(path), config.num_layers) for path, _ in wanted}
     paths = [path for group in parts.values() for path in group]
-    weights = _Weights(config, tensors, table, paths, ignore)
+    weights = Weights(config, tensors, table, paths, ignore)
     shapes = {
         path: leaf.shape if group == [whole] else leaf.shape[1:]
         for (whole, group), (_, leaf) in zip(parts.items(), wanted, strict=True)
@@ -157,8 +160,8 @@ class VisionRows(Mapping[str, np.ndarray]):
         return tuple(shape)
 
 
-class _Weights:
-    """Theirs by our paths, each checked when it is read."""
+class Weights:
+    """Their tensors by our paths."""
 
     def __init__(
         self,
@@ -168,6 +171,7 @@ class _Weights:
         paths: Iterable[str],
         ignore: Callable[[str], bool],
     ):
+        """Refuses tensors that are not those of the model; see `require_same_tensors`."""
         self._tensors, self._sizes = tensors, sizes_in(table, config)
         self._layouts = {path: layout_of(table, path) for path in paths}
         wanted = {each.name: each.shape(self._sizes) for each in self._layouts.values()}
@@ -179,10 +183,14 @@ class _Weights:
         )
 
     def read(self, path: str, shape: tuple[int, ...], dtype: DTypeLike | None = None) -> np.ndarray:
+        """Reads one into our order and shape; of a table, the rows that only pad it are added."""
+        ours = self.unpadded(path)
+        return _padded(contiguous(ours, dtype or ours.dtype), shape)
+
+    def unpadded(self, path: str) -> np.ndarray:
+        """Reads one with a dimension for each letter of ours, its numbers in any order."""
         layout = self._layouts[path]
-        theirs = self._tensors[layout.name]
-        ours = layout.to_ours(theirs, self._sizes)
-        return _padded(contiguous(ours, dtype or theirs.dtype), shape)
+        return layout.to_ours(self._tensors[layout.name], self._sizes)
 
 
 def _ahead(read: Callable[[A], B], items: Iterable[A]) -> Generator[B]:
@@ -246,6 +254,12 @@ def _abstract(config: LlamaConfig, mesh: Mesh, *, stacked: bool) -> Llama:
         return made if stacked else jax.eval_shape(Llama.unstack, made)
 
 
+def weight_paths(config: LlamaConfig) -> list[str]:
+    """Returns the paths of all weights of an unstacked model."""
+    leaves = jax.tree.leaves_with_path(_abstract(config, make_mesh(), stacked=False))
+    return [dotted(path) for path, _ in leaves]
+
+
 def dotted(path: tuple) -> str:
     """Returns the path of a leaf of a model as tables write it."""
     return jax.tree_util.keystr(path, simple=True, separator=".")
@@ -277,9 +291,20 @@ def sizes_in(table: dict[str, Layout], config: LlamaConfig) -> dict[str, int]:
 def aligned_empty(shape: tuple[int, ...], dtype: DTypeLike) -> np.ndarray:
     """Returns memory such as JAX on a CPU takes for its own, where it would copy other."""
     num_bytes = math.prod(shape) * np.dtype(dtype).itemsize
-    raw = np.empty(num_bytes + _ALIGNMENT, np.uint8)
+    raw = np.frombuffer(_pages(num_bytes + _ALIGNMENT), np.uint8)
     start = -raw.ctypes.data % _ALIGNMENT
     return raw[start : start + num_bytes].view(dtype).reshape(shape)
+
+
+def _pages(num_bytes: int) -> bytearray | mmap.mmap:
+    """Returns memory of the small pages.
+
+    NumPy asks for huge ones; beside a file that fills the rest of the memory Linux then moves
+    pages about for longer than the reading takes.
+    """
+    if num_bytes < _LARGE or not hasattr(mmap, "MAP_PRIVATE"):
+        return bytearray(num_bytes)
+    return mmap.mmap(-1, num_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
 
 
 def contiguous(array: np.ndarray, dtype: DTypeLike) -> np.ndarray:

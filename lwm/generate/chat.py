@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Generator, Sequence
+from pathlib import Path
 
 import numpy as np
 from jax.sharding import Mesh
@@ -30,6 +31,8 @@ class LanguageModel:
     mesh: Mesh
     template: str | None = None
     """`lwm`, Jinja source, or None for the model's own chat template."""
+    vqgan_file: Path | None = None
+    """What turns images into codes and back, as `lwm.convert.vqgan.read_vqgan` opens it."""
 
     @property
     def context(self) -> int:

@@ -1,17 +1,17 @@
 """Reads prompts into a cache and continues them. Knows ids and not text."""
 
-import functools
 import math
 from collections.abc import Callable, Collection, Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec as P, reshard
-from jaxtyping import Array, Bool, Float, Int, UInt32
+from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
+from jaxtyping import Array, Bool, Float, Int
 
 from lwm.errors import UserError
+from lwm.generate.decoding import BURST, Chooser, Guidance, decode
+from lwm.generate.grammar import Grammar
 from lwm.generate.sampling import GREEDY, Sampler
 from lwm.model.cache import EMPTY, KVCache
 from lwm.model.llama import Llama
@@ -19,9 +19,6 @@ from lwm.sharding import BATCH, TOKENS
 
 LONG, SHORT = 512, 64
 """Prompts are read in chunks of these two lengths, so that only two programs are compiled."""
-
-BURST = 8
-"""Tokens decoded by one call of the compiled loop, and so between two looks from outside."""
 
 Progress = Callable[[int, int], None]
 """Told, between two chunks, how many tokens of how many are read; may raise to stop there."""
@@ -32,7 +29,8 @@ class Burst(NamedTuple):
 
     ids: Int[np.ndarray, "B C"]
     logprobs: Float[np.ndarray, "B C"]
-    """Natural logarithms, of the model's own distribution before any rule of sampling."""
+    """Natural logarithms, of the row's own distribution over the ids that may come next: before
+    guidance and any rule of sampling."""
 
 
 def chunks(length: int) -> list[int]:
@@ -72,6 +70,7 @@ class Session:
         # The id in each slot in use, -1 where it is empty.
         self._history = np.full((self._padded_rows, 0), -1, np.int32)
         self._last: Float[Array, "B D"] | None = None
+        self._state: Any = None
 
     def read(
         self,
@@ -107,6 +106,10 @@ class Session:
         max_tokens: int,
         stop_ids: Collection[int] = (),
         sampler: Sampler = GREEDY,
+        vision_sampler: Sampler | None = None,
+        grammar: Grammar | None = None,
+        state: Any = None,
+        guidance: float | Sequence[float] | None = None,
         seed: int | Sequence[int] = 0,
     ) -> Iterator[Burst]:
         """Continues every row, and yields what is written up to `BURST` ids at a time.
@@ -114,45 +117,40 @@ class Session:
         A stop id is yielded and read like any other, and ends its row. Between two bursts, the
         caller may end rows by setting `done`.
 
+        With guidance, row n + i of 2n rows is row i without its condition. Both write the ids
+        that are chosen for row i, whose seed, state and end count for both.
+
         Args:
             max_tokens: Ids to write at most.
             stop_ids: Ids that end a row.
             sampler: How an id is chosen.
+            vision_sampler: How a vision id is chosen; None: as a text id.
+            grammar: Which ids may follow which; None: text only.
+            state: Where each row stands in the grammar; `self.state` to go on from the last call.
+            guidance: How far vision ids are pushed away from what the model draws without the
+                condition: one scale for all pairs of rows, or one for each; 1 changes nothing.
             seed: One for all rows, or one for each. A row's draws depend on its seed alone.
 
         Raises:
-            ValueError: Nothing has been read, or `max_tokens` more do not fit.
+            ValueError: Nothing has been read, or `max_tokens` more do not fit, or the arguments
+                do not go together.
         """
         if self._last is None:
             raise ValueError("there is nothing to continue; read a prompt first")
         self._require_room(max_tokens)
+        _require_fitting(self.rows, grammar, state, guidance)
+        chooser = Chooser(
+            tokens=self.model.config.tokens,
+            sampler=sampler,
+            vision_sampler=sampler if vision_sampler is None else vision_sampler,
+            grammar=grammar,
+        )
+        pairs = self._pairs(guidance)
+        self._state = jax.tree.map(lambda leaf: self._put(self._each(leaf, pairs)), state)
+        seeds = self._each(np.broadcast_to(np.asarray(seed, np.uint32), self.rows), pairs)
         stops = np.fromiter(stop_ids, np.int32)
-        seeds = np.zeros(self._padded_rows, np.uint32)
-        seeds[: self.rows] = seed
-        seen = self._seen()
         self.done = np.arange(self._padded_rows) >= self.rows
-        for start in range(0, max_tokens, BURST):
-            with jax.set_mesh(self.mesh):
-                self.cache, self._last, seen, done, written, logprobs, count = _decode(
-                    self.model,
-                    self.cache,
-                    self._last,
-                    seen,
-                    self.done,
-                    seeds,
-                    start,
-                    stops,
-                    min(BURST, max_tokens - start),
-                    sampler=sampler,
-                )
-            # Reading the count waits for the device; the rest comes from the finished program.
-            count = int(count)
-            self.done = np.array(done)
-            written = np.asarray(written)[:, :count]
-            self._history = np.concatenate([self._history, written], axis=1)
-            yield Burst(written[: self.rows], np.asarray(logprobs)[: self.rows, :count])
-            if self.done.all():
-                return
+        return self._bursts(chooser, seeds, stops, max_tokens, pairs)
 
     def reserve(self, slots: int) -> None:
         """Sees to it that there is room for `slots` tokens and padding in all."""
@@ -172,10 +170,72 @@ class Session:
         """Slots in use."""
         return self._history.shape[1]
 
+    @property
+    def state(self) -> Any:
+        """Where each row stands in the grammar after the last burst."""
+        return jax.tree.map(lambda leaf: np.asarray(leaf)[: self.rows], self._state)
+
+    def _bursts(
+        self,
+        chooser: Chooser,
+        seeds: np.ndarray,
+        stops: np.ndarray,
+        max_tokens: int,
+        pairs: Guidance | None,
+    ) -> Iterator[Burst]:
+        assert self._last is not None
+        last, seen = self._last, self._put(self._seen())
+        for start in range(0, max_tokens, BURST):
+            done = self.done if pairs is None else self.done[np.asarray(pairs.leader)]
+            steps = min(BURST, max_tokens - start)
+            with jax.set_mesh(self.mesh):
+                now = decode(
+                    self.model,
+                    self.cache,
+                    last,
+                    seen,
+                    done,
+                    seeds,
+                    start,
+                    stops,
+                    steps,
+                    self._state,
+                    pairs,
+                    chooser=chooser,
+                )
+            last, seen = now.last, now.seen
+            self.cache, self._last, self._state = now.cache, last, now.state
+            # Reading the count waits for the device; the rest comes from the finished program.
+            count = int(now.count)
+            self.done = np.array(now.done)
+            written = np.asarray(now.ids)[:, :count]
+            self._history = np.concatenate([self._history, written], axis=1)
+            yield Burst(written[: self.rows], np.asarray(now.logprobs)[: self.rows, :count])
+            if self.done.all():
+                return
+
+    def _pairs(self, guidance: float | Sequence[float] | None) -> Guidance | None:
+        if guidance is None:
+            return None
+        scales = np.broadcast_to(np.asarray(guidance, np.float32), self.rows // 2)
+        return Guidance.of_pairs(scales.tolist(), self._padded_rows)
+
+    def _each(self, values: Any, pairs: Guidance | None) -> np.ndarray:
+        """Lengthens what is given for each row to the padded rows, those of a pair alike."""
+        rows = np.arange(self._padded_rows) if pairs is None else np.asarray(pairs.leader)
+        return np.asarray(values)[np.minimum(rows, self.rows - 1)]
+
+    def _put(self, whole: np.ndarray) -> jax.Array:
+        """Puts all of it onto each device, as the loop leaves it: or it would be compiled twice."""
+        place = NamedSharding(self.mesh, P())
+        return jax.make_array_from_callback(whole.shape, place, whole.__getitem__)
+
     def _seen(self) -> Bool[np.ndarray, "B V"]:
-        """Says which ids each row has read or written."""
-        seen = np.zeros((self._padded_rows, self.model.config.tokens.text + 1), bool)
-        np.put_along_axis(seen, self._history, True, axis=1)  # empty slots mark the last column
+        """Says which text ids each row has read or written."""
+        text = self.model.config.tokens.text
+        seen = np.zeros((self._padded_rows, text + 1), bool)
+        # Empty slots and vision ids mark the last column.
+        np.put_along_axis(seen, np.where(self._history < text, self._history, -1), True, axis=1)
         return seen[:, :-1]
 
     def _require_room(self, width: int) -> None:
@@ -194,46 +254,15 @@ class Session:
         self._history = np.concatenate([self._history, ids], axis=1)
 
 
-@functools.partial(jax.jit, static_argnames="sampler", donate_argnames=("cache",))
-def _decode(
-    model: Llama,
-    cache: KVCache,
-    last: Float[Array, "B D"],
-    seen: Bool[Array, "B V"],
-    done: Bool[Array, " B"],
-    seeds: UInt32[Array, " B"],
-    start: Int[Array, ""],
-    stops: Int[Array, " E"],
-    steps: Int[Array, ""],
-    *,
-    sampler: Sampler,
-) -> tuple[KVCache, Array, Array, Array, Array, Array, Array]:
-    """Decodes up to `steps` ids, fewer if all rows stop; the key of a step is its number's."""
-    rows = last.shape[0]
-    row_keys = jax.vmap(jax.random.key)(seeds)
-
-    def going(state):
-        return (state[0] < steps) & ~jnp.all(state[4])
-
-    def step(state):
-        i, cache, last, seen, done, written, logprobs = state
-        # All devices choose the same ids from all logits: no collective inside a sort.
-        logits = reshard(model.logits(last[:, None])[:, 0], P())[:, : model.config.tokens.text]
-        keys = jax.vmap(jax.random.fold_in, (0, None))(row_keys, start + i)
-        chosen = sampler(logits, seen=seen, keys=keys)
-        chance = jnp.take_along_axis(jax.nn.log_softmax(logits), chosen[:, None], axis=1)[:, 0]
-        written = written.at[:, i].set(jnp.where(done, -1, chosen))
-        logprobs = logprobs.at[:, i].set(chance)
-        seen = seen.at[jnp.arange(rows), chosen].set(True)
-        segments = jnp.where(done, EMPTY, 0)
-        last, cache = model.extend(
-            reshard(chosen[:, None], TOKENS), reshard(segments[:, None], TOKENS), cache
-        )
-        stopped = jnp.any(chosen[:, None] == stops[None, :], axis=1)
-        return i + 1, cache, last, seen, done | stopped, written, logprobs
-
-    written = jnp.full((rows, BURST), -1, jnp.int32)
-    logprobs = jnp.zeros((rows, BURST))
-    state = (jnp.zeros((), jnp.int32), cache, last, seen, done, written, logprobs)
-    count, cache, last, seen, done, written, logprobs = jax.lax.while_loop(going, step, state)
-    return cache, last, seen, done, written, logprobs, count
+def _require_fitting(
+    rows: int, grammar: Grammar | None, state: Any, guidance: float | Sequence[float] | None
+) -> None:
+    lengths = {len(leaf) for leaf in jax.tree.leaves(state)}
+    if (grammar is None) != (state is None) or lengths - {rows}:
+        raise ValueError(f"a grammar needs a state of {rows} rows, not {sorted(lengths)}")
+    if guidance is None:
+        return
+    if grammar is None:
+        raise ValueError("guidance acts on vision ids, which are written under a grammar only")
+    if rows % 2 or np.size(guidance) not in (1, rows // 2):
+        raise ValueError(f"{np.size(guidance)} scales of guidance do not pair {rows} rows")

@@ -11,7 +11,8 @@ import jax
 import jax.random as jr
 from jax.sharding import Mesh
 
-from lwm.convert.export import require_ours, save_model
+from lwm.convert.export import save_model
+from lwm.convert.folder import require_ours
 from lwm.data.loader import Loader
 from lwm.data.sets import open_set, texts
 from lwm.data.stream import Mixture

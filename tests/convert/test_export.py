@@ -16,8 +16,9 @@ from jax.sharding import NamedSharding
 from safetensors import SafetensorError
 
 import lwm
-from lwm.convert import export
-from lwm.convert.export import require_ours, save_model
+from lwm.convert import folder as model_folder
+from lwm.convert.export import save_model
+from lwm.convert.folder import require_ours
 from lwm.convert.huggingface import SafetensorsFolder
 from lwm.errors import UserError, is_full_disk
 from lwm.model.config import Rope, RopeScaling
@@ -218,7 +219,7 @@ def test_full_disk(mesh, make, byte_tokenizer, tmp_path, monkeypatch, moment):
         usage = collections.namedtuple("usage", "total used free")  # as shutil returns it
         monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(1, 1, 100_000))
     else:
-        monkeypatch.setattr(export, "save_file", full)
+        monkeypatch.setattr(model_folder, "save_file", full)
     with pytest.raises(UserError, match=r"no space for the model in .*model: it needs .* GB and"):
         save_model(model, byte_tokenizer, tmp_path / "model")
     assert contents(tmp_path / "model") == before

@@ -82,6 +82,18 @@ def test_top_k_of_more_than_there_are_keeps_all():
 
 
 @pytest.mark.parametrize(
+    "rule",
+    [RepetitionPenalty(1.3), Temperature(0.5), TopK(3), TopK(8), TopP(0.5), TopP(0.999), MinP(0.1)],
+)
+def test_ids_ruled_out_before_count_for_nothing(rule):
+    legal = np.arange(20) % 4 == 1
+    ruled = rule(jnp.where(legal, LOGITS, -jnp.inf), seen=jnp.asarray(SEEN))
+    alone = rule(jnp.asarray(LOGITS[:, legal]), seen=jnp.asarray(SEEN[:, legal]))
+    assert np.isneginf(ruled[:, ~legal]).all()
+    np.testing.assert_allclose(ruled[:, legal], alone, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
     "writing",
     [
         Writing(temperature=1.0),

@@ -1,0 +1,201 @@
+"""A model's folder: what is in it, how it is divided into files, and how it comes to its place."""
+
+import contextlib
+import errno
+import json
+import os
+import re
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from safetensors import SafetensorError
+from safetensors.numpy import save_file
+
+from lwm.convert.huggingface import read_json
+from lwm.data.tokenizer import Tokenizer
+from lwm.errors import UserError, is_full_disk
+
+WRITER = {"written_by": "lwm"}
+"""Stands in `config.json`, beside which transformers would write its own version."""
+
+_FILES = (
+    r"(generation_|tokenizer_)?config\.json|tokenizer\.(json|model)|README\.md|"
+    r"model(-\d{5}-of-\d{5})?\.safetensors|model\.safetensors\.index\.json|"
+    r"vqgan\.(json|safetensors)|(LICENSE|NOTICE|USE_POLICY)(\.\w+)?"
+)
+
+_SOURCE = ".source"
+"""Says what is being written into a folder that is not whole."""
+
+
+def to_text(values: Mapping[str, Any]) -> str:
+    """Returns JSON as the files of a folder have it."""
+    return json.dumps(values, indent=2) + "\n"
+
+
+def split(sizes: Mapping[str, int], most: int) -> dict[str, list[str]]:
+    """Shares tensors out to files, in their order, and names these as Hugging Face does.
+
+    Args:
+        sizes: The bytes of each tensor.
+        most: Bytes of tensors in a file, unless one tensor alone has more.
+    """
+    groups: list[list[str]] = [[]]
+    held = 0
+    for name, size in sizes.items():
+        if groups[-1] and held + size > most:
+            groups.append([])
+            held = 0
+        groups[-1].append(name)
+        held += size
+    if len(groups) == 1:
+        return {"model.safetensors": groups[0]}
+    count = len(groups)
+    return {f"model-{i:05}-of-{count:05}.safetensors": each for i, each in enumerate(groups, 1)}
+
+
+def index_of(shards: Mapping[str, list[str]], num_bytes: int) -> dict[str, str]:
+    """Returns the file that says which tensor is in which, if there are several."""
+    if len(shards) == 1:
+        return {}
+    named = {name: file for file, names in shards.items() for name in names}
+    index = {"metadata": {"total_size": num_bytes}, "weight_map": named}
+    return {"model.safetensors.index.json": to_text(index)}
+
+
+class FolderWriter:
+    """Writes a folder beside its place, and then puts it there."""
+
+    def __init__(self, folder: Path, num_bytes: int, *, source: str | None = None):
+        """Begins nothing yet.
+
+        Args:
+            folder: Where it is to be.
+            num_bytes: Of all weights.
+            source: Says what is written, so that one who is interrupted goes on with the same;
+                None to begin anew each time.
+        """
+        self._folder = Path(folder).expanduser().resolve()
+        self._beside = self._folder.with_name(f".{self._folder.name}.partial")
+        self._num_bytes = num_bytes
+        self._source = source
+
+    def __enter__(self) -> "FolderWriter":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if jax.process_index() == 0 and self._source is None:
+            shutil.rmtree(self._beside, ignore_errors=True)
+
+    def run(self, act: Callable[[], None]) -> None:
+        """Does it on the first process; where that fails, every process raises."""
+        error = None
+        if jax.process_index() == 0:
+            try:
+                act()
+            except Exception as caught:
+                error = self._explain(caught)
+        failed = error is not None
+        if jax.process_count() > 1:
+            failed = bool(multihost_utils.broadcast_one_to_all(np.int32(failed)))
+        if error is not None:
+            raise error
+        if failed:
+            raise UserError(f"{self._folder} is not written; the first process says why")
+
+    def begin(self, small: dict[str, str], tokenizer: Tokenizer) -> None:
+        """Writes all but the weights, once it is clear that there is a place for them."""
+        require_ours(self._folder)
+        self._folder.parent.mkdir(parents=True, exist_ok=True)
+        if self._source is None or self._left() != self._source:
+            shutil.rmtree(self._beside, ignore_errors=True)
+        there = sum(path.stat().st_size for path in self._beside.glob("*.safetensors"))
+        if self._free() + there < self._num_bytes:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        self._beside.mkdir(exist_ok=True)
+        for name, text in small.items():
+            (self._beside / name).write_text(text, encoding="utf-8")
+        for path in self._beside.glob("tokenizer*"):  # of an attempt that was cut off
+            path.unlink()
+        tokenizer.save(self._beside)
+        if self._source is not None:
+            (self._beside / _SOURCE).write_text(self._source, encoding="utf-8")
+
+    def has(self, file: str) -> bool:
+        """Says whether an interrupted attempt has written these weights."""
+        return (self._beside / file).is_file()
+
+    def add(self, file: str, tensors: dict[str, np.ndarray]) -> None:
+        """Writes some of the weights."""
+        unfinished = self._beside / f"{file}.unfinished"
+        save_file(tensors, unfinished, {"format": "pt"})
+        # The library hides its files from all but their owner.
+        shutil.copymode(self._beside / "config.json", unfinished)
+        os.replace(unfinished, self._beside / file)
+
+    def beside(self, act: Callable[[Path], None]) -> None:
+        """Lets something else be written into the folder before it is published."""
+        act(self._beside)
+
+    def publish(self) -> None:
+        """Puts the folder into its place, and takes away what was there."""
+        (self._beside / _SOURCE).unlink(missing_ok=True)
+        old = self._folder.with_name(f".{self._folder.name}.old")
+        if self._folder.exists():
+            shutil.rmtree(old, ignore_errors=True)
+            self._folder.rename(old)
+        self._beside.rename(self._folder)
+        shutil.rmtree(old, ignore_errors=True)
+
+    def _explain(self, error: Exception) -> Exception:
+        """Tells what the disk says in one line."""
+        if not isinstance(error, OSError | SafetensorError):
+            return error
+        if is_full_disk(error):
+            return UserError(
+                f"no space for the model in {self._folder}: it needs {self._num_bytes / 1e9:.3g} "
+                f"GB and {self._free() / 1e9:.3g} GB are free; make room or choose another disk"
+            )
+        return UserError(f"{self._folder} cannot be written ({error}); choose another folder")
+
+    def _left(self) -> str | None:
+        """Returns what the attempt was about that left its files here."""
+        with contextlib.suppress(OSError, UnicodeDecodeError):
+            return (self._beside / _SOURCE).read_text(encoding="utf-8")
+        return None
+
+    def _free(self) -> int:
+        above = next(each for each in self._folder.parents if each.is_dir())
+        return shutil.disk_usage(above).free
+
+
+def require_ours(folder: Path) -> None:
+    """Refuses a folder that `save_model` would: one neither empty nor wholly our own work.
+
+    Raises:
+        UserError: What lies there.
+    """
+    folder = Path(folder).expanduser()
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"{folder} is a file; choose another folder for the model")
+    names = [path.name for path in folder.glob("*")]
+    foreign = sorted(name for name in names if not re.fullmatch(_FILES, name))
+    if names and not _is_ours(folder):
+        foreign = foreign or ["a model"]
+    if foreign:
+        raise UserError(
+            f"{folder} holds {foreign[0]} that was not written here, and would be lost; "
+            "choose another folder for the model"
+        )
+
+
+def _is_ours(folder: Path) -> bool:
+    with contextlib.suppress(UserError):
+        values = read_json(folder / "config.json")
+        return WRITER.items() <= values.items() and "transformers_version" not in values
+    return False

@@ -1,0 +1,201 @@
+"""The compiled loop that writes ids: logits, guidance, the grammar, a choice, and one step more."""
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import PartitionSpec as P, reshard
+from jaxtyping import Array, Bool, Float, Int, Key, UInt32
+
+from lwm.generate.grammar import Grammar
+from lwm.generate.sampling import Sampler
+from lwm.model.cache import EMPTY, KVCache
+from lwm.model.llama import Llama
+from lwm.sharding import TOKENS
+from lwm.tokens import TokenSpace
+
+BURST = 8
+"""Tokens decoded by one call of the compiled loop, and so between two looks from outside."""
+
+
+class Guidance(NamedTuple):
+    """Which row guides which, as data (classifier-free guidance, Ho and Salimans 2022)."""
+
+    leader: Int[Array | np.ndarray, " B"]
+    """The row whose ids each row writes: its own, or those of the row that it guides."""
+    away_from: Int[Array | np.ndarray, " B"]
+    """The row without the condition, or the row itself."""
+    scale: Float[Array | np.ndarray, " B"]
+
+    @classmethod
+    def of_pairs(cls, scales: Sequence[float], rows: int) -> "Guidance":
+        """Lets row n + i guide row i, for n scales; rows after the pairs are left alone."""
+        pairs, alone = len(scales), np.arange(rows, dtype=np.int32)
+        leader, away_from, scale = alone.copy(), alone.copy(), np.ones(rows, np.float32)
+        leader[pairs : 2 * pairs] = alone[:pairs]
+        away_from[:pairs] = alone[pairs : 2 * pairs]
+        scale[:pairs] = scales
+        return cls(leader, away_from, scale)
+
+
+def guide(logits: Float[Array, "B V"], guidance: Guidance) -> Float[Array, "B V"]:
+    """Returns uncond + scale · (cond - uncond), written so that scale 1 changes no bit."""
+    return logits + (guidance.scale[:, None] - 1) * (logits - logits[guidance.away_from])
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Chooser:
+    """Chooses one id of each row. Static: what differs between rows is in the arguments."""
+
+    tokens: TokenSpace
+    sampler: Sampler
+    vision_sampler: Sampler
+    grammar: Grammar | None
+    """None: text only, and the logits of vision are never looked at."""
+
+    def __call__(
+        self,
+        logits: Float[Array, "B R"],
+        *,
+        seen: Bool[Array, "B V"],
+        keys: Key[Array, " B"],
+        done: Bool[Array, " B"],
+        state: Any = None,
+        guidance: Guidance | None = None,
+    ) -> tuple[Int[Array, " B"], Float[Array, " B"]]:
+        """Returns the ids, and the logarithm of each one's chance in its row's own distribution.
+
+        That distribution is over the legal ids of the row's modality, before guidance and rules.
+        """
+        split, end = self.tokens.text, self.tokens.size
+        text = logits[:, :split]
+        if self.grammar is None:
+            return _draw(self.sampler, text, text, seen, keys, guidance)
+        grammar, vision = self.grammar, logits[:, split:end]
+        draws = grammar.in_vision(state)
+
+        def write():
+            # A row of the other modality keeps its logits: nothing is drawn from -inf alone.
+            allowed = grammar.legal(state)[:, :split] | draws[:, None]
+            own = jnp.where(allowed, text, -jnp.inf)
+            return _draw(self.sampler, own, own, seen, keys, guidance)
+
+        def picture():
+            allowed = grammar.legal(state)[:, split:] | ~draws[:, None]
+            own = jnp.where(allowed, vision, -jnp.inf)
+            guided = vision if guidance is None else guide(vision, guidance)
+            guided = jnp.where(allowed, guided, -jnp.inf)
+            # A sky repeats its codes: a penalty on what was seen is for text only.
+            unseen = jnp.zeros(vision.shape, bool)
+            ids, chances = _draw(self.vision_sampler, own, guided, unseen, keys, guidance)
+            return split + ids, chances
+
+        def skip():
+            return jnp.zeros(done.shape, jnp.int32), jnp.zeros(done.shape)
+
+        written = jax.lax.cond(jnp.any(~draws & ~done), write, skip)
+        drawn = jax.lax.cond(jnp.any(draws & ~done), picture, skip)
+        ids, chances = (jnp.where(draws, b, a) for a, b in zip(written, drawn, strict=True))
+        return ids, chances
+
+
+def _draw(
+    sampler: Sampler,
+    own: Float[Array, "B V"],
+    guided: Float[Array, "B V"],
+    seen: Bool[Array, "B V"],
+    keys: Key[Array, " B"],
+    guidance: Guidance | None,
+) -> tuple[Int[Array, " B"], Float[Array, " B"]]:
+    ids = sampler(guided, seen=seen, keys=keys)
+    if guidance is not None:
+        ids = ids[guidance.leader]
+    return ids, jnp.take_along_axis(jax.nn.log_softmax(own), ids[:, None], axis=1)[:, 0]
+
+
+class Decoded(NamedTuple):
+    """What the loop carries from step to step, and leaves behind."""
+
+    count: Int[Array, ""]
+    """Steps taken."""
+    cache: KVCache
+    last: Float[Array, "B D"]
+    seen: Bool[Array, "B V"]
+    """The text ids that each row has read or written."""
+    done: Bool[Array, " B"]
+    state: Any
+    """Where each row stands in the grammar."""
+    ids: Int[Array, "B C"]
+    logprobs: Float[Array, "B C"]
+
+
+@functools.partial(jax.jit, static_argnames="chooser", donate_argnames="cache")
+def decode(
+    model: Llama,
+    cache: KVCache,
+    last: Float[Array, "B D"],
+    seen: Bool[Array, "B V"],
+    done: Bool[Array, " B"],
+    seeds: UInt32[Array, " B"],
+    start: Int[Array, ""],
+    stops: Int[Array, " E"],
+    steps: Int[Array, ""],
+    state: Any,
+    guidance: Guidance | None,
+    *,
+    chooser: Chooser,
+) -> Decoded:
+    """Decodes up to `steps` ids, fewer if all rows stop; the key of a step is its number's."""
+    rows = last.shape[0]
+    row_keys = jax.vmap(jax.random.key)(seeds)
+    grammar = chooser.grammar
+
+    def going(now: Decoded):
+        return (now.count < steps) & ~jnp.all(now.done)
+
+    def step(now: Decoded) -> Decoded:
+        i, done, state = now.count, now.done, now.state
+        # All devices choose the same ids from all logits: no collective inside a sort.
+        logits = reshard(model.logits(now.last[:, None])[:, 0], P())
+        keys = jax.vmap(jax.random.fold_in, (0, None))(row_keys, start + i)
+        chosen, chances = chooser(
+            logits, seen=now.seen, keys=keys, done=done, state=state, guidance=guidance
+        )
+        segments = jnp.where(done, EMPTY, 0)
+        last, cache = model.extend(
+            reshard(chosen[:, None], TOKENS), reshard(segments[:, None], TOKENS), now.cache
+        )
+        stopped = jnp.any(chosen[:, None] == stops[None, :], axis=1)
+        if grammar is not None:
+            state = _where(done, state, grammar.advance(state, chosen))
+            stopped |= grammar.is_done(state)
+        return Decoded(
+            count=i + 1,
+            cache=cache,
+            last=last,
+            seen=now.seen.at[jnp.arange(rows), chosen].set(True, mode="drop"),
+            done=done | stopped,
+            state=state,
+            ids=now.ids.at[:, i].set(jnp.where(done, -1, chosen)),
+            logprobs=now.logprobs.at[:, i].set(chances),
+        )
+
+    if grammar is not None:
+        done |= grammar.is_done(state)
+    ids, chances = jnp.full((rows, BURST), -1, jnp.int32), jnp.zeros((rows, BURST))
+    zero = jnp.zeros((), jnp.int32)
+    first = Decoded(zero, cache, last, seen, done, state, ids, chances)
+    return jax.lax.while_loop(going, step, first)
+
+
+def _where(rows: Bool[Array, " B"], these: Any, others: Any) -> Any:
+    """Takes whole rows of a tree of arrays from one of two."""
+
+    def choose(a: Array, b: Array) -> Array:
+        return jnp.where(rows.reshape(-1, *[1] * (a.ndim - 1)), a, b)
+
+    return jax.tree.map(choose, these, others)

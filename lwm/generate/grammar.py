@@ -1,0 +1,206 @@
+"""Which id may follow which: text, frames of vision codes, and the markers between them.
+
+    text … <vision> c c … c EOF c c … c EOV text …
+
+A grammar is static; where each row stands in it is data. Only ids that the model has sampled move
+a row on: a `<vision>` that a user typed is in the prompt, which the grammar never sees.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Int
+
+from lwm.tokens import TokenSpace
+
+_NO_LIMIT = 1 << 30
+
+
+@runtime_checkable
+class Grammar(Protocol):
+    """Rules out ids, row by row. Hashable; its state is a tree of arrays with a row for each row.
+
+    The decoding loop keeps the state of a row that is done as it was.
+    """
+
+    def in_vision(self, state: Any) -> Bool[Array, " B"]:
+        """Says which rows write a vision id next; the others write a text id."""
+        ...
+
+    def legal(self, state: Any) -> Bool[Array, "B V"]:
+        """Says which ids of the whole space may come next: at least one of the row's modality."""
+        ...
+
+    def advance(self, state: Any, ids: Int[Array, " B"]) -> Any:
+        """Returns the state after one more id of each row."""
+        ...
+
+    def is_done(self, state: Any) -> Bool[Array, " B"]:
+        """Says which rows have written all that was asked of them."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Frames:
+    """What one row may draw: the same for every image or video that it writes."""
+
+    least: int = 1
+    """Frames of an image or video, at least."""
+    most: int | None = None
+    """And at most; None: as many as the model likes; 0: the row writes text only."""
+    inside: bool = False
+    """Whether the prompt ends in vision, where the first code of a frame comes next."""
+    is_all: bool = False
+    """Whether the row is done after the first end of vision."""
+
+    def __post_init__(self):
+        """Refuses numbers that no row can obey."""
+        if self.least < 1 or (self.most and self.most < self.least) or (self.most or 0) < 0:
+            raise ValueError(f"no image has from {self.least} to {self.most} frames")
+        if self.inside and self.most == 0:
+            raise ValueError("the prompt ends in vision, but no frame is allowed")
+
+    @classmethod
+    def exactly(cls, count: int) -> "Frames":
+        """Returns what is asked after a prompt that ends in `<vision>`: these frames, no more."""
+        return cls(least=count, most=count, inside=True, is_all=True)
+
+
+TEXT_ONLY = Frames(most=0)
+
+
+class VisionState(NamedTuple):
+    """Where each row stands, and what is asked of it."""
+
+    recent: Int[Array, "B L"]
+    """The ids that the row sampled last, -1 before the first; a vision id is in no opening."""
+    place: Int[Array, " B"]
+    """Codes written of this frame; -1 in text."""
+    frames: Int[Array, " B"]
+    """Whole frames written of this image or video."""
+    left: Int[Array, " B"]
+    """Ids that the row may still write."""
+    least: Int[Array, " B"]
+    most: Int[Array, " B"]
+    is_all: Bool[Array, " B"]
+    is_done: Bool[Array, " B"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class VisionGrammar:
+    """LWM's stream: text until a sampled `<vision>` is complete, whole frames, and text again."""
+
+    tokens: TokenSpace
+    opening: tuple[tuple[int, ...], ...]
+    """The exact runs of text ids that are `<vision>`, however the tokenizer may write it."""
+    tokens_per_frame: int
+
+    def __post_init__(self):
+        """Refuses an opening that is not of text, and a space without vision."""
+        if not self.tokens.vision or self.tokens_per_frame < 1:
+            raise ValueError(
+                f"{self.tokens.vision} vision ids, {self.tokens_per_frame} to a frame, make none"
+            )
+        for run in self.opening:
+            if not run or min(run) < 0 or max(run) >= self.tokens.text:
+                raise ValueError(f"opening {run} is no run of text ids")
+
+    def start(self, rows: Sequence[Frames], *, room: int | None = None) -> VisionState:
+        """Returns the state before the first id.
+
+        Args:
+            rows: What each row may draw.
+            room: Ids that will be written at most, if that is known. No frame is then begun that
+                would not be complete, its marker included.
+
+        Raises:
+            ValueError: There is no room for the frames that must come.
+        """
+        for frames in rows:
+            if room is not None and frames.inside and room < self.size(frames.least):
+                raise ValueError(
+                    f"{frames.least} frames are {self.size(frames.least)} ids, not {room}"
+                )
+        count = len(rows)
+        most = [_NO_LIMIT if frames.most is None else frames.most for frames in rows]
+        return VisionState(
+            recent=jnp.full((count, self._longest), -1, jnp.int32),
+            place=jnp.array([0 if frames.inside else -1 for frames in rows], jnp.int32),
+            frames=jnp.zeros(count, jnp.int32),
+            left=jnp.full(count, _NO_LIMIT if room is None else room, jnp.int32),
+            least=jnp.array([frames.least for frames in rows], jnp.int32),
+            most=jnp.array(most, jnp.int32),
+            is_all=jnp.array([frames.is_all for frames in rows], bool),
+            is_done=jnp.zeros(count, bool),
+        )
+
+    def size(self, frames: int) -> int:
+        """Counts the ids of so many frames, the marker after each included."""
+        return frames * (self.tokens_per_frame + 1)
+
+    def in_vision(self, state: VisionState) -> Bool[Array, " B"]:
+        """Says which rows are between `<vision>` and the end of vision."""
+        return state.place >= 0
+
+    def legal(self, state: VisionState) -> Bool[Array, "B V"]:
+        """Allows text, or a code, or a marker."""
+        ids = jnp.arange(self.tokens.size)[None, :]
+        codes = (ids >= self.tokens.text) & (ids < self.tokens.end_of_frame)
+        goes_on, ends = self._markers(state)
+        markers = (ids == self.tokens.end_of_frame) & goes_on[:, None]
+        markers |= (ids == self.tokens.end_of_vision) & ends[:, None]
+        text = (ids < self.tokens.text) & ~self._forbidden(state, ids)
+        in_frame = state.place < self.tokens_per_frame
+        vision = jnp.where(in_frame[:, None], codes, markers)
+        return jnp.where(self.in_vision(state)[:, None], vision, text)
+
+    def advance(self, state: VisionState, ids: Int[Array, " B"]) -> VisionState:
+        """Counts codes and frames, and matches text against `<vision>`."""
+        in_text = ~self.in_vision(state)
+        recent = jnp.concatenate([state.recent[:, 1:], ids[:, None]], axis=1)
+        opens = in_text & self._is_opening(recent) & self._may_open(state)
+        ended = state.place == self.tokens_per_frame
+        place = jnp.where(in_text, -1, state.place + 1)
+        place = jnp.where(ended, jnp.where(ids == self.tokens.end_of_vision, -1, 0), place)
+        return state._replace(
+            recent=recent,
+            place=jnp.where(opens, 0, place),
+            frames=jnp.where(opens, 0, state.frames + ended),
+            left=state.left - 1,
+            is_done=state.is_done | (ended & (place < 0) & state.is_all),
+        )
+
+    def is_done(self, state: VisionState) -> Bool[Array, " B"]:
+        """Says which rows have ended the only image or video that was asked of them."""
+        return state.is_done
+
+    @property
+    def _longest(self) -> int:
+        return max(map(len, self.opening), default=1)
+
+    def _markers(self, state: VisionState) -> tuple[Bool[Array, " B"], Bool[Array, " B"]]:
+        """Says whether another frame may follow this one, and whether it may be the last."""
+        done = state.frames + 1
+        goes_on = (done < state.most) & (state.left - 1 >= self.size(1))
+        return goes_on, (done >= state.least) | ~goes_on
+
+    def _may_open(self, state: VisionState) -> Bool[Array, " B"]:
+        return (state.most > 0) & (state.left - 1 >= state.least * self.size(1))
+
+    def _is_opening(self, recent: Int[Array, "B L"]) -> Bool[Array, " B"]:
+        found = jnp.zeros(recent.shape[0], bool)
+        for run in self.opening:
+            tail = recent[:, self._longest - len(run) :]
+            found |= jnp.all(tail == jnp.array(run), axis=1)
+        return found
+
+    def _forbidden(self, state: VisionState, ids: Int[Array, "1 V"]) -> Bool[Array, "B V"]:
+        """Says which ids would complete `<vision>` where it must not be."""
+        last = jnp.zeros((state.place.shape[0], ids.shape[1]), bool)
+        for run in self.opening:
+            tail = state.recent[:, self._longest + 1 - len(run) :]
+            at_brink = jnp.all(tail == jnp.array(run[:-1], jnp.int32), axis=1)
+            last |= at_brink[:, None] & (ids == run[-1])
+        return last & ~self._may_open(state)[:, None]

@@ -1,0 +1,293 @@
+"""What a model needs of each device's memory: weights, cache, and what lives while a token is made.
+
+Weights and cache are exact. Activations are an upper estimate of what the compiled programs of
+generation hold at once, held against XLA's own figures by tests. Nothing is allocated, and no
+device is looked for.
+
+Letters as in `lwm.model.llama`; of B, N, K and F, the part that one device has.
+"""
+
+import dataclasses
+import functools
+import math
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+from jax.sharding import AbstractMesh, AxisType
+
+from lwm.errors import UserError
+from lwm.model.config import LlamaConfig
+from lwm.model.llama import Llama
+from lwm.model.quantize import CONTRACTED
+from lwm.ops.blockwise import CACHE_TILE, block_sizes
+from lwm.ops.decode import BLOCK
+from lwm.sharding import AXES, BATCH, SHARD
+
+Sizes = tuple[int, int, int, int]
+"""Those of a mesh: dp, fsdp, tp, sp."""
+
+CHUNK = 512
+"""Tokens of a prompt that are read at a time, at most: `lwm.generate.engine.LONG`."""
+
+_FLOAT32 = 4
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Need:
+    """Bytes of each device's memory."""
+
+    weights: int
+    cache: int
+    activations: int
+    """At most, besides the other two; the running program itself is not counted."""
+
+    @property
+    def total(self) -> int:
+        """All three, which live at once."""
+        return self.weights + self.cache + self.activations
+
+
+def inference_need(
+    config: LlamaConfig,
+    *,
+    context: int,
+    rows: int = 1,
+    mesh: Sizes,
+    int8: bool = False,
+    platform: str = "gpu",
+) -> Need:
+    """Returns what reading and continuing prompts needs.
+
+    Args:
+        config: The model, with the type that it computes in.
+        context: Slots of the cache: the tokens of a row, read and written, and their padding.
+        rows: Prompts that are continued together.
+        mesh: dp, fsdp, tp, sp; the cache is not split over sp.
+        int8: Whether matrices are stored in eight bits.
+        platform: JAX's name of the kind of device. XLA for `cpu` widens and gathers all weights
+            before it begins to write, that for others one layer at a time.
+
+    Raises:
+        UserError: The weights do not divide over the mesh.
+    """
+    rows = math.ceil(rows / _parts(mesh, BATCH))
+    slots = whole_blocks(context)
+    weights = _weights(config, mesh, int8)
+    cache = _cache_bytes(config, rows=rows, slots=slots, mesh=mesh)
+    work = _Work(
+        config=config,
+        mesh=mesh,
+        rows=rows,
+        slots=slots,
+        weights=weights,
+        layer_cache=cache // config.num_layers,
+        is_int8=int8,
+        is_cpu=platform == "cpu",
+    )
+    activations = max(work.embedding(), work.reading(), work.writing())
+    return Need(weights=weights.stored, cache=cache, activations=activations)
+
+
+def require_divisible_weights(config: LlamaConfig, mesh: Sizes) -> None:
+    """Refuses a mesh over which the weights do not divide, also one of devices that are not there.
+
+    Raises:
+        UserError: The weight, its size and the divisor.
+    """
+    for leaf in _leaves(config):
+        for size, axes in zip(leaf.shape, leaf.axes, strict=True):
+            if size % _parts(mesh, axes):
+                over = " × ".join(f"{axis} {mesh[AXES.index(axis)]}" for axis in axes)
+                raise UserError(
+                    f"the mesh cannot work: weight {leaf.path} has a dimension of {size}, which "
+                    f"does not divide by {over}"
+                )
+
+
+def whole_blocks(slots: int) -> int:
+    """Rounds up to what a cache has room for."""
+    tile = math.lcm(BLOCK, CACHE_TILE)
+    return -(-slots // tile) * tile
+
+
+def _cache_bytes(config: LlamaConfig, *, rows: int, slots: int, mesh: Sizes) -> int:
+    heads = config.num_kv_heads // _parts(mesh, ("tp",))
+    layer = 2 * rows * heads * config.head_dim * slots * jnp.dtype(config.dtype).itemsize
+    segments, length = rows * slots * 4, 4
+    return config.num_layers * layer + segments + length
+
+
+class _Leaf(NamedTuple):
+    """One stacked weight, and the mesh axes over which each of its dimensions is split."""
+
+    path: str
+    shape: tuple[int, ...]
+    axes: tuple[tuple[str, ...], ...]
+
+    @property
+    def contracted(self) -> tuple[int, ...] | None:
+        """The dimensions over which a scale is one number; None: never in eight bits."""
+        kind = self.path.removeprefix("blocks.")
+        summed = CONTRACTED.get(kind)
+        if summed is None or kind == self.path:
+            return summed
+        return tuple(axis + 1 for axis in summed)
+
+    def elements(self, mesh: Sizes, *, without: tuple[int, ...] = ()) -> int:
+        """Counts those on one device, some dimensions taken as 1."""
+        return math.prod(
+            size // _parts(mesh, axes)
+            for number, (size, axes) in enumerate(zip(self.shape, self.axes, strict=True))
+            if number not in without
+        )
+
+
+def _leaves(config: LlamaConfig) -> tuple[_Leaf, ...]:
+    """Reads shapes and places of all weights from what draws them."""
+    return _drawn(dataclasses.replace(config, dtype="float32", max_context=1))
+
+
+@functools.lru_cache(maxsize=64)
+def _drawn(config: LlamaConfig) -> tuple[_Leaf, ...]:
+    one = AbstractMesh((1,) * len(AXES), AXES, axis_types=(AxisType.Explicit,) * len(AXES))
+    key = jax.ShapeDtypeStruct((2,), jnp.uint32)
+    with jax.sharding.use_abstract_mesh(one):
+        made = jax.eval_shape(lambda key: Llama.init(config, key=jr.wrap_key_data(key)), key)
+    leaves = []
+    for path, leaf in jax.tree_util.tree_leaves_with_path(made):
+        spec = (*leaf.sharding.spec, *[None] * (leaf.ndim - len(leaf.sharding.spec)))
+        axes = tuple((at,) if isinstance(at, str) else tuple(at or ()) for at in spec)
+        name = jax.tree_util.keystr(path, simple=True, separator=".")
+        leaves.append(_Leaf(name, leaf.shape, axes))
+    return tuple(leaves)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Weights:
+    """The weights of one device."""
+
+    stored: int
+    """Bytes."""
+    layer: int
+    """Elements of one layer, gathered over `SHARD`."""
+    table: int
+    """Elements of the token table, gathered; those of a head are as many."""
+
+
+@functools.lru_cache(maxsize=256)
+def _weights(config: LlamaConfig, mesh: Sizes, int8: bool) -> _Weights:
+    require_divisible_weights(config, mesh)
+    stored, gathered = 0, {}
+    width = jnp.dtype(config.dtype).itemsize
+    dp, _, tp, _ = mesh
+    for leaf in _leaves(config):
+        if int8 and leaf.contracted is not None:
+            scales = leaf.elements(mesh, without=leaf.contracted)
+            stored += leaf.elements(mesh) + scales * _FLOAT32
+        else:
+            stored += leaf.elements(mesh) * width
+        gathered[leaf.path] = leaf.elements((dp, 1, tp, 1))
+    layers = sum(count for path, count in gathered.items() if path.startswith("blocks."))
+    return _Weights(stored=stored, layer=layers // config.num_layers, table=gathered["embedding"])
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Work:
+    """What each compiled program of generation holds besides weights and cache, in bytes.
+
+    The factors are those of XLA's buffers in the programs as they are; see the tests.
+    """
+
+    config: LlamaConfig
+    mesh: Sizes
+    rows: int
+    slots: int
+    weights: _Weights
+    layer_cache: int
+    is_int8: bool
+    is_cpu: bool
+
+    def embedding(self) -> int:
+        """Looking up a chunk: its states three times, and the gathered table with its source."""
+        return 3 * self._states(_FLOAT32) + (2 * self._table if self._is_gathered else 0)
+
+    def reading(self) -> int:
+        """One layer over a chunk."""
+        heads = self.config.num_heads // self._tp
+        queries, _ = block_sizes(CHUNK, self.slots, heads)
+        # The scores of a tile, their exponentials, and these in the type of the values.
+        tile = heads * queries * CACHE_TILE * (2 * _FLOAT32 + 2)
+        # Queries, keys and values as they are projected, turned and cut, and the output's sums.
+        projected = 6 * self.rows * CHUNK * heads * self.config.head_dim * _FLOAT32
+        hidden = 3 * self.rows * CHUNK * self.config.mlp_dim // self._tp * _FLOAT32
+        states = 2 * self._states(self._width) + 2 * self._states(_FLOAT32)
+        turn = self.rows * CHUNK * self.config.head_dim * _FLOAT32
+        # XLA for TPUs lays the keys and values of the layer out anew.
+        again = 0 if self.is_cpu else self.layer_cache
+        return states + turn + max(tile + projected, hidden) + self._layer + again + self._slots
+
+    def writing(self) -> int:
+        """All layers and the logits for one token of each row, and all weights if on a CPU."""
+        # Every device has the logits of all rows, and what sampling makes of them.
+        rows = self.rows * _parts(self.mesh, BATCH)
+        logits = 10 * rows * self.config.tokens.rows * _FLOAT32
+        kv_heads = self.config.num_kv_heads // self._tp
+        block = 3 * self.rows * kv_heads * BLOCK * self.config.head_dim * _FLOAT32
+        states = 6 * self.rows * (self.config.mlp_dim // self._tp + 2 * self.config.dim)
+        return logits + block + states * _FLOAT32 + self._slots + self._kept()
+
+    def _kept(self) -> int:
+        """Weights as they are used while tokens are written.
+
+        XLA for CPU takes what does not change out of the loop: there are then all weights, wide.
+        """
+        config, weights = self.config, self.weights
+        if not self.is_cpu:
+            head = 2 * self._table if self._is_gathered or self.is_int8 else 0
+            return self._layer + head
+        every = (config.num_layers * weights.layer + weights.table) * _FLOAT32
+        if self._is_gathered:
+            return every + 2 * weights.table * _FLOAT32 + self._layer // 3
+        if self.is_int8:
+            return every
+        if config.dtype == "float32":
+            return 0
+        return weights.table * (_FLOAT32 + (self._width if config.tie_embeddings else 0))
+
+    @property
+    def _layer(self) -> int:
+        """A layer as it is used, where that is not as it is stored, with half of the next one."""
+        if not self._is_gathered and not self.is_int8:
+            return 0
+        width = _FLOAT32 if self.is_cpu else self._width
+        return 3 * self.weights.layer * width // 2
+
+    @property
+    def _table(self) -> int:
+        return self.weights.table * (_FLOAT32 if self.is_cpu else self._width)
+
+    @property
+    def _slots(self) -> int:
+        """Where each slot stands, several times over."""
+        return 4 * self.rows * self.slots * 4
+
+    @property
+    def _is_gathered(self) -> bool:
+        return _parts(self.mesh, SHARD) > 1
+
+    @property
+    def _tp(self) -> int:
+        return _parts(self.mesh, ("tp",))
+
+    @property
+    def _width(self) -> int:
+        return jnp.dtype(self.config.dtype).itemsize
+
+    def _states(self, width: int) -> int:
+        return self.rows * CHUNK * self.config.dim * width
+
+
+def _parts(mesh: Sizes, axes: tuple[str, ...]) -> int:
+    return math.prod(mesh[AXES.index(axis)] for axis in axes)

@@ -1,0 +1,91 @@
+"""Models open by name, file and folder, in the form in which LWM published them too."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+import lwm
+from lwm import catalog, loading
+from lwm.convert.vqgan import read_vqgan
+from lwm.data.tokenizer import Tokenizer
+from lwm.errors import UserError
+from lwm.loading import open_model_files, read_llama
+from lwm.model.devices import Machine
+from lwm.sharding import make_mesh
+from lwm.tokens import TokenSpace
+
+
+def test_a_published_folder_opens(published):
+    folder, config, given = published
+    for name in (folder, folder / "params", f"params::{folder / 'params'}"):
+        opened = open_model_files(name, given=given)
+        assert opened.config == config
+        assert opened.source == folder / "params"
+    model = lwm.load(folder, given=dataclasses.replace(given, context=256))
+    assert model.context == 256
+    assert model.vqgan_file is not None
+    assert read_vqgan(model.vqgan_file).config.codes == 16
+    assert isinstance(model.chat("Hello", max_tokens=4), str)
+
+
+def test_it_is_trained_from_there(published, tmp_path):
+    folder, _, given = published
+    opened = open_model_files(folder, given=given)
+    model = read_llama(opened, opened.training_config(), mesh=make_mesh("1,2,2,2"))
+    one = lwm.load(folder, given=given).llama
+    np.testing.assert_array_equal(model.embedding, one.embedding)
+    np.testing.assert_array_equal(model.head, one.head)
+
+
+def test_what_belongs_to_others_is_refused(published, tmp_path, byte_tokenizer):
+    folder, _, given = published
+    with pytest.raises(UserError, match="how many heads is not known; give --config"):
+        open_model_files(folder)
+    (tmp_path / "other").mkdir()
+    with pytest.raises(UserError, match="other holds no model: neither config"):
+        open_model_files(tmp_path / "other")
+    with pytest.raises(UserError, match=r"none is no file; give that of LWM's .* after params::"):
+        open_model_files("params::/none")
+    (folder / "tokenizer.json").unlink()
+    with pytest.raises(UserError, match="no tokenizer in"):
+        open_model_files(folder, given=given)
+
+
+def test_names_are_known_by_their_folders(tmp_path):
+    """All that was released, in the hub's cache or fetched by hand."""
+    released = [entry for entry in catalog.MODELS if entry.name.startswith("LWM-")]
+    assert len(released) == 11
+    from lwm.loading import _entry
+
+    for entry in released:
+        for repo in entry.repos:
+            in_cache = (
+                tmp_path / f"models--{repo.replace('/', '--')}" / "snapshots" / "1a2b" / "params"
+            )
+            assert _entry(in_cache, in_cache) == entry
+            plain = tmp_path / repo.split("/")[1] / "params"
+            assert _entry(plain, plain) == entry
+
+
+def test_marks_of_vision_are_those_trained_with(fixtures, tiny):
+    tokenizer = Tokenizer.open(fixtures / "tokenizer")
+    tokens = TokenSpace(text=32_000, vision=8448, codes=8192)
+    opened = loading.Opened(
+        config=tiny(tokens=tokens),
+        tensors={},
+        table=loading.TABLE,
+        tokenizer=tokenizer,
+        source=fixtures,
+    )
+    with pytest.raises(UserError, match=r"<vision> as .* trained with \[529, 4924, 29958\]; give"):
+        loading._require_vocabulary(opened)
+
+
+def test_a_model_that_cannot_fit_is_refused_before_it_is_read(published, monkeypatch):
+    folder, _, given = published
+    small = Machine(count=8, memory=2_000_000, platform="gpu")
+    monkeypatch.setattr("lwm.loading.machine", lambda: small)
+    monkeypatch.setattr("lwm.loading.build_llama", lambda *_, **__: pytest.fail("it was read"))
+    with pytest.raises(UserError, match=r"GB a device for 512 tokens in float32 .* the device has"):
+        lwm.load(folder, given=dataclasses.replace(given, context=512))
