@@ -1,8 +1,7 @@
 """Files of arrays in msgpack: LWM's streams of one object for each array, and Flax's nested maps.
 
 Only the headers are read to find out what a file holds; arrays are passed over, and read later
-from where they lie. The msgpack package cannot pass over what it does not want, so the few kinds
-of header are read here.
+from where they lie.
 
 A stream holds objects `[path, blob]`, the path a list of names and the blob a value as Flax writes
 it, in bytes. It has no header and no count, so one that is cut between two objects is only noticed
@@ -15,12 +14,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from io import RawIOBase
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import ml_dtypes  # noqa: F401  (teaches NumPy the name bfloat16)
 import numpy as np
 
+from lwm.convert.msgpack_headers import Cursor, Fault
 from lwm.errors import UserError
+from lwm.model.devices import host_memory
 
 _DTYPES = frozenset(
     ["bool", "bfloat16", "float16", "float32", "float64"]
@@ -66,11 +67,14 @@ class FlaxFile:
         self.path = path
         try:
             with path.open("rb") as file:
-                self.arrays = dict(_arrays(_Cursor(file, path)))
+                self.arrays = dict(_arrays(Cursor(file, path)))
         except OSError as error:
             raise UserError(f"{path} cannot be read: {error.strerror or error}") from None
         if not self.arrays:
             raise UserError(f"{path} holds no array; give the file of LWM's parameters")
+        # Beside arrays of its own size, a larger file could not stay in the memory anyway.
+        room = host_memory()
+        self._is_kept = room is None or 2 * path.stat().st_size < room
 
     def read(self, name: str, out: np.ndarray) -> None:
         """Reads an array whole into another of its shape and type; each row of it lies in order."""
@@ -102,6 +106,8 @@ class FlaxFile:
                 part = into[: length - at]
                 file.seek(offset + at)
                 _read_whole(file, part, self.path)
+                if not self._is_kept:
+                    _forget(file, offset + at, len(part))
                 into, at = into[len(part) :], length
             at -= length
         assert not into
@@ -115,11 +121,13 @@ def _read_whole(file: RawIOBase, into: memoryview, path: Path) -> None:
         into = into[count:]
 
 
-class _Fault(Exception):
-    """What is wrong at the place where the cursor stands."""
+def _forget(file: RawIOBase, start: int, length: int) -> None:
+    """Lets the system use the memory again that holds what was read, before it runs short."""
+    if hasattr(os, "posix_fadvise"):
+        os.posix_fadvise(file.fileno(), start, length, os.POSIX_FADV_DONTNEED)
 
 
-def _arrays(cursor: "_Cursor") -> Iterator[tuple[str, StoredArray]]:
+def _arrays(cursor: Cursor) -> Iterator[tuple[str, StoredArray]]:
     """Yields the arrays of either kind of file.
 
     Raises:
@@ -133,13 +141,13 @@ def _arrays(cursor: "_Cursor") -> Iterator[tuple[str, StoredArray]]:
         for name, stored in values:
             count += 1
             if name in seen:
-                raise _Fault(f"{name} comes twice")
+                raise Fault(f"{name} comes twice")
             if count > _MAX_ARRAYS:
-                raise _Fault(f"there are more than {_MAX_ARRAYS:,} arrays")
+                raise Fault(f"there are more than {_MAX_ARRAYS:,} arrays")
             seen.add(name)
             last = name
             yield name, stored
-    except _Fault as fault:
+    except Fault as fault:
         place = f"after {last}" if last else "in its first array"
         raise UserError(f"{cursor.path} is damaged {place}: {fault}; fetch it again") from None
 
@@ -157,7 +165,7 @@ _OTHER_FORMATS = (
 )
 
 
-def _refuse_other_formats(cursor: "_Cursor") -> None:
+def _refuse_other_formats(cursor: Cursor) -> None:
     start = cursor.peek(32)
     for magic, what in _OTHER_FORMATS:
         if start.startswith(magic):
@@ -172,23 +180,23 @@ def _refuse_other_formats(cursor: "_Cursor") -> None:
         )
 
 
-def _stream(cursor: "_Cursor") -> Iterator[tuple[str, StoredArray]]:
+def _stream(cursor: Cursor) -> Iterator[tuple[str, StoredArray]]:
     while cursor.at < cursor.end:
         kind, length = cursor.header()
         if (kind, length) != ("array", 2):
-            raise _Fault("an object is no pair of a path and an array")
+            raise Fault("an object is no pair of a path and an array")
         names = _value(cursor)
         if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-            raise _Fault("an object has no path of names")
+            raise Fault("an object has no path of names")
         kind, length = cursor.header()
         if kind != "bin":
-            raise _Fault("an object holds no bytes")
+            raise Fault("an object holds no bytes")
         inside = cursor.within(length)
         yield from _leaves(_value(inside), "/".join(names))
         inside.require_end()
 
 
-def _whole(cursor: "_Cursor") -> Iterator[tuple[str, StoredArray]]:
+def _whole(cursor: Cursor) -> Iterator[tuple[str, StoredArray]]:
     tree = _value(cursor)
     cursor.require_end()
     yield from _leaves(tree, "")
@@ -202,10 +210,10 @@ def _leaves(tree: Any, prefix: str) -> Iterator[tuple[str, StoredArray]]:
             yield from _leaves(value, f"{prefix}/{name}" if prefix else name)
 
 
-def _value(cursor: "_Cursor", depth: int = 0) -> Any:
+def _value(cursor: Cursor, depth: int = 0) -> Any:
     """Reads one value: maps, lists, names and numbers as they are, of an array only the place."""
     if depth > _MAX_DEPTH:
-        raise _Fault("values are nested too deeply")
+        raise Fault("values are nested too deeply")
     kind, content = cursor.header()
     if kind == "array":
         count = _plausible(cursor, content)
@@ -224,28 +232,28 @@ def _value(cursor: "_Cursor", depth: int = 0) -> Any:
     return content
 
 
-def _plausible(cursor: "_Cursor", count: int) -> int:
+def _plausible(cursor: Cursor, count: int) -> int:
     # Every value has a byte at least.
     if count > min(cursor.end - cursor.at, _MAX_ARRAYS):
-        raise _Fault(f"{count:,} values are declared in one place")
+        raise Fault(f"{count:,} values are declared in one place")
     return count
 
 
-def _name(cursor: "_Cursor", length: int) -> str:
+def _name(cursor: Cursor, length: int) -> str:
     if length > _MAX_NAME:
-        raise _Fault(f"a name has {length:,} letters")
+        raise Fault(f"a name has {length:,} letters")
     try:
         return cursor.take(length).decode()
     except UnicodeDecodeError:
-        raise _Fault("a name is no text") from None
+        raise Fault("a name is no text") from None
 
 
-def _map(cursor: "_Cursor", length: int, depth: int) -> Any:
+def _map(cursor: Cursor, length: int, depth: int) -> Any:
     found: dict[str, Any] = {}
     for _ in range(length):
         name = _value(cursor, depth + 1)
         if not isinstance(name, str) or name in found:
-            raise _Fault(f"the key {str(name)[:40]!r} of a map is no name, or comes twice")
+            raise Fault(f"the key {str(name)[:40]!r} of a map is no name, or comes twice")
         found[name] = _value(cursor, depth + 1)
     return _joined(found) if _CHUNKED in found else found
 
@@ -254,136 +262,40 @@ def _joined(found: dict[str, Any]) -> StoredArray:
     """Makes one array of the flat pieces of a chunked one."""
     shape, chunks = found.get("shape"), found.get("chunks")
     if not isinstance(shape, dict) or not isinstance(chunks, dict):
-        raise _Fault("an array in pieces lacks its shape or its pieces")
+        raise Fault("an array in pieces lacks its shape or its pieces")
     numbered = [chunks.get(str(number)) for number in range(len(chunks))]
     pieces = [piece for piece in numbered if isinstance(piece, StoredArray)]
     if not pieces or len(pieces) < len(numbered) or len({piece.dtype for piece in pieces}) > 1:
-        raise _Fault("an array in pieces lacks a piece, or they are of several types")
+        raise Fault("an array in pieces lacks a piece, or they are of several types")
     sizes = _shape([shape.get(str(number)) for number in range(len(shape))])
     spans = tuple(span for piece in pieces for span in piece.pieces)
     whole = StoredArray(sizes, pieces[0].dtype, spans)
     held = sum(length for _, length in whole.pieces)
     if held != whole.num_bytes:
-        raise _Fault(f"an array of shape {sizes} in pieces holds {held:,} bytes")
+        raise Fault(f"an array of shape {sizes} in pieces holds {held:,} bytes")
     return whole
 
 
-def _array(cursor: "_Cursor") -> StoredArray:
+def _array(cursor: Cursor) -> StoredArray:
     """Reads what Flax says of an array: its shape, the name of its type, its bytes in C order."""
     if cursor.header() != ("array", 3):
-        raise _Fault("an array is not made of shape, type and numbers")
+        raise Fault("an array is not made of shape, type and numbers")
     shape, dtype = _shape(_value(cursor)), _value(cursor)
     if not isinstance(dtype, str) or dtype not in _DTYPES:
-        raise _Fault(f"an array is of the unknown type {str(dtype)[:40]!r}")
+        raise Fault(f"an array is of the unknown type {str(dtype)[:40]!r}")
     kind, length = cursor.header()
     if kind != "bin":
-        raise _Fault("an array holds no bytes")
+        raise Fault("an array holds no bytes")
     stored = StoredArray(shape, np.dtype(dtype), ((cursor.within(length).at, length),))
     cursor.require_end()
     if stored.num_bytes != length:
-        raise _Fault(f"an array of shape {shape} and type {dtype} holds {length:,} bytes")
+        raise Fault(f"an array of shape {shape} and type {dtype} holds {length:,} bytes")
     return stored
 
 
 def _shape(value: Any) -> tuple[int, ...]:
     if not isinstance(value, list) or len(value) > _MAX_DIMS:
-        raise _Fault("an array has no shape, or too many dimensions")
+        raise Fault("an array has no shape, or too many dimensions")
     if not all(type(size) is int and 0 <= size < 2**48 for size in value):
-        raise _Fault(f"an array has the shape {str(value)[:60]}")
+        raise Fault(f"an array has the shape {str(value)[:60]}")
     return tuple(value)
-
-
-class _Cursor:
-    """A place in a file, before whose end all that is read must lie."""
-
-    def __init__(self, file: BinaryIO, path: Path, *, start: int = 0, end: int | None = None):
-        self.path = path
-        self.at = start
-        self.end = os.fstat(file.fileno()).st_size if end is None else end
-        self._file = file
-
-    def peek(self, count: int) -> bytes:
-        self._file.seek(self.at)
-        return self._file.read(min(count, self.end - self.at))
-
-    def take(self, count: int) -> bytes:
-        taken = self.peek(self._checked(count))
-        if len(taken) != count:
-            raise _Fault("the file is cut off there")
-        self.at += count
-        return taken
-
-    def within(self, count: int) -> "_Cursor":
-        """Passes over so many bytes; returns a cursor to read inside them."""
-        start, self.at = self.at, self.at + self._checked(count)
-        return _Cursor(self._file, self.path, start=start, end=self.at)
-
-    def require_end(self) -> None:
-        if self.at != self.end:
-            raise _Fault("there is more after the end of a value")
-
-    def header(self) -> tuple[str, Any]:
-        """Reads the kind of the next value, and its length or, of a number, the value."""
-        byte = self.take(1)[0]
-        if byte < 0x80 or byte >= 0xE0:
-            return "number", byte if byte < 0x80 else byte - 256
-        if byte < 0xA0:
-            return "map" if byte < 0x90 else "array", byte & 0x0F
-        return ("str", byte & 0x1F) if byte < 0xC0 else self._long_header(byte)
-
-    def _long_header(self, byte: int) -> tuple[str, Any]:
-        if byte in (0xC0, 0xC2, 0xC3):
-            return "constant", {0xC0: None, 0xC2: False, 0xC3: True}[byte]
-        if byte in _LENGTHS:
-            kind, width = _LENGTHS[byte]
-            length = self._number(width)
-            return kind, (self._signed(1), length) if kind == "ext" else length
-        if byte in _FIXED_EXT:
-            return "ext", (self._signed(1), _FIXED_EXT[byte])
-        if byte in _NUMBERS:
-            width, signed = _NUMBERS[byte]
-            return "number", self._signed(width) if signed else self._number(width)
-        if byte in (0xCA, 0xCB):
-            self.take(4 if byte == 0xCA else 8)
-            return "number", None
-        raise _Fault("a byte there is no msgpack")
-
-    def _number(self, width: int) -> int:
-        return int.from_bytes(self.take(width), "big")
-
-    def _signed(self, width: int) -> int:
-        return int.from_bytes(self.take(width), "big", signed=True)
-
-    def _checked(self, count: int) -> int:
-        if count > self.end - self.at:
-            raise _Fault("the file is cut off there")
-        return count
-
-
-_LENGTHS = {
-    0xC4: ("bin", 1),
-    0xC5: ("bin", 2),
-    0xC6: ("bin", 4),
-    0xC7: ("ext", 1),
-    0xC8: ("ext", 2),
-    0xC9: ("ext", 4),
-    0xD9: ("str", 1),
-    0xDA: ("str", 2),
-    0xDB: ("str", 4),
-    0xDC: ("array", 2),
-    0xDD: ("array", 4),
-    0xDE: ("map", 2),
-    0xDF: ("map", 4),
-}
-"""Values whose length follows their first byte: their kind, and the bytes of that length."""
-_FIXED_EXT = {0xD4: 1, 0xD5: 2, 0xD6: 4, 0xD7: 8, 0xD8: 16}
-_NUMBERS = {
-    0xCC: (1, False),
-    0xCD: (2, False),
-    0xCE: (4, False),
-    0xCF: (8, False),
-    0xD0: (1, True),
-    0xD1: (2, True),
-    0xD2: (4, True),
-    0xD3: (8, True),
-}

@@ -38,8 +38,9 @@ class Training:
         """
         if self.theta is None or self.context is None:
             raise UserError(
-                f"{path} does not say RoPE's theta and the context; give --theta and --context "
-                "(LWM's: 1e7 for 128K and 256K, 2.5e7 for 512K, 5e7 for 1M and for vision)"
+                f"{path} does not say RoPE's theta and the context; give --theta and --context, "
+                "here or to `lwm convert` (LWM's theta: 1e7 for 128K and 256K, 2.5e7 for 512K, 5e7 "
+                "for 1M and for vision)"
             )
         rope = Rope(theta=self.theta)
         return dataclasses.replace(config, rope=rope, max_context=self.context)
@@ -157,7 +158,7 @@ def _from_sizes(sizes: Sizes, path: Path, name: str | None) -> LlamaConfig:
     if name is None and sizes.preset is None:
         raise UserError(
             f"{path} holds {sizes}, and how many heads is not known; give --config json::FILE with "
-            "num_attention_heads"
+            "num_attention_heads, here or to `lwm convert`"
         )
     found = preset(name or sizes.preset or "")
     return dataclasses.replace(found, tokens=_tokens(found.tokens.text, sizes.vision, str(path)))

@@ -1,0 +1,112 @@
+"""The headers of msgpack values: their kind and length, or what they are if they are numbers.
+
+The msgpack package cannot pass over what it does not want, and a file may have gigabytes of that.
+"""
+
+import os
+from pathlib import Path
+from typing import Any, BinaryIO
+
+
+class Fault(Exception):
+    """What is wrong at the place where the cursor stands."""
+
+
+class Cursor:
+    """A place in a file, before whose end all that is read must lie."""
+
+    def __init__(self, file: BinaryIO, path: Path, *, start: int = 0, end: int | None = None):
+        """Stands at the start of the file unless told otherwise."""
+        self.path = path
+        self.at = start
+        self.end = os.fstat(file.fileno()).st_size if end is None else end
+        self._file = file
+
+    def peek(self, count: int) -> bytes:
+        """Returns the next bytes, fewer at the end, and stays."""
+        self._file.seek(self.at)
+        return self._file.read(min(count, self.end - self.at))
+
+    def take(self, count: int) -> bytes:
+        """Returns the next bytes and goes on."""
+        taken = self.peek(self._checked(count))
+        if len(taken) != count:
+            raise Fault("the file is cut off there")
+        self.at += count
+        return taken
+
+    def within(self, count: int) -> "Cursor":
+        """Passes over so many bytes; returns a cursor to read inside them."""
+        start, self.at = self.at, self.at + self._checked(count)
+        return Cursor(self._file, self.path, start=start, end=self.at)
+
+    def require_end(self) -> None:
+        """Refuses what comes after the last value."""
+        if self.at != self.end:
+            raise Fault("there is more after the end of a value")
+
+    def header(self) -> tuple[str, Any]:
+        """Reads the kind of the next value, and its length or, of a number, the value."""
+        byte = self.take(1)[0]
+        if byte < 0x80 or byte >= 0xE0:
+            return "number", byte if byte < 0x80 else byte - 256
+        if byte < 0xA0:
+            return "map" if byte < 0x90 else "array", byte & 0x0F
+        return ("str", byte & 0x1F) if byte < 0xC0 else self._long_header(byte)
+
+    def _long_header(self, byte: int) -> tuple[str, Any]:
+        if byte in (0xC0, 0xC2, 0xC3):
+            return "constant", {0xC0: None, 0xC2: False, 0xC3: True}[byte]
+        if byte in _LENGTHS:
+            kind, width = _LENGTHS[byte]
+            length = self._number(width)
+            return kind, (self._signed(1), length) if kind == "ext" else length
+        if byte in _FIXED_EXT:
+            return "ext", (self._signed(1), _FIXED_EXT[byte])
+        if byte in _NUMBERS:
+            width, signed = _NUMBERS[byte]
+            return "number", self._signed(width) if signed else self._number(width)
+        if byte in (0xCA, 0xCB):
+            self.take(4 if byte == 0xCA else 8)
+            return "number", None
+        raise Fault("a byte there is no msgpack")
+
+    def _number(self, width: int) -> int:
+        return int.from_bytes(self.take(width), "big")
+
+    def _signed(self, width: int) -> int:
+        return int.from_bytes(self.take(width), "big", signed=True)
+
+    def _checked(self, count: int) -> int:
+        if count > self.end - self.at:
+            raise Fault("the file is cut off there")
+        return count
+
+
+_LENGTHS = {
+    0xC4: ("bin", 1),
+    0xC5: ("bin", 2),
+    0xC6: ("bin", 4),
+    0xC7: ("ext", 1),
+    0xC8: ("ext", 2),
+    0xC9: ("ext", 4),
+    0xD9: ("str", 1),
+    0xDA: ("str", 2),
+    0xDB: ("str", 4),
+    0xDC: ("array", 2),
+    0xDD: ("array", 4),
+    0xDE: ("map", 2),
+    0xDF: ("map", 4),
+}
+"""Values whose length follows their first byte: their kind, and the bytes of that length."""
+_FIXED_EXT = {0xD4: 1, 0xD5: 2, 0xD6: 4, 0xD7: 8, 0xD8: 16}
+_NUMBERS = {
+    0xCC: (1, False),
+    0xCD: (2, False),
+    0xCE: (4, False),
+    0xCF: (8, False),
+    0xD0: (1, True),
+    0xD1: (2, True),
+    0xD2: (4, True),
+    0xD3: (8, True),
+}
