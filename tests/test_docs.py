@@ -89,7 +89,7 @@ def test_every_command_and_option_of_the_docs_exists():
     wide = {"COLUMNS": "300"}
     code = "from lwm.cli import main; main()"
     groups = (["generate", "text"], ["eval", "needle"], ["data", "check"], ["data", "tokenize"])
-    groups += (["train", "debug"], ["plot"])
+    groups += (["train", "debug"], ["plot"], ["plan"], ["convert"])
     for command in (["chat"], ["demo"], ["models"], *groups):
         shown += run([sys.executable, "-c", code, *command, "--help"], ROOT, env=wide).stdout
     # An option begins a line of a box; further names of it follow after commas.
