@@ -153,15 +153,15 @@ def _is_complete(folder: Path, files: tuple[str, ...]) -> bool:
 
     try:
         shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-    except (ValueError, KeyError):
+        return all((folder / shard).is_file() for shard in shards)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return False
-    return all((folder / shard).is_file() for shard in shards)
 
 
 def resolve(name_or_path: str | Path, *, progress: bool = True) -> Path:
     """Returns a model's file or folder here, fetching a known or hub model if need be."""
     path, name = Path(name_or_path).expanduser(), str(name_or_path)
-    if path.exists():
+    if os.path.exists(path):  # unlike `Path.exists`, says no of names too long to be one
         return path
     if entry := known(name):
         return locate(entry) or _fetch(entry, progress=progress)

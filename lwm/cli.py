@@ -28,7 +28,8 @@ class Placing:
     """What weights are stored and computed in; int8 is stored so, and computed in float32."""
     template: str | None = None
     """`lwm` or Jinja source in place of the model's own chat template."""
-    given: Given = NOTHING_GIVEN
+    # Without a name it has no group of its own in the help.
+    given: Annotated[Given, tyro.conf.arg(name="")] = NOTHING_GIVEN
     """What the model's files do not say."""
 
 

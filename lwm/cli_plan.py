@@ -1,7 +1,6 @@
 """`lwm plan`: what a model would need, before it or the devices are there."""
 
 import dataclasses
-import math
 import sys
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -16,6 +15,7 @@ if TYPE_CHECKING:
     from lwm.model.devices import Machine
     from lwm.model.memory import Sizes
 
+_TOO_MUCH = 10**12
 _CONTEXTS = tuple(1024 * each for each in (4, 32, 128, 256, 512, 1024))
 
 Table = list[tuple[str, ...]]
@@ -42,8 +42,8 @@ def plan(
         memory: GB (10⁹ bytes) of each device, a GPU or TPU, in place of this machine's.
     """
     for option, value in (("--context", context), ("--rows", rows), ("--memory", memory)):
-        if value is not None and not 0 < value < math.inf:
-            raise UserError(f"{option} is {value}, but must be a number above 0")
+        if value is not None and not 0 < value < _TOO_MUCH:
+            raise UserError(f"{option} is {value}, but must be above 0 and below {_TOO_MUCH:,}")
     from lwm.fit import Plan
     from lwm.model.memory import require_divisible_weights
 

@@ -73,6 +73,7 @@ def require_fit(
     mesh: Sizes,
     int8: bool,
     machine: Machine,
+    shorter: bool = True,
 ) -> None:
     """Refuses a model that the devices have no room for.
 
@@ -84,6 +85,7 @@ def require_fit(
         mesh: dp, fsdp, tp, sp.
         int8: Whether matrices are stored in eight bits.
         machine: The devices; where what they have is not known, all fits.
+        shorter: Whether less context is a way out; it is none where the prompts are there already.
 
     Raises:
         UserError: What is needed, what there is, and the cheapest ways to make it fit; or the
@@ -93,19 +95,21 @@ def require_fit(
     need, room = plan.need(machine.platform), machine.room(plan.devices)
     if room is None or need.total <= room:
         return
-    found = ways(plan, machine)
+    texts = [way.text for way in ways(plan, machine, shorter=shorter)]
+    if not shorter:
+        texts.append("shorten the prompts or give fewer at a time")
     raise UserError(
         f"{name} needs {gigabytes(need.total)} a device for {context:,} tokens in {plan.dtype} "
         f"(weights {gigabytes(need.weights)}, cache {gigabytes(need.cache)}, activations "
         f"{gigabytes(need.activations)}), but the device has {gigabytes(room)}; "
-        + (" or ".join(way.text for way in found) if found else NO_WAY)
+        + (" or ".join(texts) if texts else NO_WAY)
     )
 
 
 NO_WAY = "no mesh, type or context makes it fit; take devices with more memory"
 
 
-def ways(plan: Plan, machine: Machine, *, most: int = 3) -> list[Way]:
+def ways(plan: Plan, machine: Machine, *, most: int = 3, shorter: bool = True) -> list[Way]:
     """Returns the cheapest changes that make a plan fit, the cheapest first.
 
     In order of cost: another mesh of devices that are here, which changes no answer; bfloat16;
@@ -116,9 +120,12 @@ def ways(plan: Plan, machine: Machine, *, most: int = 3) -> list[Way]:
         plan: What does not fit.
         machine: The devices.
         most: Ways at most.
+        shorter: Whether less context is among them.
     """
     found: list[tuple[int, Plan]] = []
     for cost, other in _changes(plan, machine):
+        if cost & _CONTEXT and not shorter:
+            continue
         if len(found) == most:
             break
         # Who would take more devices could as well use those here.
@@ -166,12 +173,15 @@ def _stored_as(plan: Plan, *, int8: bool) -> Plan:
 
 def _shortened(plan: Plan, machine: Machine) -> Plan | None:
     """Returns the plan with the largest power of two of tokens that fits, if one does."""
+    least = dataclasses.replace(plan, context=_LEAST_CONTEXT)
+    if plan.context <= _LEAST_CONTEXT or not least.fits(machine):
+        return None
     context = 1 << (plan.context - 1).bit_length()
-    while (context := context // 2) >= _LEAST_CONTEXT:
+    while (context := context // 2) > _LEAST_CONTEXT:
         shorter = dataclasses.replace(plan, context=context)
         if shorter.fits(machine):
             return shorter
-    return None
+    return least
 
 
 def _meshes(plan: Plan, machine: Machine, *, more: bool) -> Iterator[Sizes]:
@@ -179,7 +189,12 @@ def _meshes(plan: Plan, machine: Machine, *, more: bool) -> Iterator[Sizes]:
     config, here = plan.config, machine.count
     splits = math.gcd(config.num_kv_heads, config.mlp_dim, config.tokens.rows)
     tps = [tp for tp in range(1, splits + 1) if splits % tp == 0]
-    dps = range(1, min(plan.rows, _MOST_DEVICES) + 1)
+    # Of all that leave a device as many rows, the least.
+    dps = [
+        dp
+        for dp in range(1, min(plan.rows, _MOST_DEVICES) + 1)
+        if dp == 1 or -(-plan.rows // dp) < -(-plan.rows // (dp - 1))
+    ]
     sizes = [
         (dp, 1, tp, 1)
         for dp, tp in itertools.product(dps, tps)

@@ -1,6 +1,7 @@
 """Opens a model, by name or by path, on the devices at hand: to talk to it, or to train it."""
 
 import dataclasses
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Literal
@@ -210,8 +211,10 @@ def _lwm_file(path: Path, name: str | Path) -> Path | None:
 
 def _entry(name: str | Path, path: Path) -> catalog.Entry | None:
     """Returns the model known by this name, or by that of its folder, if there is one."""
+    folder = path.absolute().parent
     # The hub's cache has `models--OWNER--NAME` above the folder of a revision.
-    names = [str(name), *(part.rpartition("--")[2] for part in reversed(path.parts))]
+    cached = [part.rpartition("--")[2] for part in folder.parts if part.startswith("models--")]
+    names = [str(name), path.name, folder.name, *cached]
     return next((entry for each in names if (entry := catalog.known(each))), None)
 
 
@@ -286,7 +289,7 @@ def find(name_or_path: str | Path) -> Path:
     if prefixed is None:
         return catalog.resolve(name_or_path)
     path = Path(prefixed[1]).expanduser()
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise UserError(f"{path} is no file; give that of LWM's parameters after {prefixed[0]}::")
     return path
 

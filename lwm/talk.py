@@ -43,7 +43,7 @@ def read_document(path: Path) -> str:
         UserError: It is missing, empty or no text.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
         raise UserError(f"document {path} does not exist") from None
     except (OSError, UnicodeDecodeError) as error:

@@ -56,7 +56,8 @@ def read_prompts(path: Path) -> list[str]:
         UserError: The file is missing, no text, or a line of JSON lacks a prompt.
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        # Not `splitlines`: JSON may hold other ends of a line, such as U+2028, as they are.
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"prompts cannot be read from {path}: {error}") from None
     numbered = [(number, line) for number, line in enumerate(lines, start=1) if line.strip()]

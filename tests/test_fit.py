@@ -7,11 +7,12 @@ import re
 import jax
 import pytest
 
-from lwm import catalog
+from lwm import catalog, fit
 from lwm.errors import UserError
 from lwm.fit import Plan, require_fit, shown, ways
 from lwm.model.devices import Machine, machine
 from lwm.model.known import known_config
+from lwm.model.memory import inference_need
 from lwm.sharding import parse_mesh
 from lwm.tokens import TokenSpace
 
@@ -71,6 +72,30 @@ def test_ways_are_joined_where_one_is_not_enough(large):
     assert texts(large, gpus(1, 0.001)) == []
     with pytest.raises(UserError, match="devices with more memory"):
         require_fit(large, name="it", context=4096, mesh=ONE, int8=False, machine=gpus(1, 0.001))
+
+
+def test_prompts_that_are_there_can_be_shortened_by_their_owner_only(large):
+    config = dataclasses.replace(large, dtype="bfloat16")
+    options = dict(name="it", context=2**17, mesh=ONE, int8=False, machine=gpus(1, 80))
+    with pytest.raises(UserError) as caught:
+        require_fit(config, shorter=False, **options)
+    message = str(caught.value)
+    assert "--context" not in message
+    assert message.endswith("--mesh 1,1,2,1 or shorten the prompts or give fewer at a time")
+
+
+def test_the_ways_for_many_prompts_are_found_at_once(large, monkeypatch):
+    asked = []
+
+    def count(*arguments, **options):
+        asked.append(options)
+        return inference_need(*arguments, **options)
+
+    monkeypatch.setattr(fit, "inference_need", count)
+    config = dataclasses.replace(large, dtype="bfloat16")
+    plan = Plan(config=config, context=2**20, rows=500, mesh=ONE, int8=False)
+    assert ways(plan, gpus(1, 80))
+    assert len(asked) < 5000
 
 
 def test_a_million_tokens_ask_for_devices(large):

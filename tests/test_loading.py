@@ -7,10 +7,13 @@ import pytest
 
 import lwm
 from lwm import catalog, loading
+from lwm.convert.flax_writer import write_stream
+from lwm.convert.names import LWM, dimensions
 from lwm.convert.vqgan import read_vqgan
 from lwm.data.tokenizer import Tokenizer
 from lwm.errors import UserError
 from lwm.loading import open_model_files, read_llama
+from lwm.model.config import Rope, preset
 from lwm.model.devices import Machine
 from lwm.sharding import make_mesh
 from lwm.tokens import TokenSpace
@@ -56,16 +59,41 @@ def test_names_are_known_by_their_folders(tmp_path):
     """All that was released, in the hub's cache or fetched by hand."""
     released = [entry for entry in catalog.MODELS if entry.name.startswith("LWM-")]
     assert len(released) == 11
-    from lwm.loading import _entry
-
     for entry in released:
         for repo in entry.repos:
             in_cache = (
                 tmp_path / f"models--{repo.replace('/', '--')}" / "snapshots" / "1a2b" / "params"
             )
-            assert _entry(in_cache, in_cache) == entry
+            assert loading._entry(in_cache, in_cache) == entry
             plain = tmp_path / repo.split("/")[1] / "params"
-            assert _entry(plain, plain) == entry
+            assert loading._entry(plain, plain) == entry
+            above = tmp_path / repo.split("/")[1] / "runs" / "my-own" / "params"
+            assert loading._entry(above, above) is None
+
+
+def test_a_released_model_in_the_hubs_cache_opens_by_name(tmp_path, monkeypatch, byte_tokenizer):
+    """Its name says theta and context; a size of LWM's own stands for that of the 7B."""
+    monkeypatch.setenv("HF_HOME", str(tmp_path))
+    hub = tmp_path / "hub" / "models--LargeWorldModel--LWM-Text-512K-Jax"
+    folder = hub / "snapshots" / "1a2b"
+    folder.mkdir(parents=True)
+    (hub / "refs").mkdir()
+    (hub / "refs" / "main").write_text("1a2b")
+    sizes = dimensions(preset("debug"))
+    arrays = {
+        layout.name.replace("*", "scan_decoder"): np.broadcast_to(
+            np.float16(0),
+            ((2,) if "*" in layout.name else ()) + layout.shape(sizes),
+        )
+        for path, layout in LWM.items()
+        if "vision" not in path
+    }
+    write_stream(folder / "params", arrays.items())
+    byte_tokenizer.save(folder)
+    (folder / "tokenizer.model").touch()  # what makes it complete
+    opened = open_model_files("LWM-Text-512K")
+    assert opened.config == preset("debug", rope=Rope(theta=2.5e7), max_context=512 * 1024)
+    assert opened.known == catalog.find("lwm-text-512k")
 
 
 def test_marks_of_vision_are_those_trained_with(fixtures, tiny):
@@ -89,3 +117,18 @@ def test_a_model_that_cannot_fit_is_refused_before_it_is_read(published, monkeyp
     monkeypatch.setattr("lwm.loading.build_llama", lambda *_, **__: pytest.fail("it was read"))
     with pytest.raises(UserError, match=r"GB a device for 512 tokens in float32 .* the device has"):
         lwm.load(folder, given=dataclasses.replace(given, context=512))
+
+
+def test_names_too_long_to_be_a_file():
+    with pytest.raises(UserError, match="no model is called 'aaa"):
+        loading.find("a" * 5000)
+    with pytest.raises(UserError, match="is no file; give that of LWM's parameters"):
+        loading.find("params::" + "a" * 5000)
+
+
+@pytest.mark.parametrize(
+    "index", ["[]", '{"weight_map": []}', '{"weight_map": {"a": 1}}', "[" * 9999]
+)
+def test_a_snapshot_with_a_damaged_index_is_not_complete(tmp_path, index):
+    (tmp_path / "model.safetensors.index.json").write_text(index)
+    assert not catalog._is_complete(tmp_path, ())

@@ -83,6 +83,7 @@ MISTAKES = [
     (dict(context=0), r"--context is 0"),
     (dict(memory=-1.0), r"--memory is -1"),
     (dict(memory=float("nan")), r"--memory is nan"),
+    (dict(memory=1e300), r"--memory is 1e\+300, but must be above 0 and below"),
     (dict(rows=0), r"--rows is 0"),
     (dict(mesh="1,-1,1,1"), r"write the number in place of -1"),
     (dict(mesh="1,1,3,1"), r"does not divide by tp 3"),

@@ -26,7 +26,7 @@ WRITER = {"written_by": "lwm"}
 _FILES = (
     r"(generation_|tokenizer_)?config\.json|tokenizer\.(json|model)|README\.md|"
     r"model(-\d{5}-of-\d{5})?\.safetensors|model\.safetensors\.index\.json|"
-    r"vqgan\.(json|safetensors)|(LICENSE|NOTICE|USE_POLICY)(\.\w+)?"
+    r"vqgan\.(json|safetensors)|(LICENSE|NOTICE|USE_POLICY).*"
 )
 
 _SOURCE = ".source"
@@ -79,18 +79,29 @@ class FolderWriter:
             num_bytes: Of all weights.
             source: Says what is written, so that one who is interrupted goes on with the same;
                 None to begin anew each time.
+
+        Raises:
+            UserError: It is the root of a file system.
         """
         self._folder = Path(folder).expanduser().resolve()
+        if not self._folder.name:
+            raise UserError(f"{folder} is no place for a model; choose another folder")
         self._beside = self._folder.with_name(f".{self._folder.name}.partial")
         self._num_bytes = num_bytes
         self._source = source
+        self._lock: int | None = None
 
     def __enter__(self) -> "FolderWriter":
         return self
 
     def __exit__(self, *_: object) -> None:
-        if jax.process_index() == 0 and self._source is None:
+        if self._lock is None:
+            return
+        if self._source is None:
             shutil.rmtree(self._beside, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            self._beside.rmdir()  # of an attempt that has written nothing
+        self._release()
 
     def run(self, act: Callable[[], None]) -> None:
         """Does it on the first process; where that fails, every process raises."""
@@ -112,16 +123,13 @@ class FolderWriter:
         """Writes all but the weights, once it is clear that there is a place for them."""
         require_ours(self._folder)
         self._folder.parent.mkdir(parents=True, exist_ok=True)
-        if self._source is None or self._left() != self._source:
-            shutil.rmtree(self._beside, ignore_errors=True)
+        self._claim()
+        self._clear(goes_on=self._source is not None and self._left() == self._source)
         there = sum(path.stat().st_size for path in self._beside.glob("*.safetensors"))
         if self._free() + there < self._num_bytes:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        self._beside.mkdir(exist_ok=True)
         for name, text in small.items():
             (self._beside / name).write_text(text, encoding="utf-8")
-        for path in self._beside.glob("tokenizer*"):  # of an attempt that was cut off
-            path.unlink()
         tokenizer.save(self._beside)
         if self._source is not None:
             (self._beside / _SOURCE).write_text(self._source, encoding="utf-8")
@@ -136,6 +144,8 @@ class FolderWriter:
         save_file(tensors, unfinished, {"format": "pt"})
         # The library hides its files from all but their owner.
         shutil.copymode(self._beside / "config.json", unfinished)
+        with unfinished.open("rb") as written:
+            os.fsync(written.fileno())  # or a power cut could leave a short file under this name
         os.replace(unfinished, self._beside / file)
 
     def beside(self, act: Callable[[Path], None]) -> None:
@@ -151,6 +161,48 @@ class FolderWriter:
             self._folder.rename(old)
         self._beside.rename(self._folder)
         shutil.rmtree(old, ignore_errors=True)
+        self._release()  # what is beside the folder from now on is another's
+
+    def _claim(self) -> None:
+        """Makes the folder beside the place, and keeps other processes from writing there too."""
+        import fcntl
+
+        while self._lock is None:
+            self._beside.mkdir(exist_ok=True)
+            opened = os.open(self._beside, os.O_RDONLY)
+            try:
+                fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                os.close(opened)
+                raise UserError(
+                    f"{self._folder} is being written by another process; wait for it, or choose "
+                    "another folder"
+                ) from None
+            except OSError:
+                pass  # Some network file systems know no locks.
+            # Another may have published what it wrote there since it was opened.
+            if self._beside.is_dir() and os.path.samestat(os.fstat(opened), self._beside.stat()):
+                self._lock = opened
+            else:
+                os.close(opened)
+
+    def _release(self) -> None:
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+    def _clear(self, *, goes_on: bool) -> None:
+        """Takes away what other attempts have left, but for whole files of weights to go on with.
+
+        The folder itself stays: it is what is locked.
+        """
+        for path in self._beside.iterdir():
+            if goes_on and (path.suffix == ".safetensors" or path.name == _SOURCE):
+                continue
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
 
     def _explain(self, error: Exception) -> Exception:
         """Tells what the disk says in one line."""

@@ -28,6 +28,12 @@ KEYS = {
 }
 """Fields of a configuration that `config.json` has under other names."""
 
+MOST_LAYERS = 10_000
+"""No model comes near; one that declares more is damaged, and would take for ever to look at."""
+
+_MOST_HEADER = 100_000_000
+"""Bytes of a safetensors header, as the library allows."""
+
 OWN = "lwm"
 """The key of `config.json` that holds a token space with vision ids, as `TokenSpace` has it."""
 
@@ -47,10 +53,11 @@ def read_config(
             f"{source}: architecture {kind!r} is not supported; "
             f"supported are dense models of type {', '.join(SUPPORTED)}"
         )
-    _refuse_features(values, source)
     missing = [key for key in (*KEYS.values(), "vocab_size") if values.get(key) is None]
     if missing:
         raise UserError(f"{source} lacks {', '.join(missing)}; fetch the model's own file again")
+    _require_numbers(values, source)
+    _refuse_features(values, source)
     heads = values["num_attention_heads"]
     try:
         return LlamaConfig(
@@ -66,6 +73,35 @@ def read_config(
         )
     except ValueError as error:
         raise UserError(f"{source}: {error}") from None
+
+
+def _require_numbers(values: Mapping[str, Any], source: str) -> None:
+    """Refuses what would otherwise fail far from the file, or take for ever to look at."""
+    optional = ("num_key_value_heads", "head_dim", "sliding_window")
+    for key in (*KEYS.values(), "vocab_size", *(key for key in optional if values.get(key))):
+        value = values[key]
+        if key == "rms_norm_eps":
+            if not is_norm_eps(value):
+                raise UserError(f"{source}: {key} {shown(value)} is no number between 0 and 1")
+            continue
+        most = MOST_LAYERS if key == "num_hidden_layers" else 2**48
+        if not (isinstance(value, int) and 0 < value <= most):
+            raise UserError(f"{source}: {key} {shown(value)} is no whole number from 1 to {most:,}")
+
+
+def is_norm_eps(value: Any) -> bool:
+    """Returns whether a value can be what RMS norms add."""
+    return isinstance(value, int | float) and 0 < value < 1
+
+
+def is_theta(value: Any) -> bool:
+    """Returns whether a value can be RoPE's base."""
+    return isinstance(value, int | float) and 1 < value < 1e30
+
+
+def shown(value: Any) -> str:
+    """Returns a value of a file in a form that fits into a line."""
+    return json.dumps(value, default=str)[:60]
 
 
 def _tokens(values: Mapping[str, Any], source: str) -> TokenSpace:
@@ -88,9 +124,9 @@ def _tokens(values: Mapping[str, Any], source: str) -> TokenSpace:
 
 def _refuse_features(values: Mapping[str, Any], source: str) -> None:
     window = values.get("sliding_window")
-    slides = "sliding_attention" in (values.get("layer_types") or ())
+    slides = "sliding_attention" in str(values.get("layer_types"))
     if values["model_type"] == "mistral":
-        slides |= window is not None and window < values.get("max_position_embeddings", 0)
+        slides |= window is not None and window < values["max_position_embeddings"]
     unsupported = {
         "sliding-window attention": slides or values.get("use_sliding_window", False),
         "a mixture of experts": any(
@@ -109,18 +145,29 @@ def _refuse_features(values: Mapping[str, Any], source: str) -> None:
             raise UserError(f"{source}: {feature} is not supported")
 
 
+_LLAMA3 = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
+
+
 def _rope(values: Mapping[str, Any], source: str) -> Rope:
     # Transformers 5 writes all of RoPE under `rope_parameters`, earlier versions under two keys.
     given = values.get("rope_parameters") or values.get("rope_scaling") or {}
-    theta = float(given.get("rope_theta") or values.get("rope_theta") or 10_000.0)
+    if not isinstance(given, dict):
+        raise UserError(f"{source}: RoPE scaling {shown(given)} is no JSON object")
+    theta = given.get("rope_theta") or values.get("rope_theta") or 10_000.0
+    if not is_theta(theta):
+        raise UserError(f"{source}: rope_theta {shown(theta)} is no number above 1")
     kind = given.get("rope_type") or given.get("type") or "default"
     if kind == "default":
-        return Rope(theta=theta)
+        return Rope(theta=float(theta))
     if kind != "llama3":
         name = {"yarn": "YaRN", "longrope": "LongRoPE"}.get(kind, kind)
         raise UserError(f"{source}: RoPE scaling {name} is not supported; llama3 and none are")
+    for key in _LLAMA3:
+        value = given.get(key)
+        if not (isinstance(value, int | float) and 0 < value < 1e30):
+            raise UserError(f"{source}: RoPE scaling has {key} {shown(value)}, no number above 0")
     return Rope(
-        theta=theta,
+        theta=float(theta),
         scaling=RopeScaling(
             factor=float(given["factor"]),
             low_freq_factor=float(given["low_freq_factor"]),
@@ -178,8 +225,10 @@ class SafetensorsFolder(Mapping[str, np.ndarray]):
 def _weight_files(folder: Path) -> list[Path]:
     index = folder / "model.safetensors.index.json"
     if index.is_file():
-        names = sorted(set(read_json(index).get("weight_map", {}).values()))
-        paths = [folder / name for name in names]
+        named = read_json(index).get("weight_map", {})
+        if not (isinstance(named, dict) and all(isinstance(name, str) for name in named.values())):
+            raise UserError(f"{index} does not say which file each tensor is in; fetch it again")
+        paths = [folder / name for name in sorted(set(named.values()))]
     else:
         paths = sorted(set(folder.glob("*.safetensors")) - {folder / "vqgan.safetensors"})
     missing = [path.name for path in paths if not path.is_file()]
@@ -198,14 +247,15 @@ def _require_whole(path: Path) -> None:
     with path.open("rb") as file:
         header_size = int.from_bytes(file.read(8), "little")
         try:
-            header = json.loads(file.read(header_size)) if header_size <= size else None
-        except ValueError:
-            header = None
-    if not isinstance(header, dict):
-        raise UserError(f"{path} is damaged: its header cannot be read; fetch it again")
-    start = 8 + header_size
-    for name, entry in header.items():
-        if name != "__metadata__" and start + entry["data_offsets"][1] > size:
+            header = json.loads(file.read(header_size if header_size <= _MOST_HEADER else 0))
+            header.pop("__metadata__", None)
+            ends = {name: each["data_offsets"][1] + 0 for name, each in header.items()}
+        except (ValueError, RecursionError, TypeError, LookupError, AttributeError):
+            raise UserError(
+                f"{path} is damaged: its header cannot be read; fetch it again"
+            ) from None
+    for name, end in ends.items():
+        if 8 + header_size + end > size:
             raise UserError(f"{path} is cut off in tensor {name}; fetch it again")
 
 
@@ -213,7 +263,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """Reads a JSON object.
 
     Raises:
-        UserError: The file is missing or no JSON object.
+        UserError: The file is missing, cannot be read, or is no JSON object.
     """
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
@@ -221,6 +271,10 @@ def read_json(path: Path) -> dict[str, Any]:
         raise UserError(f"{path} is missing; is {path.parent} a model folder?") from None
     except ValueError as error:
         raise UserError(f"{path} is no JSON: {error}") from None
+    except RecursionError:
+        raise UserError(f"{path} is no JSON that can be read: it is nested too deeply") from None
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from None
     if not isinstance(values, dict):
         raise UserError(f"{path} holds no JSON object")
     return values

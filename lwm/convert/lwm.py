@@ -3,6 +3,7 @@
 `lwm.convert.flax_file` reads the files, `lwm.convert.lwm_config` finds out what model it is.
 """
 
+import itertools
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -31,6 +32,10 @@ _JOINED = {
 """Tables whose rows, or columns, are followed by those of a vision table."""
 
 
+_MAX_TENSORS = 100_000
+"""No model comes near; a stack that declares more layers is damaged, and would fill the memory."""
+
+
 @dataclass(frozen=True)
 class _Place:
     """Where a tensor is in the file: an array, or one layer of an array."""
@@ -51,7 +56,12 @@ class LwmTensors(Mapping[str, np.ndarray]):
             UserError: It is missing, damaged, or holds no model.
         """
         self._file = FlaxFile(path)
-        self._places = dict(_unstacked(_parameters(self._file)))
+        found = itertools.islice(_unstacked(_parameters(self._file)), _MAX_TENSORS + 1)
+        self._places = dict(found)
+        if len(self._places) > _MAX_TENSORS:
+            raise UserError(
+                f"{path} is damaged: it declares more than {_MAX_TENSORS:,} tensors; fetch it again"
+            )
         self._joined = {name for name, (other, _) in _JOINED.items() if other in self._places}
 
     @property
@@ -184,16 +194,15 @@ def _unstacked(shapes: dict[str, tuple[int, ...]]) -> Iterator[tuple[str, _Place
 
 
 def _layer_axis(shapes: dict[str, tuple[int, ...]]) -> int:
-    """Says along which axis layers are stacked (`param_scan_axis`): that which a norm shows."""
-    ends = {"norm": "/scan_decoder/attention_norm/kernel", "final": "transformer/ln_f/kernel"}
-    found = {
-        which: shape
-        for which, end in ends.items()
-        for name, shape in shapes.items()
-        if name.endswith(end)
+    """Says along which axis layers are stacked (`param_scan_axis`).
+
+    Gates end in the width of the feed-forward layer; the matrices back begin with it on axis 1.
+    """
+    parts = {
+        name.rpartition("/scan_decoder/feed_forward/")[2]: shape for name, shape in shapes.items()
     }
-    norm, final = found.get("norm", ()), found.get("final", ())
-    return 1 if len(norm) == 2 and norm[:1] == final and norm[1:] != final else 0
+    width, back = parts.get("w1/kernel", ())[-1:], parts.get("w2/kernel", ())
+    return 1 if back[:1] == width and back[1:2] != width else 0
 
 
 def _wanted(config: LlamaConfig) -> dict[str, tuple[int, ...]]:

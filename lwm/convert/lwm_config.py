@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from lwm.catalog import Entry
-from lwm.convert.huggingface import read_json
+from lwm.convert.huggingface import MOST_LAYERS, is_norm_eps, is_theta, read_json, shown
 from lwm.convert.names import LWM
 from lwm.errors import UserError
 from lwm.model.config import PRESETS, Given, LlamaConfig, Rope, preset
@@ -142,10 +142,10 @@ def read_config_of(
         _from_values(values, sizes, source) if values else _from_sizes(sizes, path, given.config)
     )
     theta, context = values.get("theta"), values.get("max_sequence_length")
-    if not (theta is None or isinstance(theta, int | float)):
-        raise UserError(f"{source}: theta {theta!r} is no number")
+    if not (theta is None or is_theta(theta)):
+        raise UserError(f"{source}: theta {shown(theta)} is no number above 1")
     if not (context is None or _is_size(context)):
-        raise UserError(f"{source}: max_sequence_length {context!r} is no number above 0")
+        raise UserError(f"{source}: max_sequence_length {shown(context)} is no number above 0")
     if known is not None:
         theta, context = theta or known.theta, context or known.context
     theta = given.theta or theta
@@ -190,12 +190,17 @@ def _from_values(values: Mapping[str, Any], sizes: Sizes, source: str) -> LlamaC
     faulty = [key for key in needed if not _is_size(values.get(key))]
     if faulty:
         raise UserError(f"{source} lacks {', '.join(faulty)}, or they are no numbers above 0")
+    if values["num_hidden_layers"] > MOST_LAYERS:
+        raise UserError(f"{source}: num_hidden_layers is above {MOST_LAYERS:,}")
     vision = values.get("vision_vocab_size", sizes.vision)
     dim, heads = values["hidden_size"], values["num_attention_heads"]
     if dim % heads:
         raise UserError(f"{source}: hidden_size {dim} does not divide by {heads} heads")
     if not isinstance(vision, int):
-        raise UserError(f"{source}: vision_vocab_size {vision!r} is no number")
+        raise UserError(f"{source}: vision_vocab_size {shown(vision)} is no number")
+    norm_eps = values.get("rms_norm_eps", 1e-6)
+    if not is_norm_eps(norm_eps):
+        raise UserError(f"{source}: rms_norm_eps {shown(norm_eps)} is no number between 0 and 1")
     tied = bool(values.get("tie_word_embeddings", False))
     if vision and tied != bool(values.get("tie_vision_embeddings", False)):
         raise UserError(f"{source}: one table tied to its head and one not is not supported")
@@ -209,7 +214,7 @@ def _from_values(values: Mapping[str, Any], sizes: Sizes, source: str) -> LlamaC
             head_dim=dim // heads,
             mlp_dim=values["intermediate_size"],
             max_context=1,
-            norm_eps=float(values.get("rms_norm_eps", 1e-6)),
+            norm_eps=float(norm_eps),
             tie_embeddings=tied,
         )
     except (ValueError, TypeError) as error:

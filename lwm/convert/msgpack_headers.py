@@ -3,9 +3,14 @@
 The msgpack package cannot pass over what it does not want, and a file may have gigabytes of that.
 """
 
+import itertools
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
+
+_MAX_VALUES = 3_000_000
+"""Of a file with as many arrays as are allowed, and a map for each of their names."""
 
 
 class Fault(Exception):
@@ -15,12 +20,29 @@ class Fault(Exception):
 class Cursor:
     """A place in a file, before whose end all that is read must lie."""
 
-    def __init__(self, file: BinaryIO, path: Path, *, start: int = 0, end: int | None = None):
-        """Stands at the start of the file unless told otherwise."""
+    def __init__(
+        self,
+        file: BinaryIO,
+        path: Path,
+        *,
+        start: int = 0,
+        end: int | None = None,
+        count: Iterator[int] | None = None,
+    ):
+        """Stands at the start of the file unless told otherwise.
+
+        Args:
+            file: What is read.
+            path: Its name, for messages.
+            start: Where to stand.
+            end: Where the last value ends; None for the end of the file.
+            count: Numbers the values, of all cursors of a file together.
+        """
         self.path = path
         self.at = start
         self.end = os.fstat(file.fileno()).st_size if end is None else end
         self._file = file
+        self._count = itertools.count() if count is None else count
 
     def peek(self, count: int) -> bytes:
         """Returns the next bytes, fewer at the end, and stays."""
@@ -38,7 +60,7 @@ class Cursor:
     def within(self, count: int) -> "Cursor":
         """Passes over so many bytes; returns a cursor to read inside them."""
         start, self.at = self.at, self.at + self._checked(count)
-        return Cursor(self._file, self.path, start=start, end=self.at)
+        return Cursor(self._file, self.path, start=start, end=self.at, count=self._count)
 
     def require_end(self) -> None:
         """Refuses what comes after the last value."""
@@ -47,6 +69,8 @@ class Cursor:
 
     def header(self) -> tuple[str, Any]:
         """Reads the kind of the next value, and its length or, of a number, the value."""
+        if next(self._count) == _MAX_VALUES:
+            raise Fault(f"there are more than {_MAX_VALUES:,} values")
         byte = self.take(1)[0]
         if byte < 0x80 or byte >= 0xE0:
             return "number", byte if byte < 0x80 else byte - 256

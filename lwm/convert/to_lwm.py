@@ -62,7 +62,8 @@ def convert_model(
         paths,
         lambda name: is_not_weight(name, opened.config),
     )
-    stored = dtype or str(weights.unpadded("norm.weight").dtype)
+    # Norms may be kept in more digits than the matrices, of which nearly all is made.
+    stored = dtype or str(weights.unpadded("blocks.0.mlp.w_gate").dtype)
     sizes, width = sizes_in(HUGGING_FACE, opened.config), np.dtype(stored).itemsize
     layouts = {path: layout_of(HUGGING_FACE, path) for path in paths}
     num_bytes = {
@@ -86,6 +87,9 @@ def convert_model(
     source = _told(opened, stored, max_shard_bytes)
     with FolderWriter(folder, total + _size(opened.vqgan), source=source) as writer:
         writer.run(functools.partial(writer.begin, small, opened.tokenizer))
+        if opened.vqgan is not None:  # first: a damaged one is told of at once
+            save = functools.partial(save_vqgan, read_vqgan(opened.vqgan))
+            writer.run(functools.partial(writer.beside, save))
         done = 0
         for file, held in shards.items():
             if not writer.has(file):
@@ -93,9 +97,6 @@ def convert_model(
                 writer.run(functools.partial(writer.add, file, tensors))
             done += sum(num_bytes[path] for path in held)
             progress(done, total)
-        if opened.vqgan is not None:
-            save = functools.partial(save_vqgan, read_vqgan(opened.vqgan))
-            writer.run(functools.partial(writer.beside, save))
         writer.run(writer.publish)
 
 

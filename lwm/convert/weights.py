@@ -188,9 +188,19 @@ class Weights:
         return _padded(contiguous(ours, dtype or ours.dtype), shape)
 
     def unpadded(self, path: str) -> np.ndarray:
-        """Reads one with a dimension for each letter of ours, its numbers in any order."""
+        """Reads one with a dimension for each letter of ours, its numbers in any order.
+
+        Raises:
+            UserError: Its numbers are of a type that weights are not of.
+        """
         layout = self._layouts[path]
-        return layout.to_ours(self._tensors[layout.name], self._sizes)
+        theirs = self._tensors[layout.name]
+        if theirs.dtype.kind in "biuc":
+            raise UserError(
+                f"{layout.name} holds {theirs.dtype} numbers, which are no weights; save the model "
+                "in float32 or bfloat16"
+            )
+        return layout.to_ours(theirs, self._sizes)
 
 
 def _ahead(read: Callable[[A], B], items: Iterable[A]) -> Generator[B]:

@@ -44,8 +44,11 @@ def complete(
     """Continues prompts of any lengths in one batch; each answer is as if it were alone.
 
     Raises:
-        UserError: A prompt is empty, or it and its continuation do not fit; nothing is read then.
+        UserError: A prompt is empty, it and its continuation do not fit into the context, or all
+            of them not into the devices' memory; nothing is read then.
     """
+    if not prompts:
+        return []
     runs = []
     for number, prompt in enumerate(prompts, start=1):
         try:
@@ -54,6 +57,7 @@ def complete(
         except UserError as error:
             raise UserError(f"prompt {number} of {len(prompts)}: {error}") from None
     slots = sum(chunks(max(map(len, runs)))) + writing.max_tokens
+    model.require_memory(slots, rows=len(runs))
     session = Session(model.llama, model.mesh, rows=len(runs), slots=slots)
     session.read(runs, progress=progress)
     rows = [_Row(model, prompt, writing) for prompt in prompts]

@@ -1,19 +1,25 @@
 """Questions and answers in text, over the engine that knows ids only."""
 
 import dataclasses
+import math
 from collections.abc import Generator, Sequence
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
 from lwm.data.template import Message, render_chat
 from lwm.data.tokenizer import TextStream, Tokenizer
 from lwm.errors import UserError
-from lwm.generate.engine import Progress, Session, chunks
+from lwm.fit import require_fit
+from lwm.generate.engine import LONG, Progress, Session, chunks
 from lwm.generate.sampling import sampler
 from lwm.generate.stopping import StoppingText
 from lwm.generate.writing import Writing
+from lwm.model.cache import KVCache
+from lwm.model.devices import machine
 from lwm.model.llama import Llama
 
 
@@ -51,6 +57,36 @@ class LanguageModel:
                 f"{self.context:,}: {max(0, self.context - max_tokens):,} fit beside an answer "
                 f"of {max_tokens:,}; shorten the prompt or lower max_tokens"
             )
+
+    def require_memory(
+        self, slots: int, *, rows: int = 1, instead_of: KVCache | None = None
+    ) -> None:
+        """Refuses a cache that the devices have no room for beside the model.
+
+        Args:
+            slots: Tokens and padding of each row.
+            rows: Prompts that are continued together.
+            instead_of: A cache that is given up for it.
+
+        Raises:
+            UserError: What is needed, what there is, and what can be done.
+        """
+        dp, fsdp, tp, sp = self.mesh.devices.shape
+        held = sum(
+            math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+            for leaf in jax.tree.leaves((self.llama, instead_of))
+        )
+        here = machine(list(self.mesh.devices.flat)).without(held, self.mesh.size)
+        require_fit(
+            self.llama.config,
+            name=self.name,
+            context=slots,
+            rows=rows,
+            mesh=(dp, fsdp, tp, sp),
+            int8=any(leaf.dtype == jnp.int8 for leaf in jax.tree.leaves(self.llama)),
+            machine=dataclasses.replace(here, count=jax.device_count()),
+            shorter=False,
+        )
 
     def encode_prompt(self, prompt: str) -> list[int]:
         """Returns the ids of a text to continue, after the model's beginning of text if it has one.
@@ -120,7 +156,11 @@ class Reader:
         writing: Writing,
         progress: Progress = _silent,
     ) -> Generator[str]:
-        """Reads a whole prompt, then yields the text that follows as it is written."""
+        """Reads a whole prompt, then yields the text that follows as it is written.
+
+        Raises:
+            UserError: Prompt and answer do not fit into the context or the devices' memory.
+        """
         self._model.require_fit(len(ids), writing.max_tokens)
         session = self._read(ids, writing.max_tokens, progress)
         stops = self._model.tokenizer.eos_ids
@@ -146,18 +186,42 @@ class Reader:
 
     def _read(self, ids: Sequence[int], max_tokens: int, progress: Progress) -> Session:
         """Reads what the cache does not hold yet: at least the last id, to go on from it."""
+        if self._session is not None and self._session.is_lost:
+            self._session, self._ids, self._ends = None, [], []
         shared = min(_common(self._ids, ids), len(ids) - 1)
         start = self._ends[shared - 1] if shared else 0
-        new = list(ids[shared:])
-        slots = _room(start + sum(chunks(len(new))) + max_tokens)
-        if self._session is None:
-            self._session = Session(self._model.llama, self._model.mesh, slots=slots)
-        session = self._session
-        session.reserve(slots)
+        slots = start + sum(chunks(len(ids) - shared)) + max_tokens
+        if slots > self._most:
+            # Padding takes up the room: all is read again, without that of earlier turns.
+            shared, start, slots = 0, 0, sum(chunks(len(ids))) + max_tokens
+        session = self._with_room(slots)
         session.rewind(start)
+        new = list(ids[shared:])
         del self._ids[shared:], self._ends[shared:]
         session.read([new], progress=progress)
         self._remember(session, new)
+        return session
+
+    @property
+    def _most(self) -> int:
+        """Slots that a whole context takes, with the padding of one reading."""
+        return self._model.context + LONG // 2
+
+    def _with_room(self, slots: int) -> Session:
+        """Returns the session with a cache for so many slots, and for more if memory allows."""
+        session = self._session
+        cache = None if session is None else session.cache
+        if cache is None or slots > cache.slots:
+            ample = min(_room(slots), self._most)
+            try:
+                self._model.require_memory(ample, instead_of=cache)
+                slots = ample
+            except UserError:
+                self._model.require_memory(slots, instead_of=cache)
+        if session is None:
+            session = Session(self._model.llama, self._model.mesh, slots=slots)
+            self._session = session
+        session.reserve(slots)
         return session
 
     def _remember(self, session: Session, ids: list[int]) -> None:

@@ -15,7 +15,7 @@ from lwm.generate.grammar import Grammar
 from lwm.generate.sampling import Sampler
 from lwm.model.cache import EMPTY, KVCache
 from lwm.model.llama import Llama
-from lwm.sharding import TOKENS
+from lwm.sharding import BATCH, TOKENS
 from lwm.tokens import TokenSpace
 
 BURST = 8
@@ -169,6 +169,8 @@ def decode(
         last, cache = model.extend(
             reshard(chosen[:, None], TOKENS), reshard(segments[:, None], TOKENS), now.cache
         )
+        # A row that is done may be continued by a later call, from where it ended.
+        last = jnp.where(reshard(done, P(BATCH))[:, None], now.last, last)
         stopped = jnp.any(chosen[:, None] == stops[None, :], axis=1)
         if grammar is not None:
             state = _where(done, state, grammar.advance(state, chosen))

@@ -159,7 +159,13 @@ class Session:
                 self.cache = self.cache.grow(slots)
 
     def rewind(self, length: int) -> None:
-        """Forgets every slot from `length` on; something must be read before going on."""
+        """Forgets every slot from `length` on; something must be read before going on.
+
+        Raises:
+            ValueError: Fewer slots are in use.
+        """
+        if not 0 <= length <= self.length:
+            raise ValueError(f"{length} slots cannot be kept: {self.length} are in use")
         with jax.set_mesh(self.mesh):
             self.cache = self.cache.rewind(length)
         self._history = self._history[:, :length]
@@ -169,6 +175,11 @@ class Session:
     def length(self) -> int:
         """Slots in use."""
         return self._history.shape[1]
+
+    @property
+    def is_lost(self) -> bool:
+        """Whether a program that was to update the cache was broken off, and took it along."""
+        return any(leaf.is_deleted() for leaf in jax.tree.leaves(self.cache))
 
     @property
     def state(self) -> Any:
@@ -210,7 +221,8 @@ class Session:
             self.done = np.array(now.done)
             written = np.asarray(now.ids)[:, :count]
             self._history = np.concatenate([self._history, written], axis=1)
-            yield Burst(written[: self.rows], np.asarray(now.logprobs)[: self.rows, :count])
+            if count:
+                yield Burst(written[: self.rows], np.asarray(now.logprobs)[: self.rows, :count])
             if self.done.all():
                 return
 
@@ -226,8 +238,8 @@ class Session:
         return np.asarray(values)[np.minimum(rows, self.rows - 1)]
 
     def _put(self, whole: np.ndarray) -> jax.Array:
-        """Puts all of it onto each device, as the loop leaves it: or it would be compiled twice."""
-        place = NamedSharding(self.mesh, P())
+        """Puts all of it onto each device, as the loop leaves it: or it would be traced twice."""
+        place = NamedSharding(self.mesh, P(*[None] * whole.ndim))
         return jax.make_array_from_callback(whole.shape, place, whole.__getitem__)
 
     def _seen(self) -> Bool[np.ndarray, "B V"]:

@@ -1,6 +1,7 @@
 """How an answer is to be written. Free of JAX, so that a command line can show it at once."""
 
 import dataclasses
+import math
 
 from lwm.errors import UserError
 
@@ -22,7 +23,7 @@ class Writing:
     repetition_penalty: float = 1.0
     """Above 1, tokens of the prompt and the answer become less likely."""
     seed: int = 0
-    """The same seed draws the same answer, whatever the batch."""
+    """The same seed, from 0 to 2³² - 1, draws the same answer, whatever the batch."""
     stop: tuple[str, ...] = ()
     """The answer ends before the first of these."""
 
@@ -35,11 +36,17 @@ class Writing:
         if self.max_tokens < 1:
             raise UserError(f"max_tokens {self.max_tokens} leaves no room for an answer")
         for name, allowed, wanted in (
-            ("temperature", self.temperature >= 0, "0 or above"),
+            # Below, logits overflow, and it would not be the likeliest token that is taken.
+            (
+                "temperature",
+                self.temperature == 0 or 1e-4 <= self.temperature < math.inf,
+                "0 or a number from 0.0001 up",
+            ),
             ("top_k", self.top_k >= 0, "0 (all) or above"),
             ("top_p", 0 < self.top_p <= 1, "above 0 and at most 1"),
             ("min_p", 0 <= self.min_p <= 1, "from 0 to 1"),
-            ("repetition_penalty", self.repetition_penalty > 0, "above 0"),
+            ("repetition_penalty", 0.01 <= self.repetition_penalty <= 100, "from 0.01 to 100"),
+            ("seed", 0 <= self.seed < 2**32, "from 0 to 4294967295"),
             ("stop", all(self.stop), "texts of at least one character"),
         ):
             if not allowed:

@@ -67,19 +67,24 @@ class KVCache(eqx.Module):
         return jnp.sum(self.segments != EMPTY, axis=1)
 
     def grow(self, slots: int) -> "KVCache":
-        """Returns the cache with room for at least `slots` tokens, not fewer than it has."""
+        """Returns the cache with room for at least `slots` tokens, not fewer than it has.
+
+        Each array is given up once it is copied, so that the whole never exists twice.
+        """
         more = max(0, _whole_blocks(slots) - self.slots)
+        if not more:
+            return self
 
-        here, after = (0, 0), (0, more)
+        def lengthen(old: Array, axis: int, value: int = 0) -> Array:
+            widths = [(0, more if each == axis else 0) for each in range(old.ndim)]
+            new = jnp.pad(old, widths, constant_values=value).block_until_ready()
+            old.delete()
+            return new
 
-        def room(layer: LayerCache) -> LayerCache:
-            return LayerCache(
-                jnp.pad(layer.keys, (here, here, here, after)),
-                jnp.pad(layer.values, (here, here, after, here)),
-            )
-
-        segments = jnp.pad(self.segments, (here, after), constant_values=EMPTY)
-        return KVCache(tuple(map(room, self.layers)), segments, self.length)
+        layers = tuple(
+            LayerCache(lengthen(layer.keys, 3), lengthen(layer.values, 2)) for layer in self.layers
+        )
+        return KVCache(layers, lengthen(self.segments, 1, EMPTY), self.length)
 
     def rewind(self, length: int) -> "KVCache":
         """Forgets every slot from `length` on."""

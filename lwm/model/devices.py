@@ -31,6 +31,13 @@ class Machine:
             return self.memory
         return self.memory // math.ceil(used / self.hosts)
 
+    def without(self, held: int, used: int) -> "Machine":
+        """Returns the machine as if each of so many devices had given back these bytes."""
+        if self.memory is None:
+            return self
+        parts = math.ceil(used / self.hosts) if self.is_shared else 1
+        return dataclasses.replace(self, memory=self.memory + held * parts)
+
 
 def machine(devices: Sequence[jax.Device] | None = None) -> Machine:
     """Asks the devices what they have free: all there are, unless some are given."""
@@ -78,7 +85,7 @@ def host_memory(root: Path = Path("/")) -> int | None:
 def _cgroup_rooms(root: Path) -> list[int]:
     """Returns what each limit on the way up from the process's own cgroup leaves."""
     try:
-        lines = (root / "proc/self/cgroup").read_text().split()
+        lines = (root / "proc/self/cgroup").read_text().splitlines()
     except OSError:
         return []
     rooms = []

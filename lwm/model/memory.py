@@ -74,7 +74,8 @@ def inference_need(
     """
     rows = math.ceil(rows / _parts(mesh, BATCH))
     slots = whole_blocks(context)
-    weights = _weights(config, mesh, int8)
+    # Every copy of dp is alike, and is asked for many times where a mesh is looked for.
+    weights = _weights(config, (1, *mesh[1:]), int8)
     cache = _cache_bytes(config, rows=rows, slots=slots, mesh=mesh)
     work = _Work(
         config=config,
@@ -181,14 +182,14 @@ def _weights(config: LlamaConfig, mesh: Sizes, int8: bool) -> _Weights:
     require_divisible_weights(config, mesh)
     stored, gathered = 0, {}
     width = jnp.dtype(config.dtype).itemsize
-    dp, _, tp, _ = mesh
+    tp = mesh[AXES.index("tp")]
     for leaf in _leaves(config):
         if int8 and leaf.contracted is not None:
             scales = leaf.elements(mesh, without=leaf.contracted)
             stored += leaf.elements(mesh) + scales * _FLOAT32
         else:
             stored += leaf.elements(mesh) * width
-        gathered[leaf.path] = leaf.elements((dp, 1, tp, 1))
+        gathered[leaf.path] = leaf.elements((1, 1, tp, 1))
     layers = sum(count for path, count in gathered.items() if path.startswith("blocks."))
     return _Weights(stored=stored, layer=layers // config.num_layers, table=gathered["embedding"])
 

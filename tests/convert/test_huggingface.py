@@ -7,7 +7,7 @@ import pytest
 from safetensors.numpy import save_file
 
 import lwm
-from lwm.convert.huggingface import SafetensorsFolder, is_not_weight, read_config
+from lwm.convert.huggingface import SafetensorsFolder, is_not_weight, read_config, read_json
 from lwm.convert.names import HUGGING_FACE, LWM, dimensions
 from lwm.convert.weights import build_llama
 from lwm.errors import UserError
@@ -142,7 +142,21 @@ def test_truncated_shard_names_the_tensor(folder):
         build(folder)
 
 
-@pytest.mark.parametrize("content", [b"", b"\xff" * 64, b"\x02" + b"\0" * 7 + b"[]"])
+HEADERS = (
+    b"[]",
+    b"[" * 99_999,
+    b'{"a": 1}',
+    b'{"a": {}}',
+    b'{"a": {"data_offsets": "xy"}}',
+    b'{"a": {"data_offsets": 5}}',
+)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"\xff" * 64, *(len(each).to_bytes(8, "little") + each for each in HEADERS)],
+    ids=range(8),
+)
 def test_file_that_is_no_safetensors_is_named(folder, content):
     (folder / "a.safetensors").write_bytes(content)
     with pytest.raises(UserError, match=r"a.safetensors is damaged"):
@@ -158,6 +172,21 @@ def test_missing_shard_and_missing_weights(folder):
     (folder / "pytorch_model.bin").touch()
     with pytest.raises(UserError, match=r"no \*.safetensors file; pytorch_model.bin is a pickle"):
         build(folder)
+
+
+@pytest.mark.parametrize("named", ["[]", '{"a": 1}', '{"a": ["b"]}'])
+def test_an_index_that_names_no_files(folder, named):
+    (folder / "model.safetensors.index.json").write_text(f'{{"weight_map": {named}}}')
+    with pytest.raises(UserError, match=r"index.json does not say which file each tensor is in"):
+        build(folder)
+
+
+def test_json_that_cannot_be_read(tmp_path):
+    (tmp_path / "deep").write_text("[" * 99_999)
+    with pytest.raises(UserError, match="deep is no JSON that can be read: it is nested too"):
+        read_json(tmp_path / "deep")
+    with pytest.raises(UserError, match="cannot be read: Is a directory"):
+        read_json(tmp_path)
 
 
 def test_bf16_weights_are_read(folder):
@@ -195,6 +224,14 @@ def test_folder_without_tokenizer_is_refused(folder):
         ({"partial_rotary_factor": 0.5}, "partial rotary"),
         ({"quantization_config": {}}, "quantised"),
         ({"hidden_size": None}, "lacks hidden_size"),
+        ({"hidden_size": "64"}, 'hidden_size "64" is no whole number'),
+        ({"num_attention_heads": 0}, "num_attention_heads 0 is no whole number from 1"),
+        ({"num_hidden_layers": 10**8}, "num_hidden_layers 100000000 is no .* from 1 to 10,000"),
+        ({"rms_norm_eps": "x"}, 'rms_norm_eps "x" is no number between 0 and 1'),
+        ({"rope_theta": "x"}, 'rope_theta "x" is no number above 1'),
+        ({"rope_theta": -1}, "rope_theta -1 is no number above 1"),
+        ({"rope_scaling": [1]}, r"RoPE scaling \[1\] is no JSON object"),
+        ({"rope_scaling": {"rope_type": "llama3"}}, "scaling has factor null, no number above 0"),
         ({"num_key_value_heads": 3}, "8 heads do not divide by 3"),
         ({"lwm": {"text": 170, "vision": 40, "codes": 32}}, "170 text and 40 .* vocab_size is 200"),
         ({"lwm": {"text": 160, "vision": 40, "codes": 39}}, "39 codes, .* need 41 vision ids"),

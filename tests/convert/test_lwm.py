@@ -256,7 +256,11 @@ def zeros(config):
         ({"num_attention_heads": 3}, "hidden_size 16 does not divide by 3 heads"),
         ({"num_attention_heads": None}, "lacks num_attention_heads"),
         ({"hidden_size": -1}, "lacks hidden_size, or they are no numbers above 0"),
-        ({"theta": "x"}, "theta 'x' is no number"),
+        ({"num_hidden_layers": 10**12}, "num_hidden_layers is above 10,000"),
+        ({"theta": "x"}, 'theta "x" is no number above 1'),
+        ({"theta": 10**400}, r"theta 10+ is no number above 1"),
+        ({"theta": float("nan")}, "theta NaN is no number above 1"),
+        ({"rms_norm_eps": -1}, "rms_norm_eps -1 is no number between 0 and 1"),
         ({"tie_word_embeddings": True}, "one table tied to its head and one not"),
     ],
 )
@@ -266,6 +270,37 @@ def test_what_does_not_fit_is_told_together(tmp_path, values, says):
     with pytest.raises(UserError, match=says) as caught:
         open_lwm(tmp_path / "params", given=Given(config=f"json::{tmp_path / 'config.json'}"))
     assert "\n" not in str(caught.value)
+
+
+def test_layers_on_axis_one_as_many_as_the_width(tmp_path, given):
+    arrays = dict(draw(dataclasses.replace(CONFIG, num_layers=CONFIG.dim)))
+    write_stream(tmp_path / "params", stacked(arrays, 1).items())
+    tensors = LwmTensors(tmp_path / "params")
+    name = "transformer/h/5/attention/wq/kernel"
+    np.testing.assert_array_equal(tensors[name], arrays[name])
+
+
+def test_numbers_that_are_no_weights(tmp_path, given):
+    write_stream(tmp_path / "params", draw(dtype=np.int8))
+    config, tensors = open_lwm(tmp_path / "params", given=given)
+    with pytest.raises(UserError, match="holds int8 numbers, which are no weights; save the model"):
+        build_llama(config, tensors, TABLE, mesh=make_mesh())
+
+
+def test_a_stack_of_endless_layers_is_refused(tmp_path):
+    names = ["transformer", "h", "scan_decoder", "attention", "wq", "kernel"]
+    packed = msgpack.packb([names, extension(((2**40, 0), "float32", b""))])
+    assert packed is not None
+    (tmp_path / "params").write_bytes(packed)
+    with pytest.raises(UserError, match="declares more than 100,000 tensors; fetch it again"):
+        LwmTensors(tmp_path / "params")
+
+
+def test_a_file_of_small_values_ends_soon(tmp_path, monkeypatch):
+    monkeypatch.setattr("lwm.convert.msgpack_headers._MAX_VALUES", 1000)
+    (tmp_path / "params").write_bytes(value(b"\xdc\x01\xf4" + bytes(500)) * 3)
+    with pytest.raises(UserError, match="there are more than 1,000 values"):
+        FlaxFile(tmp_path / "params")
 
 
 def test_prefixes():

@@ -2,6 +2,7 @@
 
 import json
 import os
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -64,6 +65,7 @@ def test_an_interrupted_run_is_gone_on_with(source, tmp_path, monkeypatch):
 
     def counted(tensors, path, *rest):
         if len(written) == 2:
+            (path.parent / ".tmpA1b2C3").write_bytes(b"as the library leaves it when killed")
             raise KeyboardInterrupt
         written.append(path.name)
         save(tensors, path, *rest)
@@ -93,9 +95,43 @@ def test_an_interrupted_run_is_gone_on_with(source, tmp_path, monkeypatch):
         np.testing.assert_array_equal(one, two)
 
 
+def test_two_at_once_do_not_mix(source, tmp_path, monkeypatch):
+    save, refused = model_folder.save_file, []
+
+    def interrupted(*arguments):
+        if not refused:
+            with pytest.raises(UserError, match="new is being written by another process; wait"):
+                convert_model(source, tmp_path / "new", dtype="bfloat16")
+            refused.append(True)
+        save(*arguments)
+
+    monkeypatch.setattr(model_folder, "save_file", interrupted)
+    convert_model(source, tmp_path / "new", max_shard_bytes=300_000)
+    assert refused
+    assert len(list((tmp_path / "new").glob("model-*.safetensors"))) == 3
+    assert sorted(os.listdir(tmp_path)) == ["LWM-Chat-Small-Jax", "config.json", "new"]
+    convert_model(source, tmp_path / "new", dtype="bfloat16")  # free again
+
+
+def test_a_damaged_vqgan_is_told_of_before_the_weights_are_read(source, tmp_path, monkeypatch):
+    (source.source.parent / "vqgan").write_bytes(b"\x80\x04")
+    monkeypatch.setattr(model_folder, "save_file", lambda *_: pytest.fail("weights were written"))
+    with pytest.raises(UserError, match="vqgan is cut off at byte 2"):
+        convert_model(source, tmp_path / "new")
+
+
+def test_licences_of_any_name_can_be_replaced(source, tmp_path):
+    (source.source.parent / "LICENSE-MODEL-2.0.txt").write_text("as you like")
+    for _ in range(2):
+        convert_model(source, tmp_path / "new")
+    assert (tmp_path / "new" / "LICENSE-MODEL-2.0.txt").is_file()
+
+
 def test_where_it_cannot_be_written(source, tmp_path, monkeypatch):
     with pytest.raises(UserError, match="is where the model itself lies; choose another folder"):
         convert_model(source, source.source.parent)
+    with pytest.raises(UserError, match="/ is no place for a model; choose another folder"):
+        convert_model(source, Path("/"))
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "thesis.txt").touch()
     with pytest.raises(UserError, match=r"holds thesis.txt that was not written here"):
@@ -104,4 +140,4 @@ def test_where_it_cannot_be_written(source, tmp_path, monkeypatch):
     monkeypatch.setattr(model_folder.shutil, "disk_usage", lambda path: usage)
     with pytest.raises(UserError, match=r"no space for the model in .*/new: it needs .* GB and"):
         convert_model(source, tmp_path / "new")
-    assert not (tmp_path / "new").exists()
+    assert sorted(os.listdir(tmp_path)) == ["LWM-Chat-Small-Jax", "config.json", "full"]

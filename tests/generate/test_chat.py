@@ -1,10 +1,15 @@
+import dataclasses
+
 import pytest
 
 from lwm.data.tokenizer import TextStream
 from lwm.errors import UserError
+from lwm.generate import chat, engine
 from lwm.generate.batch import complete
 from lwm.generate.chat import Conversation, Reader
 from lwm.generate.writing import Writing
+from lwm.model.devices import Machine
+from lwm.model.memory import inference_need
 
 SHORT = Writing(max_tokens=16)
 
@@ -115,3 +120,100 @@ def test_the_prompt_of_a_batch_that_cannot_be_is_named(model):
         complete(model, ["Hi", ""], SHORT)
     with pytest.raises(UserError, match="prompt 1 of 2: the prompt has 600 tokens"):
         complete(model, ["x" * 600, "Hi"], SHORT)
+    assert complete(model, []) == []
+
+
+def longer(model, context):
+    """Lets the model read more than it is known for."""
+    config = dataclasses.replace(model.llama.config, max_context=context)
+    return dataclasses.replace(model, llama=dataclasses.replace(model.llama, config=config))
+
+
+def text_of(reader, model, length, writing=SHORT):
+    return "".join(reader.answer([7] * length, TextStream(model.tokenizer), writing))
+
+
+def session_of(reader):
+    assert reader._session is not None
+    return reader._session
+
+
+def test_a_cache_is_no_larger_than_the_context_can_use(model):
+    model = longer(model, 1100)
+    reader = Reader(model)
+    text_of(reader, model, 1000, Writing(max_tokens=100))
+    assert reader.num_tokens == 1100
+    assert session_of(reader).cache.slots == 1536, "and not the next power of two"
+
+
+def test_padding_of_many_turns_does_not_outgrow_the_context(model):
+    writing, slots = Writing(max_tokens=4), []
+    conversation = Conversation(model)
+    for turn in range(14):
+        before = list(conversation.messages)
+        answer = list(conversation.ask(f"{turn}", writing=writing))
+        slots.append(session_of(conversation._reader).length)
+    assert max(slots) <= 512 + 256
+    assert slots != sorted(slots), "the padding of earlier turns is given up"
+    fresh = Conversation(model)
+    fresh.messages = before
+    assert list(fresh.ask(f"{turn}", writing=writing)) == answer
+
+
+@pytest.fixture
+def memory(monkeypatch, model):
+    """Leaves room for a cache of so many slots beside the model, in place of one that is there."""
+
+    def need(slots, rows):
+        config = model.llama.config
+        return inference_need(config, context=slots, rows=rows, mesh=(1, 1, 1, 1), platform="cpu")
+
+    def leave(slots, *, instead_of=None, rows=1):
+        there = need(instead_of, rows).cache if instead_of else 0
+        free = need(slots, rows).total - need(slots, rows).weights - there
+        here = Machine(count=1, memory=free, platform="cpu")
+        monkeypatch.setattr(chat, "machine", lambda devices: here)
+
+    return leave
+
+
+def test_what_no_memory_is_left_for_is_refused_before_it_is_read(model, memory):
+    model = longer(model, 4096)
+    reader = Reader(model)
+    memory(1024)
+    text = text_of(reader, model, 700)
+    kept = reader.num_tokens
+    memory(1024, instead_of=1024)
+    with pytest.raises(UserError, match=r"tiny needs .* for 1,232 tokens .* or shorten the prompt"):
+        text_of(reader, model, 1200)
+    assert reader.num_tokens == kept
+    assert text_of(reader, model, 700) == text
+    memory(1536, instead_of=1024)  # no power of two, but enough
+    text_of(reader, model, 1200)
+    assert session_of(reader).cache.slots == 1536
+
+
+def test_there_is_memory_for_all_prompts_together_or_for_none(model, memory):
+    prompts = ["x" * 700] * 3
+    model = longer(model, 4096)
+    memory(1024)
+    with pytest.raises(UserError, match="give fewer at a time"):
+        complete(model, prompts, SHORT)
+    memory(1024, rows=3)
+    model.require_memory(1024, rows=3)
+
+
+def test_a_cache_that_was_lost_to_an_interruption_is_read_again(model, monkeypatch):
+    conversation, decode = Conversation(model), engine.decode
+
+    def broken_off(*arguments, **options):
+        decode(*arguments, **options)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(engine, "decode", broken_off)
+    with pytest.raises(KeyboardInterrupt):
+        list(conversation.ask("Hi", writing=SHORT))
+    monkeypatch.setattr(engine, "decode", decode)
+    assert list(conversation.ask("Ho", writing=SHORT)) == [
+        *Conversation(model).ask("Ho", writing=SHORT)
+    ]

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from lwm.errors import UserError
+from lwm.generate.decoding import decode
 from lwm.generate.engine import LONG, SHORT, Session, chunks
 from lwm.generate.grammar import TEXT_ONLY, Frames, VisionGrammar
 from lwm.generate.sampling import GREEDY, RepetitionPenalty, Sampler, TopK
@@ -13,10 +14,26 @@ from lwm.tokens import TokenSpace
 TOKENS = TokenSpace(text=118, vision=9, codes=6)
 GRAMMAR = VisionGrammar(tokens=TOKENS, opening=((1, 2),), tokens_per_frame=5)
 PICTURE = Frames.exactly(3)
+NONE = -7
+"""No id, but a stop: as many of them as there are elsewhere, so that nothing is compiled anew."""
 
 
 def collect(bursts):
     return np.concatenate([burst.ids for burst in bursts], axis=1)
+
+
+@pytest.fixture(scope="module")
+def init(init):
+    """Draws each model once on each mesh."""
+    drawn = {}
+
+    def make(config):
+        of = config, jax.sharding.get_mesh()
+        if of not in drawn:
+            drawn[of] = init(config).unstack()
+        return drawn[of]
+
+    return make
 
 
 def prompts(*lengths, seed=0):
@@ -57,22 +74,22 @@ def test_unequal_prompts_together_are_as_alone(mesh, tiny, init):
 
 
 def test_sampling_depends_on_the_seed_and_not_on_the_batch(mesh, tiny, init):
-    model = init(tiny())
+    model = init(tiny(num_heads=16))
 
     def sample(given, seed):
         session = Session(model, mesh, rows=len(given), slots=256)
         session.read(given)
         return collect(session.generate(max_tokens=24, sampler=Sampler(), seed=seed))
 
-    given = prompts(5, 9)
+    given = prompts(5, 9, 14)
     first = sample(given, 1)
     np.testing.assert_array_equal(first, sample(given, 1))
-    np.testing.assert_array_equal(first[1:], sample(given[1:], 1))
+    np.testing.assert_array_equal(first[1:2], sample(given[1:2], 1))
     assert (first != sample(given, 2)).any()
 
 
 def test_generation_goes_on_where_it_was_left(mesh, tiny, init):
-    model = init(tiny())
+    model = init(tiny(num_heads=16))
     session = Session(model, mesh, slots=256)
     session.read(prompts(30))
     whole = collect(session.generate(max_tokens=30))
@@ -83,22 +100,56 @@ def test_generation_goes_on_where_it_was_left(mesh, tiny, init):
 
 
 def test_a_stop_id_ends_its_row_only(mesh, tiny, init):
-    session = Session(init(tiny()), mesh, rows=2, slots=256)
-    session.read(prompts(10, 12))
-    free = collect(session.generate(max_tokens=20))
+    session = Session(init(tiny(num_heads=16)), mesh, rows=3, slots=256)
+    session.read(prompts(10, 12, 5))
+    free = collect(session.generate(max_tokens=20, stop_ids=[NONE]))
     stop = int(free[0, 3])
     session.rewind(0)
-    session.read(prompts(10, 12))
+    session.read(prompts(10, 12, 5))
     stopped = collect(session.generate(max_tokens=20, stop_ids=[stop]))
     end = list(free[0]).index(stop)
     np.testing.assert_array_equal(stopped[0, : end + 1], free[0, : end + 1])
     assert (stopped[0, end + 1 :] == -1).all()
-    if stop not in free[1]:
-        np.testing.assert_array_equal(stopped[1], free[1])
+    assert stop not in free[1:]
+    np.testing.assert_array_equal(stopped[1:], free[1:])
+
+
+def test_a_row_that_had_ended_goes_on_from_where_it_did(mesh, tiny, init):
+    model, given = init(tiny(num_heads=16)), prompts(10, 12, 5)
+    session = Session(model, mesh, rows=3, slots=256)
+    session.read(given)
+    free = collect(session.generate(max_tokens=20, stop_ids=[NONE]))
+    stop = int(free[0, 2])
+    end = list(free[0]).index(stop) + 1
+    session.rewind(0)
+    session.read(given)
+    collect(session.generate(max_tokens=8, stop_ids=[stop]))
+    np.testing.assert_array_equal(
+        collect(session.generate(max_tokens=8, stop_ids=[NONE]))[0], free[0, end : end + 8]
+    )
+
+
+def traces():
+    """Counts the kinds of arguments that the loop has met; each costs a trace."""
+    return vars(type(decode))["_cache_size"](decode)
+
+
+def test_the_loop_is_traced_once_for_all_calls_alike(mesh, painter):
+    """Whatever the seeds and where rows stand; no other test has two rows of this model."""
+    session, before = Session(painter(), mesh, rows=2, slots=512), traces()
+    for seed in (0, [1, 2]):
+        session.read(texts(5, 80))
+        collect(session.generate(max_tokens=9, seed=seed))
+    assert traces() == before + 1
+    state = GRAMMAR.start([PICTURE] * 2)
+    for count in (9, 3):
+        collect(session.generate(max_tokens=count, grammar=GRAMMAR, state=state))
+        state = session.state
+    assert traces() == before + 2
 
 
 def test_rewinding_and_reading_again_is_as_reading_once(mesh, tiny, init):
-    model, (start, wrong, right) = init(tiny()), prompts(40, 25, 33)
+    model, (start, wrong, right) = init(tiny(num_heads=16)), prompts(40, 25, 33)
     session = Session(model, mesh, slots=256)
     session.read([start])
     session.read([wrong])
@@ -112,7 +163,7 @@ def test_rewinding_and_reading_again_is_as_reading_once(mesh, tiny, init):
 
 
 def test_reading_can_be_stopped_between_chunks(mesh, tiny, init):
-    session = Session(init(tiny()), mesh, slots=512)
+    session = Session(init(tiny(num_heads=16)), mesh, slots=512)
     seen = []
 
     def stop(done, total):
@@ -129,7 +180,7 @@ def test_reading_can_be_stopped_between_chunks(mesh, tiny, init):
 
 
 def test_what_cannot_be_done_is_refused(mesh, tiny, init):
-    model = init(tiny())
+    model = init(tiny(num_heads=16))
     session = Session(model, mesh, slots=256)
     with pytest.raises(ValueError, match="read a prompt first"):
         next(session.generate(max_tokens=1))
@@ -138,6 +189,8 @@ def test_what_cannot_be_done_is_refused(mesh, tiny, init):
     session.read(prompts(100))
     with pytest.raises(ValueError, match="400 more slots do not fit: 128 of 512"):
         next(session.generate(max_tokens=400))
+    with pytest.raises(ValueError, match="129 slots cannot be kept: 128 are in use"):
+        session.rewind(129)
     session.reserve(700)
     assert collect(session.generate(max_tokens=400)).shape == (1, 400)
     with pytest.raises(UserError, match="the mesh has sp 2"):
@@ -145,17 +198,17 @@ def test_what_cannot_be_done_is_refused(mesh, tiny, init):
 
 
 def test_taking_the_likeliest_of_one_is_greedy(mesh, tiny, init):
-    session = Session(init(tiny()), mesh, rows=2, slots=256)
-    session.read(prompts(10, 12))
+    session = Session(init(tiny(num_heads=16)), mesh, rows=3, slots=256)
+    session.read(prompts(10, 12, 5))
     greedy = collect(session.generate(max_tokens=20))
     session.rewind(0)
-    session.read(prompts(10, 12))
+    session.read(prompts(10, 12, 5))
     top1 = collect(session.generate(max_tokens=20, sampler=Sampler(rules=(TopK(1),)), seed=5))
     np.testing.assert_array_equal(top1, greedy)
 
 
 def test_each_row_has_its_own_seed(mesh, tiny, init):
-    model, given = init(tiny()), prompts(6)
+    model, given = init(tiny(num_heads=16)), prompts(6)
 
     def sample(rows, seed):
         session = Session(model, mesh, rows=rows, slots=256)
@@ -169,14 +222,14 @@ def test_each_row_has_its_own_seed(mesh, tiny, init):
 
 
 def test_logprobs_are_those_of_the_forward_pass(mesh, tiny, init, place):
-    model, given = init(tiny()), prompts(12)
+    model, given = init(tiny(num_heads=16)), prompts(12)
     session = Session(model, mesh, slots=256)
     session.read(given)
     bursts = list(session.generate(max_tokens=20, sampler=Sampler(), seed=3))
     ids = np.concatenate([burst.ids for burst in bursts], axis=1)
     logprobs = np.concatenate([burst.logprobs for burst in bursts], axis=1)
     whole = np.concatenate([given, ids], axis=1)
-    chances = jax.nn.log_softmax(model(*place(mesh, whole)))[:, 11:-1]
+    chances = jax.nn.log_softmax(forward(model, *place(mesh, whole)))[:, 11:-1]
     wanted = np.take_along_axis(np.asarray(chances), ids[..., None], axis=-1)[..., 0]
     np.testing.assert_allclose(logprobs, wanted, atol=1e-4)
 
@@ -338,6 +391,14 @@ def test_no_code_ends_a_row_and_its_caller_ends_a_pair(mesh, painter):
     assert (ids[[1, 3]] == -1).all()
     assert (ids[[0, 2]] >= TOKENS.text).all()
     assert ids.shape == (4, 10)
+
+
+def test_there_is_no_burst_of_nothing(mesh, painter):
+    session = Session(painter(), mesh, rows=4, slots=256)
+    session.read(texts(12, 30, 4, 4))
+    picture = GRAMMAR.start([Frames.exactly(1)] * 4)
+    list(session.generate(max_tokens=18, grammar=GRAMMAR, state=picture))
+    assert not list(session.generate(max_tokens=18, grammar=GRAMMAR, state=session.state))
 
 
 def test_arguments_that_do_not_go_together_are_refused(mesh, painter):

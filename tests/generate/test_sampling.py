@@ -137,12 +137,17 @@ def test_rules_that_change_nothing_are_left_out():
     ("values", "says"),
     [
         ({"max_tokens": 0}, "max_tokens 0"),
-        ({"temperature": -1.0}, "temperature -1.0 must be 0 or above"),
+        ({"temperature": -1.0}, "temperature -1.0 must be 0 or a number"),
         ({"temperature": float("nan")}, "temperature nan"),
+        ({"temperature": float("inf")}, "temperature inf"),
+        ({"temperature": 1e-40}, "temperature 1e-40"),
         ({"top_k": -1}, "top_k -1"),
         ({"top_p": 0.0}, "top_p 0.0 must be above 0"),
         ({"min_p": 1.1}, "min_p 1.1"),
         ({"repetition_penalty": 0.0}, "repetition_penalty 0.0"),
+        ({"repetition_penalty": float("inf")}, "repetition_penalty inf"),
+        ({"seed": -1}, "seed -1 must be from 0 to 4294967295"),
+        ({"seed": 2**32}, "seed 4294967296"),
         ({"stop": ("",)}, "at least one character"),
     ],
 )

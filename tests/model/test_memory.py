@@ -15,6 +15,7 @@ from lwm.generate.decoding import BURST, Chooser, decode
 from lwm.generate.engine import LONG, Session
 from lwm.generate.sampling import GREEDY
 from lwm.model import devices
+from lwm.model.cache import EMPTY, KVCache
 from lwm.model.config import preset
 from lwm.model.devices import Machine, free_bytes, host_memory
 from lwm.model.llama import _extend_block, embed
@@ -83,6 +84,21 @@ def test_the_cache_is_exact(tiny, text, rows, dtype):
     assert need.cache == bytes_of_a_device(session.cache)
 
 
+def test_a_cache_that_grows_is_never_there_twice(mesh, tiny):
+    empty = KVCache.empty(tiny(), rows=2, slots=512)
+    cache = jax.tree.map(lambda leaf: leaf + 7, empty)
+    grown = cache.grow(600)
+    for old, new in zip(jax.tree.leaves(cache.layers), jax.tree.leaves(grown.layers), strict=True):
+        assert old.is_deleted()
+        assert new.shape[2:] in ((8, 1024), (1024, 8))
+        assert (new[:, :, :8, :8] == 7).all()
+        assert (new[:, :, -8:, -8:] == 0).any()
+        assert jnp.sum(new) == 7 * new.size / 2
+    assert (grown.segments[:, :512] == 6).all()
+    assert (grown.segments[:, 512:] == EMPTY).all()
+    assert grown.grow(1000) is grown
+
+
 def measure(config, mesh, *, rows, slots, int8):
     """Returns the most that a program of generation holds besides weights and cache."""
 
@@ -124,8 +140,8 @@ CASES = [
     ("1,1,1,1", False, dict(num_kv_heads=2, qkv_bias=True, qk_norm=True)),
     ("1,1,1,1", False, dict(dtype="bfloat16", tie_embeddings=True)),
     ("1,1,4,1", False, dict(dtype="bfloat16")),
-    ("1,2,2,1", False, dict(dtype="bfloat16", num_layers=4)),
-    ("1,1,1,1", True, dict(num_layers=6)),
+    ("1,2,2,1", False, dict(dtype="bfloat16", num_layers=3)),
+    ("1,1,1,1", True, dict(num_layers=4)),
 ]
 
 
@@ -211,6 +227,12 @@ def test_memory_of_the_host(tmp_path):
             ("memory.limit_in_bytes", "memory.usage_in_bytes"),
             "total_inactive_file",
         ),
+        (
+            "0::/a b.scope",
+            "sys/fs/cgroup/a b.scope",
+            ("memory.max", "memory.current"),
+            "inactive_file",
+        ),
     ],
 )
 def test_a_limit_above_a_process_bounds_it(tmp_path, line, folder, names, stat):
@@ -242,6 +264,11 @@ def test_virtual_devices_share_one_memory_with_the_program(monkeypatch):
 def test_devices_with_memory_of_their_own_do_not_share_it():
     machine = Machine(count=2, memory=70, platform="gpu")
     assert machine.room(1) == machine.room(2) == machine.room(8) == 70
+    assert machine.without(5, 2).room(2) == 75
+    shared = dataclasses.replace(machine, is_shared=True)
+    assert (shared.room(2), shared.without(5, 2).room(2)) == (35, 40)
+    unknown = dataclasses.replace(machine, memory=None)
+    assert unknown.without(5, 2).room(2) is None
     assert free_bytes({"bytes_limit": 100, "bytes_in_use": 30}) == 70
     assert free_bytes({"bytes_limit": 100}) == 100
     assert free_bytes({}) is free_bytes(None) is None
