@@ -22,6 +22,7 @@ from lwm.model.llama import Llama
 from lwm.sharding import make_mesh
 from lwm.tokens import TokenSpace
 from lwm.train.config import AdamW, Keep, Schedule, Training
+from lwm.train.language import Language
 from lwm.train.loop import Stopped, train
 from lwm.train.placing import own_rows
 
@@ -78,15 +79,14 @@ def main(folder: Path, steps: int, text: str = "1,1,1,1") -> None:
     )
     packing = Packing(length=64, open_rows=3)
     mixture = Mixture(streams=4)
-    state = train(
+    task = Language(
         training,
         CONFIG,
         jax.jit(lambda: Llama.init(CONFIG, key=jr.key(0))),
         Loader([Counting()], SPACE, packing, mixture, rows=ROWS, own=own_rows(mesh, ROWS)),
         mesh,
-        folder,
-        follower=Printing(),
     )
+    state = train(training, task, mesh, folder, follower=Printing())
     np.savez(folder / "final.npz", *map(np.asarray, jax.tree.leaves(state)))
 
 

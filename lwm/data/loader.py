@@ -8,9 +8,9 @@ import math
 import queue
 import threading
 from collections.abc import Callable, Generator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from lwm.data.batch import Batch, stack
+from lwm.data.batch import stack
 from lwm.data.pack import Packing, lay
 from lwm.data.stream import Examples, Mixture, State, Stream
 from lwm.errors import UserError
@@ -23,7 +23,8 @@ _FEW_READ = 1000
 class Delivered(NamedTuple):
     """A batch, and what belongs to it."""
 
-    batch: Batch
+    batch: Any
+    """What is learnt: a `Batch` of tokens, or frames."""
     examples: list[list[str]]
     """The names of the examples on each row."""
     faults: list[str]
@@ -111,6 +112,15 @@ class Loader:
         for number, stream in self.streams.items():
             stream.restore(state["streams"][str(number)])
         self._delivered = state["batches"]
+
+    @staticmethod
+    def merge(states: Sequence[State]) -> State:
+        """Returns the state of all processes out of the state of each."""
+        whole = dict(states[0])
+        whole["streams"] = {}
+        for state in states:
+            whole["streams"] |= state["streams"]
+        return whole
 
     def __iter__(self) -> Generator[Delivered]:
         """Yields batches without end.
@@ -202,15 +212,6 @@ def require_few_bad(read: dict[str, int], share: float) -> None:
     """
     if read["bad"] > share * max(read["read"], _FEW_READ):
         raise UserError(
-            f"{read['bad']} of {read['read']} examples are bad, more than {share:.1%}; `lwm data "
-            "check` lists them: mend them, or allow more"
+            f"{read['bad']} of {read['read']} examples are bad, more than {share:.1%}; those "
+            "passed over are named above: mend them, or allow more"
         )
-
-
-def merge(states: Sequence[State]) -> State:
-    """Returns the state of all processes out of the state of each."""
-    whole = dict(states[0])
-    whole["streams"] = {}
-    for state in states:
-        whole["streams"] |= state["streams"]
-    return whole

@@ -10,7 +10,7 @@ import sys
 import zlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import numpy as np
@@ -22,7 +22,6 @@ from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 from lwm.errors import UserError, is_full_disk
 from lwm.train.config import Keep
-from lwm.train.step import State
 
 CHECKSUMS = "checksums.json"
 """Lies in each checkpoint: the size and CRC-32 of its other files."""
@@ -31,6 +30,16 @@ CHECKSUMS = "checksums.json"
 logging.getLogger("absl").addFilter(
     lambda record: os.path.join("orbax", "checkpoint") not in record.pathname
 )
+
+
+@runtime_checkable
+class State(Protocol):
+    """A pytree of arrays on a mesh: all that a run has to keep to go on."""
+
+    step: Any
+    """Updates made or skipped."""
+    bad: Any
+    """Updates skipped in a row because they were not finite."""
 
 
 class Checkpoints:
@@ -126,7 +135,7 @@ class Checkpoints:
         self._known.add(self._saving)
         self._saving = None
 
-    def restore(self, abstract: State) -> tuple[int, State, dict] | None:
+    def restore(self, abstract: Any) -> tuple[int, Any, dict] | None:
         """Reads the newest checkpoint that is whole; None if there is none at all.
 
         Args:
@@ -177,7 +186,7 @@ class Checkpoints:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _read(self, step: int, abstract: State) -> tuple[State, dict]:
+    def _read(self, step: int, abstract: Any) -> tuple[Any, dict]:
         facts = self._manager.restore(step, args=args.Composite(data=args.JsonRestore()))["data"]
         leaves = named_leaves(abstract)
         _require_same(f"step {step} in {self._folder}", facts["leaves"], _shapes(leaves))
@@ -243,7 +252,7 @@ class Checkpoints:
         )
 
 
-def abstract_state(make: Callable[[], State], mesh: Mesh) -> State:
+def abstract_state(make: Callable[[], Any], mesh: Mesh) -> Any:
     """Returns shapes, types and shardings on `mesh` of the state that `make` would make."""
     with jax.set_mesh(mesh):
         shapes = jax.eval_shape(make)

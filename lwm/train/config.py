@@ -109,17 +109,14 @@ class Keep:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Training:
-    """How a model is trained, apart from the model and the data."""
+class Course:
+    """How long a run is, and what happens on the way, whatever it trains."""
 
     steps: int
     accumulate: int = 1
     """Batches whose gradients are added for one update."""
     optimizer: AdamW = AdamW()
-    loss: Loss = Loss()
     keep: Keep = Keep()
-    layout: Layout = "zigzag"
-    """How rows are laid out over `sp`."""
     validate_every: int = 500
     """Steps between looks at the held-out sets; there is one at the end, too. 0: only that."""
 
@@ -135,6 +132,15 @@ class Training:
             )
         if self.validate_every < 0:
             raise UserError(f"validation every {self.validate_every} steps: 0 is at the end only")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Training(Course):
+    """How a model is trained, apart from the model and the data."""
+
+    loss: Loss = Loss()
+    layout: Layout = "zigzag"
+    """How rows are laid out over `sp`."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -222,16 +228,18 @@ _FREE = (
     "training.validate_every",
     "data.held_out",
     "data.threads",
+    "data.cache",
     "data.max_bad_share",
+    "training.sheet",
 )
 
 
-def to_json(run: Run) -> dict[str, Any]:
-    """Returns a run as plain values."""
+def to_json(run: Any) -> dict[str, Any]:
+    """Returns a run, of whatever is trained, as plain values."""
     return json.loads(json.dumps(dataclasses.asdict(run)))
 
 
-def write_run(run: Run, path: Path) -> None:
+def write_run(run: Any, path: Path) -> None:
     """Writes a run to `path`, whole or not at all, so that `require_same` can tell another.
 
     Raises:
@@ -244,7 +252,7 @@ def write_run(run: Run, path: Path) -> None:
         partial.replace(path)
 
 
-def require_same(run: Run, path: Path) -> bool:
+def require_same(run: Any, path: Path) -> bool:
     """Refuses to go on with a run other than the one at `path`; says whether there is one.
 
     Raises:

@@ -1,4 +1,4 @@
-"""A run: batches go through the step, numbers into a log, now and then all into a checkpoint."""
+"""A run: batches go through a task, numbers into a log, now and then all into a checkpoint."""
 
 import contextlib
 import json
@@ -7,28 +7,19 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import jax
-import jax.random as jr
-import numpy as np
 from jax.sharding import Mesh
 
-from lwm.data.batch import MODALITIES, Batch
 from lwm.data.files import reading
-from lwm.data.loader import Delivered, Loader, merge, require_few_bad
+from lwm.data.loader import Delivered, require_few_bad
 from lwm.errors import UserError
-from lwm.model.config import LlamaConfig
-from lwm.model.llama import Llama
 from lwm.train import together
-from lwm.train.checkpoint import Checkpoints, abstract_state
-from lwm.train.config import Training
-from lwm.train.optimizer import build_optimizer, build_schedule
-from lwm.train.placing import place
-from lwm.train.step import Metrics, State, Step
-from lwm.train.validate import HeldOut, measure_all
+from lwm.train.checkpoint import Checkpoints, State, abstract_state
+from lwm.train.config import Course
 
 MOST_BAD = 3
 """Updates in a row that may fail to be finite."""
@@ -64,31 +55,67 @@ class Follower(Protocol):
         """Is told what is passed over: bad examples, damaged checkpoints."""
 
 
+@runtime_checkable
+class Batches(Protocol):
+    """What is learnt from, without end."""
+
+    max_bad_share: float
+
+    def __iter__(self) -> Generator[Delivered]: ...
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Goes on after the batch with which `state` was delivered."""
+
+    def merge(self, states: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        """Returns the state of all processes out of the state of each."""
+        ...
+
+
+@runtime_checkable
+class Task(Protocol):
+    """What a run trains: all its methods are called under the mesh."""
+
+    @property
+    def batches(self) -> Batches:
+        """What is learnt from, not yet begun."""
+        ...
+
+    def abstract(self) -> Any:
+        """Makes a state; it is only asked what that would be like."""
+
+    def start(self) -> Any:
+        """Makes the first state."""
+
+    def update(self, state: Any, given: list[Delivered]) -> tuple[Any, Line]:
+        """Returns the state after one more update, the old one consumed, and what the log says.
+
+        A line has at least `loss` and `finite`. Where this is false, the update was not made.
+        """
+        ...
+
+    def measure(self, state: Any, number: int) -> dict[str, Any]:
+        """Looks at each held-out set after update `number`; returns what the log says of each."""
+        ...
+
+
 def train(
-    config: Training,
-    model: LlamaConfig,
-    make_model: Callable[[], Llama],
-    loader: Loader,
+    course: Course,
+    task: Task,
     mesh: Mesh,
     folder: Path,
     *,
     follower: Follower,
-    held_out: Mapping[str, HeldOut] | None = None,
     profile: int = 0,
-) -> State:
-    """Trains, from the newest checkpoint in `folder` if there is one.
+) -> Any:
+    """Trains, from the newest checkpoint in `folder` if there is one; returns the last state.
 
     Args:
-        config: How.
-        model: What is trained.
-        make_model: Draws or reads the weights to start from, under the mesh in use; they are
-            stacked, and placed as by `Llama.init`.
-        loader: The batches, not yet begun.
+        course: How long.
+        task: What is trained, and on what.
         mesh: The devices.
         folder: Gets `checkpoints` and `log.jsonl`: a line for each update, and one for each look
             at the held-out sets.
         follower: Told what happens.
-        held_out: Sets that are only looked at, by name.
         profile: Updates of which a trace is written to the folder `profile`.
 
     Raises:
@@ -96,50 +123,43 @@ def train(
         UserError: The data or the disk failed, or three updates in a row were not finite; the last
             good checkpoint is whole.
     """
-    optimizer = build_optimizer(config.optimizer, config.steps)
-    rate = build_schedule(config.optimizer.schedule, config.steps)
-    step = Step(optimizer, config.loss)
-
-    def abstract() -> State:
-        return State.start(Llama.init(model, key=jr.key(0)), optimizer)
-
+    batches = task.batches
     with (
         jax.set_mesh(mesh),
-        Checkpoints(folder / "checkpoints", config.keep, follower.warn) as checkpoints,
-        contextlib.closing(iter(loader)) as batches,
+        Checkpoints(folder / "checkpoints", course.keep, follower.warn) as checkpoints,
+        contextlib.closing(iter(batches)) as delivered,
         asked_to_stop() as asked,
     ):
-        found = checkpoints.restore(abstract_state(abstract, mesh))
+        found = checkpoints.restore(abstract_state(task.abstract, mesh))
         if found is None:
-            start, state = 0, State.start(make_model(), optimizer)
+            start, state = 0, task.start()
         else:
             start, state, data = found
-            loader.restore(data)
+            batches.restore(data)
         with together.all_or_none():
             follower.begin(start)
             log = Log(folder / "log.jsonl", start, follower)
         told = Told(follower.warn)
-        with Profile(folder / "profile", start, config.steps, profile) as traced:
-            for number in range(start + 1, config.steps + 1):
+        with Profile(folder / "profile", start, course.steps, profile) as traced:
+            for number in range(start + 1, course.steps + 1):
                 begun = time.perf_counter()
-                given, read, stop = fetch(batches, config.accumulate, asked)
+                given, read, stop = fetch(delivered, course.accumulate, asked)
                 told.tell(given)
-                require_few_bad(read, loader.max_bad_share)
-                placed, index = place(on_top(given), mesh, config.layout, rows=loader.rows)
+                require_few_bad(read, batches.max_bad_share)
                 with traced.update(number):
-                    state, metrics = step(state, placed, index)
-                    line = describe(number, jax.device_get(metrics), placed.segments.size, read)
-                line["learning_rate"] = float(np.asarray(rate(metrics.updates)))
-                if not metrics.finite:
+                    state, line = task.update(state, given)
+                line = {"step": number} | line | {"memory": memory()}
+                line |= {f"examples_{what}": count for what, count in read.items()}
+                if not line["finite"]:
                     line["examples"] = names(given)
                 log.write(line | {"seconds": time.perf_counter() - begun})
                 require_finite(state, number, folder)
-                if held_out and validation_is_due(config, number):
-                    scores = measure_all(held_out, state.model, mesh)
+                if validation_is_due(course, number) and (scores := task.measure(state, number)):
                     log.write({"step": number, "held_out": scores})
-                if number == config.steps or stop or config.keep.due(number):
-                    checkpoints.save(number, state, merge(together.everyone(given[-1].state())))
-                if stop and number < config.steps:
+                if number == course.steps or stop or course.keep.due(number):
+                    states = together.everyone(given[-1].state())
+                    checkpoints.save(number, state, batches.merge(states))
+                if stop and number < course.steps:
                     checkpoints.wait()
                     raise Stopped(number, stop)
     return state
@@ -165,16 +185,10 @@ def fetch(
     return given, read, max(signals)
 
 
-def validation_is_due(config: Training, number: int) -> bool:
+def validation_is_due(course: Course, number: int) -> bool:
     """Says whether held-out sets are looked at after an update."""
-    every = config.validate_every
-    return number == config.steps or bool(every and number % every == 0)
-
-
-def on_top(given: list[Delivered]) -> Batch:
-    """Stacks batches."""
-    fields = zip(*(one.batch for one in given), strict=True)
-    return Batch._make(np.stack(field) for field in fields)
+    every = course.validate_every
+    return number == course.steps or bool(every and number % every == 0)
 
 
 def names(given: list[Delivered]) -> list[str]:
@@ -183,26 +197,6 @@ def names(given: list[Delivered]) -> list[str]:
     found = list(dict.fromkeys(name for part in together.everyone(own) for name in part))
     more = [f"and {len(found) - _MOST_NAMED} more"] if len(found) > _MOST_NAMED else []
     return found[:_MOST_NAMED] + more
-
-
-def describe(number: int, found: Metrics, slots: int, read: dict[str, int]) -> Line:
-    """Returns what the log says of one update; of modalities, those that had targets."""
-    line = {
-        "step": number,
-        "loss": float(found.loss),
-        "gradient_norm": float(found.gradient_norm),
-        "tokens": int(found.tokens),
-        "slots": slots,
-        "pairs": float(found.pairs),
-        "packing": int(found.tokens) / slots,
-        "finite": bool(found.finite),
-        "memory": memory(),
-    }
-    of_each = zip(MODALITIES, found.nll, found.accuracy, found.targets, strict=True)
-    for modality, nll, accuracy, targets in of_each:
-        if targets:
-            line |= {f"{modality}_loss": float(nll), f"{modality}_accuracy": float(accuracy)}
-    return line | {f"examples_{what}": count for what, count in read.items()}
 
 
 def memory() -> int:

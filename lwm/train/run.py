@@ -1,11 +1,8 @@
 """What `lwm train` does: opens all that a run names, trains, and saves the model."""
 
-import contextlib
 import dataclasses
 import sys
-from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.random as jr
@@ -24,14 +21,15 @@ from lwm.model.config import LlamaConfig
 from lwm.model.llama import Llama, check_mesh
 from lwm.sharding import make_mesh, require_batch
 from lwm.tokens import TokenSpace
-from lwm.train.config import Run, require_same, to_json, write_run
+from lwm.train.config import Run, require_same, write_run
+from lwm.train.followers import followed
+from lwm.train.language import Language
 from lwm.train.loop import train
 from lwm.train.optimizer import build_optimizer
 from lwm.train.placing import own_rows
 from lwm.train.together import all_or_none, first_alone
-from lwm.train.trackers import Kind, Tracker, open_tracker, require_trackers
+from lwm.train.trackers import Kind, require_trackers
 from lwm.train.validate import HeldOut
-from lwm.train.watch import Watch
 
 _MOST_CHARACTERS = 50_000_000
 """What a tokenizer is trained on; more changes it little, and takes memory."""
@@ -76,18 +74,10 @@ def run(config: Run, folder: Path, *, track: tuple[Kind, ...] = (), profile: int
             return jax.jit(draw)()
         return read_llama(opened, model, mesh=mesh, seed=config.seed)
 
-    with _followed(config, model, folder, mesh, track) as follower:
-        state = train(
-            config.training,
-            model,
-            start,
-            loader,
-            mesh,
-            folder,
-            follower=follower,
-            held_out=held_out,
-            profile=profile,
-        )
+    task = Language(config.training, model, start, loader, mesh, held_out)
+    size = f"{_num_parameters(model, mesh):,} parameters, {model.tokens.size:,} ids"
+    with followed(config, folder, mesh, track, size=size, model=model) as follower:
+        state = train(config.training, task, mesh, folder, follower=follower, profile=profile)
     with jax.set_mesh(mesh):
         save_model(state.model, tokenizer, folder / "model")
     return folder / "model"
@@ -172,52 +162,6 @@ def _held_out(config: Run, tokenizer: Tokenizer, model: LlamaConfig) -> dict[str
         )
         for one in data.held_out
     }
-
-
-class _Followers:
-    """Those who are told of a run: a person, and other programs."""
-
-    def __init__(self, watch: Watch, open_trackers: Callable[[int], list[Tracker]]):
-        self._watch, self._open = watch, open_trackers
-        self._trackers: list[Tracker] = []
-
-    def begin(self, last: int) -> None:
-        self._trackers = self._open(last)
-
-    def __call__(self, line: dict[str, Any]) -> None:
-        self._watch(line)
-        for tracker in self._trackers:
-            tracker(line)
-
-    def warn(self, text: str) -> None:
-        if jax.process_index():
-            print(f"process {jax.process_index()}: {text}", file=sys.stderr)
-        else:
-            self._watch.say(text)
-
-    def close(self) -> None:
-        for tracker in self._trackers:
-            tracker.close()
-
-
-@contextlib.contextmanager
-def _followed(
-    config: Run, model: LlamaConfig, folder: Path, mesh: Mesh, track: tuple[Kind, ...]
-) -> Iterator[_Followers]:
-    def open_trackers(last: int) -> list[Tracker]:
-        if jax.process_index():
-            return []
-        return [open_tracker(kind, folder, to_json(config), last=last) for kind in track]
-
-    if jax.process_index() == 0:
-        size = f"{_num_parameters(model, mesh):,} parameters, {model.tokens.size:,} ids"
-        print(f"{size}, mesh {config.mesh}, folder {folder}", file=sys.stderr)
-    with Watch(config.training.steps, model, list(mesh.devices.flat)) as watch:
-        followers = _Followers(watch, open_trackers)
-        try:
-            yield followers
-        finally:
-            followers.close()
 
 
 def _num_parameters(model: LlamaConfig, mesh: Mesh) -> int:

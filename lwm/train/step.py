@@ -112,11 +112,11 @@ class Step:
                 pairs,
                 finite,
                 sums.targets,
-                _updates(state.optimizer),
+                updates_made(state.optimizer),
             ),
         )
 
 
-def _updates(optimizer: optax.OptState) -> Int[Array, ""]:
+def updates_made(optimizer: optax.OptState) -> Int[Array, ""]:
     """Returns how often an optimizer has updated; Adam and the schedule count alike."""
     return optax.tree.get_all_with_path(optimizer, "count")[0][1]

@@ -39,7 +39,7 @@ class Watch:
     def __init__(
         self,
         steps: int,
-        config: LlamaConfig,
+        config: LlamaConfig | None,
         devices: Sequence[jax.Device],
         *,
         console: Console | None = None,
@@ -49,7 +49,7 @@ class Watch:
 
         Args:
             steps: Of the whole run, those before it was resumed included.
-            config: The model.
+            config: The language model; None of what has no tokens.
             devices: All that the run uses, those of other processes, too.
             console: Where to write; if not given, the stderr of the first process.
             clock: Tells the seconds.
@@ -65,7 +65,8 @@ class Watch:
 
     def __enter__(self) -> "Watch":
         # Before the run, which would disturb the measuring of a processor.
-        self._rates.peak = total_peak(self._devices, self._rates.config)
+        if self._rates.config is not None:
+            self._rates.peak = total_peak(self._devices, self._rates.config)
         if self._console.is_terminal and not self._console.is_dumb_terminal:
             self._bar = Progress(
                 SpinnerColumn(),
@@ -121,15 +122,19 @@ class Watch:
         rates, left = self._rates, self._steps - line["step"]
         # The higher the number, the sooner a part gives way.
         parts = [(0, f"step {line['step']}/{self._steps}"), (0, f"loss {line['loss']:.3f}")]
-        if rates.tokens is not None:
-            parts.append((1, f"{rates.tokens:,.0f} tokens/s"))
+        for what in ("tokens", "frames"):
+            if what in line and (rate := rates.of(what)) is not None:
+                parts.append((1, f"{rate:,.0f} {what}/s"))
+        if "psnr" in line:
+            parts.append((1, f"PSNR {line['psnr']:.1f} dB"))
         if (share := rates.utilization) is not None:
             parts.append(
                 (3, f"MFU {'' if rates.exact else '≥'}{share:.{0 if share >= 0.1 else 1}%}")
             )
         if memory := line.get("memory"):
             parts.append((4, f"{memory / 1e9:.1f} GB"))
-        parts.append((5, f"packing {line['packing']:.0%}"))
+        if "packing" in line:
+            parts.append((5, f"packing {line['packing']:.0%}"))
         if rates.step is not None and left:
             parts.append((2, f"{duration(rates.step * left)} left"))
         while width is not None and len(_joined(parts)) > width and max(parts)[0]:
@@ -141,7 +146,7 @@ class Watch:
 class Rates:
     """How fast a run is, by its newest steps."""
 
-    config: LlamaConfig
+    config: LlamaConfig | None
     peak: float | None = None
     """FLOP/s of all devices."""
 
@@ -164,11 +169,10 @@ class Rates:
         if self._inside > 0:
             self._outside = max(1.0, (now - self._begun) / self._inside)
 
-    @property
-    def tokens(self) -> float | None:
-        """Tokens a second; None as long as there is one step only."""
+    def of(self, what: str) -> float | None:
+        """Returns how much of something goes through a second; None while there is one step."""
         seconds = self._sum("seconds")
-        return self._sum("tokens") / seconds if seconds else None
+        return self._sum(what) / seconds if seconds else None
 
     @property
     def step(self) -> float | None:
@@ -179,7 +183,7 @@ class Rates:
     def utilization(self) -> float | None:
         """The share of what the devices can do, at least; None where either is not known."""
         seconds = self._sum("seconds")
-        if not seconds or self.peak is None:
+        if not seconds or self.peak is None or self.config is None:
             return None
         tokens, pairs = int(self._sum("tokens")), self._sum("pairs")
         return training_flops(self.config, tokens=tokens, pairs=pairs) / seconds / self.peak
@@ -210,6 +214,9 @@ def total_peak(devices: Sequence[jax.Device], config: LlamaConfig) -> float | No
 
 def describe_held_out(found: dict[str, Any]) -> str:
     """Returns what a validation says of one held-out set, such as `loss 2.91 (text)`."""
+    if "psnr" in found:
+        seen = f"PSNR {found['psnr']:.2f} dB, {found['psnr_foreground']:.2f} of what is drawn"
+        return f"{seen}, {found['codes_used']:.0%} of the codes used"
     losses = [
         f"{found[f'{modality}_loss']:.2f} ({modality})"
         for modality in MODALITIES

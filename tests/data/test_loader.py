@@ -11,7 +11,7 @@ import pytest
 from lwm.data.corpus import Corpus
 from lwm.data.example import Example
 from lwm.data.fields import Encoder
-from lwm.data.loader import Loader, merge, require_few_bad
+from lwm.data.loader import Loader, require_few_bad
 from lwm.data.pack import Packing
 from lwm.data.sources import open_source
 from lwm.data.stream import Mixture, Stream, draws
@@ -98,10 +98,10 @@ def test_processes_share_the_batches_of_one(rows, count, processes):
         fields = zip(*(part[step].batch for part in parts), strict=True)
         together = [np.concatenate(field) for field in fields]
         same(together, item.batch)
-        assert merge([part[step].state() for part in parts]) == item.state()
+        assert Loader.merge([part[step].state() for part in parts]) == item.state()
         assert [name for part in parts for name in part[step].examples] == item.examples
     again = loader(rows, streams=count, own=shares[1].tolist())
-    again.restore(merge([part[4].state() for part in parts]))
+    again.restore(Loader.merge([part[4].state() for part in parts]))
     same(take(again, 1)[0].batch, parts[1][5].batch)
 
 
