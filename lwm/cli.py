@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 import tyro
 
 from lwm.cli_convert import convert
+from lwm.cli_media import data_show, tokenize
 from lwm.cli_plan import plan
 from lwm.data.format import ExampleFormat
 from lwm.errors import UserError
@@ -248,7 +249,8 @@ COMMANDS: dict[str, Command | dict[str, Command]] = {
     "chat": chat,
     "generate": {"text": generate_text},
     "eval": {"needle": eval_needle},
-    "data": {"check": data_check, "tokenize": data_tokenize},
+    "tokenize": tokenize,
+    "data": {"check": data_check, "tokenize": data_tokenize, "show": data_show},
     "plot": plot,
     "models": models,
     "plan": plan,
@@ -257,7 +259,7 @@ COMMANDS: dict[str, Command | dict[str, Command]] = {
 GROUPS = {
     "generate": "Writes: `lwm generate text`.",
     "eval": "Measures: `lwm eval needle`.",
-    "data": "Prepares training data: `lwm data check`, `lwm data tokenize`.",
+    "data": "Prepares training data: `lwm data check`, `lwm data tokenize`, `lwm data show`.",
     "train": "Trains a model by a recipe: `lwm train debug`.",
 }
 

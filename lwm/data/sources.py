@@ -18,6 +18,7 @@ from typing import Any, Protocol, SupportsIndex, runtime_checkable
 
 from lwm.data.files import Kept, edges_of, need, reading, state_of, within
 from lwm.data.huggingface import HUB, is_saved, open_hub, open_saved
+from lwm.data.media_set import is_media, media_files
 from lwm.data.record import Record, row_of
 from lwm.data.shards import is_shards
 from lwm.errors import UserError
@@ -42,7 +43,8 @@ def open_source(*paths: str | Path) -> Source:
 
     A folder stands for the files of these kinds in it, by name; `*`, `?` and `**` do as in a
     shell. A text file is one record, `{"text": ...}`. A folder that `save_to_disk` of Hugging
-    Face's datasets wrote is its rows, and so is `hf:org/name`, or `hf:org/name/config:split`.
+    Face's datasets wrote is its rows, and so is `hf:org/name`, or `hf:org/name/config:split`. One
+    that `lwm tokenize` wrote is its records.
 
     Raises:
         UserError: Nothing is there, or it cannot be read; the path is named.
@@ -259,6 +261,8 @@ def _expand(path: str | Path) -> Sequence[Path | str]:
             )
         if is_saved(plain):
             return [plain]
+        if is_media(plain):
+            return media_files(plain)
         found = sorted(file for file in plain.iterdir() if file.suffix.lower() in _KNOWN)
         if not found:
             raise UserError(f"folder {plain} holds no {', '.join(_KNOWN)} file")

@@ -5,32 +5,23 @@ place of the notes.
 """
 
 import concurrent.futures
-import contextlib
 import dataclasses
-import hashlib
-import json
 import multiprocessing
-import os
-import signal
-import threading
-from collections.abc import Callable, Iterator, MutableSequence
+from collections.abc import Callable, MutableSequence
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
 
 from lwm.console import Report, waiting
 from lwm.data.fields import Encoder
-from lwm.data.files import need, reading
+from lwm.data.files import need
 from lwm.data.format import ExampleFormat
 from lwm.data.sets import open_data, require_share
+from lwm.data.shard_job import ShardJob, alone, digest, follow_parent, record_writer
 from lwm.data.shards import SHOWN, SUMMARY, Counts, Shard, Summary, fingerprint, write_ids
 from lwm.data.sources import Source, identity
 from lwm.errors import UserError
 
-# Of what ArrayRecord offers, the smallest files that are read at tens of millions of tokens a
-# second; a group is what has to be unpacked to have one record.
-_OPTIONS = "group_size:1,zstd:1"
-_PARTIAL, _NOTE = ".partial-", ".note-"
 _POLL_SECONDS = 0.2
 _TOLD_EVERY = 256
 
@@ -70,14 +61,14 @@ def write_shards(
     if workers < 0:
         raise UserError(f"workers {workers} must be 0 (this process) or above")
     need("array_record.python.array_record_module", "ArrayRecord")
-    job = _Job(source=source, encoder=encoder, folder=folder.absolute(), shards=shards)
-    with _alone(job.folder):
-        if (job.folder / SUMMARY).is_file():
-            summary = Summary.read(job.folder)
-            job.require_same(summary.input)
+    job = _Job.of(source, encoder, folder.absolute(), shards)
+    with alone(job.shards.folder):
+        if (job.shards.folder / SUMMARY).is_file():
+            summary = Summary.read(job.shards.folder)
+            job.shards.require_same(summary.input)
             return summary
-        job.sweep()
-        missing = [number for number in range(shards) if job.finished(number) is None]
+        job.shards.sweep()
+        missing = job.shards.missing()
         if workers and missing:
             _write_in_processes(job, missing, workers, progress)
         else:
@@ -124,45 +115,21 @@ class _Job:
 
     source: Source
     encoder: Encoder
-    folder: Path
-    shards: int
-    input: dict[str, Any] = dataclasses.field(init=False)
+    shards: ShardJob
 
-    def __post_init__(self):
-        tokenizer, encoder = self.encoder.tokenizer, self.encoder
+    @classmethod
+    def of(cls, source: Source, encoder: Encoder, folder: Path, shards: int) -> "_Job":
+        tokenizer = encoder.tokenizer
         chat = [tokenizer.chat_template, tokenizer.add_bos, sorted(tokenizer.eos_ids)]
         facts = {
-            "records": _digest([len(self.source), identity(self.source)]),
-            "tokenizer": _digest([fingerprint(tokenizer), chat]),
+            "records": digest([len(source), identity(source)]),
+            "tokenizer": digest([fingerprint(tokenizer), chat]),
             "tokens": dataclasses.asdict(encoder.tokens),
             "format": dataclasses.asdict(encoder.format),
-            "number of shards": self.shards,
+            "number of shards": shards,
         }
-        object.__setattr__(self, "input", facts)
-
-    def name(self, number: int) -> str:
-        return f"tokens-{number:05}-of-{self.shards:05}.arrayrecord"
-
-    def records(self, number: int) -> range:
-        size = len(self.source)
-        return range(number * size // self.shards, (number + 1) * size // self.shards)
-
-    def require_same(self, there: dict[str, Any]) -> None:
-        differing = [name for name, value in self.input.items() if there.get(name) != value]
-        if differing:
-            raise UserError(
-                f"{self.folder} holds shards of another input ({', '.join(differing)}): "
-                "remove it, or choose another folder"
-            )
-
-    def finished(self, number: int) -> dict[str, Any] | None:
-        """Returns the note on a shard, if that is whole."""
-        shard, note = self.folder / self.name(number), self._note(number)
-        if not note.is_file() or not shard.is_file():
-            return None
-        with reading(note):
-            facts = json.loads(note.read_text(encoding="utf-8"))
-            return facts if shard.stat().st_size == facts["size"] else None
+        job = ShardJob(folder=folder, kind="tokens", shards=shards, size=len(source), input=facts)
+        return cls(source=source, encoder=encoder, shards=job)
 
     def write(self, number: int, tell: Callable[[int], None]) -> None:
         """Writes one shard, which appears when it is whole.
@@ -171,39 +138,17 @@ class _Job:
             number: Which.
             tell: Called after each record with how many are done.
         """
-        partial = self.folder / f"{_PARTIAL}{number:05}-{os.getpid()}"
-        try:
-            with reading(self.folder / self.name(number), "written"):
-                counts, reasons = self._encode(number, partial, tell)
-                facts = {
-                    "input": self.input,
-                    "counts": dataclasses.asdict(counts),
-                    "reasons": reasons,
-                    "size": partial.stat().st_size,
-                }
-                note = partial.with_suffix(".json")
-                note.write_text(json.dumps(facts), encoding="utf-8")
-                os.replace(note, self._note(number))
-                os.replace(partial, self.folder / self.name(number))
-        finally:
-            for left in (partial, partial.with_suffix(".json")):
-                left.unlink(missing_ok=True)
 
-    def sweep(self) -> None:
-        """Removes what was left half written.
+        def fill(file: Path) -> dict[str, Any]:
+            counts, reasons = self._encode(number, file, tell)
+            return {"counts": dataclasses.asdict(counts), "reasons": reasons}
 
-        Raises:
-            UserError: The shards written before are of another input.
-        """
-        for left in self.folder.glob(f"{_PARTIAL}*"):
-            left.unlink(missing_ok=True)
-        for note in self.folder.glob(f"{_NOTE}*"):
-            with reading(note):
-                self.require_same(json.loads(note.read_text(encoding="utf-8"))["input"])
+        self.shards.write(number, fill)
 
     def finish(self, max_bad_share: float) -> Summary:
         """Writes what all shards are, in place of the notes on each."""
-        notes = [self.finished(number) for number in range(self.shards)]
+        job = self.shards
+        notes = [job.finished(number) for number in range(job.shards)]
         assert all(notes), "a shard is missing"
         whole = [note for note in notes if note]
         counts = sum((Counts(**note["counts"]) for note in whole), Counts())
@@ -218,33 +163,24 @@ class _Job:
         summary = Summary(
             tokens=self.encoder.tokens,
             tokenizer=fingerprint(self.encoder.tokenizer),
-            input=self.input,
+            input=job.input,
             counts=counts,
             reasons=reasons,
             shards=tuple(
-                Shard(self.name(number), note["size"], note["counts"]["examples"])
+                Shard(job.name(number), note["size"], note["counts"]["examples"])
                 for number, note in enumerate(whole)
             ),
         )
-        partial = self.folder / f"{_PARTIAL}{SUMMARY}"
-        with reading(self.folder / SUMMARY, "written"):
-            summary.write(partial)
-            os.replace(partial, self.folder / SUMMARY)
-        for number in range(self.shards):
-            self._note(number).unlink()
+        job.write_file(SUMMARY, summary.write)
+        job.remove_notes()
         return summary
-
-    def _note(self, number: int) -> Path:
-        return self.folder / f"{_NOTE}{number:05}.json"
 
     def _encode(
         self, number: int, file: Path, tell: Callable[[int], None]
     ) -> tuple[Counts, list[str]]:
-        module = need("array_record.python.array_record_module", "ArrayRecord")
-        writer = module.ArrayRecordWriter(str(file), _OPTIONS)
         counts, reasons = Counts(), []
-        try:
-            for done, index in enumerate(self.records(number), 1):
+        with record_writer(file) as write:
+            for done, index in enumerate(self.shards.part(number), 1):
                 try:
                     record = self.source[index]
                     example = self.encoder.encode(record.value, name=record.name, line=record.line)
@@ -252,17 +188,15 @@ class _Job:
                     counts += Counts(bad=1)
                     reasons += [str(error)] if len(reasons) < SHOWN else []
                 else:
-                    writer.write(write_ids(example))
+                    write(write_ids(example))
                     counts += Counts.of(example, self.encoder.tokens)
                 tell(done)
-        finally:
-            writer.close()
         return counts, reasons
 
 
 def _write_here(job: _Job, missing: list[int], progress: Report) -> None:
     total = len(job.source)
-    before = total - sum(len(job.records(number)) for number in missing)
+    before = total - sum(len(job.shards.part(number)) for number in missing)
 
     for number in missing:
         start = before
@@ -272,7 +206,7 @@ def _write_here(job: _Job, missing: list[int], progress: Report) -> None:
                 progress(start + done, total)
 
         job.write(number, tell)
-        before += len(job.records(number))
+        before += len(job.shards.part(number))
         progress(before, total)
 
 
@@ -280,9 +214,9 @@ def _write_in_processes(job: _Job, missing: list[int], workers: int, progress: R
     # Not forked: threads of this process may hold locks.
     context = multiprocessing.get_context("spawn")
     total = len(job.source)
-    before = total - sum(len(job.records(number)) for number in missing)
+    before = total - sum(len(job.shards.part(number)) for number in missing)
     # How many records of each shard are done; the last says that all have to stop.
-    shared = context.RawArray("q", job.shards + 1)
+    shared = context.RawArray("q", job.shards.shards + 1)
     pool = concurrent.futures.ProcessPoolExecutor(
         min(workers, len(missing)), context, _start, (job, shared)
     )
@@ -301,7 +235,7 @@ def _write_in_processes(job: _Job, missing: list[int], workers: int, progress: R
             "again with fewer workers: the shards that are whole are kept"
         ) from None
     finally:
-        shared[job.shards] = 1
+        shared[-1] = 1
         pool.shutdown(cancel_futures=True)
 
 
@@ -312,17 +246,7 @@ def _start(job: _Job, shared: MutableSequence[int]) -> None:
     """Makes a process ready to write shards."""
     global _here
     _here = job, shared
-    # Ctrl-C reaches all processes; the first one tells the others to stop.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent() -> None:
-    """Ends this process when the first one was killed; else it would wait for work for ever."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    parent.join()
-    os._exit(1)
+    follow_parent()
 
 
 def _work(number: int) -> None:
@@ -331,30 +255,7 @@ def _work(number: int) -> None:
 
     def tell(done: int) -> None:
         shared[number] = done
-        if shared[job.shards]:
+        if shared[-1]:
             raise KeyboardInterrupt  # pressed there, if not here
 
     job.write(number, tell)
-
-
-def _digest(value: Any) -> str:
-    return hashlib.sha256(json.dumps(value).encode()).hexdigest()
-
-
-@contextlib.contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """Makes a folder, and refuses it while another process writes to it."""
-    import fcntl
-
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        held = os.open(folder, os.O_RDONLY)
-    except OSError as error:
-        raise UserError(f"{folder} cannot hold shards: {error.strerror}") from None
-    try:
-        fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield
-    except BlockingIOError:
-        raise UserError(f"another process is writing shards to {folder}") from None
-    finally:
-        os.close(held)

@@ -1,0 +1,99 @@
+"""`lwm tokenize` and `lwm data show`: images and videos as codes, and codes as pictures."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+
+def tokenize(
+    inputs: Annotated[tuple[str, ...], tyro.conf.Positional],
+    /,
+    *,
+    out: Path,
+    model: str | None = None,
+    vqgan: Path | None = None,
+    max_frames: int = 8,
+    fps: float | None = None,
+    fit: Literal["crop", "letterbox"] = "crop",
+    background: str = "white",
+    resolution: int | None = None,
+    shards: int | None = None,
+    workers: int = 0,
+    batch: int = 16,
+    mesh: str = "1,1,1,1",
+    dtype: Literal["float32", "bfloat16"] | None = None,
+    engine: Literal["local", "ray"] = "local",
+    max_bad_share: float = 0.01,
+) -> None:
+    """Turns images and videos into codes, once: records that train as they are.
+
+    Args:
+        inputs: Files, folders, zip or tar files (webdataset), lists with a column `path` (CSV,
+            JSON lines, Parquet), or patterns of these.
+        out: The folder for the shards; run again, it goes on where it stopped.
+        model: A model that has a VQGAN: a name from `lwm models`, or a folder.
+        vqgan: In place of a model, LWM's vqgan file or a VQGAN's folder.
+        max_frames: Take at most so many frames of a video, evenly spaced; 0 is all.
+        fps: Take the frames shown at each 1/fps seconds.
+        fit: Cut to the middle square as LWM does, or keep all of the picture on the background.
+        background: A colour, for where a picture is transparent or does not reach.
+        resolution: Pixels along a side of a frame; by default, what the VQGAN was trained for.
+        shards: How many files; by default one to about 256 items.
+        workers: How many processes read media, 0 is this one; with Ray, how many actors write.
+        batch: Frames that each device encodes at a time.
+        mesh: Devices: dp,fsdp,tp,sp such as 4,1,1,1 (one -1 is inferred); each encodes frames.
+        dtype: What is computed in; by default, what the VQGAN says.
+        engine: This machine, or a Ray cluster whose machines share the files.
+        max_bad_share: Fail when more than this share of the items is bad.
+    """
+    from lwm.data.media_read import Sampling
+    from lwm.data.media_shards import run
+    from lwm.errors import UserError
+
+    if max_frames < 0:
+        raise UserError(f"--max-frames {max_frames} must be 0 (all) or above")
+    if engine == "ray" and mesh != "1,1,1,1":
+        raise UserError("--mesh is of one process; with --engine ray, give --workers")
+    run(
+        inputs,
+        out=out,
+        model=model,
+        vqgan=vqgan,
+        sampling=lambda side: Sampling(
+            resolution=side,
+            max_frames=max_frames or None,
+            fps=fps,
+            fit=fit,
+            background=background,
+        ),
+        resolution=resolution,
+        shards=shards,
+        workers=workers,
+        batch=batch,
+        mesh=mesh,
+        dtype=dtype,
+        engine=engine,
+        max_bad_share=max_bad_share,
+    )
+
+
+def data_show(
+    shards: Annotated[Path, tyro.conf.Positional],
+    /,
+    *,
+    vqgan: Path | None = None,
+    out: Path | None = None,
+    count: int = 64,
+) -> None:
+    """Shows what media became: frames decoded from their codes, on a page that stands alone.
+
+    Args:
+        shards: A folder that `lwm tokenize` wrote.
+        vqgan: The VQGAN that made the codes, where it is not in its place any more.
+        out: The page; by default sheet.html in the folder.
+        count: How many items, evenly over the set.
+    """
+    from lwm.data.media_show import show
+
+    print(show(shards, vqgan=vqgan, out=out, count=count))
