@@ -5,7 +5,7 @@ import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 
@@ -13,6 +13,7 @@ from lwm.distributed import Processes
 from lwm.errors import UserError
 from lwm.recipes import RECIPES, Recipe, find
 from lwm.train.config import Run
+from lwm.train.vqgan_config import VQGANRun
 
 ABOUT = "Trains a model by a recipe; run again, it goes on where it stopped."
 
@@ -41,15 +42,19 @@ def commands(arguments: list[str]) -> dict[str, Callable[..., None]]:
 
 def _command(name: str, recipe: Recipe) -> Callable[..., None]:
     own = recipe()
+    kind: Any = type(own)
 
-    def command(
-        *,
-        run: Annotated[Run, tyro.conf.arg(name="")] = own,
-        options: Annotated[Options, tyro.conf.arg(name="")] = Options(),
-    ) -> None:
-        require_use(run, own)
+    def command(*, run: Any = own, options: Any = Options()) -> None:
+        if isinstance(own, Run):
+            require_use(run, own)
         train(name, run, options)
 
+    # What a recipe makes decides the options; neither it nor the others have a name before theirs.
+    plain = tyro.conf.arg(name="")
+    command.__annotations__ |= {
+        "run": Annotated[kind, plain],
+        "options": Annotated[Options, plain],
+    }
     command.__doc__ = recipe.__doc__
     return command
 
@@ -70,18 +75,26 @@ def require_use(run: Run, recipe: Run) -> None:
             raise UserError(f"{option} has no effect with --init, whose model brings its own")
 
 
-def train(name: str, run: Run, options: Options) -> None:
+def train(name: str, run: Run | VQGANRun, options: Options) -> None:
     """Runs, and says where the model is; a run that is asked to stop says how to go on."""
     from lwm.distributed import join
     from lwm.train.loop import Stopped
-    from lwm.train.run import run as start
 
     join(options.processes)
     folder = options.out or Path("runs") / name.rpartition(":")[2]
     try:
-        model = start(run, folder, track=options.track, profile=options.profile)
+        if isinstance(run, VQGANRun):
+            from lwm.train import vqgan
+
+            model = vqgan.run(run, folder, track=options.track, profile=options.profile)
+            use = f"Use it: lwm tokenize FILES --vqgan {model} --out SHARDS"
+        else:
+            from lwm.train import run as language
+
+            model = language.run(run, folder, track=options.track, profile=options.profile)
+            use = f"Talk to it: lwm chat {model}"
     except Stopped as stopped:
         print(f"lwm: {stopped}", file=sys.stderr)
         # A scheduler that stops a run is content; a person's `&&` should not go on.
         sys.exit(130 if stopped.by == signal.SIGINT else 0)
-    print(f"{model}\nTalk to it: lwm chat {model}\nSee the run: lwm plot {folder}")
+    print(f"{model}\n{use}\nSee the run: lwm plot {folder}")

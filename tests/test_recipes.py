@@ -5,23 +5,29 @@ python tests/test_recipes.py    writes these files anew
 
 import dataclasses
 import json
+import math
 from pathlib import Path
 from typing import Any, cast
 
 import jax
+import jax.numpy as jnp
 import jax.random as jr
 import pytest
-from jax.sharding import AbstractMesh, AxisType
+from jax.sharding import AbstractMesh, AxisType, NamedSharding, PartitionSpec as P
 
 from lwm.cli_train import require_use
 from lwm.errors import UserError
+from lwm.model.discriminator import Discriminator
 from lwm.model.llama import Llama
-from lwm.recipes import RECIPES, find
+from lwm.model.vqgan import VQGAN
+from lwm.recipes import RECIPES, debug, find
 from lwm.sharding import AXES
 from lwm.tokens import TokenSpace
-from lwm.train.config import Run, Schedule, Training, require_same, to_json, write_run
+from lwm.train.config import Schedule, Training, require_same, to_json, write_run
 from lwm.train.optimizer import build_optimizer
 from lwm.train.step import State
+from lwm.train.vqgan_config import VQGANRun
+from lwm.train.vqgan_step import VQGANState, VQGANStep
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -39,15 +45,46 @@ def test_recipes_are_what_they_were(name):
 def test_recipes_can_be_built(name):
     """On the mesh that they ask for, of which not a device is there."""
     run = RECIPES[name]()
-    assert run.model.max_context >= run.data.packing.length
     sizes = tuple(map(int, run.mesh.split(",")))
     explicit = (AxisType.Explicit,) * len(AXES)
+    mesh = AbstractMesh(sizes, AXES, axis_types=explicit)
+    optimizer = build_optimizer(run.training.optimizer, run.training.steps)
+    with jax.sharding.use_abstract_mesh(mesh):
+        if isinstance(run, VQGANRun):
+            tokenizer_can_be_built(run, optimizer)
+        else:
+            model_can_be_built(run, optimizer)
+
+
+def model_can_be_built(run, optimizer):
+    assert run.model.max_context >= run.data.packing.length
     tokens = TokenSpace(text=run.data.vocabulary)
     model = dataclasses.replace(run.model, tokens=tokens)
-    optimizer = build_optimizer(run.training.optimizer, run.training.steps)
-    with jax.sharding.use_abstract_mesh(AbstractMesh(sizes, AXES, axis_types=explicit)):
-        made = jax.eval_shape(lambda: State.start(Llama.init(model, key=jr.key(0)), optimizer))
+    made = jax.eval_shape(lambda: State.start(Llama.init(model, key=jr.key(0)), optimizer))
     assert made.model.embedding.shape == (tokens.rows, model.dim)
+
+
+def tokenizer_can_be_built(run, optimizer):
+    """And updated, by frames that are spread over all devices."""
+    model, training = run.model, run.training
+    assert math.prod(map(int, run.mesh.split(","))) <= run.data.batch
+    zeros = jax.ShapeDtypeStruct
+
+    def make():
+        tokenizer = VQGAN.init(model, key=jr.key(0))
+        against = Discriminator.init(3, training.discriminator_width, key=jr.key(0))
+        return VQGANState.start(tokenizer, against, optimizer)
+
+    frames = zeros(
+        (training.accumulate, run.data.batch, model.resolution, model.resolution, 3),
+        jnp.uint8,
+        sharding=NamedSharding(jax.sharding.get_abstract_mesh(), P(None, AXES)),
+    )
+    step = VQGANStep(optimizer, training)
+    made = jax.eval_shape(make)
+    state, metrics = jax.eval_shape(step, made, frames, jax.eval_shape(lambda: jr.key(0)), None)
+    assert jax.tree.structure(state) == jax.tree.structure(made)
+    assert metrics["psnr"].shape == ()
 
 
 OWN = """
@@ -80,7 +117,7 @@ def test_recipes_of_ones_own(tmp_path):
 
 
 def test_a_folder_keeps_to_its_run(tmp_path):
-    run, path = RECIPES["debug"](), tmp_path / "run" / "run.json"
+    run, path = debug(), tmp_path / "run" / "run.json"
     assert not require_same(run, path)
     write_run(run, path)
     assert require_same(dataclasses.replace(run, mesh="1,2,1,1"), path)
@@ -97,7 +134,7 @@ def test_a_folder_keeps_to_its_run(tmp_path):
 
 
 def test_options_without_effect_are_refused():
-    run = RECIPES["debug"]()
+    run = debug()
     wide = dataclasses.replace(run, model=dataclasses.replace(run.model, mlp_dim=99))
     require_use(wide, run)
     with pytest.raises(UserError, match=r"--model\.mlp-dim has no effect with --init"):
@@ -111,7 +148,7 @@ def test_options_without_effect_are_refused():
 
 
 def test_what_cannot_be_is_refused():
-    run: Run = RECIPES["debug"]()
+    run = debug()
     for change in ({"sets": ()}, {"rows": 0}, {"held_out_rows": 0}, {"codes": -1}):
         with pytest.raises(UserError):
             dataclasses.replace(run.data, **cast(Any, change))

@@ -16,6 +16,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray, UInt8
 
 from lwm.errors import UserError
 from lwm.model.vqgan_config import GROUPS, VQGANConfig
+from lwm.ops.convolution import convolve, convolve_doubled
 from lwm.sharding import AXES, make_mesh, manual, on_mesh
 
 SEARCHED = 1 << 22
@@ -34,22 +35,28 @@ class Conv(eqx.Module):
         draw = jax.nn.initializers.lecun_normal()
         return cls(draw(key, (size, size, inputs, outputs)), jnp.zeros(outputs))
 
-    def __call__(
-        self, x: Float[Array, "B H W I"], *, stride: int = 1, padding: str = "SAME"
-    ) -> Float[Array, "B h w O"]:
-        """Computes in the type of `x`."""
+    def __call__(self, x: Float[Array, "B H W I"]) -> Float[Array, "B H W O"]:
+        """Computes in the type of `x`; beyond the edges lie zeros."""
+        return convolve(x, self.kernel.astype(x.dtype)) + self.bias.astype(x.dtype)
+
+    def halved(self, x: Float[Array, "B H W I"]) -> Float[Array, "B h w O"]:
+        """Returns every second pixel along each side; zeros lie beyond the right and the bottom."""
         y = jax.lax.conv_general_dilated(
             x,
             self.kernel.astype(x.dtype),
-            (stride, stride),
-            padding,
+            (2, 2),
+            ((0, 1), (0, 1)),
             dimension_numbers=("NHWC", "HWIO", "NHWC"),
         )
         return y + self.bias.astype(x.dtype)
 
+    def doubled(self, x: Float[Array, "B h w I"]) -> Float[Array, "B H W O"]:
+        """Does what a call does, of each pixel repeated along each side."""
+        return convolve_doubled(x, self.kernel.astype(x.dtype)) + self.bias.astype(x.dtype)
+
 
 class GroupNorm(eqx.Module):
-    """Normalises 32 groups of channels over each frame, in float32 (Wu and He 2018)."""
+    """Normalises 32 groups of channels over each frame (Wu and He 2018), and gates them."""
 
     weight: Float[Array, " C"]
     bias: Float[Array, " C"]
@@ -59,14 +66,26 @@ class GroupNorm(eqx.Module):
         """Starts with a scale of 1."""
         return cls(jnp.ones(channels), jnp.zeros(channels))
 
-    def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B H W C"]:
-        """Leaves each group with mean 0 and variance 1, then scales and shifts each channel."""
-        wide = x.astype(jnp.float32).reshape(*x.shape[:3], GROUPS, -1)
-        mean = jnp.mean(wide, axis=(1, 2, 4), keepdims=True)
-        wide -= mean
-        variance = jnp.mean(jnp.square(wide), axis=(1, 2, 4), keepdims=True)
-        y = (wide * jax.lax.rsqrt(variance + 1e-6)).reshape(x.shape)
-        return (y * self.weight + self.bias).astype(x.dtype)
+    def gated(self, x: Float[Array, "B H W C"]) -> Float[Array, "B H W C"]:
+        """Leaves each group with mean 0 and variance 1, scales and shifts each channel, then SiLU.
+
+        All of it is in float32, and only what comes out is rounded.
+        """
+        # Hidden from each other, the three uses of `x` are no reason for XLA to write down its
+        # differences or its float32: on CPU it then only reads `x` once for each.
+        first = jax.lax.optimization_barrier(x)
+        mean = self._over_groups(first.astype(jnp.float32))
+        again, middle = jax.lax.optimization_barrier((first, mean))
+        variance = self._over_groups(jnp.square(again.astype(jnp.float32) - middle))
+        scale = jax.lax.rsqrt(variance + 1e-6) * self.weight
+        return jax.nn.silu((x - mean) * scale + self.bias).astype(x.dtype)
+
+    @staticmethod
+    def _over_groups(x: Float[Array, "B H W C"]) -> Float[Array, "B 1 1 C"]:
+        """Returns the mean of each channel's group: over pixels first, which are many."""
+        batch, _, _, channels = x.shape
+        means = jnp.mean(jnp.mean(x, axis=(1, 2)).reshape(batch, GROUPS, -1), axis=2)
+        return jnp.repeat(means, channels // GROUPS, axis=1)[:, None, None]
 
 
 class ResBlock(eqx.Module):
@@ -92,8 +111,8 @@ class ResBlock(eqx.Module):
 
     def __call__(self, x: Float[Array, "B H W I"]) -> Float[Array, "B H W O"]:
         """Keeps the size of the frame."""
-        y = self.conv1(jax.nn.silu(self.norm1(x)))
-        y = self.conv2(jax.nn.silu(self.norm2(y)))
+        y = self.conv1(self.norm1.gated(x))
+        y = self.conv2(self.norm2.gated(y))
         return y + (x if self.shortcut is None else self.shortcut(x))
 
 
@@ -154,11 +173,10 @@ class Encoder(eqx.Module):
         for level in self.levels:
             x = level(x)
             if level.resample is not None:
-                padded = jnp.pad(x, ((0, 0), (0, 1), (0, 1), (0, 0)))
-                x = level.resample(padded, stride=2, padding="VALID")
+                x = level.resample.halved(x)
         for block in self.middle:
             x = block(x)
-        return self.conv_out(jax.nn.silu(self.norm(x)))
+        return self.conv_out(self.norm.gated(x))
 
 
 class Decoder(eqx.Module):
@@ -195,8 +213,8 @@ class Decoder(eqx.Module):
         for level in self.levels:
             x = level(x)
             if level.resample is not None:
-                x = level.resample(jnp.repeat(jnp.repeat(x, 2, axis=1), 2, axis=2))
-        return self.conv_out(jax.nn.silu(self.norm(x)))
+                x = level.resample.doubled(x)
+        return self.conv_out(self.norm.gated(x))
 
 
 class Quantizer(eqx.Module):

@@ -54,11 +54,12 @@ def build_optimizer(config: AdamW, steps: int) -> optax.GradientTransformation:
 
 
 def matrices(model: PyTree) -> PyTree:
-    """Says which weights are matrices: not those of norms, and not biases."""
+    """Says which weights are matrices: not those of norms, not biases, and no codebook."""
 
     def is_matrix(path, _):
         name = jax.tree_util.keystr(path, simple=True, separator=".")
-        return "norm" not in name and not name.endswith((".bq", ".bk", ".bv"))
+        other = (".bq", ".bk", ".bv", ".bias", ".codebook")
+        return "norm" not in name and not name.endswith(other)
 
     return jax.tree_util.tree_map_with_path(is_matrix, model)
 

@@ -1,9 +1,7 @@
 """Pictures of runs, from their logs: loss, loss by position, learning rate and throughput."""
 
 import dataclasses
-import io
-import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,42 +10,38 @@ from jaxtyping import Float
 
 from lwm.data.batch import MODALITIES
 from lwm.errors import UserError
+from lwm.train import plot_vqgan
+from lwm.train.panels import (
+    COLOURS,
+    GREY,
+    MARKERS,
+    SMOOTHED,
+    curve,
+    dress,
+    in_tokens,
+    legend,
+    lines_of,
+    picture,
+    power,
+    say,
+    whole,
+    width_of,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Okabe and Ito's colours, which people with any kind of colour vision tell apart; their yellow is
-# left out, being faint on white.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
-MARKERS = "osD^vP*X"
-DPI = 200
-_SMOOTHED = 50
-"""Means over one part in this many of a run are the smooth line."""
-_FAINT = 0.25
 _MODALITY_STYLES: dict[str, dict[str, Any]] = {
     "text": {"linewidth": 0.9, "linestyle": "-", "markersize": 4.5},
     "vision": {"linewidth": 0.9, "linestyle": ":", "markersize": 4.5},
 }
-_ALARM, _GREY = "#b00020", "#555555"
+_ALARM = "#b00020"
 _STAGES: tuple[dict[str, Any], ...] = (
     {"linestyle": ":", "alpha": 0.55},
     {"linestyle": "--", "alpha": 0.75},
     {"linestyle": "-"},
 )
-_STYLE = {
-    "font.size": 9,
-    "axes.titlesize": 10,
-    "axes.labelsize": 9,
-    "legend.fontsize": 8.5,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "grid.color": "#e4e4e4",
-    "grid.linewidth": 0.6,
-    "axes.axisbelow": True,
-}
-
 Points = list[tuple[int, float]]
 """Steps and losses."""
 
@@ -90,11 +84,25 @@ def run(folders: tuple[Path, ...], out: Path | None = None) -> Path:
     names = [folder.absolute().name for folder in folders]
     if len(set(names)) < len(names):
         names = [str(folder) for folder in folders]
-    runs = [read(folder, name) for folder, name in zip(folders, names, strict=True)]
-    picture = draw(runs, kind=out.suffix.removeprefix("."))
+    logs = {
+        name: list(lines_of(folder / "log.jsonl"))
+        for folder, name in zip(folders, names, strict=True)
+    }
+    tell_frames = {plot_vqgan.is_log(log) for log in logs.values()}
+    if len(tell_frames) > 1:
+        raise UserError(
+            "runs of a language model and of a VQGAN have no curve in common; draw each"
+        )
+    kind = out.suffix.removeprefix(".")
+    if tell_frames.pop():
+        drawn = plot_vqgan.draw(logs, kind=kind)
+    else:
+        drawn = draw(
+            [read(folder, name) for folder, name in zip(folders, names, strict=True)], kind=kind
+        )
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_bytes(picture)
+        out.write_bytes(drawn)
     except OSError as error:
         raise UserError(f"{out} cannot be written: {error.strerror}") from None
     return out
@@ -110,7 +118,7 @@ def read(folder: Path, name: str) -> Run:
     updates: list[dict[str, Any]] = []
     held_out: dict[str, dict[str, Points]] = {}
     by_position: dict[str, list[tuple[int, Positions]]] = {}
-    for line in _lines(path):
+    for line in lines_of(path):
         for source, found in line.get("held_out", {}).items():
             for modality in MODALITIES:
                 if (loss := found.get(f"{modality}_loss")) is not None:
@@ -149,21 +157,7 @@ def draw(runs: Sequence[Run], *, kind: str = "png") -> bytes:
     Raises:
         UserError: It does not know it.
     """
-    import matplotlib as mpl
-    from matplotlib.figure import Figure
-    from matplotlib.layout_engine import ConstrainedLayoutEngine
-
-    with mpl.rc_context(_STYLE):
-        # Not through pyplot: no global state, no display, safe beside a program's own figures.
-        layout = ConstrainedLayoutEngine(w_pad=0.08, h_pad=0.08)
-        figure = Figure(figsize=(9, 6), dpi=DPI, layout=layout)
-        kinds = figure.canvas.get_supported_filetypes()
-        if kind not in kinds:
-            raise UserError(f"{kind!r} is no kind of picture; there are {', '.join(kinds)}")
-        _fill(figure, runs)
-        picture = io.BytesIO()
-        figure.savefig(picture, format=kind, metadata={"Software": None} if kind == "png" else None)
-    return picture.getvalue()
+    return picture(lambda figure: _fill(figure, runs), kind)
 
 
 def _fill(figure: "Figure", runs: Sequence[Run]) -> None:
@@ -171,79 +165,35 @@ def _fill(figure: "Figure", runs: Sequence[Run]) -> None:
     several = len(runs) > 1
     colours = [COLOURS[i % len(COLOURS)] for i in range(len(runs))]
     for each, colour in zip(runs, colours, strict=True):
-        width = _width(each.loss)
+        width = width_of(each.loss)
         means = f"training, mean of {width} steps" if width > 1 else "training"
-        _curve(loss, each.steps, each.loss, colour, label=each.name if several else means)
-        _curve(rate, each.steps, each.learning_rate, colour, smooth=False)
+        curve(loss, each.steps, each.loss, colour, label=each.name if several else means)
+        curve(rate, each.steps, each.learning_rate, colour, smooth=False)
         # The first step waits for the compiler.
         later = slice(min(1, len(each.steps) - 1), None)
-        _curve(throughput, each.steps[later], each.throughput[later], colour)
+        curve(throughput, each.steps[later], each.throughput[later], colour)
     _held_out(loss, runs, colours)
     _skipped(loss, runs)
     _by_position(position, runs, colours)
     steps = np.concatenate([each.steps for each in runs])
-    _dress(loss, steps, "Loss", "loss (nats per token)")
-    _dress(rate, steps, "Learning rate", "learning rate", number=_power)
-    _dress(throughput, steps, "Throughput", "tokens per second", number=_whole)
+    dress(loss, steps, "Loss", "loss (nats per token)")
+    dress(rate, steps, "Learning rate", "learning rate", number=power)
+    dress(throughput, steps, "Throughput", "tokens per second", number=whole)
     _frame(loss, runs)
     for axes, field in ((rate, "learning_rate"), (throughput, "throughput")):
         values = np.concatenate([getattr(each, field) for each in runs])
         top = np.max(values, initial=0, where=np.isfinite(values))
         axes.set_ylim(0, 1.08 * top if top else None)
-    _legend(figure)
+    legend(figure)
     if not several:
         figure.suptitle(runs[0].name, fontsize=11)
-
-
-def _curve(
-    axes: "Axes",
-    steps: Float[np.ndarray, " N"],
-    values: Float[np.ndarray, " N"],
-    colour: str,
-    *,
-    label: str | None = None,
-    smooth: bool = True,
-) -> None:
-    """Draws values faintly and their moving mean over them, or values alone; points, if few."""
-    finite, width = np.isfinite(values), _width(values)
-    if not finite.any():
-        return
-    if finite.sum() < 3:
-        axes.plot(steps[finite], values[finite], "o", color=colour, markersize=4, label=label)
-    elif smooth and width > 1:
-        axes.plot(steps, values, color=colour, alpha=_FAINT, linewidth=0.7)
-        mean = moving_mean(values, width)
-        axes.plot(steps, mean, color=colour, linewidth=1.6, label=label)
-    else:
-        axes.plot(steps[finite], values[finite], color=colour, linewidth=1.4, label=label)
-
-
-def _width(values: Float[np.ndarray, " N"]) -> int:
-    """Chooses how many values a mean is of; an odd number, 1 in short runs."""
-    return len(values) // _SMOOTHED // 2 * 2 + 1
-
-
-def moving_mean(values: Float[np.ndarray, " N"], width: int) -> Float[np.ndarray, " N"]:
-    """Returns means over `width` places around each, NaN left out; NaN where there is no other.
-
-    Towards the ends the places become fewer on both sides alike, down to a quarter, so that a mean
-    of a steep course lies on it.
-    """
-    finite = np.isfinite(values)
-    sums = np.concatenate([[0.0], np.cumsum(np.where(finite, values, 0))])
-    counts = np.concatenate([[0], np.cumsum(finite)])
-    places = np.arange(len(values))
-    half = np.clip(np.minimum(places, places[::-1]), width // 8, width // 2)
-    low, high = np.maximum(places - half, 0), np.minimum(places + half + 1, len(values))
-    count = counts[high] - counts[low]
-    return np.where(count > 0, (sums[high] - sums[low]) / np.maximum(count, 1), np.nan)
 
 
 def _held_out(axes: "Axes", runs: Sequence[Run], colours: Sequence[str]) -> None:
     """Draws held-out losses: of one run each set in its colour, of several by the marker."""
     several = len(runs) > 1
     for i, source in enumerate(_sources(runs)):
-        grey = _GREY if several else _source_colour(i)
+        grey = GREY if several else _source_colour(i)
         used: set[str] = set()
         for each, own in zip(runs, colours, strict=True):
             for modality, points in each.held_out.get(source, {}).items():
@@ -291,30 +241,16 @@ def _by_position(axes: "Axes", runs: Sequence[Run], colours: Sequence[str]) -> N
                 axes.plot(places, losses, color=colour, marker=marker, markersize=3.5, **style)
                 if not several and step not in explained:
                     label = f"by position: step {step:,}"
-                    axes.plot([], [], color=_GREY, label=label, **style)
+                    axes.plot([], [], color=GREY, label=label, **style)
                     explained.add(step)
     axes.set_title("Held-out loss by position" + (", last validation" if several else ""))
     if not axes.lines:
-        _say(axes, "no validation")
+        say(axes, "no validation")
         axes.set(xticks=[], yticks=[])
         return
     axes.set_xscale("log", base=2)
-    axes.xaxis.set_major_formatter(_tokens)
+    axes.xaxis.set_major_formatter(in_tokens)
     axes.set(xlabel="position in the context (tokens)", ylabel="loss (nats per token)")
-
-
-def _legend(figure: "Figure") -> None:
-    """Explains all panels below them, where no line is hidden."""
-    handles, labels = [], []
-    for axes in figure.axes:
-        more, named = axes.get_legend_handles_labels()
-        handles, labels = handles + more, labels + named
-    columns = min(4, len(labels)) or 1
-    figure.legend(handles, labels, loc="outside lower center", ncols=columns, frameon=False)
-
-
-def _say(axes: "Axes", what: str) -> None:
-    axes.text(0.5, 0.5, what, transform=axes.transAxes, ha="center", color=_GREY)
 
 
 def _stages(found: list[tuple[int, Positions]]) -> list[tuple[dict[str, Any], int, Positions]]:
@@ -326,74 +262,16 @@ def _stages(found: list[tuple[int, Positions]]) -> list[tuple[dict[str, Any], in
     return [(style, *found[i]) for i, style in sorted(chosen.items())]
 
 
-def _dress(
-    axes: "Axes",
-    steps: Float[np.ndarray, " N"],
-    title: str,
-    unit: str,
-    *,
-    number: Callable[[float, float], str] | None = None,
-) -> None:
-    """Names a panel over steps and its axes."""
-    from matplotlib.ticker import MaxNLocator
-
-    margin = max(0.02 * (steps.max() - steps.min()), 1)
-    axes.set(title=title, xlabel="step", ylabel=unit)
-    axes.set_xlim(steps.min() - margin, steps.max() + margin)
-    axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
-    axes.xaxis.set_major_formatter(_whole)
-    if number is not None:
-        axes.yaxis.set_major_formatter(number)
-
-
 def _frame(axes: "Axes", runs: Sequence[Run]) -> None:
     """Lets the highest in a hundred losses leave the frame, which would flatten all others."""
     losses = np.concatenate([each.loss[np.isfinite(each.loss)] for each in runs])
     if not len(losses):
-        _say(axes, "no finite loss")
+        say(axes, "no finite loss")
         axes.set_yticks([])
-    if len(losses) < _SMOOTHED:
+    if len(losses) < SMOOTHED:
         return
     points = [p for each in runs for found in each.held_out.values() for p in found.values()]
     shown = [loss for each in points for _, loss in each if np.isfinite(loss)]
     low, high = min([losses.min(), *shown]), max([np.quantile(losses, 0.99), *shown])
     if low < high:
         axes.set_ylim(low - 0.05 * (high - low), high + 0.05 * (high - low))
-
-
-def _whole(value: float, _: object) -> str:
-    return f"{value:,.0f}"
-
-
-def _power(value: float, _: object) -> str:
-    """Writes 0.0003 as 3e-4."""
-    digits, exponent = f"{value:.1e}".split("e")
-    return f"{digits.removesuffix('.0')}e{int(exponent)}" if value else "0"
-
-
-def _tokens(value: float, _: object) -> str:
-    """Writes 8192 as 8K."""
-    for unit, name in ((1 << 20, "M"), (1 << 10, "K")):
-        if value >= unit:
-            return f"{value / unit:g}{name}"
-    return f"{value:g}"
-
-
-def _lines(path: Path) -> Iterator[dict[str, Any]]:
-    """Yields the lines of a log; the last one may have been cut off."""
-    try:
-        lines = path.read_bytes().splitlines(keepends=True)
-    except FileNotFoundError:
-        raise UserError(f"{path.parent} holds no log.jsonl; give the folder of a run") from None
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}") from None
-    for number, line in enumerate(lines, start=1):
-        try:
-            value = json.loads(line)
-            if not isinstance(value, dict) or "step" not in value:
-                raise ValueError
-        except ValueError:
-            if number == len(lines):
-                return
-            raise UserError(f"{path}:{number} is no line of a log") from None
-        yield value

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from lwm.errors import UserError
-from lwm.train.plot import COLOURS, draw, moving_mean, read, run
+from lwm.train.panels import COLOURS, moving_mean
+from lwm.train.plot import draw, read, run
 
 POSITIONS = [[0, 64, 3.1, 900], [64, 128, None, 0], [128, 256, 2.7, 500]]
 

@@ -1,0 +1,323 @@
+"""Convolutions, and gradients of them, that a processor computes faster than XLA's own.
+
+On a processor XLA's convolution is near the speed of its products of matrices in float32, so that
+only fewer multiplications are faster; and it does not use the processor's units for bfloat16, which
+a product of matrices does if it returns float32. Elsewhere XLA's convolution is kept. What is
+measured here is of two cores with AVX-512 and AMX.
+
+Letters of shapes: B frames, H × W pixels, I channels in, O channels out, S the side of a kernel.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from lwm.ops.product import product
+
+_LAYOUT = ("NHWC", "HWIO", "NHWC")
+_WIDE = 64
+"""From so many channels in and out on, what is before and after the products costs less than is won."""
+_MANY_PIXELS = 32 * 32
+"""From so many pixels a frame on, XLA's gradient of a kernel is slow on a processor; and from so
+many in all on, it is worth while to transform a kernel."""
+
+
+@jax.custom_vjp
+def convolve(
+    x: Float[Array, "B H W I"], kernel: Float[Array, "S S I O"]
+) -> Float[Array, "B H W O"]:
+    """Returns as many pixels as there are: beyond the edges lie zeros. The side S is odd."""
+    batch, height, width, _ = x.shape
+    on_cpu = _convolve_by_xla
+    if len(kernel) == 1:
+        on_cpu = _convolve_by_pixel
+    elif len(kernel) == 3 and min(kernel.shape[2:]) >= _WIDE:
+        if x.dtype == jnp.bfloat16:
+            on_cpu = convolve_by_rows
+        elif batch * height * width >= _MANY_PIXELS:
+            on_cpu = convolve_by_tiles
+    return jax.lax.platform_dependent(x, kernel, cpu=on_cpu, default=_convolve_by_xla)
+
+
+def _forward(x: Array, kernel: Array) -> tuple[Array, tuple[Array, Array]]:
+    return convolve(x, kernel), (x, kernel)
+
+
+def _backward(saved: tuple[Array, Array], grad: Array) -> tuple[Array, Array]:
+    x, kernel = saved
+    flipped = kernel[::-1, ::-1].swapaxes(2, 3)
+    side = len(kernel)
+    by_xla = functools.partial(_kernel_gradient_by_xla, side=side)
+    if x.shape[1] * x.shape[2] < _MANY_PIXELS:
+        return convolve(grad, flipped), by_xla(x, grad)
+    by_frame = functools.partial(kernel_gradient_by_frame, side=side)
+    return convolve(grad, flipped), jax.lax.platform_dependent(
+        x, grad, cpu=by_frame, default=by_xla
+    )
+
+
+convolve.defvjp(_forward, _backward)
+
+
+@jax.custom_vjp
+def convolve_doubled(
+    x: Float[Array, "B h w I"], kernel: Float[Array, "3 3 I O"]
+) -> Float[Array, "B H W O"]:
+    """Returns what `convolve` does of `x` with each pixel repeated, as two rows of two."""
+    if min(kernel.shape[2:]) < _WIDE:
+        return _convolve_repeated(x, kernel)
+    return jax.lax.platform_dependent(
+        x, kernel, cpu=convolve_by_differences, default=_convolve_repeated
+    )
+
+
+def _doubled_forward(x: Array, kernel: Array) -> tuple[Array, tuple[Array, Array]]:
+    return convolve_doubled(x, kernel), (x, kernel)
+
+
+def _doubled_backward(saved: tuple[Array, Array], grad: Array) -> tuple[Array, Array]:
+    _, pull = jax.vjp(_convolve_repeated, *saved)
+    return pull(grad)
+
+
+convolve_doubled.defvjp(_doubled_forward, _doubled_backward)
+
+
+def _convolve_by_xla(x: Array, kernel: Array) -> Array:
+    return jax.lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=_LAYOUT)
+
+
+def _convolve_by_pixel(x: Array, kernel: Array) -> Array:
+    return product("bhwi,io->bhwo", x, kernel[0, 0], aligned=True).astype(x.dtype)
+
+
+def _convolve_repeated(x: Array, kernel: Array) -> Array:
+    return convolve(jnp.repeat(jnp.repeat(x, 2, axis=1), 2, axis=2), kernel)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Transform:
+    """For `size` outputs of three taps along one axis: matrices by rows."""
+
+    size: int
+    of_inputs: tuple[tuple[float, ...], ...]
+    of_taps: tuple[tuple[float, ...], ...]
+    of_products: tuple[tuple[float, ...], ...]
+
+    def inputs(self, arrays: list[Array]) -> list[Array]:
+        return _combined(self.of_inputs, arrays)
+
+    def taps(self, arrays: list[Array]) -> list[Array]:
+        return _combined(self.of_taps, arrays)
+
+    def outputs(self, arrays: list[Array]) -> list[Array]:
+        return _combined(self.of_products, arrays)
+
+
+def _combined(matrix: Sequence[Sequence[float]], arrays: list[Array]) -> list[Array]:
+    """Returns a sum of the arrays for each row; each is computed once, however often it is used."""
+    sums = []
+    for row in matrix:
+        terms = zip(row, arrays, strict=True)
+        sums.append(sum(array if w == 1 else w * array for w, array in terms if w))
+    return jax.lax.optimization_barrier(sums)
+
+
+_A, _B = 2**-0.5, 2**0.5
+# The points ±√½ and ±√2, whose inverses are points as well, leave a third of the error of the
+# usual ±1 and ±2: about twice that of XLA's convolution.
+_TRANSFORMS = {
+    2: _Transform(
+        size=2,
+        of_inputs=((1, 0, -1, 0), (0, 1, 1, 0), (0, -1, 1, 0), (0, -1, 0, 1)),
+        of_taps=((1, 0, 0), (1 / 2, 1 / 2, 1 / 2), (1 / 2, -1 / 2, 1 / 2), (0, 0, 1)),
+        of_products=((1, 1, 1, 0), (0, 1, -1, 1)),
+    ),
+    4: _Transform(
+        size=4,
+        of_inputs=(
+            (1, 0, -5 / 2, 0, 1, 0),
+            (0, -_B, -2, _A, 1, 0),
+            (0, _B, -2, -_A, 1, 0),
+            (0, -_A, -1 / 2, _B, 1, 0),
+            (0, _A, -1 / 2, -_B, 1, 0),
+            (0, 1, 0, -5 / 2, 0, 1),
+        ),
+        of_taps=(
+            (1, 0, 0),
+            (-2 / 3, -2 / 3 * _A, -1 / 3),
+            (-2 / 3, 2 / 3 * _A, -1 / 3),
+            (1 / 6, 1 / 6 * _B, 1 / 3),
+            (1 / 6, -1 / 6 * _B, 1 / 3),
+            (0, 0, 1),
+        ),
+        of_products=(
+            (1, 1, 1, 1, 1, 0),
+            (0, _A, -_A, _B, -_B, 0),
+            (0, 1 / 2, 1 / 2, 2, 2, 0),
+            (0, _A / 2, -_A / 2, 2 * _B, -2 * _B, 1),
+        ),
+    ),
+}
+
+
+def convolve_by_tiles(
+    x: Float[Array, "B H W I"], kernel: Float[Array, "3 3 I O"]
+) -> Float[Array, "B H W O"]:
+    """Convolves with a quarter or a third of the multiplications (Lavin and Gray 2015, 1509.09308).
+
+    Tiles of pixels are transformed along both sides, multiplied by transformed taps, and transformed
+    back. Each transform is a sum of whole arrays: as a product with a small matrix it would have to
+    move the channels first. A tile has 4 × 4 pixels, or 4 × 2 where there are so few that more time
+    would go to the taps.
+    """
+    batch, height, width, _ = x.shape
+    few = batch * height * width < 16 * max(kernel.shape[2:])
+    tall, wide = _TRANSFORMS[4], _TRANSFORMS[2 if few else 4]
+    taps = [wide.taps(list(each)) for each in tall.taps(list(kernel))]
+    padding = [(1, _tiled(n, t) + t.size - n - 1) for n, t in ((height, tall), (width, wide))]
+    padded = jnp.pad(x, ((0, 0), *padding, (0, 0)))
+    rows = [wide.inputs(_tiles(each, 2, wide)) for each in tall.inputs(_tiles(padded, 1, tall))]
+    products = jax.lax.optimization_barrier(
+        [
+            [product("bhwi,io->bhwo", p, tap, aligned=True) for p, tap in zip(*each, strict=True)]
+            for each in zip(rows, taps, strict=True)
+        ]
+    )
+    columns = [tall.outputs(list(each)) for each in zip(*products, strict=True)]
+    y = [wide.outputs(list(each)) for each in zip(*columns, strict=True)]
+    return _woven(y)[:, :height, :width].astype(x.dtype)
+
+
+def convolve_by_rows(
+    x: Float[Array, "B H W I"], kernel: Float[Array, "3 3 I O"]
+) -> Float[Array, "B H W O"]:
+    """Convolves by a product for each row of the kernel, summed in float32.
+
+    The three columns lie beside each other as channels, so that each pixel is copied thrice, not
+    nine times.
+    """
+    bits = jax.lax.bitcast_convert_type(x, f"uint{8 * x.dtype.itemsize}")
+    near = (_shifted(bits, 2, -1), bits, _shifted(bits, 2, 1))
+    # XLA on CPU moves bfloat16 as float32, but not as bits.
+    beside = jax.lax.optimization_barrier(jnp.concatenate(near, axis=3))
+    columns = jax.lax.bitcast_convert_type(beside, x.dtype)
+    sums = jax.lax.optimization_barrier(
+        [
+            product("bhwi,io->bhwo", columns, row.reshape(-1, row.shape[2]), aligned=True)
+            for row in kernel
+        ]
+    )
+    return (_shifted(sums[0], 1, -1) + sums[1] + _shifted(sums[2], 1, 1)).astype(x.dtype)
+
+
+def convolve_by_differences(
+    x: Float[Array, "B h w I"], kernel: Float[Array, "3 3 I O"]
+) -> Float[Array, "B H W O"]:
+    """Convolves repeated pixels with a quarter of the multiplications, and before they are repeated.
+
+    Along one side, the two outputs of a pixel see it twice and one neighbour once: they are the
+    pixel times the sum of all three taps, plus the difference of the neighbour times the first tap,
+    or the last one.
+    """
+    taps = [_to_differences(each, 1) for each in _to_differences(kernel.astype(jnp.float32), 0)]
+    parts = [_differences(each, 2) for each in _differences(x, 1)]
+    products = jax.lax.optimization_barrier(
+        [
+            [
+                product("bhwi,io->bhwo", part, tap[0, 0].astype(x.dtype), aligned=True)
+                for part, tap in zip(*each, strict=True)
+            ]
+            for each in zip(parts, taps, strict=True)
+        ]
+    )
+    whole, *others = [(each[0] + each[1], each[0] + each[2]) for each in products]
+    y = [[one + other for one, other in zip(whole, each, strict=True)] for each in others]
+    return _woven(y).astype(x.dtype)
+
+
+def _differences(x: Array, axis: int) -> list[Array]:
+    wide = x.astype(jnp.float32)
+    both = [_shifted(wide, axis, step) - wide for step in (-1, 1)]
+    return [x, *jax.lax.optimization_barrier([each.astype(x.dtype) for each in both])]
+
+
+def _to_differences(kernel: Array, axis: int) -> list[Array]:
+    first, middle, last = jnp.split(kernel, 3, axis=axis)
+    return [first + middle + last, first, last]
+
+
+def _shifted(x: Array, axis: int, step: int) -> Array:
+    """Returns at each place what lies one step before or after it along an axis, beyond it zeros."""
+    count = x.shape[axis]
+    nothing = jnp.zeros_like(jax.lax.slice_in_dim(x, 0, 1, axis=axis))
+    if step < 0:
+        return jnp.concatenate((nothing, jax.lax.slice_in_dim(x, 0, count - 1, axis=axis)), axis)
+    return jnp.concatenate((jax.lax.slice_in_dim(x, 1, count, axis=axis), nothing), axis)
+
+
+def _tiled(count: int, transform: _Transform) -> int:
+    """Returns how many outputs whole tiles have."""
+    return -(-count // transform.size) * transform.size
+
+
+def _tiles(x: Array, axis: int, transform: _Transform) -> list[Array]:
+    """Returns each of the inputs of all tiles, which overlap by two, along one axis."""
+    size = transform.size
+    count = x.shape[axis] // size - 1
+    cut = x.reshape(*x.shape[:axis], count + 1, size, *x.shape[axis + 1 :])
+
+    def take(first: int, place: int) -> Array:
+        part = jax.lax.slice_in_dim(cut, first, first + count, axis=axis)
+        return jax.lax.index_in_dim(part, place, axis + 1, keepdims=False)
+
+    return [take(0, place) for place in range(size)] + [take(1, place) for place in range(2)]
+
+
+def _woven(tiles: Sequence[Sequence[Array]]) -> Array:
+    """Returns the frames of which these are the rows and columns of each tile."""
+    y = jnp.stack([jnp.stack(row, axis=3) for row in tiles], axis=2)
+    batch, high, rows, wide, columns, channels = y.shape
+    return y.reshape(batch, high * rows, wide * columns, channels)
+
+
+def _kernel_gradient_by_xla(x: Array, grad: Array, *, side: int) -> Array:
+    kernel = jnp.zeros((side, side, x.shape[3], grad.shape[3]), x.dtype)
+    plain = functools.partial(
+        jax.lax.conv_general_dilated, window_strides=(1, 1), padding="SAME",
+        dimension_numbers=_LAYOUT,
+    )  # fmt: skip
+    return jax.linear_transpose(functools.partial(plain, x), kernel)(grad)[0]
+
+
+def kernel_gradient_by_frame(
+    x: Float[Array, "B H W I"], grad: Float[Array, "B H W O"], *, side: int
+) -> Float[Array, "S S I O"]:
+    """Returns the gradient of the kernel as products of matrices, one for each frame and row of it.
+
+    XLA's own on a processor, a convolution whose window is as large as the frame, reaches a quarter
+    of the speed. The factors are laid out as a product wants them before it begins, as one that
+    transposes on the way is half as fast: `x` by channels, of which each row of the kernel takes a
+    slice, and `grad` shifted once for each column.
+    """
+    batch, height, width, inputs = x.shape
+    outputs, edge, size = grad.shape[3], side // 2, height * width
+    tall = jnp.pad(x, ((0, 0), (edge, edge), (0, 0), (0, 0)))
+    by_channel = jax.lax.optimization_barrier(tall.reshape(batch, -1, inputs).swapaxes(1, 2))
+    wide = jnp.pad(grad, ((0, 0), (0, 0), (edge, edge), (0, 0)))
+
+    def add(total: Array, frame: tuple[Array, Array]) -> tuple[Array, None]:
+        channels, pixels = frame
+        shifted = [pixels[:, side - 1 - j : side - 1 - j + width] for j in range(side)]
+        columns = jnp.concatenate(shifted, axis=-1).reshape(size, side * outputs)
+        columns = jax.lax.optimization_barrier(columns)
+        rows = [channels[:, i * width : i * width + size] @ columns for i in range(side)]
+        return total + jnp.stack(rows), None
+
+    nothing = jnp.zeros((side, inputs, side * outputs), x.dtype)
+    total, _ = jax.lax.scan(add, nothing, (by_channel, wide))
+    return total.reshape(side, inputs, side, outputs).swapaxes(1, 2)

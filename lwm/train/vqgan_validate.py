@@ -1,0 +1,124 @@
+"""What a VQGAN makes of frames that it never learnt: how near, with how many codes, how it looks.
+
+PSNR is 10 log10(255² / MSE) in dB, of frames of bytes. The plain one is the mean over frames of
+each one's, as is usual; the pooled one, of the mean error, is the lower.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import Bool, Float, UInt8
+
+from lwm.data.fitting import colour
+from lwm.data.write_media import contact_sheet, write_image
+from lwm.model.vqgan import VQGAN, decode_frames, encode_frames
+from lwm.train.perceptual import LPIPS, frechet_distance, summaries
+
+_TOGETHER = 16
+_COLUMNS = 8
+
+Pixels = UInt8[np.ndarray, "N H W 3"]
+
+
+class HeldOutFrames:
+    """Frames of one set, and what is made of them."""
+
+    def __init__(
+        self, frames: Pixels, *, background: str = "white", lpips: LPIPS | None = None
+    ) -> None:
+        """Keeps frames.
+
+        Args:
+            frames: All of them, on every process.
+            background: The colour of pixels that nothing is drawn on.
+            lpips: The network whose features tell how alike two sets look, if it is installed.
+        """
+        self.frames, self._lpips = frames, lpips
+        self._drawn = np.any(frames != np.asarray(colour(background), np.uint8), axis=-1)
+
+    def measure(self, model: VQGAN) -> tuple[dict[str, Any], Pixels]:
+        """Returns plain values for a log, and the frames decoded from their codes."""
+        codes = encode_frames(model, self.frames, batch=_TOGETHER)
+        decoded = _bytes(decode_frames(model, codes, batch=_TOGETHER))
+        used = len(np.unique(codes)) / model.config.codes
+        scores = describe(self.frames, decoded, self._drawn)
+        scores |= {"frames": len(self.frames), "codes_used": used}
+        if self._lpips is not None:
+            scores |= _by_features(self._lpips, self.frames, decoded)
+        return scores, decoded
+
+    def sheet(self, decoded: Pixels, count: int) -> UInt8[np.ndarray, "R S 3"]:
+        """Returns some frames, evenly over the set, each row of them above what came back."""
+        chosen = np.linspace(0, len(decoded) - 1, min(count, len(decoded))).astype(int)
+        shown: list[Pixels] = []
+        for start in range(0, len(chosen), _COLUMNS):
+            row = chosen[start : start + _COLUMNS]
+            blank = [np.full_like(decoded[0], 255)] * (_COLUMNS - len(row))
+            for frames in (self.frames, decoded):
+                shown += [*frames[row], *blank]
+        return contact_sheet(shown, _COLUMNS)
+
+
+def describe(frames: Pixels, decoded: Pixels, drawn: Bool[np.ndarray, "N H W"]) -> dict[str, float]:
+    """Returns PSNR over all pixels, and over those that something is drawn on (`foreground`)."""
+    errors = np.mean(np.square(frames.astype(np.float64) - decoded), axis=-1)
+    sums, counts = (errors * drawn).sum((1, 2)), drawn.sum((1, 2))
+    there = counts > 0
+    return {
+        "psnr": float(np.mean(_psnr(errors.mean((1, 2))))),
+        "psnr_pooled": float(_psnr(errors.mean())),
+        "psnr_foreground": float(np.mean(_psnr(sums[there] / counts[there]))),
+        "psnr_foreground_pooled": float(_psnr(sums.sum() / max(1, counts.sum()))),
+    }
+
+
+def measure_frames(
+    sets: Mapping[str, HeldOutFrames], model: VQGAN, sheet: Path, *, count: int
+) -> dict[str, Any]:
+    """Measures each of several sets, and draws a contact sheet of each.
+
+    Args:
+        sets: By name.
+        model: On the mesh in use.
+        sheet: The picture; the set's name comes before its own.
+        count: Frames on a sheet.
+    """
+    found = {}
+    for name, held_out in sets.items():
+        found[name], decoded = held_out.measure(model)
+        if count and jax.process_index() == 0:
+            write_image(sheet.with_name(f"{name}-{sheet.name}"), held_out.sheet(decoded, count))
+    return found
+
+
+def _psnr(error: Any) -> Any:
+    # Frames that come back to the byte would be infinitely near; an eighth of a level is enough.
+    return 10 * np.log10(255**2 / np.maximum(error, 1 / 64))
+
+
+def _bytes(frames: Float[np.ndarray, "N H W C"]) -> Pixels:
+    return np.clip(np.round((frames + 1) * 127.5), 0, 255).astype(np.uint8)
+
+
+def _by_features(lpips: LPIPS, frames: Pixels, decoded: Pixels) -> dict[str, float]:
+    """Returns the mean LPIPS, and the Fréchet distance of both sets by LPIPS's features."""
+    distances, one, two = [], [], []
+    for start in range(0, len(frames), _TOGETHER):
+        a, b = (
+            x[start : start + _TOGETHER].astype(np.float32) / 127.5 - 1 for x in (frames, decoded)
+        )
+        distances.append(_distance(lpips, a, b))
+        one.append(summaries(lpips, a))
+        two.append(summaries(lpips, b))
+    return {
+        "lpips": float(np.mean(np.concatenate(distances))),
+        "frechet_lpips": frechet_distance(np.concatenate(one), np.concatenate(two)),
+    }
+
+
+@jax.jit
+def _distance(lpips: LPIPS, some: Any, others: Any) -> Any:
+    return lpips(some, others)
