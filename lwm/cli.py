@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 import tyro
 
 from lwm.cli_convert import convert
-from lwm.cli_media import data_show, tokenize
+from lwm.cli_media import data_show, eval_vqgan, tokenize
 from lwm.cli_plan import plan
 from lwm.data.format import ExampleFormat
 from lwm.errors import UserError
@@ -248,7 +248,7 @@ COMMANDS: dict[str, Command | dict[str, Command]] = {
     "demo": demo,
     "chat": chat,
     "generate": {"text": generate_text},
-    "eval": {"needle": eval_needle},
+    "eval": {"needle": eval_needle, "vqgan": eval_vqgan},
     "tokenize": tokenize,
     "data": {"check": data_check, "tokenize": data_tokenize, "show": data_show},
     "plot": plot,
@@ -258,7 +258,7 @@ COMMANDS: dict[str, Command | dict[str, Command]] = {
 }
 GROUPS = {
     "generate": "Writes: `lwm generate text`.",
-    "eval": "Measures: `lwm eval needle`.",
+    "eval": "Measures: `lwm eval needle`, `lwm eval vqgan`.",
     "data": "Prepares training data: `lwm data check`, `lwm data tokenize`, `lwm data show`.",
     "train": "Trains a model by a recipe: `lwm train debug`.",
 }

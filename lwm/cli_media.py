@@ -1,4 +1,4 @@
-"""`lwm tokenize` and `lwm data show`: images and videos as codes, and codes as pictures."""
+"""`lwm tokenize`, `lwm data show`, `lwm eval vqgan`: pictures as codes, and codes as pictures."""
 
 from pathlib import Path
 from typing import Annotated, Literal
@@ -33,7 +33,7 @@ def tokenize(
             JSON lines, Parquet), or patterns of these.
         out: The folder for the shards; run again, it goes on where it stopped.
         model: A model that has a VQGAN: a name from `lwm models`, or a folder.
-        vqgan: In place of a model, LWM's vqgan file or a VQGAN's folder.
+        vqgan: In place of a model, LWM's vqgan file, a folder, or `vqgan-64`, which is here.
         max_frames: Take at most so many frames of a video, evenly spaced; 0 is all.
         fps: Take the frames shown at each 1/fps seconds.
         fit: Cut to the middle square as LWM does, or keep all of the picture on the background.
@@ -97,3 +97,43 @@ def data_show(
     from lwm.data.media_show import show
 
     print(show(shards, vqgan=vqgan, out=out, count=count))
+
+
+def eval_vqgan(
+    vqgan: Annotated[str, tyro.conf.Positional],
+    inputs: Annotated[tuple[str, ...], tyro.conf.Positional],
+    /,
+    *,
+    out: Path = Path("vqgan-eval"),
+    frames: int = 512,
+    count: int = 32,
+    max_frames: int = 4,
+    background: str = "white",
+) -> None:
+    """Measures how near frames come back from their codes: PSNR, codes used, a contact sheet.
+
+    With the extra `lpips`, LPIPS and the Fréchet distance on its features, too.
+
+    Args:
+        vqgan: LWM's vqgan file, a VQGAN's folder, or `vqgan-64`, which is here.
+        inputs: Files, folders, zip or tar files, lists with a column `path`, or patterns of these.
+        out: The folder for report.json and sheet.png.
+        frames: How many are looked at, at most, evenly over the set.
+        count: How many are on the sheet.
+        max_frames: Frames of a video.
+        background: A colour, for where a picture is transparent; such pixels are not drawn on.
+    """
+    from lwm.errors import UserError
+    from lwm.eval.frames import run
+
+    if min(frames, count, max_frames) < 1:
+        raise UserError("--frames, --count and --max-frames are at least 1")
+    run(
+        vqgan,
+        inputs,
+        out=out,
+        frames=frames,
+        count=count,
+        max_frames=max_frames,
+        background=background,
+    )

@@ -118,6 +118,7 @@ def vqgan_64() -> VQGANRun:
                 FrameSet(files=("data/stills/held-out.jsonl",), name="stills"),
                 FrameSet(files=("data/clips/held-out.jsonl",), name="clips"),
             ),
+            shift=4,
         ),
         training=VQGANTraining(
             steps=6000,

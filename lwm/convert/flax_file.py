@@ -155,10 +155,7 @@ def _arrays(cursor: Cursor) -> Iterator[tuple[str, StoredArray]]:
 _OTHER_FORMATS = (
     (b"GGUF", "is a GGUF file; give it without a prefix, with a name ending in .gguf"),
     (b"PK\x03\x04", "is a PyTorch archive or a zip file; save the model as safetensors"),
-    (b"\x80\x02", "is a pickle, not LWM's parameters"),
-    (b"\x80\x03", "is a pickle, not LWM's parameters"),
-    (b"\x80\x04", "is a pickle, not LWM's parameters"),
-    (b"\x80\x05", "is a pickle, not LWM's parameters"),
+    *((bytes((0x80, protocol)), "is a pickle, not LWM's parameters") for protocol in range(2, 6)),
     (b"version https://git-lfs", "is a pointer of Git LFS; fetch the file itself with `git lfs`"),
     (b"<!DOCTYPE", "is a web page, not LWM's parameters; fetch the file itself"),
     (b"<html", "is a web page, not LWM's parameters; fetch the file itself"),

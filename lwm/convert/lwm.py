@@ -31,7 +31,6 @@ _JOINED = {
 }
 """Tables whose rows, or columns, are followed by those of a vision table."""
 
-
 _MAX_TENSORS = 100_000
 """No model comes near; a stack that declares more layers is damaged, and would fill the memory."""
 

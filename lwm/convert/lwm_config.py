@@ -15,12 +15,13 @@ from lwm.tokens import TokenSpace
 CODES = 8192
 """Entries of LWM's vision codebook; the ids after them are end-of-frame, end-of-vision, unused."""
 
-_KEYS = {
-    "vocab_size": "V",
-    "hidden_size": "D",
-    "intermediate_size": "F",
-    "num_hidden_layers": "L",
-}
+_NEEDED = (
+    "vocab_size",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -186,8 +187,7 @@ def _llama_config(path: Path) -> dict[str, Any]:
 
 
 def _from_values(values: Mapping[str, Any], sizes: Sizes, source: str) -> LlamaConfig:
-    needed = (*_KEYS, "num_attention_heads")
-    faulty = [key for key in needed if not _is_size(values.get(key))]
+    faulty = [key for key in _NEEDED if not _is_size(values.get(key))]
     if faulty:
         raise UserError(f"{source} lacks {', '.join(faulty)}, or they are no numbers above 0")
     if values["num_hidden_layers"] > MOST_LAYERS:

@@ -72,6 +72,16 @@ NAMES = {
 }
 
 
+SHIPPED = Path(__file__).parents[1] / "assets" / "vqgan-64"
+"""The VQGAN that comes with the package, known by the name of its folder."""
+
+
+def find_shipped(path: str | Path) -> Path:
+    """Returns the folder of a VQGAN that is named and comes with the package; else `path`."""
+    path = Path(path)
+    return SHIPPED if path == Path(SHIPPED.name) and not path.exists() else path
+
+
 def flax_name(path: str) -> str:
     """Returns Flax's name of a weight of ours, such as `decoder.levels.0.resample.kernel`."""
     numbers = iter(re.findall(r"(?<=\.)\d+(?=\.)", path))
@@ -80,7 +90,7 @@ def flax_name(path: str) -> str:
 
 
 def read_vqgan(
-    path: Path,
+    path: str | Path,
     *,
     mesh: Mesh | None = None,
     dtype: Dtype | None = None,
@@ -92,7 +102,7 @@ def read_vqgan(
     they are in the file, in float32 or bfloat16.
 
     Args:
-        path: The file or folder.
+        path: The file or folder; `vqgan-64` is the one that comes with the package.
         mesh: Gets the weights, whole on each device; None for the first device alone.
         dtype: What to compute in; None for what a folder of ours says, else float32.
         resolution: Pixels along a side; None for what a folder of ours says, else sixteen codes
@@ -101,7 +111,7 @@ def read_vqgan(
     Raises:
         UserError: There is no VQGAN, or its tensors are missing, unexpected or misshapen.
     """
-    path = Path(path)
+    path = find_shipped(path)
     if path.is_dir() and not (path / CONFIG).is_file() and (path / ORIGINAL).is_file():
         path = path / ORIGINAL
     read = _read_folder if path.is_dir() else _read_original

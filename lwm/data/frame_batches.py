@@ -7,6 +7,7 @@ import collections
 import concurrent.futures
 import dataclasses
 import functools
+import math
 from collections.abc import Callable, Generator, Sequence
 from typing import Any
 
@@ -15,6 +16,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from lwm.data.files import Kept
+from lwm.data.fitting import colour
 from lwm.data.loader import Delivered
 from lwm.data.media_items import Bad, Items
 from lwm.data.media_read import Sampling, read_item
@@ -30,6 +32,9 @@ class Cut:
     """How one of the frames of an item becomes what is learnt from."""
 
     resolution: int
+    shift: int = 0
+    """Pixels by which it is moved at most, the background beside it."""
+    background: str = "white"
     flip: bool = False
 
     def __call__(
@@ -37,6 +42,11 @@ class Cut:
     ) -> UInt8[np.ndarray, "R R 3"]:
         """Returns a random part of a random frame, at least as large."""
         frame = frames[draw.integers(len(frames))]
+        if self.shift:
+            side = len(frame) + 2 * self.shift
+            wide = np.full((side, side, 3), colour(self.background), np.uint8)
+            wide[self.shift : -self.shift, self.shift : -self.shift] = frame
+            frame = wide
         top, left = draw.integers(len(frame) - self.resolution + 1, size=2)
         part = frame[top : top + self.resolution, left : left + self.resolution]
         return part[:, ::-1] if self.flip and draw.random() < 0.5 else part
@@ -112,7 +122,8 @@ class FrameBatches:
         self._threads = threads
         self._sizes = [len(one) for one in sets]
         self._delivered = 0
-        if len(weights) != len(sets) or min(weights) < 0 or not sum(weights):
+        assert len(weights) == len(sets)
+        if not all(0 <= weight < math.inf for weight in weights) or not sum(weights):
             raise UserError(f"weights {tuple(weights)} must be 0 or above, and not all 0")
         numbers = [
             grain.MapDataset.range(len(one)).seed(seed + place).shuffle().repeat()
@@ -142,11 +153,14 @@ class FrameBatches:
                 "or start anew"
             )
         self._delivered = state["batches"]
+        # What all have read goes on in one process, since what each has read is added up.
+        if 0 in self.own:
+            self._read, self._bad = state["read"], state["bad"]
 
     @staticmethod
     def merge(states: Sequence[dict[str, Any]]) -> dict[str, Any]:
-        """Returns the state of all processes, which is that of each."""
-        return states[0]
+        """Returns the state of all processes out of the state of each."""
+        return states[0] | {key: sum(state[key] for state in states) for key in ("read", "bad")}
 
     def __iter__(self) -> Generator[Delivered]:
         """Yields batches without end.
@@ -175,7 +189,13 @@ class FrameBatches:
             pool.shutdown(cancel_futures=True)
 
     def _snapshot(self) -> Callable[[], dict[str, Any]]:
-        state = {"rows": self.rows, "sizes": self._sizes, "batches": self._delivered}
+        state = {
+            "rows": self.rows,
+            "sizes": self._sizes,
+            "batches": self._delivered,
+            "read": self._read,
+            "bad": self._bad,
+        }
         return lambda: state
 
     def _row(self, batch: int, row: int) -> tuple[UInt8[np.ndarray, "R R 3"], str, list[str]]:
@@ -194,7 +214,8 @@ class FrameBatches:
                 faults.append(str(error))
             if len(faults) == _MOST_MISSES:
                 raise UserError(
-                    f"{len(faults)} items one after the other are bad; the last: {faults[-1]}"
+                    f"{len(faults)} draws from a set of {len(files)} items met only bad ones; the "
+                    f"last: {faults[-1]}"
                 )
             index = int(draw.integers(len(files)))
 
@@ -203,20 +224,38 @@ def _in_set(place: int, number: int) -> tuple[int, int]:
     return place, int(number)
 
 
-def evenly(files: FrameFiles, most: int) -> UInt8[np.ndarray, "N R R 3"]:
+def evenly(
+    files: FrameFiles,
+    most: int,
+    *,
+    threads: int = 1,
+    warn: Callable[[str], object] = lambda text: None,
+) -> UInt8[np.ndarray, "N R R 3"]:
     """Returns frames of a set, evenly over it, at most so many; bad items are left out.
+
+    Args:
+        files: The set.
+        most: Frames, and items that are read, at most.
+        threads: How many read.
+        warn: Told how many items are bad, if any is.
 
     Raises:
         UserError: None can be read.
     """
-    found, fault = [], "it is empty"
-    numbers = np.linspace(0, len(files) - 1, min(most, len(files))).astype(int).tolist()
-    for number in numbers:
+
+    def read(number: int) -> UInt8[np.ndarray, "N S S 3"] | str:
         try:
-            found.append(files[number][0])
+            return files[number][0]
         except UserError as error:
-            fault = str(error)
-    if not found:
-        raise UserError(f"nothing can be read of a held-out set: {fault}")
-    frames = np.concatenate(found)
+            return str(error)
+
+    numbers = np.linspace(0, len(files) - 1, min(most, len(files))).astype(int).tolist()
+    with concurrent.futures.ThreadPoolExecutor(threads) as pool:
+        found = list(pool.map(read, numbers))
+    faults = [each for each in found if isinstance(each, str)]
+    if len(faults) == len(found):
+        raise UserError(f"nothing can be read of a held-out set: {faults[0]}")
+    if faults:
+        warn(f"{len(faults)} of {len(found)} items cannot be read; the first: {faults[0]}")
+    frames = np.concatenate([each for each in found if not isinstance(each, str)])
     return frames[np.linspace(0, len(frames) - 1, min(most, len(frames))).astype(int)]

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 from jaxtyping import Int, UInt8
 
-from lwm.convert.vqgan import read_vqgan
+from lwm.convert.vqgan import find_shipped, read_vqgan
 from lwm.convert.weights import dotted
 from lwm.data.media_read import Pictures
 from lwm.data.media_set import Codebook
@@ -107,7 +107,7 @@ def find_vqgan(model: str | None, vqgan: Path | None) -> Path:
     if (model is None) == (vqgan is None):
         raise UserError("give --model or --vqgan: either says what makes frames codes")
     if vqgan is not None:
-        return vqgan
+        return find_shipped(vqgan)
     from lwm.loading import open_model_files
 
     assert model is not None

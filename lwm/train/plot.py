@@ -88,6 +88,9 @@ def run(folders: tuple[Path, ...], out: Path | None = None) -> Path:
         name: list(lines_of(folder / "log.jsonl"))
         for folder, name in zip(folders, names, strict=True)
     }
+    for folder, log in zip(folders, logs.values(), strict=True):
+        if not log:
+            raise UserError(f"{folder / 'log.jsonl'} holds no step yet; wait for the first")
     tell_frames = {plot_vqgan.is_log(log) for log in logs.values()}
     if len(tell_frames) > 1:
         raise UserError(

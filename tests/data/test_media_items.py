@@ -16,7 +16,7 @@ import pytest
 
 from lwm.data.media_inputs import open_items
 from lwm.data.media_items import Bad
-from lwm.data.media_read import Pictures, Sampling, read_item, read_items
+from lwm.data.media_read import Pictures, Sampling, read_item
 from lwm.errors import UserError
 
 Image = pytest.importorskip("PIL.Image", reason="Pillow is not installed")
@@ -413,46 +413,3 @@ def test_inputs_that_are_none(tmp_path):
         with pytest.raises(UserError, match=says):
             open_items([str(tmp_path / each) for each in inputs])
     assert "x.png is no image" in read(tmp_path / "x.png")[0].reason
-
-
-@pytest.mark.parametrize(
-    ("changes", "says"),
-    [
-        ({"max_frames": 0}, "max_frames 0 must be at least 1"),
-        ({"fps": 0.0}, r"fps 0\.0 must be a number above 0"),
-        ({"fps": float("inf")}, "fps inf must be a number"),
-        ({"background": "wite"}, "'wite' is no colour"),
-    ],
-)
-def test_wrong_sampling(changes, says):
-    with pytest.raises(UserError, match=says):
-        Sampling(resolution=8, **changes)
-
-
-class Deadly:
-    """Items of which one ends the process that reads it, as a fault in a decoder would."""
-
-    def __init__(self, items, deadly):
-        self.items, self.deadly, self.here = items, deadly, os.getpid()
-
-    def __len__(self):
-        return len(self.items)
-
-    def __getitem__(self, index):
-        if index == self.deadly and os.getpid() != self.here:
-            os._exit(9)
-        return self.items[index]
-
-    def identity(self):
-        return []
-
-
-def test_processes_read_in_order_and_outlive_a_crash(tmp_path):
-    items = open_items([str(lay(tmp_path / "x", {f"{i}.png": encoded(i) for i in range(9)}))])
-    found: list = list(read_items(Deadly(items, 4), range(9), SMALL, 2))
-    assert [each.name for each in found] == [f"{i}.png" for i in range(9)]
-    assert found[4].reason == "4.png: the process that read it crashed, or was ended"
-    for number in (0, 3, 5, 8):
-        expected: Any = read_item(items, number, SMALL)
-        np.testing.assert_array_equal(found[number].pixels[0], expected.pixels[0])
-        assert found[number].parts[0] is found[number].record

@@ -8,6 +8,7 @@ import pytest
 
 from lwm.errors import UserError
 from lwm.train.perceptual import LPIPS, frechet_distance, summaries
+from lwm.train.vqgan_validate import by_features
 
 RNG = np.random.default_rng(0)
 SIZES = {
@@ -59,6 +60,20 @@ def test_a_frame_is_like_itself_and_less_so_with_noise(alexnet):
     assert summaries(alexnet, one).shape == (3, 256)
 
 
+def test_the_smallest_frames_of_which_something_is_left(alexnet):
+    side = alexnet.smallest
+    one = frames()[:, :side, :side]
+    assert (alexnet(one, -one) > 0).all()
+    assert np.prod(alexnet.features(one[:, 1:, 1:])[-1].shape) == 0
+
+
+def test_of_one_frame_there_is_no_distance_of_sets(alexnet):
+    blank = np.zeros((1, 32, 32, 3), np.uint8)
+    assert by_features(alexnet, blank, blank).keys() == {"lpips"}
+    both = np.concatenate([blank, blank + 99])
+    assert by_features(alexnet, both, both)["frechet_lpips"] == pytest.approx(0, abs=1e-3)
+
+
 def test_a_file_of_something_else_is_named(tmp_path):
     path = tmp_path / "x.ckpt"
     path.write_bytes(pickle.dumps({"AlexNet_0": {}}))
@@ -66,6 +81,9 @@ def test_a_file_of_something_else_is_named(tmp_path):
         LPIPS.load(path, "alexnet")
 
 
+# The package leaves its files to be closed some time.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")
 @pytest.mark.torch
 @pytest.mark.parametrize("network", ["alexnet", "vgg16"])
 def test_as_in_the_package(network):

