@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import importlib
+import json
 import operator
 import threading
 from collections import OrderedDict
@@ -105,3 +106,37 @@ class Kept:
 
     def __reduce__(self) -> tuple[type["Kept"], tuple[int]]:
         return Kept, (self._most,)
+
+
+def require_size(file: Path, size: int) -> None:
+    """Refuses a shard that has not the size that it was written with.
+
+    Raises:
+        UserError: It has not, or is missing.
+    """
+    with reading(file):
+        found = file.stat().st_size
+    if found != size:
+        raise UserError(
+            f"{file} is damaged: it has {found} bytes in place of {size}; bring it back from a "
+            "copy, or tokenize again"
+        )
+
+
+def read_versioned(file: Path, version: int) -> dict[str, Any]:
+    """Reads what `write_versioned` wrote.
+
+    Raises:
+        UserError: It is damaged, or of another version.
+    """
+    with reading(file):
+        value = json.loads(file.read_text(encoding="utf-8"))
+        if (found := value.pop("version")) != version:
+            raise UserError(f"{file} is of version {found}; this lwm reads {version}")
+        return value
+
+
+def write_versioned(value: dict[str, Any], file: Path, version: int) -> None:
+    """Writes plain values, with the version of what they mean."""
+    text = json.dumps({"version": version, **value}, indent=1, ensure_ascii=False)
+    file.write_text(text + "\n", encoding="utf-8")

@@ -7,11 +7,10 @@ media.json                         what they are; written last, so that with it 
 """
 
 import dataclasses
-import json
 from pathlib import Path
 from typing import Any
 
-from lwm.data.files import reading
+from lwm.data.files import read_versioned, reading, require_size, write_versioned
 from lwm.errors import UserError
 
 SUMMARY, BAD = "media.json", "bad.jsonl"
@@ -97,11 +96,8 @@ class MediaSummary:
         file = folder / SUMMARY
         if not file.is_file():
             raise UserError(f"{folder} holds no whole set of media shards: there is no {SUMMARY}")
+        value = read_versioned(file, VERSION)
         with reading(file):
-            value = json.loads(file.read_text(encoding="utf-8"))
-            version = value.pop("version")
-            if version != VERSION:
-                raise UserError(f"{file} is of version {version}; this lwm reads {VERSION}")
             value |= {
                 "codebook": Codebook(**value["codebook"]),
                 "counts": MediaCounts(**value["counts"]),
@@ -111,8 +107,7 @@ class MediaSummary:
 
     def write(self, file: Path) -> None:
         """Writes the file, which `read` reads."""
-        value = {"version": VERSION, **dataclasses.asdict(self)}
-        file.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        write_versioned(dataclasses.asdict(self), file, VERSION)
 
     def table(self) -> str:
         """Returns it as lines for a terminal."""
@@ -144,13 +139,7 @@ def media_files(folder: Path) -> list[Path]:
     files = []
     for shard in MediaSummary.read(folder).shards:
         file = folder / shard.name
-        with reading(file):
-            size = file.stat().st_size
-        if size != shard.size:
-            raise UserError(
-                f"{file} is damaged: it has {size} bytes in place of {shard.size}; bring it back "
-                "from a copy, or tokenize again"
-            )
+        require_size(file, shard.size)
         if shard.items:
             files.append(file)
     return files

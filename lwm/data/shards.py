@@ -19,7 +19,15 @@ import msgpack
 import numpy as np
 
 from lwm.data.example import Example
-from lwm.data.files import need, reading, reason_of, within
+from lwm.data.files import (
+    need,
+    read_versioned,
+    reading,
+    reason_of,
+    require_size,
+    within,
+    write_versioned,
+)
 from lwm.data.tokenizer import Tokenizer
 from lwm.errors import UserError
 from lwm.tokens import TokenSpace
@@ -123,11 +131,8 @@ class Summary:
         file = folder / SUMMARY
         if not file.is_file():
             raise UserError(f"{folder} holds no whole set of shards: there is no {SUMMARY}")
+        value = read_versioned(file, VERSION)
         with reading(file):
-            value = json.loads(file.read_text(encoding="utf-8"))
-            version = value.pop("version")
-            if version != VERSION:
-                raise UserError(f"{file} is of version {version}; this lwm reads {VERSION}")
             value |= {
                 "tokens": TokenSpace(**value["tokens"]),
                 "counts": Counts(**value["counts"]),
@@ -138,8 +143,7 @@ class Summary:
 
     def write(self, file: Path) -> None:
         """Writes the file, which `read` reads."""
-        value = {"version": VERSION, **dataclasses.asdict(self)}
-        file.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        write_versioned(dataclasses.asdict(self), file, VERSION)
 
     def table(self) -> str:
         """Returns it as lines for a terminal."""
@@ -294,12 +298,6 @@ def _parts(files: Path | Sequence[Path]) -> Iterable[_Part]:
         shard = summaries[file.parent].get(file.name)
         if shard is None:
             raise UserError(f"{file} is not among the shards of {file.parent / SUMMARY}")
-        with reading(file):
-            size = file.stat().st_size
-        if size != shard.size:
-            raise UserError(
-                f"{file} is damaged: it has {size} bytes in place of {shard.size}; bring it back "
-                "from a copy, or tokenize again"
-            )
+        require_size(file, shard.size)
         if shard.examples:
             yield _Part(str(file), shard.examples)
