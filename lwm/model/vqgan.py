@@ -15,105 +15,16 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
 from jaxtyping import Array, Float, Int, PRNGKeyArray, UInt8
 
 from lwm.errors import UserError
-from lwm.model.vqgan_config import GROUPS, VQGANConfig
-from lwm.ops.convolution import convolve, convolve_doubled
+from lwm.model.vqgan_config import VQGANConfig
+from lwm.model.vqgan_layers import Conv, GroupNorm, ResBlock
 from lwm.sharding import AXES, make_mesh, manual, on_mesh
 
 SEARCHED = 1 << 22
 """Distances from latents to codes that exist at a time, at most, unless the batch is larger."""
 
-
-class Conv(eqx.Module):
-    """A convolution with a bias; of frames of any size."""
-
-    kernel: Float[Array, "S S I O"]
-    bias: Float[Array, " O"]
-
-    @classmethod
-    def init(cls, inputs: int, outputs: int, size: int = 3, *, key: PRNGKeyArray) -> "Conv":
-        """Draws the kernel with a variance of one over its inputs."""
-        draw = jax.nn.initializers.lecun_normal()
-        return cls(draw(key, (size, size, inputs, outputs)), jnp.zeros(outputs))
-
-    def __call__(self, x: Float[Array, "B H W I"]) -> Float[Array, "B H W O"]:
-        """Computes in the type of `x`; beyond the edges lie zeros."""
-        return convolve(x, self.kernel.astype(x.dtype)) + self.bias.astype(x.dtype)
-
-    def halved(self, x: Float[Array, "B H W I"]) -> Float[Array, "B h w O"]:
-        """Returns every second pixel along each side; zeros lie beyond the right and the bottom."""
-        y = jax.lax.conv_general_dilated(
-            x,
-            self.kernel.astype(x.dtype),
-            (2, 2),
-            ((0, 1), (0, 1)),
-            dimension_numbers=("NHWC", "HWIO", "NHWC"),
-        )
-        return y + self.bias.astype(x.dtype)
-
-    def doubled(self, x: Float[Array, "B h w I"]) -> Float[Array, "B H W O"]:
-        """Does what a call does, of each pixel repeated along each side."""
-        return convolve_doubled(x, self.kernel.astype(x.dtype)) + self.bias.astype(x.dtype)
-
-
-class GroupNorm(eqx.Module):
-    """Normalises 32 groups of channels over each frame (Wu and He 2018), and gates them."""
-
-    weight: Float[Array, " C"]
-    bias: Float[Array, " C"]
-
-    @classmethod
-    def init(cls, channels: int) -> "GroupNorm":
-        """Starts with a scale of 1."""
-        return cls(jnp.ones(channels), jnp.zeros(channels))
-
-    def gated(self, x: Float[Array, "B H W C"]) -> Float[Array, "B H W C"]:
-        """Leaves each group with mean 0 and variance 1, scales and shifts each channel, then SiLU.
-
-        All of it is in float32, and only what comes out is rounded.
-        """
-        # Hidden from each other, the three uses of `x` are no reason for XLA to write down its
-        # differences or its float32: on CPU it then only reads `x` once for each.
-        first = jax.lax.optimization_barrier(x)
-        mean = self._over_groups(first.astype(jnp.float32))
-        again, middle = jax.lax.optimization_barrier((first, mean))
-        variance = self._over_groups(jnp.square(again.astype(jnp.float32) - middle))
-        scale = jax.lax.rsqrt(variance + 1e-6) * self.weight
-        return jax.nn.silu((x - mean) * scale + self.bias).astype(x.dtype)
-
-    @staticmethod
-    def _over_groups(x: Float[Array, "B H W C"]) -> Float[Array, "B 1 1 C"]:
-        """Returns the mean of each channel's group: over pixels first, which are many."""
-        batch, _, _, channels = x.shape
-        means = jnp.mean(jnp.mean(x, axis=(1, 2)).reshape(batch, GROUPS, -1), axis=2)
-        return jnp.repeat(means, channels // GROUPS, axis=1)[:, None, None]
-
-
-class ResBlock(eqx.Module):
-    """Two convolutions, each normalised and gated before, added to what came in."""
-
-    norm1: GroupNorm
-    conv1: Conv
-    norm2: GroupNorm
-    conv2: Conv
-    shortcut: Conv | None
-
-    @classmethod
-    def init(cls, inputs: int, outputs: int, *, key: PRNGKeyArray) -> "ResBlock":
-        """Has a shortcut of 1 × 1 where the number of channels changes."""
-        first, second, third = jr.split(key, 3)
-        return cls(
-            norm1=GroupNorm.init(inputs),
-            conv1=Conv.init(inputs, outputs, key=first),
-            norm2=GroupNorm.init(outputs),
-            conv2=Conv.init(outputs, outputs, key=second),
-            shortcut=None if inputs == outputs else Conv.init(inputs, outputs, 1, key=third),
-        )
-
-    def __call__(self, x: Float[Array, "B H W I"]) -> Float[Array, "B H W O"]:
-        """Keeps the size of the frame."""
-        y = self.conv1(self.norm1.gated(x))
-        y = self.conv2(self.norm2.gated(y))
-        return y + (x if self.shortcut is None else self.shortcut(x))
+AT_ONCE = 256 * 256
+"""Pixels that a processor takes at a time, at most, unless a frame has more: it is a sixth faster
+where memory is used again soon, and needs less of it."""
 
 
 class Level(eqx.Module):
@@ -379,7 +290,20 @@ def _spread(run: Callable[[VQGAN, Array], Array], model: VQGAN, rows: np.ndarray
 
 @functools.partial(jax.jit, static_argnums=0)
 def _on_devices(run: Callable[[VQGAN, Array], Array], model: VQGAN, rows: Array) -> Array:
-    return manual(run, in_specs=(P(), P(AXES)), out_specs=P(AXES))(model, rows)
+    def in_turn(model: VQGAN, rows: Array) -> Array:
+        side = model.config.downsampling if rows.ndim == 3 else 1  # these are codes
+        pixels = side**2 * rows.shape[1] * rows.shape[2]
+        few = min(len(rows), max(1, AT_ONCE // pixels))
+        while len(rows) % few:
+            few -= 1
+        parts = rows.reshape(-1, few, *rows.shape[1:])
+        done = jax.lax.map(functools.partial(run, model), parts)
+        return done.reshape(-1, *done.shape[2:])
+
+    def local(model: VQGAN, rows: Array) -> Array:
+        return jax.lax.platform_dependent(model, rows, cpu=in_turn, default=run)
+
+    return manual(local, in_specs=(P(), P(AXES)), out_specs=P(AXES))(model, rows)
 
 
 def _encode_some(model: VQGAN, frames: Array) -> Array:

@@ -14,16 +14,17 @@ from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import NamedSharding, PartitionSpec as P
 from jaxtyping import Array, Float
 
 from lwm.ops.product import product
 
 _LAYOUT = ("NHWC", "HWIO", "NHWC")
-_WIDE = 64
-"""From so many channels in and out on, what is before and after the products costs less than is won."""
+_WIDE = 128
+"""From so many channels in and out on, fewer multiplications win more than their sums cost."""
 _MANY_PIXELS = 32 * 32
-"""From so many pixels a frame on, XLA's gradient of a kernel is slow on a processor; and from so
-many in all on, it is worth while to transform a kernel."""
+"""From so many pixels a frame on, XLA's gradient of a kernel is slow on a processor, and it pays to
+transform a kernel."""
 
 
 @jax.custom_vjp
@@ -31,14 +32,13 @@ def convolve(
     x: Float[Array, "B H W I"], kernel: Float[Array, "S S I O"]
 ) -> Float[Array, "B H W O"]:
     """Returns as many pixels as there are: beyond the edges lie zeros. The side S is odd."""
-    batch, height, width, _ = x.shape
     on_cpu = _convolve_by_xla
     if len(kernel) == 1:
         on_cpu = _convolve_by_pixel
     elif len(kernel) == 3 and min(kernel.shape[2:]) >= _WIDE:
         if x.dtype == jnp.bfloat16:
             on_cpu = convolve_by_rows
-        elif batch * height * width >= _MANY_PIXELS:
+        elif x.shape[1] * x.shape[2] >= _MANY_PIXELS:
             on_cpu = convolve_by_tiles
     return jax.lax.platform_dependent(x, kernel, cpu=on_cpu, default=_convolve_by_xla)
 
@@ -87,8 +87,39 @@ def _doubled_backward(saved: tuple[Array, Array], grad: Array) -> tuple[Array, A
 convolve_doubled.defvjp(_doubled_forward, _doubled_backward)
 
 
+@jax.custom_vjp
+def convolve_halved(
+    x: Float[Array, "B H W I"], kernel: Float[Array, "3 3 I O"]
+) -> Float[Array, "B h w O"]:
+    """Returns every second pixel along each side; zeros lie beyond the right and the bottom."""
+    odd = x.shape[1] % 2 or x.shape[2] % 2
+    # In float32 XLA's reaches two thirds of the speed of products, and copying costs that third.
+    if odd or x.dtype == jnp.float32 or min(kernel.shape[2:]) < _WIDE:
+        return _convolve_halved_by_xla(x, kernel)
+    return jax.lax.platform_dependent(
+        x, kernel, cpu=convolve_halved_by_pairs, default=_convolve_halved_by_xla
+    )
+
+
+def _halved_forward(x: Array, kernel: Array) -> tuple[Array, tuple[Array, Array]]:
+    return convolve_halved(x, kernel), (x, kernel)
+
+
+def _halved_backward(saved: tuple[Array, Array], grad: Array) -> tuple[Array, Array]:
+    _, pull = jax.vjp(_convolve_halved_by_xla, *saved)
+    return pull(grad)
+
+
+convolve_halved.defvjp(_halved_forward, _halved_backward)
+
+
 def _convolve_by_xla(x: Array, kernel: Array) -> Array:
     return jax.lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=_LAYOUT)
+
+
+def _convolve_halved_by_xla(x: Array, kernel: Array) -> Array:
+    beyond = ((0, 1), (0, 1))
+    return jax.lax.conv_general_dilated(x, kernel, (2, 2), beyond, dimension_numbers=_LAYOUT)
 
 
 def _convolve_by_pixel(x: Array, kernel: Array) -> Array:
@@ -99,14 +130,17 @@ def _convolve_repeated(x: Array, kernel: Array) -> Array:
     return convolve(jnp.repeat(jnp.repeat(x, 2, axis=1), 2, axis=2), kernel)
 
 
+Matrix = tuple[tuple[float | int, ...], ...]
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _Transform:
     """For `size` outputs of three taps along one axis: matrices by rows."""
 
     size: int
-    of_inputs: tuple[tuple[float, ...], ...]
-    of_taps: tuple[tuple[float, ...], ...]
-    of_products: tuple[tuple[float, ...], ...]
+    of_inputs: Matrix
+    of_taps: Matrix
+    of_products: Matrix
 
     def inputs(self, arrays: list[Array]) -> list[Array]:
         return _combined(self.of_inputs, arrays)
@@ -118,18 +152,17 @@ class _Transform:
         return _combined(self.of_products, arrays)
 
 
-def _combined(matrix: Sequence[Sequence[float]], arrays: list[Array]) -> list[Array]:
+def _combined(matrix: Matrix, arrays: list[Array]) -> list[Array]:
     """Returns a sum of the arrays for each row; each is computed once, however often it is used."""
-    sums = []
+    sums: list[Array] = []
     for row in matrix:
-        terms = zip(row, arrays, strict=True)
-        sums.append(sum(array if w == 1 else w * array for w, array in terms if w))
+        first, *others = [w * array for w, array in zip(row, arrays, strict=True) if w]
+        sums.append(sum(others, start=first))
     return jax.lax.optimization_barrier(sums)
 
 
 _A, _B = 2**-0.5, 2**0.5
-# The points ±√½ and ±√2, whose inverses are points as well, leave a third of the error of the
-# usual ±1 and ±2: about twice that of XLA's convolution.
+# The points ±√½ and ±√2 leave a third of the error of the usual ±1 and ±2: 2 to 4 times XLA's.
 _TRANSFORMS = {
     2: _Transform(
         size=2,
@@ -168,20 +201,18 @@ _TRANSFORMS = {
 def convolve_by_tiles(
     x: Float[Array, "B H W I"], kernel: Float[Array, "3 3 I O"]
 ) -> Float[Array, "B H W O"]:
-    """Convolves with a quarter or a third of the multiplications (Lavin and Gray 2015, 1509.09308).
+    """Convolves with a quarter or a third of the multiplications (Winograd 1980).
 
-    Tiles of pixels are transformed along both sides, multiplied by transformed taps, and transformed
-    back. Each transform is a sum of whole arrays: as a product with a small matrix it would have to
-    move the channels first. A tile has 4 × 4 pixels, or 4 × 2 where there are so few that more time
-    would go to the taps.
+    As by Lavin and Gray 2015 (arXiv 1509.09308): tiles of pixels are transformed along both sides,
+    multiplied by transformed taps, and transformed back. Each transform is a sum of whole arrays: a
+    product with a small matrix would have to move the channels first. A tile has 4 × 4 pixels, or
+    4 × 2 where there are so few that the taps would take longer than is won.
     """
     batch, height, width, _ = x.shape
     few = batch * height * width < 16 * max(kernel.shape[2:])
     tall, wide = _TRANSFORMS[4], _TRANSFORMS[2 if few else 4]
     taps = [wide.taps(list(each)) for each in tall.taps(list(kernel))]
-    padding = [(1, _tiled(n, t) + t.size - n - 1) for n, t in ((height, tall), (width, wide))]
-    padded = jnp.pad(x, ((0, 0), *padding, (0, 0)))
-    rows = [wide.inputs(_tiles(each, 2, wide)) for each in tall.inputs(_tiles(padded, 1, tall))]
+    rows = [wide.inputs(_tiles(each, 2, wide)) for each in tall.inputs(_tiles(x, 1, tall))]
     products = jax.lax.optimization_barrier(
         [
             [product("bhwi,io->bhwo", p, tap, aligned=True) for p, tap in zip(*each, strict=True)]
@@ -201,9 +232,8 @@ def convolve_by_rows(
     The three columns lie beside each other as channels, so that each pixel is copied thrice, not
     nine times.
     """
-    bits = jax.lax.bitcast_convert_type(x, f"uint{8 * x.dtype.itemsize}")
+    bits = _bits(x)
     near = (_shifted(bits, 2, -1), bits, _shifted(bits, 2, 1))
-    # XLA on CPU moves bfloat16 as float32, but not as bits.
     beside = jax.lax.optimization_barrier(jnp.concatenate(near, axis=3))
     columns = jax.lax.bitcast_convert_type(beside, x.dtype)
     sums = jax.lax.optimization_barrier(
@@ -215,10 +245,33 @@ def convolve_by_rows(
     return (_shifted(sums[0], 1, -1) + sums[1] + _shifted(sums[2], 1, 1)).astype(x.dtype)
 
 
+def convolve_halved_by_pairs(
+    x: Float[Array, "B H W I"], kernel: Float[Array, "3 3 I O"]
+) -> Float[Array, "B h w O"]:
+    """Does as `convolve_halved` by six products, summed in float32. H and W are even.
+
+    Two pixels beside each other are one of twice the channels, without a copy: the first two taps
+    of each row of the kernel see a pair, and the third one the first half of the next pair.
+    """
+    batch, height, width, inputs = x.shape
+    tall = jnp.pad(_bits(x), ((0, 0), (0, 2), (0, 0), (0, 0)))
+    pairs = _reshaped(tall, (batch, height // 2 + 1, 2, width // 2, 2 * inputs))
+    rows = jax.lax.optimization_barrier([pairs[:, :-1, 0], pairs[:, :-1, 1], pairs[:, 1:, 0]])
+    nexts = jax.lax.optimization_barrier([_shifted(row[..., :inputs], 2, 1) for row in rows])
+    multiply = functools.partial(product, "bhwi,io->bhwo", aligned=True)
+    sums = []
+    for row, after, taps in zip(rows, nexts, kernel, strict=True):
+        pair = jax.lax.bitcast_convert_type(row, x.dtype)
+        sums.append(multiply(pair, taps[:2].reshape(2 * inputs, -1)))
+        sums.append(multiply(jax.lax.bitcast_convert_type(after, x.dtype), taps[2]))
+    first, *others = jax.lax.optimization_barrier(sums)
+    return sum(others, start=first).astype(x.dtype)
+
+
 def convolve_by_differences(
     x: Float[Array, "B h w I"], kernel: Float[Array, "3 3 I O"]
 ) -> Float[Array, "B H W O"]:
-    """Convolves repeated pixels with a quarter of the multiplications, and before they are repeated.
+    """Convolves repeated pixels without repeating them: with a quarter of the multiplications.
 
     Along one side, the two outputs of a pixel see it twice and one neighbour once: they are the
     pixel times the sum of all three taps, plus the difference of the neighbour times the first tap,
@@ -252,7 +305,7 @@ def _to_differences(kernel: Array, axis: int) -> list[Array]:
 
 
 def _shifted(x: Array, axis: int, step: int) -> Array:
-    """Returns at each place what lies one step before or after it along an axis, beyond it zeros."""
+    """Returns at each place what lies a step before or after it; beyond the edges lie zeros."""
     count = x.shape[axis]
     nothing = jnp.zeros_like(jax.lax.slice_in_dim(x, 0, 1, axis=axis))
     if step < 0:
@@ -260,29 +313,35 @@ def _shifted(x: Array, axis: int, step: int) -> Array:
     return jnp.concatenate((jax.lax.slice_in_dim(x, 1, count, axis=axis), nothing), axis)
 
 
-def _tiled(count: int, transform: _Transform) -> int:
-    """Returns how many outputs whole tiles have."""
-    return -(-count // transform.size) * transform.size
-
-
 def _tiles(x: Array, axis: int, transform: _Transform) -> list[Array]:
     """Returns each of the inputs of all tiles, which overlap by two, along one axis."""
     size = transform.size
-    count = x.shape[axis] // size - 1
-    cut = x.reshape(*x.shape[:axis], count + 1, size, *x.shape[axis + 1 :])
-
-    def take(first: int, place: int) -> Array:
-        part = jax.lax.slice_in_dim(cut, first, first + count, axis=axis)
-        return jax.lax.index_in_dim(part, place, axis + 1, keepdims=False)
-
-    return [take(0, place) for place in range(size)] + [take(1, place) for place in range(2)]
+    span = (-(-x.shape[axis] // size) - 1) * size + 1
+    padding = [(0, 0)] * x.ndim
+    padding[axis] = (1, span + size - x.shape[axis])
+    # XLA on CPU computes what is padded only once, where it would fuse the transforms along both
+    # sides into one that repeats most of the first.
+    padded = jnp.pad(x, padding)
+    return [jax.lax.slice_in_dim(padded, at, at + span, size, axis) for at in range(size + 2)]
 
 
 def _woven(tiles: Sequence[Sequence[Array]]) -> Array:
     """Returns the frames of which these are the rows and columns of each tile."""
     y = jnp.stack([jnp.stack(row, axis=3) for row in tiles], axis=2)
     batch, high, rows, wide, columns, channels = y.shape
-    return y.reshape(batch, high * rows, wide * columns, channels)
+    return _reshaped(y, (batch, high * rows, wide * columns, channels))
+
+
+def _reshaped(x: Array, shape: tuple[int, ...]) -> Array:
+    """Changes the shape of what only its first dimension may be sharded of."""
+    there = jax.typeof(x).sharding
+    where = NamedSharding(there.mesh, P(*there.spec[:1], *[None] * (len(shape) - 1)))
+    return jax.lax.reshape(x, shape, out_sharding=where)
+
+
+def _bits(x: Array) -> Array:
+    """Returns numbers as XLA on CPU can move them: it moves bfloat16 as float32."""
+    return jax.lax.bitcast_convert_type(x, f"uint{8 * x.dtype.itemsize}")
 
 
 def _kernel_gradient_by_xla(x: Array, grad: Array, *, side: int) -> Array:

@@ -12,6 +12,7 @@ from jax.sharding import PartitionSpec as P
 
 from lwm.convert.vqgan import read_vqgan, to_flax
 from lwm.errors import UserError
+from lwm.model import vqgan
 from lwm.model.vqgan import SEARCHED, VQGAN, Quantizer, decode_frames, encode_frames
 from lwm.model.vqgan_config import LWM_VQGAN, VQGANConfig
 from lwm.sharding import AXES, make_mesh, on_mesh
@@ -161,6 +162,15 @@ def test_together_on_every_device_as_alone(one_by_one):
     np.testing.assert_allclose(decode_frames(model, codes, batch=1), decoded, atol=1e-5)
     assert encode_frames(model, frames(0)).shape == (0, 8, 8)
     assert decode_frames(model, codes[:0]).shape == (0, 16, 16, 3)
+
+
+def test_a_few_at_a_time_as_alone(monkeypatch, one_by_one):
+    codes, decoded = one_by_one
+    monkeypatch.setattr(vqgan, "AT_ONCE", 3 * 16 * 16)
+    model = small(make_mesh())
+    # Four are two times two, as three do not divide them.
+    np.testing.assert_array_equal(encode_frames(model, frames(11), batch=4), codes)
+    np.testing.assert_allclose(decode_frames(model, codes, batch=4), decoded, atol=1e-5)
 
 
 def test_frames_sharded_over_an_explicit_mesh(one_by_one):
