@@ -289,7 +289,8 @@ def test_numbers_that_are_no_weights(tmp_path, given):
 
 def test_a_stack_of_endless_layers_is_refused(tmp_path):
     names = ["transformer", "h", "scan_decoder", "attention", "wq", "kernel"]
-    packed = msgpack.packb([names, msgpack.ExtType(1, msgpack.packb(((2**40, 0), "float32", b"")))])
+    array = msgpack.ExtType(1, msgpack.packb(((2**40, 0), "float32", b"")))
+    packed = msgpack.packb([names, msgpack.packb(array)])
     assert packed is not None
     (tmp_path / "params").write_bytes(packed)
     with pytest.raises(UserError, match="declares more than 100,000 tensors; fetch it again"):
