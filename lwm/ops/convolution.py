@@ -10,7 +10,7 @@ Letters of shapes: B frames, H × W pixels, I channels in, O channels out, S the
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +18,9 @@ from jax.sharding import NamedSharding, PartitionSpec as P
 from jaxtyping import Array, Float
 
 from lwm.ops.product import product
+
+Convolution = Callable[[Array, Array], Array]
+"""Of frames and a kernel."""
 
 _LAYOUT = ("NHWC", "HWIO", "NHWC")
 _WIDE = 128
@@ -63,7 +66,30 @@ def _backward(saved: tuple[Array, Array], grad: Array) -> tuple[Array, Array]:
 convolve.defvjp(_forward, _backward)
 
 
-@jax.custom_vjp
+def _with_gradient_of(plain: Convolution) -> Callable[[Convolution], Convolution]:
+    """Makes a function that computes the same as a plain one have the plain one's gradient."""
+
+    def wrap(fast: Convolution) -> Convolution:
+        made = jax.custom_vjp(fast)
+        made.defvjp(
+            lambda x, kernel: (made(x, kernel), (x, kernel)),
+            lambda saved, grad: jax.vjp(plain, *saved)[1](grad),
+        )
+        return made
+
+    return wrap
+
+
+def _convolve_repeated(x: Array, kernel: Array) -> Array:
+    return convolve(jnp.repeat(jnp.repeat(x, 2, axis=1), 2, axis=2), kernel)
+
+
+def _convolve_halved_by_xla(x: Array, kernel: Array) -> Array:
+    beyond = ((0, 1), (0, 1))
+    return jax.lax.conv_general_dilated(x, kernel, (2, 2), beyond, dimension_numbers=_LAYOUT)
+
+
+@_with_gradient_of(_convolve_repeated)
 def convolve_doubled(
     x: Float[Array, "B h w I"], kernel: Float[Array, "3 3 I O"]
 ) -> Float[Array, "B H W O"]:
@@ -75,19 +101,7 @@ def convolve_doubled(
     )
 
 
-def _doubled_forward(x: Array, kernel: Array) -> tuple[Array, tuple[Array, Array]]:
-    return convolve_doubled(x, kernel), (x, kernel)
-
-
-def _doubled_backward(saved: tuple[Array, Array], grad: Array) -> tuple[Array, Array]:
-    _, pull = jax.vjp(_convolve_repeated, *saved)
-    return pull(grad)
-
-
-convolve_doubled.defvjp(_doubled_forward, _doubled_backward)
-
-
-@jax.custom_vjp
+@_with_gradient_of(_convolve_halved_by_xla)
 def convolve_halved(
     x: Float[Array, "B H W I"], kernel: Float[Array, "3 3 I O"]
 ) -> Float[Array, "B h w O"]:
@@ -101,33 +115,12 @@ def convolve_halved(
     )
 
 
-def _halved_forward(x: Array, kernel: Array) -> tuple[Array, tuple[Array, Array]]:
-    return convolve_halved(x, kernel), (x, kernel)
-
-
-def _halved_backward(saved: tuple[Array, Array], grad: Array) -> tuple[Array, Array]:
-    _, pull = jax.vjp(_convolve_halved_by_xla, *saved)
-    return pull(grad)
-
-
-convolve_halved.defvjp(_halved_forward, _halved_backward)
-
-
 def _convolve_by_xla(x: Array, kernel: Array) -> Array:
     return jax.lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=_LAYOUT)
 
 
-def _convolve_halved_by_xla(x: Array, kernel: Array) -> Array:
-    beyond = ((0, 1), (0, 1))
-    return jax.lax.conv_general_dilated(x, kernel, (2, 2), beyond, dimension_numbers=_LAYOUT)
-
-
 def _convolve_by_pixel(x: Array, kernel: Array) -> Array:
     return product("bhwi,io->bhwo", x, kernel[0, 0], aligned=True).astype(x.dtype)
-
-
-def _convolve_repeated(x: Array, kernel: Array) -> Array:
-    return convolve(jnp.repeat(jnp.repeat(x, 2, axis=1), 2, axis=2), kernel)
 
 
 Matrix = tuple[tuple[float | int, ...], ...]
