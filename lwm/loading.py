@@ -20,18 +20,18 @@ from lwm.convert.huggingface import (
 from lwm.convert.lwm import TABLE, open_lwm, split_prefix
 from lwm.convert.names import HUGGING_FACE, Layout
 from lwm.convert.weights import VisionRows, build_llama, build_stacked
+from lwm.data.marks import CLOSING, OPENING
 from lwm.data.tokenizer import Tokenizer
 from lwm.errors import UserError
 from lwm.fit import require_fit
-from lwm.generate.chat import LanguageModel
+from lwm.generate.language_model import LanguageModel
 from lwm.model.config import NOTHING_GIVEN, Dtype, Given, LlamaConfig, Remat
 from lwm.model.devices import machine
 from lwm.model.llama import Llama, check_mesh
 from lwm.sharding import make_mesh
 from lwm.tokens import TokenSpace
 
-VISION_MARKS = "<vision>", "</vision>"
-"""Ordinary text between which the codes of images stand."""
+_MARKS = (OPENING, CLOSING)
 _LLAMA2_MARKS = {"<vision>": (529, 4924, 29958), "</vision>": (1533, 4924, 29958)}
 VQGAN_FILE = "vqgan.json"
 _LEAST_ROOM = 1024
@@ -44,6 +44,7 @@ def load(
     mesh: str = "1,1,1,1",
     dtype: Dtype | Literal["int8"] = "float32",
     template: str | None = None,
+    vqgan: str | Path | None = None,
     given: Given = NOTHING_GIVEN,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> LanguageModel:
@@ -56,6 +57,7 @@ def load(
         dtype: What the weights are stored and computed in; `int8` stores the matrices in eight
             bits and computes in float32.
         template: `lwm` or Jinja source in place of the model's own chat template.
+        vqgan: What makes images codes, where it is not beside the model.
         given: What the files do not say, or wrongly: RoPE's theta, the context, LWM's sizes.
         progress: Told how many tensors of how many are loaded.
 
@@ -91,7 +93,7 @@ def load(
         tokenizer=opened.tokenizer,
         mesh=devices,
         template=template,
-        vqgan_file=opened.vqgan,
+        vqgan_file=opened.vqgan if vqgan is None else Path(vqgan),
     )
 
 
@@ -227,7 +229,7 @@ def _require_vocabulary(opened: Opened) -> None:
         )
     if not tokens.vision:
         return
-    for mark, ids in zip(VISION_MARKS, map(tokenizer.encode, VISION_MARKS), strict=True):
+    for mark, ids in zip(_MARKS, map(tokenizer.encode, _MARKS), strict=True):
         if tokenizer.decode(ids, skip_special=False) != mark:
             raise UserError(
                 f"{opened.source}: the tokenizer cannot write {mark}, which images stand between; "

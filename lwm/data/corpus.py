@@ -4,18 +4,22 @@ import dataclasses
 
 from lwm.data.example import Example
 from lwm.data.fields import Encoder
+from lwm.data.files import within
 from lwm.data.sources import Source
 
 
 @dataclasses.dataclass(frozen=True)
 class Corpus:
-    """Numbered examples, each encoded when it is asked for."""
+    """Numbered examples, each encoded when it is asked for.
+
+    Where the format has variants, each record stands there once in each of them.
+    """
 
     source: Source
     encoder: Encoder
 
     def __len__(self) -> int:
-        return len(self.source)
+        return len(self.source) * self.encoder.format.captions.variants
 
     def __getitem__(self, number: int, /) -> Example:
         """Reads one example.
@@ -23,5 +27,8 @@ class Corpus:
         Raises:
             UserError: The record is bad; file, line and reason.
         """
+        variant, number = divmod(within(number, len(self)), len(self.source))
         record = self.source[number]
-        return self.encoder.encode(record.value, name=record.name, line=record.line)
+        return self.encoder.encode(
+            record.value, name=record.name, line=record.line, variant=variant
+        )

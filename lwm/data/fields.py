@@ -1,15 +1,20 @@
-"""One record, a JSON object, to one example: LWM's fields, a chat, a text, or ids.
+"""One record, a JSON object, to one example: a chat, a document, a picture and its caption…
 
     {"fields": "[question],[vision],answer", "question": ..., "vision": [codes], "answer": ...}
     {"messages": [{"role": "user", "content": ...}, {"role": "assistant", "content": ...}]}
+    {"parts": [{"type": "text", "text": ...}, {"type": "image", "vision": [codes]}, ...]}
+    {"caption": ..., "vision": [codes]}, perhaps with a "question" and an "answer" in its place
     {"text": ...}
     {"ids": [ids of the model's token space], "learn": [0 or 1 for each; left out, all are learnt]}
 
-A key whose name contains "vision" and whose value is a list holds the codes of an image or a
-video, frame after frame; the marks around them are added here.
+The first is LWM's: a key whose name contains "vision" and whose value is a list holds the codes
+of an image or a video, frame after frame; the marks around them are added here. The `content` of
+a message may be a list of parts as in a document. "frames" beside codes says how many there are.
 """
 
 import dataclasses
+import functools
+import itertools
 import random
 import reprlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,14 +23,19 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Int
 
+from lwm.data import captions
+from lwm.data.captions import share
+from lwm.data.chat import chat_ids
 from lwm.data.example import Example, Piece
 from lwm.data.format import ExampleFormat
-from lwm.data.template import Message, render_chat
+from lwm.data.marks import Marks
+from lwm.data.message import Message, Part, Vision, flat_codes, part_of
 from lwm.data.tokenizer import Tokenizer
 from lwm.errors import UserError
 from lwm.tokens import TokenSpace
 
 BOS, EOS = "<|bos|>", "<|eos|>"
+LWM_TOKENS_PER_FRAME = 256
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -36,47 +46,83 @@ class Encoder:
     tokens: TokenSpace
     format: ExampleFormat = dataclasses.field(default_factory=ExampleFormat)
 
-    def encode(self, record: Mapping[str, Any], *, name: str = "record", line: int = 0) -> Example:
+    @functools.cached_property
+    def marks(self) -> Marks | None:
+        """What stands around frames; None if the model sees none."""
+        return Marks.of(self.tokenizer, self.tokens) if self.tokens.vision else None
+
+    def encode(
+        self, record: Mapping[str, Any], *, name: str = "record", line: int = 0, variant: int = 0
+    ) -> Example:
         """Returns the example that a record stands for.
 
         Args:
             record: One JSON object; a key that holds null counts as missing.
             name: What messages call it.
             line: Its line in its file, from 0, which seeds what is drawn.
+            variant: In which of `format.captions.variants` ways, from 0.
 
         Raises:
             UserError: The record is not what its format asks for; the key is named.
         """
         present = {key: value for key, value in record.items() if value is not None}
         try:
-            return self._encode(present, name, line)
+            return self._encode(present, name, line, variant)
         except UserError as error:
             raise UserError(f"{name}: {error}") from None
 
-    def _encode(self, record: Mapping[str, Any], name: str, line: int) -> Example:
+    def _encode(self, record: Mapping[str, Any], name: str, line: int, variant: int) -> Example:
         kind = self.format.format
         if kind == "auto":
             kind = self._guess(record)
         if kind == "messages":
-            ids, learn = chat_ids(
-                _get(record, "messages"), self.tokenizer, template=self.format.template
-            )
-            return Example(ids=ids, learn=learn, name=name)
+            return self._chat(self._messages(_get(record, "messages")), name)
+        if kind == "captioned":
+            return self._captioned(record, name, line, variant)
+        if kind == "parts":
+            return self._document(self._parts(_get(record, "parts")), name)
         if kind == "ids":
             ids = _ids(_get(record, "ids"), self.tokens)
             return Example(ids=ids, learn=_learn(record.get("learn"), len(ids)), name=name)
         if kind == "text":
-            text = _get_text(record, "text")
-            if not text or text.isspace():
-                raise UserError("key 'text' is empty")
-            first, last = self._ends(self.tokenizer.add_bos)
-            # Not joined of pieces: of short texts that would be a tenth of the time.
-            ids = np.asarray([*first, *self._text(text), *last], np.int32)
-            learn = np.ones(len(ids), bool)
-            learn[: len(first)] = False
-            return Example(ids=ids, learn=learn, name=name)
+            return self._plain(record, name)
         body = list(self._fields(record, self._fields_of(record, line)))
         first, last = self._ends(True)
+        return Example.join([(first, False), *body, (last, True)], name=name)
+
+    def _plain(self, record: Mapping[str, Any], name: str) -> Example:
+        text = _get_text(record, "text")
+        if not text or text.isspace():
+            raise UserError("key 'text' is empty")
+        first, last = self._ends(self.tokenizer.add_bos)
+        # Not joined of pieces: of short texts that would be a tenth of the time.
+        ids = np.asarray([*first, *self._text(text), *last], np.int32)
+        learn = np.ones(len(ids), bool)
+        learn[: len(first)] = False
+        return Example(ids=ids, learn=learn, name=name)
+
+    def _captioned(self, record: Mapping[str, Any], name: str, line: int, variant: int) -> Example:
+        config = self.format.captions
+        said = captions.said(record, self._seen(record), config, share(config, line, variant))
+        if messages := [each for each in said if isinstance(each, Message)]:
+            return self._chat(messages, name)
+        return self._document([each for each in said if not isinstance(each, Message)], name)
+
+    def _chat(self, messages: Sequence[Message], name: str) -> Example:
+        ids, learn = chat_ids(
+            messages, self.tokenizer, template=self.format.template, marks=self.marks
+        )
+        return Example(ids=ids, learn=learn, name=name)
+
+    def _document(self, parts: Sequence[Part], name: str) -> Example:
+        """Returns texts and visions one after the other, all of them learnt."""
+        first, last = self._ends(True)
+        body: list[Piece] = []
+        for is_text, group in itertools.groupby(parts, lambda part: isinstance(part, str)):
+            same: list[Any] = list(group)
+            # Texts side by side are one text.
+            runs = [self._text("".join(same))] if is_text else [self._wrapped(v) for v in same]
+            body += [(run, True) for run in runs]
         return Example.join([(first, False), *body, (last, True)], name=name)
 
     def _ends(self, add_bos: bool) -> tuple[list[int], list[int]]:
@@ -93,10 +139,18 @@ class Encoder:
         if self.format.fields or self.format.fields_from_example:
             return "fields"
         # An example as it stands may keep the text that it was.
-        for kind in ("fields", "ids", "messages", "text"):
+        for kind in ("fields", "ids", "messages", "parts"):
             if kind in record:
                 return kind
-        raise UserError(f"no key 'fields', 'messages', 'text' or 'ids'; it has {_keys(record)}")
+        caption = self.format.captions.key
+        if "vision" in record and (caption in record or "question" in record):
+            return "captioned"
+        if "text" in record:
+            return "text"
+        raise UserError(
+            f"no key 'fields', 'messages', 'parts', 'text' or 'ids', nor {caption!r} beside "
+            f"'vision'; it has {_keys(record)}"
+        )
 
     def _fields_of(self, record: Mapping[str, Any], line: int) -> str:
         """Returns the fields to take of a record, such as `[question],answer`."""
@@ -152,41 +206,65 @@ class Encoder:
         return self.tokenizer.encode(text, special=self.format.special_tokens)
 
     def _vision(self, key: str, value: Any) -> Int[np.ndarray, " n"]:
-        """Returns `<vision>`, each frame's codes and its end, `</vision>`."""
-        frames = self._frames(key, value)
-        most = self.format.max_n_frames
-        if 0 < most < len(frames):
-            frames = frames[np.linspace(0, len(frames) - 1, most).astype(int)]
-        ended = np.full((len(frames), frames.shape[1] + 1), self.tokens.end_of_frame, np.int32)
-        ended[:, :-1] = frames + self.tokens.text
-        ended[-1, -1] = self.tokens.end_of_vision
-        start, end = (self.tokenizer.encode(mark) for mark in ("<vision>", "</vision>"))
-        return np.concatenate([start, ended.ravel(), end]).astype(np.int32)
-
-    def _frames(self, key: str, value: Any) -> Int[np.ndarray, "frames codes"]:
-        if not self.tokens.vision:
-            raise UserError(f"key {key!r} holds vision codes, but the model reads no vision")
-        try:
-            codes = np.asarray(value)
-        except ValueError:  # lists of unequal lengths
-            codes = np.zeros((1, 1))
-        if codes.size == 0:
-            raise UserError(f"key {key!r} holds no frame")
-        if codes.ndim != 1 or codes.dtype.kind not in "iu":
-            raise UserError(f"key {key!r} should be one flat list of whole numbers")
-        size = self.format.tokens_per_frame
-        outside = np.flatnonzero((codes < 0) | (codes >= self.tokens.codes))
-        if outside.size:
-            raise UserError(
-                f"key {key!r}: {codes[outside[0]]} at place {outside[0]} is not a code from 0 to "
-                f"{self.tokens.codes - 1}; leave ends of frames out, they are added"
-            )
+        """Returns the ids of codes under a key of LWM's."""
+        self._require_sight(key)
+        size = self.format.tokens_per_frame or LWM_TOKENS_PER_FRAME
+        codes = flat_codes(value, key)
         if len(codes) % size:
             raise UserError(
                 f"key {key!r} has {len(codes)} codes, which is no multiple of "
                 f"tokens_per_frame {size}"
             )
-        return codes.reshape(-1, size)
+        return self._wrapped(Vision(codes=codes.reshape(-1, size), is_video=False), key)
+
+    def _wrapped(self, vision: Vision, key: str = "vision") -> Int[np.ndarray, " n"]:
+        """Returns `<vision>`, each frame's codes and its end, `</vision>`."""
+        marks = self._require_sight(key)
+        try:
+            return marks.wrap(self._thinned(vision).codes)
+        except UserError as error:
+            raise UserError(f"key {key!r}: {error}") from None
+
+    def _require_sight(self, key: str) -> Marks:
+        if self.marks is None:
+            raise UserError(f"key {key!r} holds vision codes, but the model reads no vision")
+        return self.marks
+
+    def _thinned(self, vision: Vision) -> Vision:
+        """Takes frames evenly where there are more than are wanted."""
+        most, count = self.format.max_n_frames, len(vision.codes)
+        if not 0 < most < count:
+            return vision
+        kept = np.linspace(0, count - 1, most).astype(int)
+        return dataclasses.replace(
+            vision, codes=vision.codes[kept], is_video=most > 1, pixels=None, times=None
+        )
+
+    def _seen(self, record: Mapping[str, Any]) -> Vision:
+        """Returns the vision of a record or of a part."""
+        size = self.format.tokens_per_frame
+        if "frames" not in record and size is None:
+            size = LWM_TOKENS_PER_FRAME
+        return self._thinned(Vision.of(record, tokens_per_frame=size))
+
+    def _messages(self, value: Any) -> list[Message]:
+        if not isinstance(value, list) or not all(isinstance(each, Mapping) for each in value):
+            raise UserError("key 'messages' should be a list of objects with role and content")
+        size = self.format.tokens_per_frame or LWM_TOKENS_PER_FRAME
+        said = [Message.of(each, tokens_per_frame=size) for each in value]
+        return [
+            dataclasses.replace(each, parts=tuple(map(self._thinned_part, each.parts)))
+            for each in said
+        ]
+
+    def _parts(self, value: Any) -> list[Part]:
+        if not isinstance(value, list):
+            raise UserError("key 'parts' should be a list of objects with a type")
+        size = self.format.tokens_per_frame or LWM_TOKENS_PER_FRAME
+        return [self._thinned_part(part_of(each, tokens_per_frame=size)) for each in value]
+
+    def _thinned_part(self, part: Part) -> Part:
+        return self._thinned(part) if isinstance(part, Vision) else part
 
 
 def parse_fields(fields: str) -> list[tuple[str, bool]]:
@@ -209,40 +287,6 @@ def parse_fields(fields: str) -> list[tuple[str, bool]]:
             raise UserError(f"fields {fields!r}: unknown token {inner}; known: {BOS}, {EOS}")
         parsed.append((inner, not opens))
     return parsed
-
-
-def chat_ids(
-    messages: Any, tokenizer: Tokenizer, *, template: str | None = None
-) -> tuple[Int[np.ndarray, " n"], Bool[np.ndarray, " n"]]:
-    """Returns the ids of a conversation, and which are the assistant's answers or end these.
-
-    An answer runs from where a prompt for it would end to the end of its turn, that included.
-
-    Raises:
-        UserError: The messages are malformed, none is the assistant's, or the template writes
-            an answer in a conversation other than after the prompt for it.
-    """
-    if not isinstance(messages, list) or not all(isinstance(m, Mapping) for m in messages):
-        raise UserError("key 'messages' should be a list of objects with role and content")
-    whole = _parts(messages, tokenizer, template, prompt=False)
-    ids = np.asarray(tokenizer.encode_parts(whole), np.int32)
-    place = _places(whole, ids)
-    learn = np.zeros(len(ids), bool)
-    for turn, message in enumerate(messages):
-        if message["role"] != "assistant":
-            continue
-        if turn == 0:
-            raise UserError("key 'messages' starts with the assistant, who has nothing to answer")
-        prompt = _parts(messages[:turn], tokenizer, template, prompt=True)
-        part = _continued(prompt, whole, turn)
-        start = _tokens_before(prompt, part, ids, place, tokenizer)
-        answered = _parts(messages[: turn + 1], tokenizer, template, prompt=False)
-        if _end(answered, part, tokenizer) is None or (end := _end(whole, part, tokenizer)) is None:
-            raise UserError(f"the chat template does not end the turn of message {turn}")
-        learn[start : place[end] + 1] = True
-    if not learn.any():
-        raise UserError("key 'messages' has no answer of the assistant to learn")
-    return ids, learn
 
 
 def _ids(value: Any, tokens: TokenSpace) -> Int[np.ndarray, " n"]:
@@ -276,83 +320,6 @@ def _flat(value: Any) -> np.ndarray | None:
     except (ValueError, OverflowError):
         return None
     return array if array.ndim == 1 and array.size else None
-
-
-Parts = Sequence[str | int]
-
-
-class _Recorder(Tokenizer):
-    """Keeps the parts that it is asked to encode.
-
-    With it `render_chat` stays the only place that knows templates, and the parts of a prompt
-    can be had without cutting a long document into tokens once for each turn.
-    """
-
-    parts: Parts = ()
-
-    def encode_parts(self, parts: Sequence[str | int]) -> list[int]:
-        self.parts = [part for part in parts if part != ""]
-        return []
-
-
-def _parts(
-    messages: Sequence[Message], tokenizer: Tokenizer, template: str | None, *, prompt: bool
-) -> Parts:
-    """Returns a conversation as text and special tokens."""
-    own = {f.name: getattr(tokenizer, f.name) for f in dataclasses.fields(tokenizer)}
-    recorder = _Recorder(**own)
-    render_chat(messages, recorder, template=template, add_generation_prompt=prompt)
-    return recorder.parts
-
-
-def _places(parts: Parts, ids: Int[np.ndarray, " n"]) -> dict[int, int]:
-    """Returns at which token each part that is an id stands: text never yields such an id."""
-    given = {number: part for number, part in enumerate(parts) if isinstance(part, int)}
-    found = np.flatnonzero(np.isin(ids, list(given.values())))
-    assert ids[found].tolist() == list(given.values())
-    return dict(zip(given, found.tolist(), strict=True))
-
-
-def _continued(prompt: Parts, whole: Parts, turn: int) -> int:
-    """Returns the part of the conversation in which an answer starts."""
-    if not prompt:
-        return 0
-    *before, last = prompt
-    if list(whole[: len(before)]) == before and len(whole) > len(before):
-        there = whole[len(before)]
-        if isinstance(last, str) and isinstance(there, str) and there.startswith(last):
-            return len(before)
-        if there == last:
-            return len(prompt)
-    raise UserError(
-        f"the chat template does not write message {turn} after the prompt for it; "
-        "give one that does, or only the last answer's turns"
-    )
-
-
-def _tokens_before(
-    prompt: Parts,
-    part: int,
-    ids: Int[np.ndarray, " n"],
-    place: dict[int, int],
-    tokenizer: Tokenizer,
-) -> int:
-    """Counts the tokens before an answer that starts in a part.
-
-    A token that is half prompt, half answer counts as the answer's.
-    """
-    context = [i for i in prompt[max(0, part - 1) : part] if isinstance(i, int)]
-    first = place[part - 1] + 1 if context else 0
-    lead = tokenizer.encode_parts([*context, *prompt[part:]])[len(context) :]
-    there = ids[first : first + len(lead)]
-    same = there == np.asarray(lead[: len(there)], np.int32)
-    return first + (int(np.argmin(same)) if not same.all() else len(there))
-
-
-def _end(parts: Parts, start: int, tokenizer: Tokenizer) -> int | None:
-    """Returns the first part from `start` on that ends a turn."""
-    ends = (n for n, part in enumerate(parts) if n >= start and part in tokenizer.eos_ids)
-    return next(ends, None)
 
 
 def _is_vision(key: str, value: Any) -> bool:

@@ -7,11 +7,41 @@ from lwm.errors import UserError
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Captions:
+    """How an image or a video and its caption become an example."""
+
+    key: str = "caption"
+    """The key of the caption."""
+    vision_first: float = 0.5
+    """Share of the examples that tell what is seen; in the others it is drawn from the caption."""
+    dropped: float = 0.1
+    """Share of what is drawn that has no caption: what guidance leads away from."""
+    chat: bool = True
+    """As a question and its answer, which is learnt; else one after the other, both learnt."""
+    variants: int = 1
+    """In how many ways each record stands in one pass over the data: their shares are those asked
+    for, for each record. 1 where data are seen once, about 20 where they are seen often."""
+
+    def __post_init__(self):
+        """Refuses what are no shares.
+
+        Raises:
+            UserError: The value.
+        """
+        for name in ("vision_first", "dropped"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise UserError(f"{name} {getattr(self, name)} is a share: from 0 to 1")
+        if self.variants < 1:
+            raise UserError(f"variants {self.variants} must be at least 1")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class ExampleFormat:
     """How records become examples."""
 
-    format: Literal["auto", "fields", "messages", "text", "ids"] = "auto"
-    """What a record holds: LWM's fields, a chat, a text, or ids; auto tells each by its keys."""
+    format: Literal["auto", "fields", "messages", "parts", "captioned", "text", "ids"] = "auto"
+    """What a record holds: LWM's fields, a chat, a document of texts and pictures, a picture and
+    its caption, a text, or ids; auto tells each by its keys."""
     fields: str = ""
     """Keys to lay end to end, such as `[question+hint],answer`: `+` joins texts, brackets keep
     a field from being learnt, `<|bos|>` and `<|eos|>` are the tokens."""
@@ -31,8 +61,9 @@ class ExampleFormat:
     """Take names of special tokens in texts as the tokens; by default they are plain letters."""
     template: str | None = None
     """`lwm` or Jinja source in place of the model's own chat template."""
-    tokens_per_frame: int = 256
-    """Vision codes in a frame."""
+    captions: Captions = Captions()
+    tokens_per_frame: int | None = None
+    """Vision codes in a frame; by default what a record says under `frames`, else LWM's 256."""
     max_n_frames: int = 0
     """Take at most so many frames of a video, evenly spaced; 0 is all."""
 
@@ -44,9 +75,10 @@ class ExampleFormat:
         """
         if self.fields and self.fields_from_example:
             raise UserError("give fields or fields_from_example, not both")
-        if self.format in ("messages", "text", "ids") and (self.fields or self.fields_from_example):
+        named = self.fields or self.fields_from_example
+        if named and self.format not in ("auto", "fields"):
             raise UserError(f"fields are of no use to the format {self.format!r}")
-        if self.tokens_per_frame < 1:
+        if self.tokens_per_frame is not None and self.tokens_per_frame < 1:
             raise UserError(f"tokens_per_frame {self.tokens_per_frame} must be at least 1")
         if self.max_n_frames < 0:
             raise UserError(f"max_n_frames {self.max_n_frames} must be 0 (all) or above")

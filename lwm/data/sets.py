@@ -7,11 +7,14 @@ from pathlib import Path
 from lwm.data.corpus import Corpus
 from lwm.data.fields import Encoder
 from lwm.data.format import ExampleFormat
+from lwm.data.media_coder import fingerprint
+from lwm.data.media_set import SUMMARY as MEDIA_SUMMARY, MediaSummary
 from lwm.data.shards import is_shards, open_shards
 from lwm.data.sources import Source, open_source
 from lwm.data.stream import Examples
 from lwm.data.tokenizer import Tokenizer
 from lwm.errors import UserError
+from lwm.model.vqgan import VQGAN
 from lwm.tokens import TokenSpace
 
 _BOOKS, _SHIPPED = "books:", "shipped:"
@@ -47,7 +50,8 @@ def open_records(files: tuple[str, ...]) -> Source:
 
     Args:
         files: Paths and patterns as for `open_source`; `books:train` and `books:held-out`, which
-            are fetched; `shipped:` and the name or pattern of texts that come with the package.
+            are fetched; `shipped:` and the name or pattern of texts that come with the package;
+            `shipped:clips`, 64 captioned clips.
 
     Raises:
         UserError: Something is missing or empty, or shards of tokens are among the files.
@@ -74,6 +78,25 @@ def texts(files: tuple[str, ...], *, most: int) -> Iterator[str]:
             most -= len(text)
         if most <= 0:
             return
+
+
+def require_codes_of(files: tuple[str, ...], vqgan: VQGAN) -> None:
+    """Refuses records whose codes another VQGAN made: they would mean other pictures.
+
+    Records that do not say what made them are let pass.
+
+    Raises:
+        UserError: The folder is named.
+    """
+    for path in (Path(each) for file in files for each in _found(file)):
+        if not (path / MEDIA_SUMMARY).is_file():
+            continue
+        made_by = MediaSummary.read(path).codebook
+        if made_by.fingerprint != fingerprint(vqgan):
+            raise UserError(
+                f"the codes of {path} were made by another VQGAN, {made_by.source}; give that one, "
+                "or tokenize again"
+            )
 
 
 def open_data(
@@ -146,11 +169,15 @@ def _found(file: str) -> list[str | Path]:
 
 
 def _shipped(pattern: str) -> list[str | Path]:
+    if pattern == "clips":
+        from lwm.data.shipped_clips import tokenized_clips
+
+        return [tokenized_clips()]
     there = {path.relative_to(_ASSETS).as_posix(): path for path in _ASSETS.rglob("*.txt")}
     # Only the name is a pattern: the folder that the package lies in may hold brackets.
     matched = sorted(fnmatch.filter(there, pattern))
     if not matched:
-        known = ", ".join(f"{_SHIPPED}{name}" for name in sorted(there))
+        known = ", ".join(f"{_SHIPPED}{name}" for name in [*sorted(there), "clips"])
         raise UserError(f"{_SHIPPED}{pattern} does not exist; there are {known}")
     return [there[name] for name in matched]
 

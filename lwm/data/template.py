@@ -1,15 +1,22 @@
 """Conversations to ids, in the model's own format or in LWM's.
 
 What a user says is text and never more: a special token typed into a message stays the letters it
-is made of, whatever the template does with the message.
+is made of, whatever the template does with the message. An image or a video stands between the
+same marks in every format; text around it is cut as around a special token.
 """
 
 import functools
 import json
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
+import numpy as np
+from jaxtyping import Int
+
+from lwm.data.marks import Marks
+from lwm.data.message import Message, Part, Vision
 from lwm.data.tokenizer import Tokenizer
 from lwm.errors import UserError
 
@@ -20,44 +27,124 @@ LWM_SYSTEM = "You are a helpful assistant."
 # the rendered text, while the template may still strip or search the message. Unicode guarantees
 # that no text uses it.
 _BREAK = "\ufdd1"
-_ROLES = ("system", "user", "assistant", "tool")
+# Such as "\ufdd212\ufdd3": where in the rendered text the vision with this number stands.
+_SHOWN = re.compile("\ufdd2([0-9]+)\ufdd3")
+_RESERVED = re.compile("[\ufdd1-\ufdd3]")
 
-Message = Mapping[str, Any]
+Said = Message | Mapping[str, Any]
+"""A message, or the same as JSON has it."""
 
 
 def render_chat(
+    messages: Sequence[Said],
+    tokenizer: Tokenizer,
+    *,
+    template: str | None = None,
+    add_generation_prompt: bool = True,
+    marks: Marks | None = None,
+) -> list[int]:
+    """Returns the ids of a conversation, up to where the assistant is to answer.
+
+    Args:
+        messages: The turns.
+        tokenizer: The model's.
+        template: "lwm", Jinja source, or None for the model's own (LWM's where it has none).
+        add_generation_prompt: Whether the assistant is to answer.
+        marks: What stands around the frames of images and videos, if the model sees any.
+
+    Raises:
+        UserError: There is nothing to render, the template cannot, or there is an image that the
+            model cannot see.
+    """
+    said = [Message.of(message) for message in messages]
+    parts = chat_parts(
+        said, tokenizer, template=template, add_generation_prompt=add_generation_prompt
+    )
+    ids = np.asarray(tokenizer.encode_parts(parts), np.int32)
+    return insert_visions(ids, said, marks)[0].tolist()
+
+
+def chat_parts(
     messages: Sequence[Message],
     tokenizer: Tokenizer,
     *,
     template: str | None = None,
     add_generation_prompt: bool = True,
-) -> list[int]:
-    """Returns the ids of a conversation, up to where the assistant is to answer.
+) -> list[str | int]:
+    """Returns a conversation as text and ids; vision n of it, from 0 on, stands there as -1 - n.
 
-    `template` is "lwm", Jinja source, or None for the model's own (LWM's where it has none).
+    Raises:
+        UserError: See `render_chat`.
     """
-    _check(messages)
+    if not messages:
+        raise UserError("the conversation is empty: give at least one message")
     template = template or tokenizer.chat_template or LWM
     if template == LWM:
-        return tokenizer.encode_parts(_lwm_parts(messages, tokenizer, add_generation_prompt))
+        return _lwm_parts(messages, tokenizer, add_generation_prompt)
     if "{" not in template:
         raise UserError(f"unknown chat template {template!r}: give 'lwm' or Jinja source")
     text = _render(messages, tokenizer, template, add_generation_prompt)
-    parts = tokenizer.split(text)
-    return tokenizer.encode_parts(
-        [part.replace(_BREAK, "") if isinstance(part, str) else part for part in parts]
-    )
+    parts: list[str | int] = []
+    for part in tokenizer.split(text):
+        if isinstance(part, int):
+            parts.append(part)
+            continue
+        texts = _SHOWN.split(part.replace(_BREAK, ""))
+        pairs = enumerate(texts)
+        parts += [-1 - int(piece) if place % 2 else piece for place, piece in pairs if piece]
+    shown = [part for part in parts if isinstance(part, int) and part < 0]
+    if shown != [-1 - n for n in range(sum(len(message.visions) for message in messages))]:
+        raise UserError("the chat template does not write each image once, in order; use 'lwm'")
+    return parts
 
 
-def _check(messages: Sequence[Message]) -> None:
-    if not messages:
-        raise UserError("the conversation is empty: give at least one message")
-    for message in messages:
-        role, content = message.get("role"), message.get("content")
-        if role not in _ROLES:
-            raise UserError(f"unknown role {role!r} in a message; roles are {', '.join(_ROLES)}")
-        if not isinstance(content, str):
-            raise UserError(f"the content of a {role} message should be text, not {content!r}")
+def insert_visions(
+    ids: Int[np.ndarray, " n"], messages: Sequence[Message], marks: Marks | None
+) -> tuple[Int[np.ndarray, " m"], Int[np.ndarray, " n"]]:
+    """Puts images and videos where -1 - n stands for the n-th of a conversation.
+
+    Returns:
+        The ids, and how many of them each of the given ones became.
+
+    Raises:
+        UserError: The model sees none, or a code is not in its codebook.
+    """
+    visions = [vision for message in messages for vision in message.visions]
+    counts = np.ones(len(ids), np.int64)
+    if not visions:
+        return ids, counts
+    if marks is None:
+        raise UserError(f"a message holds a {visions[0].kind}, but the model reads no vision")
+    runs: list[np.ndarray] = []
+    end = 0
+    for place in np.flatnonzero(ids < 0):
+        wrapped = marks.wrap(visions[-1 - ids[place]].codes)
+        runs += [ids[end:place], wrapped]
+        counts[place], end = len(wrapped), place + 1
+    return np.concatenate([*runs, ids[end:]]), counts
+
+
+class _Written:
+    """Text and ids on their way: neighbouring texts are one, and visions are numbered."""
+
+    def __init__(self, *start: str | int | None):
+        self.parts: list[str | int] = [part for part in start if part is not None]
+        self._count = 0
+
+    def say(self, text: str) -> None:
+        if self.parts and isinstance(self.parts[-1], str):
+            text = self.parts.pop() + text  # type: ignore[operator]
+        self.parts += [text] if text else []
+
+    def show(self) -> None:
+        """Adds a vision; what ends in a role's colon or in a line is not parted from it."""
+        if self.parts and isinstance(self.parts[-1], str):
+            self.parts[-1] = self.parts[-1].rstrip(" ")
+        self._count += 1
+        self.parts.append(-self._count)
+
+    def end(self, token: int | None) -> None:
+        self.parts += [] if token is None else [token]
 
 
 def _lwm_parts(
@@ -66,24 +153,46 @@ def _lwm_parts(
     """Returns LWM's format, with each answer ended by `</s>`.
 
     LWM published the prompt of one turn only. Its loader ends an example with `</s>` and encodes
-    what follows one as a text of its own, which is Vicuna's format; that is what is done here.
+    what follows one as a text of its own, which is Vicuna's format; that is what is done here. As
+    in its script for chats about video, a question stands on a line of its own before what it is
+    about.
     """
-    parts: list[str | int] = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
+    written = _Written(tokenizer.bos_id)
     turns = list(messages)
-    system = turns.pop(0)["content"] if turns[0]["role"] == "system" else LWM_SYSTEM
-    text = f"{system} " if system else ""
+    system = _only_text(turns.pop(0)) if turns[0].role == "system" else LWM_SYSTEM
+    written.say(f"{system} " if system else "")
     for turn in turns:
-        if turn["role"] == "user":
-            text += f"USER: {turn['content']} "
-        elif turn["role"] == "assistant":
-            parts.append(f"{text}ASSISTANT: {turn['content']}")
-            parts += [] if tokenizer.eos_id is None else [tokenizer.eos_id]
-            text = ""
+        if turn.role not in ("user", "assistant"):
+            raise UserError(f"LWM's format has no {turn.role} message after the first")
+        written.say("USER: " if turn.role == "user" else "ASSISTANT: ")
+        for part in _laid_out(turn):
+            written.show() if isinstance(part, Vision) else written.say(part)
+        if turn.role == "user":
+            written.say(" ")
         else:
-            raise UserError(f"LWM's format has no {turn['role']} message after the first")
+            written.end(tokenizer.eos_id)
     if add_generation_prompt:
-        text += "ASSISTANT:"
-    return [part for part in [*parts, text.rstrip(" ")] if part != ""]
+        written.say("ASSISTANT:")
+    if written.parts and isinstance(written.parts[-1], str):
+        written.parts[-1] = written.parts[-1].rstrip(" ")
+    return [part for part in written.parts if part != ""]
+
+
+def _laid_out(turn: Message) -> Iterator[Part]:
+    """Yields the parts of a turn; what a user asks stands on a line of its own before a picture."""
+    before = ""
+    for part in turn.parts:
+        shows = isinstance(part, Vision)
+        if shows and turn.role == "user" and before and not before[-1].isspace():
+            yield "\n"
+        yield part
+        before = "" if shows else part
+
+
+def _only_text(message: Message) -> str:
+    if message.visions:
+        raise UserError(f"a {message.role} message holds text only, in LWM's format")
+    return message.text
 
 
 def _render(
@@ -94,7 +203,16 @@ def _render(
 ) -> str:
     names = {"bos_token": tokenizer.bos_id, "eos_token": tokenizer.eos_id}
     named = {name: tokenizer.text_of(i) for name, i in names.items() if i is not None}
-    shown = [{"role": m["role"], "content": _broken(m["content"], tokenizer)} for m in messages]
+    shown, count = [], 0
+    for message in messages:
+        content = ""
+        for part in _laid_out(message):
+            if isinstance(part, Vision):
+                content += f"\ufdd2{count}\ufdd3"
+                count += 1
+            else:
+                content += _broken(part, tokenizer)
+        shown.append({"role": message.role, "content": content})
     compiled = _compile(template)
     try:
         return compiled.render(
@@ -110,7 +228,7 @@ def _render(
 
 
 def _broken(content: str, tokenizer: Tokenizer) -> str:
-    content = content.replace(_BREAK, "\ufffd")
+    content = _RESERVED.sub("\ufffd", content)
     pattern = tokenizer.backend.special_pattern
     if pattern is None:
         return content

@@ -94,6 +94,8 @@ def run(
         UserError: Nothing can be read, or see `write_shards`.
     """
     require_share(max_bad_share)
+    if format.captions.variants > 1:
+        raise UserError("variants are of use where records are read many times; train on these")
     source, opened, space = open_data(files, model=model, tokenizer=tokenizer, codes=codes)
     encoder = Encoder(tokenizer=opened, tokens=space, format=format)
     with waiting("tokenizing", "records") as tell:

@@ -14,7 +14,8 @@ from lwm.data.files import need, reading
 from lwm.data.fitting import colour, image_module
 from lwm.errors import UserError
 
-_IMAGES = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
+IMAGES = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
+VIDEOS = (".mp4", ".gif", ".webp")
 _QUALITY = 95
 _CRF = "18"
 """x264's quality at which few see a difference."""
@@ -34,10 +35,9 @@ def write_video(path: str | Path, pixels: UInt8[np.ndarray, "N R C 3"], fps: flo
         raise UserError(f"there is no frame to write to {path}")
     if not 0.001 <= fps <= 1000:
         raise UserError(f"fps is {fps}; give 0.001 to 1000")
-    writers = {".mp4": _write_mp4, ".gif": _write_gif, ".webp": _write_webp}
-    write = writers.get(path.suffix.lower())
-    if write is None:
-        raise UserError(f"{path} ends in none of {', '.join(writers)}")
+    if path.suffix.lower() not in VIDEOS:
+        raise UserError(f"{path} ends in none of {', '.join(VIDEOS)}")
+    write = {".mp4": _write_mp4, ".gif": _write_gif, ".webp": _write_webp}[path.suffix.lower()]
     with _whole(path) as part:
         write(part, pixels, fps)
 
@@ -49,9 +49,9 @@ def write_image(path: str | Path, pixels: UInt8[np.ndarray, "R C 3"]) -> None:
         UserError: The ending is another, or the file cannot be written.
     """
     path = Path(path)
-    kind = _IMAGES.get(path.suffix.lower())
+    kind = IMAGES.get(path.suffix.lower())
     if kind is None:
-        raise UserError(f"{path} ends in none of {', '.join(_IMAGES)}")
+        raise UserError(f"{path} ends in none of {', '.join(IMAGES)}")
     image = image_module().fromarray(pixels)
     with _whole(path) as part:
         image.save(part, kind, quality=_QUALITY)

@@ -35,8 +35,8 @@ class StrayTokenizer(Tokenizer):
 
 
 class EarlyEncoder(Encoder):
-    def encode(self, record, *, name="record", line=0) -> Example:
-        return super().encode(record, name=name, line=line - 1)
+    def encode(self, record, *, name="record", line=0, variant=0) -> Example:
+        return super().encode(record, name=name, line=line - 1, variant=variant)
 
 
 def remade(kind, thing):

@@ -1,0 +1,30 @@
+"""The captioned clips that come with the package, as codes that are made when first asked for."""
+
+from pathlib import Path
+
+from lwm.catalog import cache_folder
+from lwm.convert.vqgan import SHIPPED
+from lwm.data.media_coder import Coder
+from lwm.data.media_inputs import open_items
+from lwm.data.media_read import Sampling
+from lwm.data.media_set import SUMMARY
+from lwm.data.media_shards import MediaJob, write_media
+
+CLIPS = Path(__file__).parents[1] / "assets" / "clips"
+FRAMES = 4
+"""Of each clip."""
+
+
+def tokenized_clips() -> Path:
+    """Returns the folder of the shards, for the VQGAN that comes with the package.
+
+    Raises:
+        UserError: The cache cannot be written, or a package that reads pictures is missing.
+    """
+    coder = Coder(SHIPPED)
+    folder = cache_folder() / "clips" / coder.codebook.fingerprint[:16]
+    if not (folder / SUMMARY).is_file():
+        sampling = Sampling(resolution=coder.codebook.resolution, max_frames=FRAMES)
+        items = open_items((str(CLIPS / "captions.jsonl"),))
+        write_media(MediaJob.of(items, sampling, coder.codebook, folder, 1), coder)
+    return folder
