@@ -15,7 +15,7 @@ __version__ = "0.1.0"
 # its help without JAX.
 _PUBLIC = {
     "load": "lwm.loading",
-    "LanguageModel": "lwm.generate.chat",
+    "LanguageModel": "lwm.generate.language_model",
     "Conversation": "lwm.generate.chat",
     "Writing": "lwm.generate.writing",
     "UserError": "lwm.errors",

@@ -1,42 +1,26 @@
 """The command line. It imports JAX only when a command needs it, so that help comes at once."""
 
-import dataclasses
 import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import tyro
 
+from lwm.cli_common import Flat, Model, Placing
 from lwm.cli_convert import convert
+from lwm.cli_generate import generate_image, generate_text, generate_video
 from lwm.cli_media import data_show, eval_vqgan, tokenize
 from lwm.cli_plan import plan
 from lwm.data.format import ExampleFormat
 from lwm.errors import UserError
 from lwm.eval.needle_config import NeedleConfig
+from lwm.generate.drawing import CHAT, Drawings
 from lwm.generate.writing import Writing
-from lwm.model.config import NOTHING_GIVEN, Given
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Placing:
-    """Where and how a model is loaded."""
-
-    mesh: str = "1,1,1,1"
-    """Devices: dp,fsdp,tp,sp such as 1,1,4,1 (one -1 is inferred), or tp=4."""
-    dtype: Literal["float32", "bfloat16", "int8"] = "float32"
-    """What weights are stored and computed in; int8 is stored so, and computed in float32."""
-    template: str | None = None
-    """`lwm` or Jinja source in place of the model's own chat template."""
-    # Without a name it has no group of its own in the help.
-    given: Annotated[Given, tyro.conf.arg(name="")] = NOTHING_GIVEN
-    """What the model's files do not say."""
-
 
 Question = Annotated[str | None, tyro.conf.Positional]
-Model = Annotated[str, tyro.conf.Positional]
-Flat = tyro.conf.OmitArgPrefixes
+Files = Annotated[tuple[Path, ...], tyro.conf.UseAppendAction]
 
 
 def chat(
@@ -45,6 +29,12 @@ def chat(
     /,
     *,
     document: Path | None = None,
+    image: Files = (),
+    video: Files = (),
+    max_frames: int = 8,
+    fps: float | None = None,
+    out: Path | None = None,
+    drawings: Annotated[Drawings, tyro.conf.arg(name="")] = CHAT,
     writing: Flat[Writing] = Writing(),
     placing: Flat[Placing] = Placing(),
 ) -> None:
@@ -54,43 +44,35 @@ def chat(
         model: A name from `lwm models`, a Hugging Face folder, a GGUF file, or a hub's org/name.
         question: What to ask.
         document: A text file to ask about.
+        image: An image to ask about; give it again for more.
+        video: A video to ask about; give it again for more.
+        max_frames: Take at most so many frames of a video, evenly spaced; 0 is all.
+        fps: Take the frames shown at each 1/fps seconds.
+        out: Let the answer hold images and videos too, and save them in this folder.
+        drawings: How images and videos are drawn.
         writing: How the answer is written.
         placing: Where the model is loaded.
     """
-    from lwm.talk import answer, open_model, read_document, talk
+    from lwm.talk import Talk, open_model, read_document
 
     text = None if document is None else read_document(document)
-    opened = open_model(model, placing)
+    if max_frames < 0:
+        raise UserError(f"--max-frames {max_frames} must be 0 (all) or above")
+    talk = Talk(
+        open_model(model, placing),
+        document=text,
+        writing=writing,
+        out=out,
+        drawings=drawings,
+        max_frames=max_frames or None,
+        fps=fps,
+    )
+    for file in (*image, *video):
+        talk.see(file)
     if question is None:
-        talk(opened, document=text, writing=writing)
+        talk.run()
     else:
-        answer(opened, question, document=text, writing=writing)
-
-
-def generate_text(
-    model: Model,
-    prompts: Annotated[tuple[str, ...], tyro.conf.Positional] = (),
-    /,
-    *,
-    prompts_from: Path | None = None,
-    out: Path | None = None,
-    writing: Flat[Writing] = Writing(),
-    placing: Flat[Placing] = Placing(),
-) -> None:
-    """Continues texts; several are written together, each as if it were alone.
-
-    Args:
-        model: A name from `lwm models`, a Hugging Face folder, a GGUF file, or a hub's org/name.
-        prompts: The texts.
-        prompts_from: A file of more: a text a line, or JSONL with the field `prompt`.
-        out: A JSONL file for prompt, text, ids, logprobs and finish_reason of each, in place of
-            the text alone on stdout.
-        writing: How the texts are written.
-        placing: Where the model is loaded.
-    """
-    from lwm.write import generate
-
-    generate(model, prompts, prompts_from=prompts_from, out=out, writing=writing, placing=placing)
+        talk.answer(question)
 
 
 def eval_needle(
@@ -247,7 +229,7 @@ Command = Callable[..., None]
 COMMANDS: dict[str, Command | dict[str, Command]] = {
     "demo": demo,
     "chat": chat,
-    "generate": {"text": generate_text},
+    "generate": {"text": generate_text, "image": generate_image, "video": generate_video},
     "eval": {"needle": eval_needle, "vqgan": eval_vqgan},
     "tokenize": tokenize,
     "data": {"check": data_check, "tokenize": data_tokenize, "show": data_show},
@@ -257,7 +239,7 @@ COMMANDS: dict[str, Command | dict[str, Command]] = {
     "convert": convert,
 }
 GROUPS = {
-    "generate": "Writes: `lwm generate text`.",
+    "generate": "Writes and draws: `lwm generate text`, `lwm generate image`, `… video`.",
     "eval": "Measures: `lwm eval needle`, `lwm eval vqgan`.",
     "data": "Prepares training data: `lwm data check`, `lwm data tokenize`, `lwm data show`.",
     "train": "Trains a model by a recipe: `lwm train debug`.",

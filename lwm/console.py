@@ -5,6 +5,8 @@ import signal
 from collections.abc import Callable, Iterator
 from types import FrameType
 
+import numpy as np
+from jaxtyping import UInt8
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -35,6 +37,50 @@ def waiting(what: str, unit: str = "") -> Iterator[Report]:
     ) as bar:
         task = bar.add_task(what, total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+class Preview:
+    """Shows pictures side by side in a terminal, each in the place of the one before."""
+
+    def __init__(self, count: int):
+        """Prepares for so many side by side; where stderr is no terminal, nothing is shown."""
+        self._console = Console(stderr=True)
+        self._shown: list[np.ndarray | None] = [None] * count
+        self._lines = 0
+
+    def __enter__(self) -> "Preview":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def show(self, place: int, pixels: UInt8[np.ndarray, "R R 3"]) -> None:
+        """Shows a picture in one of the places."""
+        if not self._console.is_terminal:
+            return
+        self._shown[place] = pixels
+        blank = np.zeros_like(pixels)
+        row = np.concatenate([blank if p is None else p for p in self._shown], axis=1)
+        text = half_blocks(row, width=min(self._console.width, 40 * len(self._shown)))
+        up = f"\x1b[{self._lines}A" if self._lines else ""
+        self._console.file.write(f"{up}{text}\n")
+        self._lines = text.count("\n") + 1
+
+
+def half_blocks(pixels: UInt8[np.ndarray, "H W 3"], *, width: int) -> str:
+    """Draws a picture with coloured half blocks: two pixels, one above the other, a character."""
+    high, wide, _ = pixels.shape
+    rows = max(2, round(high * width / wide) // 2 * 2)
+    down = (np.arange(rows) * high // rows)[:, None]
+    small = pixels[down, np.arange(width) * wide // width]
+    lines = []
+    for upper, lower in zip(small[::2], small[1::2], strict=True):
+        blocks = (
+            f"\x1b[38;2;{a[0]};{a[1]};{a[2]}m\x1b[48;2;{b[0]};{b[1]};{b[2]}m▀"
+            for a, b in zip(upper, lower, strict=True)
+        )
+        lines.append("".join(blocks) + "\x1b[0m")
+    return "\n".join(lines)
 
 
 class Interruptible:

@@ -16,12 +16,13 @@ import lwm
 from lwm.errors import UserError
 from lwm.eval.needle import small_run
 from lwm.eval.report import Report
-from lwm.generate.chat import Conversation, LanguageModel
+from lwm.generate.chat import Conversation
+from lwm.generate.language_model import LanguageModel
 from lwm.generate.writing import Writing
 from lwm.talk import open_model, watched
 
 if TYPE_CHECKING:
-    from lwm.cli import Placing
+    from lwm.cli_common import Placing
 
 QUESTIONS = (
     "What is the capital of France?",

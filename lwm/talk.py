@@ -1,22 +1,28 @@
-"""What `lwm chat` does: opens a model with a bar to watch, and talks in a terminal."""
+"""What `lwm chat` does: opens a model with a bar to watch, talks, looks and draws."""
 
 import contextlib
 import sys
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lwm import catalog
 from lwm.console import Interruptible, waiting
+from lwm.data.files import reading
+from lwm.data.message import Message, Part
 from lwm.errors import UserError
-from lwm.generate.chat import Conversation, LanguageModel
+from lwm.generate.chat import Conversation
+from lwm.generate.drawing import CHAT, Drawings
+from lwm.generate.language_model import LanguageModel
+from lwm.generate.parts import Frame
 from lwm.generate.writing import Writing
 from lwm.loading import find, load
 
 if TYPE_CHECKING:
-    from lwm.cli import Placing
+    from lwm.cli_common import Placing
 
 HELP = "Ctrl-C stops an answer, Ctrl-D leaves, /clear forgets the conversation."
+HELP_SEEING = "/image FILE and /video FILE look at one; the next question is about it."
 
 
 def open_model(name: str, placing: "Placing") -> LanguageModel:
@@ -31,6 +37,7 @@ def open_model(name: str, placing: "Placing") -> LanguageModel:
             mesh=placing.mesh,
             dtype=placing.dtype,
             template=placing.template,
+            vqgan=placing.vqgan,
             given=placing.given,
             progress=report,
         )
@@ -53,64 +60,148 @@ def read_document(path: Path) -> str:
     return text
 
 
-def answer(model: LanguageModel, question: str, *, document: str | None, writing: Writing) -> None:
-    """Answers one question on stdout."""
-    _say(Conversation(model, document=document), question, writing)
+class Talk:
+    """A conversation in a terminal: what is typed, what is looked at, and what is answered."""
 
+    def __init__(
+        self,
+        model: LanguageModel,
+        *,
+        document: str | None = None,
+        writing: Writing = Writing(),
+        out: Path | None = None,
+        drawings: Drawings = CHAT,
+        max_frames: int | None = 8,
+        fps: float | None = None,
+    ):
+        """Starts without a turn.
 
-def talk(model: LanguageModel, *, document: str | None, writing: Writing) -> None:
-    """Answers questions from stdin until it ends; on a terminal, with line editing."""
-    interactive = sys.stdin.isatty()
-    if interactive:
-        # Loading it gives `input` a history and cursor keys.
-        import readline  # noqa: F401
+        Args:
+            model: Who answers.
+            document: A text that is put before the first question.
+            writing: How answers are written.
+            out: A folder for what is drawn; None: answers are text only.
+            drawings: How it is drawn.
+            max_frames: Of a video that is looked at; None is all.
+            fps: See `LanguageModel.see`.
 
-        print(f"{model.name} is listening. {HELP}", file=sys.stderr)
-    conversation = Conversation(model, document=document)
-    while True:
-        try:
-            question = input("> " if interactive else "").strip()
-        except EOFError:
-            return
-        except KeyboardInterrupt:
-            print(f"\n{HELP}", file=sys.stderr)
-            continue
-        if question == "/clear":
-            conversation.clear()
-        elif question:
+        Raises:
+            UserError: The model cannot draw, or the folder cannot be written.
+        """
+        self._model, self._writing, self._out = model, writing, out
+        self._max_frames, self._fps = max_frames, fps
+        draws = None if out is None else drawings
+        self.conversation = Conversation(model, document=document, drawings=draws)
+        self._seen: list[Part] = []
+        self._drawn = 0
+        if out is not None:
+            with reading(out, "written"):
+                out.mkdir(parents=True, exist_ok=True)
+
+    def see(self, file: str | Path) -> None:
+        """Looks at an image or a video, which the next question is about, and says what it takes.
+
+        Raises:
+            UserError: It cannot be read, the model sees nothing, or there is no room for it.
+        """
+        model = self._model
+        vision = model.see(Path(file), max_frames=self._max_frames, fps=self._fps)
+        size = len(model.marks.wrap(vision.codes))
+        turns = [*self.conversation.messages, Message("user", (*self._seen, vision))]
+        used = len(self.conversation.ids(turns))
+        room = model.context - self._writing.max_tokens - used
+        frame = model.vision.tokens_per_frame + 1
+        frames = len(vision.codes)
+        what = f"{file}: {frames} frame{'s' * (frames > 1)}, {size:,} tokens"
+        if room < 0:
+            fit = max(0, frames - -(-room // -frame))
+            raise UserError(
+                f"{what}; with what was said before and an answer of {self._writing.max_tokens:,} "
+                f"that is {-room:,} more than the context of {model.context:,}: {fit} frames fit; "
+                "lower --max-frames or --max-tokens"
+            )
+        self._seen.append(vision)
+        print(f"{what}; {max(0, room // frame):,} more frames would fit", file=sys.stderr)
+
+    def answer(self, question: str) -> None:
+        """Answers one question on stdout, about what was looked at since the last one.
+
+        Raises:
+            KeyboardInterrupt: Ctrl-C was pressed; the conversation is kept as far as it went.
+            UserError: It does not fit.
+        """
+        parts = [question, *self._seen]
+        with (
+            Interruptible() as user,
+            contextlib.closing(
+                watched(self.conversation, parts, self._writing, check=user.check)
+            ) as pieces,
+        ):
+            for piece in pieces:
+                if isinstance(piece, str):
+                    print(piece, end="", flush=True)
+                elif piece.is_last:
+                    print(" [drawn] ", end="", flush=True)
+                user.check()
+        self._seen = []
+        print()
+        self._save()
+        if self.conversation.was_cut:
+            print(f"[cut at {self._writing.max_tokens} tokens; see --max-tokens]", file=sys.stderr)
+
+    def run(self) -> None:
+        """Answers questions from stdin until it ends; on a terminal, with line editing."""
+        interactive = sys.stdin.isatty()
+        if interactive:
+            # Loading it gives `input` a history and cursor keys.
+            import readline  # noqa: F401
+
+            print(f"{self._model.name} is listening. {HELP}", file=sys.stderr)
+            if self._model.llama.config.tokens.vision:
+                print(HELP_SEEING, file=sys.stderr)
+        while True:
             try:
-                _say(conversation, question, writing)
+                line = input("> " if interactive else "").strip()
+            except EOFError:
+                return
+            except KeyboardInterrupt:
+                print(f"\n{HELP}", file=sys.stderr)
+                continue
+            try:
+                self._take(line)
             except KeyboardInterrupt:
                 print("\n[stopped]", file=sys.stderr)
             except UserError as error:
                 print(f"lwm: {error}", file=sys.stderr)
 
+    def _take(self, line: str) -> None:
+        command, _, rest = line.partition(" ")
+        if line == "/clear":
+            self.conversation.clear()
+            self._seen = []
+        elif command in ("/image", "/video"):
+            self.see(Path(rest.strip()).expanduser())
+        elif line:
+            self.answer(line)
 
-def _say(conversation: Conversation, question: str, writing: Writing) -> None:
-    """Prints an answer as it is written.
-
-    Raises:
-        KeyboardInterrupt: Ctrl-C was pressed; the conversation is kept as far as it went.
-    """
-    with (
-        Interruptible() as user,
-        contextlib.closing(watched(conversation, question, writing, check=user.check)) as pieces,
-    ):
-        for piece in pieces:
-            print(piece, end="", flush=True)
-            user.check()
-    print()
-    if conversation.was_cut:
-        print(f"[cut at {writing.max_tokens} tokens; see --max-tokens]", file=sys.stderr)
+    def _save(self) -> None:
+        """Writes what the last answer drew, and says where."""
+        if self._out is None or not self.conversation.messages:
+            return
+        for vision in self.conversation.messages[-1].visions:
+            self._drawn += 1
+            file = self._out / f"{self._drawn:03}.{'mp4' if vision.is_video else 'png'}"
+            vision.save(file)
+            print(file)
 
 
 def watched(
     conversation: Conversation,
-    question: str,
+    question: str | Sequence[Part],
     writing: Writing,
     *,
     check: Callable[[], None] = lambda: None,
-) -> Generator[str]:
+) -> Generator[str | Frame]:
     """Yields an answer, with a bar until it begins; `check` is called while reading."""
     with waiting("reading", "tokens") as report:
 

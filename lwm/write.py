@@ -13,7 +13,7 @@ from lwm.generate.writing import Writing
 from lwm.talk import open_model
 
 if TYPE_CHECKING:
-    from lwm.cli import Placing
+    from lwm.cli_common import Placing
 
 
 def generate(

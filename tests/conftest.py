@@ -29,7 +29,7 @@ from lwm.convert.names import LWM, dimensions  # noqa: E402
 from lwm.convert.vqgan import to_flax  # noqa: E402
 from lwm.convert.weights import build_llama  # noqa: E402
 from lwm.data.tokenizer import Tokenizer  # noqa: E402
-from lwm.generate.chat import LanguageModel  # noqa: E402
+from lwm.generate.language_model import LanguageModel  # noqa: E402
 from lwm.model.attention import Packing  # noqa: E402
 from lwm.model.config import Given, LlamaConfig, Rope  # noqa: E402
 from lwm.model.llama import Llama  # noqa: E402

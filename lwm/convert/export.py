@@ -16,18 +16,15 @@ from lwm.convert.folder import WRITER, FolderWriter, index_of, split, to_text
 from lwm.convert.gguf_config import ARCHITECTURES
 from lwm.convert.huggingface import KEYS, OWN
 from lwm.convert.names import HUGGING_FACE, Layout
+from lwm.convert.vqgan import save_vqgan
 from lwm.convert.weights import dotted, layer_paths, layout_of, sizes_in
 from lwm.data.tokenizer import Tokenizer
 from lwm.errors import UserError
+from lwm.generate.drawing import Drawings
 from lwm.model.config import LlamaConfig
 from lwm.model.llama import Llama
 from lwm.model.quantize import QuantizedWeight
-
-_DRAWING = {
-    "image": {"guidance": 5.0, "temperature": 1.0, "top_k": 8192},
-    "video": {"guidance": 1.0, "temperature": 1.0, "top_k": 1000},
-}
-"""How LWM's scripts sample images and video."""
+from lwm.model.vqgan import VQGAN
 
 
 def save_model(
@@ -38,6 +35,7 @@ def save_model(
     dtype: Literal["float32", "bfloat16"] | None = None,
     max_shard_bytes: int = 5_000_000_000,
     card: str | None = None,
+    vqgan: VQGAN | None = None,
 ) -> None:
     """Writes configuration, safetensors and tokenizer; the folder appears whole or not at all.
 
@@ -52,6 +50,7 @@ def save_model(
         dtype: What the weights are stored in; None for what they are in.
         max_shard_bytes: Of tensors in a file, unless one tensor alone has more.
         card: The model card, which becomes README.md.
+        vqgan: What makes pictures the model's codes, to be written beside it.
 
     Raises:
         UserError: The folder holds something else or cannot be written, the disk is full, or the
@@ -77,6 +76,9 @@ def save_model(
 
     with FolderWriter(folder, sum(num_bytes)) as writer, jax.set_mesh(_mesh(model)):
         writer.run(functools.partial(writer.begin, small, tokenizer))
+        if vqgan is not None:
+            save = functools.partial(save_vqgan, vqgan, dtype=dtype)
+            writer.run(functools.partial(writer.beside, save))
         for file, names in shards.items():
             tensors = {name: by_name[name].read(sizes, stored) for name in names}
             writer.run(functools.partial(writer.add, file, tensors))
@@ -136,7 +138,7 @@ def generation_config(tokenizer: Tokenizer, config: LlamaConfig) -> dict[str, An
         "bos_token_id": tokenizer.bos_id,
         "eos_token_id": sorted(tokenizer.eos_ids) or None,
         "pad_token_id": tokenizer.pad_id,
-        OWN: _DRAWING if config.tokens.vision else None,
+        OWN: dataclasses.asdict(Drawings()) if config.tokens.vision else None,
     }
     return {key: value for key, value in values.items() if value is not None}
 

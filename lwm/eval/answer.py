@@ -9,8 +9,8 @@ import numpy as np
 
 from lwm.data.tokenizer import TextStream
 from lwm.errors import UserError
-from lwm.generate.chat import LanguageModel
 from lwm.generate.engine import LONG, Session
+from lwm.generate.language_model import LanguageModel
 
 Answerer = Callable[[Sequence[int]], str]
 """Takes the ids of a prompt and returns the text that follows: a model, or a program in tests."""

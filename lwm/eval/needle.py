@@ -22,7 +22,7 @@ from lwm.eval.needle_prompts import Cell, Prompts
 from lwm.eval.plots import heat_map
 from lwm.eval.report import Report
 from lwm.eval.results import Results, Row, replace, require_same, require_writable
-from lwm.generate.chat import LanguageModel
+from lwm.generate.language_model import LanguageModel
 
 RESULTS, REPORT, PICTURE = "results.jsonl", "report.json", "heatmap.png"
 SMALL = NeedleConfig(lengths=(512, 1024, 2048), depths=(0.0, 50.0, 100.0))

@@ -8,8 +8,8 @@ import numpy as np
 
 from lwm.data.tokenizer import TextStream
 from lwm.errors import UserError
-from lwm.generate.chat import LanguageModel
 from lwm.generate.engine import Progress, Session, chunks
+from lwm.generate.language_model import LanguageModel
 from lwm.generate.sampling import sampler
 from lwm.generate.stopping import StoppingText
 from lwm.generate.writing import Writing

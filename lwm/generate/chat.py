@@ -1,135 +1,26 @@
-"""Questions and answers in text, over the engine that knows ids only."""
+"""Questions and answers in text, images and video, over the engine that knows ids only."""
 
-import dataclasses
-import math
-from collections.abc import Generator, Sequence
-from pathlib import Path
+import itertools
+from collections.abc import Generator, Iterator, Sequence
+from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
 
-from lwm.data.template import Message, render_chat
-from lwm.data.tokenizer import TextStream, Tokenizer
+from lwm.data.message import Message, Part
+from lwm.data.template import render_chat
+from lwm.data.tokenizer import TextStream
 from lwm.errors import UserError
-from lwm.fit import require_fit
+from lwm.generate.drawing import Drawings
 from lwm.generate.engine import LONG, Progress, Session, chunks
+from lwm.generate.grammar import Frames, VisionGrammar
+from lwm.generate.language_model import LanguageModel
+from lwm.generate.parts import AnswerReader, Frame, assemble
 from lwm.generate.sampling import sampler
-from lwm.generate.stopping import StoppingText
 from lwm.generate.writing import Writing
-from lwm.model.cache import KVCache
-from lwm.model.devices import machine
-from lwm.model.llama import Llama
 
 
 def _silent(done: int, total: int) -> None:
     """Shows no progress."""
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class LanguageModel:
-    """A model on its mesh with its tokenizer, ready to answer."""
-
-    name: str
-    llama: Llama
-    tokenizer: Tokenizer
-    mesh: Mesh
-    template: str | None = None
-    """`lwm`, Jinja source, or None for the model's own chat template."""
-    vqgan_file: Path | None = None
-    """What turns images into codes and back, as `lwm.convert.vqgan.read_vqgan` opens it."""
-
-    @property
-    def context(self) -> int:
-        """Tokens that the model can read and write in all."""
-        return self.llama.config.max_context
-
-    def require_fit(self, num_ids: int, max_tokens: int) -> None:
-        """Refuses a prompt that leaves no room for the answer.
-
-        Raises:
-            UserError: How many tokens there are, and how many would fit.
-        """
-        if num_ids + max_tokens > self.context:
-            raise UserError(
-                f"the prompt has {num_ids:,} tokens, but {self.name} has a context of "
-                f"{self.context:,}: {max(0, self.context - max_tokens):,} fit beside an answer "
-                f"of {max_tokens:,}; shorten the prompt or lower max_tokens"
-            )
-
-    def require_memory(
-        self, slots: int, *, rows: int = 1, instead_of: KVCache | None = None
-    ) -> None:
-        """Refuses a cache that the devices have no room for beside the model.
-
-        Args:
-            slots: Tokens and padding of each row.
-            rows: Prompts that are continued together.
-            instead_of: A cache that is given up for it.
-
-        Raises:
-            UserError: What is needed, what there is, and what can be done.
-        """
-        dp, fsdp, tp, sp = self.mesh.devices.shape
-        held = sum(
-            math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
-            for leaf in jax.tree.leaves((self.llama, instead_of))
-        )
-        here = machine(list(self.mesh.devices.flat)).without(held, self.mesh.size)
-        require_fit(
-            self.llama.config,
-            name=self.name,
-            context=slots,
-            rows=rows,
-            mesh=(dp, fsdp, tp, sp),
-            int8=any(leaf.dtype == jnp.int8 for leaf in jax.tree.leaves(self.llama)),
-            machine=dataclasses.replace(here, count=jax.device_count()),
-            shorter=False,
-        )
-
-    def encode_prompt(self, prompt: str) -> list[int]:
-        """Returns the ids of a text to continue, after the model's beginning of text if it has one.
-
-        Raises:
-            UserError: There is nothing to continue.
-        """
-        ids = self.tokenizer.encode(prompt, special=False)
-        if self.tokenizer.add_bos and self.tokenizer.bos_id is not None:
-            ids = [self.tokenizer.bos_id, *ids]
-        if not ids:
-            raise UserError("the prompt is empty; give some text to continue")
-        return ids
-
-    def chat(self, question: str, *, document: str | None = None, **writing) -> str:
-        """Answers one question, about a document if one is given.
-
-        Args:
-            question: What to ask.
-            document: A text that is put before the question.
-            **writing: The fields of `Writing`, such as max_tokens, temperature, seed.
-
-        Raises:
-            UserError: The prompt and the answer do not fit into the context.
-        """
-        conversation = Conversation(self, document=document)
-        return "".join(conversation.ask(question, writing=Writing(**writing)))
-
-    def generate(self, prompt: str, **writing) -> str:
-        """Continues a text.
-
-        Args:
-            prompt: The text; the beginning-of-text token is put before it where the model
-                was trained so.
-            **writing: The fields of `Writing`, such as max_tokens, temperature, seed.
-
-        Raises:
-            UserError: The prompt is empty, or it and the continuation do not fit.
-        """
-        ids = self.encode_prompt(prompt)
-        reader = Reader(self)
-        stream = TextStream(self.tokenizer, continues=True)
-        return "".join(reader.answer(ids, stream, Writing(**writing)))
 
 
 class Reader:
@@ -155,8 +46,17 @@ class Reader:
         stream: TextStream,
         writing: Writing,
         progress: Progress = _silent,
-    ) -> Generator[str]:
-        """Reads a whole prompt, then yields the text that follows as it is written.
+        *,
+        drawings: Drawings | None = None,
+    ) -> Generator[str | Frame]:
+        """Reads a whole prompt, then yields what follows as it is written.
+
+        Args:
+            ids: The prompt.
+            stream: Makes ids text.
+            writing: How text is written.
+            progress: Told how much of the prompt is read.
+            drawings: How pictures are drawn; None: the answer is text only.
 
         Raises:
             UserError: Prompt and answer do not fit into the context or the devices' memory.
@@ -164,24 +64,28 @@ class Reader:
         self._model.require_fit(len(ids), writing.max_tokens)
         session = self._read(ids, writing.max_tokens, progress)
         stops = self._model.tokenizer.eos_ids
-        text = StoppingText(stream, writing.stop)
+        grammar = None if drawings is None else self._model.grammar
+        parts = AnswerReader(stream, writing.stop, grammar)
         bursts = session.generate(
             max_tokens=writing.max_tokens,
             stop_ids=stops,
             sampler=sampler(writing),
             seed=writing.seed,
+            **({} if drawings is None else _drawn_by(drawings)),
+            **_under(grammar, writing.max_tokens),
         )
         self.was_cut = True
         for burst in bursts:
             written = burst.ids[0].tolist()
             self._remember(session, written)
             self.was_cut = written[-1] not in stops
-            if piece := "".join(text.push(token) for token in written if token not in stops):
-                yield piece
-            if text.is_stopped:
+            for token in written:
+                if token not in stops:
+                    yield from parts.push(token)
+            if parts.is_stopped:
                 self.was_cut = False
                 return
-        if piece := text.finish():
+        if piece := parts.finish():
             yield piece
 
     def _read(self, ids: Sequence[int], max_tokens: int, progress: Progress) -> Session:
@@ -234,42 +138,100 @@ class Reader:
 class Conversation:
     """Turns of questions and answers, perhaps about a document; the cache is kept between them."""
 
-    def __init__(self, model: LanguageModel, *, document: str | None = None):
-        """Starts without a turn."""
+    def __init__(
+        self,
+        model: LanguageModel,
+        *,
+        document: str | None = None,
+        drawings: Drawings | None = None,
+    ):
+        """Starts without a turn.
+
+        Args:
+            model: Who answers.
+            document: A text that is put before the first question.
+            drawings: How pictures are drawn in answers; None: answers are text only.
+
+        Raises:
+            UserError: The model cannot draw, or not so.
+        """
+        if drawings is not None:
+            if drawings.are_guided:
+                raise UserError(
+                    "guidance leads a picture away from one without a prompt, which a conversation "
+                    "does not have; give guidance 1, or draw with `lwm generate`"
+                )
+            model.grammar  # noqa: B018  (whether it can draw)
         self._model = model
         self._reader = Reader(model)
         self._document = document
+        self._drawings = drawings
         self.messages: list[Message] = []
 
     def ask(
         self,
-        question: str,
+        question: str | Sequence[Part],
         *,
         writing: Writing = Writing(),
         progress: Progress = _silent,
-    ) -> Generator[str]:
+    ) -> Generator[str | Frame]:
         """Yields the answer in pieces; a turn that is given up halfway is kept as far as it went.
+
+        The whole answer, with pixels of what was drawn, is then the last of `messages`.
+
+        Args:
+            question: A text, or texts, images and videos in any order.
+            writing: How the answer is written.
+            progress: Told how much is read.
 
         Raises:
             UserError: The conversation and the answer do not fit into the context; the question
                 is then not part of the conversation.
         """
-        content = question
-        if self._document is not None and not self.messages:
-            content = f"{self._document.strip()}\n\n{question}"
-        turns = [*self.messages, {"role": "user", "content": content}]
-        ids = render_chat(turns, self._model.tokenizer, template=self._model.template)
+        turns = [*self.messages, self._question(question)]
+        ids = self.ids(turns)
         stream = TextStream(self._model.tokenizer)
-        answer: list[str] = []
-        pieces = self._reader.answer(ids, stream, writing, progress)
+        answer: list[str | Frame] = []
+        pieces = self._reader.answer(ids, stream, writing, progress, drawings=self._drawings)
         try:
             for piece in pieces:
                 answer.append(piece)
                 yield piece
         finally:
             if answer:
-                said = {"role": "assistant", "content": "".join(answer).strip()}
-                self.messages = [*turns, said]
+                self.messages = [*turns, Message("assistant", tuple(self._parts(answer)))]
+
+    def ids(self, turns: Sequence[Message]) -> list[int]:
+        """Returns the prompt for an answer to these turns."""
+        sees = bool(self._model.llama.config.tokens.vision)
+        return render_chat(
+            turns,
+            self._model.tokenizer,
+            template=self._model.template,
+            marks=self._model.marks if sees else None,
+        )
+
+    def _question(self, question: str | Sequence[Part]) -> Message:
+        parts = (question,) if isinstance(question, str) else tuple(question)
+        if self._document is not None and not self.messages:
+            first, *rest = parts if isinstance(parts[0], str) else ("", *parts)
+            parts = (f"{self._document.strip()}\n\n{first}", *rest)
+        return Message("user", parts)
+
+    def _parts(self, answer: Sequence[str | Frame]) -> Iterator[Part]:
+        """Yields what was written as texts and whole pictures; a frame on its way is left out."""
+        for is_text, group in itertools.groupby(answer, lambda piece: isinstance(piece, str)):
+            same: list[Any] = list(group)
+            if is_text:
+                if text := "".join(same).strip():
+                    yield text
+                continue
+            begun: list[Frame] = []
+            for frame in same:
+                begun.append(frame)
+                if frame.is_last or frame is same[-1]:
+                    yield assemble(self._model, begun)
+                    begun = []
 
     @property
     def was_cut(self) -> bool:
@@ -284,6 +246,18 @@ class Conversation:
     def clear(self) -> None:
         """Forgets all turns, not the document."""
         self.messages = []
+
+
+def _under(grammar: VisionGrammar | None, room: int) -> dict[str, Any]:
+    """Returns what lets the engine write under a grammar."""
+    if grammar is None:
+        return {}
+    return {"grammar": grammar, "state": grammar.start([Frames()], room=room)}
+
+
+def _drawn_by(drawings: Drawings) -> dict[str, Any]:
+    image, video = (each.writing(seed=0) for each in (drawings.image, drawings.video))
+    return {"image_sampler": sampler(image), "video_sampler": sampler(video)}
 
 
 def _room(slots: int) -> int:

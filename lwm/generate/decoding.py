@@ -29,22 +29,30 @@ class Guidance(NamedTuple):
     """The row whose ids each row writes: its own, or those of the row that it guides."""
     away_from: Int[Array | np.ndarray, " B"]
     """The row without the condition, or the row itself."""
-    scale: Float[Array | np.ndarray, " B"]
+    image: Float[Array | np.ndarray, " B"]
+    """The scale for the first frame of an image or video."""
+    video: Float[Array | np.ndarray, " B"]
+    """And for those after it."""
 
     @classmethod
-    def of_pairs(cls, scales: Sequence[float], rows: int) -> "Guidance":
+    def of_pairs(
+        cls, image: Sequence[float], rows: int, video: Sequence[float] | None = None
+    ) -> "Guidance":
         """Lets row n + i guide row i, for n scales; rows after the pairs are left alone."""
-        pairs, alone = len(scales), np.arange(rows, dtype=np.int32)
-        leader, away_from, scale = alone.copy(), alone.copy(), np.ones(rows, np.float32)
+        pairs, alone = len(image), np.arange(rows, dtype=np.int32)
+        leader, away_from = alone.copy(), alone.copy()
         leader[pairs : 2 * pairs] = alone[:pairs]
         away_from[:pairs] = alone[pairs : 2 * pairs]
-        scale[:pairs] = scales
-        return cls(leader, away_from, scale)
+        scales = np.ones((2, rows), np.float32)
+        scales[:, :pairs] = image, image if video is None else video
+        return cls(leader, away_from, *scales)
 
 
-def guide(logits: Float[Array, "B V"], guidance: Guidance) -> Float[Array, "B V"]:
+def guide(
+    logits: Float[Array, "B V"], guidance: Guidance, scale: Float[Array, " B"]
+) -> Float[Array, "B V"]:
     """Returns uncond + scale · (cond - uncond), written so that scale 1 changes no bit."""
-    return logits + (guidance.scale[:, None] - 1) * (logits - logits[guidance.away_from])
+    return logits + (scale[:, None] - 1) * (logits - logits[guidance.away_from])
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -53,7 +61,10 @@ class Chooser:
 
     tokens: TokenSpace
     sampler: Sampler
-    vision_sampler: Sampler
+    image_sampler: Sampler
+    """For the first frame of an image or video."""
+    video_sampler: Sampler
+    """For those after it."""
     grammar: Grammar | None
     """None: text only, and the logits of vision are never looked at."""
 
@@ -76,30 +87,39 @@ class Chooser:
         if self.grammar is None:
             return _draw(self.sampler, text, text, seen, keys, guidance)
         grammar, vision = self.grammar, logits[:, split:end]
-        draws = grammar.in_vision(state)
+        draws, legal = grammar.in_vision(state), grammar.legal(state)
+        later = draws & grammar.in_video(state)
 
         def write():
             # A row of the other modality keeps its logits: nothing is drawn from -inf alone.
-            allowed = grammar.legal(state)[:, :split] | draws[:, None]
-            own = jnp.where(allowed, text, -jnp.inf)
+            own = jnp.where(legal[:, :split] | draws[:, None], text, -jnp.inf)
             return _draw(self.sampler, own, own, seen, keys, guidance)
 
-        def picture():
-            allowed = grammar.legal(state)[:, split:] | ~draws[:, None]
+        def draw(sampler: Sampler, scale: Float[Array, " B"] | None):
+            allowed = legal[:, split:] | ~draws[:, None]
             own = jnp.where(allowed, vision, -jnp.inf)
-            guided = vision if guidance is None else guide(vision, guidance)
-            guided = jnp.where(allowed, guided, -jnp.inf)
+            guided = own
+            if guidance is not None and scale is not None:
+                guided = jnp.where(allowed, guide(vision, guidance, scale), -jnp.inf)
             # A sky repeats its codes: a penalty on what was seen is for text only.
             unseen = jnp.zeros(vision.shape, bool)
-            ids, chances = _draw(self.vision_sampler, own, guided, unseen, keys, guidance)
+            ids, chances = _draw(sampler, own, guided, unseen, keys, guidance)
             return split + ids, chances
 
         def skip():
             return jnp.zeros(done.shape, jnp.int32), jnp.zeros(done.shape)
 
-        written = jax.lax.cond(jnp.any(~draws & ~done), write, skip)
-        drawn = jax.lax.cond(jnp.any(draws & ~done), picture, skip)
-        ids, chances = (jnp.where(draws, b, a) for a, b in zip(written, drawn, strict=True))
+        scales = (None, None) if guidance is None else (guidance.image, guidance.video)
+        ids, chances = skip()
+        for rows, choose in (
+            (~draws, write),
+            (draws & ~later, functools.partial(draw, self.image_sampler, scales[0])),
+            (later, functools.partial(draw, self.video_sampler, scales[1])),
+        ):
+            found = jax.lax.cond(jnp.any(rows & ~done), choose, skip)
+            ids, chances = (
+                jnp.where(rows, new, old) for new, old in zip(found, (ids, chances), strict=True)
+            )
         return ids, chances
 
 

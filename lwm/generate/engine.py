@@ -106,10 +106,12 @@ class Session:
         max_tokens: int,
         stop_ids: Collection[int] = (),
         sampler: Sampler = GREEDY,
-        vision_sampler: Sampler | None = None,
+        image_sampler: Sampler | None = None,
+        video_sampler: Sampler | None = None,
         grammar: Grammar | None = None,
         state: Any = None,
         guidance: float | Sequence[float] | None = None,
+        video_guidance: float | Sequence[float] | None = None,
         seed: int | Sequence[int] = 0,
     ) -> Iterator[Burst]:
         """Continues every row, and yields what is written up to `BURST` ids at a time.
@@ -124,11 +126,13 @@ class Session:
             max_tokens: Ids to write at most.
             stop_ids: Ids that end a row.
             sampler: How an id is chosen.
-            vision_sampler: How a vision id is chosen; None: as a text id.
+            image_sampler: How the first frame of an image or video is drawn; None: as text is.
+            video_sampler: How the frames after it are drawn; None: as the first one.
             grammar: Which ids may follow which; None: text only.
             state: Where each row stands in the grammar; `self.state` to go on from the last call.
             guidance: How far vision ids are pushed away from what the model draws without the
                 condition: one scale for all pairs of rows, or one for each; 1 changes nothing.
+            video_guidance: The same for frames after the first; None: as for the first.
             seed: One for all rows, or one for each. A row's draws depend on its seed alone.
 
         Raises:
@@ -139,13 +143,15 @@ class Session:
             raise ValueError("there is nothing to continue; read a prompt first")
         self._require_room(max_tokens)
         _require_fitting(self.rows, grammar, state, guidance)
+        image_sampler = sampler if image_sampler is None else image_sampler
         chooser = Chooser(
             tokens=self.model.config.tokens,
             sampler=sampler,
-            vision_sampler=sampler if vision_sampler is None else vision_sampler,
+            image_sampler=image_sampler,
+            video_sampler=image_sampler if video_sampler is None else video_sampler,
             grammar=grammar,
         )
-        pairs = self._pairs(guidance)
+        pairs = self._pairs(guidance, guidance if video_guidance is None else video_guidance)
         self._state = jax.tree.map(lambda leaf: self._put(self._each(leaf, pairs)), state)
         seeds = self._each(np.broadcast_to(np.asarray(seed, np.uint32), self.rows), pairs)
         stops = np.fromiter(stop_ids, np.int32)
@@ -226,11 +232,18 @@ class Session:
             if self.done.all():
                 return
 
-    def _pairs(self, guidance: float | Sequence[float] | None) -> Guidance | None:
-        if guidance is None:
+    def _pairs(
+        self,
+        image: float | Sequence[float] | None,
+        video: float | Sequence[float] | None,
+    ) -> Guidance | None:
+        if image is None or video is None:
             return None
-        scales = np.broadcast_to(np.asarray(guidance, np.float32), self.rows // 2)
-        return Guidance.of_pairs(scales.tolist(), self._padded_rows)
+        first, later = (
+            np.broadcast_to(np.asarray(scale, np.float32), self.rows // 2).tolist()
+            for scale in (image, video)
+        )
+        return Guidance.of_pairs(first, self._padded_rows, later)
 
     def _each(self, values: Any, pairs: Guidance | None) -> np.ndarray:
         """Lengthens what is given for each row to the padded rows, those of a pair alike."""

@@ -29,6 +29,10 @@ class Grammar(Protocol):
         """Says which rows write a vision id next; the others write a text id."""
         ...
 
+    def in_video(self, state: Any) -> Bool[Array, " B"]:
+        """Says which rows write of a frame that is not the first of its image or video."""
+        ...
+
     def legal(self, state: Any) -> Bool[Array, "B V"]:
         """Says which ids of the whole space may come next: at least one of the row's modality."""
         ...
@@ -52,6 +56,8 @@ class Frames:
     """And at most; None: as many as the model likes; 0: the row writes text only."""
     inside: bool = False
     """Whether the prompt ends in vision, where the first code of a frame comes next."""
+    given: int = 0
+    """Whole frames of it that the prompt holds: they count."""
     is_all: bool = False
     """Whether the row is done after the first end of vision."""
 
@@ -61,11 +67,18 @@ class Frames:
             raise ValueError(f"no image has from {self.least} to {self.most} frames")
         if self.inside and self.most == 0:
             raise ValueError("the prompt ends in vision, but no frame is allowed")
+        if self.given and not (self.inside and self.given < self.least):
+            raise ValueError(f"of {self.least} frames or more, {self.given} cannot be given")
 
     @classmethod
-    def exactly(cls, count: int) -> "Frames":
-        """Returns what is asked after a prompt that ends in `<vision>`: these frames, no more."""
-        return cls(least=count, most=count, inside=True, is_all=True)
+    def exactly(cls, count: int, *, given: int = 0) -> "Frames":
+        """Returns what is asked after a prompt that ends in vision: these frames, no more.
+
+        Args:
+            count: Of the whole image or video.
+            given: How many of them the prompt holds.
+        """
+        return cls(least=count, most=count, inside=True, given=given, is_all=True)
 
 
 TEXT_ONLY = Frames(most=0)
@@ -119,16 +132,15 @@ class VisionGrammar:
             ValueError: There is no room for the frames that must come.
         """
         for frames in rows:
-            if room is not None and frames.inside and room < self.size(frames.least):
-                raise ValueError(
-                    f"{frames.least} frames are {self.size(frames.least)} ids, not {room}"
-                )
+            wanted = frames.least - frames.given
+            if room is not None and frames.inside and room < self.size(wanted):
+                raise ValueError(f"{wanted} frames are {self.size(wanted)} ids, not {room}")
         count = len(rows)
         most = [_NO_LIMIT if frames.most is None else frames.most for frames in rows]
         return VisionState(
             recent=jnp.full((count, self._longest), -1, jnp.int32),
             place=jnp.array([0 if frames.inside else -1 for frames in rows], jnp.int32),
-            frames=jnp.zeros(count, jnp.int32),
+            frames=jnp.array([frames.given for frames in rows], jnp.int32),
             left=jnp.full(count, _NO_LIMIT if room is None else room, jnp.int32),
             least=jnp.array([frames.least for frames in rows], jnp.int32),
             most=jnp.array(most, jnp.int32),
@@ -143,6 +155,10 @@ class VisionGrammar:
     def in_vision(self, state: VisionState) -> Bool[Array, " B"]:
         """Says which rows are between `<vision>` and the end of vision."""
         return state.place >= 0
+
+    def in_video(self, state: VisionState) -> Bool[Array, " B"]:
+        """Says which rows write of a frame after the first."""
+        return self.in_vision(state) & (state.frames > 0)
 
     def legal(self, state: VisionState) -> Bool[Array, "B V"]:
         """Allows text, or a code, or a marker."""

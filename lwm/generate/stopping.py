@@ -1,14 +1,26 @@
 """Ends a text before the first of some strings, wherever tokens happen to divide it."""
 
 from collections.abc import Sequence
+from typing import Protocol, runtime_checkable
 
-from lwm.data.tokenizer import TextStream
+
+@runtime_checkable
+class Stream(Protocol):
+    """Makes ids text."""
+
+    def push(self, token: int, /) -> str:
+        """Returns the text that this id completes."""
+        ...
+
+    def finish(self) -> str:
+        """Returns what is left."""
+        ...
 
 
 class StoppingText:
     """Turns ids into text up to the first stop string, holding back what might begin one."""
 
-    def __init__(self, stream: TextStream, stops: Sequence[str] = ()):
+    def __init__(self, stream: Stream, stops: Sequence[str] = ()):
         """Starts with no text."""
         self._stream = stream
         self._stops = tuple(stops)
@@ -20,11 +32,14 @@ class StoppingText:
         """Returns the text that this id completes and that is sure not to begin a stop string."""
         return self._release(self._stream.push(token))
 
+    def release(self) -> str:
+        """Returns what was held back, where no more text can follow it."""
+        held, self._held = self._held, ""
+        return held
+
     def finish(self) -> str:
-        """Returns what was held back."""
-        text = self._release(self._stream.finish()) + ("" if self.is_stopped else self._held)
-        self._held = ""
-        return text
+        """Returns the rest of the text."""
+        return self._release(self._stream.finish()) + self.release()
 
     def _release(self, more: str) -> str:
         if self.is_stopped:
@@ -34,11 +49,11 @@ class StoppingText:
         if found:
             self.is_stopped, self._held = True, ""
             return text[: min(found)]
-        keep = max((_overlap(text, stop) for stop in self._stops), default=0)
+        keep = max((overlap(text, stop) for stop in self._stops), default=0)
         self._held = text[len(text) - keep :]
         return text[: len(text) - keep]
 
 
-def _overlap(text: str, stop: str) -> int:
+def overlap(text: str, stop: str) -> int:
     """Counts the characters at the end of the text with which the stop string could begin."""
     return next((n for n in range(len(stop) - 1, 0, -1) if text.endswith(stop[:n])), 0)

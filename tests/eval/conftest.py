@@ -10,7 +10,7 @@ from tokenizers import decoders, models, pre_tokenizers
 from lwm.catalog import find, locate
 from lwm.data.backends import Fast
 from lwm.data.tokenizer import Tokenizer
-from lwm.generate.chat import LanguageModel
+from lwm.generate.language_model import LanguageModel
 from lwm.sharding import make_mesh
 from lwm.tokens import TokenSpace
 

@@ -21,7 +21,7 @@ from lwm.eval.needle import PICTURE, REPORT, RESULTS, check, evaluate, header, r
 from lwm.eval.needle_config import NeedleConfig
 from lwm.eval.needle_prompts import CITIES, INSTRUCTION, Cell, Prompts
 from lwm.eval.results import Results
-from lwm.generate.chat import LanguageModel
+from lwm.generate.language_model import LanguageModel
 
 GRID = NeedleConfig(lengths=(700, 1400), depths=(0.0, 30.0, 100.0), rounds=2, max_tokens=40)
 TINY = NeedleConfig(lengths=(600, 2400), depths=(0.0, 50.0, 100.0), max_tokens=8)

@@ -2,9 +2,10 @@ import dataclasses
 
 import pytest
 
+from lwm.data.message import Message
 from lwm.data.tokenizer import TextStream
 from lwm.errors import UserError
-from lwm.generate import chat, engine
+from lwm.generate import engine, language_model
 from lwm.generate.batch import complete
 from lwm.generate.chat import Conversation, Reader
 from lwm.generate.writing import Writing
@@ -27,7 +28,7 @@ def test_turns_continue_the_cache_and_answer_as_a_fresh_reading_would(model):
         list(fresh.ask(question, writing=SHORT))
         assert conversation.messages == fresh.messages
     first = "user: A long text.\n\nWhat?<|im_end|>assistant: "
-    assert conversation.messages[0]["content"] == "A long text.\n\nWhat?"
+    assert conversation.messages[0].text == "A long text.\n\nWhat?"
     assert read[0] == len(model.tokenizer.encode(first))
     assert max(read[1:]) < 80  # only the new turn
 
@@ -49,7 +50,7 @@ def test_an_answer_given_up_halfway_is_kept_as_far_as_it_went(model):
     pieces = conversation.ask("Hi", writing=Writing(max_tokens=100))
     first = next(pieces)
     pieces.close()
-    assert conversation.messages[-1] == {"role": "assistant", "content": first.strip()}
+    assert conversation.messages[-1] == Message("assistant", (first.strip(),))
     assert list(conversation.ask("And?", writing=SHORT))
 
 
@@ -172,7 +173,7 @@ def memory(monkeypatch, model):
         there = need(instead_of, rows).cache if instead_of else 0
         free = need(slots, rows).total - need(slots, rows).weights - there
         here = Machine(count=1, memory=free, platform="cpu")
-        monkeypatch.setattr(chat, "machine", lambda devices: here)
+        monkeypatch.setattr(language_model, "machine", lambda devices: here)
 
     return leave
 

@@ -349,7 +349,7 @@ def test_text_and_vision_are_sampled_by_rules_of_their_own(mesh, painter):
     model, given = painter(), texts(12, 30, 4, 4)
     rows = [TEXT_ONLY, PICTURE] * 2
     greedy, _ = paint(model, mesh, given, rows)
-    ids, _ = paint(model, mesh, given, rows, sampler=Sampler(), vision_sampler=GREEDY)
+    ids, _ = paint(model, mesh, given, rows, sampler=Sampler(), image_sampler=GREEDY)
     assert (ids[0] != greedy[0]).any()
     np.testing.assert_array_equal(ids[1], greedy[1])
     free, _ = paint(model, mesh, given, rows, sampler=Sampler())

@@ -33,6 +33,9 @@ class Unruly:
     def in_vision(self, state):
         return jnp.ones(state.shape, bool)
 
+    def in_video(self, state):
+        return state > CODES
+
     def legal(self, state):
         ids = jnp.arange(TOKENS.size)[None, :]
         ends = (state % (CODES + 1) == CODES)[:, None]
@@ -99,7 +102,8 @@ def forward(painter, place, runs, written):
 def guided(logits, scale):
     """Returns the vision half of the logits of the first rows, guided by the others."""
     pairs = Guidance.of_pairs([scale] * (logits.shape[0] // 2), logits.shape[0])
-    mixed = jax.vmap(guide, (1, None), 1)(jnp.asarray(logits[:, :, TOKENS.text :]), pairs)
+    vision = jnp.asarray(logits[:, :, TOKENS.text :])
+    mixed = jax.vmap(guide, (1, None, None), 1)(vision, pairs, jnp.asarray(pairs.image))
     return np.asarray(mixed)[: logits.shape[0] // 2]
 
 

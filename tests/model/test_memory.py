@@ -119,7 +119,13 @@ def measure(config, mesh, *, rows, slots, int8):
         on((rows,), jnp.uint32),
     )
     rest = 0, on((1,), jnp.int32), BURST, None, None
-    chooser = Chooser(tokens=config.tokens, sampler=GREEDY, vision_sampler=GREEDY, grammar=None)
+    chooser = Chooser(
+        tokens=config.tokens,
+        sampler=GREEDY,
+        image_sampler=GREEDY,
+        video_sampler=GREEDY,
+        grammar=None,
+    )
     assert isinstance(model.blocks, tuple)
     with jax.set_mesh(mesh):
         programs = (

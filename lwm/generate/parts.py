@@ -1,0 +1,112 @@
+"""What a model writes, id by id, as what it is: text, and the frames of images and videos."""
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Int
+
+from lwm.data.marks import CLOSING, OPENING
+from lwm.data.message import Vision
+from lwm.data.tokenizer import TextStream
+from lwm.generate.grammar import VisionGrammar
+from lwm.generate.language_model import LanguageModel
+from lwm.generate.stopping import StoppingText, overlap
+
+
+class Frame(NamedTuple):
+    """A frame that is drawn."""
+
+    codes: Int[np.ndarray, " codes"]
+    number: int
+    """In its image or video, from 0."""
+    is_last: bool
+
+
+class FrameReader:
+    """Parts the ids of one row into those of text, and frames."""
+
+    def __init__(self, grammar: VisionGrammar, *, given: int = 0):
+        """Starts where nothing is written.
+
+        Args:
+            grammar: Under which the ids are written.
+            given: Frames that came before the first id.
+        """
+        self._tokens = grammar.tokens
+        self._size = grammar.tokens_per_frame
+        self._codes: list[int] = []
+        self._number = given
+
+    def push(self, token: int) -> int | Frame | None:
+        """Returns an id of text as it is, and a frame once its marker is there."""
+        if token < self._tokens.text:
+            return token
+        if len(self._codes) < self._size:
+            self._codes.append(token - self._tokens.text)
+            return None
+        is_last = token == self._tokens.end_of_vision
+        frame = Frame(np.array(self._codes, np.int32), self._number, is_last)
+        self._codes, self._number = [], 0 if is_last else self._number + 1
+        return frame
+
+
+class AnswerReader:
+    """Turns ids into text up to the first stop string, and frames; the marks are not shown."""
+
+    def __init__(
+        self, stream: TextStream, stops: Sequence[str] = (), grammar: VisionGrammar | None = None
+    ):
+        """Starts where nothing is written.
+
+        Args:
+            stream: Makes ids text.
+            stops: The answer ends before the first of these.
+            grammar: Under which the ids are written; None: text only.
+        """
+        self._text = StoppingText(stream if grammar is None else _Unmarked(stream), stops)
+        self._frames = None if grammar is None else FrameReader(grammar)
+
+    @property
+    def is_stopped(self) -> bool:
+        """Whether a stop string has been met."""
+        return self._text.is_stopped
+
+    def push(self, token: int) -> Iterator[str | Frame]:
+        """Yields what this id completes."""
+        found = token if self._frames is None else self._frames.push(token)
+        if isinstance(found, Frame):
+            if held := self._text.release():
+                yield held
+            yield found
+        elif found is not None and (text := self._text.push(found)):
+            yield text
+
+    def finish(self) -> str:
+        """Returns the text that was held back."""
+        return self._text.finish()
+
+
+def assemble(model: LanguageModel, frames: Sequence[Frame]) -> Vision:
+    """Returns the frames of one image or video as one, with its pixels."""
+    codes = np.stack([frame.codes for frame in frames])
+    return Vision(codes=codes, is_video=len(codes) > 1, pixels=model.vision.decode(codes))
+
+
+class _Unmarked:
+    """A stream of text without the marks around frames."""
+
+    def __init__(self, stream: TextStream):
+        self._stream, self._held = stream, ""
+
+    def push(self, token: int) -> str:
+        text = self._held + self._stream.push(token)
+        for mark in (OPENING, CLOSING):
+            text = text.replace(mark, "")
+        keep = max(overlap(text, OPENING), overlap(text, CLOSING))
+        self._held = text[len(text) - keep :]
+        return text[: len(text) - keep]
+
+    def finish(self) -> str:
+        held, self._held = self._held, ""
+        return held + self._stream.finish()

@@ -1,0 +1,176 @@
+"""Images and videos drawn from words, and from images: many together, frame by frame."""
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+from jaxtyping import UInt8
+
+from lwm.data import captions
+from lwm.data.message import Vision
+from lwm.data.template import render_chat
+from lwm.errors import UserError
+from lwm.generate.drawing import LWM, Drawing, Drawings
+from lwm.generate.engine import Progress, Session, chunks
+from lwm.generate.grammar import Frames
+from lwm.generate.language_model import LanguageModel
+from lwm.generate.parts import Frame, FrameReader
+from lwm.generate.sampling import Sampler, sampler
+
+
+def draw(
+    model: LanguageModel,
+    prompts: Sequence[str],
+    *,
+    kind: captions.Kind,
+    frames: int = 1,
+    first: Sequence[Vision] | None = None,
+    drawings: Drawings = LWM,
+    seeds: Sequence[int] | None = None,
+    progress: Progress = lambda done, total: None,
+) -> Iterator[tuple[int, Frame]]:
+    """Draws an image or a video for each prompt, all together; yields frames when they are done.
+
+    What is drawn for a prompt depends on it, its seed and how it is drawn; not on the others.
+
+    Args:
+        model: Sees, and has a VQGAN.
+        prompts: What is to be seen.
+        kind: Which of the two is asked for.
+        frames: How many.
+        first: Images or videos that these go on from, one for each prompt; their frames count.
+        drawings: How.
+        seeds: One for each prompt; None: 0, 1, 2, …
+        progress: Told how many ids of how many are written in each row.
+
+    Raises:
+        UserError: The model cannot draw, or this does not fit into its context or the memory.
+    """
+    if not prompts:
+        return
+    grammar = model.grammar
+    given = 0 if first is None else len(first[0].codes)
+    _require_frames(kind, frames, given)
+    runs = [_prompt(model, prompt, kind) for prompt in prompts]
+    openings = [[*_start(model)]] * len(runs)
+    if first is not None:
+        begun = [_begun(model, vision) for vision in first]
+        runs, openings = (
+            [[*run, *ids] for run, ids in zip(given_runs, begun, strict=True)]
+            for given_runs in (runs, openings)
+        )
+    rows = [*runs, *openings] if drawings.are_guided else runs
+    count = grammar.size(frames - given)
+    model.require_fit(max(map(len, rows)), count)
+    slots = sum(chunks(max(map(len, rows)))) + count
+    model.require_memory(slots, rows=len(rows))
+    session = Session(model.llama, model.mesh, rows=len(rows), slots=slots)
+    session.read(rows)
+    seeds = list(range(len(runs)) if seeds is None else seeds)
+    bursts = session.generate(
+        max_tokens=count,
+        image_sampler=_sampler(drawings.image),
+        video_sampler=_sampler(drawings.video),
+        grammar=grammar,
+        state=grammar.start([Frames.exactly(frames, given=given)] * len(rows), room=count),
+        guidance=drawings.image.guidance if drawings.are_guided else None,
+        video_guidance=drawings.video.guidance if drawings.are_guided else None,
+        seed=seeds * (len(rows) // len(runs)),
+    )
+    readers = [FrameReader(grammar, given=given) for _ in runs]
+    written = 0
+    for burst in bursts:
+        for row, reader in enumerate(readers):
+            for found in map(reader.push, burst.ids[row].tolist()):
+                if isinstance(found, Frame):
+                    yield row, found
+        written += burst.ids.shape[1]
+        progress(written, count)
+
+
+def _require_frames(kind: captions.Kind, frames: int, given: int) -> None:
+    if frames < 1 or (kind == "image" and frames > 1):
+        raise UserError(f"frames {frames}: an image is one frame, and a video at least one")
+    if frames <= given:
+        raise UserError(f"{given} of {frames} frames are given; ask for more frames than that")
+
+
+def _prompt(model: LanguageModel, prompt: str, kind: captions.Kind) -> list[int]:
+    """Returns the ids of a conversation in which a picture is begun."""
+    if not prompt.strip():
+        raise UserError("the prompt is empty; say what is to be seen")
+    said = [captions.request(prompt, kind)]
+    ids = render_chat(said, model.tokenizer, template=model.template, marks=model.marks)
+    return [*ids, *model.marks.opening]
+
+
+def _start(model: LanguageModel) -> list[int]:
+    """Returns what stands before a picture that nobody asked for."""
+    bos = model.tokenizer.bos_id
+    return [*([] if bos is None else [bos]), *model.marks.opening]
+
+
+def _begun(model: LanguageModel, vision: Vision) -> list[int]:
+    """Returns the ids of frames that more frames follow."""
+    ids = model.marks.frames(vision.codes)
+    ids[-1] = model.llama.config.tokens.end_of_frame
+    return ids.tolist()
+
+
+def _sampler(drawing: Drawing) -> Sampler:
+    return sampler(drawing.writing(seed=0))
+
+
+def draw_whole(
+    model: LanguageModel,
+    prompts: Sequence[str],
+    *,
+    kind: captions.Kind,
+    frames: int = 1,
+    first: Vision | None = None,
+    drawings: Drawings = LWM,
+    seed: int = 0,
+) -> list[Vision]:
+    """Draws an image or a video for each prompt, as `draw` does, and returns them whole."""
+    begun = None if first is None else [first] * len(prompts)
+    finished = Finished(model, kind, len(prompts), begun)
+    seeds = range(seed, seed + len(prompts))
+    for row, frame in draw(
+        model, prompts, kind=kind, frames=frames, first=begun, drawings=drawings, seeds=seeds
+    ):
+        finished.add(row, frame)
+    return finished.visions()
+
+
+class Finished:
+    """Frames that are done, each decoded once."""
+
+    def __init__(
+        self,
+        model: LanguageModel,
+        kind: captions.Kind,
+        count: int,
+        first: Sequence[Vision] | None = None,
+    ):
+        """Starts with what the frames go on from."""
+        self._model, self._kind = model, kind
+        self._codes: list[list[np.ndarray]] = [[] for _ in range(count)]
+        self._pixels: list[list[np.ndarray]] = [[] for _ in range(count)]
+        for row, vision in enumerate(first or ()):
+            self._codes[row] += list(vision.codes)
+            seen = vision.pixels
+            self._pixels[row] += list(model.vision.decode(vision.codes) if seen is None else seen)
+
+    def add(self, row: int, frame: Frame) -> UInt8[np.ndarray, "R R 3"]:
+        """Takes one more frame, and returns what it shows."""
+        (pixels,) = self._model.vision.decode(frame.codes[None])
+        self._codes[row].append(frame.codes)
+        self._pixels[row].append(pixels)
+        return pixels
+
+    def visions(self) -> list[Vision]:
+        """Returns the images or videos."""
+        is_video = self._kind == "video"
+        return [
+            Vision(codes=np.stack(codes), pixels=np.stack(pixels), is_video=is_video)
+            for codes, pixels in zip(self._codes, self._pixels, strict=True)
+        ]
