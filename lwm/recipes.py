@@ -10,6 +10,7 @@ import inspect
 from collections.abc import Callable
 from pathlib import Path
 
+from lwm.data.format import Captions, ExampleFormat
 from lwm.data.pack import Packing
 from lwm.errors import UserError
 from lwm.model.config import LlamaConfig
@@ -90,6 +91,61 @@ def laptop_text() -> Run:
             optimizer=AdamW(schedule=Schedule(peak=2e-3, warmup=100, end=1e-4)),
             keep=Keep(every=200),
             validate_every=200,
+        ),
+    )
+
+
+def tiny_vision() -> Run:
+    """A model of 5M parameters that draws and names 64 captioned clips of four frames, by heart.
+
+    It comes with the package. Cost: half an hour on two CPU cores. Expect: more than 99% of the
+    codes of the clips that it has learnt, when told those before; of clips that it has not, none.
+    """
+    clips = ("shipped:clips",)
+    captions = Captions(vision_first=0.3, variants=20)
+    whole = ExampleFormat(captions=captions)
+    stills = ExampleFormat(captions=captions, max_n_frames=1)
+    return Run(
+        model=LlamaConfig(
+            tokens=_TO_BE_TOLD,
+            dim=256,
+            num_layers=6,
+            num_heads=8,
+            num_kv_heads=4,
+            head_dim=32,
+            mlp_dim=704,
+            max_context=2048,
+            tie_embeddings=True,
+        ),
+        data=Data(
+            sets=(
+                DataSet(files=clips, name="clips", weight=3, format=whole),
+                DataSet(files=clips, name="stills", format=stills),
+            ),
+            # Looked at, though it is learnt: what is known by heart is what this model is for.
+            held_out=(
+                DataSet(
+                    files=clips,
+                    name="drawn",
+                    format=ExampleFormat(captions=Captions(vision_first=0, dropped=0)),
+                ),
+                DataSet(
+                    files=clips,
+                    name="told",
+                    format=ExampleFormat(captions=Captions(vision_first=1)),
+                ),
+            ),
+            vocabulary=1024,
+            vqgan="vqgan-64",
+            packing=Packing(length=1024),
+            rows=2,
+            streams=4,
+        ),
+        training=Training(
+            steps=2000,
+            optimizer=AdamW(schedule=Schedule(peak=2e-3, warmup=100, end=1e-4)),
+            keep=Keep(every=250),
+            validate_every=250,
         ),
     )
 
@@ -176,6 +232,7 @@ Recipe = Callable[[], Run | VQGANRun]
 RECIPES: dict[str, Recipe] = {
     "debug": debug,
     "laptop-text": laptop_text,
+    "tiny-vision": tiny_vision,
     "vqgan-64": vqgan_64,
     "vqgan-256": vqgan_256,
 }

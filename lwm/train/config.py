@@ -172,7 +172,9 @@ class Data:
     vocabulary: int = 0
     """Where no tokenizer is given: train one of so many ids on the sets first."""
     codes: int = 0
-    """Entries of the vision codebook; 0: text only."""
+    """Entries of the vision codebook; 0: text only, or those of `vqgan`."""
+    vqgan: str | None = None
+    """What made the codes, which is saved with the model: a folder, LWM's file, or `vqgan-64`."""
     packing: Packing
     rows: int
     """Rows of a batch, on all devices together."""

@@ -1,6 +1,7 @@
 """What `lwm train` does: opens all that a run names, trains, and saves the model."""
 
 import dataclasses
+import itertools
 import sys
 from pathlib import Path
 
@@ -10,8 +11,10 @@ from jax.sharding import Mesh
 
 from lwm.convert.export import save_model
 from lwm.convert.folder import require_ours
+from lwm.convert.vqgan import read_vqgan
+from lwm.data.captions import PHRASES
 from lwm.data.loader import Loader
-from lwm.data.sets import open_set, texts
+from lwm.data.sets import open_set, require_codes_of, texts
 from lwm.data.stream import Mixture
 from lwm.data.tokenizer import Tokenizer
 from lwm.data.vocabulary import train_tokenizer
@@ -19,6 +22,7 @@ from lwm.errors import UserError
 from lwm.loading import Opened, open_model_files, read_llama
 from lwm.model.config import LlamaConfig
 from lwm.model.llama import Llama, check_mesh
+from lwm.model.vqgan import VQGAN
 from lwm.sharding import make_mesh, require_batch
 from lwm.tokens import TokenSpace
 from lwm.train.config import Run, require_same, write_run
@@ -57,7 +61,8 @@ def run(config: Run, folder: Path, *, track: tuple[Kind, ...] = (), profile: int
         require_batch(mesh, rows=config.data.rows, length=config.data.packing.length)
         opened = None if config.init is None else open_model_files(config.init)
         tokenizer = _tokenizer(config, opened, folder, goes_on)
-        model = _shape(config, opened, tokenizer)
+        vqgan = None if config.data.vqgan is None else read_vqgan(config.data.vqgan)
+        model = _shape(config, opened, tokenizer, vqgan)
         check_mesh(model, mesh)
         loader = _loader(config, tokenizer, model, mesh)
         held_out = _held_out(config, tokenizer, model)
@@ -79,7 +84,7 @@ def run(config: Run, folder: Path, *, track: tuple[Kind, ...] = (), profile: int
     with followed(config, folder, mesh, track, size=size, model=model) as follower:
         state = train(config.training, task, mesh, folder, follower=follower, profile=profile)
     with jax.set_mesh(mesh):
-        save_model(state.model, tokenizer, folder / "model")
+        save_model(state.model, tokenizer, folder / "model", vqgan=vqgan)
     return folder / "model"
 
 
@@ -100,13 +105,25 @@ def _tokenizer(config: Run, opened: Opened | None, folder: Path, goes_on: bool) 
     with first_alone() as is_first:
         if is_first and not goes_on:
             given = (text for one in data.sets for text in texts(one.files, most=_MOST_CHARACTERS))
-            train_tokenizer(given, size=data.vocabulary, folder=place)
+            around = PHRASES if data.codes or data.vqgan else ()
+            train_tokenizer(itertools.chain(around, given), size=data.vocabulary, folder=place)
     return Tokenizer.open(place)
 
 
-def _shape(config: Run, opened: Opened | None, tokenizer: Tokenizer) -> LlamaConfig:
+def _shape(
+    config: Run, opened: Opened | None, tokenizer: Tokenizer, vqgan: VQGAN | None
+) -> LlamaConfig:
     """Returns the model that the run trains, its token space included."""
     model, codes = config.model, config.data.codes
+    if vqgan is not None:
+        if codes not in (0, vqgan.config.codes):
+            raise UserError(
+                f"data.codes is {codes}, but {config.data.vqgan} has {vqgan.config.codes}; "
+                "leave it out"
+            )
+        codes = vqgan.config.codes
+        for one in config.data.sets + config.data.held_out:
+            require_codes_of(one.files, vqgan)
     if opened is not None:
         model = opened.training_config(
             codes=codes,
