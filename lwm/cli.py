@@ -11,7 +11,7 @@ import tyro
 from lwm.cli_common import Flat, Model, Placing
 from lwm.cli_convert import convert
 from lwm.cli_generate import generate_image, generate_text, generate_video
-from lwm.cli_media import data_show, eval_vqgan, tokenize
+from lwm.cli_media import data_show, eval_vision, eval_vqgan, tokenize
 from lwm.cli_plan import plan
 from lwm.data.format import ExampleFormat
 from lwm.errors import UserError
@@ -230,7 +230,7 @@ COMMANDS: dict[str, Command | dict[str, Command]] = {
     "demo": demo,
     "chat": chat,
     "generate": {"text": generate_text, "image": generate_image, "video": generate_video},
-    "eval": {"needle": eval_needle, "vqgan": eval_vqgan},
+    "eval": {"needle": eval_needle, "vision": eval_vision, "vqgan": eval_vqgan},
     "tokenize": tokenize,
     "data": {"check": data_check, "tokenize": data_tokenize, "show": data_show},
     "plot": plot,
@@ -240,7 +240,7 @@ COMMANDS: dict[str, Command | dict[str, Command]] = {
 }
 GROUPS = {
     "generate": "Writes and draws: `lwm generate text`, `lwm generate image`, `… video`.",
-    "eval": "Measures: `lwm eval needle`, `lwm eval vqgan`.",
+    "eval": "Measures: `lwm eval needle`, `lwm eval vision`, `lwm eval vqgan`.",
     "data": "Prepares training data: `lwm data check`, `lwm data tokenize`, `lwm data show`.",
     "train": "Trains a model by a recipe: `lwm train debug`.",
 }

@@ -1,9 +1,11 @@
-"""`lwm tokenize`, `lwm data show`, `lwm eval vqgan`: pictures as codes, and codes as pictures."""
+"""`lwm tokenize`, `lwm data show`, `lwm eval vqgan|vision`: pictures, their codes, and words."""
 
 from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
+
+from lwm.cli_common import Flat, Model, Placing
 
 
 def tokenize(
@@ -97,6 +99,33 @@ def data_show(
     from lwm.data.media_show import show
 
     print(show(shards, vqgan=vqgan, out=out, count=count))
+
+
+def eval_vision(
+    model: Model,
+    files: Annotated[tuple[str, ...], tyro.conf.Positional] = ("shipped:clips",),
+    /,
+    *,
+    out: Path = Path("vision-eval"),
+    count: int | None = None,
+    placing: Flat[Placing] = Placing(),
+) -> None:
+    """Measures what a model knows of captioned pictures: drawn from words, and told in words.
+
+    Args:
+        model: A model that sees: a name from `lwm models`, a folder, or a hub's org/name.
+        files: Folders that `lwm tokenize` wrote, or `shipped:clips`.
+        out: The folder for report.json.
+        count: How many pictures, at most, evenly over the set.
+        placing: Where the model is loaded.
+    """
+    from lwm.errors import UserError
+    from lwm.eval.vision import run
+    from lwm.talk import open_model
+
+    if count is not None and count < 1:
+        raise UserError(f"--count {count} must be at least 1")
+    run(open_model(model, placing), files, out, count=count)
 
 
 def eval_vqgan(

@@ -19,6 +19,7 @@ from lwm.convert.huggingface import (
 )
 from lwm.convert.lwm import TABLE, open_lwm, split_prefix
 from lwm.convert.names import HUGGING_FACE, Layout
+from lwm.convert.vqgan import find_shipped
 from lwm.convert.weights import VisionRows, build_llama, build_stacked
 from lwm.data.marks import CLOSING, OPENING
 from lwm.data.tokenizer import Tokenizer
@@ -185,7 +186,10 @@ def open_model_files(name_or_path: str | Path, *, given: Given = NOTHING_GIVEN) 
         opened = _open(path)
         opened = dataclasses.replace(opened, config=given.applied(opened.config))
     _require_vocabulary(opened)
-    return dataclasses.replace(opened, known=known)
+    vqgan = opened.vqgan
+    if vqgan is None and known is not None and known.vqgan is not None:
+        vqgan = find_shipped(known.vqgan)
+    return dataclasses.replace(opened, known=known, vqgan=vqgan)
 
 
 def _open_lwm(params: Path, given: Given, known: catalog.Entry | None) -> Opened:

@@ -158,6 +158,10 @@ def item_of(
     media: list[tuple[dict[str, Any], Medium]] = []
     if values.get("messages") is not None:
         values["messages"] = _messages(values["messages"], where, locate, media)
+    elif values.get("parts") is not None:
+        if not isinstance(values["parts"], list):
+            raise UserError(f"{where}: parts is no list of objects with a type")
+        values["parts"] = [_part(part, where, locate, media) for part in values["parts"]]
     elif medium is None:
         raise UserError(f"{where}: no path; give it in a column {', '.join(PATHS)}")
     name = values.pop("name", None) or (medium.name if medium else where)
@@ -193,10 +197,10 @@ def _part(part: Any, where: str, locate: Any, media: list) -> dict[str, Any]:
     if kind == "text" and isinstance(part.get("text"), str):
         return part
     if kind not in ("image", "video"):
-        raise UserError(f"{where}: a part of a message is none of text, image and video")
+        raise UserError(f"{where}: a part is none of text, image and video")
     column = next((key for key in PATHS if part.get(key) is not None), None)
     if column is None:
-        raise UserError(f"{where}: a part of a message is of type {kind}, but has no path")
+        raise UserError(f"{where}: a part is of type {kind}, but has no path")
     taken = [key for key in RESERVED if part.get(key) is not None]
     if taken:
         raise UserError(f"{where}: key {taken[0]!r} of a part is where the codes go; rename it")

@@ -3,7 +3,6 @@
 import base64
 import dataclasses
 import json
-import math
 import tempfile
 from collections.abc import Iterator
 from datetime import date
@@ -19,14 +18,13 @@ from lwm.data.files import reading
 from lwm.data.media_coder import fingerprint
 from lwm.data.media_set import BAD, MediaSummary
 from lwm.data.sources import open_source
+from lwm.data.vision_tokenizer import VisionTokenizer
 from lwm.data.write_media import write_image, write_video
 from lwm.errors import UserError
-from lwm.model.vqgan import VQGAN, decode_frames
 
 _FRAMES = 24
 """Frames of a video that are shown, at most."""
 _BAD = 200
-_BATCH = 8
 _PER_SECOND = (1.0, 12.0)
 """How slow and how fast videos are played."""
 
@@ -81,14 +79,14 @@ def show(
     path = vqgan or Path(summary.codebook.source)
     if not path.exists():
         raise UserError(f"{path}, which made the codes, is not there; say where with --vqgan")
-    model = read_vqgan(path)
+    model = read_vqgan(path, resolution=summary.codebook.resolution)
     if fingerprint(model) != summary.codebook.fingerprint:
         raise UserError(f"{path} is not the VQGAN that made the codes of {folder}; give that one")
     source = open_source(folder)
     numbers = np.linspace(0, len(source) - 1, min(count, len(source))).astype(int)
     cards = []
     with tempfile.TemporaryDirectory() as temporary, waiting("decoding", "items") as tell:
-        pictures = _Pictures(model, math.isqrt(summary.codebook.tokens_per_frame), Path(temporary))
+        pictures = _Pictures(VisionTokenizer(model), Path(temporary))
         for done, number in enumerate(numbers.tolist(), 1):
             cards.append(_card(source[number].value, pictures))
             tell(done, len(numbers))
@@ -101,19 +99,18 @@ def show(
 class _Pictures:
     """Makes codes pictures."""
 
-    def __init__(self, model: VQGAN, side: int, folder: Path) -> None:
-        self._model, self._side, self._folder = model, side, folder
+    def __init__(self, vision: VisionTokenizer, folder: Path) -> None:
+        self._vision, self._folder = vision, folder
 
     def __call__(self, part: dict[str, Any]) -> Picture | None:
         """Returns the picture of a record or of a part of a message, if it has codes."""
         if not part.get("vision"):
             return None
-        codes = np.asarray(part["vision"], np.int32).reshape(-1, self._side, self._side)
+        codes = np.asarray(part["vision"], np.int32).reshape(-1, self._vision.tokens_per_frame)
         times = part["times"]
         if len(codes) > _FRAMES:
             codes = codes[np.linspace(0, len(codes) - 1, _FRAMES).astype(int)]
-        pixels = decode_frames(self._model, codes, batch=_BATCH)
-        pixels = np.rint((pixels + 1) * 127.5).astype(np.uint8)
+        pixels = self._vision.decode(codes)
         file = self._folder / "picture.webp"
         seconds = times[-1] - times[0]
         if len(pixels) > 1:
@@ -137,7 +134,8 @@ def _card(record: dict[str, Any], pictures: _Pictures) -> Card:
         for key in ("caption", "question", "answer")
         if isinstance(record.get(key), str) and record[key]
     ]
-    lines += _turns(record.get("messages") or [], pictures)
+    document = {"content": record.get("parts") or []}
+    lines += _turns([*(record.get("messages") or []), document], pictures)
     return Card(name=record["name"], picture=pictures(record), lines=lines)
 
 

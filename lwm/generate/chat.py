@@ -14,7 +14,7 @@ from lwm.generate.drawing import Drawings
 from lwm.generate.engine import LONG, Progress, Session, chunks
 from lwm.generate.grammar import Frames, VisionGrammar
 from lwm.generate.language_model import LanguageModel
-from lwm.generate.parts import AnswerReader, Frame, assemble
+from lwm.generate.parts import AnswerReader, Frame, assemble, joined
 from lwm.generate.sampling import sampler
 from lwm.generate.writing import Writing
 
@@ -79,9 +79,8 @@ class Reader:
             written = burst.ids[0].tolist()
             self._remember(session, written)
             self.was_cut = written[-1] not in stops
-            for token in written:
-                if token not in stops:
-                    yield from parts.push(token)
+            found = [parts.push(token) for token in written if token not in stops]
+            yield from joined(itertools.chain.from_iterable(found))
             if parts.is_stopped:
                 self.was_cut = False
                 return

@@ -49,7 +49,7 @@ class Guidance(NamedTuple):
 
 
 def guide(
-    logits: Float[Array, "B V"], guidance: Guidance, scale: Float[Array, " B"]
+    logits: Float[Array, "B V"], guidance: Guidance, scale: Float[Array | np.ndarray, " B"]
 ) -> Float[Array, "B V"]:
     """Returns uncond + scale · (cond - uncond), written so that scale 1 changes no bit."""
     return logits + (scale[:, None] - 1) * (logits - logits[guidance.away_from])
@@ -95,7 +95,7 @@ class Chooser:
             own = jnp.where(legal[:, :split] | draws[:, None], text, -jnp.inf)
             return _draw(self.sampler, own, own, seen, keys, guidance)
 
-        def draw(sampler: Sampler, scale: Float[Array, " B"] | None):
+        def draw(sampler: Sampler, scale: Array | np.ndarray | None):
             allowed = legal[:, split:] | ~draws[:, None]
             own = jnp.where(allowed, vision, -jnp.inf)
             guided = own

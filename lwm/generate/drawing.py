@@ -48,6 +48,11 @@ class Drawings:
     video: Drawing = LWM_VIDEO
     """The frames after the first."""
 
+    @classmethod
+    def chat(cls) -> "Drawings":
+        """Returns those of a conversation, in which there is nothing to be led away from."""
+        return cls(image=Drawing(guidance=1.0))
+
     @property
     def are_guided(self) -> bool:
         """Whether rows without the prompt are needed."""
@@ -55,5 +60,4 @@ class Drawings:
 
 
 LWM = Drawings()
-CHAT = Drawings(image=Drawing(guidance=1.0), video=LWM_VIDEO)
-"""In a conversation there is nothing to be led away from."""
+CHAT = Drawings.chat()

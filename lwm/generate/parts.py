@@ -1,7 +1,8 @@
 """What a model writes, id by id, as what it is: text, and the frames of images and videos."""
 
-from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Int
@@ -91,6 +92,13 @@ def assemble(model: LanguageModel, frames: Sequence[Frame]) -> Vision:
     """Returns the frames of one image or video as one, with its pixels."""
     codes = np.stack([frame.codes for frame in frames])
     return Vision(codes=codes, is_video=len(codes) > 1, pixels=model.vision.decode(codes))
+
+
+def joined(pieces: Iterable[str | Frame]) -> Iterator[str | Frame]:
+    """Yields pieces of an answer, those of text side by side as one."""
+    for is_text, group in itertools.groupby(pieces, lambda piece: isinstance(piece, str)):
+        same: list[Any] = list(group)
+        yield from ["".join(same)] if is_text else same
 
 
 class _Unmarked:

@@ -30,6 +30,8 @@ class Found(NamedTuple):
 
     nll: Float[Array, " M"]
     """Negative log-likelihoods, in nats."""
+    correct: Float[Array, " M"]
+    """Targets that no id of their modality was found likelier than."""
     targets: Float[Array, " M"]
     by_position: Float[Array, " P"]
     """The same for targets of all modalities, those at positions [2**(i-1), 2**i) in place i."""
@@ -103,10 +105,10 @@ class HeldOut:
 @jax.jit
 def _measure(model: Llama, batch: Batch, index: Array) -> Found:
     mask = Mask(segments=batch.segments, positions=batch.positions, index=index)
-    nll = model.losses(batch.tokens, batch.targets, mask).nll
+    found = model.losses(batch.tokens, batch.targets, mask)
     learnt = batch.weights > 0
     is_vision = batch.targets >= model.config.tokens.text
-    nll = jnp.where(learnt, nll, 0)
+    nll = jnp.where(learnt, found.nll, 0)
     kinds = [learnt & ~is_vision, learnt & is_vision]
     edges = [0, *(2**i for i in range(_places(batch.tokens.shape[-1])))]
     there = [
@@ -115,6 +117,7 @@ def _measure(model: Llama, batch: Batch, index: Array) -> Found:
     ]
     return Found(
         nll=jnp.stack([jnp.sum(nll * kind) for kind in kinds]),
+        correct=jnp.stack([jnp.sum(1.0 * (found.correct & kind)) for kind in kinds]),
         targets=jnp.stack([jnp.sum(1.0 * kind) for kind in kinds]),
         by_position=jnp.stack([jnp.sum(nll * here) for here in there]),
         at_position=jnp.stack([jnp.sum(1.0 * here) for here in there]),
@@ -136,8 +139,10 @@ def _filled(rows: Sequence[Row], size: int) -> Batch:
 
 def _describe(found: Found) -> dict[str, Any]:
     line: dict[str, Any] = {"tokens": int(found.targets.sum())}
-    for modality, nll, count in zip(MODALITIES, found.nll, found.targets, strict=True):
+    of_each = zip(MODALITIES, found.nll, found.correct, found.targets, strict=True)
+    for modality, nll, correct, count in of_each:
         line[f"{modality}_loss"] = float(nll / count) if count else None
+        line[f"{modality}_accuracy"] = float(correct / count) if count else None
     places = enumerate(zip(found.by_position, found.at_position, strict=True))
     line["by_position"] = [
         [2 ** (i - 1) if i else 0, 2**i, float(nll / count), int(count)]

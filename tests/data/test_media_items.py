@@ -286,7 +286,7 @@ BAD_ROWS = [
     ({"path": "list.jsonl"}, "list.jsonl is no image and no video"),
     ({"messages": "hi"}, ":1: messages is no list of objects"),
     ({"messages": [{"role": "user", "content": 3}]}, ":1: content of a message is neither text"),
-    ({"messages": [{"role": "user", "content": ["x"]}]}, ":1: a part of a message is none of"),
+    ({"messages": [{"role": "user", "content": ["x"]}]}, ":1: a part is none of"),
     ({"messages": [{"role": "user", "content": [{"type": "image"}]}]}, "but has no path"),
     (
         {"messages": [{"role": "u", "content": [{"type": "video", "path": "gone.mp4"}]}]},
