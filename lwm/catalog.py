@@ -12,6 +12,7 @@ from pathlib import Path
 from lwm.errors import UserError
 
 _LLAMA2 = "Llama 2 Community License"
+_ASSETS = Path(__file__).parent / "assets"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +40,10 @@ class Entry:
     files: tuple[str, ...] = ()
     """What to fetch of the first repository, and what makes it complete."""
     wheel: Wheel | None = None
+    is_shipped: bool = False
+    """Whether it comes with the package, in the folder of this name among its assets."""
+    vqgan: str | None = None
+    """The VQGAN of a model that comes with the package without one of its own."""
 
 
 def _lwm(name: str, context_k: int, theta: float) -> Entry:
@@ -71,8 +76,20 @@ _SMOLLM2 = Entry(
     ),
 )
 
+_TINY_VISION = Entry(
+    name="tiny-vision",
+    modality="text, image, video",
+    is_chat=True,
+    context=2048,
+    theta=1e4,
+    licence="Apache-2.0",
+    is_shipped=True,
+    vqgan="vqgan-64",
+)
+
 MODELS: tuple[Entry, ...] = (
     _SMOLLM2,
+    _TINY_VISION,
     _lwm("LWM-Text-128K", 128, 1e7),
     _lwm("LWM-Text-256K", 256, 1e7),
     _lwm("LWM-Text-512K", 512, 2.5e7),
@@ -120,6 +137,8 @@ def _user_cache() -> Path:
 
 def locate(entry: Entry) -> Path | None:
     """Returns where a known model is complete on this machine, without asking the network."""
+    if entry.is_shipped:
+        return _ASSETS / entry.name
     folder = cache_folder() / entry.name
     if entry.wheel:
         file = folder / entry.wheel.file

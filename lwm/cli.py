@@ -16,7 +16,7 @@ from lwm.cli_plan import plan
 from lwm.data.format import ExampleFormat
 from lwm.errors import UserError
 from lwm.eval.needle_config import NeedleConfig
-from lwm.generate.drawing import CHAT, Drawings
+from lwm.generate.drawing import Drawings
 from lwm.generate.writing import Writing
 
 Question = Annotated[str | None, tyro.conf.Positional]
@@ -34,7 +34,7 @@ def chat(
     max_frames: int = 8,
     fps: float | None = None,
     out: Path | None = None,
-    drawings: Annotated[Drawings, tyro.conf.arg(name="")] = CHAT,
+    drawings: Annotated[Drawings, tyro.conf.arg(name="")] = Drawings(),
     writing: Flat[Writing] = Writing(),
     placing: Flat[Placing] = Placing(),
 ) -> None:

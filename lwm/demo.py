@@ -1,4 +1,4 @@
-"""`lwm demo`: a small real model at work, on one page that needs no server and no network."""
+"""`lwm demo`: two small real models at work, on one page that needs no server and no network."""
 
 import base64
 import dataclasses
@@ -7,12 +7,13 @@ import platform
 import time
 from datetime import date
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import jax
 import jinja2
 
 import lwm
+from lwm import demo_vision
+from lwm.cli_common import Placing
 from lwm.errors import UserError
 from lwm.eval.needle import small_run
 from lwm.eval.report import Report
@@ -20,9 +21,6 @@ from lwm.generate.chat import Conversation
 from lwm.generate.language_model import LanguageModel
 from lwm.generate.writing import Writing
 from lwm.talk import open_model, watched
-
-if TYPE_CHECKING:
-    from lwm.cli_common import Placing
 
 QUESTIONS = (
     "What is the capital of France?",
@@ -47,8 +45,8 @@ class Turn:
     title: str | None = None
 
 
-def run(out: Path, *, model: str, placing: "Placing") -> Path:
-    """Asks the demo's questions and writes `index.html`; returns its path.
+def run(out: Path, *, model: str, placing: Placing) -> Path:
+    """Asks the demo's questions, has pictures drawn, writes `index.html`; returns its path.
 
     Raises:
         UserError: The folder cannot be written, or the model cannot be had.
@@ -61,7 +59,8 @@ def run(out: Path, *, model: str, placing: "Placing") -> Path:
     turns = [_ask(opened, question) for question in QUESTIONS]
     turns.append(_ask(opened, BOOK_QUESTION, document=chapter, title="Moby-Dick, chapter 1"))
     report, picture = small_run(opened)
-    page.write_text(_render(opened, turns, loading, report, picture), encoding="utf-8")
+    seen = demo_vision.show(Placing())
+    page.write_text(_render(opened, turns, seen, loading, report, picture), encoding="utf-8")
     return page
 
 
@@ -90,7 +89,7 @@ def _ask(
     print(f"> {question}" + (f" [{title}]" if title else ""))
     conversation = Conversation(model, document=document)
     begun = time.monotonic()
-    answer = "".join(watched(conversation, question, WRITING)).strip()
+    answer = "".join(map(str, watched(conversation, question, WRITING))).strip()
     seconds = time.monotonic() - begun
     print(f"{answer}\n")
     return Turn(
@@ -105,7 +104,12 @@ def _ask(
 
 
 def _render(
-    model: LanguageModel, turns: list[Turn], loading: float, report: Report, picture: bytes
+    model: LanguageModel,
+    turns: list[Turn],
+    seen: list[demo_vision.Shown],
+    loading: float,
+    report: Report,
+    picture: bytes,
 ) -> str:
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("lwm", "assets"),
@@ -129,6 +133,7 @@ def _render(
     return environment.get_template("demo.html.j2").render(
         facts=facts,
         turns=turns,
+        seen=seen,
         needles=len(report.rows),
         found=sum(row["correct"] for row in report.rows),
         picture=base64.b64encode(picture).decode(),

@@ -12,6 +12,7 @@ from jax.sharding import Mesh
 from lwm import catalog
 from lwm.convert.gguf import read_gguf
 from lwm.convert.huggingface import (
+    OWN,
     SafetensorsFolder,
     is_not_weight,
     read_config,
@@ -25,6 +26,7 @@ from lwm.data.marks import CLOSING, OPENING
 from lwm.data.tokenizer import Tokenizer
 from lwm.errors import UserError
 from lwm.fit import require_fit
+from lwm.generate.drawing import LWM, Drawings
 from lwm.generate.language_model import LanguageModel
 from lwm.model.config import NOTHING_GIVEN, Dtype, Given, LlamaConfig, Remat
 from lwm.model.devices import machine
@@ -94,6 +96,7 @@ def load(
         tokenizer=opened.tokenizer,
         mesh=devices,
         template=template,
+        drawings=opened.drawings.over(LWM),
         vqgan_file=opened.vqgan if vqgan is None else Path(vqgan),
     )
 
@@ -110,6 +113,8 @@ class Opened:
     source: Path
     vqgan: Path | None = None
     """The file or folder of the tokenizer of images, if there is one beside the model."""
+    drawings: Drawings = LWM
+    """How the model draws where nothing else is asked for."""
     known: catalog.Entry | None = None
     """What is known of the model by its name."""
 
@@ -300,6 +305,17 @@ def find(name_or_path: str | Path) -> Path:
     return path
 
 
+def _drawings(path: Path) -> Drawings:
+    """Returns how a folder says that its model draws."""
+    file = path / "generation_config.json"
+    if not file.is_file():
+        return LWM
+    try:
+        return Drawings.of(read_json(file).get(OWN))
+    except UserError as error:
+        raise UserError(f"{file}: {error}") from None
+
+
 def _open(path: Path) -> Opened:
     """Opens a Hugging Face folder or a GGUF file, nothing large of which is read yet."""
     if path.suffix == ".gguf":
@@ -318,6 +334,7 @@ def _open(path: Path) -> Opened:
             f"{path} holds no model: neither config.json nor params nor one GGUF file is there"
         )
     return Opened(
+        drawings=_drawings(path),
         config=read_config(values, source=str(path)),
         tensors=tensors,
         table=HUGGING_FACE,

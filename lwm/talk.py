@@ -12,7 +12,7 @@ from lwm.data.files import reading
 from lwm.data.message import Message, Part
 from lwm.errors import UserError
 from lwm.generate.chat import Conversation
-from lwm.generate.drawing import CHAT, Drawings
+from lwm.generate.drawing import Drawings
 from lwm.generate.language_model import LanguageModel
 from lwm.generate.parts import Frame
 from lwm.generate.writing import Writing
@@ -70,7 +70,7 @@ class Talk:
         document: str | None = None,
         writing: Writing = Writing(),
         out: Path | None = None,
-        drawings: Drawings = CHAT,
+        drawings: Drawings = Drawings(),
         max_frames: int | None = 8,
         fps: float | None = None,
     ):

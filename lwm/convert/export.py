@@ -20,7 +20,7 @@ from lwm.convert.vqgan import save_vqgan
 from lwm.convert.weights import dotted, layer_paths, layout_of, sizes_in
 from lwm.data.tokenizer import Tokenizer
 from lwm.errors import UserError
-from lwm.generate.drawing import Drawings
+from lwm.generate.drawing import LWM, Drawings
 from lwm.model.config import LlamaConfig
 from lwm.model.llama import Llama
 from lwm.model.quantize import QuantizedWeight
@@ -36,6 +36,7 @@ def save_model(
     max_shard_bytes: int = 5_000_000_000,
     card: str | None = None,
     vqgan: VQGAN | None = None,
+    drawings: Drawings = LWM,
 ) -> None:
     """Writes configuration, safetensors and tokenizer; the folder appears whole or not at all.
 
@@ -51,6 +52,7 @@ def save_model(
         max_shard_bytes: Of tensors in a file, unless one tensor alone has more.
         card: The model card, which becomes README.md.
         vqgan: What makes pictures the model's codes, to be written beside it.
+        drawings: How the model draws where nothing else is asked for.
 
     Raises:
         UserError: The folder holds something else or cannot be written, the disk is full, or the
@@ -62,7 +64,7 @@ def save_model(
     stored = dtype or str(model.embedding.dtype)
     small = {
         "config.json": to_text(hugging_face_config(model.config, tokenizer, stored)),
-        "generation_config.json": to_text(generation_config(tokenizer, model.config)),
+        "generation_config.json": to_text(generation_config(tokenizer, model.config, drawings)),
     }
     if card is not None:
         small["README.md"] = card
@@ -132,13 +134,15 @@ def hugging_face_config(config: LlamaConfig, tokenizer: Tokenizer, dtype: str) -
     return values | ({OWN: dataclasses.asdict(tokens)} if tokens.vision else {})
 
 
-def generation_config(tokenizer: Tokenizer, config: LlamaConfig) -> dict[str, Any]:
+def generation_config(
+    tokenizer: Tokenizer, config: LlamaConfig, drawings: Drawings = LWM
+) -> dict[str, Any]:
     """Returns how a model writes unless it is told otherwise."""
     values = {
         "bos_token_id": tokenizer.bos_id,
         "eos_token_id": sorted(tokenizer.eos_ids) or None,
         "pad_token_id": tokenizer.pad_id,
-        OWN: dataclasses.asdict(Drawings()) if config.tokens.vision else None,
+        OWN: dataclasses.asdict(drawings) if config.tokens.vision else None,
     }
     return {key: value for key, value in values.items() if value is not None}
 

@@ -155,6 +155,7 @@ class Conversation:
             UserError: The model cannot draw, or not so.
         """
         if drawings is not None:
+            drawings = drawings.unguided().over(model.drawings)
             if drawings.are_guided:
                 raise UserError(
                     "guidance leads a picture away from one without a prompt, which a conversation "
@@ -255,7 +256,7 @@ def _under(grammar: VisionGrammar | None, room: int) -> dict[str, Any]:
 
 
 def _drawn_by(drawings: Drawings) -> dict[str, Any]:
-    image, video = (each.writing(seed=0) for each in (drawings.image, drawings.video))
+    image, video = (each.writing() for each in (drawings.image, drawings.video))
     return {"image_sampler": sampler(image), "video_sampler": sampler(video)}
 
 

@@ -37,6 +37,8 @@ class LanguageModel:
     mesh: Mesh
     template: str | None = None
     """`lwm`, Jinja source, or None for the model's own chat template."""
+    drawings: Drawings = LWM
+    """How the model draws where nothing else is asked for."""
     vqgan_file: Path | None = None
     """What turns images into codes and back, as `lwm.convert.vqgan.read_vqgan` opens it."""
 
@@ -187,7 +189,7 @@ class LanguageModel:
         n: int = 1,
         seed: int = 0,
         first: "Vision | None" = None,
-        drawings: Drawings = LWM,
+        drawings: Drawings = Drawings(),
     ) -> "list[Vision]":
         """Draws images or videos of what a text says.
 

@@ -9,7 +9,7 @@ from lwm.data import captions
 from lwm.data.message import Vision
 from lwm.data.template import render_chat
 from lwm.errors import UserError
-from lwm.generate.drawing import LWM, Drawing, Drawings
+from lwm.generate.drawing import Drawing, Drawings
 from lwm.generate.engine import Progress, Session, chunks
 from lwm.generate.grammar import Frames
 from lwm.generate.language_model import LanguageModel
@@ -24,7 +24,7 @@ def draw(
     kind: captions.Kind,
     frames: int = 1,
     first: Sequence[Vision] | None = None,
-    drawings: Drawings = LWM,
+    drawings: Drawings = Drawings(),
     seeds: Sequence[int] | None = None,
     progress: Progress = lambda done, total: None,
 ) -> Iterator[tuple[int, Frame]]:
@@ -47,7 +47,7 @@ def draw(
     """
     if not prompts:
         return
-    grammar = model.grammar
+    grammar, drawings = model.grammar, drawings.over(model.drawings)
     given = 0 if first is None else len(first[0].codes)
     _require_frames(kind, frames, given)
     runs = [_prompt(model, prompt, kind) for prompt in prompts]
@@ -117,7 +117,7 @@ def _begun(model: LanguageModel, vision: Vision) -> list[int]:
 
 
 def _sampler(drawing: Drawing) -> Sampler:
-    return sampler(drawing.writing(seed=0))
+    return sampler(drawing.writing())
 
 
 def draw_whole(
@@ -127,7 +127,7 @@ def draw_whole(
     kind: captions.Kind,
     frames: int = 1,
     first: Vision | None = None,
-    drawings: Drawings = LWM,
+    drawings: Drawings = Drawings(),
     seed: int = 0,
 ) -> list[Vision]:
     """Draws an image or a video for each prompt, as `draw` does, and returns them whole."""

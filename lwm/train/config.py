@@ -9,6 +9,7 @@ from lwm.data.files import reading
 from lwm.data.format import ExampleFormat
 from lwm.data.pack import Packing
 from lwm.errors import UserError
+from lwm.generate.drawing import LWM, Drawings
 from lwm.model.config import LlamaConfig
 from lwm.ops.layout import Layout
 
@@ -218,6 +219,8 @@ class Run:
     """Devices: dp,fsdp,tp,sp such as 1,8,1,4 (one -1 is inferred), or sp=8."""
     seed: int = 0
     """Of the first weights and of the order of the data."""
+    drawings: Drawings = LWM
+    """How the trained model draws where nothing else is asked for; saved with it."""
 
 
 # What may change when a run goes on: none of it changes the numbers, but by rounding.
@@ -233,6 +236,7 @@ _FREE = (
     "data.cache",
     "data.max_bad_share",
     "training.sheet",
+    "drawings",
 )
 
 

@@ -84,7 +84,7 @@ def run(config: Run, folder: Path, *, track: tuple[Kind, ...] = (), profile: int
     with followed(config, folder, mesh, track, size=size, model=model) as follower:
         state = train(config.training, task, mesh, folder, follower=follower, profile=profile)
     with jax.set_mesh(mesh):
-        save_model(state.model, tokenizer, folder / "model", vqgan=vqgan)
+        save_model(state.model, tokenizer, folder / "model", vqgan=vqgan, drawings=config.drawings)
     return folder / "model"
 
 
