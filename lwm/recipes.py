@@ -120,7 +120,7 @@ def tiny_vision() -> Run:
         ),
         data=Data(
             sets=(
-                DataSet(files=clips, name="clips", weight=3, format=whole),
+                DataSet(files=clips, name="clips", weight=3.0, format=whole),
                 DataSet(files=clips, name="stills", format=stills),
             ),
             # Looked at, though it is learnt: what is known by heart is what this model is for.
@@ -128,12 +128,12 @@ def tiny_vision() -> Run:
                 DataSet(
                     files=clips,
                     name="drawn",
-                    format=ExampleFormat(captions=Captions(vision_first=0, dropped=0)),
+                    format=ExampleFormat(captions=Captions(vision_first=0.0, dropped=0.0)),
                 ),
                 DataSet(
                     files=clips,
                     name="told",
-                    format=ExampleFormat(captions=Captions(vision_first=1)),
+                    format=ExampleFormat(captions=Captions(vision_first=1.0)),
                 ),
             ),
             vocabulary=1024,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from lwm import catalog
 from lwm.console import Interruptible, waiting
 from lwm.data.files import reading
-from lwm.data.message import Message, Part
+from lwm.data.message import Part
 from lwm.errors import UserError
 from lwm.generate.chat import Conversation
 from lwm.generate.drawing import Drawings
@@ -107,8 +107,8 @@ class Talk:
         model = self._model
         vision = model.see(Path(file), max_frames=self._max_frames, fps=self._fps)
         size = len(model.marks.wrap(vision.codes))
-        turns = [*self.conversation.messages, Message("user", (*self._seen, vision))]
-        used = len(self.conversation.ids(turns))
+        asked = self.conversation.question((*self._seen, vision))
+        used = len(self.conversation.ids([*self.conversation.messages, asked]))
         room = model.context - self._writing.max_tokens - used
         frame = model.vision.tokens_per_frame + 1
         frames = len(vision.codes)
@@ -130,7 +130,18 @@ class Talk:
             KeyboardInterrupt: Ctrl-C was pressed; the conversation is kept as far as it went.
             UserError: It does not fit.
         """
-        parts = [question, *self._seen]
+        before = self.conversation.messages
+        try:
+            self._print([question, *self._seen])
+        finally:
+            # A turn that was broken off is kept as far as it went, and what it drew with it.
+            if self.conversation.messages is not before:
+                self._seen = []
+                self._save()
+        if self.conversation.was_cut:
+            print(f"[cut at {self._writing.max_tokens} tokens; see --max-tokens]", file=sys.stderr)
+
+    def _print(self, parts: Sequence[Part]) -> None:
         with (
             Interruptible() as user,
             contextlib.closing(
@@ -143,11 +154,7 @@ class Talk:
                 elif piece.is_last:
                     print(" [drawn] ", end="", flush=True)
                 user.check()
-        self._seen = []
         print()
-        self._save()
-        if self.conversation.was_cut:
-            print(f"[cut at {self._writing.max_tokens} tokens; see --max-tokens]", file=sys.stderr)
 
     def run(self) -> None:
         """Answers questions from stdin until it ends; on a terminal, with line editing."""

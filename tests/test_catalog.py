@@ -51,7 +51,7 @@ def snapshot(cache: Path, repo: str) -> Path:
 
 def test_names_are_unique_and_found_in_any_case():
     names = [entry.name for entry in MODELS]
-    assert len({name.lower() for name in names}) == len(names) == 12
+    assert len({name.lower() for name in names}) == len(names) == 13
     for entry in MODELS:
         assert find(entry.name.upper()) is entry
         assert all(find(repo) is find(repo.split("/")[1]) is entry for repo in entry.repos)

@@ -55,7 +55,7 @@ def test_models_lists_where_each_is(tmp_path):
     run = lwm("models", LWM_CACHE=str(tmp_path), HF_HOME=str(tmp_path))
     assert run.returncode == 0
     lines = run.stdout.splitlines()
-    assert len(lines) == 1 + 12
+    assert len(lines) == 1 + 13
     assert lines[1].split() == ["smollm2-135m-instruct", "text", "8K", "1.0e5", "Apache-2.0", "-"]
 
 

@@ -88,9 +88,23 @@ def test_every_command_and_option_of_the_docs_exists():
     # Room for the longest names on one line.
     wide = {"COLUMNS": "300"}
     code = "from lwm.cli import main; main()"
-    groups = (["generate", "text"], ["eval", "needle"], ["data", "check"], ["data", "tokenize"])
-    groups += (["train", "debug"], ["train", "vqgan-64"], ["plot"], ["plan"], ["convert"])
-    groups += (["tokenize"], ["data", "show"], ["eval", "vqgan"])
+    groups = (
+        ["generate", "text"],
+        ["generate", "image"],
+        ["generate", "video"],
+        ["eval", "needle"],
+        ["data", "check"],
+        ["data", "tokenize"],
+    )
+    groups += (
+        ["train", "debug"],
+        ["train", "tiny-vision"],
+        ["train", "vqgan-64"],
+        ["plot"],
+        ["plan"],
+        ["convert"],
+    )
+    groups += (["tokenize"], ["data", "show"], ["eval", "vqgan"], ["eval", "vision"])
     for command in (["chat"], ["demo"], ["models"], *groups):
         shown += run([sys.executable, "-c", code, *command, "--help"], ROOT, env=wide).stdout
     # An option begins a line of a box; further names of it follow after commas.

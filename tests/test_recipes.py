@@ -16,6 +16,7 @@ import pytest
 from jax.sharding import AbstractMesh, AxisType, NamedSharding, PartitionSpec as P
 
 from lwm.cli_train import require_use
+from lwm.convert.vqgan import read_vqgan
 from lwm.errors import UserError
 from lwm.model.discriminator import Discriminator
 from lwm.model.llama import Llama
@@ -58,7 +59,8 @@ def test_recipes_can_be_built(name):
 
 def model_can_be_built(run, optimizer):
     assert run.model.max_context >= run.data.packing.length
-    tokens = TokenSpace(text=run.data.vocabulary)
+    codes = read_vqgan(run.data.vqgan).config.codes if run.data.vqgan else 0
+    tokens = TokenSpace.of(run.data.vocabulary, codes)
     model = dataclasses.replace(run.model, tokens=tokens)
     made = jax.eval_shape(lambda: State.start(Llama.init(model, key=jr.key(0)), optimizer))
     assert made.model.embedding.shape == (tokens.rows, model.dim)

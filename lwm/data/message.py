@@ -60,18 +60,20 @@ class Vision:
             UserError: There is no frame, or no whole number of them.
         """
         codes = flat_codes(value.get("vision"), "vision")
-        frames = value.get("frames")
-        if frames is None and tokens_per_frame:
-            frames = len(codes) / tokens_per_frame
-        if frames is None or frames != int(frames) or frames < 1 or len(codes) % int(frames):
+        frames, times = value.get("frames"), value.get("times")
+        if frames is None and tokens_per_frame and not len(codes) % tokens_per_frame:
+            frames = len(codes) // tokens_per_frame
+        is_count = isinstance(frames, int | np.integer) and not isinstance(frames, bool)
+        if not is_count or frames < 1 or len(codes) % frames:
             raise UserError(
                 f"key 'vision' has {len(codes)} codes, which do not divide into frames of "
                 f"{tokens_per_frame or '?'}; give their number under 'frames', or tokens_per_frame"
             )
-        times = value.get("times")
+        if times is not None and not _are_times(times, int(frames)):
+            raise UserError(f"key 'times' should be {frames} numbers, one of each frame")
         is_video = value.get("is_video", value.get("type") == "video" or frames > 1)
         return cls(
-            codes=codes.reshape(int(frames), -1),
+            codes=codes.reshape(frames, -1),
             is_video=bool(is_video),
             times=None if times is None else np.asarray(times, float),
             name=str(value.get("name", "")),
@@ -153,6 +155,13 @@ def part_of(value: Any, *, tokens_per_frame: int | None = None) -> Part:
             )
         return Vision.of(value, tokens_per_frame=tokens_per_frame)
     raise UserError(f"a part should be text, an image or a video, not {reprlib.repr(value)}")
+
+
+def _are_times(value: Any, count: int) -> bool:
+    try:
+        return np.asarray(value, float).shape == (count,)
+    except (TypeError, ValueError):
+        return False
 
 
 def flat_codes(value: Any, key: str) -> Int[np.ndarray, " n"]:

@@ -114,7 +114,7 @@ def insert_visions(
     if not visions:
         return ids, counts
     if marks is None:
-        raise UserError(f"a message holds a {visions[0].kind}, but the model reads no vision")
+        raise UserError("a message holds a picture, but the model reads no vision")
     runs: list[np.ndarray] = []
     end = 0
     for place in np.flatnonzero(ids < 0):
@@ -179,14 +179,23 @@ def _lwm_parts(
 
 
 def _laid_out(turn: Message) -> Iterator[Part]:
-    """Yields the parts of a turn; what a user asks stands on a line of its own before a picture."""
-    before = ""
+    """Yields the parts of a turn; what a user asks stands on a line of its own before a picture.
+
+    Texts side by side are one: in two pieces, the name of a special token would not be found.
+    """
+    text = ""
     for part in turn.parts:
-        shows = isinstance(part, Vision)
-        if shows and turn.role == "user" and before and not before[-1].isspace():
-            yield "\n"
+        if isinstance(part, str):
+            text += part
+            continue
+        if turn.role == "user" and text and not text[-1].isspace():
+            text += "\n"
+        if text:
+            yield text
         yield part
-        before = "" if shows else part
+        text = ""
+    if text:
+        yield text
 
 
 def _only_text(message: Message) -> str:

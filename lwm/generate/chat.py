@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from lwm.data.message import Message, Part
+from lwm.data.message import Message, Part, Vision
 from lwm.data.template import render_chat
 from lwm.data.tokenizer import TextStream
 from lwm.errors import UserError
@@ -188,7 +188,7 @@ class Conversation:
             UserError: The conversation and the answer do not fit into the context; the question
                 is then not part of the conversation.
         """
-        turns = [*self.messages, self._question(question)]
+        turns = [*self.messages, self.question(question)]
         ids = self.ids(turns)
         stream = TextStream(self._model.tokenizer)
         answer: list[str | Frame] = []
@@ -211,8 +211,18 @@ class Conversation:
             marks=self._model.marks if sees else None,
         )
 
-    def _question(self, question: str | Sequence[Part]) -> Message:
+    def question(self, question: str | Sequence[Part]) -> Message:
+        """Returns what a question is as the next message: the first one follows the document.
+
+        Raises:
+            UserError: There is nothing in it, or a picture is of another model.
+        """
         parts = (question,) if isinstance(question, str) else tuple(question)
+        if not parts:
+            raise UserError("the question is empty; give a text, an image or a video")
+        for part in parts:
+            if isinstance(part, Vision):
+                self._model.require_frames(part)
         if self._document is not None and not self.messages:
             first, *rest = parts if isinstance(parts[0], str) else ("", *parts)
             parts = (f"{self._document.strip()}\n\n{first}", *rest)

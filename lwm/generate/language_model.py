@@ -128,6 +128,19 @@ class LanguageModel:
             shorter=False,
         )
 
+    def require_frames(self, vision: "Vision") -> None:
+        """Refuses an image or a video whose frames are not those of the model.
+
+        Raises:
+            UserError: How many codes a frame has there, and here.
+        """
+        theirs, ours = vision.codes.shape[1], self.vision.tokens_per_frame
+        if theirs != ours:
+            raise UserError(
+                f"the {vision.kind} {vision.name} has {theirs} codes a frame, but {self.name} "
+                f"{ours}; read it with `see`"
+            )
+
     def encode_prompt(self, prompt: str) -> list[int]:
         """Returns the ids of a text to continue, after the model's beginning of text if it has one.
 

@@ -65,7 +65,8 @@ class AnswerReader:
             stops: The answer ends before the first of these.
             grammar: Under which the ids are written; None: text only.
         """
-        self._text = StoppingText(stream if grammar is None else _Unmarked(stream), stops)
+        self._unmarked = None if grammar is None else _Unmarked(stream)
+        self._text = StoppingText(self._unmarked or stream, stops)
         self._frames = None if grammar is None else FrameReader(grammar)
 
     @property
@@ -74,12 +75,18 @@ class AnswerReader:
         return self._text.is_stopped
 
     def push(self, token: int) -> Iterator[str | Frame]:
-        """Yields what this id completes."""
+        """Yields what this id completes; after a stop string nothing."""
+        if self.is_stopped:
+            return
         found = token if self._frames is None else self._frames.push(token)
         if isinstance(found, Frame):
-            if held := self._text.release():
+            assert self._unmarked is not None
+            held = self._text.add(self._unmarked.release())
+            held += self._text.release()
+            if held:
                 yield held
-            yield found
+            if not self.is_stopped:
+                yield found
         elif found is not None and (text := self._text.push(found)):
             yield text
 
@@ -115,6 +122,10 @@ class _Unmarked:
         self._held = text[len(text) - keep :]
         return text[: len(text) - keep]
 
-    def finish(self) -> str:
+    def release(self) -> str:
+        """Returns what was held back, where no more text can follow it."""
         held, self._held = self._held, ""
-        return held + self._stream.finish()
+        return held
+
+    def finish(self) -> str:
+        return self.release() + self._stream.finish()

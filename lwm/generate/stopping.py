@@ -30,7 +30,7 @@ class StoppingText:
 
     def push(self, token: int) -> str:
         """Returns the text that this id completes and that is sure not to begin a stop string."""
-        return self._release(self._stream.push(token))
+        return self.add(self._stream.push(token))
 
     def release(self) -> str:
         """Returns what was held back, where no more text can follow it."""
@@ -39,9 +39,10 @@ class StoppingText:
 
     def finish(self) -> str:
         """Returns the rest of the text."""
-        return self._release(self._stream.finish()) + self.release()
+        return self.add(self._stream.finish()) + self.release()
 
-    def _release(self, more: str) -> str:
+    def add(self, more: str) -> str:
+        """Returns what of some more text is sure not to begin a stop string."""
         if self.is_stopped:
             return ""
         text = self._held + more

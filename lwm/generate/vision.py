@@ -53,6 +53,8 @@ def draw(
     runs = [_prompt(model, prompt, kind) for prompt in prompts]
     openings = [[*_start(model)]] * len(runs)
     if first is not None:
+        for vision in first:
+            model.require_frames(vision)
         begun = [_begun(model, vision) for vision in first]
         runs, openings = (
             [[*run, *ids] for run, ids in zip(given_runs, begun, strict=True)]
