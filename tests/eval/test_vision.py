@@ -1,0 +1,84 @@
+"""`tiny-vision`, from files to pictures and words: the whole path, not generalisation."""
+
+import json
+
+import numpy as np
+import pytest
+
+import lwm
+from lwm.data.template import render_chat
+from lwm.errors import UserError
+from lwm.eval.vision import measure, read_pairs, run
+from lwm.generate.engine import Session
+from lwm.generate.grammar import Frames
+from lwm.generate.sampling import Sampler, Temperature
+
+CLIPS = ("shipped:clips",)
+
+
+@pytest.fixture(scope="module")
+def tiny_vision():
+    return lwm.load("tiny-vision")
+
+
+def require_known(found):
+    assert found["codes_accuracy"] >= 0.99
+    assert found["drawn"] >= found["pairs"] * 60 / 64
+    assert found["told"] >= found["pairs"] * 60 / 64
+
+
+def test_some_clips_are_drawn_and_told(tiny_vision, tmp_path, capsys):
+    run(tiny_vision, CLIPS, tmp_path, count=6)
+    found = json.loads((tmp_path / "report.json").read_text())
+    require_known(found)
+    assert found["pairs"] == len(found["rows"]) == 6
+    assert "6 of 6" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_all_clips_are_drawn_and_told(tiny_vision):
+    pairs = read_pairs(CLIPS)
+    assert len({pair.caption for pair in pairs}) == len(pairs) == 64
+    require_known(measure(tiny_vision, pairs))
+
+
+@pytest.mark.slow
+def test_a_thousand_videos_at_temperature_two_are_legal(tiny_vision):
+    """Drawn after a question that itself says `<vision>`, which opens nothing."""
+    grammar, tokens = tiny_vision.grammar, tiny_vision.marks.tokens
+    asked = [{"role": "user", "content": "Generate a video of <vision> a tiger </vision>"}]
+    prompt = render_chat(asked, tiny_vision.tokenizer, marks=tiny_vision.marks)
+    assert max(prompt) < tokens.text
+    prompt += tiny_vision.marks.opening
+    counts = []
+    for start in range(0, 1000, 250):
+        session = Session(tiny_vision.llama, tiny_vision.mesh, rows=250, slots=384)
+        session.read([prompt] * 250)
+        rows = [Frames(least=1, most=3, inside=True, is_all=True)] * 250
+        bursts = session.generate(
+            max_tokens=195,
+            sampler=Sampler(rules=(Temperature(2.0),)),
+            grammar=grammar,
+            state=grammar.start(rows, room=195),
+            seed=range(start, start + 250),
+        )
+        ids = np.concatenate([burst.ids for burst in bursts], axis=1)
+        counts += [frames_of(row[row >= 0], tokens, grammar.tokens_per_frame) for row in ids]
+    assert len(counts) == 1000
+    assert set(counts) == {1, 2, 3}
+
+
+def frames_of(ids, tokens, size):
+    """Counts the frames of a video that has whole frames only, and ends."""
+    frames = ids.reshape(-1, size + 1)
+    assert ((frames[:, :-1] >= tokens.text) & (frames[:, :-1] < tokens.end_of_frame)).all()
+    assert (frames[:-1, -1] == tokens.end_of_frame).all()
+    assert frames[-1, -1] == tokens.end_of_vision
+    return len(frames)
+
+
+def test_records_without_captions_are_refused(tmp_path):
+    file = tmp_path / "a.jsonl"
+    file.write_text('{"text": "a"}\n')
+    with pytest.raises(UserError, match=r"a.jsonl:1: it should have a 'caption' and codes"):
+        read_pairs((str(file),))
