@@ -1,0 +1,103 @@
+"""A small model that draws, and the VQGAN of its codes."""
+
+import dataclasses
+import json
+
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import numpy as np
+import pytest
+import tokenizers
+
+from lwm.convert.vqgan import save_vqgan
+from lwm.data.tokenizer import Tokenizer
+from lwm.generate.language_model import LanguageModel
+from lwm.model.vqgan import VQGAN
+from lwm.model.vqgan_config import VQGANConfig
+from lwm.sharding import make_mesh
+from lwm.tokens import TokenSpace
+
+CODES, SIDE = 16, 16
+"""Codes of the codebook, and pixels along a side."""
+OPENING = "<vision>"
+END = "<|im_end|>"
+
+
+@pytest.fixture(scope="module")
+def eager_tokenizer(tmp_path_factory):
+    """A token for each byte, and one for `<vision>`, which a random model may well write."""
+    letters = sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())
+    starts = [OPENING[:end] for end in range(2, len(OPENING) + 1)]
+    vocabulary = {piece: number for number, piece in enumerate([*letters, *starts])}
+    merges = [(start[:-1], start[-1]) for start in starts]
+    built = tokenizers.Tokenizer(tokenizers.models.BPE(vocabulary, merges))
+    pre_tokenizers = tokenizers.pre_tokenizers
+    built.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    built.decoder = tokenizers.decoders.ByteLevel()
+    built.add_special_tokens(["<|endoftext|>", END])
+    folder = tmp_path_factory.mktemp("tokenizer")
+    built.save(str(folder / "tokenizer.json"))
+    template = (
+        "{% for m in messages %}{{ m.role }}: {{ m.content }}<|im_end|>{% endfor %}"
+        "{% if add_generation_prompt %}assistant: {% endif %}"
+    )
+    config = {"chat_template": template, "eos_token": "<|endoftext|>"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    return Tokenizer.open(folder)
+
+
+@pytest.fixture(scope="session")
+def save_codes(tmp_path_factory):
+    """Writes a VQGAN. `VQGAN.init` would be compiled for ten seconds."""
+
+    def make(codes):
+        config = VQGANConfig(
+            resolution=SIDE,
+            hidden=32,
+            multipliers=(1, 1, 1),
+            res_blocks=1,
+            z_channels=4,
+            codes=codes,
+            code_dim=4,
+        )
+        rng = np.random.default_rng(0)
+
+        def fill(leaf):
+            if len(leaf.shape) == 1:  # a bias, or what is normalised is scaled by
+                return jnp.ones(leaf.shape)
+            drawn = rng.normal(size=leaf.shape) / np.sqrt(np.prod(leaf.shape[:-1]))
+            return jnp.asarray(drawn, np.float32)
+
+        folder = tmp_path_factory.mktemp("vqgan")
+        shapes = jax.eval_shape(lambda: VQGAN.init(config, key=jr.key(0)))
+        save_vqgan(jax.tree.map(fill, shapes), folder)
+        return folder
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def open_painter(tiny, init, eager_tokenizer, save_codes):
+    """Makes a model that sees and draws; `eager` is how much it likes to."""
+    folder = save_codes(CODES)
+    opening = eager_tokenizer.encode(OPENING, special=False)
+    assert len(opening) == 1
+
+    def make(mesh, eager=6.0):
+        llama = init(tiny(tokens=TokenSpace.of(eager_tokenizer.vocab_size, CODES))).unstack()
+        scale = np.ones(llama.head.shape, np.float32)
+        scale[:, opening[0]] = eager
+        scale = jax.device_put(scale, llama.head.sharding)
+        llama = dataclasses.replace(llama, head=llama.head * scale)
+        return LanguageModel(
+            name="tiny", llama=llama, tokenizer=eager_tokenizer, mesh=mesh, vqgan_file=folder
+        )
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def drawer(open_painter):
+    with jax.set_mesh(mesh := make_mesh()):
+        yield open_painter(mesh)

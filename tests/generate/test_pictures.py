@@ -1,0 +1,244 @@
+"""Pictures in files: looked at, talked about, drawn and saved, by a small model."""
+
+import dataclasses
+import os
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+from lwm import talk
+from lwm.cli_common import Placing
+from lwm.data.frames import read_frames
+from lwm.data.message import Message, Vision
+from lwm.data.write_media import contact_sheet, write_image, write_video
+from lwm.draw import Asked, draw_files
+from lwm.errors import UserError
+from lwm.generate.chat import Conversation
+from lwm.generate.drawing import Drawing, Drawings
+from lwm.generate.writing import Writing
+
+PLAIN = Drawing(guidance=1.0)
+CHAT = Drawings(image=PLAIN, video=PLAIN)
+CODES, SIZE, SIDE = 16, 16, 16
+"""Codes of the codebook, codes of a frame, and its pixels along a side."""
+DRAWING = Writing(max_tokens=80, temperature=1.0)
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    """An image of noise, one of another, and a video of three frames."""
+    folder = tmp_path_factory.mktemp("files")
+    rng = np.random.default_rng(0)
+    frames = rng.integers(0, 256, (3, SIDE, SIDE, 3), dtype=np.uint8)
+    write_image(folder / "one.png", frames[0])
+    write_image(folder / "two.png", frames[1])
+    write_video(folder / "clip.webp", frames, 2.0)
+    return folder
+
+
+def test_a_model_sees_images_and_videos(drawer, files):
+    one, two = drawer.see(files / "one.png"), drawer.see(files / "two.png")
+    assert (one.kind, one.codes.shape, one.name) == ("image", (1, SIZE), "one.png")
+    assert not np.array_equal(one.codes, two.codes)
+    clip = drawer.see(files / "clip.webp", max_frames=2)
+    assert (clip.kind, clip.codes.shape) == ("video", (2, SIZE))
+    answers = {drawer.chat(["What?", seen], max_tokens=24) for seen in (one, two, clip)}
+    assert len(answers) == 3
+    assert drawer.chat(["What?", one], max_tokens=24) in answers
+    assert drawer.chat([one, "What?"], document="Long.", max_tokens=8) not in answers
+
+
+@pytest.fixture
+def typed(monkeypatch):
+    """Types lines, and then the input ends."""
+
+    def type_in(*lines):
+        waiting = iter(map(str, lines))
+
+        def read(prompt=""):
+            try:
+                return next(waiting)
+            except StopIteration:
+                raise EOFError from None
+
+        monkeypatch.setattr("builtins.input", read)
+
+    return type_in
+
+
+def test_a_talk_looks_at_files_and_writes_what_is_drawn(drawer, files, tmp_path, typed, capsys):
+    out = tmp_path / "new" / "drawn"
+    typed(f"/image {files / 'one.png'}", f"/video {files / 'clip.webp'}", "What?", "More")
+    chat = talk.Talk(drawer, writing=DRAWING, out=out)
+    chat.run()
+    shown = capsys.readouterr()
+    first, answer, second, other = chat.conversation.messages
+    assert [each.name for each in first.visions] == ["one.png", "clip.webp"]
+    assert not second.visions
+    made = [*answer.visions, *other.visions]
+    kinds = ["mp4" if each.is_video else "png" for each in made]
+    names = [f"{number:03}.{kind}" for number, kind in enumerate(kinds, 1)]
+    assert names
+    assert sorted(path.name for path in out.iterdir()) == names
+    assert [line for line in shown.out.split("\n") if line.startswith(str(out))] == [
+        str(out / name) for name in names
+    ]
+    assert shown.out.count("[drawn]") == len(names)
+    assert f"one.png: 1 frame, {SIZE + 1 + 1 + 9} tokens; " in shown.err
+    assert f"clip.webp: 3 frames, {3 * (SIZE + 1) + 1 + 9} tokens; " in shown.err
+    for each, name in zip(made, names, strict=True):
+        again = drawer.vision.read(out / name)
+        assert again.codes.shape == each.codes.shape
+        if not each.is_video:
+            np.testing.assert_array_equal(again.pixels, each.pixels)
+
+
+def test_a_talk_goes_on_after_a_file_that_cannot_be_looked_at(drawer, files, typed, capsys):
+    typed(f"/image {files / 'none.png'}", "/image", f"/image {files / 'one.png'}", "/clear", "Hi")
+    short = Writing(max_tokens=16)
+    chat = talk.Talk(drawer, writing=short)
+    chat.run()
+    shown = capsys.readouterr()
+    assert shown.err.count("lwm: ") == 2
+    assert "none.png" in shown.err
+    assert shown.out == drawer.chat("Hi", max_tokens=16) + "\n"
+    assert not chat.conversation.messages[0].visions, "and what was seen is forgotten too"
+
+
+def test_a_talk_says_how_many_frames_fit(drawer, files, capsys):
+    chat = talk.Talk(drawer, writing=Writing(max_tokens=460))
+    with pytest.raises(UserError, match=r"3 frames, 61 tokens; .* context of 512: \d frames? fit"):
+        chat.see(files / "clip.webp")
+    chat = talk.Talk(drawer, writing=Writing(max_tokens=400), max_frames=2)
+    chat.see(files / "clip.webp")
+    told = capsys.readouterr().err
+    seen = drawer.see(files / "clip.webp", max_frames=2)
+    used = len(chat.conversation.ids([Message("user", (seen,))]))
+    more = (512 - 400 - used) // (SIZE + 1)
+    assert f"clip.webp: 2 frames, 44 tokens; {more} more frames would fit" in told
+
+
+BAD = {
+    "no frames": ({"frames": 0}, "frames 0: an image is one frame, and a video at least one"),
+    "no prompt": ({"prompt": " "}, "the prompt is empty; say what is to be seen"),
+    "all given": ({"frames": 1}, "1 of 1 frames are given; ask for more"),
+    "too long": ({"frames": 40}, "the prompt has .* context of 512"),
+}
+
+
+@pytest.mark.parametrize("fault", BAD)
+def test_what_cannot_be_drawn_is_refused_in_one_line(drawer, fault):
+    options, says = BAD[fault]
+    given = Vision(codes=np.zeros((1, SIZE), np.int32), is_video=False)
+    first = given if fault == "all given" else None
+    with pytest.raises(UserError, match=says) as caught:
+        drawer.draw(**{"prompt": "a cat"} | options, first=first)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_model_that_cannot_draw_says_why(model, drawer, save_codes, files, tmp_path):
+    blind = dataclasses.replace(drawer, vqgan_file=None)
+    other = dataclasses.replace(drawer, vqgan_file=save_codes(CODES + 1))
+    for unable, says in (
+        (model, "tiny reads and writes text only"),
+        (blind, "tiny has no VQGAN beside it; give one with --vqgan"),
+        (other, f"has {CODES + 1} codes, but the model {CODES}: they are of different models"),
+    ):
+        for ask in (
+            lambda unable: unable.draw("a cat"),
+            lambda unable: unable.see(files / "one.png"),
+            lambda unable: Conversation(unable, drawings=CHAT),
+            lambda unable: talk.Talk(unable, out=tmp_path / "out"),
+        ):
+            with pytest.raises(UserError, match=says) as caught:
+                ask(unable)
+            assert "\n" not in str(caught.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_conversation_refuses_guidance(drawer):
+    for rules in (Drawings(image=Drawing(guidance=5.0)), Drawings(video=Drawing(guidance=2.0))):
+        with pytest.raises(UserError, match="which a conversation does not have; give guidance 1"):
+            Conversation(drawer, drawings=rules)
+
+
+def test_a_talk_refuses_a_folder_that_cannot_be_written(drawer, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="file"):
+        talk.Talk(drawer, out=tmp_path / "file")
+
+
+@pytest.fixture
+def on_disk(published, save_codes, tmp_path, monkeypatch):
+    """A model's name and where it is loaded, with a VQGAN of as many codes."""
+    monkeypatch.setenv("LWM_CACHE", str(tmp_path / "cache"))
+    folder, _, given = published
+    yield str(folder), Placing(vqgan=save_codes(8192), given=given)
+    jax.config.update("jax_compilation_cache_dir", os.environ["JAX_COMPILATION_CACHE_DIR"])
+
+
+def test_files_are_drawn_and_named(on_disk, tmp_path, capsys):
+    name, placing = on_disk
+
+    def make(file, *, grid=False, **asked):
+        asked = Asked(prompt="a cat", **asked)
+        draw_files(name, asked, out=tmp_path / file, grid=grid, drawings=CHAT, placing=placing)
+        return [Path(line) for line in capsys.readouterr().out.splitlines()]
+
+    def read(path):
+        return read_frames(path, resolution=SIDE).pixels
+
+    images = make("a.png", kind="image", n=2)
+    assert images == [tmp_path / "a-1.png", tmp_path / "a-2.png"]
+    one, two = map(read, images)
+    assert one.shape == two.shape == (1, SIDE, SIDE, 3)
+    assert (one != two).any()
+    (grid,) = make("b.png", kind="image", n=2, grid=True)
+    sheet = np.asarray(Image.open(grid))
+    np.testing.assert_array_equal(sheet, contact_sheet([one[0], two[0]], 2))
+    (clip,) = make("c.webp", kind="video", frames=3, first_as_image=True)
+    assert read(clip).shape == (3, SIDE, SIDE, 3)
+    (clip,) = make("d.webp", kind="video", frames=2, first=images[1])
+    assert read(clip).shape == (2, SIDE, SIDE, 3)
+    assert np.abs(read(clip)[0].astype(int) - two[0]).mean() < 20
+
+
+def test_files_that_cannot_be_written_are_found_before_a_model_is_opened(tmp_path):
+    (tmp_path / "a.png").mkdir()
+    for kind, file, says in (
+        ("image", "a.mp4", "a.mp4 ends in none of .png, .jpg"),
+        ("video", "a.png", "a.png ends in none of .mp4, .gif, .webp"),
+        ("image", "a", "a ends in none of"),
+        ("image", "none/a.png", "none/a.png cannot be written; choose a file in a folder"),
+        ("image", "a.png", "a.png cannot be written"),
+    ):
+        asked, out = Asked(prompt="a cat", kind=kind), tmp_path / file
+        with pytest.raises(UserError, match=says):
+            draw_files("none", asked, out=out, grid=False, drawings=CHAT, placing=Placing())
+
+
+def test_a_vqgan_of_another_model_is_refused(on_disk, tmp_path):
+    """That beside the model has fewer codes than it."""
+    name, placing = on_disk
+    placing, asked = dataclasses.replace(placing, vqgan=None), Asked(prompt="a cat", kind="image")
+    with pytest.raises(UserError, match="has 16 codes, but the model 8192"):
+        draw_files(name, asked, out=tmp_path / "a.png", grid=False, drawings=CHAT, placing=placing)
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"n": 0}, "n 0 must be"),
+        ({"frames": 0}, "frames 0 must be"),
+        ({"seed": -1}, "seed -1 must be"),
+        ({"seed": 2**32 - 1, "n": 2}, "seed 4294967295 must be"),
+        ({"first_as_image": True}, "at least 2 --frames"),
+        ({"first_as_image": True, "first": Path("a")}, "either says what comes first"),
+    ],
+)
+def test_what_cannot_be_asked_is_refused(changes, says):
+    with pytest.raises(UserError, match=says):
+        Asked(prompt="a cat", kind="video", **changes)
