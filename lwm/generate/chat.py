@@ -195,6 +195,11 @@ class Conversation:
         pieces = self._reader.answer(ids, stream, writing, progress, drawings=self._drawings)
         try:
             for piece in pieces:
+                if isinstance(piece, str) and not answer:
+                    # Formats such as LWM's part an answer from the role by a space.
+                    piece = piece.lstrip(" ")
+                    if not piece:
+                        continue
                 answer.append(piece)
                 yield piece
         finally:
