@@ -1,15 +1,17 @@
 """Data sets as a run names them: which files are read, and which are refused."""
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
 
 import pytest
 
+from lwm.convert.vqgan import read_vqgan
 from lwm.data import books, sets
 from lwm.data.fields import Encoder
 from lwm.data.format import ExampleFormat
-from lwm.data.sets import open_records, open_set, texts
+from lwm.data.sets import open_records, open_set, require_codes_of, texts
 from lwm.data.shards import TokenShards
 from lwm.data.sources import open_source
 from lwm.data.tokenize import write_shards
@@ -56,7 +58,30 @@ def test_what_does_not_come_with_the_package(name):
     with pytest.raises(UserError) as caught:
         open_records((f"shipped:{name}",))
     there = ", ".join(f"shipped:moby-dick/chapter-{number}.txt" for number in (1, 2, 3))
-    assert str(caught.value) == f"shipped:{name} does not exist; there are {there}"
+    assert str(caught.value) == f"shipped:{name} does not exist; there are {there}, shipped:clips"
+
+
+def test_clips_that_come_with_the_package_are_tokenized_once(tmp_path, monkeypatch):
+    monkeypatch.setenv("LWM_CACHE", str(tmp_path))
+    records = open_records(("shipped:clips",))
+    assert len(records) == 64
+    assert {record["frames"] for record in (records[i].value for i in range(64))} == {4}
+    (folder,) = (tmp_path / "clips").iterdir()
+    written = {file: file.stat().st_mtime_ns for file in folder.iterdir()}
+    assert open_records(("shipped:clips",))[0].value == records[0].value
+    assert {file: file.stat().st_mtime_ns for file in folder.iterdir()} == written
+
+
+def test_codes_of_another_vqgan_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setenv("LWM_CACHE", str(tmp_path))
+    own = read_vqgan("vqgan-64")
+    require_codes_of(("shipped:clips", "shipped:moby-dick/*"), own)
+    codebook = own.quantizer.codebook
+    other = dataclasses.replace(
+        own, quantizer=dataclasses.replace(own.quantizer, codebook=-codebook)
+    )
+    with pytest.raises(UserError, match=r"made by another VQGAN, .*vqgan-64; give that one"):
+        require_codes_of(("shipped:clips",), other)
 
 
 def test_a_package_may_lie_in_any_folder(tmp_path, monkeypatch):
