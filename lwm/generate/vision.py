@@ -61,9 +61,14 @@ def draw(
             for given_runs in (runs, openings)
         )
     rows = [*runs, *openings] if drawings.are_guided else runs
-    count = grammar.size(frames - given)
-    model.require_fit(max(map(len, rows)), count)
-    slots = sum(chunks(max(map(len, rows)))) + count
+    count, longest = grammar.size(frames - given), max(map(len, rows))
+    fit = given + max(0, model.context - longest) // grammar.size(1)
+    if frames > fit:
+        raise UserError(
+            f"{frames} frames do not fit into the context of {model.context:,} tokens that "
+            f"{model.name} has: {fit} do"
+        )
+    slots = sum(chunks(longest)) + count
     model.require_memory(slots, rows=len(rows))
     session = Session(model.llama, model.mesh, rows=len(rows), slots=slots)
     session.read(rows)
