@@ -16,14 +16,18 @@ from rich.progress import (
     TextColumn,
     TimeElapsedColumn,
 )
+from rich.text import Text
 
 Report = Callable[[int, int], None]
 
 
 @contextlib.contextmanager
-def waiting(what: str, unit: str = "") -> Iterator[Report]:
-    """Shows a bar that goes away at the end; yields a function to tell it (done, total)."""
-    console = Console(stderr=True)
+def waiting(what: str, unit: str = "", *, console: Console | None = None) -> Iterator[Report]:
+    """Shows a bar that goes away at the end; yields a function to tell it (done, total).
+
+    What is printed meanwhile stands above the bar only if it is printed by the same console.
+    """
+    console = console or Console(stderr=True)
     columns = (
         SpinnerColumn(),
         TextColumn("{task.description}"),
@@ -40,31 +44,24 @@ def waiting(what: str, unit: str = "") -> Iterator[Report]:
 
 
 class Preview:
-    """Shows pictures side by side in a terminal, each in the place of the one before."""
+    """Shows pictures side by side in a terminal, above a bar if there is one."""
 
     def __init__(self, count: int):
         """Prepares for so many side by side; where stderr is no terminal, nothing is shown."""
-        self._console = Console(stderr=True)
-        self._shown: list[np.ndarray | None] = [None] * count
-        self._lines = 0
-
-    def __enter__(self) -> "Preview":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        pass
+        self.console = Console(stderr=True)
+        self._count = count
+        self._waiting: dict[int, np.ndarray] = {}
 
     def show(self, place: int, pixels: UInt8[np.ndarray, "R R 3"]) -> None:
-        """Shows a picture in one of the places."""
-        if not self._console.is_terminal:
+        """Takes a picture for one of the places, and shows them once all are there."""
+        self._waiting[place] = pixels
+        if len(self._waiting) < self._count:
             return
-        self._shown[place] = pixels
-        blank = np.zeros_like(pixels)
-        row = np.concatenate([blank if p is None else p for p in self._shown], axis=1)
-        text = half_blocks(row, width=min(self._console.width, 40 * len(self._shown)))
-        up = f"\x1b[{self._lines}A" if self._lines else ""
-        self._console.file.write(f"{up}{text}\n")
-        self._lines = text.count("\n") + 1
+        row = np.concatenate([self._waiting[each] for each in range(self._count)], axis=1)
+        self._waiting = {}
+        if self.console.is_terminal:
+            width = min(self.console.width, 40 * self._count)
+            self.console.print(Text.from_ansi(half_blocks(row, width=width)))
 
 
 def half_blocks(pixels: UInt8[np.ndarray, "H W 3"], *, width: int) -> str:

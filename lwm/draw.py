@@ -109,7 +109,8 @@ def _finished(
     model: LanguageModel, asked: Asked, drawings: Drawings, first: Sequence[Vision] | None
 ) -> list[Vision]:
     """Draws, and shows each frame when it is done."""
-    with waiting("drawing", "ids") as tell, Preview(asked.n) as preview:
+    preview = Preview(asked.n)
+    with waiting("drawing", "ids", console=preview.console) as tell:
         drawn = draw(
             model,
             [asked.prompt] * asked.n,

@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Int
 
 from lwm.console import Report, waiting
-from lwm.data.captions import ASK, DRAW
+from lwm.data.captions import ASK, request
 from lwm.data.chat import chat_ids
 from lwm.data.example import Example
 from lwm.data.files import reading
@@ -143,8 +143,8 @@ def _accuracy(model: LanguageModel, pairs: Sequence[Pair]) -> float:
     """Returns the share of codes that are the likeliest, each after those before it."""
     examples = []
     for pair in pairs:
-        asked = DRAW[pair.vision.kind].format(caption=pair.caption)
-        turns = [Message("user", (asked,)), Message("assistant", (pair.vision,))]
+        asked = request(pair.caption, pair.vision.kind)
+        turns = [asked, Message("assistant", (pair.vision,))]
         ids, learn = chat_ids(turns, model.tokenizer, template=model.template, marks=model.marks)
         learn &= ids >= model.marks.tokens.text
         examples.append(Example(ids=ids, learn=learn, name=pair.caption))

@@ -51,7 +51,7 @@ def draw(
     given = 0 if first is None else len(first[0].codes)
     _require_frames(kind, frames, given)
     runs = [_prompt(model, prompt, kind) for prompt in prompts]
-    openings = [[*_start(model)]] * len(runs)
+    openings = [_start(model)] * len(runs)
     if first is not None:
         for vision in first:
             model.require_frames(vision)

@@ -1,0 +1,34 @@
+"""Pictures in a terminal."""
+
+import io
+
+import numpy as np
+from rich.console import Console
+
+from lwm.console import Preview, half_blocks
+
+
+def test_two_pixels_stand_above_each_other_in_a_character():
+    pixels = np.zeros((4, 2, 3), np.uint8)
+    pixels[0, 0] = (1, 2, 3)
+    pixels[1, 0] = (4, 5, 6)
+    pixels[3, 1] = (7, 8, 9)
+    first, second = half_blocks(pixels, width=2).split("\n")
+    assert first.startswith("\x1b[38;2;1;2;3m\x1b[48;2;4;5;6m▀")
+    assert second.endswith("\x1b[38;2;0;0;0m\x1b[48;2;7;8;9m▀\x1b[0m")
+    assert first.count("▀") == second.count("▀") == 2
+
+
+def test_pictures_are_shown_once_all_of_a_row_are_there():
+    preview, pixels = Preview(2), np.zeros((8, 8, 3), np.uint8)
+    shown = io.StringIO()
+    preview.console = Console(file=shown, force_terminal=True, width=16)
+    preview.show(1, pixels)
+    assert shown.getvalue() == ""
+    preview.show(0, pixels)
+    assert shown.getvalue().count("▀") == 16 * 4
+    preview.console = Console(file=shown, force_terminal=False)
+    before = shown.getvalue()
+    preview.show(0, pixels)
+    preview.show(1, pixels)
+    assert shown.getvalue() == before
