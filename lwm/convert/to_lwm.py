@@ -74,7 +74,9 @@ def convert_model(
     names = {file: [layouts[path].name for path in held] for file, held in shards.items()}
     small = {
         "config.json": to_text(hugging_face_config(opened.config, opened.tokenizer, stored)),
-        "generation_config.json": to_text(generation_config(opened.tokenizer, opened.config)),
+        "generation_config.json": to_text(
+            generation_config(opened.tokenizer, opened.config, opened.drawings)
+        ),
         "README.md": card(opened, stored),
         **_legal(opened),
         **index_of(names, total),
