@@ -184,13 +184,28 @@ def resolve(name_or_path: str | Path, *, progress: bool = True) -> Path:
         return path
     if entry := known(name):
         return locate(entry) or _fetch(entry, progress=progress)
-    if re.fullmatch(r"[A-Za-z0-9][\w.-]*/[\w.-]+", name) and path.suffix != ".gguf":
+    if _is_repository(name):
         from lwm import fetch
 
         return _locate_repo(name) or fetch.from_hub(name, fetch.MODEL_FILES, progress=progress)
     if os.sep in name or path.suffix:
         raise UserError(f"{name} does not exist")
     return locate(entry := find(name)) or _fetch(entry, progress=progress)
+
+
+def fetch_config(name: str) -> Path | None:
+    """Returns what says the shape of a hub's model that is not here, or None if it is no such."""
+    here = os.path.exists(Path(name).expanduser()) or known(name)
+    if here or not _is_repository(name) or _locate_repo(name):
+        return None
+    from lwm import fetch
+
+    return fetch.config_from_hub(name)
+
+
+def _is_repository(name: str) -> bool:
+    """Returns whether a name is one that a hub may have."""
+    return bool(re.fullmatch(r"[A-Za-z0-9][\w.-]*/[\w.-]+", name)) and not name.endswith(".gguf")
 
 
 def _fetch(entry: Entry, *, progress: bool) -> Path:

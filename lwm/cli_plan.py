@@ -65,12 +65,19 @@ def plan(
 
 
 def _config(model: str) -> "LlamaConfig":
-    """Finds the shape of a model: of LWM's by name, of others by what their files begin with."""
+    """Finds the shape of a model: of LWM's by name, of others by what their files begin with.
+
+    Of a hub's model that is not here nothing but that is fetched.
+    """
     from lwm.model.known import known_config
 
     entry = catalog.known(model)
     if entry and (known := known_config(entry)):
         return known
+    if file := catalog.fetch_config(model):
+        from lwm.convert.huggingface import read_config, read_json
+
+        return read_config(read_json(file), source=model)
     from lwm.loading import open_model_files
 
     return open_model_files(model).config

@@ -229,8 +229,6 @@ def from_hub(
     from huggingface_hub import constants, snapshot_download
     from huggingface_hub.utils import disable_progress_bars
 
-    if constants.HF_HUB_OFFLINE:
-        raise UserError(f"{repo} is not in the hub's cache, and HF_HUB_OFFLINE forbids fetching it")
     listed = _listing(repo)
     wanted = {name: size for name, size in listed.items() if _matches(name, files)}
     if not any(name == "params" or name.endswith(".safetensors") for name in wanted):
@@ -247,6 +245,25 @@ def from_hub(
             return Path(snapshot_download(repo, allow_patterns=list(wanted)))
     except Exception as error:
         raise UserError(f"fetching {repo} was cut short: {error}; run again to go on") from None
+
+
+def config_from_hub(repo: str) -> Path:
+    """Fetches what says the shape of a repository's model, and nothing large; returns the file.
+
+    Args:
+        repo: Its name, `owner/name`.
+
+    Raises:
+        UserError: The hub cannot be reached, or has no such model or no `config.json` of it.
+    """
+    from huggingface_hub import hf_hub_download
+
+    if "config.json" not in _listing(repo):
+        raise UserError(f"{repo} has no config.json, which would say its shape; give a file of it")
+    try:
+        return Path(hf_hub_download(repo, "config.json"))
+    except Exception as error:
+        raise UserError(f"fetching config.json of {repo} failed: {error}; try again") from None
 
 
 def _require_room(repo: str, folder: Path, size: int) -> None:
@@ -278,9 +295,12 @@ def _matches(name: str, patterns: Sequence[str]) -> bool:
 
 
 def _listing(repo: str) -> dict[str, int]:
-    """Returns a repository's files and sizes, or fail within seconds."""
-    from huggingface_hub import HfApi
+    """Returns a repository's files and sizes, or fails within seconds."""
+    from huggingface_hub import HfApi, constants
     from huggingface_hub.errors import RepositoryNotFoundError
+
+    if constants.HF_HUB_OFFLINE:
+        raise UserError(f"{repo} is not in the hub's cache, and HF_HUB_OFFLINE forbids fetching it")
 
     def ask() -> dict[str, int]:
         info = HfApi().model_info(repo, files_metadata=True, timeout=_HUB_SECONDS)

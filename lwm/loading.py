@@ -20,7 +20,7 @@ from lwm.convert.huggingface import (
 )
 from lwm.convert.lwm import TABLE, open_lwm, split_prefix
 from lwm.convert.names import HUGGING_FACE, Layout
-from lwm.convert.vqgan import find_shipped
+from lwm.convert.vqgan import CONFIG as VQGAN_CONFIG, find_shipped
 from lwm.convert.weights import VisionRows, build_llama, build_stacked
 from lwm.data.marks import CLOSING, OPENING
 from lwm.data.tokenizer import Tokenizer
@@ -36,7 +36,6 @@ from lwm.tokens import TokenSpace
 
 _MARKS = (OPENING, CLOSING)
 _LLAMA2_MARKS = {"<vision>": (529, 4924, 29958), "</vision>": (1533, 4924, 29958)}
-VQGAN_FILE = "vqgan.json"
 _LEAST_ROOM = 1024
 """Tokens that there must be memory for, where none are asked for: a cache grows when it is used."""
 
@@ -325,7 +324,7 @@ def _open(path: Path) -> Opened:
     elif (path / "config.json").is_file():
         values, tensors = read_json(path / "config.json"), SafetensorsFolder(path)
         tokenizer = Tokenizer.open(path)
-        vqgan = path if (path / VQGAN_FILE).is_file() else None
+        vqgan = path if (path / VQGAN_CONFIG).is_file() else None
     else:
         ggufs = sorted(path.glob("*.gguf"))
         if len(ggufs) == 1:

@@ -1,11 +1,14 @@
 """`lwm plan`: tables for devices that are not there, of models that are not there."""
 
+import json
 import os
 import re
 import subprocess
 import sys
 
+import huggingface_hub
 import pytest
+from huggingface_hub import constants
 
 from lwm import catalog
 from lwm.cli_plan import plan
@@ -70,6 +73,39 @@ def test_this_machine_and_more_than_it_has(capsys):
 def test_more_tokens_than_a_model_was_trained_for(capsys):
     plan("LWM-Text-128K", context=2**20, memory=1000.0)
     assert "was trained for 131,072 tokens." in capsys.readouterr().out
+
+
+def test_of_a_hubs_model_only_its_shape_is_fetched(capsys, monkeypatch, tmp_path):
+    shape = {
+        "model_type": "llama",
+        "vocab_size": 256,
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "intermediate_size": 64,
+        "max_position_embeddings": 512,
+        "rms_norm_eps": 1e-6,
+    }
+    (tmp_path / "config.json").write_text(json.dumps(shape))
+    held, asked = ["config.json", "model.safetensors"], []
+
+    def describe(*_, **__):
+        files = [huggingface_hub.hf_api.RepoSibling(rfilename=name, size=1) for name in held]
+        return type("Info", (), {"siblings": files})
+
+    def download(repo, name):
+        asked.append((repo, name))
+        return str(tmp_path / name)
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(huggingface_hub.HfApi, "model_info", describe)
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
+    plan("org/name")
+    assert list(rows(capsys.readouterr().out))[1:] == ["512"]
+    assert asked == [("org/name", "config.json")]
+    held.remove("config.json")
+    with pytest.raises(UserError, match=r"org/name has no config\.json"):
+        plan("org/name")
 
 
 def test_a_model_of_files(capsys, tmp_path, model):

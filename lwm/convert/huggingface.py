@@ -34,6 +34,9 @@ MOST_LAYERS = 10_000
 _MOST_HEADER = 100_000_000
 """Bytes of a safetensors header, as the library allows."""
 
+VQGAN_WEIGHTS = "vqgan.safetensors"
+"""Lies beside a model that draws, and holds none of its weights."""
+
 OWN = "lwm"
 """The key of `config.json` that holds a token space with vision ids, as `TokenSpace` has it."""
 
@@ -230,7 +233,7 @@ def _weight_files(folder: Path) -> list[Path]:
             raise UserError(f"{index} does not say which file each tensor is in; fetch it again")
         paths = [folder / name for name in sorted(set(named.values()))]
     else:
-        paths = sorted(set(folder.glob("*.safetensors")) - {folder / "vqgan.safetensors"})
+        paths = sorted(set(folder.glob("*.safetensors")) - {folder / VQGAN_WEIGHTS})
     missing = [path.name for path in paths if not path.is_file()]
     if missing:
         raise UserError(f"{folder} lacks {', '.join(missing)}, named in {index.name}")

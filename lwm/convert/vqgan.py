@@ -19,7 +19,7 @@ from jax.sharding import Mesh, PartitionSpec as P
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from lwm.convert.huggingface import read_json
+from lwm.convert.huggingface import VQGAN_WEIGHTS as WEIGHTS, read_json
 from lwm.convert.pickles import read_pickle
 from lwm.convert.weights import dotted
 from lwm.errors import UserError, is_full_disk
@@ -28,8 +28,8 @@ from lwm.model.vqgan import VQGAN
 from lwm.model.vqgan_config import VQGANConfig
 from lwm.sharding import make_mesh, on_mesh
 
-CONFIG, WEIGHTS, ORIGINAL = "vqgan.json", "vqgan.safetensors", "vqgan"
-"""The files of a folder of ours, and the pickle in a folder of LWM's."""
+CONFIG, ORIGINAL = "vqgan.json", "vqgan"
+"""What a folder of ours has beside the weights, and the pickle in a folder of LWM's."""
 
 # Ours by Flax's: first the modules, then the parts of a residual block, then the arrays. A `*` is
 # a number. Flax counts the levels of the decoder in the order in which they run, as we do.
