@@ -141,12 +141,12 @@ class Encoder:
         # An example as it stands may keep the text that it was.
         for kind in ("fields", "ids", "messages", "parts"):
             if kind in record:
-                return kind
+                return _whole(kind, record)
         caption = self.format.captions.key
         if "vision" in record and (caption in record or "question" in record):
             return "captioned"
         if "text" in record:
-            return "text"
+            return _whole("text", record)
         raise UserError(
             f"no key 'fields', 'messages', 'parts', 'text' or 'ids', nor {caption!r} beside "
             f"'vision'; it has {_keys(record)}"
@@ -287,6 +287,20 @@ def parse_fields(fields: str) -> list[tuple[str, bool]]:
             raise UserError(f"fields {fields!r}: unknown token {inner}; known: {BOS}, {EOS}")
         parsed.append((inner, not opens))
     return parsed
+
+
+def _whole(kind: str, record: Mapping[str, Any]) -> str:
+    """Returns what a record was guessed to be, unless its picture would be lost.
+
+    Raises:
+        UserError: It would.
+    """
+    if kind in ("messages", "parts", "text") and "vision" in record:
+        raise UserError(
+            f"key 'vision' beside {kind!r} would be left out; put it among parts of content, name "
+            f"fields, or say format {kind!r}"
+        )
+    return kind
 
 
 def _ids(value: Any, tokens: TokenSpace) -> Int[np.ndarray, " n"]:

@@ -139,4 +139,5 @@ def read_versioned(file: Path, version: int) -> dict[str, Any]:
 def write_versioned(value: dict[str, Any], file: Path, version: int) -> None:
     """Writes plain values, with the version of what they mean."""
     text = json.dumps({"version": version, **value}, indent=1, ensure_ascii=False)
-    file.write_text(text + "\n", encoding="utf-8")
+    # A path may be of bytes that are no text; JSON reads it from what stands for them.
+    file.write_text(text + "\n", encoding="utf-8", errors="backslashreplace")

@@ -24,6 +24,8 @@ _UNTIMED = 0.1
 """Seconds that a frame lasts which says 0: as in browsers."""
 
 _BITS, _PHOTOMETRIC, _ORIENTATION = 258, 262, 274
+_LEVELS = {"L;2": 85, "L;4": 17, "RGB;16B": 1 / 256}
+"""By how much Pillow multiplies the values of a PNG, but not the one that is transparent."""
 
 
 def open_image(file: BufferedIOBase, work: Work) -> Any:
@@ -44,7 +46,18 @@ def open_image(file: BufferedIOBase, work: Work) -> Any:
             f"{work.name} claims more pixels than Pillow's MAX_IMAGE_PIXELS allows"
         ) from None
     work.check(*opened.size, still=not is_animated(opened))
+    _scale_key(opened)
     return opened
+
+
+def _scale_key(image: Any) -> None:
+    """Makes the colour that stands for transparency in a PNG one of 8 bits, as its pixels are."""
+    key = image.info.get("transparency")
+    if image.format != "PNG" or key is None or not image.tile:
+        return
+    if (factor := _LEVELS.get(image.tile[0][3])) is not None:
+        scaled = [int(value * factor) for value in (key if isinstance(key, tuple) else (key,))]
+        image.info["transparency"] = tuple(scaled) if len(scaled) > 1 else scaled[0]
 
 
 def is_animated(image: Any) -> bool:

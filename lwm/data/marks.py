@@ -67,7 +67,9 @@ class Marks:
                 f"{tokens.codes - 1}; leave ends of frames out, they are added"
             )
         ids = np.full((len(codes), codes.shape[1] + 1), tokens.end_of_frame, np.int32)
-        ids[:, :-1] = codes + tokens.text
+        # Not added before: codes may be of a type too narrow for ids.
+        ids[:, :-1] = codes
+        ids[:, :-1] += tokens.text
         ids[-1, -1] = tokens.end_of_vision
         return ids.ravel()
 

@@ -16,7 +16,8 @@ from lwm.data.media_lists import described
 from lwm.data.media_trees import Tree
 from lwm.errors import UserError
 
-_DESCRIBING = ("metadata.jsonl", "metadata.csv", "captions.jsonl")
+DESCRIBING = ("metadata.jsonl", "metadata.csv", "captions.jsonl")
+"""Names of lists of what lies beside them."""
 _FILES = ("file_name", "file", "path", "image", "video")
 _SIDES = (".txt", ".json")
 _SIDE_BYTES = 1 << 28
@@ -45,18 +46,21 @@ class Found:
         """
         self._tree, self._prefix, self._asked = tree, prefix, asked
         self._numbers = {name: number for number, name in enumerate(tree.names)}
+        self._sides = {
+            _lowered(name): number for name, number in self._numbers.items() if is_side(name)
+        }
         self._bad = [*bad]
         for name, reason in tree.faults:
             self._bad.append(Bad(readable(prefix + name), f"{readable(prefix + name)}: {reason}"))
         rows: dict[int, list[tuple[str, bytes]]] = {}
         for number, name in enumerate(tree.names):
-            if posixpath.basename(name) in _DESCRIBING and number not in leave:
+            if posixpath.basename(name) in DESCRIBING and number not in leave:
                 self._describe(number, rows)
         stems = {stem for name in tree.names if not is_side(name) for stem in _stems(name)}
         self._entries: list[tuple[int, str, bytes]] = []
         for number, name in enumerate(tree.names):
             beside = is_side(name) and _stems(name)[0] in stems
-            if number in leave or beside or posixpath.basename(name) in _DESCRIBING:
+            if number in leave or beside or posixpath.basename(name) in DESCRIBING:
                 continue
             for where, row in rows.get(number, [("", b"{}")]):
                 self._entries.append((number, where, row))
@@ -95,28 +99,29 @@ class Found:
         try:
             content = self._read(number)
         except UserError as error:
-            self._bad.append(Bad(readable(name), str(error)))
+            self._bad.append(Bad(readable(self._prefix + name), str(error)))
             return
         for where, row in described(name, content):
             if isinstance(row, str):
-                self._bad.append(Bad(readable(where), row))
+                self._bad.append(Bad(readable(self._prefix + where), row))
                 continue
             column = next((key for key in _FILES if isinstance(row.get(key), str)), None)
             if column is None:
                 reason = f"{where}: no path; give it in a column {', '.join(_FILES)}"
-                self._bad.append(Bad(readable(where), reason))
+                self._bad.append(Bad(readable(self._prefix + where), reason))
                 continue
             file = row.pop(column)
             target = posixpath.normpath(posixpath.join(posixpath.dirname(name), file))
             if (there := self._numbers.get(target)) is None:
-                self._bad.append(Bad(readable(target), f"{where}: {file} is not there"))
+                reason = f"{where}: {file} is not there"
+                self._bad.append(Bad(readable(self._prefix + target), reason))
             else:
                 rows.setdefault(there, []).append((where, json.dumps(row).encode()))
 
     def _add_sides(self, name: str, columns: dict[str, Any]) -> None:
         """Adds what files of the same stem say, where nothing else does."""
         for ending in _SIDES[::-1]:
-            sides = (self._numbers.get(stem + ending) for stem in _stems(name))
+            sides = (self._sides.get(stem + ending) for stem in _stems(name))
             number = next((each for each in sides if each is not None), None)
             if number is None or self._tree.names[number] == name:
                 continue
@@ -167,8 +172,15 @@ def is_side(name: str) -> bool:
 
 def sides_beside(path: Path) -> list[Path]:
     """Returns the files that describe a file."""
-    beside = [path.with_name(path.stem + ending) for ending in _SIDES]
+    endings = (*_SIDES, *map(str.upper, _SIDES))
+    beside = [path.with_name(path.stem + ending) for ending in endings]
     return [each for each in beside if each != path and each.is_file()]
+
+
+def _lowered(name: str) -> str:
+    """Returns a path whose ending is in small letters."""
+    stem, ending = posixpath.splitext(name)
+    return stem + ending.lower()
 
 
 def _stems(name: str) -> list[str]:

@@ -94,8 +94,10 @@ class Listed:
         return identity(self._source)
 
     def _locate(self, value: Any, where: str) -> Medium:
-        if isinstance(value, dict) and isinstance(value.get("bytes"), bytes):
-            return Medium(str(value.get("path") or where), value["bytes"])
+        if isinstance(value, dict):  # as Hugging Face's library stores pictures
+            if isinstance(value.get("bytes"), bytes):
+                return Medium(str(value.get("path") or where), value["bytes"])
+            value = value.get("path")
         if isinstance(value, bytes):
             return Medium(where, value)
         if not isinstance(value, str) or not value or "\0" in value:
@@ -165,8 +167,7 @@ def item_of(
     elif medium is None:
         raise UserError(f"{where}: no path; give it in a column {', '.join(PATHS)}")
     name = values.pop("name", None) or (medium.name if medium else where)
-    plain = {key: value for key, value in values.items() if _is_plain(value)}
-    record = {"name": readable(name), **plain}
+    record = {"name": readable(name), **_plain(values)}
     if medium is not None:
         media.insert(0, (record, medium))
     return Item(record["name"], record, media, asked)
@@ -188,14 +189,14 @@ def _messages(value: Any, where: str, locate: Any, media: list) -> list[dict[str
             content = [_part(part, where, locate, media) for part in content]
         elif not isinstance(content, str):
             raise UserError(f"{where}: content of a message is neither text nor a list of parts")
-        turns.append(turn | {"content": content})
+        turns.append(_plain(turn) | {"content": content})
     return turns
 
 
 def _part(part: Any, where: str, locate: Any, media: list) -> dict[str, Any]:
     kind = part.get("type") if isinstance(part, dict) else None
     if kind == "text" and isinstance(part.get("text"), str):
-        return part
+        return _plain(part)
     if kind not in ("image", "video"):
         raise UserError(f"{where}: a part is none of text, image and video")
     column = next((key for key in PATHS if part.get(key) is not None), None)
@@ -205,9 +206,14 @@ def _part(part: Any, where: str, locate: Any, media: list) -> dict[str, Any]:
     if taken:
         raise UserError(f"{where}: key {taken[0]!r} of a part is where the codes go; rename it")
     # A row of Parquet has all keys in all parts.
-    kept = {key: value for key, value in part.items() if key != column and value is not None}
+    kept = {k: v for k, v in _plain(part).items() if k != column and v is not None}
     media.append((kept, locate(part[column], where)))
     return kept
+
+
+def _plain(row: dict[str, Any]) -> dict[str, Any]:
+    """Returns what of a row JSON can hold: no bytes, no dates."""
+    return {key: value for key, value in row.items() if _is_plain(value)}
 
 
 def _is_plain(value: Any) -> bool:

@@ -31,9 +31,7 @@ class Csv:
         with reading(path), path.open("rb") as file:
             lines = _Lines(file)
             rows = _rows(lines, path)
-            self._header = [name.strip() for name in next(rows, None) or []]
-            if not any(self._header) or len(set(self._header)) < len(self._header):
-                raise UserError(f"{path}: the first line should name each column once")
+            self._header = _header(rows, path)
             start, line = lines.place, lines.number
             for row in rows:
                 if row is None or any(row):
@@ -54,7 +52,8 @@ class Csv:
                 raise UserError(f"{self._path} has changed since it was opened; start again")
             file.seek(self._starts[index])
             data = file.read(self._starts[index + 1] - self._starts[index])
-        return Record(_row(data, self._header, self._path, name), name, self._lines[index])
+        row = next(_rows(_Lines(io.BytesIO(data)), self._path), None)
+        return Record(_record(row, self._header, name), name, self._lines[index])
 
     def identity(self) -> list:
         """Returns the file's name, size and edges."""
@@ -75,15 +74,7 @@ def described(name: str, content: bytes) -> Iterator[tuple[str, dict[str, Any] |
     """
     content = content.removeprefix(codecs.BOM_UTF8)
     if is_csv(Path(name)):
-        lines = _Lines(io.BytesIO(content))
-        rows = _rows(lines, Path(name))
-        header = next(rows, None) or []
-        for row in rows:
-            where = f"{name}:{lines.number}"
-            if row is None or len(row) != len(header):
-                yield where, f"{where}: not {len(header)} cells of UTF-8"
-            else:
-                yield where, dict(zip(header, row, strict=True))
+        yield from _described_by_csv(name, content)
         return
     for number, line in enumerate(content.splitlines(), 1):
         where = f"{name}:{number}"
@@ -94,6 +85,25 @@ def described(name: str, content: bytes) -> Iterator[tuple[str, dict[str, Any] |
                 yield where, f"{where}: not JSON: {error}"
                 continue
             yield where, row if isinstance(row, dict) else f"{where}: not a JSON object"
+
+
+def _described_by_csv(name: str, content: bytes) -> Iterator[tuple[str, dict[str, Any] | str]]:
+    lines = _Lines(io.BytesIO(content))
+    rows = _rows(lines, Path(name))
+    try:
+        header = _header(rows, name)
+    except UserError as error:
+        yield name, str(error)
+        return
+    line = lines.number
+    for row in rows:
+        where = f"{name}:{line + 1}"
+        if row is None or any(row):
+            try:
+                yield where, _record(row, header, where)
+            except UserError as error:
+                yield where, str(error)
+        line = lines.number
 
 
 class _Lines:
@@ -130,8 +140,14 @@ def _rows(lines: _Lines, path: Path) -> Iterator[list[str] | None]:
         yield None if unreadable else row
 
 
-def _row(data: bytes, header: list[str], path: Path, name: str) -> dict[str, Any]:
-    row = next(_rows(_Lines(io.BytesIO(data)), path), None)
+def _header(rows: Iterator[list[str] | None], path: Path | str) -> list[str]:
+    header = [name.strip() for name in next(rows, None) or []]
+    if not any(header) or len(set(header)) < len(header):
+        raise UserError(f"{path}: the first line should name each column once")
+    return header
+
+
+def _record(row: list[str] | None, header: list[str], name: str) -> dict[str, Any]:
     if row is None:
         raise UserError(f"{name}: no row of CSV in UTF-8")
     if len(row) != len(header):

@@ -247,7 +247,7 @@ def run(
     """
     require_share(max_bad_share)
     path = find_vqgan(model, vqgan)
-    items = open_items(inputs)
+    items = open_items(inputs, leave=out)
     options: dict[str, Any] = {"dtype": dtype, "resolution": resolution, "batch": batch}
 
     def job_of(codebook: Codebook) -> MediaJob:

@@ -13,7 +13,7 @@ import jinja2
 import numpy as np
 
 from lwm.console import waiting
-from lwm.convert.vqgan import read_vqgan
+from lwm.convert.vqgan import find_shipped, read_vqgan
 from lwm.data.files import reading
 from lwm.data.media_coder import fingerprint
 from lwm.data.media_set import BAD, MediaSummary
@@ -76,7 +76,7 @@ def show(
     if count < 1:
         raise UserError(f"count {count} must be at least 1")
     summary = MediaSummary.read(folder)
-    path = vqgan or Path(summary.codebook.source)
+    path = find_shipped(vqgan or summary.codebook.source)
     if not path.exists():
         raise UserError(f"{path}, which made the codes, is not there; say where with --vqgan")
     model = read_vqgan(path, resolution=summary.codebook.resolution)
@@ -92,7 +92,8 @@ def show(
             tell(done, len(numbers))
     page = out or folder / "sheet.html"
     with reading(page, "written"):
-        page.write_text(_render(folder, summary, cards), encoding="utf-8")
+        # Names and captions may hold what is no text.
+        page.write_text(_render(folder, summary, cards), encoding="utf-8", errors="replace")
     return page
 
 
@@ -185,6 +186,4 @@ def _render(folder: Path, summary: MediaSummary, cards: list[Card]) -> str:
 def _bad(file: Path) -> Iterator[dict[str, str]]:
     with reading(file), file.open(encoding="utf-8") as lines:
         for line, _ in zip(lines, range(_BAD), strict=False):
-            bad = json.loads(line)
-            # A name may hold what is no text.
-            yield {k: v.encode(errors="replace").decode() for k, v in bad.items()}
+            yield json.loads(line)

@@ -42,18 +42,24 @@ class Tree(Protocol):
 class Folder:
     """The files of a folder and of those in it, by name; hidden ones are passed over."""
 
-    def __init__(self, root: Path, files: list[Path] | None = None) -> None:
+    def __init__(
+        self, root: Path, files: list[Path] | None = None, *, leave: Path | None = None
+    ) -> None:
         """Lists the files.
 
         Args:
             root: What names are relative to.
             files: The only ones to list; None is all.
+            leave: A folder to pass over, where it is among those in it.
         """
         self._root = root
         self.names: list[str] = []
         self.faults: list[tuple[str, str]] = []
         self._sizes: list[int] = []
-        names = self._walk() if files is None else (os.path.relpath(file, root) for file in files)
+        if files is None:
+            names = self._walk(leave)
+        else:
+            names = (os.path.relpath(file, root) for file in files)
         for name in sorted(names):
             try:
                 found = os.stat(root / name)
@@ -74,12 +80,12 @@ class Folder:
         named = zip(map(_text, self.names), self._sizes, strict=True)
         return [*map(list, named), *map(list, self.faults)]
 
-    def _walk(self) -> Iterator[str]:
+    def _walk(self, leave: Path | None) -> Iterator[str]:
         def note(error: OSError) -> None:
             name = os.path.relpath(error.filename, self._root)
             self.faults.append((_text(name), reason_of(error)))
 
-        seen = set()
+        seen = set() if leave is None else {os.path.realpath(leave)}
         for folder, inner, files in os.walk(self._root, onerror=note, followlinks=True):
             # A link may lead back to where we came from.
             if (real := os.path.realpath(folder)) in seen:

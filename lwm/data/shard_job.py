@@ -6,6 +6,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import json
 import multiprocessing
@@ -16,7 +17,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from lwm.data.files import need, reading
+from lwm.data.files import need, reading, reason_of
 from lwm.errors import UserError
 
 _PARTIAL, _NOTE = ".partial-", ".note-"
@@ -81,10 +82,13 @@ class ShardJob:
         Args:
             number: Which.
             fill: Writes its records to a file, and returns what there is to note of them.
+
+        Raises:
+            UserError: The disk is full, or the folder cannot be written to.
         """
         partial = self.folder / f"{_PARTIAL}{number:05}-{os.getpid()}"
         try:
-            with reading(self.folder / self.name(number), "written"):
+            with _writing(self.folder / self.name(number)):
                 facts = {"input": self.input, **fill(partial), "size": partial.stat().st_size}
                 note = partial.with_suffix(".json")
                 note.write_text(json.dumps(facts), encoding="utf-8")
@@ -95,9 +99,13 @@ class ShardJob:
                 left.unlink(missing_ok=True)
 
     def write_file(self, name: str, fill: Callable[[Path], None]) -> None:
-        """Writes another file of the folder, which appears when it is whole."""
+        """Writes another file of the folder, which appears when it is whole.
+
+        Raises:
+            UserError: See `write`.
+        """
         partial = self.folder / f"{_PARTIAL}{name}"
-        with reading(self.folder / name, "written"):
+        with _writing(self.folder / name):
             fill(partial)
             os.replace(partial, self.folder / name)
 
@@ -124,18 +132,45 @@ class ShardJob:
 
 @contextlib.contextmanager
 def record_writer(file: Path) -> Iterator[Callable[[bytes], object]]:
-    """Opens an ArrayRecord file; yields what writes one record."""
+    """Opens an ArrayRecord file; yields what writes one record.
+
+    Raises:
+        OSError: It cannot be written, which may show in a later record, or when it is closed.
+    """
     module = need("array_record.python.array_record_module", "ArrayRecord")
     writer = module.ArrayRecordWriter(str(file), _OPTIONS)
+
+    def told(act: Callable[..., object], *record: bytes) -> None:
+        try:
+            act(*record)
+        except RuntimeError as error:  # as the library has it
+            raise OSError(str(error)) from None
+
     try:
-        yield writer.write
-    finally:
-        writer.close()
+        yield functools.partial(told, writer.write)
+    except BaseException:
+        with contextlib.suppress(OSError):  # what came first says more
+            told(writer.close)
+        raise
+    told(writer.close)
 
 
 @contextlib.contextmanager
-def alone(folder: Path) -> Iterator[None]:
-    """Makes a folder, and refuses it while another process writes to it."""
+def _writing(path: Path) -> Iterator[None]:
+    """Turns what the system has against writing a file into one line that names it."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"{path} cannot be written: {reason_of(error)}") from None
+
+
+@contextlib.contextmanager
+def alone(folder: Path, *, wait: bool = False) -> Iterator[None]:
+    """Makes a folder, and refuses it, or waits, while another process writes to it.
+
+    Raises:
+        UserError: It cannot be made, or another process writes to it.
+    """
     import fcntl
 
     try:
@@ -144,7 +179,7 @@ def alone(folder: Path) -> Iterator[None]:
     except OSError as error:
         raise UserError(f"{folder} cannot hold shards: {error.strerror}") from None
     try:
-        fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(held, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
         yield
     except BlockingIOError:
         raise UserError(f"another process is writing shards to {folder}") from None

@@ -9,6 +9,7 @@ from lwm.data.media_inputs import open_items
 from lwm.data.media_read import Sampling
 from lwm.data.media_set import SUMMARY
 from lwm.data.media_shards import MediaJob, write_media
+from lwm.data.shard_job import alone, digest
 
 CLIPS = Path(__file__).parents[1] / "assets" / "clips"
 FRAMES = 4
@@ -22,9 +23,14 @@ def tokenized_clips() -> Path:
         UserError: The cache cannot be written, or a package that reads pictures is missing.
     """
     coder = Coder(SHIPPED)
-    folder = cache_folder() / "clips" / coder.codebook.fingerprint[:16]
+    items = open_items((str(CLIPS / "captions.jsonl"),))
+    # Another version of the package may have other clips.
+    made_from = [coder.codebook.fingerprint, items.identity(), FRAMES]
+    folder = cache_folder() / "clips" / digest(made_from)[:16]
     if not (folder / SUMMARY).is_file():
         sampling = Sampling(resolution=coder.codebook.resolution, max_frames=FRAMES)
-        items = open_items((str(CLIPS / "captions.jsonl"),))
-        write_media(MediaJob.of(items, sampling, coder.codebook, folder, 1), coder)
+        job = MediaJob.of(items, sampling, coder.codebook, folder, 1)
+        # The processes of a run ask at the same time.
+        with alone(folder.parent, wait=True):
+            write_media(job, coder)
     return folder

@@ -308,8 +308,10 @@ class _Video:
         if frame.is_corrupt:
             raise ValueError(f"it is damaged at {frame.time or 0:.2f} s")
         pixel = float(self._stream.sample_aspect_ratio or 1)
-        alpha = any(each.is_alpha for each in frame.format.components)
-        array = frame.to_ndarray(format="rgba" if alpha else "rgb24")
+        parts = frame.format.components
+        alpha, deep = any(each.is_alpha for each in parts), any(each.bits > 8 for each in parts)
+        # Of more than eight bits FFmpeg makes RGB that is too dark, unless its planes lie apart.
+        array = frame.to_ndarray(format="rgba" if alpha else "gbrp" if deep else "rgb24")
         image = flatten(image_module().fromarray(array), self._fit.background)
         shown = round(frame.width * pixel), frame.height
         orientation = _orientation(frame)

@@ -207,11 +207,25 @@ BAD: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
     "id below": ({}, {"ids": [0, 1, -1, -2]}, "key 'ids': -1 at place 2"),
     "learn": ({}, {"ids": [1], "learn": [2]}, "key 'learn' should be one flat list of 0 and 1"),
     "learn short": ({}, {"ids": [1, 2], "learn": [1]}, "key 'learn' has 1 entries for 2 ids"),
-    "empty text": ({}, {"text": " "}, "key 'text' is empty"),
-    "messages": ({}, {"messages": ["hi"]}, "key 'messages' should be a list of objects"),
-    "role": ({}, {"messages": [{"role": "robot"}]}, "unknown role 'robot'"),
-    "no answer": ({}, {"messages": [{"role": "user", "content": "a"}]}, "no answer of the"),
-    "answer first": ({}, {"messages": [{"role": "assistant", "content": "a"}]}, "starts with the"),
+    "picture beside a text": ({}, {"text": "a"}, "'vision' beside 'text' would be left out; put"),
+    "picture beside a chat": ({}, {"messages": []}, "would be left out; .* say format 'messages'"),
+    "empty text": ({"format": "text"}, {"text": " "}, "key 'text' is empty"),
+    "messages": (
+        {"format": "messages"},
+        {"messages": ["hi"]},
+        "key 'messages' should be a list of objects",
+    ),
+    "role": ({"format": "messages"}, {"messages": [{"role": "robot"}]}, "unknown role 'robot'"),
+    "no answer": (
+        {"format": "messages"},
+        {"messages": [{"role": "user", "content": "a"}]},
+        "no answer of the",
+    ),
+    "answer first": (
+        {"format": "messages"},
+        {"messages": [{"role": "assistant", "content": "a"}]},
+        "starts with the",
+    ),
 }
 
 

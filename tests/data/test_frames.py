@@ -12,33 +12,9 @@ from lwm.data.fitting import Fit, Limits
 from lwm.data.frames import read_frames
 from lwm.errors import UserError
 
-Image = pytest.importorskip("PIL.Image", reason="Pillow is not installed")
+from .drawn import SIDE, Image, levels, numbers, picture, saved
+
 av = pytest.importorskip("av", reason="PyAV is not installed")
-
-SIDE = 32
-
-
-def picture(width=SIDE, height=SIDE, channels=3):
-    """Returns a smooth picture that no turn and no flip leaves as it is."""
-    coarse = np.random.default_rng(width * 1000 + height).integers(0, 256, (5, 4, channels))
-    mode = {1: "L", 3: "RGB", 4: "RGBA"}[channels]
-    image = Image.frombytes(mode, (4, 5), coarse.astype(np.uint8).tobytes())
-    return image.resize((width, height), Image.Resampling.BICUBIC)
-
-
-def saved(image, kind, **options):
-    buffer = io.BytesIO()
-    image.save(buffer, kind, **options)
-    return buffer.getvalue()
-
-
-def levels(count):
-    """Returns frames that tell their number by their grey."""
-    return [np.full((48, 64, 3), 10 + 3 * i, np.uint8) for i in range(count)]
-
-
-def numbers(pixels):
-    return [round((float(frame.mean()) - 10) / 3) for frame in pixels]
 
 
 def video(arrays, kind="mp4", codec="libx264", *, stamps=None, base=Fraction(1, 30), **options):
@@ -277,6 +253,25 @@ def test_colours_are_those_that_were_written():
     array = np.asarray(picture(64, 64))
     data = video([array] * 2, pix_fmt="yuv444p", crf="1")
     assert np.abs(read_frames(data, resolution=64).pixels[0].astype(int) - array).max() <= 6
+
+
+@pytest.mark.parametrize("kind", ["yuv420p10le", "yuv422p10le", "yuv444p10le"])
+def test_deep_colours_are_as_light_as_others(kind):
+    """White is 940 of 1023, and the rest lies evenly between."""
+    greys = [0, 40, 100, 128, 255]
+    buffer = io.BytesIO()
+    with av.open(buffer, "w", format="matroska") as container:
+        stream = container.add_stream("ffv1", rate=30)
+        stream.height, stream.width, stream.pix_fmt = 48, 64, kind
+        for grey in greys:
+            frame = av.VideoFrame(64, 48, kind)
+            for number, plane in enumerate(frame.planes):
+                level = 512 if number else 64 + round(grey / 255 * 876)
+                plane.update(np.full(plane.buffer_size // 2, level, np.uint16).tobytes())
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    found = read_frames(buffer.getvalue(), resolution=8).pixels
+    assert [np.unique(frame).tolist() for frame in found] == [[grey] for grey in greys]
 
 
 # What cannot be

@@ -17,7 +17,8 @@ from lwm.data.frames import read_frames
 from lwm.data.write_media import write_video
 from lwm.errors import UserError
 
-Image = pytest.importorskip("PIL.Image", reason="Pillow is not installed")
+from .drawn import Image, chunk
+
 av = pytest.importorskip("av", reason="PyAV is not installed")
 
 # Python's warnings about damage would stop a reader that users see go on.
@@ -170,10 +171,6 @@ def test_damaged_files(tmp_path):
 
 
 # Bombs
-
-
-def chunk(kind, data):
-    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
 
 def png(width, height, *, rows=0, extra=b""):

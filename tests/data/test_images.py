@@ -13,23 +13,7 @@ from lwm.data.fitting import flatten
 from lwm.data.frames import read_frames
 from lwm.errors import UserError
 
-Image = pytest.importorskip("PIL.Image", reason="Pillow is not installed")
-
-SIDE = 32
-
-
-def picture(width=SIDE, height=SIDE, channels=3):
-    """Returns a smooth picture that no turn and no flip leaves as it is."""
-    coarse = np.random.default_rng(width * 1000 + height).integers(0, 256, (5, 4, channels))
-    mode = {1: "L", 3: "RGB", 4: "RGBA"}[channels]
-    image = Image.frombytes(mode, (4, 5), coarse.astype(np.uint8).tobytes())
-    return image.resize((width, height), Image.Resampling.BICUBIC)
-
-
-def saved(image, kind, **options):
-    buffer = io.BytesIO()
-    image.save(buffer, kind, **options)
-    return buffer.getvalue()
+from .drawn import SIDE, Image, chunk, levels, numbers, picture, saved
 
 
 def only(data, **options):
@@ -37,10 +21,6 @@ def only(data, **options):
     assert not frames.is_video
     assert (frames.times.tolist(), frames.duration, frames.count) == ([0.0], 0.0, 1)
     return frames.pixels[0].astype(int)
-
-
-def chunk(kind, data):
-    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
 
 def deep_png(values):
@@ -51,15 +31,6 @@ def deep_png(values):
     header = struct.pack(">IIBBBBB", width, height, 16, kind, 0, 0, 0)
     parts = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
     return b"\x89PNG\r\n\x1a\n" + parts
-
-
-def levels(count):
-    """Returns frames that tell their number by their grey."""
-    return [np.full((48, 64, 3), 10 + 3 * i, np.uint8) for i in range(count)]
-
-
-def numbers(pixels):
-    return [round((float(frame.mean()) - 10) / 3) for frame in pixels]
 
 
 EXACT = {
@@ -157,6 +128,33 @@ def test_sixteen_bits():
     assert np.abs(only(deep_png(colour)) - colour / 257).max() <= 1
     keyed = saved(grey, "PNG", transparency=int(ramp[0, 5]))
     assert only(keyed, background="red")[0, 5].tolist() == [255, 0, 0]
+
+
+@pytest.mark.parametrize(
+    ("bits", "values"), [(1, (0, 1)), (2, (1, 3)), (4, (5, 15)), (8, (3, 200))]
+)
+@pytest.mark.parametrize("hidden", [0, 1])
+def test_keys_of_few_bits(bits, values, hidden):
+    """What optimisers of PNG make of line art: grey of few bits, one level transparent."""
+    packed = int("".join(f"{value:0{bits}b}" for value in values * 4), 2).to_bytes(bits, "big")
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", 8, 8, bits, 0, 0, 0, 0))
+    key = chunk(b"tRNS", struct.pack(">H", values[hidden]))
+    rows = chunk(b"IDAT", zlib.compress((b"\0" + packed) * 8)) + chunk(b"IEND", b"")
+    data = b"\x89PNG\r\n\x1a\n" + header + key + rows
+    found = read_frames(data, resolution=8, background="red").pixels[0, 0]
+    grey = values[1 - hidden] * 255 // (2**bits - 1)
+    assert found[hidden].tolist() == [255, 0, 0]
+    assert found[1 - hidden].tolist() == [grey] * 3
+
+
+def test_keys_of_sixteen_bits():
+    values = np.full((8, 8, 3), (0x1234, 0x5678, 0x9ABC))
+    values[:, 4:] = 0xFFFF
+    data = deep_png(values)
+    key = chunk(b"tRNS", struct.pack(">HHH", 0x1234, 0x5678, 0x9ABC))
+    keyed = data.replace(data[33:], key + data[33:])  # after the signature and the header
+    found = read_frames(keyed, resolution=8, background="red").pixels[0, 0]
+    assert found[[0, 7]].tolist() == [[255, 0, 0], [255, 255, 255]]
 
 
 def test_twelve_bits_and_white_as_zero():

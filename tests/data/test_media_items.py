@@ -1,100 +1,36 @@
 """What images and videos come in: each way gives the same items, and faults are told one by one."""
 
-import csv
 import io
-import json
 import os
-import pickle
 import shutil
 import tarfile
 import zipfile
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 
 from lwm.data.media_inputs import open_items
 from lwm.data.media_items import Bad
-from lwm.data.media_read import Pictures, Sampling, read_item
+from lwm.data.media_read import Pictures
 from lwm.errors import UserError
 
-Image = pytest.importorskip("PIL.Image", reason="Pillow is not installed")
-pyarrow = pytest.importorskip("pyarrow", reason="pyarrow is not installed")
-parquets = pytest.importorskip("pyarrow.parquet", reason="pyarrow is not installed")
-
-SMALL = Sampling(resolution=8, max_frames=2)
-CAPTIONS = {"a.png": "a dot", "sub/b.gif": "two, “dots”", "sub/c.x.jpg": "éclair"}
-
-
-def encoded(seed: int, kind: str = "PNG", frames: int = 1, side: int = 12) -> bytes:
-    rng = np.random.default_rng(seed)
-    made = [Image.fromarray(rng.integers(0, 256, (side, side, 3), np.uint8)) for _ in range(frames)]
-    buffer = io.BytesIO()
-    options = {"save_all": True, "append_images": made[1:], "duration": 100} if frames > 1 else {}
-    made[0].save(buffer, kind, **options)
-    return buffer.getvalue()
-
-
-def lay(folder: Path, files: dict[str, bytes | str]) -> Path:
-    for name, content in files.items():
-        path = folder / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(content if isinstance(content, bytes) else content.encode())
-    return folder
-
-
-MEDIA: dict[str, Any] = {
-    "a.png": encoded(0),
-    "sub/b.gif": encoded(1, "GIF", 3),
-    "sub/c.x.jpg": encoded(2, "JPEG"),
-}
-TEXTS: dict[str, Any] = {
-    f"{name.rpartition('.')[0]}.txt": f"{text}\n" for name, text in CAPTIONS.items()
-}
-ROWS = [{"path": name, "caption": text} for name, text in CAPTIONS.items()]
-
-
-def jsonl(rows: list) -> str:
-    lines = [row if isinstance(row, str) else json.dumps(row, ensure_ascii=False) for row in rows]
-    return "\n".join(lines)
-
-
-def table(rows: list[dict], delimiter: str = ",") -> str:
-    buffer = io.StringIO()
-    writer = csv.DictWriter(buffer, list(rows[0]), delimiter=delimiter)
-    writer.writeheader()
-    writer.writerows(rows)
-    return buffer.getvalue()
-
-
-def renamed(rows: list[dict], column: str) -> list[dict]:
-    return [{column: row["path"], "caption": row["caption"]} for row in rows]
-
-
-def zipped(folder: Path, files: dict[str, bytes | str]) -> Path:
-    folder.mkdir(exist_ok=True)
-    with zipfile.ZipFile(folder / "x.zip", "w", zipfile.ZIP_DEFLATED) as file:
-        for name, content in files.items():
-            file.writestr(name, content)
-    return folder / "x.zip"
-
-
-def tarred(folder: Path, files: dict[str, bytes | str]) -> Path:
-    folder.mkdir(exist_ok=True)
-    with tarfile.open(folder / "x.tar", "w") as file:
-        for name, content in files.items():
-            data = content if isinstance(content, bytes) else content.encode()
-            info = tarfile.TarInfo(name)
-            info.size = len(data)
-            file.addfile(info, io.BytesIO(data))
-    return folder / "x.tar"
-
-
-def read(*inputs: Path | str, sampling: Sampling = SMALL) -> list:
-    items = open_items([str(each) for each in inputs])
-    items = pickle.loads(pickle.dumps(items))
-    return [read_item(items, number, sampling) for number in range(len(items))]
+from .media_files import (
+    CAPTIONS,
+    MEDIA,
+    ROWS,
+    TEXTS,
+    Image,
+    encoded,
+    jsonl,
+    lay,
+    parquet_of,
+    read,
+    renamed,
+    table,
+    tarred,
+    zipped,
+)
 
 
 def as_list(folder: Path, name: str, text: str) -> Path:
@@ -102,19 +38,17 @@ def as_list(folder: Path, name: str, text: str) -> Path:
 
 
 def parquet(folder: Path) -> Path:
-    parquets.write_table(pyarrow.Table.from_pylist(ROWS), lay(folder, MEDIA) / "x.parquet")
-    return folder / "x.parquet"
+    return parquet_of(ROWS, lay(folder, MEDIA) / "x.parquet")
 
 
 def embedded(folder: Path) -> Path:
-    """As Hugging Face's library stores pictures."""
-    folder.mkdir()
+    """As Hugging Face's library stores pictures, one of them where it lies."""
     rows = [
         {"image": {"bytes": MEDIA[row["path"]], "path": row["path"]}, "caption": row["caption"]}
         for row in ROWS
     ]
-    parquets.write_table(pyarrow.Table.from_pylist(rows), folder / "x.parquet")
-    return folder / "x.parquet"
+    rows[1]["image"]["bytes"] = None
+    return parquet_of(rows, lay(folder, {ROWS[1]["path"]: MEDIA[ROWS[1]["path"]]}) / "x.parquet")
 
 
 KINDS = {
@@ -270,123 +204,6 @@ def test_damaged_tars(tmp_path):
         open_items([str(path)])
 
 
-BAD_ROWS = [
-    ("{", ":1: not JSON"),
-    ({"caption": "no path"}, ":1: no path; give it in a column path, file"),
-    ({"path": "a.png", "caption": 3}, ":1: caption is no text, but 3"),
-    ({"path": "a.png", "answer": ["x"]}, ":1: answer is no text"),
-    ({"path": "a.png", "name": 5}, ":1: name is no text"),
-    ({"path": 7}, ":1: 7 is no path"),
-    ({"path": ""}, ":1: '' is no path"),
-    ({"path": "nowhere.png"}, "nowhere.png cannot be read: No such file"),
-    ({"path": "."}, ". is no file"),
-    ({"path": "sub"}, "sub is no file"),
-    ({"path": "https://example.org/a.png"}, ":1: https://example.org/a.png is an address"),
-    ({"path": "a.png", "vision": [1]}, ":1: column 'vision' is where the codes go"),
-    ({"path": "list.jsonl"}, "list.jsonl is no image and no video"),
-    ({"messages": "hi"}, ":1: messages is no list of objects"),
-    ({"messages": [{"role": "user", "content": 3}]}, ":1: content of a message is neither text"),
-    ({"messages": [{"role": "user", "content": ["x"]}]}, ":1: a part is none of"),
-    ({"messages": [{"role": "user", "content": [{"type": "image"}]}]}, "but has no path"),
-    (
-        {"messages": [{"role": "u", "content": [{"type": "video", "path": "gone.mp4"}]}]},
-        "gone.mp4 cannot be read: No such file",
-    ),
-]
-
-
-def test_bad_rows_are_told_one_by_one(tmp_path):
-    folder = lay(tmp_path / "x", MEDIA)
-    for row, says in BAD_ROWS:
-        (folder / "list.jsonl").write_text(jsonl([row, ROWS[0]]))
-        bad, good = read(folder / "list.jsonl")
-        assert isinstance(bad, Bad), row
-        assert says in bad.reason
-        assert "\n" not in bad.reason
-        assert good.name == "a.png"
-
-
-def test_bad_rows_of_csv(tmp_path):
-    rows = b'path,caption\na.png,"one\nbreak"\n\na.png\na.png,\xff\nsub/b.gif,last\n'
-    first, short, strange, last = read(lay(tmp_path / "x", MEDIA | {"l.csv": rows}) / "l.csv")
-    assert first.record["caption"] == "one\nbreak"
-    assert short == Bad("l.csv:5", f"{tmp_path}/x/l.csv:5: 1 cells for 2 columns")
-    assert strange.reason.endswith("l.csv:6: no row of CSV in UTF-8")
-    assert (last.name, last.record["caption"]) == ("sub/b.gif", "last")
-    for header in (b"", b"a,a\n1,2\n"):
-        (tmp_path / "x" / "l.csv").write_bytes(header)
-        with pytest.raises(UserError, match="the first line should name each column once"):
-            open_items([str(tmp_path / "x" / "l.csv")])
-
-
-def test_bad_descriptions_in_a_folder(tmp_path):
-    rows = [
-        {"file_name": "a.png", "caption": "kept"},
-        {"file_name": "gone.png"},
-        "{",
-        {"caption": ""},
-    ]
-    files = MEDIA | {"metadata.jsonl": jsonl(rows), "sub/b.txt": b"\xff", "sub/c.x.json": "[]"}
-    found = read(lay(tmp_path / "x", files))
-    assert found[0].record["caption"] == "kept"
-    assert [each.reason for each in found[1:4]] == [
-        "sub/b.txt: not text in UTF-8",
-        "sub/c.x.json: not a JSON object",
-        "metadata.jsonl:2: gone.png is not there",
-    ]
-    assert found[4].reason.startswith("metadata.jsonl:3: not JSON")
-    assert found[5].reason.startswith("metadata.jsonl:4: no path; give it in a column file_name")
-
-
-def test_columns_stay_as_they_are(tmp_path):
-    row = {
-        "path": "a.png",
-        "tags": ["x", "y"],
-        "size": {"w": 3, "none": None},
-        "score": 0.25,
-        "nothing": None,
-        "question": "What?",
-        "answer": "A dot.",
-    }
-    lay(tmp_path / "x", MEDIA | {"l.jsonl": jsonl([row, {"name": "mine", "path": "a.png"}])})
-    first, named = read(tmp_path / "x" / "l.jsonl")
-    assert {key: first.record[key] for key in row if key != "path"} == {
-        key: value for key, value in row.items() if key != "path"
-    }
-    assert next(iter(first.record)) == "name"
-    assert named.name == "mine"
-
-
-def test_media_stand_anywhere_in_a_conversation(tmp_path):
-    content = [
-        {"type": "text", "text": "Compare"},
-        {"type": "image", "path": "a.png", "detail": "high"},
-        {"type": "video", "path": "sub/b.gif"},
-    ]
-    turns = [
-        {"role": "user", "content": content},
-        {"role": "assistant", "content": "They differ.", "weight": 1},
-    ]
-    rows = [{"messages": turns, "id": 7}, {"messages": turns[1:]}]
-    lay(tmp_path / "x", MEDIA | {"l.jsonl": jsonl(rows)})
-    both, text = read(tmp_path / "x" / "l.jsonl")
-    assert both.name == "l.jsonl:1"
-    assert both.record["messages"][1] == turns[1]
-    parts = both.record["messages"][0]["content"]
-    assert parts[0] == content[0]
-    still = {"vision": [], "frames": 1, "times": [0.0], "is_video": False}
-    assert parts[1] == {"type": "image", "detail": "high", **still}
-    assert (parts[2]["frames"], parts[2]["is_video"]) == (2, True)
-    assert [part is parts[i + 1] for i, part in enumerate(both.parts)] == [True, True]
-    assert "vision" not in both.record
-    assert (text.parts, text.record["messages"]) == ([], turns[1:])
-    parquets.write_table(
-        pyarrow.Table.from_pylist([{"messages": [turns[0]]}]), tmp_path / "x" / "l.parquet"
-    )
-    (row,) = read(tmp_path / "x" / "l.parquet")
-    assert row.record["messages"][0]["content"][1] == parts[1], "no key is there that was null"
-
-
 def test_several_inputs(tmp_path):
     lay(tmp_path / "one", {"a.png": encoded(0), "a.txt": "first", "b.png": encoded(1)})
     lay(tmp_path / "two", {"a.png": encoded(2)})
@@ -397,6 +214,45 @@ def test_several_inputs(tmp_path):
         ("one/a.png", "first"),
         ("two/a.png", None),
     ]
+
+
+def test_nothing_is_read_twice(tmp_path):
+    folder = lay(tmp_path / "x", MEDIA | {"a.json": '{"caption": "a dot"}'})
+    for inputs in (["x/**"], ["x/**/*"], ["x/*"], ["x/a.png", "x/a.json", "x/sub"]):
+        found = read(*(tmp_path / each for each in inputs))
+        names = sorted(each.name.removeprefix("x/") for each in found)
+        assert names == list(MEDIA), inputs
+        (dot,) = (each for each in found if each.name.endswith("a.png"))
+        assert dot.record["caption"] == "a dot"
+    (folder / "metadata.jsonl").write_text(jsonl(renamed(ROWS, "file_name")))
+    with pytest.raises(UserError, match=r"metadata\.jsonl describes files beside it"):
+        open_items([str(folder / "*")])
+    assert len(read(folder / "metadata.jsonl")) == len(read(folder)) == 3
+
+
+def test_endings_in_large_letters(tmp_path):
+    folder = lay(tmp_path / "x", {"A.PNG": encoded(0), "A.TXT": "a dot"})
+    for path in (folder, folder / "A.PNG", folder / "*"):
+        (found,) = read(path)
+        assert (found.name, found.record["caption"]) == ("A.PNG", "a dot")
+
+
+def test_the_folder_that_is_written_to_is_no_input(tmp_path):
+    lay(tmp_path / "x", MEDIA | {"out/media-00000-of-00001.arrayrecord": b"\0", "out/a.png": b""})
+    out = tmp_path / "x" / "out"
+    for path in (tmp_path / "x", tmp_path / "x" / "*"):
+        items = open_items([str(path)], leave=out)
+        assert sorted(items[i].name.removeprefix("x/") for i in range(len(items))) == list(MEDIA)
+    with pytest.raises(UserError, match="out is read; choose another folder to write shards to"):
+        open_items([str(out)], leave=out)
+
+
+def test_bad_descriptions_say_of_which_input(tmp_path):
+    for name in ("one", "two"):
+        lay(tmp_path / name, {"a.png": encoded(0), "metadata.jsonl": '{\n{"file": "b.png"}\n{}'})
+    found = [each for each in read(tmp_path / "one", tmp_path / "two") if isinstance(each, Bad)]
+    ends = ("metadata.jsonl:1", "b.png", "metadata.jsonl:3")
+    assert [each.name for each in found] == [f"{n}/{end}" for n in ("one", "two") for end in ends]
 
 
 def test_inputs_that_are_none(tmp_path):

@@ -4,11 +4,13 @@ import dataclasses
 import io
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -262,21 +264,26 @@ def test_wrong_options(tmp_path, pictures, vqgan, options, says):
 
 
 def test_the_command(tmp_path, pictures, vqgan, capsys):
-    options = {"vqgan": vqgan, "out": tmp_path / "out", "max_bad_share": 0.1}
-    tokenize((str(pictures),), **options, resolution=16, fps=25.0, max_frames=0, fit="letterbox")
+    folder = shutil.copytree(pictures, tmp_path / "x")
+    out = folder / "out"
+    options: dict[str, Any] = {"vqgan": vqgan, "out": out, "max_bad_share": 0.1}
+    options |= {"resolution": 16, "fps": 25.0, "max_frames": 0, "fit": "letterbox"}
+    tokenize((str(folder),), **options)
     printed = capsys.readouterr().out.splitlines()
+    tokenize((str(folder),), **options)
+    assert capsys.readouterr().out.splitlines() == printed, "the shards are no input"
     assert printed[:2] == ["items      18  bad 2  passed over 0", "media      4 images, 14 videos"]
     assert printed[3].endswith("16 a frame, of 64")
-    summary = MediaSummary.read(tmp_path / "out")
+    summary = MediaSummary.read(out)
     assert len(summary.shards) == 1
     assert (summary.sampling["max_frames"], summary.sampling["fps"]) == (None, 25.0)
-    assert max(each["frames"] for each in records(tmp_path / "out")) == 5
+    assert max(each["frames"] for each in records(out)) == 5
     with pytest.raises(UserError, match="out holds media shards, whose frames are codes already"):
-        open_items([str(tmp_path / "out")])
-    shard = tmp_path / "out" / summary.shards[0].name
+        open_items([str(out)])
+    shard = out / summary.shards[0].name
     shard.write_bytes(shard.read_bytes()[:-1])
     with pytest.raises(UserError, match=r"arrayrecord is damaged: it has \d+ bytes in place of"):
-        open_source(tmp_path / "out")
+        open_source(out)
 
 
 def test_a_model_says_where_its_vqgan_is(tmp_path, draw_vqgan, vqgan, model):

@@ -6,6 +6,7 @@ import io
 import json
 import re
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -41,7 +42,7 @@ def shards(tmp_path_factory, draw_vqgan):
         rows.append({"path": name, "caption": f"<b>number {number}</b>"})
     parts = [{"type": "text", "text": "Look: "}, {"type": "image", "path": "0.gif"}]
     talk = [{"role": "user", "content": parts}, {"role": "assistant", "content": "A & B"}]
-    rows += [{"messages": talk}, {"path": "2.gif", "question": "What?", "answer": "Dots"}]
+    rows += [{"messages": talk}, {"path": "2.gif", "question": "What?", "answer": "Dots\ud83d"}]
     rows += [{"path": "<gone>.png"}, {"path": "0.gif", "caption": 3}, {}]
     (folder / "x.jsonl").write_text("\n".join(map(json.dumps, rows)))
     coder = Coder(vqgan)
@@ -100,6 +101,8 @@ def test_only_the_vqgan_that_made_the_codes_will_do(shards, tmp_path, draw_vqgan
     assert show(moved, vqgan=vqgan, count=1).exists()
     with pytest.raises(UserError, match="is not the VQGAN that made the codes of"):
         show(moved, vqgan=draw_vqgan(resolution=16, levels=1, codes=65))
+    with pytest.raises(UserError, match="vqgan-64 is not the VQGAN that made the codes of"):
+        show(moved, vqgan=Path("vqgan-64"))
     with pytest.raises(UserError, match="count 0 must be at least 1"):
         show(moved, count=0)
     with pytest.raises(UserError, match="holds no whole set of media shards"):

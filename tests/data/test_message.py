@@ -99,6 +99,13 @@ def test_all_that_may_be_written_for_an_opening_is_known(llama):
         assert llama.decode(run).strip() == OPENING
 
 
+@pytest.mark.parametrize("kind", [np.int8, np.int16, np.int64])
+def test_codes_may_be_of_a_type_too_narrow_for_ids(kind):
+    marks = Marks(tokens=TokenSpace.of(32000, 8192), opening=(1,), closing=(2,), openings=())
+    codes = np.array([[0, min(8191, np.iinfo(kind).max)]], kind)
+    assert (marks.frames(codes)[:-1] - 32000).tolist() == codes[0].tolist()
+
+
 def test_visions_stand_where_they_are_said(shown):
     talk = [
         Message("user", (image(1, 2), "and ", video([3, 4], [5, 6]), " alike? ", image(7))),

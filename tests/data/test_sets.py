@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from lwm.convert.vqgan import read_vqgan
-from lwm.data import books, sets
+from lwm.data import books, sets, shipped_clips
 from lwm.data.fields import Encoder
 from lwm.data.format import ExampleFormat
 from lwm.data.sets import open_records, open_set, require_codes_of, texts
@@ -70,6 +70,15 @@ def test_clips_that_come_with_the_package_are_tokenized_once(tmp_path, monkeypat
     written = {file: file.stat().st_mtime_ns for file in folder.iterdir()}
     assert open_records(("shipped:clips",))[0].value == records[0].value
     assert {file: file.stat().st_mtime_ns for file in folder.iterdir()} == written
+
+
+def test_other_clips_are_tokenized_anew(tmp_path, monkeypatch):
+    monkeypatch.setenv("LWM_CACHE", str(tmp_path / "cache"))
+    clip = next(shipped_clips.CLIPS.glob("*.webp"))
+    monkeypatch.setattr(shipped_clips, "CLIPS", tmp_path)
+    for caption in ("one", "another"):
+        write(tmp_path / "captions.jsonl", [{"path": str(clip), "caption": caption}])
+        assert open_records(("shipped:clips",))[0].value["caption"] == caption
 
 
 def test_codes_of_another_vqgan_are_refused(tmp_path, monkeypatch):

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import multiprocessing
+import os
 import pickle
 import shutil
 from concurrent.futures import ThreadPoolExecutor
@@ -15,6 +16,7 @@ import tokenizers
 from lwm.data.corpus import Corpus
 from lwm.data.example import Example
 from lwm.data.fields import Encoder
+from lwm.data.files import read_versioned, write_versioned
 from lwm.data.format import ExampleFormat
 from lwm.data.shards import (
     Summary,
@@ -309,6 +311,12 @@ def test_changed_bytes_are_found_when_they_are_read(out):
 def test_shards_are_no_records(out):
     with pytest.raises(UserError, match="out holds tokenized shards, which are examples, not"):
         open_source(out)
+
+
+def test_names_that_are_no_text_are_kept(tmp_path):
+    value = {"source": os.fsdecode(b"/caf\xe9")}
+    write_versioned(value, tmp_path / "x.json", 1)
+    assert read_versioned(tmp_path / "x.json", 1) == value
 
 
 @pytest.mark.parametrize(
