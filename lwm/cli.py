@@ -1,5 +1,6 @@
 """The command line. It imports JAX only when a command needs it, so that help comes at once."""
 
+import io
 import os
 import sys
 from collections.abc import Callable
@@ -248,8 +249,15 @@ GROUPS = {
 
 def main() -> None:
     """Runs one command; a fault of the input is one line on stderr and exit code 2."""
+    for stream in (sys.stdin, sys.stdout):
+        if isinstance(stream, io.TextIOWrapper):
+            # Not every terminal has all letters, and not every file that is piped in is text.
+            stream.reconfigure(errors="replace")
     try:
         _run(sys.argv[1:])
+        if sys.stdout is not None:
+            # Now, while a reader that has gone can still be told from a fault.
+            sys.stdout.flush()
     except UserError as error:
         print(f"lwm: {error}", file=sys.stderr)
         sys.exit(2)

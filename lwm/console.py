@@ -30,10 +30,10 @@ def waiting(what: str, unit: str = "", *, console: Console | None = None) -> Ite
     console = console or Console(stderr=True)
     columns = (
         SpinnerColumn(),
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),  # it may hold a path with brackets
         BarColumn(),
         MofNCompleteColumn(),
-        TextColumn(unit),
+        TextColumn(unit, markup=False),
         TimeElapsedColumn(),
     )
     with Progress(
@@ -47,7 +47,7 @@ class Preview:
     """Shows pictures side by side in a terminal, above a bar if there is one."""
 
     def __init__(self, count: int):
-        """Prepares for so many side by side; where stderr is no terminal, nothing is shown."""
+        """Prepares for so many side by side; only a terminal with colours shows them."""
         self.console = Console(stderr=True)
         self._count = count
         self._waiting: dict[int, np.ndarray] = {}
@@ -59,9 +59,14 @@ class Preview:
             return
         row = np.concatenate([self._waiting[each] for each in range(self._count)], axis=1)
         self._waiting = {}
-        if self.console.is_terminal:
+        if self._is_able():
             width = min(self.console.width, 40 * self._count)
             self.console.print(Text.from_ansi(half_blocks(row, width=width)))
+
+    def _is_able(self) -> bool:
+        console = self.console
+        has_colours = console.color_system is not None and not console.no_color
+        return console.is_terminal and has_colours and console.encoding.startswith("utf")
 
 
 def half_blocks(pixels: UInt8[np.ndarray, "H W 3"], *, width: int) -> str:

@@ -1,15 +1,20 @@
 """What `lwm chat` does: opens a model with a bar to watch, talks, looks and draws."""
 
 import contextlib
+import os
 import sys
+import tempfile
 from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from lwm import catalog
 from lwm.console import Interruptible, waiting
 from lwm.data.files import reading
-from lwm.data.message import Part
+from lwm.data.frames import Frames
+from lwm.data.message import Part, Vision
 from lwm.errors import UserError
 from lwm.generate.chat import Conversation
 from lwm.generate.drawing import Drawings
@@ -60,6 +65,17 @@ def read_document(path: Path) -> str:
     return text
 
 
+def make_folder(path: Path) -> None:
+    """Makes a folder if it is not there, and refuses one in which nothing can be written.
+
+    Raises:
+        UserError: The reason.
+    """
+    with reading(path, "written"):
+        path.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=path).close()
+
+
 class Talk:
     """A conversation in a terminal: what is typed, what is looked at, and what is answered."""
 
@@ -80,7 +96,8 @@ class Talk:
             model: Who answers.
             document: A text that is put before the first question.
             writing: How answers are written.
-            out: A folder for what is drawn; None: answers are text only.
+            out: A folder for what is drawn; None: answers are text only. Files that it holds are
+                kept: numbers go on after theirs.
             drawings: How it is drawn.
             max_frames: Of a video that is looked at; None is all.
             fps: See `LanguageModel.see`.
@@ -95,8 +112,10 @@ class Talk:
         self._seen: list[Part] = []
         self._drawn = 0
         if out is not None:
-            with reading(out, "written"):
-                out.mkdir(parents=True, exist_ok=True)
+            make_folder(out)
+            with reading(out):
+                there = [file.stem for file in out.iterdir()]
+            self._drawn = max((int(stem) for stem in there if stem.isdecimal()), default=0)
 
     def see(self, file: str | Path) -> None:
         """Looks at an image or a video, which the next question is about, and says what it takes.
@@ -104,23 +123,29 @@ class Talk:
         Raises:
             UserError: It cannot be read, the model sees nothing, or there is no room for it.
         """
+
+        def check(found: Frames) -> None:
+            self._require_room(file, len(found.pixels))
+
         model = self._model
-        vision = model.see(Path(file), max_frames=self._max_frames, fps=self._fps)
-        size = len(model.marks.wrap(vision.codes))
-        asked = self.conversation.question((*self._seen, vision))
+        vision = model.see(Path(file), max_frames=self._max_frames, fps=self._fps, check=check)
+        self._seen.append(vision)
+
+    def _require_room(self, file: str | Path, frames: int) -> None:
+        model = self._model
+        codes = np.zeros((frames, model.vision.tokens_per_frame), np.int32)
+        asked = self.conversation.question((*self._seen, Vision(codes=codes, is_video=frames > 1)))
         used = len(self.conversation.ids([*self.conversation.messages, asked]))
         room = model.context - self._writing.max_tokens - used
-        frame = model.vision.tokens_per_frame + 1
-        frames = len(vision.codes)
+        size, frame = len(model.marks.wrap(codes)), codes.shape[1] + 1
         what = f"{file}: {frames} frame{'s' * (frames > 1)}, {size:,} tokens"
         if room < 0:
-            fit = max(0, frames - -(-room // -frame))
+            fit = max(0, frames + room // frame)
             raise UserError(
                 f"{what}; with what was said before and an answer of {self._writing.max_tokens:,} "
                 f"that is {-room:,} more than the context of {model.context:,}: {fit} frames fit; "
                 "lower --max-frames or --max-tokens"
             )
-        self._seen.append(vision)
         print(f"{what}; {max(0, room // frame):,} more frames would fit", file=sys.stderr)
 
     def answer(self, question: str) -> None:
@@ -140,6 +165,8 @@ class Talk:
                 self._save()
         if self.conversation.was_cut:
             print(f"[cut at {self._writing.max_tokens} tokens; see --max-tokens]", file=sys.stderr)
+        if self.conversation.is_without_picture:
+            print("[a picture was to follow; --out FOLDER has it drawn]", file=sys.stderr)
 
     def _print(self, parts: Sequence[Part]) -> None:
         with (
@@ -157,7 +184,13 @@ class Talk:
         print()
 
     def run(self) -> None:
-        """Answers questions from stdin until it ends; on a terminal, with line editing."""
+        """Answers questions from stdin until it ends; on a terminal, with line editing.
+
+        Raises:
+            UserError: There is no stdin.
+        """
+        if sys.stdin is None:
+            raise UserError("there is no question, and no input to read one from")
         interactive = sys.stdin.isatty()
         if interactive:
             # Loading it gives `input` a history and cursor keys.
@@ -187,7 +220,8 @@ class Talk:
             self.conversation.clear()
             self._seen = []
         elif command in ("/image", "/video"):
-            self.see(Path(rest.strip()).expanduser())
+            # Of a user who is not known, the path stays as it is typed.
+            self.see(os.path.expanduser(rest.strip()))
         elif line:
             self.answer(line)
 
@@ -195,10 +229,12 @@ class Talk:
         """Writes what the last answer drew, and says where."""
         if self._out is None or not self.conversation.messages:
             return
+        files = []
         for vision in self.conversation.messages[-1].visions:
             self._drawn += 1
-            file = self._out / f"{self._drawn:03}.{'mp4' if vision.is_video else 'png'}"
-            vision.save(file)
+            files.append(self._out / f"{self._drawn:03}.{'mp4' if vision.is_video else 'png'}")
+            vision.save(files[-1])
+        for file in files:
             print(file)
 
 

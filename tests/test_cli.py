@@ -59,6 +59,27 @@ def test_models_lists_where_each_is(tmp_path):
     assert lines[1].split() == ["smollm2-135m-instruct", "text", "8K", "1.0e5", "Apache-2.0", "-"]
 
 
+def test_letters_that_a_terminal_lacks_are_replaced(tmp_path):
+    folder = tmp_path / "modèles" / "LWM-Text-128K"
+    folder.mkdir(parents=True)
+    for name in ("params", "tokenizer.model"):
+        (folder / name).touch()
+    run = lwm("models", LWM_CACHE=str(folder.parent), PYTHONIOENCODING="ascii")
+    assert run.returncode == 0, run.stderr
+    assert "mod?les/LWM-Text-128K" in run.stdout
+
+
+def test_a_reader_that_goes_is_no_fault():
+    theirs, ours = os.pipe()
+    os.close(theirs)
+    code = "from lwm.cli import main; main()"
+    run = subprocess.run(
+        [sys.executable, "-c", code, "models"], stdout=ours, stderr=subprocess.PIPE, check=False
+    )
+    os.close(ours)
+    assert (run.returncode, run.stderr) == (1, b"")
+
+
 ASK = ["chat", "smollm2-135m-instruct", "Hi"]
 MISTAKES = {
     "missing file": (["chat", "{tmp}/none.gguf", "Hi"], "none.gguf does not exist"),

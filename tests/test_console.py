@@ -3,9 +3,10 @@
 import io
 
 import numpy as np
+import pytest
 from rich.console import Console
 
-from lwm.console import Preview, half_blocks
+from lwm.console import Preview, half_blocks, waiting
 
 
 def test_two_pixels_stand_above_each_other_in_a_character():
@@ -22,13 +23,30 @@ def test_two_pixels_stand_above_each_other_in_a_character():
 def test_pictures_are_shown_once_all_of_a_row_are_there():
     preview, pixels = Preview(2), np.zeros((8, 8, 3), np.uint8)
     shown = io.StringIO()
-    preview.console = Console(file=shown, force_terminal=True, width=16)
+    preview.console = Console(file=shown, force_terminal=True, color_system="truecolor", width=16)
     preview.show(1, pixels)
     assert shown.getvalue() == ""
     preview.show(0, pixels)
     assert shown.getvalue().count("▀") == 16 * 4
-    preview.console = Console(file=shown, force_terminal=False)
-    before = shown.getvalue()
-    preview.show(0, pixels)
-    preview.show(1, pixels)
-    assert shown.getvalue() == before
+
+
+@pytest.mark.parametrize(
+    "unable",
+    [
+        {"force_terminal": False, "color_system": "truecolor"},
+        {"force_terminal": True, "color_system": None},
+        {"force_terminal": True, "color_system": "truecolor", "no_color": True},
+    ],
+)
+def test_no_picture_is_shown_where_none_can_be(unable):
+    preview, shown = Preview(1), io.StringIO()
+    preview.console = Console(file=shown, width=16, **unable)
+    preview.show(0, np.zeros((8, 8, 3), np.uint8))
+    assert shown.getvalue() == ""
+
+
+def test_what_is_waited_for_may_have_brackets_in_its_name():
+    shown = io.StringIO()
+    with waiting("a[b]c[/d]", console=Console(file=shown, force_terminal=True, width=80)) as tell:
+        tell(1, 2)
+    assert "a[b]c[/d]" in shown.getvalue()

@@ -67,6 +67,12 @@ def test_ctrl_c_stops_the_answer_and_not_the_program(model, typed, capsys, monke
     assert signal.getsignal(signal.SIGINT) is before
 
 
+def test_without_an_input_there_is_no_talk(model, monkeypatch):
+    monkeypatch.setattr("sys.stdin", None)
+    with pytest.raises(UserError, match="there is no question, and no input"):
+        talk.Talk(model).run()
+
+
 def test_the_second_ctrl_c_stops_at_once():
     with Interruptible() as user:
         signal.raise_signal(signal.SIGINT)

@@ -39,11 +39,16 @@ class ModelAnswerer:
             longest: Tokens of a prompt and its answer together, at most.
             max_tokens: Tokens of an answer, at most.
             progress: Told, between blocks, how many tokens of a prompt are read; may raise.
+
+        Raises:
+            UserError: The devices have no memory for so many tokens.
         """
+        slots = longest + LONG
+        model.require_memory(slots)
         self._tokenizer = model.tokenizer
         self._max_tokens = max_tokens
         self._progress = progress
-        self._session = Session(model.llama, model.mesh, slots=longest + LONG)
+        self._session = Session(model.llama, model.mesh, slots=slots)
         self._blocks: list[tuple[int, ...]] = []
         self.num_asked = 0
         """Tokens of all prompts so far."""

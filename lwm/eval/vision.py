@@ -14,17 +14,18 @@ from lwm.console import Report, waiting
 from lwm.data.captions import ASK, request
 from lwm.data.chat import chat_ids
 from lwm.data.example import Example
-from lwm.data.files import reading
 from lwm.data.message import Message, Vision
 from lwm.data.pack import Packing
 from lwm.data.sets import open_records
 from lwm.data.template import render_chat
 from lwm.errors import UserError
+from lwm.eval.results import replace
 from lwm.generate.drawing import Drawing, Drawings
 from lwm.generate.engine import Session, chunks
 from lwm.generate.grammar import TEXT_ONLY
 from lwm.generate.language_model import LanguageModel
 from lwm.generate.vision import draw_whole
+from lwm.talk import make_folder
 from lwm.train.validate import HeldOut
 
 REPORT = "report.json"
@@ -44,8 +45,15 @@ class Pair:
     vision: Vision
 
 
-def read_pairs(files: tuple[str, ...], *, count: int | None = None) -> list[Pair]:
+def read_pairs(
+    files: tuple[str, ...], *, count: int | None = None, tokens_per_frame: int | None = None
+) -> list[Pair]:
     """Reads records with a caption and codes, evenly over the set if there are too many.
+
+    Args:
+        files: See `open_records`.
+        count: Pairs, at most.
+        tokens_per_frame: Codes of a frame, where a record does not say how many frames it has.
 
     Raises:
         UserError: A record has no caption or no codes, or there is none.
@@ -58,7 +66,7 @@ def read_pairs(files: tuple[str, ...], *, count: int | None = None) -> list[Pair
         caption = record.value.get("caption")
         if not isinstance(caption, str) or record.value.get("vision") is None:
             raise UserError(f"{record.name}: it should have a 'caption' and codes under 'vision'")
-        pairs.append(Pair(caption, Vision.of(record.value, tokens_per_frame=256)))
+        pairs.append(Pair(caption, Vision.of(record.value, tokens_per_frame=tokens_per_frame)))
     if len({pair.vision.codes.shape for pair in pairs}) > 1:
         raise UserError("the pictures differ in their number of frames; tokenize them alike")
     return pairs
@@ -72,7 +80,12 @@ def measure(
     Of the codes, `codes_accuracy` are the likeliest, the caption and all codes before given;
     `drawn` is the share of captions whose greedy drawing has more codes in common with the
     picture than with any other of these; `told` that of pictures whose greedy caption is theirs.
+
+    Raises:
+        UserError: The frames are not those of the model, or do not fit.
     """
+    for pair in pairs:
+        model.require_frames(pair.vision)
     total = 2 * len(pairs)
     drawn: list[np.ndarray] = []
     told: list[str] = []
@@ -165,15 +178,14 @@ def run(model: LanguageModel, files: tuple[str, ...], out: Path, *, count: int |
     """Measures, prints a table, and writes `report.json`.
 
     Raises:
-        UserError: The pairs cannot be read, or the folder cannot be written.
+        UserError: The folder cannot be written, or the pairs not be read or fitted.
     """
-    pairs = read_pairs(files, count=count)
+    make_folder(out)
+    pairs = read_pairs(files, count=count, tokens_per_frame=model.vision.tokens_per_frame)
     with waiting("drawing and telling", "answers") as tell:
         found = measure(model, pairs, progress=tell)
-    with reading(out, "written"):
-        out.mkdir(parents=True, exist_ok=True)
-        text = json.dumps({"model": model.name, "files": files} | found, indent=1)
-        (out / REPORT).write_text(text + "\n", encoding="utf-8")
+    text = json.dumps({"model": model.name, "files": files} | found, indent=1)
+    replace(out / REPORT, f"{text}\n".encode())
     pairs_in_all = found["pairs"]
     print(f"codes, those before given   {found['codes_accuracy']:.2%}")
     print(f"captions drawn right        {found['drawn']} of {pairs_in_all}")

@@ -1,11 +1,13 @@
 """Questions and answers in text, images and video, over the engine that knows ids only."""
 
+import dataclasses
 import itertools
 from collections.abc import Generator, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
+from lwm.data.marks import OPENING
 from lwm.data.message import Message, Part, Vision
 from lwm.data.template import render_chat
 from lwm.data.tokenizer import TextStream
@@ -34,6 +36,8 @@ class Reader:
         self._ends: list[int] = []  # the slot after each id; padding makes it run ahead
         self.was_cut = False
         """Whether the last answer ended for want of tokens."""
+        self.stopped_by: str | None = None
+        """The stop string that ended the last answer."""
 
     @property
     def num_tokens(self) -> int:
@@ -74,7 +78,7 @@ class Reader:
             **({} if drawings is None else _drawn_by(drawings)),
             **_under(grammar, writing.max_tokens),
         )
-        self.was_cut = True
+        self.was_cut, self.stopped_by = True, None
         for burst in bursts:
             written = burst.ids[0].tolist()
             self._remember(session, written)
@@ -82,7 +86,7 @@ class Reader:
             found = [parts.push(token) for token in written if token not in stops]
             yield from joined(itertools.chain.from_iterable(found))
             if parts.is_stopped:
-                self.was_cut = False
+                self.was_cut, self.stopped_by = False, parts.met
                 return
         if piece := parts.finish():
             yield piece
@@ -177,7 +181,8 @@ class Conversation:
     ) -> Generator[str | Frame]:
         """Yields the answer in pieces; a turn that is given up halfway is kept as far as it went.
 
-        The whole answer, with pixels of what was drawn, is then the last of `messages`.
+        The whole answer, with pixels of what was drawn, is then the last of `messages`; one that
+        is empty leaves no turn. Where nothing is drawn, an answer ends before its first picture.
 
         Args:
             question: A text, or texts, images and videos in any order.
@@ -192,6 +197,8 @@ class Conversation:
         ids = self.ids(turns)
         stream = TextStream(self._model.tokenizer)
         answer: list[str | Frame] = []
+        if self._drawings is None and self._sees:
+            writing = dataclasses.replace(writing, stop=(*writing.stop, OPENING))
         pieces = self._reader.answer(ids, stream, writing, progress, drawings=self._drawings)
         try:
             for piece in pieces:
@@ -208,12 +215,11 @@ class Conversation:
 
     def ids(self, turns: Sequence[Message]) -> list[int]:
         """Returns the prompt for an answer to these turns."""
-        sees = bool(self._model.llama.config.tokens.vision)
         return render_chat(
             turns,
             self._model.tokenizer,
             template=self._model.template,
-            marks=self._model.marks if sees else None,
+            marks=self._model.marks if self._sees else None,
         )
 
     def question(self, question: str | Sequence[Part]) -> Message:
@@ -250,8 +256,13 @@ class Conversation:
 
     @property
     def was_cut(self) -> bool:
-        """Whether the last answer ended because it had `max_tokens`."""
+        """Whether the last answer ended for want of tokens: see `max_tokens`."""
         return self._reader.was_cut
+
+    @property
+    def is_without_picture(self) -> bool:
+        """Whether the last answer ended before a picture that was not to be drawn."""
+        return self._drawings is None and self._reader.stopped_by == OPENING
 
     @property
     def num_tokens(self) -> int:
@@ -261,6 +272,10 @@ class Conversation:
     def clear(self) -> None:
         """Forgets all turns, not the document."""
         self.messages = []
+
+    @property
+    def _sees(self) -> bool:
+        return bool(self._model.llama.config.tokens.vision)
 
 
 def _under(grammar: VisionGrammar | None, room: int) -> dict[str, Any]:

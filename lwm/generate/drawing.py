@@ -1,7 +1,6 @@
 """How pictures are to be drawn. Free of JAX, so that a command line can show it at once."""
 
 import dataclasses
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -31,8 +30,8 @@ class Drawing:
         Raises:
             UserError: The value.
         """
-        if self.guidance is not None and not (math.isfinite(self.guidance) and self.guidance >= 0):
-            raise UserError(f"guidance {self.guidance} must be 0 or above; 1 is none")
+        if self.guidance is not None and not 0 <= self.guidance <= 1000:
+            raise UserError(f"guidance {self.guidance} must be from 0 to 1000; 1 is none")
         self.writing()
 
     def writing(self) -> Writing:

@@ -126,7 +126,7 @@ class VisionGrammar:
         Args:
             rows: What each row may draw.
             room: Ids that will be written at most, if that is known. No frame is then begun that
-                would not be complete, its marker included.
+                would not be complete, its marker included; a row that opens one is done.
 
         Raises:
             ValueError: There is no room for the frames that must come.
@@ -176,7 +176,8 @@ class VisionGrammar:
         """Counts codes and frames, and matches text against `<vision>`."""
         in_text = ~self.in_vision(state)
         recent = jnp.concatenate([state.recent[:, 1:], ids[:, None]], axis=1)
-        opens = in_text & self._is_opening(recent) & self._may_open(state)
+        met, has_room = in_text & self._is_opening(recent), self._has_room(state)
+        opens, is_cut = met & has_room, met & ~has_room
         ended = state.place == self.tokens_per_frame
         place = jnp.where(in_text, -1, state.place + 1)
         place = jnp.where(ended, jnp.where(ids == self.tokens.end_of_vision, -1, 0), place)
@@ -185,11 +186,11 @@ class VisionGrammar:
             place=jnp.where(opens, 0, place),
             frames=jnp.where(opens, 0, state.frames + ended),
             left=state.left - 1,
-            is_done=state.is_done | (ended & (place < 0) & state.is_all),
+            is_done=state.is_done | is_cut | (ended & (place < 0) & state.is_all),
         )
 
     def is_done(self, state: VisionState) -> Bool[Array, " B"]:
-        """Says which rows have ended the only image or video that was asked of them."""
+        """Says which rows have drawn all that was asked of them, or have no room to draw."""
         return state.is_done
 
     @property
@@ -202,8 +203,8 @@ class VisionGrammar:
         goes_on = (done < state.most) & (state.left - 1 >= self.size(1))
         return goes_on, (done >= state.least) | ~goes_on
 
-    def _may_open(self, state: VisionState) -> Bool[Array, " B"]:
-        return (state.most > 0) & (state.left - 1 >= state.least * self.size(1))
+    def _has_room(self, state: VisionState) -> Bool[Array, " B"]:
+        return state.left - 1 >= state.least * self.size(1)
 
     def _is_opening(self, recent: Int[Array, "B L"]) -> Bool[Array, " B"]:
         found = jnp.zeros(recent.shape[0], bool)
@@ -213,10 +214,10 @@ class VisionGrammar:
         return found
 
     def _forbidden(self, state: VisionState, ids: Int[Array, "1 V"]) -> Bool[Array, "B V"]:
-        """Says which ids would complete `<vision>` where it must not be."""
+        """Says which ids would complete `<vision>` in rows of text only."""
         last = jnp.zeros((state.place.shape[0], ids.shape[1]), bool)
         for run in self.opening:
             tail = state.recent[:, self._longest + 1 - len(run) :]
             at_brink = jnp.all(tail == jnp.array(run[:-1], jnp.int32), axis=1)
             last |= at_brink[:, None] & (ids == run[-1])
-        return last & ~self._may_open(state)[:, None]
+        return last & (state.most == 0)[:, None]

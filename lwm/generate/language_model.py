@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,6 +23,7 @@ from lwm.model.devices import machine
 from lwm.model.llama import Llama
 
 if TYPE_CHECKING:
+    from lwm.data.frames import Frames
     from lwm.data.message import Part, Vision
     from lwm.data.vision_tokenizer import VisionTokenizer
 
@@ -161,6 +162,7 @@ class LanguageModel:
         max_frames: int | None = 8,
         fps: float | None = None,
         background: str = "white",
+        check: "Callable[[Frames], None]" = lambda frames: None,
     ) -> "Vision":
         """Reads an image or a video for a question about it.
 
@@ -169,11 +171,25 @@ class LanguageModel:
             max_frames: Of a video, evenly spaced; None is all.
             fps: The frames shown at each 1/fps seconds; `max_frames` then thins these out.
             background: A colour, for where a picture is transparent.
+            check: Told of the frames before they are encoded, which takes far longer; may raise.
 
         Raises:
             UserError: It cannot be read, or the model sees nothing.
         """
-        return self.vision.read(file, max_frames=max_frames, fps=fps, background=background)
+        from lwm.data.frames import read_frames
+
+        frames = read_frames(
+            file,
+            resolution=self.vision.resolution,
+            max_frames=max_frames,
+            fps=fps,
+            background=background,
+        )
+        check(frames)
+        name = "" if isinstance(file, bytes) else Path(file).name
+        return self.vision.encode(
+            frames.pixels, is_video=frames.is_video, times=frames.times, name=name
+        )
 
     def chat(
         self, question: "str | Sequence[Part]", *, document: str | None = None, **writing

@@ -70,8 +70,13 @@ class AnswerReader:
         self._frames = None if grammar is None else FrameReader(grammar)
 
     @property
+    def met(self) -> str | None:
+        """The stop string that has been met."""
+        return self._text.met
+
+    @property
     def is_stopped(self) -> bool:
-        """Whether a stop string has been met."""
+        """Whether one has been met."""
         return self._text.is_stopped
 
     def push(self, token: int) -> Iterator[str | Frame]:

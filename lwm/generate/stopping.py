@@ -25,8 +25,13 @@ class StoppingText:
         self._stream = stream
         self._stops = tuple(stops)
         self._held = ""
-        self.is_stopped = False
-        """Whether a stop string has been met; what follows it is not returned."""
+        self.met: str | None = None
+        """The stop string that has been met; what follows it is not returned."""
+
+    @property
+    def is_stopped(self) -> bool:
+        """Whether a stop string has been met."""
+        return self.met is not None
 
     def push(self, token: int) -> str:
         """Returns the text that this id completes and that is sure not to begin a stop string."""
@@ -46,10 +51,10 @@ class StoppingText:
         if self.is_stopped:
             return ""
         text = self._held + more
-        found = [at for stop in self._stops if (at := text.find(stop)) >= 0]
+        found = [(at, stop) for stop in self._stops if (at := text.find(stop)) >= 0]
         if found:
-            self.is_stopped, self._held = True, ""
-            return text[: min(found)]
+            (at, self.met), self._held = min(found), ""
+            return text[:at]
         keep = max((overlap(text, stop) for stop in self._stops), default=0)
         self._held = text[len(text) - keep :]
         return text[: len(text) - keep]

@@ -47,14 +47,14 @@ def draw(
     """
     if not prompts:
         return
-    grammar, drawings = model.grammar, drawings.over(model.drawings)
-    given = 0 if first is None else len(first[0].codes)
+    seeds = list(range(len(prompts)) if seeds is None else seeds)
+    grammar, given = model.grammar, _given(first)
     _require_frames(kind, frames, given)
+    _require_seeds(seeds)
+    drawings = _in_use(drawings.over(model.drawings), frames, given)
     runs = [_prompt(model, prompt, kind) for prompt in prompts]
     openings = [_start(model)] * len(runs)
     if first is not None:
-        for vision in first:
-            model.require_frames(vision)
         begun = [_begun(model, vision) for vision in first]
         runs, openings = (
             [[*run, *ids] for run, ids in zip(given_runs, begun, strict=True)]
@@ -62,17 +62,11 @@ def draw(
         )
     rows = [*runs, *openings] if drawings.are_guided else runs
     count, longest = grammar.size(frames - given), max(map(len, rows))
-    fit = given + max(0, model.context - longest) // grammar.size(1)
-    if frames > fit:
-        raise UserError(
-            f"{frames} frames do not fit into the context of {model.context:,} tokens that "
-            f"{model.name} has: {fit} do"
-        )
+    _require_room(model, longest, frames, given)
     slots = sum(chunks(longest)) + count
     model.require_memory(slots, rows=len(rows))
     session = Session(model.llama, model.mesh, rows=len(rows), slots=slots)
     session.read(rows)
-    seeds = list(range(len(runs)) if seeds is None else seeds)
     bursts = session.generate(
         max_tokens=count,
         image_sampler=_sampler(drawings.image),
@@ -101,6 +95,42 @@ def _require_frames(kind: captions.Kind, frames: int, given: int) -> None:
         raise UserError(f"{given} of {frames} frames are given; ask for more frames than that")
 
 
+def _require_seeds(seeds: Sequence[int]) -> None:
+    for seed in seeds:
+        if not 0 <= seed < 2**32:
+            raise UserError(f"seed {seed} must be from 0 to {2**32 - 1}")
+
+
+def _require_room(model: LanguageModel, longest: int, frames: int, given: int) -> None:
+    """Refuses frames that do not fit into the context after a prompt and the frames given."""
+    size = model.grammar.size(1)
+    more = max(0, model.context - longest) // size
+    if not more:
+        raise UserError(
+            f"the prompt, with the frames given, has {longest:,} tokens, after which no frame of "
+            f"{size} fits into the context of {model.context:,} that {model.name} has; shorten it"
+        )
+    if frames > given + more:
+        raise UserError(
+            f"{frames} frames do not fit into the context of {model.context:,} tokens that "
+            f"{model.name} has; ask for at most {given + more}"
+        )
+
+
+def _given(first: Sequence[Vision] | None) -> int:
+    """Returns how many frames of each picture are given."""
+    counts = {len(vision.codes) for vision in first or ()}
+    if len(counts) > 1:
+        raise UserError("the pictures to go on from differ in their number of frames; draw apart")
+    return max(counts, default=0)
+
+
+def _in_use(drawings: Drawings, frames: int, given: int) -> Drawings:
+    """Returns how the frames that are drawn are: guidance of no others is to cost rows."""
+    image = drawings.video if given else drawings.image
+    return Drawings(image=image, video=image if frames == 1 else drawings.video)
+
+
 def _prompt(model: LanguageModel, prompt: str, kind: captions.Kind) -> list[int]:
     """Returns the ids of a conversation in which a picture is begun."""
     if not prompt.strip():
@@ -118,6 +148,7 @@ def _start(model: LanguageModel) -> list[int]:
 
 def _begun(model: LanguageModel, vision: Vision) -> list[int]:
     """Returns the ids of frames that more frames follow."""
+    model.require_frames(vision)
     ids = model.marks.frames(vision.codes)
     ids[-1] = model.llama.config.tokens.end_of_frame
     return ids.tolist()
@@ -138,6 +169,8 @@ def draw_whole(
     seed: int = 0,
 ) -> list[Vision]:
     """Draws an image or a video for each prompt, as `draw` does, and returns them whole."""
+    if first is not None:
+        model.require_frames(first)
     begun = None if first is None else [first] * len(prompts)
     finished = Finished(model, kind, len(prompts), begun)
     seeds = range(seed, seed + len(prompts))

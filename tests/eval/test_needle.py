@@ -21,7 +21,9 @@ from lwm.eval.needle import PICTURE, REPORT, RESULTS, check, evaluate, header, r
 from lwm.eval.needle_config import NeedleConfig
 from lwm.eval.needle_prompts import CITIES, INSTRUCTION, Cell, Prompts
 from lwm.eval.results import Results
+from lwm.generate import language_model
 from lwm.generate.language_model import LanguageModel
+from lwm.model.devices import Machine
 
 GRID = NeedleConfig(lengths=(700, 1400), depths=(0.0, 30.0, 100.0), rounds=2, max_tokens=40)
 TINY = NeedleConfig(lengths=(600, 2400), depths=(0.0, 50.0, 100.0), max_tokens=8)
@@ -348,3 +350,11 @@ def test_smollm2_answers_as_in_transformers(tmp_path):
             )
         written = [token for token in out[0, ids.shape[1] :].tolist() if token not in stops]
         assert answers[cell.length, cell.depth] == model.tokenizer.decode(written)
+
+
+def test_what_no_memory_is_left_for_is_refused(tiny_model, monkeypatch):
+    none = Machine(count=1, memory=1, platform="cpu")
+    monkeypatch.setattr(language_model, "machine", lambda devices: none)
+    with pytest.raises(UserError, match=r"tiny needs .* for 2,912 tokens") as caught:
+        ModelAnswerer(tiny_model, longest=2400, max_tokens=8)
+    assert "\n" not in str(caught.value)

@@ -77,8 +77,30 @@ def frames_of(ids, tokens, size):
     return len(frames)
 
 
+def write(file, *records):
+    file.write_text("".join(json.dumps(record) + "\n" for record in records))
+    return (str(file),)
+
+
+def test_frames_are_those_of_the_model(tiny_vision, tmp_path):
+    files = write(tmp_path / "a.jsonl", {"caption": "a", "vision": [0] * 128})
+    (pair,) = read_pairs(files, tokens_per_frame=tiny_vision.vision.tokens_per_frame)
+    assert pair.vision.codes.shape == (2, 64)
+    files = write(tmp_path / "b.jsonl", {"caption": "a", "vision": [0] * 128, "frames": 1})
+    with pytest.raises(UserError, match="has 128 codes a frame, but tiny-vision 64"):
+        measure(tiny_vision, read_pairs(files))
+
+
+def test_a_folder_that_cannot_be_written_is_found_first(tiny_vision, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="file cannot be written"):
+        run(tiny_vision, ("none",), tmp_path / "file", count=1)
+    with pytest.raises(UserError, match="none"):
+        run(tiny_vision, ("none",), tmp_path / "new", count=1)
+    assert not list((tmp_path / "new").iterdir())
+
+
 def test_records_without_captions_are_refused(tmp_path):
-    file = tmp_path / "a.jsonl"
-    file.write_text('{"text": "a"}\n')
+    files = write(tmp_path / "a.jsonl", {"text": "a"})
     with pytest.raises(UserError, match=r"a.jsonl:1: it should have a 'caption' and codes"):
-        read_pairs((str(file),))
+        read_pairs(files)

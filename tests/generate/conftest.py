@@ -25,6 +25,20 @@ END = "<|im_end|>"
 
 
 @pytest.fixture(scope="module")
+def kept(init):
+    """Draws each model once on each mesh."""
+    drawn = {}
+
+    def make(config):
+        of = config, jax.sharding.get_mesh()
+        if of not in drawn:
+            drawn[of] = init(config).unstack()
+        return drawn[of]
+
+    return make
+
+
+@pytest.fixture(scope="module")
 def eager_tokenizer(tmp_path_factory):
     """A token for each byte, and one for `<vision>`, which a random model may well write."""
     letters = sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())

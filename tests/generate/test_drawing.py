@@ -1,6 +1,7 @@
 """Pictures drawn from words, and conversations that draw: a small model and a small VQGAN."""
 
 import dataclasses
+import itertools
 
 import jax
 import numpy as np
@@ -102,6 +103,10 @@ def test_guidance_of_one_needs_no_rows_and_is_no_guidance(drawer, rows):
     paired = drawn(drawer, frames=2, video=Drawing(guidance=3.0))
     guided = drawn(drawer, frames=2, image=Drawing(guidance=3.0))
     assert rows == [1, 2, 2]
+    first = Vision(codes=alone.codes[:1], is_video=False)
+    drawn(drawer, frames=2, image=Drawing(guidance=3.0), first=first)
+    drawn(drawer, frames=1, video=Drawing(guidance=3.0))
+    assert rows[3:] == [1, 1], "and none for frames that are not drawn"
     assert alone.codes[0].tolist() == paired.codes[0].tolist() != guided.codes[0].tolist()
     assert alone.codes[1].tolist() != paired.codes[1].tolist()
 
@@ -236,9 +241,22 @@ def test_marks_that_a_user_types_never_open_a_frame(drawer, open_painter):
 
 
 def test_an_answer_in_text_never_draws(drawer):
-    text = drawer.chat("Hi", max_tokens=80, temperature=1.0)
-    conversation = Conversation(drawer)
-    pieces, _ = pieces_of(conversation, "Hi")
-    assert pieces
+    for seed in range(4):
+        writing = dataclasses.replace(DRAWING, seed=seed)
+        draws, writes = Conversation(drawer, drawings=CHAT), Conversation(drawer)
+        pieces, _ = pieces_of(draws, "Hi", writing)
+        text = "".join(itertools.takewhile(lambda piece: isinstance(piece, str), pieces))
+        assert frames_of(pieces)
+        written, _ = pieces_of(writes, "Hi", writing)
+        assert "".join(written) == text == drawer.chat("Hi", **dataclasses.asdict(writing))
+        assert writes.is_without_picture
+        assert not writes.was_cut
+        assert not draws.is_without_picture
+
+
+def test_an_answer_that_has_no_room_for_a_picture_is_cut(drawer):
+    conversation = Conversation(drawer, drawings=CHAT)
+    pieces, _ = pieces_of(conversation, "Hi", dataclasses.replace(DRAWING, max_tokens=SIZE))
     assert not frames_of(pieces)
-    assert "".join(pieces) == text
+    assert conversation.was_cut
+    assert conversation.num_tokens < len(conversation.ids([Message("user", ("Hi",))])) + SIZE

@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import signal
 from pathlib import Path
 
 import jax
@@ -9,15 +10,19 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import lwm.draw
 from lwm import talk
 from lwm.cli_common import Placing
+from lwm.console import Preview
 from lwm.data.frames import read_frames
+from lwm.data.marks import OPENING
 from lwm.data.message import Message, Vision
 from lwm.data.write_media import contact_sheet, write_image, write_video
 from lwm.draw import Asked, draw_files
 from lwm.errors import UserError
 from lwm.generate.chat import Conversation
 from lwm.generate.drawing import Drawing, Drawings
+from lwm.generate.vision import draw
 from lwm.generate.writing import Writing
 
 PLAIN = Drawing(guidance=1.0)
@@ -39,7 +44,8 @@ def files(tmp_path_factory):
     return folder
 
 
-def test_a_model_sees_images_and_videos(drawer, files):
+def test_a_model_sees_images_and_videos(drawer, open_painter, files):
+    drawer = open_painter(drawer.mesh, eager=0.0)  # it writes rather than draws
     one, two = drawer.see(files / "one.png"), drawer.see(files / "two.png")
     assert (one.kind, one.codes.shape, one.name) == ("image", (1, SIZE), "one.png")
     assert not np.array_equal(one.codes, two.codes)
@@ -97,21 +103,40 @@ def test_a_talk_looks_at_files_and_writes_what_is_drawn(drawer, files, tmp_path,
 
 
 def test_a_talk_goes_on_after_a_file_that_cannot_be_looked_at(drawer, files, typed, capsys):
-    typed(f"/image {files / 'none.png'}", "/image", f"/image {files / 'one.png'}", "/clear", "Hi")
+    missing = (f"/image {files / 'none.png'}", "/image", "/image ~nobody-of-this-name/a.png")
+    typed(*missing, f"/image {files / 'one.png'}", "/clear", "Hi")
     short = Writing(max_tokens=16)
     chat = talk.Talk(drawer, writing=short)
     chat.run()
     shown = capsys.readouterr()
-    assert shown.err.count("lwm: ") == 2
+    assert shown.err.count("lwm: ") == 3
     assert "none.png" in shown.err
     assert shown.out == drawer.chat("Hi", max_tokens=16) + "\n"
-    assert not chat.conversation.messages[0].visions, "and what was seen is forgotten too"
+    assert all(not each.visions for each in chat.conversation.messages), "what was seen too"
 
 
-def test_a_talk_says_how_many_frames_fit(drawer, files, capsys):
+def test_a_talk_goes_on_after_the_files_of_another(drawer, tmp_path, capsys):
+    (tmp_path / "007.png").write_text("drawn before")
+    chat = talk.Talk(drawer, writing=DRAWING, out=tmp_path)
+    chat.answer("Hi")
+    assert (tmp_path / "007.png").read_text() == "drawn before"
+    assert f"{tmp_path / '008'}." in capsys.readouterr().out
+    assert not list(tmp_path.glob("001.*"))
+
+
+def test_a_talk_says_that_a_picture_was_not_drawn(drawer, capsys):
+    talk.Talk(drawer, writing=DRAWING).answer("Hi")
+    shown = capsys.readouterr()
+    assert OPENING not in shown.out
+    assert shown.err.endswith("[a picture was to follow; --out FOLDER has it drawn]\n")
+
+
+def test_a_talk_says_how_many_frames_fit(drawer, files, capsys, monkeypatch):
     chat = talk.Talk(drawer, writing=Writing(max_tokens=460))
-    with pytest.raises(UserError, match=r"3 frames, 61 tokens; .* context of 512: \d frames? fit"):
-        chat.see(files / "clip.webp")
+    with monkeypatch.context() as patch:
+        patch.setattr(drawer.vision, "encode", None)  # they are counted before that
+        with pytest.raises(UserError, match=r"3 frames, 61 tokens; .* 512: \d frames? fit"):
+            chat.see(files / "clip.webp")
     chat = talk.Talk(drawer, writing=Writing(max_tokens=400), max_frames=2)
     chat.see(files / "clip.webp")
     told = capsys.readouterr().err
@@ -125,7 +150,9 @@ BAD = {
     "no frames": ({"frames": 0}, "frames 0: an image is one frame, and a video at least one"),
     "no prompt": ({"prompt": " "}, "the prompt is empty; say what is to be seen"),
     "all given": ({"frames": 1}, "1 of 1 frames are given; ask for more"),
-    "too long": ({"frames": 40}, r"40 frames do not fit into the context of 512 .* has: \d+ do"),
+    "too many": ({"frames": 40}, r"40 frames do not fit into the context of 512 .* at most \d+"),
+    "too long": ({"prompt": 600 * "x"}, r"has 6\d\d tokens, after which no frame of 17 fits"),
+    "seed": ({"n": 2, "seed": 2**32 - 1}, "seed 4294967296 must be from 0 to 4294967295"),
 }
 
 
@@ -137,6 +164,17 @@ def test_what_cannot_be_drawn_is_refused_in_one_line(drawer, fault):
     with pytest.raises(UserError, match=says) as caught:
         drawer.draw(**{"prompt": "a cat"} | options, first=first)
     assert "\n" not in str(caught.value)
+
+
+def test_what_cannot_be_gone_on_from_is_refused(drawer):
+    one, two, strange = (
+        Vision(codes=np.zeros(shape, np.int32), is_video=True)
+        for shape in ((1, SIZE), (2, SIZE), (1, 7))
+    )
+    with pytest.raises(UserError, match="has 7 codes a frame, but tiny 16"):
+        drawer.draw("a cat", frames=2, first=strange)
+    with pytest.raises(UserError, match="differ in their number of frames"):
+        next(draw(drawer, ["a", "b"], kind="video", frames=3, first=[one, two]))
 
 
 def test_a_model_that_cannot_draw_says_why(model, drawer, save_codes, files, tmp_path):
@@ -180,7 +218,7 @@ def on_disk(published, save_codes, tmp_path, monkeypatch):
     jax.config.update("jax_compilation_cache_dir", os.environ["JAX_COMPILATION_CACHE_DIR"])
 
 
-def test_files_are_drawn_and_named(on_disk, tmp_path, capsys):
+def test_files_are_drawn_and_named(on_disk, files, tmp_path, capsys, monkeypatch):
     name, placing = on_disk
 
     def make(file, *, grid=False, **asked):
@@ -204,20 +242,53 @@ def test_files_are_drawn_and_named(on_disk, tmp_path, capsys):
     (clip,) = make("d.webp", kind="video", frames=2, first=images[1])
     assert read(clip).shape == (2, SIDE, SIDE, 3)
     assert np.abs(read(clip)[0].astype(int) - two[0]).mean() < 20
+    with pytest.raises(UserError, match=r"clip.webp has 3 of 2 --frames; ask for more"):
+        make("e.webp", kind="video", frames=2, first=files / "clip.webp")
+
+    def interrupt(preview, row, pixels):
+        os.kill(os.getpid(), signal.SIGINT)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Preview, "show", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            make("g.webp", kind="video", frames=3)
+    assert not (tmp_path / "g.webp").exists()
+
+    def leave(file):
+        raise BrokenPipeError
+
+    monkeypatch.setattr(lwm.draw, "print", leave, raising=False)
+    with pytest.raises(BrokenPipeError):
+        make("f.png", kind="image", n=2)
+    assert sorted(file.name for file in tmp_path.glob("f*")) == ["f-1.png", "f-2.png"]
 
 
 def test_files_that_cannot_be_written_are_found_before_a_model_is_opened(tmp_path):
     (tmp_path / "a.png").mkdir()
+    (tmp_path / "b-2.png").mkdir()
+    before = sorted(tmp_path.iterdir())
     for kind, file, says in (
         ("image", "a.mp4", "a.mp4 ends in none of .png, .jpg"),
         ("video", "a.png", "a.png ends in none of .mp4, .gif, .webp"),
         ("image", "a", "a ends in none of"),
         ("image", "none/a.png", "none/a.png cannot be written; choose a file in a folder"),
         ("image", "a.png", "a.png cannot be written"),
+        ("image", "b.png", "b-2.png cannot be written"),
+        ("image", "c" * 250 + ".png", "cannot be written: File name too long"),
+        ("video", "a.gif", "fps is 0.0; give"),
     ):
-        asked, out = Asked(prompt="a cat", kind=kind), tmp_path / file
-        with pytest.raises(UserError, match=says):
-            draw_files("none", asked, out=out, grid=False, drawings=CHAT, placing=Placing())
+        asked = Asked(prompt="a cat", kind=kind, n=1 + (file == "b.png"))
+        with pytest.raises(UserError, match=says) as caught:
+            draw_files(
+                *("none", asked),
+                out=tmp_path / file,
+                grid=False,
+                drawings=CHAT,
+                placing=Placing(),
+                fps=0.0,
+            )
+        assert "\n" not in str(caught.value)
+    assert sorted(tmp_path.iterdir()) == before
 
 
 def test_a_vqgan_of_another_model_is_refused(on_disk, tmp_path):
@@ -234,7 +305,7 @@ def test_a_vqgan_of_another_model_is_refused(on_disk, tmp_path):
         ({"n": 0}, "n 0 must be"),
         ({"frames": 0}, "frames 0 must be"),
         ({"seed": -1}, "seed -1 must be"),
-        ({"seed": 2**32 - 1, "n": 2}, "seed 4294967295 must be"),
+        ({"seed": 2**32 - 1, "n": 2}, "seed 4294967295 must be from 0 to 4294967294"),
         ({"first_as_image": True}, "at least 2 --frames"),
         ({"first_as_image": True, "first": Path("a")}, "either says what comes first"),
     ],
@@ -242,3 +313,9 @@ def test_a_vqgan_of_another_model_is_refused(on_disk, tmp_path):
 def test_what_cannot_be_asked_is_refused(changes, says):
     with pytest.raises(UserError, match=says):
         Asked(prompt="a cat", kind="video", **changes)
+
+
+@pytest.mark.parametrize("guidance", [-1.0, float("nan"), float("inf"), 1e40])
+def test_guidance_has_bounds(guidance):
+    with pytest.raises(UserError, match=r"guidance .* must be from 0 to 1000"):
+        Drawing(guidance=guidance)
