@@ -109,23 +109,33 @@ def place():
 
 
 @pytest.fixture(scope="session")
-def byte_tokenizer(tmp_path_factory):
-    """A token for each byte, and two special ones that end a text and a turn."""
-    folder = tmp_path_factory.mktemp("tokenizer")
+def open_tokenizer(tmp_path_factory):
+    """Opens a tokenizer with two special tokens, that end a text and a turn, and a template."""
+
+    def make(built):
+        built.decoder = tokenizers.decoders.ByteLevel()
+        built.add_special_tokens(["<|endoftext|>", "<|im_end|>"])
+        folder = tmp_path_factory.mktemp("tokenizer")
+        built.save(str(folder / "tokenizer.json"))
+        template = (
+            "{% for m in messages %}{{ m.role }}: {{ m.content }}<|im_end|>{% endfor %}"
+            "{% if add_generation_prompt %}assistant: {% endif %}"
+        )
+        config = {"chat_template": template, "eos_token": "<|endoftext|>"}
+        (folder / "tokenizer_config.json").write_text(json.dumps(config))
+        return Tokenizer.open(folder)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def byte_tokenizer(open_tokenizer):
+    """A token for each byte."""
     letters = sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())
     vocabulary = {letter: number for number, letter in enumerate(letters)}
-    tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE(vocabulary, []))
-    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = tokenizers.decoders.ByteLevel()
-    tokenizer.add_special_tokens(["<|endoftext|>", "<|im_end|>"])
-    tokenizer.save(str(folder / "tokenizer.json"))
-    template = (
-        "{% for m in messages %}{{ m.role }}: {{ m.content }}<|im_end|>{% endfor %}"
-        "{% if add_generation_prompt %}assistant: {% endif %}"
-    )
-    config = {"chat_template": template, "eos_token": "<|endoftext|>"}
-    (folder / "tokenizer_config.json").write_text(json.dumps(config))
-    return Tokenizer.open(folder)
+    built = tokenizers.Tokenizer(tokenizers.models.BPE(vocabulary, []))
+    built.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    return open_tokenizer(built)
 
 
 @pytest.fixture

@@ -1,7 +1,6 @@
 """A small model that draws, and the VQGAN of its codes."""
 
 import dataclasses
-import json
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +10,6 @@ import pytest
 import tokenizers
 
 from lwm.convert.vqgan import save_vqgan
-from lwm.data.tokenizer import Tokenizer
 from lwm.generate.language_model import LanguageModel
 from lwm.model.vqgan import VQGAN
 from lwm.model.vqgan_config import VQGANConfig
@@ -21,7 +19,6 @@ from lwm.tokens import TokenSpace
 CODES, SIDE = 16, 16
 """Codes of the codebook, and pixels along a side."""
 OPENING = "<vision>"
-END = "<|im_end|>"
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +36,7 @@ def kept(init):
 
 
 @pytest.fixture(scope="module")
-def eager_tokenizer(tmp_path_factory):
+def eager_tokenizer(open_tokenizer):
     """A token for each byte, and one for `<vision>`, which a random model may well write."""
     letters = sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())
     starts = [OPENING[:end] for end in range(2, len(OPENING) + 1)]
@@ -48,17 +45,7 @@ def eager_tokenizer(tmp_path_factory):
     built = tokenizers.Tokenizer(tokenizers.models.BPE(vocabulary, merges))
     pre_tokenizers = tokenizers.pre_tokenizers
     built.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    built.decoder = tokenizers.decoders.ByteLevel()
-    built.add_special_tokens(["<|endoftext|>", END])
-    folder = tmp_path_factory.mktemp("tokenizer")
-    built.save(str(folder / "tokenizer.json"))
-    template = (
-        "{% for m in messages %}{{ m.role }}: {{ m.content }}<|im_end|>{% endfor %}"
-        "{% if add_generation_prompt %}assistant: {% endif %}"
-    )
-    config = {"chat_template": template, "eos_token": "<|endoftext|>"}
-    (folder / "tokenizer_config.json").write_text(json.dumps(config))
-    return Tokenizer.open(folder)
+    return open_tokenizer(built)
 
 
 @pytest.fixture(scope="session")
