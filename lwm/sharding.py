@@ -33,8 +33,15 @@ CACHE = P(BATCH, "tp", None, None)
 ROWS = P(BATCH, None)
 
 
-def parse_mesh(text: str, num_devices: int) -> tuple[int, int, int, int]:
+def parse_mesh(
+    text: str, num_devices: int, *, platform: str | None = None
+) -> tuple[int, int, int, int]:
     """Reads `1,-1,4,1` (dp, fsdp, tp, sp) or `dp=1,sp=8`; one -1 takes the devices left over.
+
+    Args:
+        text: The sizes.
+        num_devices: How many devices there are.
+        platform: What they are, such as `cpu`, which can be made more of.
 
     Raises:
         UserError: The text is no mesh, or its sizes do not fit `num_devices`.
@@ -50,9 +57,11 @@ def parse_mesh(text: str, num_devices: int) -> tuple[int, int, int, int]:
             )
         sizes[sizes.index(-1)] = num_devices // known
     elif known > num_devices:
+        flag = f"XLA_FLAGS=--xla_force_host_platform_device_count={known}"
+        split = f", or split the processor with {flag}" if platform == "cpu" else ""
         raise UserError(
             f"mesh {text!r} needs {known} devices, but there are {num_devices}; "
-            "lower a size or write -1 for the one to infer"
+            f"lower a size or write -1 for the one to infer{split}"
         )
     dp, fsdp, tp, sp = sizes
     return dp, fsdp, tp, sp
@@ -84,7 +93,7 @@ def make_mesh(text: str = "1,1,1,1", devices: Sequence[jax.Device] | None = None
         UserError: See `parse_mesh`; or several processes would leave devices of one unused.
     """
     devices = list(jax.devices() if devices is None else devices)
-    sizes = parse_mesh(text, len(devices))
+    sizes = parse_mesh(text, len(devices), platform=devices[0].platform)
     used = math.prod(sizes)
     if used < len(devices) and jax.process_count() > 1:
         raise UserError(f"mesh {text!r} uses {used} of {len(devices)} devices; use all of them")

@@ -42,6 +42,13 @@ def test_parse_mesh_refuses(text, says):
         parse_mesh(text, 8)
 
 
+def test_mesh_larger_than_a_processor_names_the_flag_that_splits_it():
+    with pytest.raises(UserError, match=r"=16$"):
+        make_mesh("4,4,1,1")
+    with pytest.raises(UserError, match=r"the one to infer$"):
+        parse_mesh("4,4,1,1", 8, platform="gpu")
+
+
 def test_make_mesh_uses_the_first_devices():
     mesh = make_mesh("1,2,2,1")
     assert dict(mesh.shape) == {"dp": 1, "fsdp": 2, "tp": 2, "sp": 1}
