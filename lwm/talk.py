@@ -3,7 +3,6 @@
 import contextlib
 import os
 import sys
-import tempfile
 from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,7 +11,7 @@ import numpy as np
 
 from lwm import catalog
 from lwm.console import Interruptible, waiting
-from lwm.data.files import reading
+from lwm.data.files import make_folder, reading
 from lwm.data.frames import Frames
 from lwm.data.message import Part, Vision
 from lwm.errors import UserError
@@ -63,17 +62,6 @@ def read_document(path: Path) -> str:
     if not text.strip():
         raise UserError(f"document {path} is empty")
     return text
-
-
-def make_folder(path: Path) -> None:
-    """Makes a folder if it is not there, and refuses one in which nothing can be written.
-
-    Raises:
-        UserError: The reason.
-    """
-    with reading(path, "written"):
-        path.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=path).close()
 
 
 class Talk:

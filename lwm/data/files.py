@@ -5,6 +5,7 @@ import hashlib
 import importlib
 import json
 import operator
+import tempfile
 import threading
 from collections import OrderedDict
 from collections.abc import Generator
@@ -121,6 +122,17 @@ def require_size(file: Path, size: int) -> None:
             f"{file} is damaged: it has {found} bytes in place of {size}; bring it back from a "
             "copy, or tokenize again"
         )
+
+
+def make_folder(path: Path) -> None:
+    """Makes a folder if it is not there, and refuses one in which nothing can be written.
+
+    Raises:
+        UserError: The reason.
+    """
+    with reading(path, "written"):
+        path.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=path).close()
 
 
 def read_versioned(file: Path, version: int) -> dict[str, Any]:

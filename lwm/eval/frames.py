@@ -4,11 +4,12 @@ import json
 from pathlib import Path
 
 from lwm.convert.vqgan import read_vqgan
-from lwm.data.files import Kept, reading
+from lwm.data.files import Kept, make_folder
 from lwm.data.frame_batches import FrameFiles, evenly
 from lwm.data.media_inputs import open_items
 from lwm.data.media_read import Sampling
 from lwm.data.write_media import write_image
+from lwm.eval.results import replace
 from lwm.train.perceptual import LPIPS, installed
 from lwm.train.vqgan_validate import HeldOutFrames
 
@@ -55,13 +56,12 @@ def run(
         resolution=model.config.resolution, max_frames=max_frames, background=background
     )
     read = evenly(FrameFiles(open_items(inputs), sampling, Kept(0), "inputs"), frames)
+    make_folder(out)
     lpips = LPIPS.read("alexnet") if installed() else None
     measured = HeldOutFrames(read, background=background, lpips=lpips)
     scores, decoded = measured.measure(model)
     report = json.dumps({"vqgan": vqgan, "inputs": inputs} | scores, indent=1) + "\n"
-    with reading(out, "written"):
-        out.mkdir(parents=True, exist_ok=True)
-        (out / REPORT).write_text(report, encoding="utf-8")
+    replace(out / REPORT, report.encode())
     write_image(out / SHEET, measured.sheet(decoded, count))
     width = max(len(name) for name, _ in _ROWS.values())
     for key, (name, form) in _ROWS.items():

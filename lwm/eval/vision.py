@@ -14,6 +14,7 @@ from lwm.console import Report, waiting
 from lwm.data.captions import ASK, request
 from lwm.data.chat import chat_ids
 from lwm.data.example import Example
+from lwm.data.files import make_folder
 from lwm.data.message import Message, Vision
 from lwm.data.pack import Packing
 from lwm.data.sets import open_records
@@ -25,7 +26,6 @@ from lwm.generate.engine import Session, chunks
 from lwm.generate.grammar import TEXT_ONLY
 from lwm.generate.language_model import LanguageModel
 from lwm.generate.vision import draw_whole
-from lwm.talk import make_folder
 from lwm.train.validate import HeldOut
 
 REPORT = "report.json"

@@ -40,3 +40,5 @@ def test_what_is_no_vqgan_or_no_picture(tmp_path):
         run("vqgan-65", (CLIPS,), out=tmp_path, **OPTIONS)
     with pytest.raises(UserError, match=r"nothing can be read of a held-out set: .*x\.txt"):
         run("vqgan-64", (str(tmp_path / "x.txt"),), out=tmp_path, **OPTIONS)
+    with pytest.raises(UserError, match=r"x\.txt/out cannot be written: Not a directory"):
+        run("vqgan-64", (CLIPS,), out=tmp_path / "x.txt" / "out", **OPTIONS)
