@@ -10,7 +10,8 @@ import lwm
 from lwm import catalog
 from lwm.generate.engine import Session
 
-pytestmark = [pytest.mark.torch, pytest.mark.network]
+# In one process: to read the file as transformers does takes a minute.
+pytestmark = [pytest.mark.torch, pytest.mark.network, pytest.mark.xdist_group("smollm2")]
 
 NAME = "smollm2-135m-instruct"
 
