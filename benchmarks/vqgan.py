@@ -1,6 +1,6 @@
 """Times LWM's VQGAN, frames to codes and back, beside the original's if there is a copy of it.
 
-    python benchmarks/vqgan.py --original ~/LWM --python ~/flax/bin/python
+    python benchmarks/vqgan.py --original ~/LWM --python ~/flax/bin/python --devices 1 2
 
 The original runs in an interpreter that has flax, ml_collections and transformers. All take turns,
 each in a process of its own, with the same random weights and the same frames.
@@ -41,6 +41,8 @@ class Benchmark:
     """The interpreter that runs the original."""
     dtypes: tuple[str, ...] = ("float32", "bfloat16")
     """Of ours; the original has float32 alone."""
+    devices: tuple[int, ...] = (1,)
+    """How many share the frames, of ours; a processor is split into so many."""
     frames: int = 4
     batch: int = 4
     repeats: int = 3
@@ -50,16 +52,18 @@ class Benchmark:
 class Worker:
     """A process that encodes and decodes when it is told to."""
 
-    def __init__(self, config: Benchmark, folder: Path, name: str):
+    def __init__(self, config: Benchmark, folder: Path, name: str, devices: int = 1):
         """Starts it; `name` is a type of ours, or the original."""
-        self.name, self.file = name, folder / f"{name}.npz"
+        self.name, self.devices, self.file = name, devices, folder / f"{name}-{devices}.npz"
         self.seconds = {"encode": [], "decode": []}
         python = config.python if name == "original" else sys.executable
-        places = (config.original, folder, config.batch)
+        rest = (config.original, folder, self.file, config.batch, devices)
+        flags = f"--xla_force_host_platform_device_count={devices}"
         self.process = subprocess.Popen(
-            [str(python), str(WORKER), name, *map(str, places)],
+            [str(python), str(WORKER), name, *map(str, rest)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
+            env=os.environ | {"XLA_FLAGS": flags},
             text=True,
         )
 
@@ -101,6 +105,7 @@ def rows(config: Benchmark, workers: list[Worker]) -> list[str]:
     lines = []
     for worker, result in zip(workers, results, strict=True):
         cells = ["original", "float32"] if worker.name == "original" else ["lwm", worker.name]
+        cells.append(str(worker.devices))
         for what in ("encode", "decode"):
             ours, first = (statistics.median(each.seconds[what]) for each in (worker, workers[0]))
             cells += [f"{config.frames / ours:.2f}", f"{first / ours:.2f}"]
@@ -119,8 +124,9 @@ def main(config: Benchmark) -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         write_inputs(folder, config.frames)
-        names = [*(["original"] if config.original else []), *config.dtypes]
-        workers = [Worker(config, folder, name) for name in names]
+        workers = [Worker(config, folder, "original")] if config.original else []
+        for devices in config.devices:
+            workers += [Worker(config, folder, dtype, devices) for dtype in config.dtypes]
         versions = [worker.run("versions") for worker in workers]
         for turn in range(config.repeats + 1):
             for what in ("encode", "decode"):
@@ -135,9 +141,9 @@ def main(config: Benchmark) -> None:
             f" {config.batch} at a time, random weights; medians of {config.repeats} turns."
             + ("" if config.original else " The original was not at hand."),
             "",
-            "| | type | encode frames/s | ratio | decode frames/s | ratio | same codes"
+            "| | type | devices | encode frames/s | ratio | decode frames/s | ratio | same codes"
             " | pixels apart: mean / most | peak GB |",
-            "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+            "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
             *rows(config, workers),
             "",
             "Ratios and comparisons are to the first line.",

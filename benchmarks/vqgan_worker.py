@@ -21,12 +21,13 @@ import numpy as np
 Run = Callable[[np.ndarray], np.ndarray]
 
 
-def ours(dtype: Any, folder: Path, batch: int) -> tuple[Run, Run]:
+def ours(dtype: Any, folder: Path, batch: int, devices: int) -> tuple[Run, Run]:
     """Our encoding and decoding."""
     from lwm.convert.vqgan import read_vqgan
     from lwm.model.vqgan import decode_frames, encode_frames
+    from lwm.sharding import make_mesh
 
-    model = read_vqgan(folder / "vqgan", dtype=dtype)
+    model = read_vqgan(folder / "vqgan", mesh=make_mesh(f"{devices},1,1,1"), dtype=dtype)
     return (
         lambda pixels: encode_frames(model, pixels, batch=batch),
         lambda codes: decode_frames(model, codes, batch=batch),
@@ -55,7 +56,7 @@ def theirs(original: Path, folder: Path, batch: int) -> tuple[Run, Run]:
     return by_batch(lambda pixels: model.encode(pixels)[1]), by_batch(model.decode)
 
 
-def main(name: str, original: str, place: str, batch: str) -> None:
+def main(name: str, original: str, place: str, file: str, batch: str, devices: str) -> None:
     """Answers each line with one of JSON: seconds, bytes, or versions."""
     # Nothing but answers may get to the pipe.
     answers, sys.stdout = sys.stdout, sys.stderr
@@ -63,7 +64,7 @@ def main(name: str, original: str, place: str, batch: str) -> None:
     if name == "original":
         encode, decode = theirs(Path(original), folder, int(batch))
     else:
-        encode, decode = ours(name, folder, int(batch))
+        encode, decode = ours(name, folder, int(batch), int(devices))
     inputs, results = dict(np.load(folder / "inputs.npz")), {}
     for line in sys.stdin:
         what = line.strip()
@@ -73,8 +74,8 @@ def main(name: str, original: str, place: str, batch: str) -> None:
         elif what == "decode":
             results["pixels"] = decode(inputs["codes"])
         answer: object = time.perf_counter() - start
-        if len(results) == 2 and not (folder / f"{name}.npz").exists():
-            np.savez(folder / f"{name}.npz", **results)
+        if len(results) == 2 and not Path(file).exists():
+            np.savez(file, **results)
         if what == "versions":
             flax = f", flax {version('flax')}" if name == "original" else ""
             answer = f"jax {version('jax')}{flax}"
