@@ -32,7 +32,7 @@ from lwm.data.shards import TokenShards
 from lwm.data.sources import open_source
 from lwm.data.stream import Examples, Mixture
 from lwm.data.tokenize import write_shards
-from lwm.data.tokenizer import Tokenizer
+from lwm.tokenizer.tokenizer import Tokenizer
 from lwm.tokens import TokenSpace
 
 TEXTS = Path(__file__).parents[1] / "lwm" / "assets" / "moby-dick"

@@ -23,7 +23,7 @@ import tyro
 import lwm
 from lwm.convert.export import save_model
 from lwm.data import captions
-from lwm.data.template import render_chat
+from lwm.tokenizer.template import render_chat
 
 PROMPT, FRAMES = "birthday cake", 4
 

@@ -52,8 +52,8 @@ class Benchmark:
 def read_book(num_tokens: int) -> list[int]:
     """Returns as many tokens of the book that comes with the package, repeated as needed."""
     import lwm
-    from lwm.catalog import resolve
-    from lwm.data.tokenizer import Tokenizer
+    from lwm.hub.catalog import resolve
+    from lwm.tokenizer.tokenizer import Tokenizer
 
     folder = Path(lwm.__file__).parent / "assets" / "moby-dick"
     text = "\n".join(path.read_text() for path in sorted(folder.glob("*.txt")))
@@ -91,7 +91,7 @@ def measure_transformers(config: Benchmark) -> dict[str, float]:
     import torch
     from transformers import AutoModelForCausalLM
 
-    from lwm.catalog import resolve
+    from lwm.hub.catalog import resolve
 
     path = resolve(MODEL)
     model = AutoModelForCausalLM.from_pretrained(

@@ -24,9 +24,9 @@ import numpy as np
 import tyro
 from attention import hardware
 
-from lwm.convert.vqgan import to_flax
-from lwm.model.vqgan import VQGAN
-from lwm.model.vqgan_config import LWM_VQGAN
+from lwm.vqgan.checkpoint import to_flax
+from lwm.vqgan.config import LWM_VQGAN
+from lwm.vqgan.model import VQGAN
 
 WORKER = Path(__file__).with_name("vqgan_worker.py")
 

@@ -23,9 +23,9 @@ Run = Callable[[np.ndarray], np.ndarray]
 
 def ours(dtype: Any, folder: Path, batch: int, devices: int) -> tuple[Run, Run]:
     """Our encoding and decoding."""
-    from lwm.convert.vqgan import read_vqgan
-    from lwm.model.vqgan import decode_frames, encode_frames
     from lwm.sharding import make_mesh
+    from lwm.vqgan.checkpoint import read_vqgan
+    from lwm.vqgan.model import decode_frames, encode_frames
 
     model = read_vqgan(folder / "vqgan", mesh=make_mesh(f"{devices},1,1,1"), dtype=dtype)
     return (

@@ -9,8 +9,6 @@ from typing import Literal
 import numpy as np
 from jax.sharding import Mesh
 
-from lwm import catalog
-from lwm.convert.gguf import read_gguf
 from lwm.convert.huggingface import (
     OWN,
     SafetensorsFolder,
@@ -20,19 +18,21 @@ from lwm.convert.huggingface import (
 )
 from lwm.convert.lwm import TABLE, open_lwm, split_prefix
 from lwm.convert.names import HUGGING_FACE, Layout
-from lwm.convert.vqgan import CONFIG as VQGAN_CONFIG, find_shipped
 from lwm.convert.weights import VisionRows, build_llama, build_stacked
-from lwm.data.marks import CLOSING, OPENING
-from lwm.data.tokenizer import Tokenizer
+from lwm.devices import machine
 from lwm.errors import UserError
-from lwm.fit import require_fit
+from lwm.formats.gguf import read_gguf
 from lwm.generate.drawing import LWM, Drawings
 from lwm.generate.language_model import LanguageModel
+from lwm.hub import catalog
 from lwm.model.config import NOTHING_GIVEN, Dtype, Given, LlamaConfig, Remat
-from lwm.model.devices import machine
 from lwm.model.llama import Llama, check_mesh
+from lwm.plan.fit import require_fit
 from lwm.sharding import make_mesh
+from lwm.tokenizer.markers import CLOSING, OPENING
+from lwm.tokenizer.tokenizer import Tokenizer
 from lwm.tokens import TokenSpace
+from lwm.vqgan.checkpoint import CONFIG as VQGAN_CONFIG, find_shipped
 
 _MARKS = (OPENING, CLOSING)
 _LLAMA2_MARKS = {"<vision>": (529, 4924, 29958), "</vision>": (1533, 4924, 29958)}

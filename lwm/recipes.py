@@ -15,10 +15,10 @@ from lwm.data.pack import Packing
 from lwm.errors import UserError
 from lwm.generate.drawing import LWM, Drawing, Drawings
 from lwm.model.config import LlamaConfig
-from lwm.model.vqgan_config import LWM_VQGAN, VQGANConfig
 from lwm.tokens import TokenSpace
 from lwm.train.config import AdamW, Data, DataSet, Keep, Run, Schedule, Training
-from lwm.train.vqgan_config import FrameData, FrameSet, VQGANLoss, VQGANRun, VQGANTraining
+from lwm.train.vqgan.config import FrameData, FrameSet, VQGANLoss, VQGANRun, VQGANTraining
+from lwm.vqgan.config import LWM_VQGAN, VQGANConfig
 
 _TO_BE_TOLD = TokenSpace(text=1)
 """The tokenizer says how many ids there are."""

@@ -24,20 +24,20 @@ import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 import tokenizers  # noqa: E402
 
-from lwm.convert.flax_writer import write_stream  # noqa: E402
 from lwm.convert.lwm import TABLE, open_lwm  # noqa: E402
 from lwm.convert.names import LWM, dimensions  # noqa: E402
-from lwm.convert.vqgan import to_flax  # noqa: E402
 from lwm.convert.weights import build_llama  # noqa: E402
-from lwm.data.tokenizer import Tokenizer  # noqa: E402
+from lwm.formats.flax_writer import write_stream  # noqa: E402
 from lwm.generate.language_model import LanguageModel  # noqa: E402
 from lwm.model.attention import Packing  # noqa: E402
 from lwm.model.config import Given, LlamaConfig, Rope  # noqa: E402
 from lwm.model.llama import Llama  # noqa: E402
-from lwm.model.vqgan import VQGAN  # noqa: E402
-from lwm.model.vqgan_config import VQGANConfig  # noqa: E402
 from lwm.sharding import TOKENS, make_mesh, on_mesh  # noqa: E402
+from lwm.tokenizer.tokenizer import Tokenizer  # noqa: E402
 from lwm.tokens import TokenSpace  # noqa: E402
+from lwm.vqgan.checkpoint import to_flax  # noqa: E402
+from lwm.vqgan.config import VQGANConfig  # noqa: E402
+from lwm.vqgan.model import VQGAN  # noqa: E402
 
 
 @pytest.fixture(scope="session")

@@ -14,9 +14,9 @@ from pathlib import Path
 import ml_dtypes
 import numpy as np
 
-from lwm.convert.flax_writer import write_stream
 from lwm.convert.lwm import TABLE, LwmTensors
 from lwm.convert.names import LWM, dimensions
+from lwm.formats.flax_writer import write_stream
 from lwm.model.config import LlamaConfig, preset
 from lwm.tokens import TokenSpace
 

@@ -17,10 +17,10 @@ import jax.random as jr
 import numpy as np
 
 from lwm.distributed import Processes, join
-from lwm.model.vqgan import VQGAN
-from lwm.model.vqgan_config import VQGANConfig
 from lwm.sharding import make_mesh
-from lwm.train.vqgan_validate import HeldOutFrames, measure_frames
+from lwm.train.vqgan.validate import HeldOutFrames, measure_frames
+from lwm.vqgan.config import VQGANConfig
+from lwm.vqgan.model import VQGAN
 
 CONFIG = VQGANConfig(
     resolution=8, hidden=32, multipliers=(1,), res_blocks=1, z_channels=32, codes=16, code_dim=4

@@ -5,6 +5,7 @@ import hashlib
 import json
 import tarfile
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.random as jr
@@ -14,33 +15,30 @@ import pytest
 import lwm
 import lwm.train.loop
 from lwm.convert.export import save_model
-from lwm.convert.vqgan import read_vqgan, save_vqgan
 from lwm.data.fields import Encoder
 from lwm.data.format import ExampleFormat
-from lwm.data.media_coder import Coder, fingerprint
-from lwm.data.media_inputs import open_items
-from lwm.data.media_read import Sampling
-from lwm.data.media_set import SUMMARY, MediaSummary
-from lwm.data.media_shards import MediaJob, write_media
+from lwm.data.media.encode import Coder, fingerprint
+from lwm.data.media.inputs import open_items
+from lwm.data.media.read import Sampling
+from lwm.data.media.shards import MediaJob, write_media
+from lwm.data.media.summary import SUMMARY, MediaSummary
 from lwm.data.pack import Packing
 from lwm.data.sets import open_set
 from lwm.data.sources import open_source
 from lwm.data.tokenize import write_shards
-from lwm.data.tokenizer import Tokenizer
-from lwm.eval import needle
 from lwm.eval.answer import describe
-from lwm.eval.needle_config import NeedleConfig
+from lwm.eval.needle import run as needle
+from lwm.eval.needle.config import NeedleConfig
 from lwm.generate.drawing import Drawing
 from lwm.model.config import LlamaConfig
-from lwm.model.discriminator import Discriminator
 from lwm.model.llama import Llama
-from lwm.model.vqgan import VQGAN
-from lwm.model.vqgan_config import VQGANConfig
+from lwm.tokenizer.tokenizer import Tokenizer
 from lwm.tokens import TokenSpace
-from lwm.train import run as language, vqgan
+from lwm.train import run as language
 from lwm.train.config import AdamW, Data, DataSet, Keep, Run, Schedule, Training
 from lwm.train.optimizer import matrices
-from lwm.train.vqgan_config import (
+from lwm.train.vqgan import task as vqgan
+from lwm.train.vqgan.config import (
     Codebook,
     FrameData,
     FrameSet,
@@ -48,6 +46,10 @@ from lwm.train.vqgan_config import (
     VQGANRun,
     VQGANTraining,
 )
+from lwm.train.vqgan.discriminator import Discriminator
+from lwm.vqgan.checkpoint import read_vqgan, save_vqgan
+from lwm.vqgan.config import VQGANConfig
+from lwm.vqgan.model import VQGAN
 
 pytest.importorskip("array_record", reason="array_record is not installed")
 pytest.importorskip("PIL.Image", reason="Pillow is not installed")
@@ -121,7 +123,10 @@ VQGAN_RUN = VQGANRun(
         sheet=2,
     ),
 )
-RUNS = {"text-run": (language.run, TEXT_RUN), "vqgan-run": (vqgan.run, VQGAN_RUN)}
+RUNS: dict[str, tuple[Any, Run | VQGANRun]] = {
+    "text-run": (language.run, TEXT_RUN),
+    "vqgan-run": (vqgan.run, VQGAN_RUN),
+}
 
 
 @pytest.fixture

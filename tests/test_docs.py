@@ -96,7 +96,7 @@ def test_every_command_and_option_of_the_docs_exists():
     # One process: to import all for each would take most of the time.
     code = """
 import contextlib, sys
-from lwm.cli import main
+from lwm.cli.app import main
 for command in sys.argv.pop().split(","):
     sys.argv[1:] = [*command.split(), "--help"]
     with contextlib.suppress(SystemExit):

@@ -6,17 +6,18 @@ import numpy as np
 import pytest
 
 import lwm
-from lwm import catalog, loading
-from lwm.convert.flax_writer import write_stream
+from lwm import loading
 from lwm.convert.names import LWM, dimensions
-from lwm.convert.vqgan import read_vqgan
-from lwm.data.tokenizer import Tokenizer
+from lwm.devices import Machine
 from lwm.errors import UserError
+from lwm.formats.flax_writer import write_stream
+from lwm.hub import catalog
 from lwm.loading import open_model_files, read_llama
 from lwm.model.config import Rope, preset
-from lwm.model.devices import Machine
 from lwm.sharding import make_mesh
+from lwm.tokenizer.tokenizer import Tokenizer
 from lwm.tokens import TokenSpace
+from lwm.vqgan.checkpoint import read_vqgan
 
 
 def test_a_published_folder_opens(published):

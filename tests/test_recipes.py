@@ -15,20 +15,20 @@ import jax.random as jr
 import pytest
 from jax.sharding import AbstractMesh, AxisType, NamedSharding, PartitionSpec as P
 
-from lwm.cli_train import require_use
-from lwm.convert.vqgan import read_vqgan
+from lwm.cli.train import require_use
 from lwm.errors import UserError
-from lwm.model.discriminator import Discriminator
 from lwm.model.llama import Llama
-from lwm.model.vqgan import VQGAN
 from lwm.recipes import RECIPES, debug, find
 from lwm.sharding import AXES
 from lwm.tokens import TokenSpace
 from lwm.train.config import Schedule, Training, require_same, to_json, write_run
 from lwm.train.optimizer import build_optimizer
 from lwm.train.step import State
-from lwm.train.vqgan_config import VQGANRun
-from lwm.train.vqgan_step import VQGANState, VQGANStep
+from lwm.train.vqgan.config import VQGANRun
+from lwm.train.vqgan.discriminator import Discriminator
+from lwm.train.vqgan.step import VQGANState, VQGANStep
+from lwm.vqgan.checkpoint import read_vqgan
+from lwm.vqgan.model import VQGAN
 
 GOLDEN = Path(__file__).parent / "golden"
 

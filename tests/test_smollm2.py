@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 import lwm
-from lwm import catalog
 from lwm.generate.engine import Session
+from lwm.hub import catalog
 
 # In one process: to read the file as transformers does takes a minute.
 pytestmark = [pytest.mark.torch, pytest.mark.network, pytest.mark.xdist_group("smollm2")]

@@ -22,9 +22,9 @@ from lwm.model.llama import Llama
 from lwm.sharding import make_mesh
 from lwm.tokens import TokenSpace
 from lwm.train.config import AdamW, Keep, Schedule, Training
-from lwm.train.language import Language
 from lwm.train.loop import Stopped, train
 from lwm.train.placing import own_rows
+from lwm.train.task import Language
 
 COORDINATOR, COUNT, INDEX = sys.argv[4:] or (None, 1, 0)
 # Four devices, those of all processes together.

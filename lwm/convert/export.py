@@ -13,18 +13,18 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding
 
 from lwm.convert.folder import WRITER, FolderWriter, index_of, split, to_text
-from lwm.convert.gguf_config import ARCHITECTURES
 from lwm.convert.huggingface import KEYS, OWN
 from lwm.convert.names import HUGGING_FACE, Layout
-from lwm.convert.vqgan import save_vqgan
 from lwm.convert.weights import dotted, layer_paths, layout_of, sizes_in
-from lwm.data.tokenizer import Tokenizer
 from lwm.errors import UserError
+from lwm.formats.gguf_config import ARCHITECTURES
 from lwm.generate.drawing import LWM, Drawings
 from lwm.model.config import LlamaConfig
 from lwm.model.llama import Llama
 from lwm.model.quantize import QuantizedWeight
-from lwm.model.vqgan import VQGAN
+from lwm.tokenizer.tokenizer import Tokenizer
+from lwm.vqgan.checkpoint import save_vqgan
+from lwm.vqgan.model import VQGAN
 
 
 def save_model(

@@ -17,8 +17,8 @@ from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
 from lwm.convert.huggingface import read_json
-from lwm.data.tokenizer import Tokenizer
 from lwm.errors import UserError, is_full_disk
+from lwm.tokenizer.tokenizer import Tokenizer
 
 WRITER = {"written_by": "lwm"}
 """Stands in `config.json`, beside which transformers would write its own version."""

@@ -1,6 +1,6 @@
 """LWM's own weights: found in a stream or a train state, one name for each layer, one vocabulary.
 
-`lwm.convert.flax_file` reads the files, `lwm.convert.lwm_config` finds out what model it is.
+`lwm.formats.flax_file` reads the files, `lwm.convert.lwm_config` finds out what model it is.
 """
 
 import itertools
@@ -11,12 +11,12 @@ from pathlib import Path
 
 import numpy as np
 
-from lwm.catalog import Entry
-from lwm.convert.flax_file import FlaxFile
 from lwm.convert.lwm_config import Sizes, describe, read_config_of
 from lwm.convert.names import LWM, dimensions
 from lwm.convert.weights import aligned_empty, require_same_tensors
 from lwm.errors import UserError
+from lwm.formats.flax_file import FlaxFile
+from lwm.hub.catalog import Entry
 from lwm.model.config import Given, LlamaConfig
 
 PREFIXES = ("params", "trainstate_params", "trainstate", "flax_params")

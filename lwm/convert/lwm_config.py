@@ -5,10 +5,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from lwm.catalog import Entry
 from lwm.convert.huggingface import MOST_LAYERS, is_norm_eps, is_theta, read_json, shown
 from lwm.convert.names import LWM
 from lwm.errors import UserError
+from lwm.hub.catalog import Entry
 from lwm.model.config import PRESETS, Given, LlamaConfig, Rope, preset
 from lwm.tokens import TokenSpace
 
@@ -177,7 +177,7 @@ def _values(text: str) -> dict[str, Any]:
 
 
 def _llama_config(path: Path) -> dict[str, Any]:
-    from lwm.convert.pickles import read_pickle
+    from lwm.formats.pickles import read_pickle
 
     values = read_pickle(path)
     found = values.get("llama_config") if isinstance(values, dict) else None

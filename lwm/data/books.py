@@ -10,8 +10,8 @@ import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from lwm.catalog import cache_folder
-from lwm.fetch import Archive, from_archives
+from lwm.hub.catalog import cache_folder
+from lwm.hub.fetch import Archive, from_archives
 
 _PLAYS, _MILTON = "shksprdata/texts", "miltondata/texts"
 _BIBLE = "bible/data/kjv.jsonl"

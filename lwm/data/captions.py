@@ -8,10 +8,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from lwm.data.format import Captions
-from lwm.data.marks import CLOSING, OPENING
-from lwm.data.message import Message, Part, Vision
-from lwm.data.template import LWM_SYSTEM
 from lwm.errors import UserError
+from lwm.tokenizer.markers import CLOSING, OPENING
+from lwm.tokenizer.message import Message, Part, Vision
+from lwm.tokenizer.template import LWM_SYSTEM
 
 Kind = Literal["image", "video"]
 

@@ -5,11 +5,11 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Bool, Int
 
-from lwm.data.marks import Marks
-from lwm.data.message import Message
-from lwm.data.template import Said, chat_parts, insert_visions
-from lwm.data.tokenizer import Tokenizer
 from lwm.errors import UserError
+from lwm.tokenizer.markers import Marks
+from lwm.tokenizer.message import Message
+from lwm.tokenizer.template import Said, chat_parts, insert_visions
+from lwm.tokenizer.tokenizer import Tokenizer
 
 Parts = Sequence[str | int]
 

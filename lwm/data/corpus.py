@@ -4,8 +4,8 @@ import dataclasses
 
 from lwm.data.example import Example
 from lwm.data.fields import Encoder
-from lwm.data.files import within
 from lwm.data.sources import Source
+from lwm.files import within
 
 
 @dataclasses.dataclass(frozen=True)

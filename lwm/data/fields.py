@@ -28,10 +28,10 @@ from lwm.data.captions import share
 from lwm.data.chat import chat_ids
 from lwm.data.example import Example, Piece
 from lwm.data.format import ExampleFormat
-from lwm.data.marks import Marks
-from lwm.data.message import Message, Part, Vision, flat_codes, part_of
-from lwm.data.tokenizer import Tokenizer
 from lwm.errors import UserError
+from lwm.tokenizer.markers import Marks
+from lwm.tokenizer.message import Message, Part, Vision, flat_codes, part_of
+from lwm.tokenizer.tokenizer import Tokenizer
 from lwm.tokens import TokenSpace
 
 BOS, EOS = "<|bos|>", "<|eos|>"

@@ -12,10 +12,10 @@ import re
 from pathlib import Path
 from typing import Any, SupportsIndex
 
-from lwm.data.files import need, reading, reason_of, within
 from lwm.data.record import Record, row_of
 from lwm.errors import UserError
-from lwm.fetch import finish_within
+from lwm.files import need, reading, reason_of, within
+from lwm.hub.fetch import finish_within
 
 HUB = "hf:"
 _NAME = re.compile(r"hf:(?P<repo>[\w.-]+/[\w.-]+)(/(?P<config>[^/:]+))?(:(?P<split>[^:]+))?")

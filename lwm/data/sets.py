@@ -7,18 +7,18 @@ from pathlib import Path
 from lwm.data.corpus import Corpus
 from lwm.data.fields import Encoder
 from lwm.data.format import ExampleFormat
-from lwm.data.media_coder import fingerprint
-from lwm.data.media_set import SUMMARY as MEDIA_SUMMARY, MediaSummary
+from lwm.data.media.encode import fingerprint
+from lwm.data.media.summary import SUMMARY as MEDIA_SUMMARY, MediaSummary
 from lwm.data.shards import is_shards, open_shards
 from lwm.data.sources import Source, open_source
 from lwm.data.stream import Examples
-from lwm.data.tokenizer import Tokenizer
 from lwm.errors import UserError
-from lwm.model.vqgan import VQGAN
+from lwm.files import ASSETS
+from lwm.tokenizer.tokenizer import Tokenizer
 from lwm.tokens import TokenSpace
+from lwm.vqgan.model import VQGAN
 
 _BOOKS, _SHIPPED = "books:", "shipped:"
-_ASSETS = Path(__file__).parents[1] / "assets"
 
 
 def open_set(
@@ -134,8 +134,8 @@ def tokenizer_alone(path: Path, codes: int) -> tuple[Tokenizer, TokenSpace]:
 
 def of_model(name: str) -> tuple[Tokenizer, TokenSpace]:
     """Returns a model's tokenizer and token space; no weight is read."""
-    from lwm.convert.gguf import read_gguf
     from lwm.convert.huggingface import read_config, read_json
+    from lwm.formats.gguf import read_gguf
     from lwm.loading import find
 
     path = find(name)
@@ -170,10 +170,10 @@ def _found(file: str) -> list[str | Path]:
 
 def _shipped(pattern: str) -> list[str | Path]:
     if pattern == "clips":
-        from lwm.data.shipped_clips import tokenized_clips
+        from lwm.data.clips import tokenized_clips
 
         return [tokenized_clips()]
-    there = {path.relative_to(_ASSETS).as_posix(): path for path in _ASSETS.rglob("*.txt")}
+    there = {path.relative_to(ASSETS).as_posix(): path for path in ASSETS.rglob("*.txt")}
     # Only the name is a pattern: the folder that the package lies in may hold brackets.
     matched = sorted(fnmatch.filter(there, pattern))
     if not matched:

@@ -17,8 +17,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from lwm.data.files import need, reading, reason_of
 from lwm.errors import UserError
+from lwm.files import need, reading, reason_of
 
 _PARTIAL, _NOTE = ".partial-", ".note-"
 # Of what ArrayRecord offers, the smallest files that are read at tens of millions of tokens a

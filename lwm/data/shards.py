@@ -19,7 +19,8 @@ import msgpack
 import numpy as np
 
 from lwm.data.example import Example
-from lwm.data.files import (
+from lwm.errors import UserError
+from lwm.files import (
     need,
     read_versioned,
     reading,
@@ -28,8 +29,7 @@ from lwm.data.files import (
     within,
     write_versioned,
 )
-from lwm.data.tokenizer import Tokenizer
-from lwm.errors import UserError
+from lwm.tokenizer.tokenizer import Tokenizer
 from lwm.tokens import TokenSpace
 
 SUMMARY = "shards.json"

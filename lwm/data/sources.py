@@ -16,12 +16,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol, SupportsIndex, runtime_checkable
 
-from lwm.data.files import Kept, edges_of, need, reading, state_of, within
 from lwm.data.huggingface import HUB, is_saved, open_hub, open_saved
-from lwm.data.media_set import is_media, media_files
+from lwm.data.media.summary import is_media, media_files
 from lwm.data.record import Record, row_of
 from lwm.data.shards import is_shards
 from lwm.errors import UserError
+from lwm.files import Kept, edges_of, need, reading, state_of, within
 
 _JSON = (".jsonl", ".ndjson", ".json")
 _KNOWN = (*_JSON, ".parquet", ".arrayrecord", ".array_record", ".txt")

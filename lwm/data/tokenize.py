@@ -14,13 +14,13 @@ from typing import Any
 
 from lwm.console import Report, waiting
 from lwm.data.fields import Encoder
-from lwm.data.files import need
 from lwm.data.format import ExampleFormat
 from lwm.data.sets import open_data, require_share
 from lwm.data.shard_job import ShardJob, alone, digest, follow_parent, record_writer
 from lwm.data.shards import SHOWN, SUMMARY, Counts, Shard, Summary, fingerprint, write_ids
 from lwm.data.sources import Source, identity
 from lwm.errors import UserError
+from lwm.files import need
 
 _POLL_SECONDS = 0.2
 _TOLD_EVERY = 256

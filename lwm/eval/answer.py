@@ -7,10 +7,10 @@ from typing import Any
 import jax
 import numpy as np
 
-from lwm.data.tokenizer import TextStream
 from lwm.errors import UserError
 from lwm.generate.engine import LONG, Session
 from lwm.generate.language_model import LanguageModel
+from lwm.tokenizer.tokenizer import TextStream
 
 Answerer = Callable[[Sequence[int]], str]
 """Takes the ids of a prompt and returns the text that follows: a model, or a program in tests."""

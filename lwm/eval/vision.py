@@ -14,18 +14,18 @@ from lwm.console import Report, waiting
 from lwm.data.captions import ASK, request
 from lwm.data.chat import chat_ids
 from lwm.data.example import Example
-from lwm.data.files import make_folder
-from lwm.data.message import Message, Vision
 from lwm.data.pack import Packing
 from lwm.data.sets import open_records
-from lwm.data.template import render_chat
 from lwm.errors import UserError
 from lwm.eval.results import replace
+from lwm.files import make_folder
 from lwm.generate.drawing import Drawing, Drawings
 from lwm.generate.engine import Session, chunks
 from lwm.generate.grammar import TEXT_ONLY
 from lwm.generate.language_model import LanguageModel
 from lwm.generate.vision import draw_whole
+from lwm.tokenizer.message import Message, Vision
+from lwm.tokenizer.template import render_chat
 from lwm.train.validate import HeldOut
 
 REPORT = "report.json"

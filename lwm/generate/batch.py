@@ -6,13 +6,13 @@ from typing import Any
 
 import numpy as np
 
-from lwm.data.tokenizer import TextStream
 from lwm.errors import UserError
 from lwm.generate.engine import Progress, Session, chunks
 from lwm.generate.language_model import LanguageModel
 from lwm.generate.sampling import sampler
 from lwm.generate.stopping import StoppingText
 from lwm.generate.writing import Writing
+from lwm.tokenizer.tokenizer import TextStream
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

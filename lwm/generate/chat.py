@@ -7,18 +7,18 @@ from typing import Any
 
 import numpy as np
 
-from lwm.data.marks import OPENING
-from lwm.data.message import Message, Part, Vision
-from lwm.data.template import render_chat
-from lwm.data.tokenizer import TextStream
 from lwm.errors import UserError
 from lwm.generate.drawing import Drawings
 from lwm.generate.engine import LONG, Progress, Session, chunks
 from lwm.generate.grammar import Frames, VisionGrammar
 from lwm.generate.language_model import LanguageModel
-from lwm.generate.parts import AnswerReader, Frame, assemble, joined
+from lwm.generate.output import AnswerReader, Frame, assemble, joined
 from lwm.generate.sampling import sampler
 from lwm.generate.writing import Writing
+from lwm.tokenizer.markers import OPENING
+from lwm.tokenizer.message import Message, Part, Vision
+from lwm.tokenizer.template import render_chat
+from lwm.tokenizer.tokenizer import TextStream
 
 
 def _silent(done: int, total: int) -> None:

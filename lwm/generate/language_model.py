@@ -11,21 +11,21 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from lwm.data.marks import Marks
-from lwm.data.tokenizer import TextStream, Tokenizer
+from lwm.devices import machine
 from lwm.errors import UserError
-from lwm.fit import require_fit
 from lwm.generate.drawing import LWM, Drawings
 from lwm.generate.grammar import VisionGrammar
 from lwm.generate.writing import Writing
 from lwm.model.cache import KVCache
-from lwm.model.devices import machine
 from lwm.model.llama import Llama
+from lwm.plan.fit import require_fit
+from lwm.tokenizer.markers import Marks
+from lwm.tokenizer.tokenizer import TextStream, Tokenizer
 
 if TYPE_CHECKING:
-    from lwm.data.frames import Frames
-    from lwm.data.message import Part, Vision
-    from lwm.data.vision_tokenizer import VisionTokenizer
+    from lwm.media.frames import Frames
+    from lwm.tokenizer.message import Part, Vision
+    from lwm.vqgan.tokenizer import VisionTokenizer
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -41,7 +41,7 @@ class LanguageModel:
     drawings: Drawings = LWM
     """How the model draws where nothing else is asked for."""
     vqgan_file: Path | None = None
-    """What turns images into codes and back, as `lwm.convert.vqgan.read_vqgan` opens it."""
+    """What turns images into codes and back, as `lwm.vqgan.checkpoint.read_vqgan` opens it."""
 
     @functools.cached_property
     def marks(self) -> Marks:
@@ -61,7 +61,7 @@ class LanguageModel:
         Raises:
             UserError: The model has text ids only, or no VQGAN.
         """
-        from lwm.data.vision_tokenizer import VisionTokenizer
+        from lwm.vqgan.tokenizer import VisionTokenizer
 
         tokens = self.marks.tokens
         if self.vqgan_file is None:
@@ -176,7 +176,7 @@ class LanguageModel:
         Raises:
             UserError: It cannot be read, or the model sees nothing.
         """
-        from lwm.data.frames import read_frames
+        from lwm.media.frames import read_frames
 
         frames = read_frames(
             file,

@@ -6,15 +6,15 @@ import numpy as np
 from jaxtyping import UInt8
 
 from lwm.data import captions
-from lwm.data.message import Vision
-from lwm.data.template import render_chat
 from lwm.errors import UserError
 from lwm.generate.drawing import Drawing, Drawings
 from lwm.generate.engine import Progress, Session, chunks
 from lwm.generate.grammar import Frames
 from lwm.generate.language_model import LanguageModel
-from lwm.generate.parts import Frame, FrameReader
+from lwm.generate.output import Frame, FrameReader
 from lwm.generate.sampling import Sampler, sampler
+from lwm.tokenizer.message import Vision
+from lwm.tokenizer.template import render_chat
 
 
 def draw(

@@ -13,7 +13,7 @@ from lwm.model.linear import linear
 from lwm.model.norm import RMSNorm
 from lwm.model.rope import rotate
 from lwm.ops import Mask, decode_attention, read_cache
-from lwm.ops.bits import to_bits
+from lwm.ops.cpu.bits import to_bits
 from lwm.ops.ring import ring_attention
 from lwm.sharding import ACTS, CACHE, HEADS, ROWS, SHARD, TOKENS, manual
 

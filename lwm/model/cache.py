@@ -14,8 +14,8 @@ from jaxtyping import Array, Float, Int, UInt16
 
 from lwm.model.config import LlamaConfig
 from lwm.ops import EMPTY
-from lwm.ops.bits import stored_as
 from lwm.ops.blockwise import CACHE_TILE
+from lwm.ops.cpu.bits import stored_as
 from lwm.ops.decode import BLOCK
 from lwm.sharding import CACHE, ROWS
 
@@ -24,7 +24,7 @@ class LayerCache(eqx.Module):
     """The keys and values of one layer, head-major: decoding reads one head in a run.
 
     Keys lie transposed, so that a query meets them in the order of a matrix product. Bfloat16 is
-    held as bits (`lwm.ops.bits`).
+    held as bits (`lwm.ops.cpu.bits`).
     """
 
     keys: Float[Array, "B K H T"] | UInt16[Array, "B K H T"]

@@ -9,7 +9,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from lwm.model.quantize import QuantizedWeight
-from lwm.ops.product import product
+from lwm.ops.cpu.product import product
 
 FEW = 4
 """XLA on CPU has fast bfloat16 products from two rows on, and up to four they cost the same."""

@@ -12,9 +12,9 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int, UInt16
 
-from lwm.ops.bits import from_bits
+from lwm.ops.cpu.bits import from_bits
+from lwm.ops.cpu.product import product
 from lwm.ops.mask import EMPTY, Mask
-from lwm.ops.product import product
 
 CACHE_TILE = 512
 """Slots of a cache that are read at a time."""

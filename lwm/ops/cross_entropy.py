@@ -14,7 +14,7 @@ from jax import lax
 from jax.sharding import PartitionSpec as P, reshard
 from jaxtyping import Array, Bool, Float, Int
 
-from lwm.ops.product import product
+from lwm.ops.cpu.product import product
 from lwm.sharding import ACTS, SHARD, TOKENS, manual
 from lwm.tokens import TokenSpace
 

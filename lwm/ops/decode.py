@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, UInt16
 
-from lwm.ops.bits import from_bits
+from lwm.ops.cpu.bits import from_bits
 
 BLOCK = 256
 """Slots read at a time; a cache's size is a multiple of it."""

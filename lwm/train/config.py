@@ -5,10 +5,10 @@ import json
 from pathlib import Path
 from typing import Any, Literal
 
-from lwm.data.files import reading
 from lwm.data.format import ExampleFormat
 from lwm.data.pack import Packing
 from lwm.errors import UserError
+from lwm.files import reading
 from lwm.generate.drawing import LWM, Drawings
 from lwm.model.config import LlamaConfig
 from lwm.ops.layout import Layout

@@ -14,10 +14,10 @@ from typing import Any, Protocol, runtime_checkable
 import jax
 from jax.sharding import Mesh
 
-from lwm.data.files import reading
+from lwm import processes as together
 from lwm.data.loader import Delivered, require_few_bad
 from lwm.errors import UserError
-from lwm.train import together
+from lwm.files import reading
 from lwm.train.checkpoint import Checkpoints, State, abstract_state
 from lwm.train.config import Course
 

@@ -11,29 +11,29 @@ from jax.sharding import Mesh
 
 from lwm.convert.export import save_model
 from lwm.convert.folder import require_ours
-from lwm.convert.vqgan import read_vqgan
 from lwm.data.captions import PHRASES
 from lwm.data.loader import Loader
 from lwm.data.sets import open_set, require_codes_of, texts
 from lwm.data.stream import Mixture
-from lwm.data.tokenizer import Tokenizer
-from lwm.data.vocabulary import train_tokenizer
 from lwm.errors import UserError
 from lwm.loading import Opened, open_model_files, read_llama
 from lwm.model.config import LlamaConfig
 from lwm.model.llama import Llama, check_mesh
-from lwm.model.vqgan import VQGAN
+from lwm.processes import all_or_none, first_alone
 from lwm.sharding import make_mesh, require_batch
+from lwm.tokenizer.bpe import train_tokenizer
+from lwm.tokenizer.tokenizer import Tokenizer
 from lwm.tokens import TokenSpace
 from lwm.train.config import Run, require_same, write_run
-from lwm.train.followers import followed
-from lwm.train.language import Language
 from lwm.train.loop import train
+from lwm.train.monitor.sinks import followed
+from lwm.train.monitor.trackers import Kind, require_trackers
 from lwm.train.optimizer import build_optimizer
 from lwm.train.placing import own_rows
-from lwm.train.together import all_or_none, first_alone
-from lwm.train.trackers import Kind, require_trackers
+from lwm.train.task import Language
 from lwm.train.validate import HeldOut
+from lwm.vqgan.checkpoint import read_vqgan
+from lwm.vqgan.model import VQGAN
 
 _MOST_CHARACTERS = 50_000_000
 """What a tokenizer is trained on; more changes it little, and takes memory."""

@@ -15,12 +15,12 @@ import msgpack
 import numpy as np
 import pytest
 
-from lwm.convert.flax_file import FlaxFile
-from lwm.convert.flax_writer import write_stream
 from lwm.convert.lwm import TABLE, LwmTensors, open_lwm, split_prefix
 from lwm.convert.names import LWM, dimensions
 from lwm.convert.weights import build_llama, build_stacked
 from lwm.errors import UserError
+from lwm.formats.flax_file import FlaxFile
+from lwm.formats.flax_writer import write_stream
 from lwm.model.config import Given, LlamaConfig, Rope
 from lwm.sharding import make_mesh
 from lwm.tokens import TokenSpace
@@ -123,7 +123,7 @@ def train_state(arrays):
 @pytest.mark.parametrize("stored", STORED)
 def test_every_form_holds_the_same_weights(tmp_path, given, monkeypatch, stored, large):
     if large:  # of which slices are read one by one
-        monkeypatch.setattr("lwm.convert.flax_file._SMALL", 0)
+        monkeypatch.setattr("lwm.formats.flax_file._SMALL", 0)
     arrays = dict(draw())
     STORED[stored](arrays, tmp_path / "params")
     config, tensors = open_lwm(tmp_path / "params", given=given)

@@ -8,9 +8,9 @@ import jax.random as jr
 import numpy as np
 import pytest
 
-from lwm.convert.vqgan import save_vqgan
-from lwm.model.vqgan import VQGAN
-from lwm.model.vqgan_config import VQGANConfig
+from lwm.vqgan.checkpoint import save_vqgan
+from lwm.vqgan.config import VQGANConfig
+from lwm.vqgan.model import VQGAN
 
 
 @pytest.fixture(scope="session")

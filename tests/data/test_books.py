@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from lwm import fetch
 from lwm.data import books
 from lwm.data.books import clean, collect_works, fetch_books, write_books
 from lwm.data.sources import open_source
 from lwm.errors import UserError
+from lwm.hub import fetch
 
 MACBETH = """MACBETH
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import tokenizers
 
-from lwm.cli import main
+from lwm.cli.app import main
 
 CONFIG = {
     "model_type": "llama",

@@ -11,9 +11,9 @@ import tokenizers
 
 from lwm.data.fields import Encoder, chat_ids
 from lwm.data.format import ExampleFormat
-from lwm.data.template import render_chat
-from lwm.data.tokenizer import Tokenizer
 from lwm.errors import UserError
+from lwm.tokenizer.template import render_chat
+from lwm.tokenizer.tokenizer import Tokenizer
 from lwm.tokens import TokenSpace
 
 SPACE = TokenSpace(text=512, vision=8448, codes=8192)

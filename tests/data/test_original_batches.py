@@ -21,7 +21,7 @@ from lwm.data.loader import Loader
 from lwm.data.pack import Packer, Packing, lay
 from lwm.data.sources import open_source
 from lwm.data.stream import Mixture
-from lwm.data.tokenizer import Tokenizer
+from lwm.tokenizer.tokenizer import Tokenizer
 from lwm.tokens import TokenSpace
 
 SPACE = TokenSpace(text=512, vision=8448, codes=8192)

@@ -7,8 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from lwm.convert.vqgan import read_vqgan
-from lwm.data import books, sets, shipped_clips
+from lwm.data import books, clips as shipped_clips, sets
 from lwm.data.fields import Encoder
 from lwm.data.format import ExampleFormat
 from lwm.data.sets import open_records, open_set, require_codes_of, texts
@@ -17,6 +16,7 @@ from lwm.data.sources import open_source
 from lwm.data.tokenize import write_shards
 from lwm.errors import UserError
 from lwm.tokens import TokenSpace
+from lwm.vqgan.checkpoint import read_vqgan
 
 WHALES = Path(sets.__file__).parents[1] / "assets" / "moby-dick"
 

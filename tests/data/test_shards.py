@@ -16,7 +16,6 @@ import tokenizers
 from lwm.data.corpus import Corpus
 from lwm.data.example import Example
 from lwm.data.fields import Encoder
-from lwm.data.files import read_versioned, write_versioned
 from lwm.data.format import ExampleFormat
 from lwm.data.shards import (
     Summary,
@@ -29,8 +28,9 @@ from lwm.data.shards import (
 )
 from lwm.data.sources import open_source
 from lwm.data.tokenize import run, write_shards
-from lwm.data.tokenizer import Tokenizer
 from lwm.errors import UserError
+from lwm.files import read_versioned, write_versioned
+from lwm.tokenizer.tokenizer import Tokenizer
 from lwm.tokens import TokenSpace
 
 pytest.importorskip("array_record", reason="array_record is not installed")

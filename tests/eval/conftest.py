@@ -7,11 +7,11 @@ import pytest
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers
 
-from lwm.catalog import find, locate
-from lwm.data.backends import Fast
-from lwm.data.tokenizer import Tokenizer
 from lwm.generate.language_model import LanguageModel
+from lwm.hub.catalog import find, locate
 from lwm.sharding import make_mesh
+from lwm.tokenizer.backends import Fast
+from lwm.tokenizer.tokenizer import Tokenizer
 from lwm.tokens import TokenSpace
 
 TEMPLATE = (

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 
 import lwm
-from lwm.data.template import render_chat
 from lwm.errors import UserError
 from lwm.eval.vision import measure, read_pairs, run
 from lwm.generate.engine import Session
 from lwm.generate.grammar import Frames
 from lwm.generate.sampling import Sampler, Temperature
+from lwm.tokenizer.template import render_chat
 
 CLIPS = ("shipped:clips",)
 

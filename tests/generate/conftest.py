@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 import tokenizers
 
-from lwm.convert.vqgan import save_vqgan
 from lwm.generate.language_model import LanguageModel
-from lwm.model.vqgan import VQGAN
-from lwm.model.vqgan_config import VQGANConfig
 from lwm.sharding import make_mesh
 from lwm.tokens import TokenSpace
+from lwm.vqgan.checkpoint import save_vqgan
+from lwm.vqgan.config import VQGANConfig
+from lwm.vqgan.model import VQGAN
 
 CODES, SIDE = 16, 16
 """Codes of the codebook, and pixels along a side."""

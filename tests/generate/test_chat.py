@@ -2,15 +2,15 @@ import dataclasses
 
 import pytest
 
-from lwm.data.message import Message
-from lwm.data.tokenizer import TextStream
+from lwm.devices import Machine
 from lwm.errors import UserError
 from lwm.generate import engine, language_model
 from lwm.generate.batch import complete
 from lwm.generate.chat import Conversation, Reader
 from lwm.generate.writing import Writing
-from lwm.model.devices import Machine
-from lwm.model.memory import inference_need
+from lwm.plan.memory import inference_need
+from lwm.tokenizer.message import Message
+from lwm.tokenizer.tokenizer import TextStream
 
 SHORT = Writing(max_tokens=16)
 

@@ -10,20 +10,20 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import lwm.draw
-from lwm import talk
-from lwm.cli_common import Placing
+import lwm.cli.generate_vision
+from lwm.cli import chat as talk
+from lwm.cli.common import Placing
+from lwm.cli.generate_vision import Asked, draw_files
 from lwm.console import Preview
-from lwm.data.frames import read_frames
-from lwm.data.marks import OPENING
-from lwm.data.message import Message, Vision
-from lwm.data.write_media import contact_sheet, write_image, write_video
-from lwm.draw import Asked, draw_files
 from lwm.errors import UserError
 from lwm.generate.chat import Conversation
 from lwm.generate.drawing import Drawing, Drawings
 from lwm.generate.vision import draw
 from lwm.generate.writing import Writing
+from lwm.media.frames import read_frames
+from lwm.media.write import contact_sheet, write_image, write_video
+from lwm.tokenizer.markers import OPENING
+from lwm.tokenizer.message import Message, Vision
 
 PLAIN = Drawing(guidance=1.0)
 CHAT = Drawings(image=PLAIN, video=PLAIN)
@@ -257,7 +257,7 @@ def test_files_are_drawn_and_named(on_disk, files, tmp_path, capsys, monkeypatch
     def leave(file):
         raise BrokenPipeError
 
-    monkeypatch.setattr(lwm.draw, "print", leave, raising=False)
+    monkeypatch.setattr(lwm.cli.generate_vision, "print", leave, raising=False)
     with pytest.raises(BrokenPipeError):
         make("f.png", kind="image", n=2)
     assert sorted(file.name for file in tmp_path.glob("f*")) == ["f-1.png", "f-2.png"]

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from lwm.ops import EMPTY, Mask, decode_attention, read_cache, reference
-from lwm.ops.bits import from_bits, stored_as, to_bits
+from lwm.ops.cpu.bits import from_bits, stored_as, to_bits
 
 T = 1024  # two tiles
 

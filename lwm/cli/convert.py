@@ -1,0 +1,49 @@
+"""`lwm convert`: a model of any kind that opens, written as a folder of ours."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from lwm.errors import UserError
+from lwm.model.config import NOTHING_GIVEN, Given
+
+
+def convert(
+    source: Annotated[str, tyro.conf.Positional],
+    folder: Annotated[Path, tyro.conf.Positional],
+    /,
+    *,
+    to: Literal["lwm"] = "lwm",
+    dtype: Literal["float32", "bfloat16"] | None = None,
+    shard_gb: float = 2.0,
+    given: tyro.conf.OmitArgPrefixes[Given] = NOTHING_GIVEN,
+) -> None:
+    """Writes a model as a folder that opens at once: safetensors, tokenizer, VQGAN, model card.
+
+    Args:
+        source: A name from `lwm models`, LWM's parameters (their folder, their file, or
+            params::FILE), a Hugging Face folder, a GGUF file, or a hub's org/name.
+        folder: Where to write it; run again after an interruption, it goes on from there.
+        to: The form; lwm is a Hugging Face folder that says which ids are vision.
+        dtype: What the weights are stored in; by default, what they are in.
+        shard_gb: GB (10⁹ bytes) of weights in a file at most, which are in memory at a time.
+        given: What the files do not say.
+    """
+    if not 0 < shard_gb <= 1000:
+        raise UserError(f"--shard-gb {shard_gb:g} must be above 0 and at most 1000")
+    from lwm.console import waiting
+    from lwm.convert.convert import convert_model
+    from lwm.loading import open_model_files
+
+    assert to == "lwm"
+    opened = open_model_files(source, given=given)
+    with waiting(f"converting {source}", "MB") as report:
+        convert_model(
+            opened,
+            folder,
+            dtype=dtype,
+            max_shard_bytes=int(shard_gb * 1e9),
+            progress=lambda done, total: report(done // 10**6, total // 10**6),
+        )
+    print(folder)

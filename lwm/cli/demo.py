@@ -1,0 +1,141 @@
+"""`lwm demo`: two small real models at work, on one page that needs no server and no network."""
+
+import base64
+import dataclasses
+import importlib.resources
+import platform
+import time
+from datetime import date
+from pathlib import Path
+
+import jax
+import jinja2
+
+import lwm
+from lwm.cli import demo_vision
+from lwm.cli.chat import open_model, watched
+from lwm.cli.common import Placing
+from lwm.errors import UserError
+from lwm.eval.needle.report import Report
+from lwm.eval.needle.run import small_run
+from lwm.generate.chat import Conversation
+from lwm.generate.language_model import LanguageModel
+from lwm.generate.writing import Writing
+
+QUESTIONS = (
+    "What is the capital of France?",
+    "Why is the sky blue? Answer in two sentences.",
+)
+BOOK_QUESTION = "Why does the narrator go to sea?"
+WRITING = Writing(max_tokens=128)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Turn:
+    """One question and its answer, as shown on the page."""
+
+    question: str
+    answer: str
+    seconds: float
+    num_tokens: int
+    """Tokens of prompt and answer together."""
+    was_cut: bool
+    """Whether the answer ended for want of tokens."""
+    document: str | None = None
+    title: str | None = None
+
+
+def run(out: Path, *, model: str, placing: Placing) -> Path:
+    """Asks the demo's questions, has pictures drawn, writes `index.html`; returns its path.
+
+    Raises:
+        UserError: The folder cannot be written, or the model cannot be had.
+    """
+    page = _claim(out)
+    begun = time.monotonic()
+    opened = open_model(model, placing)
+    loading = time.monotonic() - begun
+    chapter = read_chapter()
+    turns = [_ask(opened, question) for question in QUESTIONS]
+    turns.append(_ask(opened, BOOK_QUESTION, document=chapter, title="Moby-Dick, chapter 1"))
+    report, picture = small_run(opened)
+    seen = demo_vision.show(Placing())
+    page.write_text(_render(opened, turns, seen, loading, report, picture), encoding="utf-8")
+    return page
+
+
+def read_chapter() -> str:
+    """Returns the chapter of a public-domain book that the package carries."""
+    asset = importlib.resources.files(lwm) / "assets" / "moby-dick" / "chapter-1.txt"
+    return asset.read_text(encoding="utf-8")
+
+
+def _claim(out: Path) -> Path:
+    """Sees to it that the page can be written, before minutes are spent on it."""
+    page = out / "index.html"
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        page.touch()
+    except OSError as error:
+        raise UserError(
+            f"{out} cannot be written ({error.strerror}); choose another --out"
+        ) from None
+    return page
+
+
+def _ask(
+    model: LanguageModel, question: str, *, document: str | None = None, title: str | None = None
+) -> Turn:
+    print(f"> {question}" + (f" [{title}]" if title else ""))
+    conversation = Conversation(model, document=document)
+    begun = time.monotonic()
+    answer = "".join(map(str, watched(conversation, question, WRITING))).strip()
+    seconds = time.monotonic() - begun
+    print(f"{answer}\n")
+    return Turn(
+        question=question,
+        answer=answer,
+        seconds=seconds,
+        num_tokens=conversation.num_tokens,
+        was_cut=conversation.was_cut,
+        document=document,
+        title=title,
+    )
+
+
+def _render(
+    model: LanguageModel,
+    turns: list[Turn],
+    seen: list[demo_vision.Shown],
+    loading: float,
+    report: Report,
+    picture: bytes,
+) -> str:
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("lwm", "assets"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    config = model.llama.config
+    device = jax.devices()[0]
+    facts = {
+        "Model": model.name,
+        "Parameters": f"{sum(leaf.size for leaf in jax.tree.leaves(model.llama)) / 1e6:.0f} M",
+        "Layers, width": f"{config.num_layers}, {config.dim}",
+        "Heads (key/value)": f"{config.num_heads} ({config.num_kv_heads})",
+        "Context": f"{config.max_context:,} tokens",
+        "Computed in": config.dtype,
+        "Device": device.device_kind,
+        "Loaded in": f"{loading:.1f} s",
+        "Software": f"lwm {lwm.__version__}, JAX {jax.__version__}, "
+        f"Python {platform.python_version()}",
+    }
+    return environment.get_template("demo.html.j2").render(
+        facts=facts,
+        turns=turns,
+        seen=seen,
+        needles=len(report.rows),
+        found=sum(row["correct"] for row in report.rows),
+        picture=base64.b64encode(picture).decode(),
+        today=date.today().isoformat(),
+    )

@@ -1,0 +1,85 @@
+"""The part of `lwm demo` that sees and draws, by a small model that comes with the package."""
+
+import base64
+import dataclasses
+import tempfile
+import time
+from pathlib import Path
+
+from lwm.cli.chat import open_model
+from lwm.cli.common import Placing
+from lwm.data.clips import CLIPS, FRAMES
+from lwm.generate.drawing import Drawings
+from lwm.generate.language_model import LanguageModel
+from lwm.tokenizer.message import Vision
+
+MODEL = "tiny-vision"
+IMAGE, VIDEO = "birthday cake", "tiger"
+CLIP, QUESTION = "1f419.webp", "What is shown in this video?"
+_FPS = 4.0
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Shown:
+    """A picture of the page, and what was asked and answered."""
+
+    question: str
+    source: str
+    """A data URI of an image that browsers play by themselves where it moves."""
+    answer: str | None
+    """None where the picture is the answer."""
+    num_tokens: int
+    """Ids of the picture."""
+    seconds: float
+    """After what has to be done once."""
+
+
+def show(placing: Placing) -> list[Shown]:
+    """Draws an image and a clip from words, and answers a question about a clip.
+
+    Raises:
+        UserError: The model cannot be opened.
+    """
+    model = open_model(MODEL, placing)
+    return [_drawn(model, IMAGE, 1), _drawn(model, VIDEO, FRAMES), _told(model)]
+
+
+def _drawn(model: LanguageModel, prompt: str, frames: int) -> Shown:
+    what = "an image" if frames == 1 else "a clip"
+    print(f"> Draw {what} of: {prompt}")
+    for _ in range(2):  # the first one also compiles
+        begun = time.monotonic()
+        (vision,) = model.draw(prompt, frames=frames, drawings=Drawings())
+        seconds = time.monotonic() - begun
+    print(f"[{frames} frame{'s' * (frames > 1)} in {seconds:.1f} s]\n")
+    return Shown(
+        question=f"Draw {what} of: {prompt}",
+        source=_source(vision),
+        answer=None,
+        num_tokens=vision.codes.size + frames,
+        seconds=seconds,
+    )
+
+
+def _told(model: LanguageModel) -> Shown:
+    print(f"> {QUESTION} [{CLIP}]")
+    clip = model.see(CLIPS / CLIP, max_frames=FRAMES)
+    for _ in range(2):
+        begun = time.monotonic()
+        answer = model.chat([QUESTION, clip], max_tokens=32)
+        seconds = time.monotonic() - begun
+    print(f"{answer}\n")
+    return Shown(
+        question=QUESTION,
+        source=_source(clip),
+        answer=answer,
+        num_tokens=clip.codes.size + len(clip.codes),
+        seconds=seconds,
+    )
+
+
+def _source(vision: Vision) -> str:
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "picture.webp"
+        vision.save(file, fps=_FPS)
+        return f"data:image/webp;base64,{base64.b64encode(file.read_bytes()).decode()}"

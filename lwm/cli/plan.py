@@ -1,0 +1,163 @@
+"""`lwm plan`: what a model would need, before it or the devices are there."""
+
+import dataclasses
+import sys
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import tyro
+
+from lwm.errors import UserError
+from lwm.hub import catalog
+
+if TYPE_CHECKING:
+    from lwm.devices import Machine
+    from lwm.model.config import LlamaConfig
+    from lwm.plan.fit import Plan
+    from lwm.plan.memory import Sizes
+
+_TOO_MUCH = 10**12
+_CONTEXTS = tuple(1024 * each for each in (4, 32, 128, 256, 512, 1024))
+
+Table = list[tuple[str, ...]]
+
+
+def plan(
+    model: Annotated[str, tyro.conf.Positional],
+    /,
+    *,
+    context: int | None = None,
+    rows: int = 1,
+    mesh: str = "1,1,1,1",
+    dtype: Literal["float32", "bfloat16", "int8"] = "float32",
+    memory: float | None = None,
+) -> None:
+    """Says whether a model fits, on devices that need not be there; loads nothing.
+
+    Args:
+        model: A name from `lwm models`, a Hugging Face folder, a GGUF file, or a hub's org/name.
+        context: Tokens to read and write in all; by default, several up to the model's own.
+        rows: Prompts that are continued together.
+        mesh: Devices: dp,fsdp,tp,sp such as 1,1,32,1, or tp=32.
+        dtype: What weights are stored and computed in; int8 is stored so, and computed in float32.
+        memory: GB (10⁹ bytes) of each device, a GPU or TPU, in place of this machine's.
+    """
+    for option, value in (("--context", context), ("--rows", rows), ("--memory", memory)):
+        if value is not None and not 0 < value < _TOO_MUCH:
+            raise UserError(f"{option} is {value}, but must be above 0 and below {_TOO_MUCH:,}")
+    from lwm.plan.fit import Plan
+    from lwm.plan.memory import require_divisible_weights
+
+    config, sizes = _config(model), _read_mesh(mesh)
+    require_divisible_weights(config, sizes)
+    int8 = dtype == "int8"
+    config = dataclasses.replace(config, dtype="float32" if int8 else dtype)
+    own = config.max_context
+    asked = Plan(config=config, context=context or own, rows=rows, mesh=sizes, int8=int8)
+    machine = _machine(asked.devices, memory)
+    if context is None:
+        contexts = [each for each in _CONTEXTS if each < own] + [own]
+        table = _by_context(asked, machine, contexts)
+    else:
+        table = _by_part(asked, machine)
+    print(f"{model} in {dtype}; devices: {asked.devices}; prompts at a time: {rows}\n")
+    _show(table)
+    print("\n" + "\n".join(_verdict(asked, machine)))
+
+
+def _config(model: str) -> "LlamaConfig":
+    """Finds the shape of a model: of LWM's by name, of others by what their files begin with.
+
+    Of a hub's model that is not here nothing but that is fetched.
+    """
+    from lwm.convert.known import known_config
+
+    entry = catalog.known(model)
+    if entry and (known := known_config(entry)):
+        return known
+    if file := catalog.fetch_config(model):
+        from lwm.convert.huggingface import read_config, read_json
+
+        return read_config(read_json(file), source=model)
+    from lwm.loading import open_model_files
+
+    return open_model_files(model).config
+
+
+def _read_mesh(text: str) -> "Sizes":
+    from lwm.sharding import parse_mesh
+
+    if "-1" in text:
+        raise UserError(
+            f"mesh {text!r} leaves a size open, but a plan is for devices that need not be there; "
+            "write the number in place of -1"
+        )
+    return parse_mesh(text, sys.maxsize)
+
+
+def _machine(used: int, memory: float | None) -> "Machine":
+    from lwm.devices import Machine, machine
+
+    if memory is not None:
+        return Machine(count=used, memory=int(memory * 1e9), platform="gpu")
+    here = machine()
+    if used <= here.count:
+        return here
+    # Of devices that are not there nothing is known.
+    return Machine(count=used, memory=None, platform="gpu")
+
+
+def _by_part(plan: "Plan", machine: "Machine") -> Table:
+    from lwm.plan.fit import gigabytes
+
+    need = plan.need(machine.platform)
+    parts = dataclasses.asdict(need) | {"total": need.total}
+    return [
+        ("", "A DEVICE", "ALL DEVICES"),
+        *(
+            (part, gigabytes(count), gigabytes(count * plan.devices))
+            for part, count in parts.items()
+        ),
+    ]
+
+
+def _by_context(plan: "Plan", machine: "Machine", contexts: list[int]) -> Table:
+    from lwm.plan.fit import gigabytes
+
+    known = machine.room(plan.devices) is not None
+    titles = "CONTEXT", "WEIGHTS", "CACHE", "ACTIVATIONS", "A DEVICE", "ALL DEVICES"
+    table: Table = [(*titles, "FITS")] if known else [titles]
+    for context in contexts:
+        one = dataclasses.replace(plan, context=context)
+        need = one.need(machine.platform)
+        counts = need.weights, need.cache, need.activations, need.total, need.total * plan.devices
+        fits = ("yes" if one.fits(machine) else "no",) if known else ()
+        table.append((f"{context:,}", *map(gigabytes, counts), *fits))
+    return table
+
+
+def _verdict(plan: "Plan", machine: "Machine") -> list[str]:
+    from lwm.plan.fit import NO_WAY, gigabytes, ways
+
+    lines = []
+    if plan.mesh[-1] > 1:
+        lines.append("Writing text refuses a mesh with sp above 1, which splits rows in training.")
+    if plan.context > plan.config.max_context:
+        lines.append(f"The model was trained for {plan.config.max_context:,} tokens.")
+    room = machine.room(plan.devices)
+    if room is None:
+        return [*lines, "What the devices have is not known: give --memory, in GB of each."]
+    fits = plan.fits(machine)
+    lines.append(
+        f"A device has {gigabytes(room)}: {plan.context:,} tokens {'' if fits else 'do not '}fit."
+    )
+    if fits:
+        return lines
+    found = [way.text for way in ways(plan, machine)]
+    return [*lines, "To make them fit:", *(f"  {text}" for text in found or [NO_WAY])]
+
+
+def _show(table: Table) -> None:
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    for first, *cells in table:
+        after = (cell.rjust(width) for cell, width in zip(cells, widths[1:], strict=True))
+        print("  ".join([first.ljust(widths[0]), *after]))

@@ -1,0 +1,100 @@
+"""`lwm train`: each recipe a command, each value in it an option. Free of JAX until it runs."""
+
+import dataclasses
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+
+from lwm.distributed import Processes
+from lwm.errors import UserError
+from lwm.recipes import RECIPES, Recipe, find
+from lwm.train.config import Run
+from lwm.train.vqgan.config import VQGANRun
+
+ABOUT = "Trains a model by a recipe; run again, it goes on where it stopped."
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options:
+    """What does not change the numbers."""
+
+    out: Path | None = None
+    """The folder for checkpoints, log and model; by default `runs` and the recipe's name."""
+    track: tuple[Literal["tensorboard", "wandb"], ...] = ()
+    """Other programs that are told the numbers."""
+    profile: int = 0
+    """Steps of which a trace is written."""
+    processes: Processes = Processes()
+    """For a run of several processes: the same command is given to each, with its own index."""
+
+
+def commands(arguments: list[str]) -> dict[str, Callable[..., None]]:
+    """Returns a command for each recipe, and for one of the user's that the arguments name."""
+    named = dict(RECIPES)
+    if arguments and ":" in arguments[0]:
+        named[arguments[0]] = find(arguments[0])
+    return {name: _command(name, recipe) for name, recipe in named.items()}
+
+
+def _command(name: str, recipe: Recipe) -> Callable[..., None]:
+    own = recipe()
+    kind: Any = type(own)
+
+    def command(*, run: Any = own, options: Any = Options()) -> None:
+        if isinstance(own, Run):
+            require_use(run, own)
+        train(name, run, options)
+
+    # What a recipe makes decides the options; neither it nor the others have a name before theirs.
+    plain = tyro.conf.arg(name="")
+    command.__annotations__ |= {
+        "run": Annotated[kind, plain],
+        "options": Annotated[Options, plain],
+    }
+    command.__doc__ = recipe.__doc__
+    return command
+
+
+def require_use(run: Run, recipe: Run) -> None:
+    """Refuses options that a model to start from leaves without effect.
+
+    Raises:
+        UserError: The first of them is named.
+    """
+    if run.init is None:
+        return
+    for field in dataclasses.fields(run.model):
+        name = field.name
+        changed = getattr(run.model, name) != getattr(recipe.model, name)
+        if changed and name not in ("dtype", "remat", "mlp_chunk", "loss_chunk"):
+            option = f"--model.{name.replace('_', '-')}"
+            raise UserError(f"{option} has no effect with --init, whose model brings its own")
+
+
+def train(name: str, run: Run | VQGANRun, options: Options) -> None:
+    """Runs, and says where the model is; a run that is asked to stop says how to go on."""
+    from lwm.distributed import join
+    from lwm.train.loop import Stopped
+
+    join(options.processes)
+    folder = options.out or Path("runs") / name.rpartition(":")[2]
+    try:
+        if isinstance(run, VQGANRun):
+            from lwm.train.vqgan import task as vqgan
+
+            model = vqgan.run(run, folder, track=options.track, profile=options.profile)
+            use = f"Use it: lwm tokenize FILES --vqgan {model} --out SHARDS"
+        else:
+            from lwm.train import run as language
+
+            model = language.run(run, folder, track=options.track, profile=options.profile)
+            use = f"Talk to it: lwm chat {model}"
+    except Stopped as stopped:
+        print(f"lwm: {stopped}", file=sys.stderr)
+        # A scheduler that stops a run is content; a person's `&&` should not go on.
+        sys.exit(130 if stopped.by == signal.SIGINT else 0)
+    print(f"{model}\n{use}\nSee the run: lwm plot {folder}")

@@ -1,0 +1,181 @@
+"""A model of any kind that opens, rewritten as a folder of ours, one file of weights at a time."""
+
+import functools
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from lwm.convert.export import generation_config, hugging_face_config
+from lwm.convert.folder import FolderWriter, index_of, split, to_text
+from lwm.convert.huggingface import is_not_weight
+from lwm.convert.names import HUGGING_FACE
+from lwm.convert.weights import Weights, contiguous, layout_of, sizes_in, weight_paths
+from lwm.errors import UserError
+from lwm.hub.catalog import Entry
+from lwm.loading import Opened
+from lwm.vqgan.checkpoint import read_vqgan, save_vqgan
+
+SHARD_BYTES = 2_000_000_000
+_LEGAL = ("LICENSE*", "NOTICE*", "USE_POLICY*")
+_LLAMA2 = """Llama 2 is licensed under the LLAMA 2 Community License,
+Copyright (c) Meta Platforms, Inc. All Rights Reserved.
+
+The weights in this folder are derived from Llama 2. The text of the license and the acceptable use
+policy that is part of it are published by Meta at https://ai.meta.com/llama/license/ and
+https://ai.meta.com/llama/use-policy/.
+"""
+
+
+def convert_model(
+    opened: Opened,
+    folder: Path,
+    *,
+    dtype: Literal["float32", "bfloat16"] | None = None,
+    max_shard_bytes: int = SHARD_BYTES,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> None:
+    """Writes weights, configuration, tokenizer, VQGAN, model card and licence into a new folder.
+
+    The weights of one file are in memory at a time. What an interrupted run has written is kept
+    beside the folder, and not written again by the next one.
+
+    Args:
+        opened: The model.
+        folder: Is made; a model that was written here before is replaced.
+        dtype: What the weights are stored in; None for what they are in.
+        max_shard_bytes: Of weights in a file, unless one tensor alone has more.
+        progress: Told how many bytes of how many are written.
+
+    Raises:
+        UserError: The folder holds something else or cannot be written, the disk has no room, or
+            the weights cannot be read.
+    """
+    _require_apart(opened.source, folder)
+    paths = weight_paths(opened.config)
+    weights = Weights(
+        opened.config,
+        opened.tensors,
+        opened.table,
+        paths,
+        lambda name: is_not_weight(name, opened.config),
+    )
+    # Norms may be kept in more digits than the matrices, of which nearly all is made.
+    stored = dtype or str(weights.unpadded("blocks.0.mlp.w_gate").dtype)
+    sizes, width = sizes_in(HUGGING_FACE, opened.config), np.dtype(stored).itemsize
+    layouts = {path: layout_of(HUGGING_FACE, path) for path in paths}
+    num_bytes = {
+        path: int(np.prod(layout.shape(sizes))) * width for path, layout in layouts.items()
+    }
+    total = sum(num_bytes.values())
+    shards = split(num_bytes, max_shard_bytes)
+    names = {file: [layouts[path].name for path in held] for file, held in shards.items()}
+    small = {
+        "config.json": to_text(hugging_face_config(opened.config, opened.tokenizer, stored)),
+        "generation_config.json": to_text(
+            generation_config(opened.tokenizer, opened.config, opened.drawings)
+        ),
+        "README.md": card(opened, stored),
+        **_legal(opened),
+        **index_of(names, total),
+    }
+
+    def read(path: str) -> np.ndarray:
+        theirs = layouts[path].to_theirs(weights.unpadded(path), sizes)
+        return contiguous(theirs, stored)
+
+    source = _told(opened, stored, max_shard_bytes)
+    with FolderWriter(folder, total + _size(opened.vqgan), source=source) as writer:
+        writer.run(functools.partial(writer.begin, small, opened.tokenizer))
+        if opened.vqgan is not None:  # first: a damaged one is told of at once
+            save = functools.partial(save_vqgan, read_vqgan(opened.vqgan))
+            writer.run(functools.partial(writer.beside, save))
+        done = 0
+        for file, held in shards.items():
+            if not writer.has(file):
+                tensors = {layouts[path].name: read(path) for path in held}
+                writer.run(functools.partial(writer.add, file, tensors))
+            done += sum(num_bytes[path] for path in held)
+            progress(done, total)
+        writer.run(writer.publish)
+
+
+def card(opened: Opened, dtype: str) -> str:
+    """Returns the model card: what the model is, where it comes from and how to run it."""
+    config, known = opened.config, opened.known
+    name = known.name if known else _name(opened.source)
+    reads = "text, images and video" if config.tokens.vision else "text"
+    licence = known.licence if known else "that of the model it was converted from"
+    head = ["license: llama2"] if known and "Llama 2" in licence else []
+    lines = [
+        "---",
+        *head,
+        "library_name: lwm",
+        "---",
+        f"# {name}",
+        "",
+        f"Reads and writes {reads}; a context of {config.max_context:,} tokens.",
+        "",
+        "| | |",
+        "|---|---|",
+        f"| layers, width, heads | {config.num_layers}, {config.dim}, {config.num_heads} |",
+        f"| text ids, vision ids | {config.tokens.text:,}, {config.tokens.vision:,} |",
+        f"| RoPE theta | {config.rope.theta:g} |",
+        f"| weights | {dtype} |",
+        f"| converted from | {known.repos[0] if known and known.repos else name} |",
+        f"| licence | {licence} |",
+        "",
+        "```sh",
+        "lwm chat FOLDER",
+        "```",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _name(source: Path) -> str:
+    """Returns what a model may be called: the name of its folder, where the file has none."""
+    if source.is_dir():
+        return source.name
+    return source.parent.name if source.name == "params" else source.stem
+
+
+def _legal(opened: Opened) -> dict[str, str]:
+    """Returns the licence files beside the model, or what its licence asks to be said."""
+    beside = opened.source if opened.source.is_dir() else opened.source.parent
+    found = {
+        path.name: path.read_text(encoding="utf-8", errors="replace")
+        for pattern in _LEGAL
+        for path in sorted(beside.glob(pattern))
+        if path.is_file() and path.stat().st_size < 1_000_000
+    }
+    known: Entry | None = opened.known
+    if not found and known and "Llama 2" in known.licence:
+        return {"LICENSE": _LLAMA2}
+    return found
+
+
+def _told(opened: Opened, dtype: str, max_shard_bytes: int) -> str:
+    """Says what is converted to what, so that another file or form is not gone on with."""
+    files = [opened.source]
+    if opened.source.is_dir():
+        files = sorted(opened.source.glob("*.safetensors"))
+    stats = [(str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns) for path in files]
+    values = opened.config.to_json(), stats, dtype, max_shard_bytes
+    return json.dumps(values)
+
+
+def _require_apart(source: Path, folder: Path) -> None:
+    inside = source if source.is_dir() else source.parent
+    if folder.expanduser().resolve() == inside.resolve():
+        raise UserError(f"{folder} is where the model itself lies; choose another folder")
+
+
+def _size(path: Path | None) -> int:
+    """Returns the bytes of what a VQGAN is written from, which is about what it needs."""
+    if path is None:
+        return 0
+    files = [path] if path.is_file() else path.glob("vqgan*")
+    return sum(each.stat().st_size for each in files)

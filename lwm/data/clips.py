@@ -1,0 +1,37 @@
+"""The captioned clips that come with the package, as codes that are made when first asked for."""
+
+from pathlib import Path
+
+from lwm.data.media.encode import Coder
+from lwm.data.media.inputs import open_items
+from lwm.data.media.read import Sampling
+from lwm.data.media.shards import MediaJob, write_media
+from lwm.data.media.summary import SUMMARY
+from lwm.data.shard_job import alone, digest
+from lwm.files import ASSETS
+from lwm.hub.catalog import cache_folder
+from lwm.vqgan.checkpoint import SHIPPED
+
+CLIPS = ASSETS / "clips"
+FRAMES = 4
+"""Of each clip."""
+
+
+def tokenized_clips() -> Path:
+    """Returns the folder of the shards, for the VQGAN that comes with the package.
+
+    Raises:
+        UserError: The cache cannot be written, or a package that reads pictures is missing.
+    """
+    coder = Coder(SHIPPED)
+    items = open_items((str(CLIPS / "captions.jsonl"),))
+    # Another version of the package may have other clips.
+    made_from = [coder.codebook.fingerprint, items.identity(), FRAMES]
+    folder = cache_folder() / "clips" / digest(made_from)[:16]
+    if not (folder / SUMMARY).is_file():
+        sampling = Sampling(resolution=coder.codebook.resolution, max_frames=FRAMES)
+        job = MediaJob.of(items, sampling, coder.codebook, folder, 1)
+        # The processes of a run ask at the same time.
+        with alone(folder.parent, wait=True):
+            write_media(job, coder)
+    return folder

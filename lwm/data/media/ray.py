@@ -1,0 +1,129 @@
+"""The same shards, written by the machines of a Ray cluster that share the files."""
+
+import contextlib
+import math
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from lwm.console import Report
+from lwm.data.media.encode import Coder
+from lwm.data.media.read import read_items
+from lwm.data.media.shards import MediaJob, complete
+from lwm.data.media.summary import Codebook, MediaSummary
+from lwm.errors import UserError
+from lwm.files import need
+
+_RESTARTS = 3
+
+
+def write_with_ray(
+    job_of: Callable[[Codebook], MediaJob],
+    vqgan: Path,
+    options: dict[str, Any],
+    workers: int,
+    *,
+    max_bad_share: float,
+    progress: Report = lambda done, total: None,
+) -> MediaSummary:
+    """Writes all shards by so many actors, each of which opens the VQGAN once.
+
+    They are the shards of `write_media`, byte for byte on devices of one kind. Runs on the cluster
+    that Ray is told of, for instance by RAY_ADDRESS, else on this machine. Paths must lead to the
+    same files on all machines.
+
+    Args:
+        job_of: Says what is written, once the VQGAN is known.
+        vqgan: See `Coder`.
+        options: Those of `Coder`.
+        workers: How many actors; each has a CPU core, and a GPU where there are some.
+        max_bad_share: See `write_media`.
+        progress: Told how many items are done, of how many.
+
+    Raises:
+        UserError: See `write_media`; or actors die again and again.
+    """
+    ray = need("ray", "--engine ray", "ray")
+    if workers < 0:
+        raise UserError(f"workers {workers} must be at least 1 with Ray, or 0 for one")
+    with _connected(ray), _told(ray):
+        there = ray.cluster_resources()
+        gpus = min(1, there.get("GPU", 0))
+        # An actor for which there is no room would be waited for without end.
+        most = int(min(there.get("CPU", 0), there["GPU"] if gpus else math.inf))
+        if most < max(1, workers):
+            raise UserError(f"Ray has room for {most} workers, not for {max(1, workers)}")
+        made = ray.remote(
+            num_cpus=1, num_gpus=gpus, max_restarts=_RESTARTS, max_task_retries=_RESTARTS
+        )(_Writer)
+        actors = [made.remote(vqgan.absolute(), options)]
+        # Here no accelerator is touched, which an actor of this machine may want.
+        job = job_of(ray.get(actors[0].codebook.remote()))
+        shared, total = ray.put(job), job.shards.size
+
+        def write(missing: Sequence[int]) -> None:
+            done = total - sum(len(job.shards.part(number)) for number in missing)
+            while len(actors) < min(workers, len(missing)):
+                actors.append(made.remote(vqgan.absolute(), options))
+            pool = ray.util.ActorPool(actors)
+            tasks = pool.map_unordered(
+                lambda actor, number: actor.write.remote(shared, number), missing
+            )
+            for number in tasks:
+                done += len(job.shards.part(number))
+                progress(done, total)
+
+        return complete(job, write, max_bad_share)
+
+
+class _Writer:
+    """Writes shards, in a process of Ray's."""
+
+    def __init__(self, vqgan: Path, options: dict[str, Any]) -> None:
+        # Opened later: what goes wrong in here, Ray tells in its own words.
+        self._open = lambda: Coder(vqgan, **options)
+        self._coder: Coder | None = None
+
+    def codebook(self) -> Codebook:
+        """Opens the VQGAN, and says what it is."""
+        if self._coder is None:
+            self._coder = self._open()
+        return self._coder.codebook
+
+    def write(self, job: MediaJob, number: int) -> int:
+        """Writes one shard; returns which."""
+        if self.codebook().fingerprint != job.codebook.fingerprint:
+            raise UserError("the VQGAN is not the same on all machines; give each the same file")
+        assert self._coder is not None
+        results = read_items(job.items, job.shards.part(number), job.sampling, 0)
+        job.write(number, results, self._coder)
+        return number
+
+
+@contextlib.contextmanager
+def _connected(ray: Any) -> Iterator[None]:
+    """Connects to a cluster, or starts one, unless the program did."""
+    if ray.is_initialized():
+        yield
+        return
+    ray.init(include_dashboard=False, log_to_driver=False, logging_level="error")
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+@contextlib.contextmanager
+def _told(ray: Any) -> Iterator[None]:
+    """Has faults of actors told as if they had come about here."""
+    try:
+        yield
+    except ray.exceptions.RayTaskError as error:
+        if isinstance(error.cause, UserError):
+            raise UserError(str(error.cause)) from None
+        raise
+    except ray.exceptions.RayActorError:
+        raise UserError(
+            "a process of Ray that tokenized died again and again, perhaps for lack of memory; run "
+            "again with fewer workers: the shards that are whole are kept"
+        ) from None

@@ -1,0 +1,249 @@
+"""Items read: their frames as pixels, by this process or by others, ahead of who takes them."""
+
+import concurrent.futures
+import contextlib
+import dataclasses
+import math
+import multiprocessing
+from collections import deque
+from collections.abc import Generator, Iterable
+from concurrent.futures import Future
+from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path, PurePosixPath
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+from jaxtyping import UInt8
+
+from lwm.data.media.items import Bad, Item, Items, Medium
+from lwm.data.shard_job import follow_parent
+from lwm.errors import UserError
+from lwm.files import reading
+from lwm.media.frames import read_frames
+from lwm.media.limits import Limits, colour
+
+_AHEAD_BYTES = 1 << 30
+"""Of frames that are read before they are wanted, if no item is larger than those before it."""
+_AHEAD_ITEMS = 4
+"""For each process."""
+_TIME_DIGITS = 6
+_NAMED_MEDIA = (
+    "apng,asf,avi,avif,bmp,flv,gif,heic,heif,ico,j2k,jfif,jp2,jpe,jpeg,jpg,m2ts,m4v,mjpeg,mkv,mov,"
+    "mp4,mpeg,mpg,mts,ogv,png,ppm,qoi,svg,tif,tiff,ts,vob,webm,webp,wmv,y4m"
+)
+_NAMED_OTHER = (
+    "aac,arrow,cls,db,flac,m4a,mp3,npy,npz,ogg,opus,parquet,pdf,pickle,pkl,pt,pth,pyd,safetensors,"
+    "tar,wav,zip"
+)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Sampling:
+    """Which frames of a file are taken, and how they are made square; see `read_frames`."""
+
+    resolution: int
+    max_frames: int | None = 8
+    """None is all."""
+    fps: float | None = None
+    fit: Literal["crop", "letterbox"] = "crop"
+    background: str = "white"
+
+    def __post_init__(self):
+        """Refuses what no file can be read with.
+
+        Raises:
+            UserError: The value.
+        """
+        if self.max_frames is not None and self.max_frames < 1:
+            raise UserError(f"max_frames {self.max_frames} must be at least 1")
+        if self.fps is not None and not (math.isfinite(self.fps) and self.fps > 0):
+            raise UserError(f"fps {self.fps} must be a number above 0")
+        colour(self.background)
+
+    @property
+    def largest(self) -> int:
+        """Bytes of the frames of a file, at most."""
+        most = Limits().returned_bytes
+        return min(most, (self.max_frames or most) * 3 * self.resolution**2)
+
+
+class Pictures(NamedTuple):
+    """An item whose frames are there, but not yet their codes."""
+
+    name: str
+    record: dict[str, Any]
+    parts: list[dict[str, Any]]
+    """What gets the codes, each for some frames: parts of the record, or the record."""
+    pixels: list[UInt8[np.ndarray, "N R R 3"]]
+
+
+Result = Pictures | Bad | None
+"""None of a file that is something else than media, and was not asked for."""
+
+
+def read_item(items: Items, index: int, sampling: Sampling, *, threads: int = 1) -> Result:
+    """Reads the frames of one item; whatever is wrong with it becomes its reason."""
+    try:
+        with reading(f"item {index + 1}"):
+            item = items[index]
+    except UserError as error:
+        return Bad(f"item {index + 1}", str(error))
+    if isinstance(item, Bad):
+        return item
+    parts, pixels = [], []
+    left = Limits().returned_bytes
+    for part, medium in item.media:
+        try:
+            with reading(item.name):
+                limits = Limits(returned_bytes=left)
+                frames = _read(medium, sampling, limits, threads)
+        except UserError as error:
+            if not item.asked and _is_other(item, medium):
+                return None
+            return Bad(item.name, str(error))
+        left -= frames.pixels.nbytes
+        times = [round(time, _TIME_DIGITS) for time in frames.times.tolist()]
+        # The codes come first, and later.
+        part |= {"vision": [], "frames": len(times), "times": times, "is_video": frames.is_video}
+        parts.append(part)
+        pixels.append(frames.pixels)
+    return Pictures(item.name, item.record, parts, pixels)
+
+
+def read_items(
+    items: Items, numbers: Iterable[int], sampling: Sampling, workers: int
+) -> Generator[Result]:
+    """Yields items in the order of their numbers, read by so many processes; 0 is this one.
+
+    An item at which a process dies is a bad one, and the others are read all the same.
+
+    Raises:
+        UserError: Processes die whatever they do.
+    """
+    if not workers:
+        for number in numbers:
+            yield read_item(items, number, sampling, threads=0)
+        return
+    with contextlib.closing(_Processes(items, sampling, workers)) as processes:
+        left = iter(numbers)
+        ahead: deque[tuple[int, Future[Result]]] = deque()
+        largest = min(sampling.largest, _AHEAD_BYTES // workers)
+        while True:
+            room = min(max(1, _AHEAD_BYTES // largest), _AHEAD_ITEMS * workers)
+            while len(ahead) < room and (number := next(left, None)) is not None:
+                ahead.append((number, processes.submit(number)))
+            if not ahead:
+                return
+            number, future = ahead.popleft()
+            try:
+                result = future.result()
+            except BrokenProcessPool:
+                result = processes.read_alone(number)
+                ahead = deque((other, processes.submit(other)) for other, _ in ahead)
+            if isinstance(result, Pictures):
+                largest = max(largest, sum(each.nbytes for each in result.pixels))
+            yield result
+
+
+class _Processes:
+    """Processes that read items, and are started again when one of them dies."""
+
+    def __init__(self, items: Items, sampling: Sampling, workers: int) -> None:
+        self._items, self._sampling, self._workers = items, sampling, workers
+        self._start()
+
+    def submit(self, number: int) -> Future[Result]:
+        """Has an item read."""
+        try:
+            return self._pool.submit(_work, number)
+        except BrokenProcessPool as error:
+            broken: Future[Result] = Future()
+            broken.set_exception(error)
+            return broken
+
+    def read_alone(self, number: int) -> Result:
+        """Reads an item by itself, in new processes; if one dies again, the item is why."""
+        self._restart()
+        with contextlib.suppress(BrokenProcessPool):
+            return self._pool.submit(_work, number).result()
+        self._restart()
+        try:
+            self._pool.submit(_nothing).result()
+        except BrokenProcessPool:
+            raise UserError(
+                "processes that read media end as soon as they start, perhaps for lack of memory; "
+                "run again with --workers 0: the shards that are whole are kept"
+            ) from None
+        with contextlib.suppress(UserError):
+            item = self._items[number]
+            return Bad(item.name, f"{item.name}: the process that read it crashed, or was ended")
+        return Bad(f"item {number + 1}", "the process that read it crashed, or was ended")
+
+    def close(self) -> None:
+        """Ends the processes, once they are done with what they are at."""
+        self._pool.shutdown(cancel_futures=True)
+
+    def _restart(self) -> None:
+        self.close()
+        self._start()
+
+    def _start(self) -> None:
+        # Not forked: threads of this process may hold locks.
+        self._pool = concurrent.futures.ProcessPoolExecutor(
+            self._workers,
+            multiprocessing.get_context("spawn"),
+            _begin,
+            (self._items, self._sampling),
+        )
+
+
+_here: tuple[Items, Sampling] | None = None
+
+
+def _begin(items: Items, sampling: Sampling) -> None:
+    """Makes a process ready to read items."""
+    global _here
+    _here = items, sampling
+    follow_parent()
+
+
+def _work(number: int) -> Result:
+    assert _here is not None
+    return read_item(_here[0], number, _here[1])
+
+
+def _nothing() -> None: ...
+
+
+def _read(medium: Medium, sampling: Sampling, limits: Limits, threads: int) -> Any:
+    return read_frames(
+        medium.content,
+        resolution=sampling.resolution,
+        max_frames=sampling.max_frames,
+        fps=sampling.fps,
+        fit=sampling.fit,
+        background=sampling.background,
+        limits=limits,
+        threads=threads,
+        name=medium.name,
+    )
+
+
+def _is_other(item: Item, medium: Medium) -> bool:
+    """Returns whether a file that cannot be read was never meant to be an image or a video."""
+    ending = PurePosixPath(medium.name).suffix.lower().removeprefix(".")
+    if len(item.media) != 1 or ending in _NAMED_MEDIA.split(","):
+        return False
+    if ending in _NAMED_OTHER.split(","):
+        return True
+    head = medium.content[:4096] if isinstance(medium.content, bytes) else _head(medium.content)
+    # Text may be cut in the middle of a character.
+    return b"\0" not in head and "�" not in head[:-3].decode(errors="replace")
+
+
+def _head(path: Path) -> bytes:
+    try:
+        with path.open("rb") as file:
+            return file.read(4096)
+    except OSError:
+        return b"\0"

@@ -1,0 +1,285 @@
+"""What `lwm tokenize` does: images and videos to codes, into shards, and on where it stopped.
+
+A shard appears when it is whole, with a note on it; when all are there, `bad.jsonl` and then
+`media.json` take the place of the notes.
+"""
+
+import contextlib
+import dataclasses
+import json
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from lwm.console import Report, waiting
+from lwm.data.media.encode import Coder, Encoding, find_vqgan
+from lwm.data.media.inputs import open_items
+from lwm.data.media.items import Bad, Items
+from lwm.data.media.read import Result, Sampling, read_items
+from lwm.data.media.summary import (
+    BAD,
+    KIND,
+    SUMMARY,
+    Codebook,
+    MediaCounts,
+    MediaShard,
+    MediaSummary,
+)
+from lwm.data.sets import require_share
+from lwm.data.shard_job import ShardJob, alone, digest, record_writer
+from lwm.errors import UserError
+from lwm.files import need
+from lwm.model.config import Dtype
+
+_SHARD_ITEMS = 256
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MediaJob:
+    """All that who writes a shard needs, but for the VQGAN."""
+
+    items: Items
+    sampling: Sampling
+    codebook: Codebook
+    shards: ShardJob
+
+    @classmethod
+    def of(
+        cls,
+        items: Items,
+        sampling: Sampling,
+        codebook: Codebook,
+        folder: Path,
+        shards: int | None = None,
+    ) -> "MediaJob":
+        """Says which shards a folder is to have.
+
+        Raises:
+            UserError: There are not so many items.
+        """
+        shards = -(-len(items) // _SHARD_ITEMS) if shards is None else shards
+        if not 1 <= shards <= len(items):
+            raise UserError(f"{len(items)} items cannot be written as {shards} shards")
+        facts = {
+            "items": digest([len(items), items.identity()]),
+            "VQGAN": codebook.fingerprint,
+            "dtype": codebook.dtype,
+            "sampling": dataclasses.asdict(sampling),
+            "number of shards": shards,
+        }
+        job = ShardJob(
+            folder=folder.absolute(), kind=KIND, shards=shards, size=len(items), input=facts
+        )
+        return cls(items=items, sampling=sampling, codebook=codebook, shards=job)
+
+    def write(
+        self,
+        number: int,
+        results: Iterator[Result],
+        coder: Coder,
+        tell: Callable[[int], None] = lambda done: None,
+    ) -> None:
+        """Writes one shard, which appears when it is whole.
+
+        Args:
+            number: Which.
+            results: Its items, and perhaps those of others after them.
+            coder: Makes frames codes.
+            tell: Called after each item with how many are read.
+        """
+
+        def fill(file: Path) -> dict[str, Any]:
+            counts, bad = MediaCounts(), []
+            with record_writer(file) as write:
+                encoding = Encoding(coder, write)
+                for done in range(len(self.shards.part(number))):
+                    # Results are shared with the next shard: the last must not be asked for more.
+                    result = next(results)
+                    counts += _count(result)
+                    if isinstance(result, Bad):
+                        bad.append(result._asdict())
+                    elif result is not None:
+                        encoding.add(result)
+                    tell(done + 1)
+                encoding.finish()
+            return {"counts": dataclasses.asdict(counts), "bad": bad}
+
+        self.shards.write(number, fill)
+
+    def finish(self, max_bad_share: float) -> MediaSummary:
+        """Writes what is bad, and what all shards are, in place of the notes on each."""
+        job, totals, shards, first = self.shards, MediaCounts(), [], ""
+
+        def fill(file: Path) -> None:
+            nonlocal totals, first
+            with file.open("w", encoding="utf-8") as lines:
+                for number in range(job.shards):
+                    note = job.finished(number)
+                    assert note, "a shard is missing"
+                    counts = MediaCounts(**note["counts"])
+                    totals += counts
+                    shards.append(
+                        MediaShard(name=job.name(number), size=note["size"], items=counts.items)
+                    )
+                    for bad in note["bad"]:
+                        first = first or bad["reason"]
+                        lines.write(json.dumps(bad) + "\n")
+
+        job.write_file(BAD, fill)
+        if not totals.items:
+            reason = first or "nothing is an image or a video"
+            raise UserError(f"no item can be read; the first: {reason}")
+        if totals.bad_share > max_bad_share:
+            raise UserError(
+                f"{totals.bad_share:.1%} of the items are bad, more than {max_bad_share:.1%}; see "
+                f"{job.folder / BAD}, mend them, or allow more with --max-bad-share; the first: "
+                f"{first}"
+            )
+        summary = MediaSummary(
+            input=job.input,
+            codebook=self.codebook,
+            sampling=dataclasses.asdict(self.sampling),
+            counts=totals,
+            shards=tuple(shards),
+        )
+        job.write_file(SUMMARY, summary.write)
+        job.remove_notes()
+        return summary
+
+
+def write_media(
+    job: MediaJob,
+    coder: Coder,
+    *,
+    workers: int = 0,
+    max_bad_share: float = 1.0,
+    progress: Report = lambda done, total: None,
+) -> MediaSummary:
+    """Writes all shards; those that are there already are kept.
+
+    Args:
+        job: What is written.
+        coder: Makes frames codes.
+        workers: How many processes read media; 0 is this process. A program that asks for some
+            must not do so when it is merely imported.
+        max_bad_share: More items than this may not be bad. `media.json` is then missing, and a
+            second call with a higher share only has to add it.
+        progress: Told how many items are done, of how many.
+
+    Raises:
+        UserError: The folder holds shards of another input or is being written to, too many items
+            are bad, or the disk is full.
+    """
+
+    def write(missing: Sequence[int]) -> None:
+        numbers = (number for shard in missing for number in job.shards.part(shard))
+        before = job.shards.size - sum(len(job.shards.part(shard)) for shard in missing)
+        with contextlib.closing(read_items(job.items, numbers, job.sampling, workers)) as results:
+            for shard in missing:
+                start = before
+                job.write(
+                    shard, results, coder, lambda n, s=start: progress(s + n, job.shards.size)
+                )
+                before += len(job.shards.part(shard))
+
+    if workers < 0:
+        raise UserError(f"workers {workers} must be 0 (this process) or above")
+    return complete(job, write, max_bad_share)
+
+
+def complete(
+    job: MediaJob, write: Callable[[Sequence[int]], None], max_bad_share: float
+) -> MediaSummary:
+    """Has the shards written that are missing, and says what all of them are.
+
+    Raises:
+        UserError: See `write_media`.
+    """
+    need("array_record.python.array_record_module", "ArrayRecord")
+    folder = job.shards.folder
+    with alone(folder):
+        if (folder / SUMMARY).is_file():
+            summary = MediaSummary.read(folder)
+            job.shards.require_same(summary.input)
+            job.shards.remove_notes()
+            return summary
+        job.shards.sweep()
+        if missing := job.shards.missing():
+            write(missing)
+        return job.finish(max_bad_share)
+
+
+def run(
+    inputs: tuple[str, ...],
+    *,
+    out: Path,
+    model: str | None,
+    vqgan: Path | None,
+    sampling: Callable[[int], Sampling],
+    resolution: int | None,
+    shards: int | None,
+    workers: int,
+    batch: int,
+    mesh: str,
+    dtype: Dtype | None,
+    engine: Literal["local", "ray"],
+    max_bad_share: float,
+) -> None:
+    """Writes images and videos as shards of codes, and prints what these hold.
+
+    Args:
+        inputs: See `open_items`.
+        out: The folder.
+        model: A model that has a VQGAN, or
+        vqgan: that VQGAN.
+        sampling: Says how frames of a resolution are taken.
+        resolution: See `Coder`.
+        shards: How many files; None for one to about 256 items.
+        workers: See `write_media`.
+        batch: See `Coder`.
+        mesh: See `Coder`.
+        dtype: See `Coder`.
+        engine: What runs: this machine, or a Ray cluster.
+        max_bad_share: See `write_media`.
+
+    Raises:
+        UserError: Nothing can be read, or see `write_media`.
+    """
+    require_share(max_bad_share)
+    path = find_vqgan(model, vqgan)
+    items = open_items(inputs, leave=out)
+    options: dict[str, Any] = {"dtype": dtype, "resolution": resolution, "batch": batch}
+
+    def job_of(codebook: Codebook) -> MediaJob:
+        return MediaJob.of(items, sampling(codebook.resolution), codebook, out, shards)
+
+    with waiting("tokenizing", "items") as tell:
+        if engine == "ray":
+            from lwm.data.media.ray import write_with_ray
+
+            summary = write_with_ray(
+                job_of, path, options, workers, max_bad_share=max_bad_share, progress=tell
+            )
+        else:
+            coder = Coder(path, mesh=mesh, **options)
+            summary = write_media(
+                job_of(coder.codebook),
+                coder,
+                workers=workers,
+                max_bad_share=max_bad_share,
+                progress=tell,
+            )
+    print(summary.table(), flush=True)
+
+
+def _count(result: Result) -> MediaCounts:
+    if result is None:
+        return MediaCounts(passed_over=1)
+    if isinstance(result, Bad):
+        return MediaCounts(bad=1)
+    return MediaCounts(
+        items=1,
+        images=sum(not part["is_video"] for part in result.parts),
+        videos=sum(part["is_video"] for part in result.parts),
+        frames=sum(part["frames"] for part in result.parts),
+    )

@@ -1,0 +1,189 @@
+"""What `lwm data show` does: a page of frames as their codes have them, with their texts."""
+
+import base64
+import dataclasses
+import json
+import tempfile
+from collections.abc import Iterator
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import numpy as np
+
+from lwm.console import waiting
+from lwm.data.media.encode import fingerprint
+from lwm.data.media.summary import BAD, MediaSummary
+from lwm.data.sources import open_source
+from lwm.errors import UserError
+from lwm.files import reading
+from lwm.media.write import write_image, write_video
+from lwm.vqgan.checkpoint import find_shipped, read_vqgan
+from lwm.vqgan.tokenizer import VisionTokenizer
+
+_FRAMES = 24
+"""Frames of a video that are shown, at most."""
+_BAD = 200
+_PER_SECOND = (1.0, 12.0)
+"""How slow and how fast videos are played."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Picture:
+    """An image or a video of the page."""
+
+    source: str
+    """A data URI."""
+    frames: int
+    seconds: float
+    is_video: bool
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Line:
+    """A text of an item, and who says it."""
+
+    label: str
+    text: str = ""
+    picture: Picture | None = None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Card:
+    """An item of the page."""
+
+    name: str
+    picture: Picture | None
+    lines: list[Line]
+
+
+def show(
+    folder: Path, *, vqgan: Path | None = None, out: Path | None = None, count: int = 64
+) -> Path:
+    """Writes a page of items, evenly drawn over a set; returns its path.
+
+    Args:
+        folder: What `lwm tokenize` wrote.
+        vqgan: Where the VQGAN is that made the codes; by default where it was then.
+        out: The page; by default `sheet.html` in the folder.
+        count: How many items.
+
+    Raises:
+        UserError: The folder holds no such set, the VQGAN is not there or is another, or the page
+            cannot be written.
+    """
+    if count < 1:
+        raise UserError(f"count {count} must be at least 1")
+    summary = MediaSummary.read(folder)
+    path = find_shipped(vqgan or summary.codebook.source)
+    if not path.exists():
+        raise UserError(f"{path}, which made the codes, is not there; say where with --vqgan")
+    model = read_vqgan(path, resolution=summary.codebook.resolution)
+    if fingerprint(model) != summary.codebook.fingerprint:
+        raise UserError(f"{path} is not the VQGAN that made the codes of {folder}; give that one")
+    source = open_source(folder)
+    numbers = np.linspace(0, len(source) - 1, min(count, len(source))).astype(int)
+    cards = []
+    with tempfile.TemporaryDirectory() as temporary, waiting("decoding", "items") as tell:
+        pictures = _Pictures(VisionTokenizer(model), Path(temporary))
+        for done, number in enumerate(numbers.tolist(), 1):
+            cards.append(_card(source[number].value, pictures))
+            tell(done, len(numbers))
+    page = out or folder / "sheet.html"
+    with reading(page, "written"):
+        # Names and captions may hold what is no text.
+        page.write_text(_render(folder, summary, cards), encoding="utf-8", errors="replace")
+    return page
+
+
+class _Pictures:
+    """Makes codes pictures."""
+
+    def __init__(self, vision: VisionTokenizer, folder: Path) -> None:
+        self._vision, self._folder = vision, folder
+
+    def __call__(self, part: dict[str, Any]) -> Picture | None:
+        """Returns the picture of a record or of a part of a message, if it has codes."""
+        if not part.get("vision"):
+            return None
+        codes = np.asarray(part["vision"], np.int32).reshape(-1, self._vision.tokens_per_frame)
+        times = part["times"]
+        if len(codes) > _FRAMES:
+            codes = codes[np.linspace(0, len(codes) - 1, _FRAMES).astype(int)]
+        pixels = self._vision.decode(codes)
+        file = self._folder / "picture.webp"
+        seconds = times[-1] - times[0]
+        if len(pixels) > 1:
+            low, high = _PER_SECOND
+            fps = (len(pixels) - 1) / seconds if seconds > 0 else high
+            write_video(file, pixels, min(max(fps, low), high))
+        else:
+            write_image(file, pixels[0])
+        encoded = base64.b64encode(file.read_bytes()).decode()
+        return Picture(
+            source=f"data:image/webp;base64,{encoded}",
+            frames=len(times),
+            seconds=seconds,
+            is_video=part["is_video"],
+        )
+
+
+def _card(record: dict[str, Any], pictures: _Pictures) -> Card:
+    lines = [
+        Line(label="" if key == "caption" else key, text=record[key])
+        for key in ("caption", "question", "answer")
+        if isinstance(record.get(key), str) and record[key]
+    ]
+    document = {"content": record.get("parts") or []}
+    lines += _turns([*(record.get("messages") or []), document], pictures)
+    return Card(name=record["name"], picture=pictures(record), lines=lines)
+
+
+def _turns(messages: list[dict[str, Any]], pictures: _Pictures) -> Iterator[Line]:
+    for turn in messages:
+        label, content = str(turn.get("role", "")), turn["content"]
+        for part in [{"type": "text", "text": content}] if isinstance(content, str) else content:
+            yield Line(label=label, text=part.get("text") or "", picture=pictures(part))
+            label = ""
+
+
+def _render(folder: Path, summary: MediaSummary, cards: list[Card]) -> str:
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("lwm", "assets"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    counts, codebook, sampling = summary.counts, summary.codebook, summary.sampling
+    frames = "all" if sampling["max_frames"] is None else f"at most {sampling['max_frames']}"
+    if sampling["fps"] is not None:
+        frames += f", {sampling['fps']:g} a second"
+    facts = {
+        "Items": f"{counts.items:,}",
+        "Images, videos": f"{counts.images:,}, {counts.videos:,}",
+        "Frames": f"{counts.frames:,}",
+        "Codes": f"{counts.frames * codebook.tokens_per_frame:,}",
+        "Bad": f"{counts.bad:,}",
+        "Passed over": f"{counts.passed_over:,}",
+        "A frame": f"{codebook.resolution} × {codebook.resolution} pixels, "
+        f"{codebook.tokens_per_frame} codes of {codebook.codes:,}",
+        "Frames of a video": frames,
+        "Fitted by": sampling["fit"],
+        "VQGAN": f"{Path(codebook.source).name}, {codebook.fingerprint[:12]}",
+        "Shards": f"{len(summary.shards):,}, {sum(s.size for s in summary.shards) / 1e6:,.1f} MB",
+    }
+    return environment.get_template("media.html.j2").render(
+        title=folder.absolute().name,
+        facts=facts,
+        cards=cards,
+        bad=list(_bad(folder / BAD)),
+        num_bad=counts.bad,
+        items=counts.items,
+        today=date.today().isoformat(),
+    )
+
+
+def _bad(file: Path) -> Iterator[dict[str, str]]:
+    with reading(file), file.open(encoding="utf-8") as lines:
+        for line, _ in zip(lines, range(_BAD), strict=False):
+            yield json.loads(line)

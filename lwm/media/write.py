@@ -1,0 +1,141 @@
+"""Frames as files that people can look at: videos, images and sheets of frames."""
+
+import contextlib
+import itertools
+import os
+from collections.abc import Generator, Sequence
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import UInt8
+
+from lwm.errors import UserError
+from lwm.files import need, reading
+from lwm.media.limits import colour, image_module
+
+IMAGES = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
+VIDEOS = (".mp4", ".gif", ".webp")
+_QUALITY = 95
+_CRF = "18"
+"""x264's quality at which few see a difference."""
+
+
+def write_video(path: str | Path, pixels: UInt8[np.ndarray, "N R C 3"], fps: float) -> None:
+    """Writes frames as .mp4 (H.264, which every browser plays), .gif or .webp.
+
+    The file appears when it is whole. MP4 wants even sides: an odd one is made longer by a pixel.
+    A GIF shows at most 50 frames a second.
+
+    Raises:
+        UserError: There is no frame, the ending is another, or the file cannot be written.
+    """
+    path = Path(path)
+    if not len(pixels):
+        raise UserError(f"there is no frame to write to {path}")
+    if not 0.001 <= fps <= 1000:
+        raise UserError(f"fps is {fps}; give 0.001 to 1000")
+    if path.suffix.lower() not in VIDEOS:
+        raise UserError(f"{path} ends in none of {', '.join(VIDEOS)}")
+    write = {".mp4": _write_mp4, ".gif": _write_gif, ".webp": _write_webp}[path.suffix.lower()]
+    with _whole(path) as part:
+        write(part, pixels, fps)
+
+
+def write_image(path: str | Path, pixels: UInt8[np.ndarray, "R C 3"]) -> None:
+    """Writes a frame as .png, .jpg or .webp. The file appears when it is whole.
+
+    Raises:
+        UserError: The ending is another, or the file cannot be written.
+    """
+    path = Path(path)
+    kind = IMAGES.get(path.suffix.lower())
+    if kind is None:
+        raise UserError(f"{path} ends in none of {', '.join(IMAGES)}")
+    image = image_module().fromarray(pixels)
+    with _whole(path) as part:
+        image.save(part, kind, quality=_QUALITY)
+
+
+def contact_sheet(
+    frames: Sequence[UInt8[np.ndarray, "R C 3"]] | UInt8[np.ndarray, "N R C 3"],
+    columns: int,
+    *,
+    gap: int = 2,
+    background: str | tuple[int, int, int] = "white",
+) -> UInt8[np.ndarray, "H W 3"]:
+    """Lays frames out in rows, as one image.
+
+    Raises:
+        UserError: There is no frame or no column, or the frames differ in size.
+    """
+    if not len(frames) or columns < 1 or gap < 0:
+        raise UserError("a contact sheet needs a frame, a column and a gap of at least 0 pixels")
+    sizes = {frame.shape for frame in frames}
+    if len(sizes) > 1:
+        raise UserError("the frames of a contact sheet differ in size; read them at one resolution")
+    high, wide, _ = sizes.pop()
+    columns = min(columns, len(frames))
+    rows = -(-len(frames) // columns)
+    shape = (rows * (high + gap) - gap, columns * (wide + gap) - gap, 3)
+    sheet = np.empty(shape, np.uint8)
+    sheet[:] = colour(background)
+    for number, frame in enumerate(frames):
+        top, left = (number // columns) * (high + gap), (number % columns) * (wide + gap)
+        sheet[top : top + high, left : left + wide] = frame
+    return sheet
+
+
+def _write_mp4(part: Path, pixels: np.ndarray, fps: float) -> None:
+    av = need("av", "writing MP4", "media")
+    high, wide = pixels.shape[1:3]
+    padding = ((0, high % 2), (0, wide % 2), (0, 0))
+    options = {"movflags": "faststart"}
+    with av.open(f"file:{part}", "w", format="mp4", options=options) as container:
+        rate = Fraction(fps).limit_denominator(100_000)
+        stream = container.add_stream("libx264", rate=rate, options={"crf": _CRF})
+        stream.height, stream.width = high + high % 2, wide + wide % 2
+        stream.pix_fmt = "yuv420p"
+        for frame in pixels:
+            even = np.pad(frame, padding, mode="edge")
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(even, format="rgb24")))
+        container.mux(stream.encode(None))
+
+
+def _write_gif(part: Path, pixels: np.ndarray, fps: float) -> None:
+    images = [image_module().fromarray(frame) for frame in pixels]
+    # GIF counts in hundredths; browsers take less than two for ten.
+    durations = [10 * each for each in _steps(len(images), min(fps, 50), 100)]
+    images[0].save(part, "GIF", save_all=True, append_images=images[1:], duration=durations, loop=0)
+
+
+def _write_webp(part: Path, pixels: np.ndarray, fps: float) -> None:
+    images = [image_module().fromarray(frame) for frame in pixels]
+    durations = _steps(len(images), fps, 1000)
+    images[0].save(
+        *(part, "WEBP"),
+        save_all=True,
+        append_images=images[1:],
+        duration=durations,
+        loop=0,
+        quality=_QUALITY,
+        method=4,
+    )
+
+
+def _steps(count: int, fps: float, units: int) -> list[int]:
+    """Returns how long each frame lasts in whole units, so that none drifts."""
+    ends = [round(units * number / fps) for number in range(count + 1)]
+    return [after - before for before, after in itertools.pairwise(ends)]
+
+
+@contextlib.contextmanager
+def _whole(path: Path) -> Generator[Path]:
+    """Offers a name beside a path; what is written there takes the path once it is whole."""
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    with reading(path, "written"):
+        try:
+            yield part
+            os.replace(part, path)
+        finally:
+            part.unlink(missing_ok=True)

@@ -1,0 +1,375 @@
+"""Convolutions, and gradients of them, that a processor computes faster than XLA's own.
+
+On a processor XLA's convolution is near the speed of its products of matrices in float32, so that
+only fewer multiplications are faster; and it does not use the processor's units for bfloat16, which
+a product of matrices does if it returns float32. Elsewhere XLA's convolution is kept. What is
+measured here is of two cores with AVX-512 and AMX.
+
+Letters of shapes: B frames, H × W pixels, I channels in, O channels out, S the side of a kernel.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import NamedSharding, PartitionSpec as P
+from jaxtyping import Array, Float
+
+from lwm.ops.cpu.product import product
+
+Convolution = Callable[[Array, Array], Array]
+"""Of frames and a kernel."""
+
+_LAYOUT = ("NHWC", "HWIO", "NHWC")
+_WIDE = 128
+"""From so many channels in and out on, fewer multiplications win more than their sums cost."""
+_MANY_PIXELS = 32 * 32
+"""From so many pixels a frame on, XLA's gradient of a kernel is slow on a processor, and it pays to
+transform a kernel."""
+
+
+@jax.custom_vjp
+def convolve(
+    x: Float[Array, "B H W I"], kernel: Float[Array, "S S I O"]
+) -> Float[Array, "B H W O"]:
+    """Returns as many pixels as there are: beyond the edges lie zeros. The side S is odd."""
+    on_cpu = _convolve_by_xla
+    if len(kernel) == 1:
+        on_cpu = _convolve_by_pixel
+    elif len(kernel) == 3 and min(kernel.shape[2:]) >= _WIDE:
+        if x.dtype == jnp.bfloat16:
+            on_cpu = convolve_by_rows
+        elif x.shape[1] * x.shape[2] >= _MANY_PIXELS:
+            on_cpu = convolve_by_tiles
+    return jax.lax.platform_dependent(x, kernel, cpu=on_cpu, default=_convolve_by_xla)
+
+
+def _forward(x: Array, kernel: Array) -> tuple[Array, tuple[Array, Array]]:
+    return convolve(x, kernel), (x, kernel)
+
+
+def _backward(saved: tuple[Array, Array], grad: Array) -> tuple[Array, Array]:
+    x, kernel = saved
+    flipped = kernel[::-1, ::-1].swapaxes(2, 3)
+    side = len(kernel)
+    by_xla = functools.partial(_kernel_gradient_by_xla, side=side)
+    if x.shape[1] * x.shape[2] < _MANY_PIXELS:
+        return convolve(grad, flipped), by_xla(x, grad)
+    by_frame = functools.partial(kernel_gradient_by_frame, side=side)
+    return convolve(grad, flipped), jax.lax.platform_dependent(
+        x, grad, cpu=by_frame, default=by_xla
+    )
+
+
+convolve.defvjp(_forward, _backward)
+
+
+def _with_gradient_of(plain: Convolution) -> Callable[[Convolution], Convolution]:
+    """Makes a function that computes the same as a plain one have the plain one's gradient."""
+
+    def wrap(fast: Convolution) -> Convolution:
+        made = jax.custom_vjp(fast)
+        made.defvjp(
+            lambda x, kernel: (made(x, kernel), (x, kernel)),
+            lambda saved, grad: jax.vjp(plain, *saved)[1](grad),
+        )
+        return made
+
+    return wrap
+
+
+def _convolve_repeated(x: Array, kernel: Array) -> Array:
+    return convolve(jnp.repeat(jnp.repeat(x, 2, axis=1), 2, axis=2), kernel)
+
+
+def _convolve_halved_by_xla(x: Array, kernel: Array) -> Array:
+    beyond = ((0, 1), (0, 1))
+    return jax.lax.conv_general_dilated(x, kernel, (2, 2), beyond, dimension_numbers=_LAYOUT)
+
+
+@_with_gradient_of(_convolve_repeated)
+def convolve_doubled(
+    x: Float[Array, "B h w I"], kernel: Float[Array, "3 3 I O"]
+) -> Float[Array, "B H W O"]:
+    """Returns what `convolve` does of `x` with each pixel repeated, as two rows of two."""
+    if min(kernel.shape[2:]) < _WIDE:
+        return _convolve_repeated(x, kernel)
+    return jax.lax.platform_dependent(
+        x, kernel, cpu=convolve_by_differences, default=_convolve_repeated
+    )
+
+
+@_with_gradient_of(_convolve_halved_by_xla)
+def convolve_halved(
+    x: Float[Array, "B H W I"], kernel: Float[Array, "3 3 I O"]
+) -> Float[Array, "B h w O"]:
+    """Returns every second pixel along each side; zeros lie beyond the right and the bottom."""
+    odd = x.shape[1] % 2 or x.shape[2] % 2
+    # In float32 XLA's reaches two thirds of the speed of products, and copying costs that third.
+    if odd or x.dtype == jnp.float32 or min(kernel.shape[2:]) < _WIDE:
+        return _convolve_halved_by_xla(x, kernel)
+    return jax.lax.platform_dependent(
+        x, kernel, cpu=convolve_halved_by_pairs, default=_convolve_halved_by_xla
+    )
+
+
+def _convolve_by_xla(x: Array, kernel: Array) -> Array:
+    return jax.lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=_LAYOUT)
+
+
+def _convolve_by_pixel(x: Array, kernel: Array) -> Array:
+    return product("bhwi,io->bhwo", x, kernel[0, 0], aligned=True).astype(x.dtype)
+
+
+Matrix = tuple[tuple[float | int, ...], ...]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Transform:
+    """For `size` outputs of three taps along one axis: matrices by rows."""
+
+    size: int
+    of_inputs: Matrix
+    of_taps: Matrix
+    of_products: Matrix
+
+    def inputs(self, arrays: list[Array]) -> list[Array]:
+        return _combined(self.of_inputs, arrays)
+
+    def taps(self, arrays: list[Array]) -> list[Array]:
+        return _combined(self.of_taps, arrays)
+
+    def outputs(self, arrays: list[Array]) -> list[Array]:
+        return _combined(self.of_products, arrays)
+
+
+def _combined(matrix: Matrix, arrays: list[Array]) -> list[Array]:
+    """Returns a sum of the arrays for each row; each is computed once, however often it is used."""
+    sums: list[Array] = []
+    for row in matrix:
+        first, *others = [w * array for w, array in zip(row, arrays, strict=True) if w]
+        sums.append(sum(others, start=first))
+    return jax.lax.optimization_barrier(sums)
+
+
+_A, _B = 2**-0.5, 2**0.5
+# The points ±√½ and ±√2 leave a third of the error of the usual ±1 and ±2: 2 to 4 times XLA's.
+_TRANSFORMS = {
+    2: _Transform(
+        size=2,
+        of_inputs=((1, 0, -1, 0), (0, 1, 1, 0), (0, -1, 1, 0), (0, -1, 0, 1)),
+        of_taps=((1, 0, 0), (1 / 2, 1 / 2, 1 / 2), (1 / 2, -1 / 2, 1 / 2), (0, 0, 1)),
+        of_products=((1, 1, 1, 0), (0, 1, -1, 1)),
+    ),
+    4: _Transform(
+        size=4,
+        of_inputs=(
+            (1, 0, -5 / 2, 0, 1, 0),
+            (0, -_B, -2, _A, 1, 0),
+            (0, _B, -2, -_A, 1, 0),
+            (0, -_A, -1 / 2, _B, 1, 0),
+            (0, _A, -1 / 2, -_B, 1, 0),
+            (0, 1, 0, -5 / 2, 0, 1),
+        ),
+        of_taps=(
+            (1, 0, 0),
+            (-2 / 3, -2 / 3 * _A, -1 / 3),
+            (-2 / 3, 2 / 3 * _A, -1 / 3),
+            (1 / 6, 1 / 6 * _B, 1 / 3),
+            (1 / 6, -1 / 6 * _B, 1 / 3),
+            (0, 0, 1),
+        ),
+        of_products=(
+            (1, 1, 1, 1, 1, 0),
+            (0, _A, -_A, _B, -_B, 0),
+            (0, 1 / 2, 1 / 2, 2, 2, 0),
+            (0, _A / 2, -_A / 2, 2 * _B, -2 * _B, 1),
+        ),
+    ),
+}
+
+
+def convolve_by_tiles(
+    x: Float[Array, "B H W I"], kernel: Float[Array, "3 3 I O"]
+) -> Float[Array, "B H W O"]:
+    """Convolves with a quarter or a third of the multiplications (Winograd 1980).
+
+    As by Lavin and Gray 2015 (arXiv 1509.09308): tiles of pixels are transformed along both sides,
+    multiplied by transformed taps, and transformed back. Each transform is a sum of whole arrays: a
+    product with a small matrix would have to move the channels first. A tile has 4 × 4 pixels, or
+    4 × 2 where there are so few that the taps would take longer than is won.
+    """
+    batch, height, width, _ = x.shape
+    few = batch * height * width < 16 * max(kernel.shape[2:])
+    tall, wide = _TRANSFORMS[4], _TRANSFORMS[2 if few else 4]
+    taps = [wide.taps(list(each)) for each in tall.taps(list(kernel))]
+    rows = [wide.inputs(_tiles(each, 2, wide)) for each in tall.inputs(_tiles(x, 1, tall))]
+    products = jax.lax.optimization_barrier(
+        [
+            [product("bhwi,io->bhwo", p, tap, aligned=True) for p, tap in zip(*each, strict=True)]
+            for each in zip(rows, taps, strict=True)
+        ]
+    )
+    columns = [tall.outputs(list(each)) for each in zip(*products, strict=True)]
+    y = [wide.outputs(list(each)) for each in zip(*columns, strict=True)]
+    return _woven(y)[:, :height, :width].astype(x.dtype)
+
+
+def convolve_by_rows(
+    x: Float[Array, "B H W I"], kernel: Float[Array, "3 3 I O"]
+) -> Float[Array, "B H W O"]:
+    """Convolves by a product for each row of the kernel, summed in float32.
+
+    The three columns lie beside each other as channels, so that each pixel is copied thrice, not
+    nine times.
+    """
+    bits = _bits(x)
+    near = (_shifted(bits, 2, -1), bits, _shifted(bits, 2, 1))
+    beside = jax.lax.optimization_barrier(jnp.concatenate(near, axis=3))
+    columns = jax.lax.bitcast_convert_type(beside, x.dtype)
+    sums = jax.lax.optimization_barrier(
+        [
+            product("bhwi,io->bhwo", columns, row.reshape(-1, row.shape[2]), aligned=True)
+            for row in kernel
+        ]
+    )
+    return (_shifted(sums[0], 1, -1) + sums[1] + _shifted(sums[2], 1, 1)).astype(x.dtype)
+
+
+def convolve_halved_by_pairs(
+    x: Float[Array, "B H W I"], kernel: Float[Array, "3 3 I O"]
+) -> Float[Array, "B h w O"]:
+    """Does as `convolve_halved` by six products, summed in float32. H and W are even.
+
+    Two pixels beside each other are one of twice the channels, without a copy: the first two taps
+    of each row of the kernel see a pair, and the third one the first half of the next pair.
+    """
+    batch, height, width, inputs = x.shape
+    tall = jnp.pad(_bits(x), ((0, 0), (0, 2), (0, 0), (0, 0)))
+    pairs = _reshaped(tall, (batch, height // 2 + 1, 2, width // 2, 2 * inputs))
+    rows = jax.lax.optimization_barrier([pairs[:, :-1, 0], pairs[:, :-1, 1], pairs[:, 1:, 0]])
+    nexts = jax.lax.optimization_barrier([_shifted(row[..., :inputs], 2, 1) for row in rows])
+    multiply = functools.partial(product, "bhwi,io->bhwo", aligned=True)
+    sums = []
+    for row, after, taps in zip(rows, nexts, kernel, strict=True):
+        pair = jax.lax.bitcast_convert_type(row, x.dtype)
+        sums.append(multiply(pair, taps[:2].reshape(2 * inputs, -1)))
+        sums.append(multiply(jax.lax.bitcast_convert_type(after, x.dtype), taps[2]))
+    first, *others = jax.lax.optimization_barrier(sums)
+    return sum(others, start=first).astype(x.dtype)
+
+
+def convolve_by_differences(
+    x: Float[Array, "B h w I"], kernel: Float[Array, "3 3 I O"]
+) -> Float[Array, "B H W O"]:
+    """Convolves repeated pixels without repeating them: with a quarter of the multiplications.
+
+    Along one side, the two outputs of a pixel see it twice and one neighbour once: they are the
+    pixel times the sum of all three taps, plus the difference of the neighbour times the first tap,
+    or the last one.
+    """
+    taps = [_to_differences(each, 1) for each in _to_differences(kernel.astype(jnp.float32), 0)]
+    parts = [_differences(each, 2) for each in _differences(x, 1)]
+    products = jax.lax.optimization_barrier(
+        [
+            [
+                product("bhwi,io->bhwo", part, tap[0, 0].astype(x.dtype), aligned=True)
+                for part, tap in zip(*each, strict=True)
+            ]
+            for each in zip(parts, taps, strict=True)
+        ]
+    )
+    whole, *others = [(each[0] + each[1], each[0] + each[2]) for each in products]
+    y = [[one + other for one, other in zip(whole, each, strict=True)] for each in others]
+    return _woven(y).astype(x.dtype)
+
+
+def _differences(x: Array, axis: int) -> list[Array]:
+    wide = x.astype(jnp.float32)
+    both = [_shifted(wide, axis, step) - wide for step in (-1, 1)]
+    return [x, *jax.lax.optimization_barrier([each.astype(x.dtype) for each in both])]
+
+
+def _to_differences(kernel: Array, axis: int) -> list[Array]:
+    first, middle, last = jnp.split(kernel, 3, axis=axis)
+    return [first + middle + last, first, last]
+
+
+def _shifted(x: Array, axis: int, step: int) -> Array:
+    """Returns at each place what lies a step before or after it; beyond the edges lie zeros."""
+    count = x.shape[axis]
+    nothing = jnp.zeros_like(jax.lax.slice_in_dim(x, 0, 1, axis=axis))
+    if step < 0:
+        return jnp.concatenate((nothing, jax.lax.slice_in_dim(x, 0, count - 1, axis=axis)), axis)
+    return jnp.concatenate((jax.lax.slice_in_dim(x, 1, count, axis=axis), nothing), axis)
+
+
+def _tiles(x: Array, axis: int, transform: _Transform) -> list[Array]:
+    """Returns each of the inputs of all tiles, which overlap by two, along one axis."""
+    size = transform.size
+    span = (-(-x.shape[axis] // size) - 1) * size + 1
+    padding = [(0, 0)] * x.ndim
+    padding[axis] = (1, span + size - x.shape[axis])
+    # XLA on CPU computes what is padded only once, where it would fuse the transforms along both
+    # sides into one that repeats most of the first.
+    padded = jnp.pad(x, padding)
+    return [jax.lax.slice_in_dim(padded, at, at + span, size, axis) for at in range(size + 2)]
+
+
+def _woven(tiles: Sequence[Sequence[Array]]) -> Array:
+    """Returns the frames of which these are the rows and columns of each tile."""
+    y = jnp.stack([jnp.stack(row, axis=3) for row in tiles], axis=2)
+    batch, high, rows, wide, columns, channels = y.shape
+    return _reshaped(y, (batch, high * rows, wide * columns, channels))
+
+
+def _reshaped(x: Array, shape: tuple[int, ...]) -> Array:
+    """Changes the shape of what only its first dimension may be sharded of."""
+    there = jax.typeof(x).sharding
+    where = NamedSharding(there.mesh, P(*there.spec[:1], *[None] * (len(shape) - 1)))
+    return jax.lax.reshape(x, shape, out_sharding=where)
+
+
+def _bits(x: Array) -> Array:
+    """Returns numbers as XLA on CPU can move them: it moves bfloat16 as float32."""
+    return jax.lax.bitcast_convert_type(x, f"uint{8 * x.dtype.itemsize}")
+
+
+def _kernel_gradient_by_xla(x: Array, grad: Array, *, side: int) -> Array:
+    kernel = jnp.zeros((side, side, x.shape[3], grad.shape[3]), x.dtype)
+    plain = functools.partial(
+        jax.lax.conv_general_dilated, window_strides=(1, 1), padding="SAME",
+        dimension_numbers=_LAYOUT,
+    )  # fmt: skip
+    return jax.linear_transpose(functools.partial(plain, x), kernel)(grad)[0]
+
+
+def kernel_gradient_by_frame(
+    x: Float[Array, "B H W I"], grad: Float[Array, "B H W O"], *, side: int
+) -> Float[Array, "S S I O"]:
+    """Returns the gradient of the kernel as products of matrices, one for each frame and row of it.
+
+    XLA's own on a processor, a convolution whose window is as large as the frame, reaches a quarter
+    of the speed. The factors are laid out as a product wants them before it begins, as one that
+    transposes on the way is half as fast: `x` by channels, of which each row of the kernel takes a
+    slice, and `grad` shifted once for each column.
+    """
+    batch, height, width, inputs = x.shape
+    outputs, edge, size = grad.shape[3], side // 2, height * width
+    tall = jnp.pad(x, ((0, 0), (edge, edge), (0, 0), (0, 0)))
+    by_channel = jax.lax.optimization_barrier(tall.reshape(batch, -1, inputs).swapaxes(1, 2))
+    wide = jnp.pad(grad, ((0, 0), (0, 0), (edge, edge), (0, 0)))
+
+    def add(total: Array, frame: tuple[Array, Array]) -> tuple[Array, None]:
+        channels, pixels = frame
+        shifted = [pixels[:, side - 1 - j : side - 1 - j + width] for j in range(side)]
+        columns = jnp.concatenate(shifted, axis=-1).reshape(size, side * outputs)
+        columns = jax.lax.optimization_barrier(columns)
+        rows = [channels[:, i * width : i * width + size] @ columns for i in range(side)]
+        return total + jnp.stack(rows), None
+
+    nothing = jnp.zeros((side, inputs, side * outputs), x.dtype)
+    total, _ = jax.lax.scan(add, nothing, (by_channel, wide))
+    return total.reshape(side, inputs, side, outputs).swapaxes(1, 2)

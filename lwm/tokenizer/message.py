@@ -1,0 +1,181 @@
+"""What is said in a conversation: text, images and video, in any order, by people and by models."""
+
+import dataclasses
+import reprlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from jaxtyping import Float, Int, UInt8
+
+from lwm.errors import UserError
+
+_ROLES = ("system", "user", "assistant", "tool")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Vision:
+    """An image, which is one frame, or a video."""
+
+    codes: Int[np.ndarray, "frames codes"]
+    """What a model reads and writes: the codes of a VQGAN, frame after frame."""
+    is_video: bool
+    pixels: UInt8[np.ndarray, "frames R R 3"] | None = None
+    """What people see, where that is known."""
+    times: Float[np.ndarray, " frames"] | None = None
+    """Seconds from the start of the file that it was read from."""
+    name: str = ""
+    """That file, for messages."""
+
+    @property
+    def kind(self) -> Literal["image", "video"]:
+        """What it is called."""
+        return "video" if self.is_video else "image"
+
+    def save(self, path: str | Path, *, fps: float = 4.0) -> None:
+        """Writes an image as .png, .jpg or .webp, a video as .mp4, .gif or .webp.
+
+        Raises:
+            UserError: The pixels are not known, the ending is another, or it cannot be written.
+        """
+        from lwm.media.write import write_image, write_video
+
+        if self.pixels is None:
+            raise UserError("these codes have no pixels; a model's `vision.decode` shows them")
+        if self.is_video:
+            write_video(path, self.pixels, fps)
+        else:
+            write_image(path, self.pixels[0])
+
+    @classmethod
+    def of(cls, value: Mapping[str, Any], *, tokens_per_frame: int | None = None) -> "Vision":
+        """Reads codes as records hold them: one flat list under `vision`.
+
+        Args:
+            value: A record, or a part of a message; `frames` says how many there are.
+            tokens_per_frame: Codes of a frame, where `frames` is missing.
+
+        Raises:
+            UserError: There is no frame, or no whole number of them.
+        """
+        codes = flat_codes(value.get("vision"), "vision")
+        frames, times = value.get("frames"), value.get("times")
+        if frames is None and tokens_per_frame and not len(codes) % tokens_per_frame:
+            frames = len(codes) // tokens_per_frame
+        is_count = isinstance(frames, int | np.integer) and not isinstance(frames, bool)
+        if not is_count or frames < 1 or len(codes) % frames:
+            raise UserError(
+                f"key 'vision' has {len(codes)} codes, which do not divide into frames of "
+                f"{tokens_per_frame or '?'}; give their number under 'frames', or tokens_per_frame"
+            )
+        if times is not None and not _are_times(times, int(frames)):
+            raise UserError(f"key 'times' should be {frames} numbers, one of each frame")
+        is_video = value.get("is_video", value.get("type") == "video" or frames > 1)
+        return cls(
+            codes=codes.reshape(frames, -1),
+            is_video=bool(is_video),
+            times=None if times is None else np.asarray(times, float),
+            name=str(value.get("name", "")),
+        )
+
+
+Part = str | Vision
+
+
+@dataclasses.dataclass(frozen=True)
+class Message:
+    """One turn: who says it, and what."""
+
+    role: str
+    parts: tuple[Part, ...] = ()
+    """Texts, images and videos, in their order."""
+
+    def __post_init__(self):
+        """Refuses a role that no template knows.
+
+        Raises:
+            UserError: The role.
+        """
+        if self.role not in _ROLES:
+            roles = ", ".join(_ROLES)
+            raise UserError(f"unknown role {self.role!r} in a message; roles are {roles}")
+
+    @classmethod
+    def of(
+        cls, value: "Message | Mapping[str, Any]", *, tokens_per_frame: int | None = None
+    ) -> "Message":
+        """Reads a message as JSON has it: `content` is text, or a list of parts with a `type`.
+
+        A part is `{"type": "text", "text": ...}`, or of type `image` or `video` and has codes
+        under `vision`.
+
+        Raises:
+            UserError: The role is unknown, or the content is neither.
+        """
+        if isinstance(value, Message):
+            return value
+        message, content = cls(value.get("role")), value.get("content")  # type: ignore[arg-type]
+        if isinstance(content, str):
+            return dataclasses.replace(message, parts=(content,))
+        if not isinstance(content, list | tuple):
+            raise UserError(
+                f"the content of a {message.role} message should be text or a list of parts, not "
+                f"{content!r}"
+            )
+        read = (part_of(part, tokens_per_frame=tokens_per_frame) for part in content)
+        return dataclasses.replace(message, parts=tuple(read))
+
+    @property
+    def text(self) -> str:
+        """All that is text in it."""
+        return "".join(part for part in self.parts if isinstance(part, str))
+
+    @property
+    def visions(self) -> tuple[Vision, ...]:
+        """The images and videos in it."""
+        return tuple(part for part in self.parts if isinstance(part, Vision))
+
+
+def part_of(value: Any, *, tokens_per_frame: int | None = None) -> Part:
+    """Reads a part of a message or a document.
+
+    Raises:
+        UserError: It is none.
+    """
+    if isinstance(value, Vision):
+        return value
+    kind = value.get("type") if isinstance(value, Mapping) else None
+    if kind == "text" and isinstance(value.get("text"), str):
+        return value["text"]
+    if kind in ("image", "video"):
+        if value.get("vision") is None:
+            raise UserError(
+                f"a part of type {kind} has no codes under 'vision'; `lwm tokenize` makes them"
+            )
+        return Vision.of(value, tokens_per_frame=tokens_per_frame)
+    raise UserError(f"a part should be text, an image or a video, not {reprlib.repr(value)}")
+
+
+def _are_times(value: Any, count: int) -> bool:
+    try:
+        return np.asarray(value, float).shape == (count,)
+    except (TypeError, ValueError):
+        return False
+
+
+def flat_codes(value: Any, key: str) -> Int[np.ndarray, " n"]:
+    """Reads a flat list of codes.
+
+    Raises:
+        UserError: It is empty, nested, or not of whole numbers.
+    """
+    try:
+        codes = np.asarray(value)
+    except ValueError:  # lists of unequal lengths
+        codes = np.zeros((1, 1))
+    if codes.size == 0:
+        raise UserError(f"key {key!r} holds no frame")
+    if codes.ndim != 1 or codes.dtype.kind not in "iu":
+        raise UserError(f"key {key!r} should be one flat list of whole numbers")
+    return codes

@@ -1,0 +1,291 @@
+"""Conversations to ids, in the model's own format or in LWM's.
+
+What a user says is text and never more: a special token typed into a message stays the letters it
+is made of, whatever the template does with the message. An image or a video stands between the
+same marks in every format; text around it is cut as around a special token.
+"""
+
+import functools
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import datetime
+from typing import Any
+
+import numpy as np
+from jaxtyping import Int
+
+from lwm.errors import UserError
+from lwm.tokenizer.markers import Marks
+from lwm.tokenizer.message import Message, Part, Vision
+from lwm.tokenizer.tokenizer import Tokenizer
+
+LWM = "lwm"
+LWM_SYSTEM = "You are a helpful assistant."
+
+# Put inside a special token's name that a user typed, it keeps the name from being recognised in
+# the rendered text, while the template may still strip or search the message. Unicode guarantees
+# that no text uses it.
+_BREAK = "\ufdd1"
+# Such as "\ufdd212\ufdd3": where in the rendered text the vision with this number stands.
+_SHOWN = re.compile("\ufdd2([0-9]+)\ufdd3")
+_RESERVED = re.compile("[\ufdd1-\ufdd3]")
+
+Said = Message | Mapping[str, Any]
+"""A message, or the same as JSON has it."""
+
+
+def render_chat(
+    messages: Sequence[Said],
+    tokenizer: Tokenizer,
+    *,
+    template: str | None = None,
+    add_generation_prompt: bool = True,
+    marks: Marks | None = None,
+) -> list[int]:
+    """Returns the ids of a conversation, up to where the assistant is to answer.
+
+    Args:
+        messages: The turns.
+        tokenizer: The model's.
+        template: "lwm", Jinja source, or None for the model's own (LWM's where it has none).
+        add_generation_prompt: Whether the assistant is to answer.
+        marks: What stands around the frames of images and videos, if the model sees any.
+
+    Raises:
+        UserError: There is nothing to render, the template cannot, or there is an image that the
+            model cannot see.
+    """
+    said = [Message.of(message) for message in messages]
+    parts = chat_parts(
+        said, tokenizer, template=template, add_generation_prompt=add_generation_prompt
+    )
+    ids = np.asarray(tokenizer.encode_parts(parts), np.int32)
+    return insert_visions(ids, said, marks)[0].tolist()
+
+
+def chat_parts(
+    messages: Sequence[Message],
+    tokenizer: Tokenizer,
+    *,
+    template: str | None = None,
+    add_generation_prompt: bool = True,
+) -> list[str | int]:
+    """Returns a conversation as text and ids; vision n of it, from 0 on, stands there as -1 - n.
+
+    Raises:
+        UserError: See `render_chat`.
+    """
+    if not messages:
+        raise UserError("the conversation is empty: give at least one message")
+    template = template or tokenizer.chat_template or LWM
+    if template == LWM:
+        return _lwm_parts(messages, tokenizer, add_generation_prompt)
+    if "{" not in template:
+        raise UserError(f"unknown chat template {template!r}: give 'lwm' or Jinja source")
+    text = _render(messages, tokenizer, template, add_generation_prompt)
+    parts: list[str | int] = []
+    for part in tokenizer.split(text):
+        if isinstance(part, int):
+            parts.append(part)
+            continue
+        texts = _SHOWN.split(part.replace(_BREAK, ""))
+        pairs = enumerate(texts)
+        parts += [-1 - int(piece) if place % 2 else piece for place, piece in pairs if piece]
+    shown = [part for part in parts if isinstance(part, int) and part < 0]
+    if shown != [-1 - n for n in range(sum(len(message.visions) for message in messages))]:
+        raise UserError("the chat template does not write each image once, in order; use 'lwm'")
+    return parts
+
+
+def insert_visions(
+    ids: Int[np.ndarray, " n"], messages: Sequence[Message], marks: Marks | None
+) -> tuple[Int[np.ndarray, " m"], Int[np.ndarray, " n"]]:
+    """Puts images and videos where -1 - n stands for the n-th of a conversation.
+
+    Returns:
+        The ids, and how many of them each of the given ones became.
+
+    Raises:
+        UserError: The model sees none, or a code is not in its codebook.
+    """
+    visions = [vision for message in messages for vision in message.visions]
+    counts = np.ones(len(ids), np.int64)
+    if not visions:
+        return ids, counts
+    if marks is None:
+        raise UserError("a message holds a picture, but the model reads no vision")
+    runs: list[np.ndarray] = []
+    end = 0
+    for place in np.flatnonzero(ids < 0):
+        wrapped = marks.wrap(visions[-1 - ids[place]].codes)
+        runs += [ids[end:place], wrapped]
+        counts[place], end = len(wrapped), place + 1
+    return np.concatenate([*runs, ids[end:]]), counts
+
+
+class _Written:
+    """Text and ids on their way: neighbouring texts are one, and visions are numbered."""
+
+    def __init__(self, *start: str | int | None):
+        self.parts: list[str | int] = [part for part in start if part is not None]
+        self._count = 0
+
+    def say(self, text: str) -> None:
+        if self.parts and isinstance(self.parts[-1], str):
+            text = self.parts.pop() + text  # type: ignore[operator]
+        self.parts += [text] if text else []
+
+    def show(self) -> None:
+        """Adds a vision; what ends in a role's colon or in a line is not parted from it."""
+        if self.parts and isinstance(self.parts[-1], str):
+            self.parts[-1] = self.parts[-1].rstrip(" ")
+        self._count += 1
+        self.parts.append(-self._count)
+
+    def end(self, token: int | None) -> None:
+        self.parts += [] if token is None else [token]
+
+
+def _lwm_parts(
+    messages: Sequence[Message], tokenizer: Tokenizer, add_generation_prompt: bool
+) -> list[str | int]:
+    """Returns LWM's format, with each answer ended by `</s>`.
+
+    LWM published the prompt of one turn only. Its loader ends an example with `</s>` and encodes
+    what follows one as a text of its own, which is Vicuna's format; that is what is done here. As
+    in its script for chats about video, a question stands on a line of its own before what it is
+    about.
+    """
+    written = _Written(tokenizer.bos_id)
+    turns = list(messages)
+    system = _only_text(turns.pop(0)) if turns[0].role == "system" else LWM_SYSTEM
+    written.say(f"{system} " if system else "")
+    for turn in turns:
+        if turn.role not in ("user", "assistant"):
+            raise UserError(f"LWM's format has no {turn.role} message after the first")
+        written.say("USER: " if turn.role == "user" else "ASSISTANT: ")
+        for part in _laid_out(turn):
+            written.show() if isinstance(part, Vision) else written.say(part)
+        if turn.role == "user":
+            written.say(" ")
+        else:
+            written.end(tokenizer.eos_id)
+    if add_generation_prompt:
+        written.say("ASSISTANT:")
+    if written.parts and isinstance(written.parts[-1], str):
+        written.parts[-1] = written.parts[-1].rstrip(" ")
+    return [part for part in written.parts if part != ""]
+
+
+def _laid_out(turn: Message) -> Iterator[Part]:
+    """Yields the parts of a turn; what a user asks stands on a line of its own before a picture.
+
+    Texts side by side are one: in two pieces, the name of a special token would not be found.
+    """
+    text = ""
+    for part in turn.parts:
+        if isinstance(part, str):
+            text += part
+            continue
+        if turn.role == "user" and text and not text[-1].isspace():
+            text += "\n"
+        if text:
+            yield text
+        yield part
+        text = ""
+    if text:
+        yield text
+
+
+def _only_text(message: Message) -> str:
+    if message.visions:
+        raise UserError(f"a {message.role} message holds text only, in LWM's format")
+    return message.text
+
+
+def _render(
+    messages: Sequence[Message],
+    tokenizer: Tokenizer,
+    template: str,
+    add_generation_prompt: bool,
+) -> str:
+    names = {"bos_token": tokenizer.bos_id, "eos_token": tokenizer.eos_id}
+    named = {name: tokenizer.text_of(i) for name, i in names.items() if i is not None}
+    shown, count = [], 0
+    for message in messages:
+        content = ""
+        for part in _laid_out(message):
+            if isinstance(part, Vision):
+                content += f"\ufdd2{count}\ufdd3"
+                count += 1
+            else:
+                content += _broken(part, tokenizer)
+        shown.append({"role": message.role, "content": content})
+    compiled = _compile(template)
+    try:
+        return compiled.render(
+            messages=shown,
+            add_generation_prompt=add_generation_prompt,
+            tools=None,
+            documents=None,
+            pad_token=tokenizer.text_of(tokenizer.pad_id),
+            **named,
+        )
+    except Exception as error:  # a template is a program of the model's author
+        raise UserError(f"the chat template cannot render this conversation: {error}") from None
+
+
+def _broken(content: str, tokenizer: Tokenizer) -> str:
+    content = _RESERVED.sub("\ufffd", content)
+    pattern = tokenizer.backend.special_pattern
+    if pattern is None:
+        return content
+    return pattern.sub(lambda match: _BREAK.join(match[0]), content)
+
+
+@functools.lru_cache(maxsize=16)
+def _compile(template: str) -> Any:
+    import jinja2
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols", _generation()]
+    )
+    environment.filters["tojson"] = _tojson
+    offered = {"raise_exception": _raise, "strftime_now": _now}
+    try:
+        return environment.from_string(template, globals=offered)
+    except jinja2.TemplateSyntaxError as error:
+        raise UserError(f"the chat template is not valid Jinja: {error}") from None
+
+
+def _tojson(value: Any, ensure_ascii: bool = False, indent: int | None = None, **rest: Any) -> str:
+    """Write JSON as it is: Jinja's own filter would escape HTML."""
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, **rest)
+
+
+def _raise(message: str) -> None:
+    from jinja2.exceptions import TemplateError
+
+    raise TemplateError(message)
+
+
+def _now(form: str) -> str:
+    return datetime.now().strftime(form)
+
+
+def _generation() -> type:
+    """Returns the extension for `{% generation %}`, with which templates mark what is learnt."""
+    from jinja2 import nodes
+    from jinja2.ext import Extension
+
+    class Generation(Extension):
+        tags = {"generation"}  # noqa: RUF012 (how Jinja declares them)
+
+        def parse(self, parser: Any) -> Any:
+            line = next(parser.stream).lineno
+            body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+            return nodes.Scope(body, lineno=line)
+
+    return Generation

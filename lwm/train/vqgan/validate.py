@@ -1,0 +1,150 @@
+"""What a VQGAN makes of frames that it never learnt: how near, with how many codes, how it looks.
+
+PSNR is 10 log10(255² / MSE) in dB, of frames of bytes. The plain one is the mean over frames of
+each one's, as is usual; the pooled one, of the mean error, is the lower.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import PartitionSpec as P
+from jaxtyping import Bool, Float, UInt8
+
+from lwm.media.limits import colour
+from lwm.media.write import contact_sheet, write_image
+from lwm.sharding import make_mesh, on_mesh
+from lwm.train.vqgan.perceptual import LPIPS, frechet_distance, summaries
+from lwm.vqgan.model import VQGAN, decode_frames, encode_frames
+
+_TOGETHER = 16
+_COLUMNS = 8
+
+Pixels = UInt8[np.ndarray, "N H W 3"]
+
+
+class HeldOutFrames:
+    """Frames of one set, and what is made of them."""
+
+    def __init__(
+        self, frames: Pixels, *, background: str = "white", lpips: LPIPS | None = None
+    ) -> None:
+        """Keeps frames.
+
+        Args:
+            frames: All of them, on every process.
+            background: The colour of pixels that nothing is drawn on.
+            lpips: The network whose features tell how alike two sets look, if it is installed.
+                It is left out where frames are too small for it.
+        """
+        self.frames = frames
+        self._lpips = lpips if lpips and min(frames.shape[1:3]) >= lpips.smallest else None
+        self._drawn = np.any(frames != np.asarray(colour(background), np.uint8), axis=-1)
+
+    def measure(self, model: VQGAN) -> tuple[dict[str, Any], Pixels]:
+        """Returns plain values for a log, and the frames decoded from their codes."""
+        codes = encode_frames(model, self.frames, batch=_TOGETHER)
+        decoded = _bytes(decode_frames(model, codes, batch=_TOGETHER))
+        used = len(np.unique(codes)) / model.config.codes
+        scores = describe(self.frames, decoded, self._drawn)
+        scores |= {"frames": len(self.frames), "codes_used": used}
+        if self._lpips is not None:
+            scores |= by_features(self._lpips, self.frames, decoded)
+        return scores, decoded
+
+    def sheet(self, decoded: Pixels, count: int) -> UInt8[np.ndarray, "R S 3"]:
+        """Returns some frames, evenly over the set, each row of them above what came back."""
+        chosen = np.linspace(0, len(decoded) - 1, min(count, len(decoded))).astype(int)
+        shown: list[Pixels] = []
+        for start in range(0, len(chosen), _COLUMNS):
+            row = chosen[start : start + _COLUMNS]
+            blank = [np.full_like(decoded[0], 255)] * (_COLUMNS - len(row))
+            for frames in (self.frames, decoded):
+                shown += [*frames[row], *blank]
+        return contact_sheet(shown, _COLUMNS)
+
+
+def describe(frames: Pixels, decoded: Pixels, drawn: Bool[np.ndarray, "N H W"]) -> dict[str, float]:
+    """Returns PSNR over all pixels, and over those that something is drawn on (`foreground`).
+
+    The latter is NaN where nothing is drawn on any frame.
+    """
+    errors = np.mean(np.square(frames.astype(np.float64) - decoded), axis=-1)
+    sums, counts = (errors * drawn).sum((1, 2)), drawn.sum((1, 2))
+    there = counts > 0
+    scores = {
+        "psnr": np.mean(_psnr(errors.mean((1, 2)))),
+        "psnr_pooled": _psnr(errors.mean()),
+        "psnr_foreground": np.nan,
+        "psnr_foreground_pooled": np.nan,
+    }
+    if there.any():
+        scores["psnr_foreground"] = np.mean(_psnr(sums[there] / counts[there]))
+        scores["psnr_foreground_pooled"] = _psnr(sums.sum() / counts.sum())
+    return {name: float(score) for name, score in scores.items()}
+
+
+def measure_frames(
+    sets: Mapping[str, HeldOutFrames], model: VQGAN, sheet: Path, *, count: int
+) -> dict[str, Any]:
+    """Measures each of several sets, and draws a contact sheet of each.
+
+    Args:
+        sets: By name.
+        model: Whole on each device of the mesh in use.
+        sheet: The picture; the set's name comes before its own.
+        count: Frames on a sheet.
+    """
+    found = {}
+    model = _held_here(model)
+    for name, held_out in sets.items():
+        found[name], decoded = held_out.measure(model)
+        if count and jax.process_index() == 0:
+            write_image(sheet.with_name(f"{name}-{sheet.name}"), held_out.sheet(decoded, count))
+    return found
+
+
+def _held_here(model: VQGAN) -> VQGAN:
+    """Returns the model on the devices of this process alone: each one looks at all frames."""
+    if jax.process_count() == 1:
+        return model
+    devices = [shard.device for shard in model.quantizer.codebook.addressable_shards]
+    own = make_mesh(f"{len(devices)},1,1,1", devices)
+
+    def held(leaf: jax.Array) -> jax.Array:
+        parts = [shard.data for shard in leaf.addressable_shards]
+        return jax.make_array_from_single_device_arrays(leaf.shape, on_mesh(own, P()), parts)
+
+    return jax.tree.map(held, model)
+
+
+def _psnr(error: Any) -> Any:
+    # Frames that come back to the byte would be infinitely near; an eighth of a level is enough.
+    return 10 * np.log10(255**2 / np.maximum(error, 1 / 64))
+
+
+def _bytes(frames: Float[np.ndarray, "N H W C"]) -> Pixels:
+    return np.clip(np.round((frames + 1) * 127.5), 0, 255).astype(np.uint8)
+
+
+def by_features(lpips: LPIPS, frames: Pixels, decoded: Pixels) -> dict[str, float]:
+    """Returns the mean LPIPS, and of more than one frame the Fréchet distance by its features."""
+    distances, one, two = [], [], []
+    for start in range(0, len(frames), _TOGETHER):
+        a, b = (
+            x[start : start + _TOGETHER].astype(np.float32) / 127.5 - 1 for x in (frames, decoded)
+        )
+        distances.append(_distance(lpips, a, b))
+        one.append(summaries(lpips, a))
+        two.append(summaries(lpips, b))
+    scores = {"lpips": float(np.mean(np.concatenate(distances)))}
+    if len(frames) > 1:
+        scores["frechet_lpips"] = frechet_distance(np.concatenate(one), np.concatenate(two))
+    return scores
+
+
+@jax.jit
+def _distance(lpips: LPIPS, some: Any, others: Any) -> Any:
+    return lpips(some, others)

@@ -1,0 +1,289 @@
+"""VQGANs on disk: the pickle that LWM was released with, and a folder of safetensors of ours."""
+
+import contextlib
+import dataclasses
+import errno
+import json
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.random as jr
+import ml_dtypes
+import numpy as np
+from jax.sharding import Mesh, PartitionSpec as P
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from lwm.convert.huggingface import VQGAN_WEIGHTS as WEIGHTS, read_json
+from lwm.convert.weights import dotted
+from lwm.errors import UserError, is_full_disk
+from lwm.files import ASSETS
+from lwm.formats.pickles import read_pickle
+from lwm.model.config import Dtype
+from lwm.sharding import make_mesh, on_mesh
+from lwm.vqgan.config import VQGANConfig
+from lwm.vqgan.model import VQGAN
+
+CONFIG, ORIGINAL = "vqgan.json", "vqgan"
+"""What a folder of ours has beside the weights, and the pickle in a folder of LWM's."""
+
+# Ours by Flax's: first the modules, then the parts of a residual block, then the arrays. A `*` is
+# a number. Flax counts the levels of the decoder in the order in which they run, as we do.
+MODULES = {
+    "encoder.conv_in": "encoder/Conv_0",
+    "encoder.levels.*.blocks.*": "encoder/DownsamplingBlock_*/ResnetBlock_*",
+    "encoder.levels.*.resample": "encoder/DownsamplingBlock_*/Downsample_0/Conv_0",
+    "encoder.middle.*": "encoder/MidBlock_0/ResnetBlock_*",
+    "encoder.norm": "encoder/GroupNorm_0",
+    "encoder.conv_out": "encoder/Conv_1",
+    "to_code": "quant_conv",
+    "quantizer": "quantize",
+    "from_code": "post_quant_conv",
+    "decoder.conv_in": "decoder/Conv_0",
+    "decoder.middle.*": "decoder/MidBlock_0/ResnetBlock_*",
+    "decoder.levels.*.blocks.*": "decoder/UpsamplingBlock_*/ResnetBlock_*",
+    "decoder.levels.*.resample": "decoder/UpsamplingBlock_*/Upsample_0/Conv_0",
+    "decoder.norm": "decoder/GroupNorm_0",
+    "decoder.conv_out": "decoder/Conv_1",
+}
+PARTS = {
+    "": "",
+    ".norm1": "/GroupNorm_0",
+    ".conv1": "/Conv_0",
+    ".norm2": "/GroupNorm_1",
+    ".conv2": "/Conv_1",
+    ".shortcut": "/Conv_2",
+}
+ARRAYS = {
+    ".kernel": "/kernel",
+    ".bias": "/bias",
+    ".weight": "/scale",
+    ".codebook": "/embeddings",
+}
+NAMES = {
+    module + part + array: flax_module + flax_part + flax_array
+    for module, flax_module in MODULES.items()
+    for part, flax_part in PARTS.items()
+    for array, flax_array in ARRAYS.items()
+}
+
+
+SHIPPED = ASSETS / "vqgan-64"
+"""The VQGAN that comes with the package, known by the name of its folder."""
+
+
+def find_shipped(path: str | Path) -> Path:
+    """Returns the folder of a VQGAN that is named and comes with the package; else `path`."""
+    path = Path(path)
+    return SHIPPED if path == Path(SHIPPED.name) and not path.exists() else path
+
+
+def flax_name(path: str) -> str:
+    """Returns Flax's name of a weight of ours, such as `decoder.levels.0.resample.kernel`."""
+    numbers = iter(re.findall(r"(?<=\.)\d+(?=\.)", path))
+    name = NAMES[re.sub(r"(?<=\.)\d+(?=\.)", "*", path)]
+    return re.sub(r"\*", lambda _: next(numbers), name)
+
+
+def read_vqgan(
+    path: str | Path,
+    *,
+    mesh: Mesh | None = None,
+    dtype: Dtype | None = None,
+    resolution: int | None = None,
+) -> VQGAN:
+    """Reads LWM's pickle, a folder that holds it as `vqgan`, or a folder that `save_vqgan` wrote.
+
+    The pickle says nothing of its shape, which is taken from its tensors. Weights are stored as
+    they are in the file, in float32 or bfloat16.
+
+    Args:
+        path: The file or folder; `vqgan-64` is the one that comes with the package.
+        mesh: Gets the weights, whole on each device; None for the first device alone.
+        dtype: What to compute in; None for what a folder of ours says, else float32.
+        resolution: Pixels along a side; None for what a folder of ours says, else sixteen codes
+            a side, as LWM has.
+
+    Raises:
+        UserError: There is no VQGAN, or its tensors are missing, unexpected or misshapen.
+    """
+    path = find_shipped(path)
+    if path.is_dir() and not (path / CONFIG).is_file() and (path / ORIGINAL).is_file():
+        path = path / ORIGINAL
+    read = _read_folder if path.is_dir() else _read_original
+    config, arrays = read(path)
+    changes = {"dtype": dtype, "resolution": resolution}
+    config = _config(path, **dataclasses.asdict(config) | {k: v for k, v in changes.items() if v})
+    return _build(path, config, arrays, mesh or make_mesh(), flat=not path.is_dir())
+
+
+def save_vqgan(model: VQGAN, folder: Path, *, dtype: Dtype | None = None) -> None:
+    """Writes `vqgan.safetensors` and `vqgan.json` into a folder, beside what else it holds.
+
+    Args:
+        model: On any mesh of one process.
+        folder: Is made; a VQGAN that was there before is replaced.
+        dtype: What the weights are stored in; None for what they are in.
+
+    Raises:
+        UserError: The folder cannot be written.
+    """
+    folder = Path(folder)
+    leaves = jax.tree.leaves_with_path(model)
+    tensors = {dotted(path): np.asarray(leaf, dtype or leaf.dtype) for path, leaf in leaves}
+    text = json.dumps(model.config.to_json(), indent=2) + "\n"
+    partial = folder / f".{WEIGHTS}.partial"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        save_file(tensors, partial)
+        # The library hides its files from all but their owner.
+        (folder / CONFIG).write_text(text, encoding="utf-8")
+        shutil.copymode(folder / CONFIG, partial)
+        os.replace(partial, folder / WEIGHTS)
+    except (OSError, SafetensorError) as error:
+        with contextlib.suppress(OSError):
+            partial.unlink()
+        fault = os.strerror(errno.ENOSPC) if is_full_disk(error) else error
+        raise UserError(f"{folder} cannot be written ({fault}); choose another folder") from None
+
+
+def to_flax(model: VQGAN) -> dict[str, Any]:
+    """Returns the weights as the nested dict that the original pickles, in float32."""
+    tree: dict[str, Any] = {}
+    for path, leaf in jax.tree.leaves_with_path(model):
+        *above, last = flax_name(dotted(path)).split("/")
+        inner = tree
+        for name in above:
+            inner = inner.setdefault(name, {})
+        inner[last] = np.asarray(leaf, np.float32)
+    return tree
+
+
+Read = Callable[[], np.ndarray]
+_Arrays = dict[str, tuple[tuple[int, ...], Read]]
+"""By name, the shape of each array and how to read it."""
+
+
+def _read_folder(folder: Path) -> tuple[VQGANConfig, _Arrays]:
+    values = read_json(folder / CONFIG)
+    try:
+        config = VQGANConfig.from_json(values)
+    except ValueError as error:
+        raise UserError(f"{folder / CONFIG}: {error}; save the VQGAN again") from None
+    path = folder / WEIGHTS
+    if not path.is_file():
+        raise UserError(f"{path} is missing; save the VQGAN again")
+    try:
+        with safe_open(path, "numpy") as file:
+            shapes = {name: tuple(file.get_slice(name).get_shape()) for name in sorted(file.keys())}
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{path} is damaged ({error}); fetch it again") from None
+
+    def read(name: str) -> np.ndarray:
+        with safe_open(path, "numpy") as file:
+            return file.get_tensor(name)
+
+    return config, {name: (shape, lambda n=name: read(n)) for name, shape in shapes.items()}
+
+
+def _read_original(path: Path) -> tuple[VQGANConfig, _Arrays]:
+    if not path.is_file():
+        raise UserError(f"{path} does not exist; give LWM's vqgan file, or a folder that holds one")
+    arrays: dict[str, np.ndarray] = {}
+    for name, value in _flat(read_pickle(path)):
+        if not isinstance(value, np.ndarray) or value.dtype.kind not in "fV":
+            raise UserError(f"{path} holds {name or 'something'} that is no array of weights")
+        arrays[name] = value
+    config = _infer(path, {name: array.shape for name, array in arrays.items()})
+    return config, {name: (array.shape, lambda a=array: a) for name, array in arrays.items()}
+
+
+def _flat(tree: Any, above: str = "") -> Iterator[tuple[str, Any]]:
+    if not isinstance(tree, Mapping):
+        yield above, tree
+        return
+    for name, inner in tree.items():
+        yield from _flat(inner, f"{above}/{name}" if above else str(name))
+
+
+def _infer(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> VQGANConfig:
+    """Takes the shape of the model from some of its tensors."""
+
+    def size(name: str, axis: int) -> int:
+        shape = shapes.get(name, ())
+        if len(shape) <= axis % 4:
+            raise UserError(
+                f"{path} is no VQGAN of LWM's kind: {name} is missing or misshapen; "
+                f"it holds {_few(list(shapes)) or 'no array'}"
+            )
+        return shape[axis]
+
+    down = "encoder/DownsamplingBlock_"
+    levels = {match[1] for name in shapes if (match := re.match(rf"{down}(\d+)/", name))}
+    blocks = {match[1] for name in shapes if (match := re.match(rf"{down}0/Res\w+_(\d+)/", name))}
+    hidden = size("encoder/Conv_0/kernel", 3)
+    widths = [size(f"{down}{i}/ResnetBlock_0/Conv_1/kernel", 3) for i in range(len(levels))]
+    return _config(
+        path,
+        resolution=16 * 2 ** max(len(levels) - 1, 0),
+        channels=size("encoder/Conv_0/kernel", 2),
+        hidden=hidden,
+        multipliers=tuple(width // max(hidden, 1) for width in widths),
+        res_blocks=len(blocks),
+        z_channels=size("encoder/Conv_1/kernel", 3),
+        codes=size("quantize/embeddings", 0),
+        code_dim=size("quantize/embeddings", 1),
+    )
+
+
+def _config(path: Path, **values: Any) -> VQGANConfig:
+    try:
+        return VQGANConfig(**values)
+    except ValueError as error:
+        raise UserError(f"{path} is no VQGAN that can be run: {error}") from None
+
+
+def _build(path: Path, config: VQGANConfig, arrays: _Arrays, mesh: Mesh, *, flat: bool) -> VQGAN:
+    made = jax.eval_shape(lambda: VQGAN.init(config, key=jr.key(0)))
+    leaves, tree = jax.tree.flatten_with_path(made)
+    wanted = {dotted(p): leaf.shape for p, leaf in leaves}
+    names = {ours: flax_name(ours) if flat else ours for ours in wanted}
+    _require_same(
+        path,
+        {name: shape for name, (shape, _) in arrays.items()},
+        {names[ours]: shape for ours, shape in wanted.items()},
+    )
+    placed = []
+    for ours in wanted:
+        # Taken out, so that an array is not held twice once it is on its devices.
+        array = arrays.pop(names[ours])[1]()
+        if array.dtype not in (np.float32, ml_dtypes.bfloat16):
+            array = array.astype(np.float32)
+        placed.append(jax.device_put(array, on_mesh(mesh, P())))
+    return jax.tree.unflatten(tree, placed)
+
+
+def _require_same(path: Path, found: Mapping[str, tuple], wanted: Mapping[str, tuple]) -> None:
+    misshapen = [
+        f"{name} {found[name]} instead of {shape}"
+        for name, shape in wanted.items()
+        if name in found and found[name] != shape
+    ]
+    faults = {
+        "missing": [name for name in wanted if name not in found],
+        "unexpected": [name for name in found if name not in wanted],
+        "misshapen": misshapen,
+    }
+    told = [f"{word}: {_few(names)}" for word, names in faults.items() if names]
+    if told:
+        raise UserError(f"{path} holds another model than a VQGAN of its sizes; {'; '.join(told)}")
+
+
+def _few(names: list[str]) -> str:
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return ", ".join(names[:3]) + more

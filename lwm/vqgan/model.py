@@ -1,0 +1,318 @@
+"""A VQGAN: frames to codes of a learned codebook, and back (Esser et al. 2021, arXiv 2012.09841).
+
+Letters of shapes: B frames, H × W pixels, h × w codes, C channels, E width of a code, K codes.
+"""
+
+import functools
+from collections.abc import Callable, Iterator
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
+from jaxtyping import Array, Float, Int, PRNGKeyArray, UInt8
+
+from lwm.errors import UserError
+from lwm.sharding import AXES, make_mesh, manual, on_mesh
+from lwm.vqgan.config import VQGANConfig
+from lwm.vqgan.layers import Conv, GroupNorm, ResBlock
+
+SEARCHED = 1 << 22
+"""Distances from latents to codes that exist at a time, at most, unless the batch is larger."""
+
+AT_ONCE = 256 * 256
+"""Pixels that a processor takes at a time, at most, unless a frame has more: it is a sixth faster
+where memory is used again soon, and needs less of it."""
+
+
+class Level(eqx.Module):
+    """Blocks of one resolution, and the convolution on the way to the next one if there is any."""
+
+    blocks: tuple[ResBlock, ...]
+    resample: Conv | None
+
+    @classmethod
+    def init(
+        cls, inputs: int, outputs: int, blocks: int, *, last: bool, key: PRNGKeyArray
+    ) -> "Level":
+        """Changes the number of channels in the first block."""
+        *keys, key = jr.split(key, blocks + 1)
+        sizes = [inputs] + [outputs] * (blocks - 1)
+        return cls(
+            tuple(ResBlock.init(i, outputs, key=k) for i, k in zip(sizes, keys, strict=True)),
+            None if last else Conv.init(outputs, outputs, key=key),
+        )
+
+    def __call__(self, x: Float[Array, "B H W I"]) -> Float[Array, "B H W O"]:
+        """Runs the blocks alone."""
+        for block in self.blocks:
+            x = block(x)
+        return x
+
+
+class Encoder(eqx.Module):
+    """Pixels to `z_channels`; each level but the last halves the sides."""
+
+    conv_in: Conv
+    levels: tuple[Level, ...]
+    middle: tuple[ResBlock, ResBlock]
+    norm: GroupNorm
+    conv_out: Conv
+
+    @classmethod
+    def init(cls, config: VQGANConfig, *, key: PRNGKeyArray) -> "Encoder":
+        """Draws all weights."""
+        first, last, one, two, *keys = jr.split(key, 4 + len(config.widths))
+        sizes = zip((config.hidden, *config.widths), config.widths, keys, strict=False)
+        top = config.widths[-1]
+        return cls(
+            conv_in=Conv.init(config.channels, config.hidden, key=first),
+            levels=tuple(
+                Level.init(i, o, config.res_blocks, last=key is keys[-1], key=key)
+                for i, o, key in sizes
+            ),
+            middle=(ResBlock.init(top, top, key=one), ResBlock.init(top, top, key=two)),
+            norm=GroupNorm.init(top),
+            conv_out=Conv.init(top, config.z_channels, key=last),
+        )
+
+    def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B h w Z"]:
+        """Maps each frame by itself."""
+        x = self.conv_in(x)
+        for level in self.levels:
+            x = level(x)
+            if level.resample is not None:
+                x = level.resample.halved(x)
+        for block in self.middle:
+            x = block(x)
+        return self.conv_out(self.norm.gated(x))
+
+
+class Decoder(eqx.Module):
+    """`z_channels` to pixels; its levels stand in the order in which they run."""
+
+    conv_in: Conv
+    middle: tuple[ResBlock, ResBlock]
+    levels: tuple[Level, ...]
+    norm: GroupNorm
+    conv_out: Conv
+
+    @classmethod
+    def init(cls, config: VQGANConfig, *, key: PRNGKeyArray) -> "Decoder":
+        """Draws all weights."""
+        first, last, one, two, *keys = jr.split(key, 4 + len(config.widths))
+        widths = config.widths[::-1]
+        top = widths[0]
+        return cls(
+            conv_in=Conv.init(config.z_channels, top, key=first),
+            middle=(ResBlock.init(top, top, key=one), ResBlock.init(top, top, key=two)),
+            levels=tuple(
+                Level.init(i, o, config.res_blocks + 1, last=key is keys[-1], key=key)
+                for i, o, key in zip((top, *widths), widths, keys, strict=False)
+            ),
+            norm=GroupNorm.init(config.widths[0]),
+            conv_out=Conv.init(config.widths[0], config.channels, key=last),
+        )
+
+    def __call__(self, x: Float[Array, "B h w Z"]) -> Float[Array, "B H W C"]:
+        """Maps each frame by itself."""
+        x = self.conv_in(x)
+        for block in self.middle:
+            x = block(x)
+        for level in self.levels:
+            x = level(x)
+            if level.resample is not None:
+                x = level.resample.doubled(x)
+        return self.conv_out(self.norm.gated(x))
+
+
+class Quantizer(eqx.Module):
+    """The codebook."""
+
+    codebook: Float[Array, "K E"]
+
+    @classmethod
+    def init(cls, config: VQGANConfig, *, key: PRNGKeyArray) -> "Quantizer":
+        """Draws codes near 0."""
+        most = 1 / config.codes
+        return cls(jr.uniform(key, (config.codes, config.code_dim), minval=-most, maxval=most))
+
+    def nearest(self, latents: Float[Array, "B h w E"]) -> Int[Array, "B h w"]:
+        """Returns the code nearest to each latent, in float32; of equally near ones the first."""
+        batch, height, width, dim = latents.shape
+        codebook = self.codebook.astype(jnp.float32)
+        squares = jnp.sum(jnp.square(codebook), axis=1)
+
+        def search(part: Float[Array, "B n E"]) -> Int[Array, "B n"]:
+            products = jnp.einsum("bne,ke->bnk", part, codebook, precision="highest")
+            return jnp.argmin(squares - 2 * products, axis=-1).astype(jnp.int32)
+
+        count = height * width
+        pieces = min(count, -(-batch * count * len(codebook) // SEARCHED))
+        while count % pieces:
+            pieces += 1
+        flat = latents.astype(jnp.float32).reshape(batch, count, dim)
+        cut = jnp.moveaxis(flat.reshape(batch, pieces, -1, dim), 1, 0)
+        found = jnp.moveaxis(jax.lax.map(search, cut), 0, 1)
+        return found.reshape(batch, count).reshape(batch, height, width)
+
+    def vectors(self, codes: Int[Array, "B h w"]) -> Float[Array, "B h w E"]:
+        """Returns the vector of each code; NaN for a code that there is not."""
+        there = jax.typeof(codes).sharding
+        where = NamedSharding(there.mesh, P(*there.spec, None))
+        return self.codebook.at[codes].get(mode="fill", fill_value=jnp.nan, out_sharding=where)
+
+
+class VQGAN(eqx.Module):
+    """Frames of any size that divides, in [-1, 1], to codes and back.
+
+    Each frame is its own: frames may be sharded over any axes of the mesh. The parts are separate,
+    as training needs them: it goes from `latents` to `pixels` past the choice of codes.
+    """
+
+    encoder: Encoder
+    to_code: Conv
+    quantizer: Quantizer
+    from_code: Conv
+    decoder: Decoder
+    config: VQGANConfig = eqx.field(static=True)
+
+    @classmethod
+    def init(cls, config: VQGANConfig, *, key: PRNGKeyArray) -> "VQGAN":
+        """Draws all weights, which are whole on each device."""
+        encoder, into, book, out, decoder = jr.split(key, 5)
+        return cls(
+            encoder=Encoder.init(config, key=encoder),
+            to_code=Conv.init(config.z_channels, config.code_dim, 1, key=into),
+            quantizer=Quantizer.init(config, key=book),
+            from_code=Conv.init(config.code_dim, config.z_channels, 1, key=out),
+            decoder=Decoder.init(config, key=decoder),
+            config=config,
+        )
+
+    def latents(self, pixels: Float[Array, "B H W C"]) -> Float[Array, "B h w E"]:
+        """Returns what is to be replaced by codes, in float32.
+
+        Raises:
+            UserError: The size of the frames does not divide.
+        """
+        self.config.grid(*pixels.shape[1:3])
+        encoded = self.encoder(pixels.astype(self.config.dtype))
+        return self.to_code(encoded.astype(jnp.float32))
+
+    def quantize(self, latents: Float[Array, "B h w E"]) -> Int[Array, "B h w"]:
+        """Returns the nearest codes."""
+        return self.quantizer.nearest(latents)
+
+    def encode(self, pixels: Float[Array, "B H W C"]) -> Int[Array, "B h w"]:
+        """Returns the codes of frames in [-1, 1].
+
+        Raises:
+            UserError: See `latents`.
+        """
+        return self.quantize(self.latents(pixels))
+
+    def pixels(self, vectors: Float[Array, "B h w E"]) -> Float[Array, "B H W C"]:
+        """Returns frames of vectors of codes, in float32 and not clipped."""
+        return self.decoder(self.from_code(vectors.astype(self.config.dtype))).astype(jnp.float32)
+
+    def decode(self, codes: Int[Array, "B h w"]) -> Float[Array, "B H W C"]:
+        """Returns frames in [-1, 1], in float32."""
+        return jnp.clip(self.pixels(self.quantizer.vectors(codes)), -1, 1)
+
+
+def encode_frames(
+    model: VQGAN,
+    frames: UInt8[np.ndarray, "N H W C"] | Float[np.ndarray, "N H W C"],
+    *,
+    batch: int = 4,
+) -> Int[np.ndarray, "N h w"]:
+    """Encodes any number of frames, spread over all devices of the mesh that the model is on.
+
+    Args:
+        model: Its weights are whole on each device.
+        frames: Bytes, or numbers in [-1, 1].
+        batch: Frames of each device at a time.
+
+    Raises:
+        UserError: The frames are of a size that does not divide, or not in [-1, 1].
+    """
+    rows, columns = model.config.grid(*frames.shape[1:3])
+    codes = np.empty((len(frames), rows, columns), np.int32)
+    for at, part in _parts(frames, model, batch):
+        if part.dtype != np.uint8 and not np.abs(part).max() <= 1:
+            raise UserError("frames hold numbers outside [-1, 1]; give bytes, or scale them")
+        done = _spread(_encode_some, model, part)
+        codes[at : at + len(part)] = done[: len(frames) - at]
+    return codes
+
+
+def decode_frames(
+    model: VQGAN, codes: Int[np.ndarray, "N h w"], *, batch: int = 4
+) -> Float[np.ndarray, "N H W C"]:
+    """Decodes any number of frames; see `encode_frames`.
+
+    Raises:
+        UserError: A code is not in the codebook.
+    """
+    config = model.config
+    sides = [config.downsampling * side for side in codes.shape[1:]]
+    frames = np.empty((len(codes), *sides, config.channels), np.float32)
+    for at, part in _parts(codes, model, batch):
+        strange = part[(part < 0) | (part >= config.codes)]
+        if strange.size:
+            raise UserError(
+                f"{strange[0]} is no code of a codebook of {config.codes}; "
+                "give codes alone, without ends of frames"
+            )
+        done = _spread(VQGAN.decode, model, part.astype(np.int32))
+        frames[at : at + len(part)] = done[: len(codes) - at]
+    return frames
+
+
+def _parts(rows: np.ndarray, model: VQGAN, batch: int) -> Iterator[tuple[int, np.ndarray]]:
+    """Cuts rows into batches of one size, the last one filled up with zeros."""
+    devices = _mesh_of(model).size
+    assert batch > 0
+    step = devices * max(1, min(batch, -(-len(rows) // devices)))
+    for at in range(0, len(rows), step):
+        part = rows[at : at + step]
+        yield at, np.pad(part, [(0, step - len(part))] + [(0, 0)] * (rows.ndim - 1))
+
+
+def _spread(run: Callable[[VQGAN, Array], Array], model: VQGAN, rows: np.ndarray) -> np.ndarray:
+    mesh = _mesh_of(model)
+    with jax.set_mesh(mesh):
+        return np.asarray(_on_devices(run, model, jax.device_put(rows, on_mesh(mesh, P(AXES)))))
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _on_devices(run: Callable[[VQGAN, Array], Array], model: VQGAN, rows: Array) -> Array:
+    def in_turn(model: VQGAN, rows: Array) -> Array:
+        side = model.config.downsampling if rows.ndim == 3 else 1  # these are codes
+        pixels = side**2 * rows.shape[1] * rows.shape[2]
+        few = min(len(rows), max(1, AT_ONCE // pixels))
+        while len(rows) % few:
+            few -= 1
+        parts = rows.reshape(-1, few, *rows.shape[1:])
+        done = jax.lax.map(functools.partial(run, model), parts)
+        return done.reshape(-1, *done.shape[2:])
+
+    def local(model: VQGAN, rows: Array) -> Array:
+        return jax.lax.platform_dependent(model, rows, cpu=in_turn, default=run)
+
+    return manual(local, in_specs=(P(), P(AXES)), out_specs=P(AXES))(model, rows)
+
+
+def _encode_some(model: VQGAN, frames: Array) -> Array:
+    pixels = frames.astype(jnp.float32)
+    return model.encode(pixels / 127.5 - 1 if frames.dtype == jnp.uint8 else pixels)
+
+
+def _mesh_of(model: VQGAN) -> Mesh:
+    sharding = model.quantizer.codebook.sharding
+    if isinstance(sharding, NamedSharding) and isinstance(sharding.mesh, Mesh):
+        return sharding.mesh
+    return make_mesh(devices=list(sharding.device_set))

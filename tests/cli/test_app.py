@@ -1,0 +1,159 @@
+import os
+import subprocess
+import sys
+
+import jax
+import pytest
+
+from lwm.cli.app import main
+
+ENVIRONMENT = os.environ | {"COLUMNS": "100"}
+
+
+def lwm(*arguments, **changes):
+    return subprocess.run(
+        [sys.executable, "-c", "from lwm.cli.app import main; main()", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+        env=ENVIRONMENT | changes,
+        stdin=subprocess.DEVNULL,
+    )
+
+
+def test_help_and_import_need_no_jax():
+    code = (
+        "import sys, lwm, lwm.cli.app; assert not {'jax', 'numpy', 'tokenizers'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+    run = lwm("--help")
+    assert run.returncode == 0
+    for command in ("demo", "chat", "models"):
+        assert command in run.stdout
+
+
+def test_models_train_and_write_without_optional_packages():
+    """As on machines that only compute: no command line, no data formats, no server."""
+    absent = ["tyro", "grain", "array_record", "pyarrow", "datasets", "tensorboardX", "wandb"]
+    code = (
+        f"import sys; sys.modules |= dict.fromkeys({absent})\n"
+        "import lwm.train.run, lwm.recipes, lwm.generate.chat, lwm.loading, lwm.ops.ring"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+def test_public_names_can_be_had():
+    import lwm
+
+    for name in lwm.__all__:
+        assert getattr(lwm, name) is not None
+    assert set(lwm.__all__) == set(dir(lwm))
+    with pytest.raises(AttributeError, match="no attribute 'absent'"):
+        _ = lwm.absent
+
+
+def test_models_lists_where_each_is(tmp_path):
+    run = lwm("models", LWM_CACHE=str(tmp_path), HF_HOME=str(tmp_path))
+    assert run.returncode == 0
+    lines = run.stdout.splitlines()
+    assert len(lines) == 1 + 13
+    assert lines[1].split() == ["smollm2-135m-instruct", "text", "8K", "1.0e5", "Apache-2.0", "-"]
+
+
+def test_letters_that_a_terminal_lacks_are_replaced(tmp_path):
+    folder = tmp_path / "modèles" / "LWM-Text-128K"
+    folder.mkdir(parents=True)
+    for name in ("params", "tokenizer.model"):
+        (folder / name).touch()
+    run = lwm("models", LWM_CACHE=str(folder.parent), PYTHONIOENCODING="ascii")
+    assert run.returncode == 0, run.stderr
+    assert "mod?les/LWM-Text-128K" in run.stdout
+
+
+def test_a_reader_that_goes_is_no_fault():
+    theirs, ours = os.pipe()
+    os.close(theirs)
+    code = "from lwm.cli.app import main; main()"
+    run = subprocess.run(
+        [sys.executable, "-c", code, "models"], stdout=ours, stderr=subprocess.PIPE, check=False
+    )
+    os.close(ours)
+    assert (run.returncode, run.stderr) == (1, b"")
+
+
+ASK = ["chat", "smollm2-135m-instruct", "Hi"]
+MISTAKES = {
+    "missing file": (["chat", "{tmp}/none.gguf", "Hi"], "none.gguf does not exist"),
+    "unknown name": (["chat", "smolm2-135m-instruct", "Hi"], "did you mean smollm2-135m-instruct"),
+    "no model": (["chat", "{tmp}/binary", "Hi"], "is no model"),
+    "empty folder": (["chat", "{tmp}/empty", "Hi"], "neither config.json nor params"),
+    "truncated": (["chat", "{tmp}/cut.gguf", "Hi"], "cut.gguf is truncated"),
+    "unreachable hub": (["chat", "someone/model", "Hi"], "someone/model"),
+    "LWM's model": (["chat", "LWM-Text-1M", "Hi"], "LargeWorldModel/LWM-Text-1M-Jax is not in"),
+    "no parameters": (["chat", "params::{tmp}/none", "Hi"], "none is no file; give that of LWM's"),
+    "no folder to write": (["convert", "{tmp}/empty", "{tmp}/new"], "holds no model"),
+    "plan": (["plan", "LWM-Text-1M", "--mesh", "1,1,3,1"], "which does not divide by tp 3"),
+    "missing document": ([*ASK, "--document", "{tmp}/none"], "none does not exist"),
+    "binary document": ([*ASK, "--document", "{tmp}/binary"], "UTF-8"),
+    "unwritable folder": (["demo", "--out", "{tmp}/binary/below"], "cannot be written"),
+    "seed": ([*ASK, "--seed", "-1"], "seed -1 must be from 0"),
+    "negative length": ([*ASK, "--max-tokens", "-1"], "max_tokens -1"),
+}
+
+
+@pytest.fixture
+def folder(tmp_path):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "binary").write_bytes(b"\xff\xfe\x00")
+    (tmp_path / "cut.gguf").write_bytes(b"GGUF\x03\0\0\0")
+    return tmp_path
+
+
+@pytest.fixture
+def here(monkeypatch, capsys, tmp_path):
+    """Runs a command in this process, without a hub, as importing all anew takes two seconds."""
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hub"))
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["lwm", *arguments])
+        with pytest.raises(SystemExit) as left:
+            main()
+        return left.value.code, *capsys.readouterr()
+
+    yield run
+    # Commands that open models have their own.
+    jax.config.update("jax_compilation_cache_dir", os.environ["JAX_COMPILATION_CACHE_DIR"])
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_bad_input_is_one_clear_line_and_exit_code_2(mistake, folder, here):
+    arguments, says = MISTAKES[mistake]
+    code, out, error = here(*(argument.replace("{tmp}", str(folder)) for argument in arguments))
+    assert (code, out) == (2, "")
+    assert error.startswith("lwm: ")
+    assert error.count("\n") == 1
+    assert says in error
+
+
+def test_bad_input_is_the_same_to_a_shell(folder):
+    run = lwm("chat", folder / "none.gguf", "Hi")
+    assert (run.returncode, run.stdout) == (2, "")
+    assert run.stderr == f"lwm: {folder / 'none.gguf'} does not exist\n"
+
+
+@pytest.mark.parametrize("arguments", [["fly"], ["chat"], [*ASK, "--tempratur", "1"]])
+def test_misuse_of_the_command_line_is_exit_code_2(arguments, here):
+    code, out, error = here(*arguments)
+    assert (code, out) == (2, "")
+    assert error
+
+
+def test_where_a_model_is_loaded_is_one_group_of_options(here):
+    code, out, _ = here("chat", "--help")
+    assert code == 0
+    assert "placing options" in out
+    assert "placing.given" not in out
+    for option in ("--mesh", "--config", "--theta", "--context"):
+        assert f" {option} " in out

@@ -1,0 +1,90 @@
+import signal
+
+import pytest
+
+from lwm.cli import chat as talk
+from lwm.console import Interruptible
+from lwm.errors import UserError
+from lwm.generate.writing import Writing
+
+SHORT = Writing(max_tokens=24)
+
+
+@pytest.fixture
+def typed(monkeypatch):
+    """Types lines; an exception among them is raised, and then the input ends."""
+
+    def type_in(*lines):
+        waiting = iter(lines)
+
+        def read(prompt=""):
+            line = next(waiting, EOFError())
+            if isinstance(line, BaseException):
+                raise line
+            return line
+
+        monkeypatch.setattr("builtins.input", read)
+
+    return type_in
+
+
+def test_turns_are_answered_and_can_be_forgotten(model, typed, capsys):
+    typed("Hello", "", "/clear", "Hello")
+    talk.Talk(model, writing=SHORT).run()
+    shown = capsys.readouterr()
+    assert len(shown.out) % 2 == 0
+    first, second = shown.out[: len(shown.out) // 2], shown.out[len(shown.out) // 2 :]
+    assert first == second == model.chat("Hello", max_tokens=24) + "\n"
+    assert shown.err.count("[cut at 24 tokens") == 2
+
+
+def test_a_fault_costs_the_turn_only(model, typed, capsys):
+    typed("x" * 600, KeyboardInterrupt(), "Hello")
+    talk.Talk(model, writing=SHORT).run()
+    shown = capsys.readouterr()
+    assert "lwm: the prompt has" in shown.err
+    assert "Ctrl-D leaves" in shown.err
+    assert shown.out == model.chat("Hello", max_tokens=24) + "\n"
+
+
+def test_ctrl_c_stops_the_answer_and_not_the_program(model, typed, capsys, monkeypatch):
+    def press(*arguments, **options):
+        # As the terminal would, once something has been printed.
+        print(*arguments, **options)
+        if options.get("end") == "" and not pressed:
+            pressed.append(True)
+            signal.raise_signal(signal.SIGINT)
+
+    pressed, before = [], signal.getsignal(signal.SIGINT)
+    monkeypatch.setattr(talk, "print", press, raising=False)
+    typed("Hello", "Go on")
+    talk.Talk(model, writing=Writing(max_tokens=100)).run()
+    shown = capsys.readouterr()
+    assert "[stopped]" in shown.err
+    whole = model.chat("Hello", max_tokens=100)
+    assert shown.out.startswith(whole[:4])
+    assert not shown.out.startswith(whole)
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_without_an_input_there_is_no_talk(model, monkeypatch):
+    monkeypatch.setattr("sys.stdin", None)
+    with pytest.raises(UserError, match="there is no question, and no input"):
+        talk.Talk(model).run()
+
+
+def test_the_second_ctrl_c_stops_at_once():
+    with Interruptible() as user:
+        signal.raise_signal(signal.SIGINT)
+        assert user.asked
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+
+
+def test_documents_that_cannot_be_read_are_named(tmp_path):
+    empty = tmp_path / "empty.txt"
+    empty.write_text(" \n")
+    with pytest.raises(UserError, match=r"empty.txt is empty"):
+        talk.read_document(empty)
+    with pytest.raises(UserError, match="cannot be read"):
+        talk.read_document(tmp_path)

@@ -1,0 +1,111 @@
+"""The page of what media became."""
+
+import base64
+import html
+import io
+import json
+import re
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from lwm.cli.media import data_show
+from lwm.data.media.encode import Coder
+from lwm.data.media.inputs import open_items
+from lwm.data.media.read import Sampling
+from lwm.data.media.shards import MediaJob, write_media
+from lwm.data.media.show import show
+from lwm.data.sources import open_source
+from lwm.errors import UserError
+from lwm.vqgan.checkpoint import read_vqgan
+from lwm.vqgan.model import decode_frames
+
+Image = pytest.importorskip("PIL.Image", reason="Pillow is not installed")
+pytest.importorskip("array_record", reason="array_record is not installed")
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory, draw_vqgan):
+    """Stills, clips, a conversation, and three that are bad."""
+    folder = tmp_path_factory.mktemp("media")
+    vqgan = draw_vqgan(resolution=16, levels=1)
+    rng, rows = np.random.default_rng(0), []
+    for number in range(9):
+        frames = [
+            Image.fromarray(rng.integers(0, 256, (16, 16, 3), np.uint8))
+            for _ in range(1 + 2 * (number % 2))
+        ]
+        name = f"{number}.gif"
+        frames[0].save(folder / name, save_all=True, append_images=frames[1:], duration=500)
+        rows.append({"path": name, "caption": f"<b>number {number}</b>"})
+    parts = [{"type": "text", "text": "Look: "}, {"type": "image", "path": "0.gif"}]
+    talk = [{"role": "user", "content": parts}, {"role": "assistant", "content": "A & B"}]
+    rows += [{"messages": talk}, {"path": "2.gif", "question": "What?", "answer": "Dots\ud83d"}]
+    rows += [{"path": "<gone>.png"}, {"path": "0.gif", "caption": 3}, {}]
+    (folder / "x.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    coder = Coder(vqgan)
+    items = open_items([str(folder / "x.jsonl")])
+    sampling = Sampling(resolution=16)
+    write_media(MediaJob.of(items, sampling, coder.codebook, folder / "out", 3), coder)
+    return folder / "out", vqgan
+
+
+def pictures(page: str) -> list:
+    found = re.findall(r'src="data:image/webp;base64,([^"]+)"', page)
+    return [Image.open(io.BytesIO(base64.b64decode(each))) for each in found]
+
+
+def test_the_page_shows_frames_and_texts(shards, capsys):
+    shards, vqgan = shards
+    data_show(shards)
+    assert capsys.readouterr().out == f"{shards / 'sheet.html'}\n"
+    page = (shards / "sheet.html").read_text()
+    shown = pictures(page)
+    assert [each.n_frames for each in shown] == [1, 3, 1, 3, 1, 3, 1, 3, 1, 1, 1]
+    shown[1].seek(1)
+    shown[1].load()
+    assert shown[1].info["duration"] == 500
+    record = open_source(shards)[0].value
+    codes = np.asarray(record["vision"], np.int32).reshape(1, 16, 16)
+    grey = decode_frames(read_vqgan(vqgan), codes)[0].mean(-1)
+    seen = np.asarray(shown[0].convert("RGB")) / 127.5 - 1
+    lost, turned = (np.abs(seen.mean(-1) - each).mean() for each in (grey, grey.T))
+    assert lost < turned / 2, "WebP loses some"
+    text = html.unescape(re.sub(r"<[^>]*>", "\n", page))
+    for each in ("<b>number 8</b>", "Look:", "A & B", "What?", "Dots", "x.jsonl:10", "3 frames"):
+        assert each in text, each
+    assert "<gone>.png cannot be read: No such file or directory" in text
+    assert "x.jsonl:13: caption is no text, but 3" in text
+    assert "<b>number" not in page
+    assert not re.search(r'(src|href)="(?!data:)', page), "it stands alone"
+    assert len(open_source(shards)) == 11, "the page is no shard"
+
+
+def test_few_are_drawn_evenly(shards, tmp_path):
+    page = show(shards[0], out=tmp_path / "few.html", count=3).read_text()
+    names = re.findall(r'class="name">([^<\n]+)', page)
+    assert names == ["0.gif", "5.gif", "2.gif"], "the first, the middle and the last"
+    assert "3 of 11 items" in page
+
+
+def test_only_the_vqgan_that_made_the_codes_will_do(shards, tmp_path, draw_vqgan):
+    shards, vqgan = shards
+    moved = shutil.copytree(shards, tmp_path / "moved")
+    facts = json.loads((moved / "media.json").read_text())
+    facts["codebook"]["source"] = str(tmp_path / "gone")
+    (moved / "media.json").write_text(json.dumps(facts))
+    with pytest.raises(UserError, match="gone, which made the codes, is not there; say where"):
+        show(moved)
+    assert show(moved, vqgan=vqgan, count=1).exists()
+    with pytest.raises(UserError, match="is not the VQGAN that made the codes of"):
+        show(moved, vqgan=draw_vqgan(resolution=16, levels=1, codes=65))
+    with pytest.raises(UserError, match="vqgan-64 is not the VQGAN that made the codes of"):
+        show(moved, vqgan=Path("vqgan-64"))
+    with pytest.raises(UserError, match="count 0 must be at least 1"):
+        show(moved, count=0)
+    with pytest.raises(UserError, match="holds no whole set of media shards"):
+        show(tmp_path)
+    with pytest.raises(UserError, match="cannot be written"):
+        show(moved, vqgan=vqgan, out=tmp_path / "no" / "x.html", count=1)

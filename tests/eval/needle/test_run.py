@@ -1,0 +1,360 @@
+"""The needle test asked of programs that read or do not, of a tiny model, and of a real one."""
+
+import dataclasses
+import itertools
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+from lwm.devices import Machine
+from lwm.errors import UserError
+from lwm.eval.answer import ModelAnswerer, describe
+from lwm.eval.needle import run as needle
+from lwm.eval.needle.config import NeedleConfig
+from lwm.eval.needle.prompts import CITIES, INSTRUCTION, Cell, Prompts
+from lwm.eval.needle.run import PICTURE, REPORT, RESULTS, check, evaluate, header, run, write
+from lwm.eval.results import Results
+from lwm.generate import language_model
+from lwm.generate.language_model import LanguageModel
+from lwm.hub.catalog import find, locate
+
+GRID = NeedleConfig(lengths=(700, 1400), depths=(0.0, 30.0, 100.0), rounds=2, max_tokens=40)
+TINY = NeedleConfig(lengths=(600, 2400), depths=(0.0, 50.0, 100.0), max_tokens=8)
+
+
+def ask(answer, config, tokenizer, out):
+    """Evaluates a program; returns the report."""
+    out.mkdir(exist_ok=True)
+    prompts = Prompts(config, tokenizer)
+    results = Results(out / RESULTS, header(config, prompts.haystack, {"name": "program"}))
+    report = evaluate(answer, prompts, results)
+    write(report, out)
+    return report
+
+
+@pytest.mark.parametrize("prompt", ["chat", "lwm"])
+def test_a_program_that_reads_finds_all_and_a_blind_one_none(tokenizer, oracle, tmp_path, prompt):
+    config = dataclasses.replace(GRID, prompt=prompt)
+    seeing = ask(oracle(tokenizer), config, tokenizer, tmp_path / "seeing")
+    blind = ask(lambda ids: "1234567 1111111", config, tokenizer, tmp_path / "blind")
+    assert (seeing.score().accuracy, blind.score().accuracy) == (1, 0)
+    assert seeing.score().asked == len(seeing.rows) == 2 * 3 * 2
+    assert {"context_length", "depth_percent", "response", "answer", "correct", "seed"} <= set(
+        seeing.rows[0]
+    )
+
+
+@pytest.mark.parametrize("prompt", ["chat", "lwm"])
+def test_prompts_are_as_long_as_said(tokenizer, prompt):
+    config = dataclasses.replace(GRID, prompt=prompt)
+    prompts = Prompts(config, tokenizer)
+    lengths = {}
+    for cell in prompts.cells:
+        built = prompts.build(cell)
+        assert built.length == len(built.ids) + config.max_tokens <= cell.length
+        if cell.depth < 100:  # within a word
+            assert cell.length - built.length <= 20
+        text = tokenizer.decode(built.ids)
+        before, found, after = text.partition(built.needle.strip())
+        assert found
+        assert INSTRUCTION in after
+        assert f"What is the special magic {built.city} number?" in after
+        assert re.fullmatch(r"\d{7}", built.number)
+        assert built.city in CITIES
+        lengths[cell] = len(before)
+    assert set(lengths) == {
+        Cell(length=n, depth=d, round=r)
+        for n in (700, 1400)
+        for d in (0.0, 30.0, 100.0)
+        for r in (0, 1)
+    }
+
+
+def test_the_needle_stands_at_a_sentence_end_at_or_before_the_depth(tokenizer, prose):
+    config = dataclasses.replace(GRID, depths=(0.0, 10.0, 50.0, 90.0, 100.0), haystack=prose(400))
+    prompts = Prompts(config, tokenizer)
+    for cell in prompts.cells:
+        built = prompts.build(cell)
+        before, after = tokenizer.decode(built.ids).split(built.needle)
+        hay = before[before.rfind("user\n") + 5 :] if "user\n" in before else before[35:]
+        hay = hay.removeprefix("USER: ")
+        rest = after[: after.index(" What is")]
+        assert hay == "" or hay.endswith("here.")
+        size, whole = (len(tokenizer.encode(part)) for part in (hay, hay + rest))
+        sentence = 100 * len(tokenizer.encode("Sentence number 100 ends here.")) / whole
+        assert cell.depth - sentence - 1 <= 100 * size / whole <= cell.depth + 1
+        assert built.depth == pytest.approx(100 * size / whole, abs=1)
+        if cell.depth == 100:
+            assert rest == ""
+
+
+def test_lwms_prompt_is_that_of_its_script_to_the_letter(byte_tokenizer, prose):
+    config = NeedleConfig(lengths=(420,), depths=(100.0,), prompt="lwm", haystack=prose(99))
+    built = (prompts := Prompts(config, byte_tokenizer)).build(prompts.cells[0])
+    sentences = " ".join(f"Sentence number {i} ends here." for i in range(4))
+    assert byte_tokenizer.decode(built.ids) == (
+        f"You are a helpful assistant. USER: {sentences}"
+        f"\nThe special magic {built.city} number is: {built.number}\n "
+        f"What is the special magic {built.city} number? Don't give information outside the "
+        "document or repeat your findings. Keep your response short and direct. ASSISTANT: "
+    )
+
+
+def test_needles_hang_on_seed_and_cell_only(byte_tokenizer):
+    def built(**changes):
+        prompts = Prompts(dataclasses.replace(GRID, **changes), byte_tokenizer)
+        return {cell: prompts.build(cell) for cell in prompts.cells}
+
+    all_cells = built()
+    assert len({prompt.number for prompt in all_cells.values()}) == len(all_cells)
+    some = built(depths=(30.0,))
+    assert some == {cell: all_cells[cell] for cell in some}
+    assert len(some) == 4
+    assert built(seed=5)[next(iter(some))].number != some[next(iter(some))].number
+    assert len(set(CITIES)) == len(CITIES) == 69
+
+
+def test_each_prompt_begins_as_the_one_before(byte_tokenizer):
+    """Up to its own needle, so that only what follows it must be read."""
+    prompts = Prompts(dataclasses.replace(GRID, rounds=1), byte_tokenizer)
+    built = [prompts.build(cell) for cell in prompts.cells]
+    for before, after in itertools.pairwise(built):
+        needle = byte_tokenizer.decode(after.ids).index(after.needle.strip()) - 1
+        framing = 1  # the token that opens the turn decodes to nothing
+        assert before.ids[: needle + framing] == after.ids[: needle + framing]
+
+
+@pytest.mark.parametrize("lost", [1, 400, 10**6])
+def test_what_was_stopped_ends_as_if_it_had_not_been(byte_tokenizer, oracle, tmp_path, lost):
+    whole, again = oracle(byte_tokenizer), oracle(byte_tokenizer)
+    ask(whole, GRID, byte_tokenizer, tmp_path)
+    before = {name: (tmp_path / name).read_bytes() for name in (RESULTS, REPORT, PICTURE)}
+    torn = before[RESULTS][: -min(lost, len(before[RESULTS]))]
+    (tmp_path / RESULTS).write_bytes(torn)
+    (tmp_path / REPORT).unlink()
+    ask(again, GRID, byte_tokenizer, tmp_path)
+    assert {name: (tmp_path / name).read_bytes() for name in before} == before
+    answered = max(0, torn.count(b"\n") - 1)
+    assert again.asked == whole.asked[answered:]
+
+
+def test_another_grid_or_model_does_not_mix_in(byte_tokenizer, oracle, tmp_path):
+    ask(oracle(byte_tokenizer), GRID, byte_tokenizer, tmp_path)
+    with pytest.raises(UserError, match=r"config\.max_tokens was 40, is 41.*choose another folder"):
+        ask(str, dataclasses.replace(GRID, max_tokens=41), byte_tokenizer, tmp_path)
+    with pytest.raises(UserError, match=r"config\.seed was 1234, is 5"):
+        check(dataclasses.replace(GRID, seed=5), tmp_path)
+    check(GRID, tmp_path)
+
+
+def test_killed_at_any_moment_it_goes_on(byte_tokenizer, oracle, tmp_path):
+    """A process of its own is killed as nobody can prevent; here the same code goes on."""
+    byte_tokenizer.backend._tokenizer.save(str(tmp_path / "tokenizer.json"))
+    program = f"""
+import sys, time
+from pathlib import Path
+from lwm.tokenizer.tokenizer import Tokenizer
+from lwm.eval.needle.run import evaluate, header
+from lwm.eval.needle.config import NeedleConfig
+from lwm.eval.needle.prompts import Prompts
+from lwm.eval.results import Results
+
+config = {GRID!r}
+prompts = Prompts(config, Tokenizer.open(Path("tokenizer.json")))
+results = Results(Path("results.jsonl"), header(config, prompts.haystack, {{"name": "program"}}))
+evaluate(lambda ids: print("asked", flush=True) or time.sleep(0.02) or "0", prompts, results)
+"""
+    environment = os.environ | {"JAX_PLATFORMS": "cpu"}
+    with subprocess.Popen(
+        [sys.executable, "-c", program], cwd=tmp_path, stdout=subprocess.PIPE, env=environment
+    ) as process:
+        assert process.stdout
+        for _ in range(4):
+            assert process.stdout.readline() == b"asked\n"
+        process.kill()
+    answered = (tmp_path / RESULTS).read_bytes().count(b"\n") - 1
+    assert 3 <= answered < 12
+    from lwm.tokenizer.tokenizer import Tokenizer
+
+    tokenizer = Tokenizer.open(tmp_path / "tokenizer.json")
+    ask(again := oracle(tokenizer), GRID, tokenizer, tmp_path)
+    assert len(again.asked) == 12 - answered
+
+
+def test_a_model_stopped_by_ctrl_c_goes_on(tiny_model, tmp_path, monkeypatch, capsys):
+    run(tiny_model, TINY, tmp_path / "whole")
+    assert "6 of 6 questions asked now" in capsys.readouterr().out
+    append = Results.append
+
+    def interrupted(self, row):
+        append(self, row)
+        if len(self.rows) == 2:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(Results, "append", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run(tiny_model, TINY, tmp_path / "torn")
+    assert "stopped with 2 of 6 answers" in capsys.readouterr().err
+    assert not (tmp_path / "torn" / REPORT).exists()
+    monkeypatch.undo()
+    run(tiny_model, TINY, tmp_path / "torn")
+    assert "4 of 6 questions asked now" in capsys.readouterr().out
+    for name in (RESULTS, REPORT, PICTURE):
+        assert (tmp_path / "torn" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+def test_an_answer_does_not_hang_on_those_before(tiny_model):
+    prompts = Prompts(TINY, tiny_model.tokenizer)
+    asked = [prompts.build(cell).ids for cell in prompts.cells]
+
+    def answers(order):
+        answer = ModelAnswerer(tiny_model, longest=2400, max_tokens=8)
+        found = {}
+        for i in order:
+            text = answer(asked[i])
+            found[i] = (text, np.asarray(answer._session._last).tobytes())
+        return found, answer
+
+    together, answer = answers(range(6))
+    assert answer.num_asked == sum(map(len, asked))
+    assert answer.num_read < answer.num_asked
+    assert together == answers(reversed(range(6)))[0]
+    assert together == {i: answers([i])[0][i] for i in range(6)}
+
+
+def test_models_that_differ_are_told_apart(tiny_model):
+    def grown(leaf):
+        return leaf * 1.5
+
+    other = dataclasses.replace(tiny_model, llama=jax.tree.map(grown, tiny_model.llama))
+    templated = dataclasses.replace(tiny_model, template="lwm")
+    described = [json.dumps(describe(m)) for m in (tiny_model, other, templated)]
+    assert len(set(described)) == 3
+    assert describe(tiny_model) == describe(tiny_model)
+
+
+def test_the_report_says_what_was_done(byte_tokenizer, oracle, tmp_path, prose):
+    config = dataclasses.replace(GRID, haystack=prose(20), repeat=True)
+    ask(oracle(byte_tokenizer), config, byte_tokenizer, tmp_path)
+    report = json.loads((tmp_path / REPORT).read_text())
+    assert report["haystack"]["is_repeated"] is True
+    assert report["config"]["lengths"] == [700, 1400]
+    assert report["config"]["haystack"] == "prose.txt"
+    assert set(report["versions"]) == {"lwm", "jax"}
+    assert str(tmp_path) not in json.dumps(report)
+
+
+def test_numbers_of_lengths_and_depths_are_those_of_lwm():
+    config = NeedleConfig(lengths=(1000, 32000), num_lengths=4, depths=(0.0, 100.0), num_depths=4)
+    assert config.all_lengths == (1000, 11333, 21667, 32000)
+    assert config.all_depths == (0, 33, 67, 100)
+    assert NeedleConfig(depths=(50.0, 0.0, 50.0)).all_depths == (0, 50)
+
+
+@pytest.mark.parametrize(
+    ("changes", "match"),
+    [
+        ({"rounds": 0}, "rounds 0"),
+        ({"max_tokens": 0}, "max_tokens 0"),
+        ({"lengths": ()}, "lengths are empty"),
+        ({"depths": (0.0, 101.0)}, "depths 0, 101 must be percents"),
+        ({"depths": (float("nan"),)}, "must be percents"),
+        ({"lengths": (64,)}, "length 64 leaves no room"),
+        ({"num_depths": 1}, "num_depths 1 spreads"),
+        ({"lengths": (1000,), "num_lengths": 3}, "num_lengths 3 spreads"),
+    ],
+)
+def test_impossible_grids_are_refused(changes, match):
+    with pytest.raises(UserError, match=match):
+        NeedleConfig(**changes)
+
+
+def test_what_cannot_be_done_is_said_before_the_model_is_loaded(tmp_path, prose):
+    with pytest.raises(UserError, match=r"length 4,096 is above the context of the model, 2,048"):
+        check(NeedleConfig(), tmp_path, context=2048)
+    with pytest.raises(UserError, match=r"Moby-Dick, chapters 1-3 has 52,\d+ bytes, too few"):
+        check(NeedleConfig(lengths=(10**6,)), tmp_path)
+    with pytest.raises(UserError, match="does not exist"):
+        check(NeedleConfig(haystack=tmp_path / "absent.txt"), tmp_path)
+    with pytest.raises(UserError, match="cannot be written"):
+        check(NeedleConfig(), prose(1) / "out")
+    check(NeedleConfig(lengths=(10**6,), repeat=True), tmp_path / "new" / "folder")
+
+
+def test_what_the_tokenizer_shows_is_said_before_anything_is_asked(byte_tokenizer, prose):
+    with pytest.raises(UserError, match=r"prose\.txt is too short for length 1,400: all of it"):
+        Prompts(dataclasses.replace(GRID, haystack=prose(30)), byte_tokenizer)
+    with pytest.raises(UserError, match="is empty"):
+        Prompts(dataclasses.replace(GRID, haystack=prose(0, "none.txt")), byte_tokenizer)
+    with pytest.raises(UserError, match="length 150 has no room for the question"):
+        Prompts(dataclasses.replace(GRID, lengths=(150, 700)), byte_tokenizer)
+    shouting = "{{ messages[0].content | upper }}"
+    with pytest.raises(UserError, match="the needle is not in the prompt"):
+        Prompts(GRID, byte_tokenizer, template=shouting)
+
+
+def test_a_length_above_the_context_is_refused(tiny_model, tmp_path):
+    with pytest.raises(UserError, match=r"above the context of tiny, 2,560 tokens"):
+        run(tiny_model, NeedleConfig(), tmp_path)
+
+
+def test_the_small_grid_is_small():
+    cells = len(needle.SMALL.all_depths)
+    assert sum(needle.SMALL.all_lengths) * cells < 20_000
+
+
+@pytest.mark.torch
+@pytest.mark.network
+@pytest.mark.slow
+def test_smollm2_answers_as_in_transformers(tmp_path):
+    """A 3 by 3 grid at 1K to 4K, greedy, on the same ids."""
+    torch = pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    path = locate(find("smollm2-135m-instruct"))
+    if path is None:
+        pytest.skip("smollm2-135m-instruct is not on this machine")
+    from lwm.formats.gguf import read_gguf
+    from lwm.loading import load
+
+    config = NeedleConfig(lengths=(1024, 2048, 4096), depths=(0.0, 50.0, 100.0), max_tokens=24)
+    model = load(path)
+    assert isinstance(model, LanguageModel)
+    report = run(model, config, tmp_path)
+    opened = read_gguf(path)
+    weights = {name: torch.tensor(weight) for name, weight in opened.tensors.items()}
+    weights["lm_head.weight"] = weights["model.embed_tokens.weight"]
+    theirs = transformers.LlamaForCausalLM(transformers.LlamaConfig(**opened.config))
+    theirs.load_state_dict(weights, strict=True)
+    prompts = Prompts(config, model.tokenizer)
+    answers = {
+        (row["context_length"], row["depth_percent"]): row["response"] for row in report.rows
+    }
+    stops = sorted(model.tokenizer.eos_ids)
+    for cell in prompts.cells:
+        ids = torch.tensor([prompts.build(cell).ids])
+        with torch.no_grad():
+            out = theirs.generate(
+                ids,
+                attention_mask=torch.ones_like(ids),
+                max_new_tokens=config.max_tokens,
+                do_sample=False,
+                eos_token_id=stops,
+                pad_token_id=model.tokenizer.pad_id,
+            )
+        written = [token for token in out[0, ids.shape[1] :].tolist() if token not in stops]
+        assert answers[cell.length, cell.depth] == model.tokenizer.decode(written)
+
+
+def test_what_no_memory_is_left_for_is_refused(tiny_model, monkeypatch):
+    none = Machine(count=1, memory=1, platform="cpu")
+    monkeypatch.setattr(language_model, "machine", lambda devices: none)
+    with pytest.raises(UserError, match=r"tiny needs .* for 2,912 tokens") as caught:
+        ModelAnswerer(tiny_model, longest=2400, max_tokens=8)
+    assert "\n" not in str(caught.value)

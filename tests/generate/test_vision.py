@@ -1,0 +1,262 @@
+"""Pictures drawn from words, and conversations that draw: a small model and a small VQGAN."""
+
+import dataclasses
+import itertools
+
+import jax
+import numpy as np
+import pytest
+
+from lwm.generate import vision as drawing
+from lwm.generate.chat import Conversation
+from lwm.generate.drawing import Drawing, Drawings
+from lwm.generate.output import Frame
+from lwm.generate.vision import draw, draw_whole
+from lwm.generate.writing import Writing
+from lwm.sharding import make_mesh
+from lwm.tokenizer.message import Message, Vision
+
+PLAIN = Drawing(guidance=1.0)
+CHAT = Drawings(image=PLAIN, video=PLAIN)
+CODES, SIZE, SIDE = 16, 16, 16
+"""Codes of the codebook, codes of a frame, and its pixels along a side."""
+OPENING = "<vision>"
+FREE = Drawing(guidance=1.0)
+GREEDY = Drawing(guidance=1.0, temperature=0.0)
+
+
+def same(one, other):
+    return one.codes.tolist() == other.codes.tolist()
+
+
+def require_alike(one, other):
+    """Frames decoded together or alone are the same but for rounding."""
+    np.testing.assert_allclose(one.astype(int), other.astype(int), rtol=0, atol=1)
+
+
+def drawn(drawer, *, image=FREE, video=FREE, **options):
+    """Draws one picture by these rules."""
+    (found,) = drawer.draw("a cat", drawings=Drawings(image=image, video=video), **options)
+    return found
+
+
+def test_frames_asked_for_are_frames_got(drawer):
+    for frames, kind in ((1, "image"), (3, "video")):
+        for found in drawer.draw("a cat", frames=frames, n=2):
+            assert (found.kind, found.codes.shape) == (kind, (frames, SIZE))
+            assert 0 <= found.codes.min() <= found.codes.max() < CODES
+            require_alike(found.pixels, drawer.vision.decode(found.codes))
+    assert draw_whole(drawer, ["a"], kind="video")[0].is_video, "a video may be of one frame"
+    assert draw_whole(drawer, [], kind="image") == []
+
+
+def test_frames_come_one_after_the_other(drawer):
+    told = []
+    found = draw(
+        drawer,
+        ["a cat", "a dog"],
+        kind="video",
+        frames=3,
+        drawings=CHAT,
+        progress=lambda done, total: told.append((done, total)),
+    )
+    places = [(row, frame.number, frame.is_last) for row, frame in found]
+    assert sorted(places) == [(row, n, n == 2) for row in (0, 1) for n in range(3)]
+    assert [number for _, number, _ in places] == [0, 0, 1, 1, 2, 2]
+    assert told == sorted(told)
+    assert told[-1] == (3 * (SIZE + 1), 3 * (SIZE + 1))
+
+
+def test_a_picture_depends_on_its_seed_and_not_on_those_beside_it(drawer):
+    together = drawer.draw("a cat", frames=2, n=3, seed=4)
+    for row, found in enumerate(together):
+        assert same(found, drawer.draw("a cat", frames=2, seed=4 + row)[0])
+    assert not same(together[0], together[1])
+    others = draw_whole(drawer, ["a dog", "a cat"], kind="video", frames=2, seed=3)
+    assert same(others[1], together[0])
+    assert not same(others[0], drawer.draw("a cat", frames=2, seed=3)[0])
+
+
+def test_a_picture_is_the_same_on_every_mesh(drawer, open_painter):
+    with jax.set_mesh(mesh := make_mesh("2,1,2,1")):
+        spread = open_painter(mesh).draw("a cat", frames=2, n=3)
+    for one, other in zip(drawer.draw("a cat", frames=2, n=3), spread, strict=True):
+        assert same(one, other)
+
+
+@pytest.fixture
+def rows(monkeypatch):
+    """Notes how many rows are written for each call."""
+    noted = []
+
+    class Noted(drawing.Session):
+        def __init__(self, *arguments, rows, **options):
+            noted.append(rows)
+            super().__init__(*arguments, rows=rows, **options)
+
+    monkeypatch.setattr(drawing, "Session", Noted)
+    return noted
+
+
+def test_guidance_of_one_needs_no_rows_and_is_no_guidance(drawer, rows):
+    alone = drawn(drawer, frames=2)
+    paired = drawn(drawer, frames=2, video=Drawing(guidance=3.0))
+    guided = drawn(drawer, frames=2, image=Drawing(guidance=3.0))
+    assert rows == [1, 2, 2]
+    first = Vision(codes=alone.codes[:1], is_video=False)
+    drawn(drawer, frames=2, image=Drawing(guidance=3.0), first=first)
+    drawn(drawer, frames=1, video=Drawing(guidance=3.0))
+    assert rows[3:] == [1, 1], "and none for frames that are not drawn"
+    assert alone.codes[0].tolist() == paired.codes[0].tolist() != guided.codes[0].tolist()
+    assert alone.codes[1].tolist() != paired.codes[1].tolist()
+
+
+def test_guidance_of_zero_draws_as_if_nothing_were_asked(drawer):
+    def both(guidance):
+        rules = Drawings(image=Drawing(guidance=guidance, temperature=0.0))
+        prompts = ["a cat", "the sea at night"]
+        return draw_whole(drawer, prompts, kind="image", drawings=rules)
+
+    assert same(*both(0.0))
+    assert not same(*both(1.0))
+
+
+def test_frames_that_are_given_are_kept_and_count(drawer):
+    whole = drawn(drawer, frames=3, image=GREEDY, video=GREEDY)
+    for count in (1, 2):
+        first = Vision(codes=whole.codes[:count], is_video=count > 1)
+        found = drawn(drawer, frames=3, image=FREE, video=GREEDY, first=first)
+        assert same(found, whole)
+        require_alike(found.pixels, whole.pixels)
+    assert numbers_of(drawer, first) == [(2, False), (3, True)]
+    known = dataclasses.replace(first, pixels=np.full((2, SIDE, SIDE, 3), 7, np.uint8))
+    found = drawn(drawer, frames=3, video=GREEDY, first=known)
+    assert (found.pixels[:2] == 7).all(), "what people gave is shown as they gave it"
+
+
+def numbers_of(drawer, first):
+    found = draw(drawer, ["a"], kind="video", frames=4, first=[first], drawings=CHAT)
+    return [(frame.number, frame.is_last) for _, frame in found]
+
+
+def test_what_is_said_of_video_holds_after_the_first_frame_only(drawer):
+    videos = [drawn(drawer, frames=2, image=GREEDY, seed=seed) for seed in range(3)]
+    assert len({tuple(each.codes[0]) for each in videos}) == 1
+    assert len({tuple(each.codes[1]) for each in videos}) == 3
+    images = [drawn(drawer, frames=2, image=FREE, video=GREEDY, seed=seed) for seed in range(3)]
+    assert len({tuple(each.codes[0]) for each in images}) == 3
+    assert same(images[0], drawn(drawer, frames=2, video=Drawing(guidance=1.0, top_k=1)))
+
+
+DRAWING = Writing(max_tokens=80, temperature=1.0)
+
+
+def pieces_of(conversation, question, writing=DRAWING):
+    read = []
+    pieces = list(
+        conversation.ask(question, writing=writing, progress=lambda _, total: read.append(total))
+    )
+    return pieces, max(read)
+
+
+def frames_of(pieces):
+    return [piece for piece in pieces if isinstance(piece, Frame)]
+
+
+def test_a_conversation_answers_with_text_and_pictures(drawer):
+    for seed in range(3):
+        writing = dataclasses.replace(DRAWING, seed=seed)
+        conversation = Conversation(drawer, drawings=CHAT)
+        pieces, _ = pieces_of(conversation, "Hi", writing)
+        answer = conversation.messages[-1]
+        visions = answer.visions
+        codes = [frame.codes.tolist() for frame in frames_of(pieces)]
+        assert codes == [frame.tolist() for each in visions for frame in each.codes]
+        assert codes
+        ends = [frame.number for frame in frames_of(pieces) if frame.is_last]
+        assert [len(each.codes) - 1 for each in visions] == ends
+        texts = "".join(piece for piece in pieces if isinstance(piece, str))
+        assert OPENING not in texts
+        assert "".join(answer.text.split()) == "".join(texts.split())
+        for each in visions:
+            assert each.is_video == (len(each.codes) > 1)
+            require_alike(each.pixels, drawer.vision.decode(each.codes))
+
+
+def test_a_conversation_that_draws_keeps_its_cache(drawer, open_painter):
+    """It reads the picture that it has just drawn no more, and answers as if it had."""
+    eager = open_painter(drawer.mesh, eager=-30.0)
+    writing = Writing(max_tokens=40)
+    for question in "abcdefgh":
+        conversation = Conversation(eager, document="A long text. " * 5, drawings=CHAT)
+        pieces, prompt = pieces_of(conversation, question, writing)
+        if isinstance(pieces[0], Frame):
+            break
+    else:
+        pytest.fail("no answer begins with a picture")
+    turns = list(conversation.messages)
+    again, read = pieces_of(conversation, "More", writing)
+    whole = len(conversation.ids(conversation.messages[:-1]))
+    assert read <= whole - prompt - (SIZE + 1)
+    fresh = Conversation(eager, document="A long text. " * 5, drawings=CHAT)
+    fresh.messages = turns
+    other, all_of_it = pieces_of(fresh, "More", writing)
+    assert all_of_it == whole
+    assert list(map(repr, other)) == list(map(repr, again))
+
+
+def test_a_video_given_up_halfway_is_kept_as_far_as_it_went(drawer):
+    conversation = Conversation(drawer, drawings=CHAT)
+    pieces = conversation.ask("Hi", writing=dataclasses.replace(DRAWING, max_tokens=200, seed=1))
+    first = next(piece for piece in pieces if isinstance(piece, Frame))
+    assert not first.is_last
+    pieces.close()
+    (kept,) = conversation.messages[-1].visions
+    assert kept.codes.tolist() == [first.codes.tolist()]
+    assert list(conversation.ask("And?", writing=DRAWING))
+
+
+def test_what_is_drawn_fits_into_the_answer(drawer):
+    for room in (SIZE + 1, SIZE + 2, 2 * SIZE, 3 * SIZE):
+        writing = dataclasses.replace(DRAWING, max_tokens=room)
+        for seed in range(4):
+            conversation = Conversation(drawer, drawings=CHAT)
+            pieces, _ = pieces_of(conversation, "Hi", dataclasses.replace(writing, seed=seed))
+            frames = frames_of(pieces)
+            assert len(frames) <= (room - 1) // (SIZE + 1)
+            assert not frames or frames[-1].is_last
+
+
+def test_marks_that_a_user_types_never_open_a_frame(drawer, open_painter):
+    """Even where the prompt ends in them; what the model writes itself does."""
+    shy = open_painter(drawer.mesh, eager=0.0)
+    shy = dataclasses.replace(shy, template="{% for m in messages %}{{ m.content }}{% endfor %}")
+    for typed in (OPENING, f"a {OPENING}", f"{OPENING}{OPENING}"):
+        conversation = Conversation(shy, drawings=CHAT)
+        prompt = conversation.ids([Message("user", (typed,))])
+        assert prompt[-1] == shy.marks.opening[0]
+        pieces, _ = pieces_of(conversation, typed, Writing(max_tokens=24))
+        assert pieces
+        assert not frames_of(pieces)
+
+
+def test_an_answer_in_text_never_draws(drawer):
+    for seed in range(4):
+        writing = dataclasses.replace(DRAWING, seed=seed)
+        draws, writes = Conversation(drawer, drawings=CHAT), Conversation(drawer)
+        pieces, _ = pieces_of(draws, "Hi", writing)
+        text = "".join(itertools.takewhile(lambda piece: isinstance(piece, str), pieces))
+        assert frames_of(pieces)
+        written, _ = pieces_of(writes, "Hi", writing)
+        assert "".join(written) == text == drawer.chat("Hi", **dataclasses.asdict(writing))
+        assert writes.is_without_picture
+        assert not writes.was_cut
+        assert not draws.is_without_picture
+
+
+def test_an_answer_that_has_no_room_for_a_picture_is_cut(drawer):
+    conversation = Conversation(drawer, drawings=CHAT)
+    pieces, _ = pieces_of(conversation, "Hi", dataclasses.replace(DRAWING, max_tokens=SIZE))
+    assert not frames_of(pieces)
+    assert conversation.was_cut
+    assert conversation.num_tokens < len(conversation.ids([Message("user", ("Hi",))])) + SIZE

@@ -1,0 +1,280 @@
+"""What a model needs: exactly what its arrays take, and no less than XLA's programs do."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import NamedSharding, PartitionSpec as P
+
+from lwm import devices
+from lwm.convert.names import HUGGING_FACE, dimensions
+from lwm.convert.weights import build_llama
+from lwm.devices import Machine, free_bytes, host_memory
+from lwm.errors import UserError
+from lwm.generate.decoding import BURST, Chooser, decode
+from lwm.generate.engine import LONG, Session
+from lwm.generate.sampling import GREEDY
+from lwm.model.cache import EMPTY, KVCache
+from lwm.model.config import preset
+from lwm.model.llama import _extend_block, embed
+from lwm.plan.memory import CHUNK, inference_need, require_divisible_weights
+from lwm.sharding import ACTS, BATCH, TOKENS, make_mesh
+from lwm.tokens import TokenSpace
+
+VARIANTS = {
+    "plain": {},
+    "grouped, bias, norms": dict(num_kv_heads=4, qkv_bias=True, qk_norm=True),
+    "tied, vision": dict(
+        tie_embeddings=True, tokens=TokenSpace(text=300, vision=90, codes=80), dtype="bfloat16"
+    ),
+    "bfloat16": dict(dtype="bfloat16", num_kv_heads=4),
+}
+MESHES = "1,1,1,1", "1,2,2,1", "2,1,4,1", "1,2,2,2"
+
+
+def sizes(mesh):
+    dp, fsdp, tp, sp = mesh.devices.shape
+    return dp, fsdp, tp, sp
+
+
+def build(config, mesh, *, int8):
+    """Loads a model of zeros, as any other is loaded."""
+    lacks = ["lm_head.weight"] * config.tie_embeddings
+    lacks += [".bias"] * (not config.qkv_bias)
+    lacks += ["q_norm.weight", "k_norm.weight"] * (not config.qk_norm)
+    sizes = dimensions(config) | {"V": config.tokens.size}
+    tensors = {
+        layout.name.replace("*", str(layer)): np.zeros(layout.shape(sizes), np.float32)
+        for layout in HUGGING_FACE.values()
+        for layer in range(config.num_layers)
+        if not layout.name.endswith(tuple(lacks))
+    }
+    return build_llama(config, tensors, HUGGING_FACE, mesh=mesh, int8=int8)
+
+
+def bytes_of_a_device(tree):
+    """Adds up what the first device holds, and sees to it that the others hold as much."""
+    held = {}
+    for leaf in jax.tree.leaves(tree):
+        for shard in leaf.addressable_shards:
+            held[shard.device] = held.get(shard.device, 0) + shard.data.nbytes
+    (count,) = set(held.values())
+    return count
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("text", MESHES)
+def test_weights_are_exact(tiny, variant, text):
+    config, mesh = tiny(**VARIANTS[variant]), make_mesh(text)
+    need = inference_need(config, context=700, mesh=sizes(mesh))
+    assert need.weights == bytes_of_a_device(build(config, mesh, int8=False))
+    config = dataclasses.replace(config, dtype="float32")
+    need = inference_need(config, context=700, mesh=sizes(mesh), int8=True)
+    assert need.weights == bytes_of_a_device(build(config, mesh, int8=True))
+
+
+@pytest.mark.parametrize(("text", "rows"), [("1,1,1,1", 3), ("1,2,2,1", 3), ("2,1,4,1", 4)])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_cache_is_exact(tiny, text, rows, dtype):
+    config, mesh = tiny(dtype=dtype, num_kv_heads=4), make_mesh(text)
+    session = Session(build(config, mesh, int8=False), mesh, rows=rows, slots=700)
+    need = inference_need(config, context=700, rows=rows, mesh=sizes(mesh))
+    assert need.cache == bytes_of_a_device(session.cache)
+
+
+def test_a_cache_that_grows_is_never_there_twice(mesh, tiny):
+    empty = KVCache.empty(tiny(), rows=2, slots=512)
+    cache = jax.tree.map(lambda leaf: leaf + 7, empty)
+    grown = cache.grow(600)
+    for old, new in zip(jax.tree.leaves(cache.layers), jax.tree.leaves(grown.layers), strict=True):
+        assert old.is_deleted()
+        assert new.shape[2:] in ((8, 1024), (1024, 8))
+        assert (new[:, :, :8, :8] == 7).all()
+        assert (new[:, :, -8:, -8:] == 0).any()
+        assert jnp.sum(new) == 7 * new.size / 2
+    assert (grown.segments[:, :512] == 6).all()
+    assert (grown.segments[:, 512:] == EMPTY).all()
+    assert grown.grow(1000) is grown
+
+
+def measure(config, mesh, *, rows, slots, int8):
+    """Returns the most that a program of generation holds besides weights and cache."""
+
+    everywhere = P()
+
+    def on(shape, dtype, spec=everywhere):
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(mesh, spec))
+
+    model, D = build(config, mesh, int8=int8), config.dim
+    cache = Session(model, mesh, rows=rows, slots=slots).cache
+    turn = on((rows, LONG, config.head_dim // 2), jnp.float32, ACTS)
+    x = on((rows, LONG, D), config.dtype, ACTS)
+    ids, segments = on((rows, LONG), jnp.int32, TOKENS), cache.segments
+    state = (
+        on((rows, D), config.dtype, P(BATCH, None)),
+        on((rows, config.tokens.text), jnp.bool_),
+        on((rows,), jnp.bool_),
+        on((rows,), jnp.uint32),
+    )
+    rest = 0, on((1,), jnp.int32), BURST, None, None
+    chooser = Chooser(
+        tokens=config.tokens,
+        sampler=GREEDY,
+        image_sampler=GREEDY,
+        video_sampler=GREEDY,
+        grammar=None,
+    )
+    assert isinstance(model.blocks, tuple)
+    with jax.set_mesh(mesh):
+        programs = (
+            embed.lower(model.embedding, ids, dtype=config.dtype),
+            _extend_block.lower(model.blocks[0], x, (turn, turn), cache.layers[0], segments, 0),
+            decode.lower(model, cache, *state, *rest, chooser=chooser),
+        )
+        used = [each for one in programs if (each := one.compile().memory_analysis())]
+    assert len(used) == len(programs)
+    new = [each.output_size_in_bytes - each.alias_size_in_bytes for each in used]
+    held = [each.temp_size_in_bytes + more for each, more in zip(used, new, strict=True)]
+    held[1] += x.sharding.shard_shape(x.shape)[0] * LONG * D * x.dtype.itemsize
+    return max(held)
+
+
+SIZES = dict(dim=512, head_dim=64, mlp_dim=1408, tokens=TokenSpace(text=4000))
+CASES = [
+    ("1,1,1,1", False, dict(num_kv_heads=2, qkv_bias=True, qk_norm=True)),
+    ("1,1,1,1", False, dict(dtype="bfloat16", tie_embeddings=True)),
+    ("1,1,4,1", False, dict(dtype="bfloat16")),
+    ("1,2,2,1", False, dict(dtype="bfloat16", num_layers=3)),
+    ("1,1,1,1", True, dict(num_layers=4)),
+]
+
+
+@pytest.mark.parametrize(("text", "int8", "changes"), CASES)
+def test_activations_are_at_least_what_xla_needs_and_not_twice_that(tiny, text, int8, changes):
+    """On a CPU: the programs are those that run, of models large enough to tell the parts."""
+    config, mesh = tiny(**SIZES | changes), make_mesh(text)
+    measured = measure(config, mesh, rows=2, slots=2048, int8=int8)
+    need = inference_need(config, context=2048, rows=2, mesh=sizes(mesh), int8=int8, platform="cpu")
+    assert measured <= need.activations <= 2 * measured
+
+
+def test_a_chunk_is_what_the_engine_reads():
+    assert CHUNK == LONG
+
+
+def test_seven_billion_weights():
+    """13.48 GB of text model in bfloat16, and half a MiB of cache a token, by hand."""
+    config = preset("7b", dtype="bfloat16")
+    need = inference_need(config, context=2**20, mesh=(1, 1, 1, 1))
+    assert need.weights == 2 * 6_738_415_616
+    # Segments are four bytes a token, and the number of tokens read is four bytes.
+    assert need.cache == 2**20 * (2 * 32 * 4096 * 2 + 4) + 4
+    assert 2 * 32 * 4096 * 2 == 512 * 1024
+    split = inference_need(config, context=2**20, mesh=(1, 1, 32, 1))
+    norms = 2 * 65 * 4096
+    assert split.weights == (need.weights - norms) // 32 + norms
+    assert need.total == need.weights + need.cache + need.activations
+
+
+def test_what_grows_with_what(tiny):
+    def need(*, context=4096, rows=2, mesh=(1, 1, 1, 1), int8=False):
+        return inference_need(tiny(), context=context, rows=rows, mesh=mesh, int8=int8)
+
+    assert need(context=8192).cache > 1.9 * need().cache
+    assert need(rows=4).cache == 2 * need().cache - 4
+    assert need(rows=2, mesh=(2, 1, 1, 1)).cache == need(rows=1).cache
+    assert need(mesh=(1, 1, 4, 1)).weights < need().weights / 3
+    assert need(int8=True).weights < need().weights / 2
+    # XLA for CPU widens all layers before it writes: eight bits save nothing there.
+    large = preset("7b")
+    eight, whole = (
+        inference_need(large, context=512, mesh=(1, 1, 1, 1), int8=int8, platform="cpu").total
+        for int8 in (True, False)
+    )
+    assert eight > whole
+
+
+def test_a_mesh_that_does_not_divide_is_refused(tiny):
+    with pytest.raises(UserError, match=r"wq has a dimension of 8, which does not divide by tp 3"):
+        require_divisible_weights(tiny(tokens=TokenSpace(text=384), mlp_dim=96), (1, 1, 3, 1))
+    with pytest.raises(UserError, match=r"dimension of 32, .* by fsdp 3 × sp 1"):
+        inference_need(tiny(), context=512, mesh=(1, 3, 1, 1))
+
+
+def test_a_need_is_had_without_a_device(tiny, monkeypatch):
+    def refuse(*_):
+        raise AssertionError("a device was looked for")
+
+    monkeypatch.setattr(jax, "devices", refuse)
+    config = tiny(dim=64, num_heads=32, num_kv_heads=32)
+    assert inference_need(config, context=2**20, mesh=(16, 1, 32, 1)).total > 0
+
+
+def meminfo(root, available):
+    (root / "proc/self").mkdir(parents=True)
+    (root / "proc/meminfo").write_text(f"MemTotal: 99 kB\nMemAvailable:  {available} kB\n")
+
+
+def test_memory_of_the_host(tmp_path):
+    assert host_memory(tmp_path) is None
+    meminfo(tmp_path, 1000)
+    assert host_memory(tmp_path) == 1000 * 1024
+
+
+@pytest.mark.parametrize(
+    ("line", "folder", "names", "stat"),
+    [
+        ("0::/a/b", "sys/fs/cgroup/a", ("memory.max", "memory.current"), "inactive_file"),
+        (
+            "5:cpu,memory:/a",
+            "sys/fs/cgroup/memory",
+            ("memory.limit_in_bytes", "memory.usage_in_bytes"),
+            "total_inactive_file",
+        ),
+        (
+            "0::/a b.scope",
+            "sys/fs/cgroup/a b.scope",
+            ("memory.max", "memory.current"),
+            "inactive_file",
+        ),
+    ],
+)
+def test_a_limit_above_a_process_bounds_it(tmp_path, line, folder, names, stat):
+    meminfo(tmp_path, 1000)
+    (tmp_path / "proc/self/cgroup").write_text(f"{line}\n")
+    assert host_memory(tmp_path) == 1000 * 1024
+    group = tmp_path / folder
+    group.mkdir(parents=True)
+    (group / names[0]).write_text("max\n")
+    (group / names[1]).write_text("70000\n")
+    assert host_memory(tmp_path) == 1000 * 1024
+    (group / names[0]).write_text("100000\n")
+    assert host_memory(tmp_path) == 30_000
+    (group / "memory.stat").write_text(f"{stat} 20000\nother 5\n")
+    assert host_memory(tmp_path) == 50_000
+    (group / names[1]).write_text("200000\n")
+    assert host_memory(tmp_path) == 0
+
+
+def test_virtual_devices_share_one_memory_with_the_program(monkeypatch):
+    monkeypatch.setattr(devices, "host_memory", lambda: 8_500_000_000)
+    here = devices.machine()
+    assert (here.count, here.platform, here.is_shared) == (len(jax.devices()), "cpu", True)
+    assert (here.room(1), here.room(8)) == (8_000_000_000, 1_000_000_000)
+    monkeypatch.setattr(devices, "host_memory", lambda: None)
+    assert devices.machine().room(1) is None
+
+
+def test_devices_with_memory_of_their_own_do_not_share_it():
+    machine = Machine(count=2, memory=70, platform="gpu")
+    assert machine.room(1) == machine.room(2) == machine.room(8) == 70
+    assert machine.without(5, 2).room(2) == 75
+    shared = dataclasses.replace(machine, is_shared=True)
+    assert (shared.room(2), shared.without(5, 2).room(2)) == (35, 40)
+    unknown = dataclasses.replace(machine, memory=None)
+    assert unknown.without(5, 2).room(2) is None
+    assert free_bytes({"bytes_limit": 100, "bytes_in_use": 30}) == 70
+    assert free_bytes({"bytes_limit": 100}) == 100
+    assert free_bytes({}) is free_bytes(None) is None
