@@ -24,9 +24,9 @@ import tyro
 from attention import hardware
 
 from lwm.data.corpus import Corpus
-from lwm.data.fields import Encoder
+from lwm.data.fields import RecordEncoder
 from lwm.data.loader import Loader
-from lwm.data.pack import Packing
+from lwm.data.pack import PackingConfig
 from lwm.data.sets import of_model
 from lwm.data.shards import TokenShards
 from lwm.data.sources import open_source
@@ -68,7 +68,7 @@ def write_documents(config: Benchmark, characters: int, file: Path) -> None:
 
 def ours(examples: Examples, tokens: TokenSpace, config: Benchmark, threads: int) -> Iterator[int]:
     """Yields how many tokens each batch of ours holds."""
-    packing = Packing(length=config.length)
+    packing = PackingConfig(length=config.length)
     loader = Loader([examples], tokens, packing, Mixture(), rows=config.rows, threads=threads)
     for delivered in loader:
         yield int((delivered.batch.segments >= 0).sum())
@@ -117,7 +117,7 @@ def rate(make: Callable[[], Iterator[int]], config: Benchmark) -> float:
 def main(config: Benchmark) -> None:
     """Prints the table and writes it to `results`."""
     tokenizer, tokens = of_model(config.model)
-    encoder = Encoder(tokenizer=tokenizer, tokens=tokens)
+    encoder = RecordEncoder(tokenizer=tokenizer, tokens=tokens)
     packages = ("grain", "array_record", "tokenizers")
     lines = [
         f"# Packed batches, {datetime.date.today()}",

@@ -20,6 +20,7 @@ from collections.abc import Callable
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import tyro
 
@@ -43,7 +44,7 @@ class Benchmark:
     """Measures one of `MEASURES` in this process, and prints JSON; the others call it so."""
 
     @property
-    def dtype(self) -> str:
+    def dtype(self) -> Any:
         """The type named at the end of `only`."""
         assert self.only is not None
         return self.only.partition(" ")[2]

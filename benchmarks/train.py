@@ -62,8 +62,8 @@ def ours(dtype: str, length: int, sp: int) -> Callable[[], float]:
     from lwm.tokens import TokenSpace
     from lwm.train.config import AdamW, Loss
     from lwm.train.optimizer import build_optimizer
-    from lwm.train.placing import place
-    from lwm.train.step import State, Step
+    from lwm.train.placing import shard_batch
+    from lwm.train.step import TrainState, TrainStep
 
     config = LlamaConfig(
         tokens=TokenSpace(text=VOCABULARY),
@@ -83,7 +83,7 @@ def ours(dtype: str, length: int, sp: int) -> Callable[[], float]:
     optimizer = build_optimizer(AdamW(), 1000)
     with jax.set_mesh(mesh):
         model = jax.jit(lambda: Llama.init(config, key=jr.key(0)))()
-        state, step = State.start(model, optimizer), Step(optimizer, Loss())
+        state, step = TrainState.start(model, optimizer), TrainStep(optimizer, Loss())
     ids = np.random.default_rng(0).integers(0, VOCABULARY, (1, 1, length + 1)).astype(np.int32)
     batch = Batch(
         tokens=ids[..., :-1],
@@ -93,7 +93,7 @@ def ours(dtype: str, length: int, sp: int) -> Callable[[], float]:
         weights=np.full((1, 1, length), 1 / length, np.float32),
         counts=np.ones((1, 1, 2), np.float32),
     )
-    placed, index = place(batch, mesh, "zigzag", rows=1)
+    placed, index = shard_batch(batch, mesh, "zigzag", rows=1)
     held = [state]
 
     def run() -> float:

@@ -7,35 +7,68 @@ The capital of France is Paris.
 """
 
 import importlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from lwm import renamed
+
+if TYPE_CHECKING:
+    from lwm.errors import UserError
+    from lwm.generate.chat import Conversation
+    from lwm.generate.language_model import LanguageModel
+    from lwm.loading import load
+    from lwm.model.config import LlamaConfig
+    from lwm.model.llama import Llama
+    from lwm.ops import attention
+    from lwm.sampling_params import FrameSampling, SamplingParams, VisionSampling
+    from lwm.sharding import make_mesh
+    from lwm.tokenizer.message import Message, Vision
+    from lwm.tokens import TokenSpace
 
 __version__ = "0.1.0"
 
-# Looked up when they are first used: `import lwm` costs little, and the command line can print
-# its help without JAX.
+renamed.install()
+_find_old = renamed.look_up(__name__)
+# Looked up at first use: `import lwm` costs little, and the command line prints its help without
+# JAX.
 _PUBLIC = {
-    "load": "lwm.loading",
-    "LanguageModel": "lwm.generate.language_model",
     "Conversation": "lwm.generate.chat",
-    "Message": "lwm.tokenizer.message",
-    "Vision": "lwm.tokenizer.message",
-    "Writing": "lwm.generate.writing",
-    "Drawing": "lwm.generate.drawing",
-    "Drawings": "lwm.generate.drawing",
-    "UserError": "lwm.errors",
+    "FrameSampling": "lwm.sampling_params",
+    "LanguageModel": "lwm.generate.language_model",
     "Llama": "lwm.model.llama",
     "LlamaConfig": "lwm.model.config",
+    "Message": "lwm.tokenizer.message",
+    "SamplingParams": "lwm.sampling_params",
     "TokenSpace": "lwm.tokens",
-    "make_mesh": "lwm.sharding",
+    "UserError": "lwm.errors",
+    "Vision": "lwm.tokenizer.message",
+    "VisionSampling": "lwm.sampling_params",
     "attention": "lwm.ops",
+    "load": "lwm.loading",
+    "make_mesh": "lwm.sharding",
 }
-__all__ = [*_PUBLIC, "__version__"]
+__all__ = [
+    "Conversation",
+    "FrameSampling",
+    "LanguageModel",
+    "Llama",
+    "LlamaConfig",
+    "Message",
+    "SamplingParams",
+    "TokenSpace",
+    "UserError",
+    "Vision",
+    "VisionSampling",
+    "__version__",
+    "attention",
+    "load",
+    "make_mesh",
+]
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _PUBLIC:
-        raise AttributeError(f"module 'lwm' has no attribute {name!r}")
-    return getattr(importlib.import_module(_PUBLIC[name]), name)
+    if name in _PUBLIC:
+        return getattr(importlib.import_module(_PUBLIC[name]), name)
+    return _find_old(name)
 
 
 def __dir__() -> list[str]:

@@ -2,7 +2,7 @@
 
 import contextlib
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from types import FrameType
 
 import numpy as np
@@ -11,18 +11,18 @@ from rich.console import Console
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
-    Progress,
+    Progress as Bar,
     SpinnerColumn,
     TextColumn,
     TimeElapsedColumn,
 )
 from rich.text import Text
 
-Report = Callable[[int, int], None]
+from lwm.progress import Progress
 
 
 @contextlib.contextmanager
-def waiting(what: str, unit: str = "", *, console: Console | None = None) -> Iterator[Report]:
+def waiting(what: str, unit: str = "", *, console: Console | None = None) -> Iterator[Progress]:
     """Shows a bar that goes away at the end; yields a function to tell it (done, total).
 
     What is printed meanwhile stands above the bar only if it is printed by the same console.
@@ -36,9 +36,7 @@ def waiting(what: str, unit: str = "", *, console: Console | None = None) -> Ite
         TextColumn(unit, markup=False),
         TimeElapsedColumn(),
     )
-    with Progress(
-        *columns, console=console, transient=True, disable=not console.is_terminal
-    ) as bar:
+    with Bar(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task(what, total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)
 

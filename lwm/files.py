@@ -37,7 +37,7 @@ def reason_of(error: Exception) -> str:
     return reason.splitlines()[0]
 
 
-def need(module: str, what: str, extra: str = "data") -> Any:
+def require_package(module: str, what: str, extra: str = "data") -> Any:
     """Imports an optional library.
 
     Raises:
@@ -78,7 +78,7 @@ def within(index: SupportsIndex, length: int) -> int:
     return number
 
 
-class Kept:
+class LRUCache:
     """The values used last, up to a number of bytes; several threads may use it.
 
     A copy by pickle starts empty.
@@ -108,8 +108,8 @@ class Kept:
             while self._bytes > self._most and len(self._values) > 1:
                 self._bytes -= self._values.popitem(last=False)[1][1]
 
-    def __reduce__(self) -> tuple[type["Kept"], tuple[int]]:
-        return Kept, (self._most,)
+    def __reduce__(self) -> tuple[type["LRUCache"], tuple[int]]:
+        return LRUCache, (self._most,)
 
 
 def require_size(file: Path, size: int) -> None:

@@ -17,17 +17,17 @@ from lwm.convert.huggingface import (
     read_json,
 )
 from lwm.convert.lwm import TABLE, open_lwm, split_prefix
-from lwm.convert.names import HUGGING_FACE, Layout
+from lwm.convert.names import HUGGING_FACE, TensorLayout
 from lwm.convert.weights import VisionRows, build_llama, build_stacked
 from lwm.devices import machine
 from lwm.errors import UserError
 from lwm.formats.gguf import read_gguf
-from lwm.generate.drawing import LWM, Drawings
 from lwm.generate.language_model import LanguageModel
 from lwm.hub import catalog
-from lwm.model.config import NOTHING_GIVEN, Dtype, Given, LlamaConfig, Remat
+from lwm.model.config import NO_OVERRIDES, Dtype, LlamaConfig, ModelOverrides, Remat
 from lwm.model.llama import Llama, check_mesh
 from lwm.plan.fit import require_fit
+from lwm.sampling_params import LWM_SAMPLING, VisionSampling
 from lwm.sharding import make_mesh
 from lwm.tokenizer.markers import CLOSING, OPENING
 from lwm.tokenizer.tokenizer import Tokenizer
@@ -47,7 +47,7 @@ def load(
     dtype: Dtype | Literal["int8"] = "float32",
     template: str | None = None,
     vqgan: str | Path | None = None,
-    given: Given = NOTHING_GIVEN,
+    given: ModelOverrides = NO_OVERRIDES,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> LanguageModel:
     """Opens a model; one that `lwm models` lists or a hub holds is fetched if need be.
@@ -95,26 +95,26 @@ def load(
         tokenizer=opened.tokenizer,
         mesh=devices,
         template=template,
-        drawings=opened.drawings.over(LWM),
+        drawings=opened.drawings.over(LWM_SAMPLING),
         vqgan_file=opened.vqgan if vqgan is None else Path(vqgan),
     )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Opened:
+class ModelFiles:
     """A model of which all is known but its weights, which are not read yet."""
 
     config: LlamaConfig
     tensors: Mapping[str, np.ndarray] = dataclasses.field(repr=False)
-    table: dict[str, Layout] = dataclasses.field(repr=False)
+    table: dict[str, TensorLayout] = dataclasses.field(repr=False)
     """The names and layouts of the tensors, by the path of ours."""
     tokenizer: Tokenizer
     source: Path
     vqgan: Path | None = None
     """The file or folder of the tokenizer of images, if there is one beside the model."""
-    drawings: Drawings = LWM
+    drawings: VisionSampling = LWM_SAMPLING
     """How the model draws where nothing else is asked for."""
-    known: catalog.Entry | None = None
+    known: catalog.KnownModel | None = None
     """What is known of the model by its name."""
 
     def training_config(
@@ -173,13 +173,15 @@ class Opened:
         return there
 
 
-def open_model_files(name_or_path: str | Path, *, given: Given = NOTHING_GIVEN) -> Opened:
+def open_model_files(
+    name_or_path: str | Path, *, given: ModelOverrides = NO_OVERRIDES
+) -> ModelFiles:
     """Finds a model as `load` does, and reads all but its weights.
 
     Raises:
         UserError: The model cannot be had or read.
     """
-    path = find(name_or_path)
+    path = find_files(name_or_path)
     params = _lwm_file(path, name_or_path)
     known = _entry(name_or_path, params or path)
     if params is not None:
@@ -196,10 +198,10 @@ def open_model_files(name_or_path: str | Path, *, given: Given = NOTHING_GIVEN) 
     return dataclasses.replace(opened, known=known, vqgan=vqgan)
 
 
-def _open_lwm(params: Path, given: Given, known: catalog.Entry | None) -> Opened:
+def _open_lwm(params: Path, given: ModelOverrides, known: catalog.KnownModel | None) -> ModelFiles:
     config, tensors = open_lwm(params, given=given, known=known)
     vqgan = params.with_name("vqgan")
-    return Opened(
+    return ModelFiles(
         config=config,
         tensors=tensors,
         table=TABLE,
@@ -219,7 +221,7 @@ def _lwm_file(path: Path, name: str | Path) -> Path | None:
     return path
 
 
-def _entry(name: str | Path, path: Path) -> catalog.Entry | None:
+def _entry(name: str | Path, path: Path) -> catalog.KnownModel | None:
     """Returns the model known by this name, or by that of its folder, if there is one."""
     folder = path.absolute().parent
     # The hub's cache has `models--OWNER--NAME` above the folder of a revision.
@@ -228,7 +230,7 @@ def _entry(name: str | Path, path: Path) -> catalog.Entry | None:
     return next((entry for each in names if (entry := catalog.known(each))), None)
 
 
-def _require_vocabulary(opened: Opened) -> None:
+def _require_vocabulary(opened: ModelFiles) -> None:
     tokenizer, tokens = opened.tokenizer, opened.config.tokens
     if tokenizer.vocab_size > tokens.text:
         raise UserError(
@@ -252,7 +254,7 @@ def _require_vocabulary(opened: Opened) -> None:
 
 
 def read_llama(
-    opened: Opened,
+    opened: ModelFiles,
     config: LlamaConfig,
     *,
     mesh: Mesh,
@@ -289,7 +291,7 @@ def read_llama(
     )
 
 
-def find(name_or_path: str | Path) -> Path:
+def find_files(name_or_path: str | Path) -> Path:
     """Returns a model's file or folder, fetched if need be.
 
     Raises:
@@ -304,18 +306,18 @@ def find(name_or_path: str | Path) -> Path:
     return path
 
 
-def _drawings(path: Path) -> Drawings:
+def _drawings(path: Path) -> VisionSampling:
     """Returns how a folder says that its model draws."""
     file = path / "generation_config.json"
     if not file.is_file():
-        return LWM
+        return LWM_SAMPLING
     try:
-        return Drawings.of(read_json(file).get(OWN))
+        return VisionSampling.of(read_json(file).get(OWN))
     except UserError as error:
         raise UserError(f"{file}: {error}") from None
 
 
-def _open(path: Path) -> Opened:
+def _open(path: Path) -> ModelFiles:
     """Opens a Hugging Face folder or a GGUF file, nothing large of which is read yet."""
     if path.suffix == ".gguf":
         gguf = read_gguf(path)
@@ -332,7 +334,7 @@ def _open(path: Path) -> Opened:
         raise UserError(
             f"{path} holds no model: neither config.json nor params nor one GGUF file is there"
         )
-    return Opened(
+    return ModelFiles(
         drawings=_drawings(path),
         config=read_config(values, source=str(path)),
         tensors=tensors,

@@ -12,7 +12,7 @@ from jax.experimental import multihost_utils
 from lwm.errors import UserError
 
 
-def everyone(value: Any) -> list[Any]:
+def gather(value: Any) -> list[Any]:
     """Returns the value of each process; values are what JSON can hold."""
     if jax.process_count() == 1:
         return [value]
@@ -23,7 +23,7 @@ def everyone(value: Any) -> list[Any]:
     return [json.loads(bytes(row)) for row in multihost_utils.process_allgather(padded)]
 
 
-def agree(failure: Exception | None, numbers: list[int]) -> list[list[int]]:
+def agree_on(failure: Exception | None, numbers: list[int]) -> list[list[int]]:
     """Returns the numbers of each process, unless one of them has failed.
 
     Raises:
@@ -52,13 +52,13 @@ def all_or_none() -> Iterator[None]:
         UserError: Another one has failed.
     """
     # Processes that have not met yet would wait for each other half a minute at most.
-    agree(None, [])
+    agree_on(None, [])
     failure: Exception | None = None
     try:
         yield
     except Exception as error:
         failure = error
-    agree(failure, [])
+    agree_on(failure, [])
 
 
 @contextlib.contextmanager

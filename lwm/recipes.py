@@ -11,10 +11,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 from lwm.data.format import Captions, ExampleFormat
-from lwm.data.pack import Packing
+from lwm.data.pack import PackingConfig
 from lwm.errors import UserError
-from lwm.generate.drawing import LWM, Drawing, Drawings
 from lwm.model.config import LlamaConfig
+from lwm.sampling_params import LWM_SAMPLING, FrameSampling, VisionSampling
 from lwm.tokens import TokenSpace
 from lwm.train.config import AdamW, Data, DataSet, Keep, Run, Schedule, Training
 from lwm.train.vqgan.config import FrameData, FrameSet, VQGANLoss, VQGANRun, VQGANTraining
@@ -58,7 +58,7 @@ def debug() -> Run:
             held_out=(DataSet(files=("shipped:moby-dick/chapter-3.txt",), name="chapter 3"),),
             held_out_rows=16,
             vocabulary=512,
-            packing=Packing(length=256),
+            packing=PackingConfig(length=256),
             rows=8,
             streams=1,
         ),
@@ -85,7 +85,7 @@ def laptop_text() -> Run:
             held_out_rows=224,
             vocabulary=4096,
             # A book's rows would follow each other; dealt from 128, few of a book come together.
-            packing=Packing(length=1024, balance=128),
+            packing=PackingConfig(length=1024, balance=128),
             rows=2,
             streams=4,
         ),
@@ -130,7 +130,7 @@ def tiny_vision() -> Run:
             ),
             vocabulary=1024,
             vqgan="vqgan-64",
-            packing=Packing(length=1024),
+            packing=PackingConfig(length=1024),
             rows=2,
             streams=4,
         ),
@@ -141,7 +141,7 @@ def tiny_vision() -> Run:
             validate_every=250,
         ),
         # What is known by heart is sure of itself: more guidance leads away into noise.
-        drawings=Drawings(image=Drawing(guidance=1.5)).over(LWM),
+        drawings=VisionSampling(image=FrameSampling(guidance=1.5)).over(LWM_SAMPLING),
     )
 
 
@@ -233,7 +233,7 @@ RECIPES: dict[str, Recipe] = {
 }
 
 
-def find(name: str) -> Recipe:
+def find_recipe(name: str) -> Recipe:
     """Returns a recipe by its name, or by file and function: `my.py:name`.
 
     Raises:

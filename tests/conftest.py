@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import pickle
+from collections.abc import Callable
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
@@ -19,23 +20,24 @@ os.environ["JAX_COMPILATION_CACHE_DIR"] = str(ROOT / ".cache" / "jax")
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
 
 import jax  # noqa: E402
+import jax.numpy as jnp  # noqa: E402
 import jax.random as jr  # noqa: E402
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 import tokenizers  # noqa: E402
 
 from lwm.convert.lwm import TABLE, open_lwm  # noqa: E402
-from lwm.convert.names import LWM, dimensions  # noqa: E402
+from lwm.convert.names import LWM_NAMES, dimensions  # noqa: E402
 from lwm.convert.weights import build_llama  # noqa: E402
 from lwm.formats.flax_writer import write_stream  # noqa: E402
 from lwm.generate.language_model import LanguageModel  # noqa: E402
 from lwm.model.attention import Packing  # noqa: E402
-from lwm.model.config import Given, LlamaConfig, Rope  # noqa: E402
+from lwm.model.config import LlamaConfig, ModelOverrides, Rope  # noqa: E402
 from lwm.model.llama import Llama  # noqa: E402
 from lwm.sharding import TOKENS, make_mesh, on_mesh  # noqa: E402
 from lwm.tokenizer.tokenizer import Tokenizer  # noqa: E402
 from lwm.tokens import TokenSpace  # noqa: E402
-from lwm.vqgan.checkpoint import to_flax  # noqa: E402
+from lwm.vqgan.checkpoint import save_vqgan, to_flax  # noqa: E402
 from lwm.vqgan.config import VQGANConfig  # noqa: E402
 from lwm.vqgan.model import VQGAN  # noqa: E402
 
@@ -103,7 +105,7 @@ def place():
             jax.device_put(np.asarray(x, np.int32)[:, order], on_mesh(mesh, TOKENS))
             for x in (tokens, segments, positions)
         ]
-        return put[0], Packing(segments=put[1], positions=put[2], index=jax.numpy.asarray(order))
+        return put[0], Packing(segments=put[1], positions=put[2], index=jnp.asarray(order))
 
     return make
 
@@ -149,7 +151,9 @@ def original(fixtures):
     """Loads a model of the original's, perhaps with another theta, as it is stored on disk."""
 
     def load(mesh, *, name="text_tiny", theta=None, stored="noscan"):
-        given = Given(config=f"json::{fixtures / name}_config.json", theta=theta and float(theta))
+        given = ModelOverrides(
+            config=f"json::{fixtures / name}_config.json", theta=theta and float(theta)
+        )
         config, tensors = open_lwm(fixtures / f"{name}_params_{stored}.msgpack", given=given)
         return build_llama(config, tensors, TABLE, mesh=mesh)
 
@@ -169,7 +173,7 @@ def published(tmp_path, tiny, byte_tokenizer):
             size=((config.num_layers,) if "*" in layout.name else ()) + layout.shape(sizes)
         ).astype(np.float32)
         / 10
-        for layout in LWM.values()
+        for layout in LWM_NAMES.values()
     }
     write_stream(folder / "params", arrays.items())
     byte_tokenizer.save(folder)
@@ -189,4 +193,41 @@ def published(tmp_path, tiny, byte_tokenizer):
         "theta": config.rope.theta,
     }
     (tmp_path / "config.json").write_text(json.dumps(values))
-    return folder, config, Given(config=f"json::{tmp_path / 'config.json'}")
+    return folder, config, ModelOverrides(config=f"json::{tmp_path / 'config.json'}")
+
+
+@pytest.fixture(scope="session")
+def draw_vqgan(tmp_path_factory) -> Callable[..., Path]:
+    """Writes a VQGAN of 64 codes. `VQGAN.init` would be compiled for ten seconds."""
+
+    def make(resolution: int = 32, levels: int = 3, codes: int = 64) -> Path:
+        config = VQGANConfig(
+            resolution=resolution,
+            hidden=32,
+            multipliers=(1,) * levels,
+            res_blocks=1,
+            z_channels=4,
+            codes=codes,
+            code_dim=4,
+        )
+        shapes = jax.eval_shape(lambda: VQGAN.init(config, key=jr.key(0)))
+        rng = np.random.default_rng(0)
+
+        def fill(leaf: jax.ShapeDtypeStruct) -> jax.Array:
+            if len(leaf.shape) == 1:  # a bias, or what is normalised is scaled by
+                return jnp.ones(leaf.shape)
+            inputs = np.prod(leaf.shape[:-1])
+            drawn = rng.normal(size=leaf.shape) / np.sqrt(inputs)
+            return jnp.asarray(drawn, np.float32)
+
+        folder = tmp_path_factory.mktemp("vqgan")
+        save_vqgan(jax.tree.map(fill, shapes), folder)
+        return folder
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def vqgan(draw_vqgan) -> Path:
+    """A VQGAN of 64 codes, 64 of which are a frame of 32 × 32 pixels."""
+    return draw_vqgan()

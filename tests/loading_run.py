@@ -15,7 +15,7 @@ import ml_dtypes
 import numpy as np
 
 from lwm.convert.lwm import TABLE, LwmTensors
-from lwm.convert.names import LWM, dimensions
+from lwm.convert.names import LWM_NAMES, dimensions
 from lwm.formats.flax_writer import write_stream
 from lwm.model.config import LlamaConfig, preset
 from lwm.tokens import TokenSpace
@@ -43,7 +43,7 @@ def write(path: Path, config: LlamaConfig) -> None:
     sizes, random = dimensions(config), np.random.default_rng(0)
 
     def tensors():
-        for layout in LWM.values():
+        for layout in LWM_NAMES.values():
             one = random.standard_normal(layout.shape(sizes), np.float32).astype(ml_dtypes.bfloat16)
             layers = (config.num_layers,) if "*" in layout.name else ()
             yield layout.name.replace("*", "scan_decoder"), np.broadcast_to(one, layers + one.shape)

@@ -11,7 +11,7 @@ from typing import Any
 
 import jax
 
-from lwm.data.pack import Packing
+from lwm.data.pack import PackingConfig
 from lwm.distributed import Processes, join
 from lwm.errors import UserError
 from lwm.recipes import debug
@@ -34,7 +34,7 @@ def small(*, mesh: str = "1,1,1,1", vocabulary: int = 300, **training: Any) -> R
         model=replace(recipe.model, dim=32, head_dim=8, mlp_dim=64, num_layers=1),
         data=replace(
             recipe.data,
-            packing=Packing(length=64),
+            packing=PackingConfig(length=64),
             rows=4,
             held_out_rows=4,
             vocabulary=vocabulary,

@@ -15,23 +15,23 @@ import pytest
 import lwm
 import lwm.train.loop
 from lwm.convert.export import save_model
-from lwm.data.fields import Encoder
+from lwm.data.fields import RecordEncoder
 from lwm.data.format import ExampleFormat
-from lwm.data.media.encode import Coder, fingerprint
+from lwm.data.media.encode import Coder, vqgan_fingerprint
 from lwm.data.media.inputs import open_items
 from lwm.data.media.read import Sampling
 from lwm.data.media.shards import MediaJob, write_media
 from lwm.data.media.summary import SUMMARY, MediaSummary
-from lwm.data.pack import Packing
+from lwm.data.pack import PackingConfig
 from lwm.data.sets import open_set
 from lwm.data.sources import open_source
 from lwm.data.tokenize import write_shards
-from lwm.eval.answer import describe
+from lwm.eval.answer import describe_model
 from lwm.eval.needle import run as needle
 from lwm.eval.needle.config import NeedleConfig
-from lwm.generate.drawing import Drawing
 from lwm.model.config import LlamaConfig
 from lwm.model.llama import Llama
+from lwm.sampling_params import FrameSampling
 from lwm.tokenizer.tokenizer import Tokenizer
 from lwm.tokens import TokenSpace
 from lwm.train import run as language
@@ -39,7 +39,7 @@ from lwm.train.config import AdamW, Data, DataSet, Keep, Run, Schedule, Training
 from lwm.train.optimizer import matrices
 from lwm.train.vqgan import task as vqgan
 from lwm.train.vqgan.config import (
-    Codebook,
+    CodebookConfig,
     FrameData,
     FrameSet,
     VQGANLoss,
@@ -75,7 +75,7 @@ TEXT_RUN = Run(
         held_out=(DataSet(files=("held-out.jsonl",), name="few"),),
         held_out_rows=4,
         vocabulary=280,
-        packing=Packing(length=64),
+        packing=PackingConfig(length=64),
         rows=2,
         streams=2,
     ),
@@ -116,7 +116,7 @@ VQGAN_RUN = VQGANRun(
         loss=VQGANLoss(
             absolute=0.5, squared=1.0, perceptual=0.0, adversarial=0.5, adversarial_from=1
         ),
-        codebook=Codebook(continuous=1),
+        codebook=CodebookConfig(continuous=1),
         discriminator_width=16,
         keep=Keep(every=2, last=1),
         validate_every=2,
@@ -174,10 +174,12 @@ def test_another_run_is_refused_by_name(before):
         language.run(other, Path("text-run"))
 
 
-def encoder() -> Encoder:
+def encoder() -> RecordEncoder:
     tokenizer = Tokenizer.open(Path("text-run/tokenizer"))
     tokens = TokenSpace.of(tokenizer.vocab_size, 16)
-    return Encoder(tokenizer=tokenizer, tokens=tokens, format=ExampleFormat(tokens_per_frame=256))
+    return RecordEncoder(
+        tokenizer=tokenizer, tokens=tokens, format=ExampleFormat(tokens_per_frame=256)
+    )
 
 
 def test_token_shards(before):
@@ -222,7 +224,7 @@ def test_vision_model(before):
     sampled = model.generate("ships sail", max_tokens=12, temperature=0.8, seed=3)
     assert sampled == expected["sampled"]
     assert model.drawings.image.guidance == 1.5
-    assert model.drawings.image != Drawing()
+    assert model.drawings.image != FrameSampling()
     (drawn,) = model.draw("ships", seed=1)
     codes = np.asarray(drawn.codes, np.int32)
     assert hashlib.sha256(codes.tobytes()).hexdigest() == expected["drawn"]
@@ -256,12 +258,12 @@ def test_needle_folder(before):
     needle.run(model, grid, Path("needle"))
     rows = [json.loads(line) for line in Path("needle/results.jsonl").read_text().splitlines()[1:]]
     assert rows == EXPECTED["needle"]["rows"]
-    assert describe(model) == LITERALS["text-model described"]
+    assert describe_model(model) == LITERALS["text-model described"]
 
 
 def test_fingerprints():
-    assert fingerprint(read_vqgan("vqgan-64")) == LITERALS["vqgan-64 fingerprint"]
-    assert describe(lwm.load("tiny-vision")) == LITERALS["tiny-vision described"]
+    assert vqgan_fingerprint(read_vqgan("vqgan-64")) == LITERALS["vqgan-64 fingerprint"]
+    assert describe_model(lwm.load("tiny-vision")) == LITERALS["tiny-vision described"]
 
 
 MODELS = {

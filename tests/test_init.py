@@ -13,7 +13,7 @@ from lwm.model.llama import Llama
 from lwm.sharding import make_mesh
 from lwm.tokens import TokenSpace
 from lwm.train.checkpoint import abstract_state
-from lwm.train.step import State
+from lwm.train.step import TrainState
 
 TEXT, VISION, CODES = 258, 66, 64
 
@@ -62,7 +62,7 @@ def test_weights_lie_where_drawn_ones_do(source, mesh_text, codes):
 
     def start():
         drawn = Llama.init(found.config, key=jax.random.key(0))
-        return State.start(drawn, optax.sgd(1.0))
+        return TrainState.start(drawn, optax.sgd(1.0))
 
     mesh = make_mesh(mesh_text)
     wanted = leaves(abstract_state(start, mesh).model)

@@ -7,7 +7,7 @@ import pytest
 
 import lwm
 from lwm import loading
-from lwm.convert.names import LWM, dimensions
+from lwm.convert.names import LWM_NAMES, dimensions
 from lwm.devices import Machine
 from lwm.errors import UserError
 from lwm.formats.flax_writer import write_stream
@@ -86,7 +86,7 @@ def test_a_released_model_in_the_hubs_cache_opens_by_name(tmp_path, monkeypatch,
             np.float16(0),
             ((2,) if "*" in layout.name else ()) + layout.shape(sizes),
         )
-        for path, layout in LWM.items()
+        for path, layout in LWM_NAMES.items()
         if "vision" not in path
     }
     write_stream(folder / "params", arrays.items())
@@ -94,13 +94,13 @@ def test_a_released_model_in_the_hubs_cache_opens_by_name(tmp_path, monkeypatch,
     (folder / "tokenizer.model").touch()  # what makes it complete
     opened = open_model_files("LWM-Text-512K")
     assert opened.config == preset("debug", rope=Rope(theta=2.5e7), max_context=512 * 1024)
-    assert opened.known == catalog.find("lwm-text-512k")
+    assert opened.known == catalog.find_model("lwm-text-512k")
 
 
 def test_marks_of_vision_are_those_trained_with(fixtures, tiny):
     tokenizer = Tokenizer.open(fixtures / "tokenizer")
     tokens = TokenSpace(text=32_000, vision=8448, codes=8192)
-    opened = loading.Opened(
+    opened = loading.ModelFiles(
         config=tiny(tokens=tokens),
         tensors={},
         table=loading.TABLE,
@@ -122,9 +122,9 @@ def test_a_model_that_cannot_fit_is_refused_before_it_is_read(published, monkeyp
 
 def test_names_too_long_to_be_a_file():
     with pytest.raises(UserError, match="no model is called 'aaa"):
-        loading.find("a" * 5000)
+        loading.find_files("a" * 5000)
     with pytest.raises(UserError, match="is no file; give that of LWM's parameters"):
-        loading.find("params::" + "a" * 5000)
+        loading.find_files("params::" + "a" * 5000)
 
 
 @pytest.mark.parametrize(

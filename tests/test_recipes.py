@@ -18,12 +18,12 @@ from jax.sharding import AbstractMesh, AxisType, NamedSharding, PartitionSpec as
 from lwm.cli.train import require_use
 from lwm.errors import UserError
 from lwm.model.llama import Llama
-from lwm.recipes import RECIPES, debug, find
+from lwm.recipes import RECIPES, debug, find_recipe
 from lwm.sharding import AXES
 from lwm.tokens import TokenSpace
 from lwm.train.config import Schedule, Training, require_same, to_json, write_run
 from lwm.train.optimizer import build_optimizer
-from lwm.train.step import State
+from lwm.train.step import TrainState
 from lwm.train.vqgan.config import VQGANRun
 from lwm.train.vqgan.discriminator import Discriminator
 from lwm.train.vqgan.step import VQGANState, VQGANStep
@@ -62,7 +62,7 @@ def model_can_be_built(run, optimizer):
     codes = read_vqgan(run.data.vqgan).config.codes if run.data.vqgan else 0
     tokens = TokenSpace.of(run.data.vocabulary, codes)
     model = dataclasses.replace(run.model, tokens=tokens)
-    made = jax.eval_shape(lambda: State.start(Llama.init(model, key=jr.key(0)), optimizer))
+    made = jax.eval_shape(lambda: TrainState.start(Llama.init(model, key=jr.key(0)), optimizer))
     assert made.model.embedding.shape == (tokens.rows, model.dim)
 
 
@@ -104,7 +104,7 @@ number = 3
 def test_recipes_of_ones_own(tmp_path):
     file = tmp_path / "own.py"
     file.write_text(OWN)
-    assert find(f"{file}:short")().training.steps == 20
+    assert find_recipe(f"{file}:short")().training.steps == 20
     for name, said in (
         (f"{file}:long", "has no function 'long'; it has short"),
         (f"{file}:number", "has no function 'number'"),
@@ -112,10 +112,10 @@ def test_recipes_of_ones_own(tmp_path):
         ("debugg", "no recipe is called 'debugg'; there are debug"),
     ):
         with pytest.raises(UserError, match=said):
-            find(name)
+            find_recipe(name)
     file.write_text("1 / 0")
     with pytest.raises(UserError, match="fails: ZeroDivisionError"):
-        find(f"{file}:short")
+        find_recipe(f"{file}:short")
 
 
 def test_a_folder_keeps_to_its_run(tmp_path):

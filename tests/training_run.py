@@ -13,7 +13,7 @@ import numpy as np
 
 from lwm.data.example import Example
 from lwm.data.loader import Loader
-from lwm.data.pack import Packing
+from lwm.data.pack import PackingConfig
 from lwm.data.stream import Mixture
 from lwm.distributed import Processes, join
 from lwm.errors import UserError
@@ -24,7 +24,7 @@ from lwm.tokens import TokenSpace
 from lwm.train.config import AdamW, Keep, Schedule, Training
 from lwm.train.loop import Stopped, train
 from lwm.train.placing import own_rows
-from lwm.train.task import Language
+from lwm.train.task import LanguageTask
 
 COORDINATOR, COUNT, INDEX = sys.argv[4:] or (None, 1, 0)
 # Four devices, those of all processes together.
@@ -77,9 +77,9 @@ def main(folder: Path, steps: int, text: str = "1,1,1,1") -> None:
         optimizer=AdamW(schedule=Schedule(peak=2e-2, warmup=5)),
         keep=Keep(every=4, last=2),
     )
-    packing = Packing(length=64, open_rows=3)
+    packing = PackingConfig(length=64, open_rows=3)
     mixture = Mixture(streams=4)
-    task = Language(
+    task = LanguageTask(
         training,
         CONFIG,
         jax.jit(lambda: Llama.init(CONFIG, key=jr.key(0))),

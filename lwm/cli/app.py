@@ -9,7 +9,7 @@ from typing import Annotated
 
 import tyro
 
-from lwm.cli.common import Flat, Model, Placing
+from lwm.cli.common import Flat, LoadOptions, Model
 from lwm.cli.convert import convert
 from lwm.cli.generate import generate_image, generate_text, generate_video
 from lwm.cli.media import data_show, eval_vision, eval_vqgan, tokenize
@@ -17,8 +17,7 @@ from lwm.cli.plan import plan
 from lwm.data.format import ExampleFormat
 from lwm.errors import UserError
 from lwm.eval.needle.config import NeedleConfig
-from lwm.generate.drawing import Drawings
-from lwm.generate.writing import Writing
+from lwm.sampling_params import SamplingParams, VisionSampling
 
 Question = Annotated[str | None, tyro.conf.Positional]
 Files = Annotated[tuple[Path, ...], tyro.conf.UseAppendAction]
@@ -35,9 +34,9 @@ def chat(
     max_frames: int = 8,
     fps: float | None = None,
     out: Path | None = None,
-    drawings: Annotated[Drawings, tyro.conf.arg(name="")] = Drawings(),
-    writing: Flat[Writing] = Writing(),
-    placing: Flat[Placing] = Placing(),
+    drawings: Annotated[VisionSampling, tyro.conf.arg(name="")] = VisionSampling(),
+    writing: Flat[SamplingParams] = SamplingParams(),
+    placing: Flat[LoadOptions] = LoadOptions(),
 ) -> None:
     """Asks a model; without a question, talks with it turn by turn.
 
@@ -54,12 +53,12 @@ def chat(
         writing: How the answer is written.
         placing: Where the model is loaded.
     """
-    from lwm.cli.chat import Talk, open_model, read_document
+    from lwm.cli.chat import TerminalChat, open_model, read_document
 
     text = None if document is None else read_document(document)
     if max_frames < 0:
         raise UserError(f"--max-frames {max_frames} must be 0 (all) or above")
-    talk = Talk(
+    talk = TerminalChat(
         open_model(model, placing),
         document=text,
         writing=writing,
@@ -82,7 +81,7 @@ def eval_needle(
     *,
     out: Path = Path("needle"),
     needle: Flat[NeedleConfig] = NeedleConfig(),
-    placing: Flat[Placing] = Placing(),
+    placing: Flat[LoadOptions] = LoadOptions(),
 ) -> None:
     """Hides a number in texts of many lengths, at many depths, and asks the model for it.
 
@@ -190,7 +189,7 @@ def demo(
     *,
     out: Path = Path("demo"),
     model: str = "smollm2-135m-instruct",
-    placing: Flat[Placing] = Placing(),
+    placing: Flat[LoadOptions] = LoadOptions(),
 ) -> None:
     """Lets a small real model answer, also about a chapter of a book, and writes a web page.
 

@@ -13,28 +13,27 @@ from lwm.console import Interruptible, waiting
 from lwm.errors import UserError
 from lwm.files import make_folder, reading
 from lwm.generate.chat import Conversation
-from lwm.generate.drawing import Drawings
 from lwm.generate.language_model import LanguageModel
 from lwm.generate.output import Frame
-from lwm.generate.writing import Writing
 from lwm.hub import catalog
-from lwm.loading import find, load
+from lwm.loading import find_files, load
 from lwm.media.frames import Frames
+from lwm.sampling_params import SamplingParams, VisionSampling
 from lwm.tokenizer.message import Part, Vision
 
 if TYPE_CHECKING:
-    from lwm.cli.common import Placing
+    from lwm.cli.common import LoadOptions
 
 HELP = "Ctrl-C stops an answer, Ctrl-D leaves, /clear forgets the conversation."
 HELP_SEEING = "/image FILE and /video FILE look at one; the next question is about it."
 
 
-def open_model(name: str, placing: "Placing") -> LanguageModel:
+def open_model(name: str, placing: "LoadOptions") -> LanguageModel:
     """Loads a model, showing how far it is; compiled programs are kept for the next run."""
     import jax
 
     jax.config.update("jax_compilation_cache_dir", str(catalog.cache_folder() / "compiled"))
-    find(name)  # fetching has a bar of its own
+    find_files(name)  # fetching has a bar of its own
     with waiting(f"loading {name}", "tensors") as report:
         return load(
             name,
@@ -64,7 +63,7 @@ def read_document(path: Path) -> str:
     return text
 
 
-class Talk:
+class TerminalChat:
     """A conversation in a terminal: what is typed, what is looked at, and what is answered."""
 
     def __init__(
@@ -72,9 +71,9 @@ class Talk:
         model: LanguageModel,
         *,
         document: str | None = None,
-        writing: Writing = Writing(),
+        writing: SamplingParams = SamplingParams(),
         out: Path | None = None,
-        drawings: Drawings = Drawings(),
+        drawings: VisionSampling = VisionSampling(),
         max_frames: int | None = 8,
         fps: float | None = None,
     ):
@@ -229,7 +228,7 @@ class Talk:
 def watched(
     conversation: Conversation,
     question: str | Sequence[Part],
-    writing: Writing,
+    writing: SamplingParams,
     *,
     check: Callable[[], None] = lambda: None,
 ) -> Generator[str | Frame]:

@@ -6,11 +6,11 @@ from typing import Annotated, Literal
 
 import tyro
 
-from lwm.model.config import NOTHING_GIVEN, Given
+from lwm.model.config import NO_OVERRIDES, ModelOverrides
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Placing:
+class LoadOptions:
     """Where and how a model is loaded."""
 
     mesh: str = "1,1,1,1"
@@ -22,7 +22,7 @@ class Placing:
     vqgan: Path | None = None
     """What makes images codes, where it is not beside the model: a folder, or LWM's file."""
     # Without a name it has no group of its own in the help.
-    given: Annotated[Given, tyro.conf.arg(name="")] = NOTHING_GIVEN
+    given: Annotated[ModelOverrides, tyro.conf.arg(name="")] = NO_OVERRIDES
     """What the model's files do not say."""
 
 

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 import tyro
 
 from lwm.errors import UserError
-from lwm.model.config import NOTHING_GIVEN, Given
+from lwm.model.config import NO_OVERRIDES, ModelOverrides
 
 
 def convert(
@@ -17,7 +17,7 @@ def convert(
     to: Literal["lwm"] = "lwm",
     dtype: Literal["float32", "bfloat16"] | None = None,
     shard_gb: float = 2.0,
-    given: tyro.conf.OmitArgPrefixes[Given] = NOTHING_GIVEN,
+    given: tyro.conf.OmitArgPrefixes[ModelOverrides] = NO_OVERRIDES,
 ) -> None:
     """Writes a model as a folder that opens at once: safetensors, tokenizer, VQGAN, model card.
 

@@ -14,20 +14,20 @@ import jinja2
 import lwm
 from lwm.cli import demo_vision
 from lwm.cli.chat import open_model, watched
-from lwm.cli.common import Placing
+from lwm.cli.common import LoadOptions
 from lwm.errors import UserError
-from lwm.eval.needle.report import Report
+from lwm.eval.needle.report import NeedleReport
 from lwm.eval.needle.run import small_run
 from lwm.generate.chat import Conversation
 from lwm.generate.language_model import LanguageModel
-from lwm.generate.writing import Writing
+from lwm.sampling_params import SamplingParams
 
 QUESTIONS = (
     "What is the capital of France?",
     "Why is the sky blue? Answer in two sentences.",
 )
 BOOK_QUESTION = "Why does the narrator go to sea?"
-WRITING = Writing(max_tokens=128)
+WRITING = SamplingParams(max_tokens=128)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -45,7 +45,7 @@ class Turn:
     title: str | None = None
 
 
-def run(out: Path, *, model: str, placing: Placing) -> Path:
+def run(out: Path, *, model: str, placing: LoadOptions) -> Path:
     """Asks the demo's questions, has pictures drawn, writes `index.html`; returns its path.
 
     Raises:
@@ -59,7 +59,7 @@ def run(out: Path, *, model: str, placing: Placing) -> Path:
     turns = [_ask(opened, question) for question in QUESTIONS]
     turns.append(_ask(opened, BOOK_QUESTION, document=chapter, title="Moby-Dick, chapter 1"))
     report, picture = small_run(opened)
-    seen = demo_vision.show(Placing())
+    seen = demo_vision.show(LoadOptions())
     page.write_text(_render(opened, turns, seen, loading, report, picture), encoding="utf-8")
     return page
 
@@ -108,7 +108,7 @@ def _render(
     turns: list[Turn],
     seen: list[demo_vision.Shown],
     loading: float,
-    report: Report,
+    report: NeedleReport,
     picture: bytes,
 ) -> str:
     environment = jinja2.Environment(

@@ -7,10 +7,10 @@ import time
 from pathlib import Path
 
 from lwm.cli.chat import open_model
-from lwm.cli.common import Placing
+from lwm.cli.common import LoadOptions
 from lwm.data.clips import CLIPS, FRAMES
-from lwm.generate.drawing import Drawings
 from lwm.generate.language_model import LanguageModel
+from lwm.sampling_params import VisionSampling
 from lwm.tokenizer.message import Vision
 
 MODEL = "tiny-vision"
@@ -34,7 +34,7 @@ class Shown:
     """After what has to be done once."""
 
 
-def show(placing: Placing) -> list[Shown]:
+def show(placing: LoadOptions) -> list[Shown]:
     """Draws an image and a clip from words, and answers a question about a clip.
 
     Raises:
@@ -49,7 +49,7 @@ def _drawn(model: LanguageModel, prompt: str, frames: int) -> Shown:
     print(f"> Draw {what} of: {prompt}")
     for _ in range(2):  # the first one also compiles
         begun = time.monotonic()
-        (vision,) = model.draw(prompt, frames=frames, drawings=Drawings())
+        (vision,) = model.draw(prompt, frames=frames, drawings=VisionSampling())
         seconds = time.monotonic() - begun
     print(f"[{frames} frame{'s' * (frames > 1)} in {seconds:.1f} s]\n")
     return Shown(

@@ -5,9 +5,8 @@ from typing import Annotated
 
 import tyro
 
-from lwm.cli.common import Flat, Model, Placing
-from lwm.generate.drawing import Drawing, Drawings
-from lwm.generate.writing import Writing
+from lwm.cli.common import Flat, LoadOptions, Model
+from lwm.sampling_params import FrameSampling, SamplingParams, VisionSampling
 
 Prompt = Annotated[str, tyro.conf.Positional]
 
@@ -19,8 +18,8 @@ def generate_text(
     *,
     prompts_from: Path | None = None,
     out: Path | None = None,
-    writing: Flat[Writing] = Writing(),
-    placing: Flat[Placing] = Placing(),
+    writing: Flat[SamplingParams] = SamplingParams(),
+    placing: Flat[LoadOptions] = LoadOptions(),
 ) -> None:
     """Continues texts; several are written together, each as if it were alone.
 
@@ -47,8 +46,8 @@ def generate_image(
     n: int = 1,
     grid: bool = False,
     seed: int = 0,
-    drawing: Flat[Drawing] = Drawing(),
-    placing: Flat[Placing] = Placing(),
+    drawing: Flat[FrameSampling] = FrameSampling(),
+    placing: Flat[LoadOptions] = LoadOptions(),
 ) -> None:
     """Draws images of what a text says.
 
@@ -62,10 +61,10 @@ def generate_image(
         drawing: How they are drawn.
         placing: Where the model is loaded.
     """
-    from lwm.cli.generate_vision import Asked, draw_files
+    from lwm.cli.generate_vision import DrawRequest, draw_files
 
-    asked = Asked(prompt=prompt, kind="image", n=n, seed=seed)
-    drawings = Drawings(image=drawing, video=drawing)
+    asked = DrawRequest(prompt=prompt, kind="image", n=n, seed=seed)
+    drawings = VisionSampling(image=drawing, video=drawing)
     draw_files(model, asked, out=out, grid=grid, drawings=drawings, placing=placing)
 
 
@@ -82,8 +81,8 @@ def generate_video(
     n: int = 1,
     grid: bool = False,
     seed: int = 0,
-    drawings: Annotated[Drawings, tyro.conf.arg(name="")] = Drawings(),
-    placing: Flat[Placing] = Placing(),
+    drawings: Annotated[VisionSampling, tyro.conf.arg(name="")] = VisionSampling(),
+    placing: Flat[LoadOptions] = LoadOptions(),
 ) -> None:
     """Draws videos of what a text says, perhaps going on from an image.
 
@@ -101,9 +100,9 @@ def generate_video(
         drawings: How the first frame is drawn, and those after it.
         placing: Where the model is loaded.
     """
-    from lwm.cli.generate_vision import Asked, draw_files
+    from lwm.cli.generate_vision import DrawRequest, draw_files
 
-    asked = Asked(
+    asked = DrawRequest(
         prompt=prompt,
         kind="video",
         frames=frames,

@@ -10,10 +10,10 @@ from lwm.cli.chat import open_model
 from lwm.console import waiting
 from lwm.errors import UserError
 from lwm.generate.batch import complete
-from lwm.generate.writing import Writing
+from lwm.sampling_params import SamplingParams
 
 if TYPE_CHECKING:
-    from lwm.cli.common import Placing
+    from lwm.cli.common import LoadOptions
 
 
 def generate(
@@ -22,8 +22,8 @@ def generate(
     *,
     prompts_from: Path | None,
     out: Path | None,
-    writing: Writing,
-    placing: "Placing",
+    writing: SamplingParams,
+    placing: "LoadOptions",
 ) -> None:
     """Continues all prompts in one batch.
 

@@ -10,20 +10,20 @@ import numpy as np
 from jaxtyping import UInt8
 
 from lwm.cli.chat import open_model
-from lwm.cli.common import Placing
+from lwm.cli.common import LoadOptions
 from lwm.console import Interruptible, Preview, waiting
 from lwm.errors import UserError
 from lwm.files import reading
-from lwm.generate.drawing import Drawings
 from lwm.generate.language_model import LanguageModel
-from lwm.generate.vision import Finished, draw
+from lwm.generate.vision import FrameCollector, draw
 from lwm.media.frames import Frames
 from lwm.media.write import IMAGES, VIDEOS, contact_sheet, write_image, write_video
+from lwm.sampling_params import VisionSampling
 from lwm.tokenizer.message import Vision
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Asked:
+class DrawRequest:
     """What is to be drawn."""
 
     prompt: str
@@ -68,12 +68,12 @@ class Asked:
 
 def draw_files(
     name: str,
-    asked: Asked,
+    asked: DrawRequest,
     *,
     out: Path,
     grid: bool,
-    drawings: Drawings,
-    placing: Placing,
+    drawings: VisionSampling,
+    placing: LoadOptions,
     fps: float = 1.0,
 ) -> None:
     """Draws, and prints the paths of what it wrote.
@@ -97,7 +97,7 @@ def draw_files(
         print(file)
 
 
-def _files(asked: Asked, out: Path, *, grid: bool) -> list[Path]:
+def _files(asked: DrawRequest, out: Path, *, grid: bool) -> list[Path]:
     """Returns the files to write, if their names will do."""
     known = IMAGES if asked.kind == "image" else VIDEOS
     if out.suffix.lower() not in known:
@@ -112,20 +112,22 @@ def _files(asked: Asked, out: Path, *, grid: bool) -> list[Path]:
     return files
 
 
-def _try(asked: Asked, out: Path, fps: float) -> None:
+def _try(asked: DrawRequest, out: Path, fps: float) -> None:
     """Writes a small file and takes it away: what would fail after the drawing fails now."""
     with reading(out, "written"), tempfile.TemporaryDirectory(dir=out.parent) as folder:
         _write(asked, Path(folder) / out.name, np.zeros((1, 16, 16, 3), np.uint8), fps)
 
 
-def _write(asked: Asked, file: Path, pixels: UInt8[np.ndarray, "N R C 3"], fps: float) -> None:
+def _write(
+    asked: DrawRequest, file: Path, pixels: UInt8[np.ndarray, "N R C 3"], fps: float
+) -> None:
     if asked.kind == "image":
         write_image(file, pixels[0])
     else:
         write_video(file, pixels, fps)
 
 
-def _drawn(model: LanguageModel, asked: Asked, drawings: Drawings) -> list[Vision]:
+def _drawn(model: LanguageModel, asked: DrawRequest, drawings: VisionSampling) -> list[Vision]:
     first: list[Vision] | None = None
     if asked.first is not None:
         # All its frames, of which there must be fewer: a film is never encoded to be refused.
@@ -138,7 +140,10 @@ def _drawn(model: LanguageModel, asked: Asked, drawings: Drawings) -> list[Visio
 
 
 def _finished(
-    model: LanguageModel, asked: Asked, drawings: Drawings, first: Sequence[Vision] | None
+    model: LanguageModel,
+    asked: DrawRequest,
+    drawings: VisionSampling,
+    first: Sequence[Vision] | None,
 ) -> list[Vision]:
     """Draws, and shows each frame when it is done."""
     preview = Preview(asked.n)
@@ -158,7 +163,7 @@ def _finished(
             seeds=range(asked.seed, asked.seed + asked.n),
             progress=progress,
         )
-        finished = Finished(model, asked.kind, asked.n, first)
+        finished = FrameCollector(model, asked.kind, asked.n, first)
         for row, frame in drawn:
             preview.show(row, finished.add(row, frame))
         return finished.visions()

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from lwm.cli.common import Flat, Model, Placing
+from lwm.cli.common import Flat, LoadOptions, Model
 
 
 def tokenize(
@@ -108,7 +108,7 @@ def eval_vision(
     *,
     out: Path = Path("vision-eval"),
     count: int | None = None,
-    placing: Flat[Placing] = Placing(),
+    placing: Flat[LoadOptions] = LoadOptions(),
 ) -> None:
     """Measures what a model knows of captioned pictures: drawn from words, and told in words.
 

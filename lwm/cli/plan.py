@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from lwm.devices import Machine
     from lwm.model.config import LlamaConfig
     from lwm.plan.fit import Plan
-    from lwm.plan.memory import Sizes
+    from lwm.plan.memory import MeshSizes
 
 _TOO_MUCH = 10**12
 _CONTEXTS = tuple(1024 * each for each in (4, 32, 128, 256, 512, 1024))
@@ -83,7 +83,7 @@ def _config(model: str) -> "LlamaConfig":
     return open_model_files(model).config
 
 
-def _read_mesh(text: str) -> "Sizes":
+def _read_mesh(text: str) -> "MeshSizes":
     from lwm.sharding import parse_mesh
 
     if "-1" in text:
@@ -136,7 +136,7 @@ def _by_context(plan: "Plan", machine: "Machine", contexts: list[int]) -> Table:
 
 
 def _verdict(plan: "Plan", machine: "Machine") -> list[str]:
-    from lwm.plan.fit import NO_WAY, gigabytes, ways
+    from lwm.plan.fit import NO_WAY, gigabytes, options
 
     lines = []
     if plan.mesh[-1] > 1:
@@ -152,7 +152,7 @@ def _verdict(plan: "Plan", machine: "Machine") -> list[str]:
     )
     if fits:
         return lines
-    found = [way.text for way in ways(plan, machine)]
+    found = [way.text for way in options(plan, machine)]
     return [*lines, "To make them fit:", *(f"  {text}" for text in found or [NO_WAY])]
 
 

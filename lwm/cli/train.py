@@ -11,7 +11,7 @@ import tyro
 
 from lwm.distributed import Processes
 from lwm.errors import UserError
-from lwm.recipes import RECIPES, Recipe, find
+from lwm.recipes import RECIPES, Recipe, find_recipe
 from lwm.train.config import Run
 from lwm.train.vqgan.config import VQGANRun
 
@@ -36,7 +36,7 @@ def commands(arguments: list[str]) -> dict[str, Callable[..., None]]:
     """Returns a command for each recipe, and for one of the user's that the arguments name."""
     named = dict(RECIPES)
     if arguments and ":" in arguments[0]:
-        named[arguments[0]] = find(arguments[0])
+        named[arguments[0]] = find_recipe(arguments[0])
     return {name: _command(name, recipe) for name, recipe in named.items()}
 
 

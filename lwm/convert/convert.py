@@ -14,8 +14,8 @@ from lwm.convert.huggingface import is_not_weight
 from lwm.convert.names import HUGGING_FACE
 from lwm.convert.weights import Weights, contiguous, layout_of, sizes_in, weight_paths
 from lwm.errors import UserError
-from lwm.hub.catalog import Entry
-from lwm.loading import Opened
+from lwm.hub.catalog import KnownModel
+from lwm.loading import ModelFiles
 from lwm.vqgan.checkpoint import read_vqgan, save_vqgan
 
 SHARD_BYTES = 2_000_000_000
@@ -30,7 +30,7 @@ https://ai.meta.com/llama/use-policy/.
 
 
 def convert_model(
-    opened: Opened,
+    opened: ModelFiles,
     folder: Path,
     *,
     dtype: Literal["float32", "bfloat16"] | None = None,
@@ -102,7 +102,7 @@ def convert_model(
         writer.run(writer.publish)
 
 
-def card(opened: Opened, dtype: str) -> str:
+def card(opened: ModelFiles, dtype: str) -> str:
     """Returns the model card: what the model is, where it comes from and how to run it."""
     config, known = opened.config, opened.known
     name = known.name if known else _name(opened.source)
@@ -142,7 +142,7 @@ def _name(source: Path) -> str:
     return source.parent.name if source.name == "params" else source.stem
 
 
-def _legal(opened: Opened) -> dict[str, str]:
+def _legal(opened: ModelFiles) -> dict[str, str]:
     """Returns the licence files beside the model, or what its licence asks to be said."""
     beside = opened.source if opened.source.is_dir() else opened.source.parent
     found = {
@@ -151,13 +151,13 @@ def _legal(opened: Opened) -> dict[str, str]:
         for path in sorted(beside.glob(pattern))
         if path.is_file() and path.stat().st_size < 1_000_000
     }
-    known: Entry | None = opened.known
+    known: KnownModel | None = opened.known
     if not found and known and "Llama 2" in known.licence:
         return {"LICENSE": _LLAMA2}
     return found
 
 
-def _told(opened: Opened, dtype: str, max_shard_bytes: int) -> str:
+def _told(opened: ModelFiles, dtype: str, max_shard_bytes: int) -> str:
     """Says what is converted to what, so that another file or form is not gone on with."""
     files = [opened.source]
     if opened.source.is_dir():

@@ -14,14 +14,14 @@ from jax.sharding import Mesh, NamedSharding
 
 from lwm.convert.folder import WRITER, FolderWriter, index_of, split, to_text
 from lwm.convert.huggingface import KEYS, OWN
-from lwm.convert.names import HUGGING_FACE, Layout
+from lwm.convert.names import HUGGING_FACE, TensorLayout
 from lwm.convert.weights import dotted, layer_paths, layout_of, sizes_in
 from lwm.errors import UserError
 from lwm.formats.gguf_config import ARCHITECTURES
-from lwm.generate.drawing import LWM, Drawings
 from lwm.model.config import LlamaConfig
 from lwm.model.llama import Llama
 from lwm.model.quantize import QuantizedWeight
+from lwm.sampling_params import LWM_SAMPLING, VisionSampling
 from lwm.tokenizer.tokenizer import Tokenizer
 from lwm.vqgan.checkpoint import save_vqgan
 from lwm.vqgan.model import VQGAN
@@ -36,7 +36,7 @@ def save_model(
     max_shard_bytes: int = 5_000_000_000,
     card: str | None = None,
     vqgan: VQGAN | None = None,
-    drawings: Drawings = LWM,
+    drawings: VisionSampling = LWM_SAMPLING,
 ) -> None:
     """Writes configuration, safetensors and tokenizer; the folder appears whole or not at all.
 
@@ -135,7 +135,7 @@ def hugging_face_config(config: LlamaConfig, tokenizer: Tokenizer, dtype: str) -
 
 
 def generation_config(
-    tokenizer: Tokenizer, config: LlamaConfig, drawings: Drawings = LWM
+    tokenizer: Tokenizer, config: LlamaConfig, drawings: VisionSampling = LWM_SAMPLING
 ) -> dict[str, Any]:
     """Returns how a model writes unless it is told otherwise."""
     values = {
@@ -149,7 +149,7 @@ def generation_config(
 
 @dataclasses.dataclass(frozen=True)
 class _Weight:
-    layout: Layout
+    layout: TensorLayout
     array: jax.Array
     layer: int | None
     """Which layer of the array it is, if that stacks them."""

@@ -11,23 +11,23 @@ from pathlib import Path
 
 import numpy as np
 
-from lwm.convert.lwm_config import Sizes, describe, read_config_of
-from lwm.convert.names import LWM, dimensions
+from lwm.convert.lwm_config import LwmSizes, describe, read_config_of
+from lwm.convert.names import LWM_NAMES, dimensions
 from lwm.convert.weights import aligned_empty, require_same_tensors
 from lwm.errors import UserError
 from lwm.formats.flax_file import FlaxFile
-from lwm.hub.catalog import Entry
-from lwm.model.config import Given, LlamaConfig
+from lwm.hub.catalog import KnownModel
+from lwm.model.config import LlamaConfig, ModelOverrides
 
 PREFIXES = ("params", "trainstate_params", "trainstate", "flax_params")
 """What LWM's command line puts before a path, with `::`; the file itself says which it is."""
 
-TABLE = {path: layout for path, layout in LWM.items() if not path.startswith("vision_")}
+TABLE = {path: layout for path, layout in LWM_NAMES.items() if not path.startswith("vision_")}
 """Names and layouts of the tensors as they are seen here: text and vision tables are one."""
 
 _JOINED = {
-    LWM["embedding"].name: (LWM["vision_embedding"].name, 0),
-    LWM["head"].name: (LWM["vision_head"].name, 1),
+    LWM_NAMES["embedding"].name: (LWM_NAMES["vision_embedding"].name, 0),
+    LWM_NAMES["head"].name: (LWM_NAMES["vision_head"].name, 1),
 }
 """Tables whose rows, or columns, are followed by those of a vision table."""
 
@@ -64,13 +64,13 @@ class LwmTensors(Mapping[str, np.ndarray]):
         self._joined = {name for name, (other, _) in _JOINED.items() if other in self._places}
 
     @property
-    def sizes(self) -> Sizes:
+    def sizes(self) -> LwmSizes:
         """What the shapes say of the model.
 
         Raises:
             UserError: A tensor that says it is missing.
         """
-        return Sizes.read(self.shapes(), self._file.path)
+        return LwmSizes.read(self.shapes(), self._file.path)
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Returns the shapes of all tensors, text and vision tables apart."""
@@ -136,7 +136,7 @@ class LwmTensors(Mapping[str, np.ndarray]):
 
 
 def open_lwm(
-    path: Path, *, given: Given, known: Entry | None = None
+    path: Path, *, given: ModelOverrides, known: KnownModel | None = None
 ) -> tuple[LlamaConfig, LwmTensors]:
     """Opens a file of LWM's parameters, and finds out what model it is.
 
@@ -207,7 +207,7 @@ def _layer_axis(shapes: dict[str, tuple[int, ...]]) -> int:
 def _wanted(config: LlamaConfig) -> dict[str, tuple[int, ...]]:
     """Returns the tensors that a file of this model has."""
     sizes, wanted = dimensions(config), {}
-    for path, layout in LWM.items():
+    for path, layout in LWM_NAMES.items():
         if "vision" in path and not config.tokens.vision:
             continue
         if path in ("head", "vision_head") and config.tie_embeddings:

@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from lwm.convert.huggingface import MOST_LAYERS, is_norm_eps, is_theta, read_json, shown
-from lwm.convert.names import LWM
+from lwm.convert.names import LWM_NAMES
 from lwm.errors import UserError
-from lwm.hub.catalog import Entry
-from lwm.model.config import PRESETS, Given, LlamaConfig, Rope, preset
+from lwm.hub.catalog import KnownModel
+from lwm.model.config import PRESETS, LlamaConfig, ModelOverrides, Rope, preset
 from lwm.tokens import TokenSpace
 
 CODES = 8192
@@ -25,7 +25,7 @@ _NEEDED = (
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Training:
+class TrainedWith:
     """What weights were trained with, as far as it is known."""
 
     theta: float | None
@@ -48,7 +48,7 @@ class Training:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Sizes:
+class LwmSizes:
     """What shapes say of a model."""
 
     text: int
@@ -58,7 +58,7 @@ class Sizes:
     num_layers: int
 
     @classmethod
-    def read(cls, shapes: Mapping[str, tuple[int, ...]], path: Path) -> "Sizes":
+    def read(cls, shapes: Mapping[str, tuple[int, ...]], path: Path) -> "LwmSizes":
         """Reads the shapes of unstacked tensors.
 
         Raises:
@@ -71,9 +71,9 @@ class Sizes:
                 raise UserError(f"{path} holds no matrix {name}; it is not all of a model of LWM's")
             return found[0], found[1]
 
-        text, dim = shape(LWM["embedding"].name)
-        vision_table = LWM["vision_embedding"].name
-        layer = LWM["blocks.*.mlp.w_gate"].name
+        text, dim = shape(LWM_NAMES["embedding"].name)
+        vision_table = LWM_NAMES["vision_embedding"].name
+        layer = LWM_NAMES["blocks.*.mlp.w_gate"].name
         numbers = 0
         while layer.replace("*", str(numbers)) in shapes:
             numbers += 1
@@ -109,7 +109,7 @@ class Sizes:
 def describe(config: LlamaConfig) -> str:
     """Names a model for a message."""
     tokens = config.tokens
-    sizes = Sizes(
+    sizes = LwmSizes(
         text=tokens.text,
         vision=tokens.vision,
         dim=config.dim,
@@ -120,8 +120,8 @@ def describe(config: LlamaConfig) -> str:
 
 
 def read_config_of(
-    sizes: Sizes, path: Path, given: Given, known: Entry | None
-) -> tuple[LlamaConfig, Training]:
+    sizes: LwmSizes, path: Path, given: ModelOverrides, known: KnownModel | None
+) -> tuple[LlamaConfig, TrainedWith]:
     """Finds out what model a file holds, and how it was trained as far as that is written down.
 
     Args:
@@ -150,12 +150,12 @@ def read_config_of(
     if known is not None:
         theta, context = theta or known.theta, context or known.context
     theta = given.theta or theta
-    return config, Training(
+    return config, TrainedWith(
         theta=None if theta is None else float(theta), context=given.context or context
     )
 
 
-def _from_sizes(sizes: Sizes, path: Path, name: str | None) -> LlamaConfig:
+def _from_sizes(sizes: LwmSizes, path: Path, name: str | None) -> LlamaConfig:
     if name is None and sizes.preset is None:
         raise UserError(
             f"{path} holds {sizes}, and how many heads is not known; give --config json::FILE with "
@@ -186,7 +186,7 @@ def _llama_config(path: Path) -> dict[str, Any]:
     return found
 
 
-def _from_values(values: Mapping[str, Any], sizes: Sizes, source: str) -> LlamaConfig:
+def _from_values(values: Mapping[str, Any], sizes: LwmSizes, source: str) -> LlamaConfig:
     faulty = [key for key in _NEEDED if not _is_size(values.get(key))]
     if faulty:
         raise UserError(f"{source} lacks {', '.join(faulty)}, or they are no numbers above 0")

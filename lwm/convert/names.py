@@ -13,7 +13,7 @@ from lwm.model.config import LlamaConfig
 
 
 @dataclasses.dataclass(frozen=True)
-class Layout:
+class TensorLayout:
     """One weight of another format: its name there, and how its numbers are ordered."""
 
     name: str
@@ -58,39 +58,49 @@ def dimensions(config: LlamaConfig) -> dict[str, int]:
 
 
 HUGGING_FACE = {
-    "embedding": Layout("model.embed_tokens.weight", "VD -> VD"),
-    "blocks.*.attention_norm.weight": Layout("model.layers.*.input_layernorm.weight", "D -> D"),
-    "blocks.*.attention.wq": Layout("model.layers.*.self_attn.q_proj.weight", "(NH)D -> DNH"),
-    "blocks.*.attention.wk": Layout("model.layers.*.self_attn.k_proj.weight", "(KH)D -> DKH"),
-    "blocks.*.attention.wv": Layout("model.layers.*.self_attn.v_proj.weight", "(KH)D -> DKH"),
-    "blocks.*.attention.wo": Layout("model.layers.*.self_attn.o_proj.weight", "D(NH) -> NHD"),
-    "blocks.*.attention.bq": Layout("model.layers.*.self_attn.q_proj.bias", "(NH) -> NH"),
-    "blocks.*.attention.bk": Layout("model.layers.*.self_attn.k_proj.bias", "(KH) -> KH"),
-    "blocks.*.attention.bv": Layout("model.layers.*.self_attn.v_proj.bias", "(KH) -> KH"),
-    "blocks.*.attention.q_norm.weight": Layout("model.layers.*.self_attn.q_norm.weight", "H -> H"),
-    "blocks.*.attention.k_norm.weight": Layout("model.layers.*.self_attn.k_norm.weight", "H -> H"),
-    "blocks.*.mlp_norm.weight": Layout("model.layers.*.post_attention_layernorm.weight", "D -> D"),
-    "blocks.*.mlp.w_gate": Layout("model.layers.*.mlp.gate_proj.weight", "FD -> DF"),
-    "blocks.*.mlp.w_up": Layout("model.layers.*.mlp.up_proj.weight", "FD -> DF"),
-    "blocks.*.mlp.w_down": Layout("model.layers.*.mlp.down_proj.weight", "DF -> FD"),
-    "norm.weight": Layout("model.norm.weight", "D -> D"),
-    "head": Layout("lm_head.weight", "VD -> DV"),
+    "embedding": TensorLayout("model.embed_tokens.weight", "VD -> VD"),
+    "blocks.*.attention_norm.weight": TensorLayout(
+        "model.layers.*.input_layernorm.weight", "D -> D"
+    ),
+    "blocks.*.attention.wq": TensorLayout("model.layers.*.self_attn.q_proj.weight", "(NH)D -> DNH"),
+    "blocks.*.attention.wk": TensorLayout("model.layers.*.self_attn.k_proj.weight", "(KH)D -> DKH"),
+    "blocks.*.attention.wv": TensorLayout("model.layers.*.self_attn.v_proj.weight", "(KH)D -> DKH"),
+    "blocks.*.attention.wo": TensorLayout("model.layers.*.self_attn.o_proj.weight", "D(NH) -> NHD"),
+    "blocks.*.attention.bq": TensorLayout("model.layers.*.self_attn.q_proj.bias", "(NH) -> NH"),
+    "blocks.*.attention.bk": TensorLayout("model.layers.*.self_attn.k_proj.bias", "(KH) -> KH"),
+    "blocks.*.attention.bv": TensorLayout("model.layers.*.self_attn.v_proj.bias", "(KH) -> KH"),
+    "blocks.*.attention.q_norm.weight": TensorLayout(
+        "model.layers.*.self_attn.q_norm.weight", "H -> H"
+    ),
+    "blocks.*.attention.k_norm.weight": TensorLayout(
+        "model.layers.*.self_attn.k_norm.weight", "H -> H"
+    ),
+    "blocks.*.mlp_norm.weight": TensorLayout(
+        "model.layers.*.post_attention_layernorm.weight", "D -> D"
+    ),
+    "blocks.*.mlp.w_gate": TensorLayout("model.layers.*.mlp.gate_proj.weight", "FD -> DF"),
+    "blocks.*.mlp.w_up": TensorLayout("model.layers.*.mlp.up_proj.weight", "FD -> DF"),
+    "blocks.*.mlp.w_down": TensorLayout("model.layers.*.mlp.down_proj.weight", "DF -> FD"),
+    "norm.weight": TensorLayout("model.norm.weight", "D -> D"),
+    "head": TensorLayout("lm_head.weight", "VD -> DV"),
 }
 
 # LWM turns neighbouring pairs (2i, 2i + 1) by RoPE; ours are (i, i + H/2).
-LWM = {
-    "embedding": Layout("transformer/wte/embedding", "VD -> VD"),
-    "vision_embedding": Layout("transformer/vte/embedding", "UD -> UD"),
-    "blocks.*.attention_norm.weight": Layout("transformer/h/*/attention_norm/kernel", "D -> D"),
-    "blocks.*.attention.wq": Layout("transformer/h/*/attention/wq/kernel", "D(NR2) -> DN2R"),
-    "blocks.*.attention.wk": Layout("transformer/h/*/attention/wk/kernel", "D(KR2) -> DK2R"),
-    "blocks.*.attention.wv": Layout("transformer/h/*/attention/wv/kernel", "D(KH) -> DKH"),
-    "blocks.*.attention.wo": Layout("transformer/h/*/attention/wo/kernel", "(NH)D -> NHD"),
-    "blocks.*.mlp_norm.weight": Layout("transformer/h/*/ffn_norm/kernel", "D -> D"),
-    "blocks.*.mlp.w_gate": Layout("transformer/h/*/feed_forward/w1/kernel", "DF -> DF"),
-    "blocks.*.mlp.w_up": Layout("transformer/h/*/feed_forward/w3/kernel", "DF -> DF"),
-    "blocks.*.mlp.w_down": Layout("transformer/h/*/feed_forward/w2/kernel", "FD -> FD"),
-    "norm.weight": Layout("transformer/ln_f/kernel", "D -> D"),
-    "head": Layout("lm_head/kernel", "DV -> DV"),
-    "vision_head": Layout("vision_head/kernel", "DU -> DU"),
+LWM_NAMES = {
+    "embedding": TensorLayout("transformer/wte/embedding", "VD -> VD"),
+    "vision_embedding": TensorLayout("transformer/vte/embedding", "UD -> UD"),
+    "blocks.*.attention_norm.weight": TensorLayout(
+        "transformer/h/*/attention_norm/kernel", "D -> D"
+    ),
+    "blocks.*.attention.wq": TensorLayout("transformer/h/*/attention/wq/kernel", "D(NR2) -> DN2R"),
+    "blocks.*.attention.wk": TensorLayout("transformer/h/*/attention/wk/kernel", "D(KR2) -> DK2R"),
+    "blocks.*.attention.wv": TensorLayout("transformer/h/*/attention/wv/kernel", "D(KH) -> DKH"),
+    "blocks.*.attention.wo": TensorLayout("transformer/h/*/attention/wo/kernel", "(NH)D -> NHD"),
+    "blocks.*.mlp_norm.weight": TensorLayout("transformer/h/*/ffn_norm/kernel", "D -> D"),
+    "blocks.*.mlp.w_gate": TensorLayout("transformer/h/*/feed_forward/w1/kernel", "DF -> DF"),
+    "blocks.*.mlp.w_up": TensorLayout("transformer/h/*/feed_forward/w3/kernel", "DF -> DF"),
+    "blocks.*.mlp.w_down": TensorLayout("transformer/h/*/feed_forward/w2/kernel", "FD -> FD"),
+    "norm.weight": TensorLayout("transformer/ln_f/kernel", "D -> D"),
+    "head": TensorLayout("lm_head/kernel", "DV -> DV"),
+    "vision_head": TensorLayout("vision_head/kernel", "DU -> DU"),
 }

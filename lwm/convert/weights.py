@@ -19,7 +19,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
-from lwm.convert.names import Layout, dimensions
+from lwm.convert.names import TensorLayout, dimensions
 from lwm.errors import UserError
 from lwm.model.config import LlamaConfig
 from lwm.model.llama import Llama, check_mesh
@@ -38,7 +38,7 @@ B = TypeVar("B")
 def build_llama(
     config: LlamaConfig,
     tensors: Mapping[str, np.ndarray],
-    table: dict[str, Layout],
+    table: dict[str, TensorLayout],
     *,
     mesh: Mesh,
     int8: bool = False,
@@ -84,7 +84,7 @@ def build_llama(
 def build_stacked(
     config: LlamaConfig,
     tensors: Mapping[str, np.ndarray],
-    table: dict[str, Layout],
+    table: dict[str, TensorLayout],
     *,
     mesh: Mesh,
     ignore: Callable[[str], bool] = lambda name: False,
@@ -126,7 +126,12 @@ class VisionRows(Mapping[str, np.ndarray]):
     """
 
     def __init__(
-        self, tensors: Mapping[str, np.ndarray], table: dict[str, Layout], rows: int, *, seed: int
+        self,
+        tensors: Mapping[str, np.ndarray],
+        table: dict[str, TensorLayout],
+        rows: int,
+        *,
+        seed: int,
     ):
         """Adds so many entries to each table, when it is asked for."""
         self._tensors, self._rows, self._seed = tensors, rows, seed
@@ -167,7 +172,7 @@ class Weights:
         self,
         config: LlamaConfig,
         tensors: Mapping[str, np.ndarray],
-        table: dict[str, Layout],
+        table: dict[str, TensorLayout],
         paths: Iterable[str],
         ignore: Callable[[str], bool],
     ):
@@ -283,16 +288,16 @@ def layer_paths(path: str, num_layers: int) -> list[str]:
     return [f"blocks.{layer}.{stacked[1]}" for layer in range(num_layers)]
 
 
-def layout_of(table: dict[str, Layout], path: str) -> Layout:
+def layout_of(table: dict[str, TensorLayout], path: str) -> TensorLayout:
     """Returns their name and layout of a weight of ours, which is of one layer if of any."""
     number = re.search(r"(?<=blocks\.)\d+", path)
     if number is None:
         return table[path]
     layout = table[re.sub(r"(?<=blocks\.)\d+", "*", path)]
-    return Layout(layout.name.replace("*", number[0]), layout.order)
+    return TensorLayout(layout.name.replace("*", number[0]), layout.order)
 
 
-def sizes_in(table: dict[str, Layout], config: LlamaConfig) -> dict[str, int]:
+def sizes_in(table: dict[str, TensorLayout], config: LlamaConfig) -> dict[str, int]:
     """Returns what the letters of a table mean: without a table for vision, V counts all ids."""
     sizes = dimensions(config)
     return sizes if "vision_embedding" in table else sizes | {"V": config.tokens.size}

@@ -30,7 +30,7 @@ class Batch(NamedTuple):
     examples, whether they have targets of that modality or not, or the targets themselves."""
 
 
-class Row(NamedTuple):
+class PackedRow(NamedTuple):
     """One row of a batch; fields as there."""
 
     tokens: Int[np.ndarray, " S"]
@@ -41,6 +41,6 @@ class Row(NamedTuple):
     counts: Float[np.ndarray, " M"]
 
 
-def stack(rows: list[Row]) -> Batch:
+def stack(rows: list[PackedRow]) -> Batch:
     """Makes a batch of rows of one length."""
     return Batch(*(np.stack(column) for column in zip(*rows, strict=True)))

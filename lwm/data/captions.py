@@ -13,14 +13,14 @@ from lwm.tokenizer.markers import CLOSING, OPENING
 from lwm.tokenizer.message import Message, Part, Vision
 from lwm.tokenizer.template import LWM_SYSTEM
 
-Kind = Literal["image", "video"]
+VisionKind = Literal["image", "video"]
 
-DRAW: dict[Kind, str] = {
+DRAW: dict[VisionKind, str] = {
     "image": "Generate an image of {caption}",
     "video": "Generate a video of {caption}",
 }
 """How a picture is asked for: the words of LWM's scripts."""
-ASK: dict[Kind, str] = {
+ASK: dict[VisionKind, str] = {
     "image": "What is shown in this image?",
     "video": "What is shown in this video?",
 }
@@ -71,7 +71,7 @@ def said(
     return request(caption, vision.kind), Message("assistant", (vision,))
 
 
-def request(caption: str, kind: Kind) -> Message:
+def request(caption: str, kind: VisionKind) -> Message:
     """Returns what a user says for an image or a video."""
     return Message("user", (DRAW[kind].format(caption=caption),))
 

@@ -6,7 +6,7 @@ import numpy as np
 from jaxtyping import Bool, Int
 
 from lwm.errors import UserError
-from lwm.tokenizer.markers import Marks
+from lwm.tokenizer.markers import VisionMarkers
 from lwm.tokenizer.message import Message
 from lwm.tokenizer.template import Said, chat_parts, insert_visions
 from lwm.tokenizer.tokenizer import Tokenizer
@@ -19,7 +19,7 @@ def chat_ids(
     tokenizer: Tokenizer,
     *,
     template: str | None = None,
-    marks: Marks | None = None,
+    marks: VisionMarkers | None = None,
 ) -> tuple[Int[np.ndarray, " n"], Bool[np.ndarray, " n"]]:
     """Returns the ids of a conversation, and which are the assistant's answers or end these.
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from lwm.console import waiting
-from lwm.data.fields import Encoder
+from lwm.data.fields import RecordEncoder
 from lwm.data.format import ExampleFormat
 from lwm.data.sets import open_data, require_share
 from lwm.data.sources import Source
@@ -17,7 +17,7 @@ _SHOWN = 20
 
 
 @dataclasses.dataclass(kw_only=True)
-class Report:
+class DataReport:
     """What the records of a source are."""
 
     lengths: array = dataclasses.field(default_factory=lambda: array("q"))
@@ -56,9 +56,9 @@ class Report:
         return "\n".join(lines)
 
 
-def check(source: Source, encoder: Encoder) -> Report:
+def check(source: Source, encoder: RecordEncoder) -> DataReport:
     """Encodes every record; one that cannot be is counted, and told with its reason."""
-    report = Report()
+    report = DataReport()
     with waiting("checking", "records") as tell:
         for index in range(len(source)):
             try:
@@ -92,7 +92,7 @@ def run(
     """
     require_share(max_bad_share)
     source, opened, space = open_data(files, model=model, tokenizer=tokenizer, codes=codes)
-    report = check(source, Encoder(tokenizer=opened, tokens=space, format=format))
+    report = check(source, RecordEncoder(tokenizer=opened, tokens=space, format=format))
     print(report.table(), flush=True)
     if report.bad_share > max_bad_share:
         raise UserError(

@@ -7,7 +7,7 @@ from lwm.data.media.inputs import open_items
 from lwm.data.media.read import Sampling
 from lwm.data.media.shards import MediaJob, write_media
 from lwm.data.media.summary import SUMMARY
-from lwm.data.shard_job import alone, digest
+from lwm.data.shard_job import digest, exclusive
 from lwm.files import ASSETS
 from lwm.hub.catalog import cache_folder
 from lwm.vqgan.checkpoint import SHIPPED
@@ -32,6 +32,6 @@ def tokenized_clips() -> Path:
         sampling = Sampling(resolution=coder.codebook.resolution, max_frames=FRAMES)
         job = MediaJob.of(items, sampling, coder.codebook, folder, 1)
         # The processes of a run ask at the same time.
-        with alone(folder.parent, wait=True):
+        with exclusive(folder.parent, wait=True):
             write_media(job, coder)
     return folder

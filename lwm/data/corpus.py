@@ -3,7 +3,7 @@
 import dataclasses
 
 from lwm.data.example import Example
-from lwm.data.fields import Encoder
+from lwm.data.fields import RecordEncoder
 from lwm.data.sources import Source
 from lwm.files import within
 
@@ -16,7 +16,7 @@ class Corpus:
     """
 
     source: Source
-    encoder: Encoder
+    encoder: RecordEncoder
 
     def __len__(self) -> int:
         return len(self.source) * self.encoder.format.captions.variants

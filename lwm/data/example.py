@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 from jaxtyping import Bool, Int
 
-Piece = tuple[Sequence[int] | np.ndarray, bool]
+MaskedIds = tuple[Sequence[int] | np.ndarray, bool]
 """Ids, and whether they are learnt."""
 
 
@@ -20,7 +20,7 @@ class Example:
     """Source and line, for messages."""
 
     @classmethod
-    def join(cls, pieces: Iterable[Piece], *, name: str) -> "Example":
+    def join(cls, pieces: Iterable[MaskedIds], *, name: str) -> "Example":
         """Lays pieces end to end."""
         ids, learn = [np.zeros(0, np.int32)], [np.zeros(0, bool)]
         for piece, is_learnt in pieces:

@@ -26,10 +26,10 @@ from jaxtyping import Bool, Int
 from lwm.data import captions
 from lwm.data.captions import share
 from lwm.data.chat import chat_ids
-from lwm.data.example import Example, Piece
+from lwm.data.example import Example, MaskedIds
 from lwm.data.format import ExampleFormat
 from lwm.errors import UserError
-from lwm.tokenizer.markers import Marks
+from lwm.tokenizer.markers import VisionMarkers
 from lwm.tokenizer.message import Message, Part, Vision, flat_codes, part_of
 from lwm.tokenizer.tokenizer import Tokenizer
 from lwm.tokens import TokenSpace
@@ -39,7 +39,7 @@ LWM_TOKENS_PER_FRAME = 256
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Encoder:
+class RecordEncoder:
     """Turns records into examples."""
 
     tokenizer: Tokenizer
@@ -47,9 +47,9 @@ class Encoder:
     format: ExampleFormat = dataclasses.field(default_factory=ExampleFormat)
 
     @functools.cached_property
-    def marks(self) -> Marks | None:
+    def marks(self) -> VisionMarkers | None:
         """What stands around frames; None if the model sees none."""
-        return Marks.of(self.tokenizer, self.tokens) if self.tokens.vision else None
+        return VisionMarkers.of(self.tokenizer, self.tokens) if self.tokens.vision else None
 
     def encode(
         self, record: Mapping[str, Any], *, name: str = "record", line: int = 0, variant: int = 0
@@ -117,7 +117,7 @@ class Encoder:
     def _document(self, parts: Sequence[Part], name: str) -> Example:
         """Returns texts and visions one after the other, all of them learnt."""
         first, last = self._ends(True)
-        body: list[Piece] = []
+        body: list[MaskedIds] = []
         for is_text, group in itertools.groupby(parts, lambda part: isinstance(part, str)):
             same: list[Any] = list(group)
             # Texts side by side are one text.
@@ -169,7 +169,7 @@ class Encoder:
             )
         return fields
 
-    def _fields(self, record: Mapping[str, Any], fields: str) -> Iterator[Piece]:
+    def _fields(self, record: Mapping[str, Any], fields: str) -> Iterator[MaskedIds]:
         prepend = self.format.prepend_text
         for field, is_learnt in parse_fields(fields):
             if field in (BOS, EOS):
@@ -225,7 +225,7 @@ class Encoder:
         except UserError as error:
             raise UserError(f"key {key!r}: {error}") from None
 
-    def _require_sight(self, key: str) -> Marks:
+    def _require_sight(self, key: str) -> VisionMarkers:
         if self.marks is None:
             raise UserError(f"key {key!r} holds vision codes, but the model reads no vision")
         return self.marks

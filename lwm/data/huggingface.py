@@ -14,7 +14,7 @@ from typing import Any, SupportsIndex
 
 from lwm.data.record import Record, row_of
 from lwm.errors import UserError
-from lwm.files import need, reading, reason_of, within
+from lwm.files import reading, reason_of, require_package, within
 from lwm.hub.fetch import finish_within
 
 HUB = "hf:"
@@ -98,7 +98,7 @@ def open_hub(name: str) -> Rows:
 
 
 def _library() -> Any:
-    return need("datasets", "a Hugging Face data set", "hf")
+    return require_package("datasets", "a Hugging Face data set", "hf")
 
 
 def _reach(repo: str, name: str) -> None:

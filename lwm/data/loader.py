@@ -11,8 +11,8 @@ from collections.abc import Callable, Generator, Sequence
 from typing import Any, NamedTuple
 
 from lwm.data.batch import stack
-from lwm.data.pack import Packing, lay
-from lwm.data.stream import Examples, Mixture, State, Stream
+from lwm.data.pack import PackingConfig, lay
+from lwm.data.stream import Examples, Mixture, PackedStream, StreamState
 from lwm.errors import UserError
 from lwm.tokens import TokenSpace
 
@@ -32,7 +32,7 @@ class Delivered(NamedTuple):
     read: dict[str, int]
     """Examples that this process has read so far, and of these those that are bad, were dropped,
     and were split."""
-    state: Callable[[], State]
+    state: Callable[[], StreamState]
     """Says how to go on after it."""
 
 
@@ -43,7 +43,7 @@ class Loader:
         self,
         collections: Sequence[Examples],
         tokens: TokenSpace,
-        packing: Packing,
+        packing: PackingConfig,
         mixture: Mixture | None = None,
         *,
         rows: int,
@@ -85,12 +85,12 @@ class Loader:
         rest = math.gcd(rows, mixture.streams)
         ours = {row % rest for row in self.own}
         self.streams = {
-            number: Stream(number, collections, mixture, packing, threads=threads)
+            number: PackedStream(number, collections, mixture, packing, threads=threads)
             for number in range(mixture.streams)
             if number % rest in ours
         }
 
-    def restore(self, state: State) -> None:
+    def restore(self, state: StreamState) -> None:
         """Goes on after the batch with which `state` was delivered.
 
         Args:
@@ -114,7 +114,7 @@ class Loader:
         self._delivered = state["batches"]
 
     @staticmethod
-    def merge(states: Sequence[State]) -> State:
+    def merge(states: Sequence[StreamState]) -> StreamState:
         """Returns the state of all processes out of the state of each."""
         whole = dict(states[0])
         whole["streams"] = {}
@@ -176,11 +176,11 @@ class Loader:
             stream.faults = []
         return Delivered(stack(laid), names, faults, self._read(), self._snapshot())
 
-    def _snapshot(self) -> Callable[[], State]:
+    def _snapshot(self) -> Callable[[], StreamState]:
         delivered = self._delivered
         streams = {str(number): stream.snapshot() for number, stream in self.streams.items()}
 
-        def state() -> State:
+        def state() -> StreamState:
             return {
                 "rows": self.rows,
                 "sizes": self._sizes,

@@ -11,14 +11,17 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from lwm.data.batch import MODALITIES, Row
+from lwm import renamed
+from lwm.data.batch import MODALITIES, PackedRow
 from lwm.data.example import Example
 from lwm.errors import UserError
 from lwm.tokens import TokenSpace
 
+__getattr__ = renamed.look_up(__name__)
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Packing:
+class PackingConfig:
     """How examples share rows."""
 
     length: int
@@ -49,7 +52,7 @@ class Packing:
             raise UserError(f"balance over {self.balance} rows: 0 is none, or give how many")
 
 
-class Piece(NamedTuple):
+class Placed(NamedTuple):
     """An example, or a part of one that is longer than a row; it fills `slots` slots of a row."""
 
     example: Example
@@ -59,16 +62,16 @@ class Piece(NamedTuple):
     """What the caller knows the example by."""
 
 
-Pieces = list[Piece]
+PlacedRow = list[Placed]
 """What lies on one row, from left to right."""
 
 
 class Packer:
     """Fills rows with examples, in an order that depends on nothing else."""
 
-    def __init__(self, config: Packing):
+    def __init__(self, config: PackingConfig):
         self.config = config
-        self.rows: list[Pieces] = []
+        self.rows: list[PlacedRow] = []
         """Those still open, the oldest first."""
         self._room: list[int] = []
         self.used = 0
@@ -80,19 +83,19 @@ class Packer:
         self.split = 0
         """Examples too long for a row, of which several pieces were made."""
 
-    def reopen(self, rows: list[Pieces]) -> None:
+    def reopen(self, rows: list[PlacedRow]) -> None:
         """Goes on with rows that are partly filled."""
         self.rows = rows
         self._room = [self.config.length - sum(piece.slots for piece in row) for row in rows]
 
-    def pack(self, examples: Iterable[Example]) -> Iterator[Pieces]:
+    def pack(self, examples: Iterable[Example]) -> Iterator[PlacedRow]:
         """Yields rows as they are full; those still open come last."""
         for example in examples:
             yield from self.add(example)
         while self.rows:
             yield self._finish(0)
 
-    def add(self, example: Example, source: Any = None) -> Iterator[Pieces]:
+    def add(self, example: Example, source: Any = None) -> Iterator[PlacedRow]:
         """Takes one more example, and yields the rows that are finished for it."""
         for piece in self._pieces(example, source):
             place = self._place(piece.slots)
@@ -112,7 +115,7 @@ class Packer:
         """The share of slots that hold a token, of all finished rows."""
         return self.used / max(1, self.finished * self.config.length)
 
-    def _pieces(self, example: Example, source: Any) -> Pieces:
+    def _pieces(self, example: Example, source: Any) -> PlacedRow:
         # The last token of an example has no target. A piece ends with the target of its last
         # token, with which the next one begins.
         slots, length = len(example.ids) - 1, self.config.length
@@ -121,7 +124,7 @@ class Packer:
             return []
         self.split += slots > length
         starts = range(0, slots, length)
-        return [Piece(example, start, min(length, slots - start), source) for start in starts]
+        return [Placed(example, start, min(length, slots - start), source) for start in starts]
 
     def _place(self, slots: int) -> int | None:
         fits = [place for place, room in enumerate(self._room) if room >= slots]
@@ -129,13 +132,13 @@ class Packer:
             return None
         return fits[0] if self.config.fit == "first" else min(fits, key=self._room.__getitem__)
 
-    def _finish(self, place: int) -> Pieces:
+    def _finish(self, place: int) -> PlacedRow:
         self.finished += 1
         self.used += self.config.length - self._room.pop(place)
         return self.rows.pop(place)
 
 
-def lay(pieces: Sequence[Piece], config: Packing, tokens: TokenSpace) -> Row:
+def lay(pieces: Sequence[Placed], config: PackingConfig, tokens: TokenSpace) -> PackedRow:
     """Lays pieces side by side on one row, and fills it up with empty slots."""
     S, sizes = config.length, np.array([piece.slots for piece in pieces], np.int64)
     filled = int(sizes.sum())
@@ -143,7 +146,7 @@ def lay(pieces: Sequence[Piece], config: Packing, tokens: TokenSpace) -> Row:
     segments, weights = np.full(S, -1, np.int32), np.zeros(S, np.float32)
     counts = np.zeros(len(MODALITIES), np.float32)
     if not pieces:
-        return Row(ids, targets, segments, positions, weights, counts)
+        return PackedRow(ids, targets, segments, positions, weights, counts)
     learn = np.concatenate([p.example.learn[p.start + 1 : p.start + p.slots + 1] for p in pieces])
     np.concatenate([p.example.ids[p.start : p.start + p.slots] for p in pieces], out=ids[:filled])
     np.concatenate(
@@ -153,14 +156,14 @@ def lay(pieces: Sequence[Piece], config: Packing, tokens: TokenSpace) -> Row:
     positions[:filled] = np.arange(filled) - np.repeat(np.cumsum(sizes) - sizes, sizes)
     is_vision = targets[:filled] >= tokens.text
     weights[:filled], counts = _weigh(learn, is_vision, segments[:filled], config)
-    return Row(ids, targets, segments, positions, weights, counts)
+    return PackedRow(ids, targets, segments, positions, weights, counts)
 
 
 def _weigh(
     learn: Bool[np.ndarray, " s"],
     is_vision: Bool[np.ndarray, " s"],
     segments: Int[np.ndarray, " s"],
-    config: Packing,
+    config: PackingConfig,
 ) -> tuple[Float[np.ndarray, " s"], Float[np.ndarray, " M"]]:
     """Returns the weight of each target of a row, and what the row adds to the counts."""
     num_pieces, num_kinds = int(segments[-1]) + 1, len(MODALITIES)

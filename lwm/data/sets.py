@@ -5,9 +5,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from lwm.data.corpus import Corpus
-from lwm.data.fields import Encoder
+from lwm.data.fields import RecordEncoder
 from lwm.data.format import ExampleFormat
-from lwm.data.media.encode import fingerprint
+from lwm.data.media.encode import vqgan_fingerprint
 from lwm.data.media.summary import SUMMARY as MEDIA_SUMMARY, MediaSummary
 from lwm.data.shards import is_shards, open_shards
 from lwm.data.sources import Source, open_source
@@ -41,7 +41,7 @@ def open_set(
                 f"{files[0]}: its records were encoded when it was tokenized; leave format out"
             )
         return open_shards(Path(files[0]), tokens=tokens, tokenizer=tokenizer)
-    encoder = Encoder(tokenizer=tokenizer, tokens=tokens, format=format)
+    encoder = RecordEncoder(tokenizer=tokenizer, tokens=tokens, format=format)
     return Corpus(open_records(files), encoder)
 
 
@@ -92,7 +92,7 @@ def require_codes_of(files: tuple[str, ...], vqgan: VQGAN) -> None:
         if not (path / MEDIA_SUMMARY).is_file():
             continue
         made_by = MediaSummary.read(path).codebook
-        if made_by.fingerprint != fingerprint(vqgan):
+        if made_by.fingerprint != vqgan_fingerprint(vqgan):
             raise UserError(
                 f"the codes of {path} were made by another VQGAN, {made_by.source}; give that one, "
                 "or tokenize again"
@@ -136,9 +136,9 @@ def of_model(name: str) -> tuple[Tokenizer, TokenSpace]:
     """Returns a model's tokenizer and token space; no weight is read."""
     from lwm.convert.huggingface import read_config, read_json
     from lwm.formats.gguf import read_gguf
-    from lwm.loading import find
+    from lwm.loading import find_files
 
-    path = find(name)
+    path = find_files(name)
     tokenizer = Tokenizer.open(path)
     if (path / "config.json").is_file():
         values = read_json(path / "config.json")

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from lwm.errors import UserError
-from lwm.files import need, reading, reason_of
+from lwm.files import reading, reason_of, require_package
 
 _PARTIAL, _NOTE = ".partial-", ".note-"
 # Of what ArrayRecord offers, the smallest files that are read at tens of millions of tokens a
@@ -137,7 +137,7 @@ def record_writer(file: Path) -> Iterator[Callable[[bytes], object]]:
     Raises:
         OSError: It cannot be written, which may show in a later record, or when it is closed.
     """
-    module = need("array_record.python.array_record_module", "ArrayRecord")
+    module = require_package("array_record.python.array_record_module", "ArrayRecord")
     writer = module.ArrayRecordWriter(str(file), _OPTIONS)
 
     def told(act: Callable[..., object], *record: bytes) -> None:
@@ -165,7 +165,7 @@ def _writing(path: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def alone(folder: Path, *, wait: bool = False) -> Iterator[None]:
+def exclusive(folder: Path, *, wait: bool = False) -> Iterator[None]:
     """Makes a folder, and refuses it, or waits, while another process writes to it.
 
     Raises:

@@ -21,10 +21,10 @@ import numpy as np
 from lwm.data.example import Example
 from lwm.errors import UserError
 from lwm.files import (
-    need,
     read_versioned,
     reading,
     reason_of,
+    require_package,
     require_size,
     within,
     write_versioned,
@@ -174,7 +174,7 @@ class TokenShards:
         Raises:
             UserError: Something is missing, or has not the size that it was written with.
         """
-        library = need("array_record.python.array_record_data_source", "ArrayRecord")
+        library = require_package("array_record.python.array_record_data_source", "ArrayRecord")
         parts = list(_parts(files))
         # With its examples counted, a file is opened only when it is read.
         self._files = [str(part.filename) for part in parts]
@@ -242,7 +242,7 @@ def open_shards(folder: Path, *, tokens: TokenSpace, tokenizer: Tokenizer | None
     summary = Summary.read(folder)
     there = summary.tokens
     wanted = f"{folder} was tokenized for another model"
-    if tokenizer is not None and fingerprint(tokenizer) != summary.tokenizer:
+    if tokenizer is not None and tokenizer_fingerprint(tokenizer) != summary.tokenizer:
         raise UserError(f"{wanted}: its tokenizer is not the model's; tokenize again for this one")
     differing = [
         f"{name} {mine} there, {theirs} in the model"
@@ -262,7 +262,7 @@ def open_shards(folder: Path, *, tokens: TokenSpace, tokenizer: Tokenizer | None
 
 
 @functools.lru_cache(maxsize=8)
-def fingerprint(tokenizer: Tokenizer) -> str:
+def tokenizer_fingerprint(tokenizer: Tokenizer) -> str:
     """Returns a SHA-256 over what decides the ids of a text, however the tokenizer is stored.
 
     That is what each id spells, which ids are special, and how a text is cut that holds all manner

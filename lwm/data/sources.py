@@ -21,7 +21,7 @@ from lwm.data.media.summary import is_media, media_files
 from lwm.data.record import Record, row_of
 from lwm.data.shards import is_shards
 from lwm.errors import UserError
-from lwm.files import Kept, edges_of, need, reading, state_of, within
+from lwm.files import LRUCache, edges_of, reading, require_package, state_of, within
 
 _JSON = (".jsonl", ".ndjson", ".json")
 _KNOWN = (*_JSON, ".parquet", ".arrayrecord", ".array_record", ".txt")
@@ -50,7 +50,7 @@ def open_source(*paths: str | Path) -> Source:
         UserError: Nothing is there, or it cannot be read; the path is named.
     """
     files = [file for path in paths for file in _expand(path)]
-    kept = Kept(_KEPT_BYTES)
+    kept = LRUCache(_KEPT_BYTES)
     sources: list[Source] = []
     for is_text, group in itertools.groupby(files, _is_text):
         same = list(group)
@@ -117,7 +117,7 @@ class JsonLines:
 class Parquet:
     """A Parquet file, a row a record; of the row groups read last, some are kept."""
 
-    def __init__(self, path: Path, kept: Kept | None = None) -> None:
+    def __init__(self, path: Path, kept: LRUCache | None = None) -> None:
         """Opens the file.
 
         Args:
@@ -125,13 +125,13 @@ class Parquet:
             kept: Holds row groups, of this file and perhaps of others.
         """
         self._path = path
-        self._parquet = need("pyarrow.parquet", "Parquet")
+        self._parquet = require_package("pyarrow.parquet", "Parquet")
         with reading(path):
             self._metadata = self._parquet.read_metadata(path)
             self._state = state_of(path)
         groups = map(self._metadata.row_group, range(self._metadata.num_row_groups))
         self._ends = list(itertools.accumulate(group.num_rows for group in groups))
-        self._kept = kept or Kept(_KEPT_BYTES)
+        self._kept = kept or LRUCache(_KEPT_BYTES)
         self._locks = _locks()
 
     def __len__(self) -> int:
@@ -169,7 +169,7 @@ class Parquet:
         return self.__dict__ | {"_parquet": None, "_locks": ()}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        parquet = need("pyarrow.parquet", "Parquet")
+        parquet = require_package("pyarrow.parquet", "Parquet")
         self.__dict__.update(state, _parquet=parquet, _locks=_locks())
 
 
@@ -177,7 +177,7 @@ class ArrayRecord:
     """An ArrayRecord file, each of whose records is a JSON object."""
 
     def __init__(self, path: Path) -> None:
-        library = need("array_record.python.array_record_data_source", "ArrayRecord")
+        library = require_package("array_record.python.array_record_data_source", "ArrayRecord")
         self._path = path
         with reading(path):
             self._records = library.ArrayRecordDataSource([str(path)])
@@ -276,7 +276,7 @@ def _expand(path: str | Path) -> Sequence[Path | str]:
     return found
 
 
-def _open(path: Path | str, kept: Kept) -> Source:
+def _open(path: Path | str, kept: LRUCache) -> Source:
     """Opens a file: its first bytes decide as what, then its name."""
     if isinstance(path, str) or path.is_dir():
         return open_hub(path) if isinstance(path, str) else open_saved(path)

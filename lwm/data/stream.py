@@ -14,10 +14,10 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 import numpy as np
 
 from lwm.data.example import Example
-from lwm.data.pack import Packer, Packing, Piece, Pieces
+from lwm.data.pack import Packer, PackingConfig, Placed, PlacedRow
 from lwm.errors import UserError
 
-State = dict[str, Any]
+StreamState = dict[str, Any]
 """Plain values, which JSON can hold."""
 
 _MOST_MISSES = 1000
@@ -58,7 +58,7 @@ class Mixture:
             raise UserError(f"seed {self.seed} must be from 0 to 2**32 - 1")
 
 
-class Drawn(NamedTuple):
+class Sampled(NamedTuple):
     """What was drawn: an example, or why it cannot be read."""
 
     source: tuple[int, int]
@@ -67,7 +67,7 @@ class Drawn(NamedTuple):
     fault: str = ""
 
 
-class Stream:
+class PackedStream:
     """One endless source of packed rows."""
 
     def __init__(
@@ -75,7 +75,7 @@ class Stream:
         number: int,
         collections: Sequence[Examples],
         mixture: Mixture,
-        packing: Packing,
+        packing: PackingConfig,
         *,
         threads: int = 0,
     ):
@@ -103,11 +103,11 @@ class Stream:
         self.skipped = 0
         """How many could not be read."""
         self._drawn = iter(draws(number, collections, mixture, threads=threads))
-        self._window: list[Pieces] = []
+        self._window: list[PlacedRow] = []
         self._windows = 0
-        self._ready: list[Pieces] = []
+        self._ready: list[PlacedRow] = []
 
-    def __next__(self) -> Pieces:
+    def __next__(self) -> PlacedRow:
         """Returns what lies on the next row, reading as many examples as it takes.
 
         Raises:
@@ -133,7 +133,7 @@ class Stream:
                 )
         return self._ready.pop(0)
 
-    def _finish(self, row: Pieces) -> None:
+    def _finish(self, row: PlacedRow) -> None:
         self._window.append(row)
         size = max(1, self.packer.config.balance)
         if len(self._window) < size:
@@ -145,7 +145,7 @@ class Stream:
         self._ready += [window[place] for place in order]
         self._window, self._windows = [], self._windows + 1
 
-    def snapshot(self) -> Callable[[], State]:
+    def snapshot(self) -> Callable[[], StreamState]:
         """Remembers where the stream is now; what it returns says how to go on from here.
 
         Few states are ever asked for, and many small examples make them long.
@@ -158,16 +158,16 @@ class Stream:
         rows = {"ready": list(self._ready), "window": list(self._window)}
         rows["open"] = [list(row) for row in packer.rows]
 
-        def references(rows: list[Pieces]) -> list:
+        def references(rows: list[PlacedRow]) -> list:
             return [[[*piece.source, piece.start, piece.slots] for piece in row] for row in rows]
 
-        def state() -> State:
+        def state() -> StreamState:
             named = {name: references(given) for name, given in rows.items()}
             return {"drawn": drawn, "packed": packed, **counts, **named}
 
         return state
 
-    def restore(self, state: State) -> None:
+    def restore(self, state: StreamState) -> None:
         """Goes on from what `state` returned.
 
         Raises:
@@ -176,7 +176,7 @@ class Stream:
         # Pieces of a long example share it, as they did before.
         known: dict[tuple[int, int], Example] = {}
 
-        def rows(references: list) -> list[Pieces]:
+        def rows(references: list) -> list[PlacedRow]:
             return [[self._reread(known, *reference) for reference in row] for row in references]
 
         self._drawn.set_state(state["drawn"])
@@ -194,7 +194,7 @@ class Stream:
         record: int,
         start: int,
         slots: int,
-    ) -> Piece:
+    ) -> Placed:
         source = collection, record
         if source not in known:
             with contextlib.suppress(IndexError, UserError):
@@ -204,16 +204,16 @@ class Stream:
                 f"example {record} of data set {collection} is not what it was when the checkpoint "
                 "was written; give the same data, or start anew"
             )
-        return Piece(known[source], start, slots, source)
+        return Placed(known[source], start, slots, source)
 
 
 def draws(
     number: int, collections: Sequence[Examples], mixture: Mixture, *, threads: int = 0
 ) -> Any:
-    """Returns the `Drawn` of one stream as an endless Grain data set.
+    """Returns the `Sampled` of one stream as an endless Grain data set.
 
     Raises:
-        UserError: See `Stream`.
+        UserError: See `PackedStream`.
     """
     import grain
 
@@ -250,14 +250,14 @@ class _Numbered:
     def __len__(self) -> int:
         return len(self.collection)
 
-    def __getitem__(self, index: int) -> Drawn:
+    def __getitem__(self, index: int) -> Sampled:
         source = (self.place, int(index))
         try:
-            return Drawn(source, self.collection[source[1]])
+            return Sampled(source, self.collection[source[1]])
         except UserError as error:
-            return Drawn(source, None, str(error))
+            return Sampled(source, None, str(error))
 
 
-def _work(row: Pieces) -> int:
+def _work(row: PlacedRow) -> int:
     """What attention over a row costs, up to a factor."""
     return sum(piece.slots**2 for piece in row)

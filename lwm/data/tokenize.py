@@ -12,15 +12,16 @@ from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
 
-from lwm.console import Report, waiting
-from lwm.data.fields import Encoder
+from lwm.console import waiting
+from lwm.data.fields import RecordEncoder
 from lwm.data.format import ExampleFormat
 from lwm.data.sets import open_data, require_share
-from lwm.data.shard_job import ShardJob, alone, digest, follow_parent, record_writer
-from lwm.data.shards import SHOWN, SUMMARY, Counts, Shard, Summary, fingerprint, write_ids
+from lwm.data.shard_job import ShardJob, digest, exclusive, follow_parent, record_writer
+from lwm.data.shards import SHOWN, SUMMARY, Counts, Shard, Summary, tokenizer_fingerprint, write_ids
 from lwm.data.sources import Source, identity
 from lwm.errors import UserError
-from lwm.files import need
+from lwm.files import require_package
+from lwm.progress import Progress
 
 _POLL_SECONDS = 0.2
 _TOLD_EVERY = 256
@@ -28,13 +29,13 @@ _TOLD_EVERY = 256
 
 def write_shards(
     source: Source,
-    encoder: Encoder,
+    encoder: RecordEncoder,
     folder: Path,
     *,
     shards: int = 1,
     workers: int = 0,
     max_bad_share: float = 1.0,
-    progress: Report = lambda done, total: None,
+    progress: Progress = lambda done, total: None,
 ) -> Summary:
     """Encodes all records into shards; shards that are there already are kept.
 
@@ -60,9 +61,9 @@ def write_shards(
         raise UserError(f"{len(source)} records cannot be written as {shards} shards")
     if workers < 0:
         raise UserError(f"workers {workers} must be 0 (this process) or above")
-    need("array_record.python.array_record_module", "ArrayRecord")
+    require_package("array_record.python.array_record_module", "ArrayRecord")
     job = _Job.of(source, encoder, folder.absolute(), shards)
-    with alone(job.shards.folder):
+    with exclusive(job.shards.folder):
         if (job.shards.folder / SUMMARY).is_file():
             summary = Summary.read(job.shards.folder)
             job.shards.require_same(summary.input)
@@ -97,7 +98,7 @@ def run(
     if format.captions.variants > 1:
         raise UserError("variants are of use where records are read many times; train on these")
     source, opened, space = open_data(files, model=model, tokenizer=tokenizer, codes=codes)
-    encoder = Encoder(tokenizer=opened, tokens=space, format=format)
+    encoder = RecordEncoder(tokenizer=opened, tokens=space, format=format)
     with waiting("tokenizing", "records") as tell:
         summary = write_shards(
             source,
@@ -116,16 +117,16 @@ class _Job:
     """All that a process needs in order to write a shard."""
 
     source: Source
-    encoder: Encoder
+    encoder: RecordEncoder
     shards: ShardJob
 
     @classmethod
-    def of(cls, source: Source, encoder: Encoder, folder: Path, shards: int) -> "_Job":
+    def of(cls, source: Source, encoder: RecordEncoder, folder: Path, shards: int) -> "_Job":
         tokenizer = encoder.tokenizer
         chat = [tokenizer.chat_template, tokenizer.add_bos, sorted(tokenizer.eos_ids)]
         facts = {
             "records": digest([len(source), identity(source)]),
-            "tokenizer": digest([fingerprint(tokenizer), chat]),
+            "tokenizer": digest([tokenizer_fingerprint(tokenizer), chat]),
             "tokens": dataclasses.asdict(encoder.tokens),
             "format": dataclasses.asdict(encoder.format),
             "number of shards": shards,
@@ -164,7 +165,7 @@ class _Job:
             )
         summary = Summary(
             tokens=self.encoder.tokens,
-            tokenizer=fingerprint(self.encoder.tokenizer),
+            tokenizer=tokenizer_fingerprint(self.encoder.tokenizer),
             input=job.input,
             counts=counts,
             reasons=reasons,
@@ -196,7 +197,7 @@ class _Job:
         return counts, reasons
 
 
-def _write_here(job: _Job, missing: list[int], progress: Report) -> None:
+def _write_here(job: _Job, missing: list[int], progress: Progress) -> None:
     total = len(job.source)
     before = total - sum(len(job.shards.part(number)) for number in missing)
 
@@ -212,7 +213,7 @@ def _write_here(job: _Job, missing: list[int], progress: Report) -> None:
         progress(before, total)
 
 
-def _write_in_processes(job: _Job, missing: list[int], workers: int, progress: Report) -> None:
+def _write_in_processes(job: _Job, missing: list[int], workers: int, progress: Progress) -> None:
     # Not forked: threads of this process may hold locks.
     context = multiprocessing.get_context("spawn")
     total = len(job.source)

@@ -99,7 +99,7 @@ def require_context(length: int, context: int, name: str) -> None:
         )
 
 
-def describe(model: LanguageModel) -> dict[str, Any]:
+def describe_model(model: LanguageModel) -> dict[str, Any]:
     """Returns what tells this model from another, a further trained one included."""
     config, leaves = model.llama.config, jax.tree.leaves(model.llama)
     template = model.template or model.tokenizer.chat_template or "lwm"

@@ -9,7 +9,7 @@ from typing import Any
 
 from lwm.errors import UserError
 
-Row = Mapping[str, Any]
+ResultRow = Mapping[str, Any]
 
 
 class Results:
@@ -38,7 +38,7 @@ class Results:
             with _writable(path):
                 os.truncate(path, len(whole))
 
-    def append(self, row: Row) -> None:
+    def append(self, row: ResultRow) -> None:
         """Adds an answer, and returns when it is safe on the disk."""
         with _writable(self.path), self.path.open("ab") as file:
             file.write(_line(row))
@@ -47,7 +47,7 @@ class Results:
         self.rows.append(json.loads(_line(row)))
 
 
-def require_same(path: Path, part: Row) -> None:
+def require_same(path: Path, part: ResultRow) -> None:
     """Refuses a file of results whose header has other values for some of its fields.
 
     Raises:
@@ -92,7 +92,7 @@ def _writable(path: Path):
         ) from None
 
 
-def _line(row: Row) -> bytes:
+def _line(row: ResultRow) -> bytes:
     return json.dumps(row, ensure_ascii=False).encode() + b"\n"
 
 
@@ -111,7 +111,7 @@ def _parse(data: bytes, path: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def _require_same(there: Row, here: Row, path: Path) -> None:
+def _require_same(there: ResultRow, here: ResultRow, path: Path) -> None:
     if there != here:
         raise UserError(
             f"{path} belongs to another evaluation ({_difference(there, here)}); "

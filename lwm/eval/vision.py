@@ -10,20 +10,21 @@ import jax
 import numpy as np
 from jaxtyping import Int
 
-from lwm.console import Report, waiting
+from lwm.console import waiting
 from lwm.data.captions import ASK, request
 from lwm.data.chat import chat_ids
 from lwm.data.example import Example
-from lwm.data.pack import Packing
+from lwm.data.pack import PackingConfig
 from lwm.data.sets import open_records
 from lwm.errors import UserError
 from lwm.eval.results import replace
 from lwm.files import make_folder
-from lwm.generate.drawing import Drawing, Drawings
 from lwm.generate.engine import Session, chunks
 from lwm.generate.grammar import TEXT_ONLY
 from lwm.generate.language_model import LanguageModel
 from lwm.generate.vision import draw_whole
+from lwm.progress import Progress
+from lwm.sampling_params import FrameSampling, VisionSampling
 from lwm.tokenizer.message import Message, Vision
 from lwm.tokenizer.template import render_chat
 from lwm.train.validate import HeldOut
@@ -34,7 +35,7 @@ _TOGETHER = 16
 _ANSWER = 48
 """Tokens of a caption, at most."""
 
-GREEDY = Drawing(guidance=1.0, temperature=0.0)
+GREEDY = FrameSampling(guidance=1.0, temperature=0.0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,7 +74,7 @@ def read_pairs(
 
 
 def measure(
-    model: LanguageModel, pairs: Sequence[Pair], *, progress: Report = lambda done, total: None
+    model: LanguageModel, pairs: Sequence[Pair], *, progress: Progress = lambda done, total: None
 ) -> dict[str, Any]:
     """Returns how well a model knows pairs of pictures and captions.
 
@@ -121,7 +122,7 @@ def _draw(model: LanguageModel, pairs: Sequence[Pair]) -> list[Vision]:
         [pair.caption for pair in pairs],
         kind=pairs[0].vision.kind,
         frames=len(pairs[0].vision.codes),
-        drawings=Drawings(image=GREEDY, video=GREEDY),
+        drawings=VisionSampling(image=GREEDY, video=GREEDY),
     )
 
 
@@ -164,7 +165,7 @@ def _accuracy(model: LanguageModel, pairs: Sequence[Pair]) -> float:
     length = max(128, 1 << (max(map(len, examples)) - 1).bit_length())
     rows = HeldOut.read(
         examples,
-        Packing(length=length),
+        PackingConfig(length=length),
         model.marks.tokens,
         most=len(examples),
         num_rows=4,

@@ -6,7 +6,7 @@ from pathlib import Path
 from lwm.data.media.inputs import open_items
 from lwm.data.media.read import Sampling
 from lwm.eval.results import replace
-from lwm.files import Kept, make_folder
+from lwm.files import LRUCache, make_folder
 from lwm.media.write import write_image
 from lwm.train.vqgan.batches import FrameFiles, evenly
 from lwm.train.vqgan.perceptual import LPIPS, installed
@@ -55,7 +55,7 @@ def run(
     sampling = Sampling(
         resolution=model.config.resolution, max_frames=max_frames, background=background
     )
-    read = evenly(FrameFiles(open_items(inputs), sampling, Kept(0), "inputs"), frames)
+    read = evenly(FrameFiles(open_items(inputs), sampling, LRUCache(0), "inputs"), frames)
     make_folder(out)
     lpips = LPIPS.read("alexnet") if installed() else None
     measured = HeldOutFrames(read, background=background, lpips=lpips)

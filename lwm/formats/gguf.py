@@ -48,7 +48,7 @@ _NOT_WEIGHTS = re.compile(r"rope_freqs\.weight|blk\.\d+\.attn_rot_embd(\.weight)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Entry:
+class TensorEntry:
     """Where one tensor lies in the file; `shape` is in NumPy's order, rows first."""
 
     name: str
@@ -134,7 +134,7 @@ class _Header:
             found[key] = self.value(self.scalar("I"))
         return found
 
-    def entries(self, count: int, alignment: Any) -> dict[str, Entry]:
+    def entries(self, count: int, alignment: Any) -> dict[str, TensorEntry]:
         """Reads the table of tensors and check that each lies within the file."""
         if not isinstance(alignment, int) or alignment <= 0:
             raise self.fail(f"an alignment of {alignment!r} appears")
@@ -149,13 +149,13 @@ class _Header:
             shape = tuple(self.scalar("Q") for _ in range(dims))[::-1]
             kind, offset = self.scalar("I"), self.scalar("Q")
             num_bytes = _num_bytes(self.path, name, shape, kind)
-            found[name] = Entry(
+            found[name] = TensorEntry(
                 name=name, shape=shape, kind=kind, start=offset, num_bytes=num_bytes
             )
         base = -(-self.at // alignment) * alignment
         return {name: self._placed(entry, base) for name, entry in found.items()}
 
-    def _placed(self, entry: Entry, base: int) -> Entry:
+    def _placed(self, entry: TensorEntry, base: int) -> TensorEntry:
         start, size = base + entry.start, len(self.data)
         if start + entry.num_bytes > size:
             raise UserError(
@@ -192,7 +192,7 @@ class Tensors(Mapping):  # unparametrised, or run-time type checks would decode 
     """The weights by Hugging Face name, each decoded to fp32 when it is asked for."""
 
     def __init__(
-        self, path: Path, entries: dict[str, Entry], heads_by_role: dict[str, int]
+        self, path: Path, entries: dict[str, TensorEntry], heads_by_role: dict[str, int]
     ) -> None:
         self._path, self._heads = path, heads_by_role
         self._entries = {_hugging_face_name(path, name): e for name, e in entries.items()}
@@ -218,7 +218,7 @@ class Tensors(Mapping):  # unparametrised, or run-time type checks would decode 
         return weight
 
 
-def decode(path: Path, entry: Entry) -> Float[np.ndarray, "..."]:
+def decode(path: Path, entry: TensorEntry) -> Float[np.ndarray, "..."]:
     """Decodes one tensor to fp32."""
     from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
     from gguf.quants import dequantize
@@ -252,7 +252,7 @@ def _hugging_face_name(path: Path, name: str) -> str:
     return f"model.layers.{match[1]}.{_LAYER[match[2]]}.{match[3]}"
 
 
-def _refuse_incomplete(path: Path, names: Mapping[str, Entry], num_layers: int) -> None:
+def _refuse_incomplete(path: Path, names: Mapping[str, TensorEntry], num_layers: int) -> None:
     roles = [role for role in _LAYER if role not in _OPTIONAL]
     # A generator: the number of layers in a damaged file may be anything.
     wanted = (f"blk.{i}.{role}.weight" for i in range(num_layers) for role in roles)

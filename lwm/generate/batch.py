@@ -7,11 +7,12 @@ from typing import Any
 import numpy as np
 
 from lwm.errors import UserError
-from lwm.generate.engine import Progress, Session, chunks
+from lwm.generate.engine import Session, chunks
 from lwm.generate.language_model import LanguageModel
 from lwm.generate.sampling import sampler
 from lwm.generate.stopping import StoppingText
-from lwm.generate.writing import Writing
+from lwm.progress import Progress
+from lwm.sampling_params import SamplingParams
 from lwm.tokenizer.tokenizer import TextStream
 
 
@@ -37,7 +38,7 @@ class Completion:
 def complete(
     model: LanguageModel,
     prompts: Sequence[str],
-    writing: Writing = Writing(),
+    writing: SamplingParams = SamplingParams(),
     *,
     progress: Progress = lambda done, total: None,
 ) -> list[Completion]:
@@ -77,7 +78,7 @@ def complete(
 class _Row:
     """One answer on its way."""
 
-    def __init__(self, model: LanguageModel, prompt: str, writing: Writing):
+    def __init__(self, model: LanguageModel, prompt: str, writing: SamplingParams):
         self._prompt = prompt
         self._ends = model.tokenizer.eos_ids
         self._text = StoppingText(TextStream(model.tokenizer, continues=True), writing.stop)

@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 
 from lwm.errors import UserError
-from lwm.generate.drawing import Drawings
-from lwm.generate.engine import LONG, Progress, Session, chunks
-from lwm.generate.grammar import Frames, VisionGrammar
+from lwm.generate.engine import LONG, Session, chunks
+from lwm.generate.grammar import FrameLimits, VisionGrammar
 from lwm.generate.language_model import LanguageModel
 from lwm.generate.output import AnswerReader, Frame, assemble, joined
 from lwm.generate.sampling import sampler
-from lwm.generate.writing import Writing
+from lwm.progress import Progress
+from lwm.sampling_params import SamplingParams, VisionSampling
 from lwm.tokenizer.markers import OPENING
 from lwm.tokenizer.message import Message, Part, Vision
 from lwm.tokenizer.template import render_chat
@@ -48,10 +48,10 @@ class Reader:
         self,
         ids: Sequence[int],
         stream: TextStream,
-        writing: Writing,
+        writing: SamplingParams,
         progress: Progress = _silent,
         *,
-        drawings: Drawings | None = None,
+        drawings: VisionSampling | None = None,
     ) -> Generator[str | Frame]:
         """Reads a whole prompt, then yields what follows as it is written.
 
@@ -146,7 +146,7 @@ class Conversation:
         model: LanguageModel,
         *,
         document: str | None = None,
-        drawings: Drawings | None = None,
+        drawings: VisionSampling | None = None,
     ):
         """Starts without a turn.
 
@@ -176,7 +176,7 @@ class Conversation:
         self,
         question: str | Sequence[Part],
         *,
-        writing: Writing = Writing(),
+        writing: SamplingParams = SamplingParams(),
         progress: Progress = _silent,
     ) -> Generator[str | Frame]:
         """Yields the answer in pieces; a turn that is given up halfway is kept as far as it went.
@@ -282,10 +282,10 @@ def _under(grammar: VisionGrammar | None, room: int) -> dict[str, Any]:
     """Returns what lets the engine write under a grammar."""
     if grammar is None:
         return {}
-    return {"grammar": grammar, "state": grammar.start([Frames()], room=room)}
+    return {"grammar": grammar, "state": grammar.start([FrameLimits()], room=room)}
 
 
-def _drawn_by(drawings: Drawings) -> dict[str, Any]:
+def _drawn_by(drawings: VisionSampling) -> dict[str, Any]:
     image, video = (each.writing() for each in (drawings.image, drawings.video))
     return {"image_sampler": sampler(image), "video_sampler": sampler(video)}
 

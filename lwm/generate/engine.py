@@ -1,7 +1,7 @@
 """Reads prompts into a cache and continues them. Knows ids and not text."""
 
 import math
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -15,13 +15,11 @@ from lwm.generate.grammar import Grammar
 from lwm.generate.sampling import GREEDY, Sampler
 from lwm.model.cache import EMPTY, KVCache
 from lwm.model.llama import Llama
+from lwm.progress import Progress
 from lwm.sharding import BATCH, TOKENS
 
 LONG, SHORT = 512, 64
 """Prompts are read in chunks of these two lengths, so that only two programs are compiled."""
-
-Progress = Callable[[int, int], None]
-"""Told, between two chunks, how many tokens of how many are read; may raise to stop there."""
 
 
 class Burst(NamedTuple):

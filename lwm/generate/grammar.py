@@ -47,7 +47,7 @@ class Grammar(Protocol):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Frames:
+class FrameLimits:
     """What one row may draw: the same for every image or video that it writes."""
 
     least: int = 1
@@ -71,7 +71,7 @@ class Frames:
             raise ValueError(f"of {self.least} frames or more, {self.given} cannot be given")
 
     @classmethod
-    def exactly(cls, count: int, *, given: int = 0) -> "Frames":
+    def exactly(cls, count: int, *, given: int = 0) -> "FrameLimits":
         """Returns what is asked after a prompt that ends in vision: these frames, no more.
 
         Args:
@@ -81,7 +81,7 @@ class Frames:
         return cls(least=count, most=count, inside=True, given=given, is_all=True)
 
 
-TEXT_ONLY = Frames(most=0)
+TEXT_ONLY = FrameLimits(most=0)
 
 
 class VisionState(NamedTuple):
@@ -120,7 +120,7 @@ class VisionGrammar:
             if not run or min(run) < 0 or max(run) >= self.tokens.text:
                 raise ValueError(f"opening {run} is no run of text ids")
 
-    def start(self, rows: Sequence[Frames], *, room: int | None = None) -> VisionState:
+    def start(self, rows: Sequence[FrameLimits], *, room: int | None = None) -> VisionState:
         """Returns the state before the first id.
 
         Args:

@@ -13,13 +13,12 @@ from jax.sharding import Mesh
 
 from lwm.devices import machine
 from lwm.errors import UserError
-from lwm.generate.drawing import LWM, Drawings
 from lwm.generate.grammar import VisionGrammar
-from lwm.generate.writing import Writing
 from lwm.model.cache import KVCache
 from lwm.model.llama import Llama
 from lwm.plan.fit import require_fit
-from lwm.tokenizer.markers import Marks
+from lwm.sampling_params import LWM_SAMPLING, SamplingParams, VisionSampling
+from lwm.tokenizer.markers import VisionMarkers
 from lwm.tokenizer.tokenizer import TextStream, Tokenizer
 
 if TYPE_CHECKING:
@@ -38,13 +37,13 @@ class LanguageModel:
     mesh: Mesh
     template: str | None = None
     """`lwm`, Jinja source, or None for the model's own chat template."""
-    drawings: Drawings = LWM
+    drawings: VisionSampling = LWM_SAMPLING
     """How the model draws where nothing else is asked for."""
     vqgan_file: Path | None = None
     """What turns images into codes and back, as `lwm.vqgan.checkpoint.read_vqgan` opens it."""
 
     @functools.cached_property
-    def marks(self) -> Marks:
+    def marks(self) -> VisionMarkers:
         """What stands around the frames that the model sees and draws.
 
         Raises:
@@ -52,7 +51,7 @@ class LanguageModel:
         """
         if not self.llama.config.tokens.vision:
             raise UserError(f"{self.name} reads and writes text only")
-        return Marks.of(self.tokenizer, self.llama.config.tokens)
+        return VisionMarkers.of(self.tokenizer, self.llama.config.tokens)
 
     @functools.cached_property
     def vision(self) -> "VisionTokenizer":
@@ -199,7 +198,7 @@ class LanguageModel:
         Args:
             question: What to ask: a text, or texts and what `see` returns, in any order.
             document: A text that is put before the question.
-            **writing: The fields of `Writing`, such as max_tokens, temperature, seed.
+            **writing: The fields of `SamplingParams`, such as max_tokens, temperature, seed.
 
         Raises:
             UserError: The prompt and the answer do not fit into the context.
@@ -207,7 +206,7 @@ class LanguageModel:
         from lwm.generate.chat import Conversation
 
         conversation = Conversation(self, document=document)
-        pieces = conversation.ask(question, writing=Writing(**writing))
+        pieces = conversation.ask(question, writing=SamplingParams(**writing))
         return "".join(piece for piece in pieces if isinstance(piece, str))
 
     def draw(
@@ -218,7 +217,7 @@ class LanguageModel:
         n: int = 1,
         seed: int = 0,
         first: "Vision | None" = None,
-        drawings: Drawings = Drawings(),
+        drawings: VisionSampling = VisionSampling(),
     ) -> "list[Vision]":
         """Draws images or videos of what a text says.
 
@@ -246,7 +245,7 @@ class LanguageModel:
         Args:
             prompt: The text; the beginning-of-text token is put before it where the model
                 was trained so.
-            **writing: The fields of `Writing`, such as max_tokens, temperature, seed.
+            **writing: The fields of `SamplingParams`, such as max_tokens, temperature, seed.
 
         Raises:
             UserError: The prompt is empty, or it and the continuation do not fit.
@@ -256,5 +255,5 @@ class LanguageModel:
         ids = self.encode_prompt(prompt)
         reader = Reader(self)
         stream = TextStream(self.tokenizer, continues=True)
-        pieces = reader.answer(ids, stream, Writing(**writing))
+        pieces = reader.answer(ids, stream, SamplingParams(**writing))
         return "".join(piece for piece in pieces if isinstance(piece, str))

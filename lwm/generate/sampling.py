@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from lwm.generate.writing import Writing
+from lwm.sampling_params import SamplingParams
 
 
 @runtime_checkable
@@ -122,7 +122,7 @@ class Sampler:
 GREEDY = Sampler(is_greedy=True)
 
 
-def sampler(writing: Writing) -> Sampler:
+def sampler(writing: SamplingParams) -> Sampler:
     """Returns the rules that `writing` asks for; those that would change nothing are left out."""
     rules: list[Rule] = []
     if writing.repetition_penalty != 1:

@@ -5,7 +5,7 @@ from typing import Protocol, runtime_checkable
 
 
 @runtime_checkable
-class Stream(Protocol):
+class Detokenizer(Protocol):
     """Makes ids text."""
 
     def push(self, token: int, /) -> str:
@@ -20,7 +20,7 @@ class Stream(Protocol):
 class StoppingText:
     """Turns ids into text up to the first stop string, holding back what might begin one."""
 
-    def __init__(self, stream: Stream, stops: Sequence[str] = ()):
+    def __init__(self, stream: Detokenizer, stops: Sequence[str] = ()):
         """Starts with no text."""
         self._stream = stream
         self._stops = tuple(stops)

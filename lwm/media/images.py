@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from lwm.errors import UserError
-from lwm.files import need
+from lwm.files import require_package
 from lwm.media.limits import Choice, Clip, Fit, Work, flatten, image_module
 
 _FORMATS = (
@@ -165,6 +165,6 @@ def _eight_bits(image: Any) -> Any:
 
 
 def _from_lab(image: Any) -> Any:
-    colours = need("PIL.ImageCms", "reading LAB images", "media")
+    colours = require_package("PIL.ImageCms", "reading LAB images", "media")
     lab, rgb = colours.createProfile("LAB"), colours.createProfile("sRGB")
     return colours.profileToProfile(image, lab, rgb, outputMode="RGB")

@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Float, UInt8
 
 from lwm.errors import UserError
-from lwm.files import need
+from lwm.files import require_package
 
 _JITTER = 1e-3
 """Seconds by which a time may be off: Matroska and Flash round theirs to milliseconds."""
@@ -202,7 +202,7 @@ def flatten(image: Any, background: tuple[int, int, int]) -> Any:
 
 def image_module() -> Any:
     """Imports Pillow."""
-    return need("PIL.Image", "reading and writing images", "media")
+    return require_package("PIL.Image", "reading and writing images", "media")
 
 
 def colour(value: str | tuple[int, ...]) -> tuple[int, int, int]:
@@ -213,7 +213,7 @@ def colour(value: str | tuple[int, ...]) -> tuple[int, int, int]:
     """
     if isinstance(value, str):
         try:
-            value = need("PIL.ImageColor", "a colour's name", "media").getrgb(value)[:3]
+            value = require_package("PIL.ImageColor", "a colour's name", "media").getrgb(value)[:3]
         except ValueError:
             raise UserError(f"{value!r} is no colour; give one such as white or #ffffff") from None
     if len(value) != 3 or not all(isinstance(v, int) and 0 <= v < 256 for v in value):

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from lwm.errors import UserError
-from lwm.files import need
+from lwm.files import require_package
 from lwm.media.images import turns
 from lwm.media.limits import Choice, Clip, Fit, Work, flatten, image_module
 
@@ -93,7 +93,7 @@ class _Video:
     """A file while it is read."""
 
     def __init__(self, file: BufferedIOBase, fit: Fit, work: Work, threads: int) -> None:
-        self._av = need("av", "reading videos", "media")
+        self._av = require_package("av", "reading videos", "media")
         self._file, self._fit, self._work, self._threads = file, fit, work, threads
         self._size: tuple[int, int] | None = None
         self._container: Any = None

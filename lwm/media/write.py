@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from lwm.errors import UserError
-from lwm.files import need, reading
+from lwm.files import reading, require_package
 from lwm.media.limits import colour, image_module
 
 IMAGES = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
@@ -87,7 +87,7 @@ def contact_sheet(
 
 
 def _write_mp4(part: Path, pixels: np.ndarray, fps: float) -> None:
-    av = need("av", "writing MP4", "media")
+    av = require_package("av", "writing MP4", "media")
     high, wide = pixels.shape[1:3]
     padding = ((0, high % 2), (0, wide % 2), (0, 0))
     options = {"movflags": "faststart"}

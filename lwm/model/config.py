@@ -96,7 +96,7 @@ class LlamaConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Given:
+class ModelOverrides:
     """What a user says about a model of which the files do not say it, or wrongly."""
 
     config: str | None = None
@@ -126,7 +126,7 @@ class Given:
         return dataclasses.replace(config, rope=rope, max_context=context)
 
 
-NOTHING_GIVEN = Given()
+NO_OVERRIDES = ModelOverrides()
 
 
 # name: dim, mlp_dim, layers, heads, context, norm_eps; the sizes that LWM's code names.

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from lwm.devices import Machine
 from lwm.errors import UserError
 from lwm.model.config import Dtype, LlamaConfig
-from lwm.plan.memory import Need, Sizes, inference_need
+from lwm.plan.memory import MemoryNeed, MeshSizes, inference_need
 
 _MOST_DEVICES = 4096
 _LEAST_CONTEXT = 1024
@@ -25,7 +25,7 @@ class Plan:
     """With the type that it computes in."""
     context: int
     rows: int
-    mesh: Sizes
+    mesh: MeshSizes
     int8: bool
 
     @property
@@ -38,7 +38,7 @@ class Plan:
         """How many the mesh has."""
         return math.prod(self.mesh)
 
-    def need(self, platform: str) -> Need:
+    def need(self, platform: str) -> MemoryNeed:
         """Returns what each device needs; see `inference_need`."""
         return inference_need(
             self.config,
@@ -56,7 +56,7 @@ class Plan:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Way:
+class Option:
     """A plan that fits, in place of one that does not."""
 
     plan: Plan
@@ -70,7 +70,7 @@ def require_fit(
     name: str,
     context: int,
     rows: int = 1,
-    mesh: Sizes,
+    mesh: MeshSizes,
     int8: bool,
     machine: Machine,
     shorter: bool = True,
@@ -95,7 +95,7 @@ def require_fit(
     need, room = plan.need(machine.platform), machine.room(plan.devices)
     if room is None or need.total <= room:
         return
-    texts = [way.text for way in ways(plan, machine, shorter=shorter)]
+    texts = [way.text for way in options(plan, machine, shorter=shorter)]
     if not shorter:
         texts.append("shorten the prompts or give fewer at a time")
     raise UserError(
@@ -109,7 +109,7 @@ def require_fit(
 NO_WAY = "no mesh, type or context makes it fit; take devices with more memory"
 
 
-def ways(plan: Plan, machine: Machine, *, most: int = 3, shorter: bool = True) -> list[Way]:
+def options(plan: Plan, machine: Machine, *, most: int = 3, shorter: bool = True) -> list[Option]:
     """Returns the cheapest changes that make a plan fit, the cheapest first.
 
     In order of cost: another mesh of devices that are here, which changes no answer; bfloat16;
@@ -133,7 +133,7 @@ def ways(plan: Plan, machine: Machine, *, most: int = 3, shorter: bool = True) -
         fewer = (before for had, before in found if had & given == had or had & cost & _CONTEXT)
         if not any(_is_as_good(before, other, machine) for before in fewer):
             found.append((cost, other))
-    return [Way(plan=other, text=_describe(plan, other, machine)) for _, other in found]
+    return [Option(plan=other, text=_describe(plan, other, machine)) for _, other in found]
 
 
 def _changes(plan: Plan, machine: Machine) -> Iterator[tuple[int, Plan]]:
@@ -153,7 +153,7 @@ def _least(plan: Plan, cost: int, machine: Machine) -> Plan | None:
         stored = _stored_as(plan, int8=bool(cost & _INT8))
         if stored.dtype == plan.dtype:
             return None
-    meshes: Iterable[Sizes] = [plan.mesh]
+    meshes: Iterable[MeshSizes] = [plan.mesh]
     if cost & (_PLACE | _DEVICES):
         meshes = _meshes(plan, machine, more=bool(cost & _DEVICES))
     placed = (dataclasses.replace(stored, mesh=mesh) for mesh in meshes)
@@ -184,7 +184,7 @@ def _shortened(plan: Plan, machine: Machine) -> Plan | None:
     return least
 
 
-def _meshes(plan: Plan, machine: Machine, *, more: bool) -> Iterator[Sizes]:
+def _meshes(plan: Plan, machine: Machine, *, more: bool) -> Iterator[MeshSizes]:
     """Yields meshes of the devices here, or of more, fewest first; heads and rows are split."""
     config, here = plan.config, machine.count
     splits = math.gcd(config.num_kv_heads, config.mlp_dim, config.tokens.rows)
@@ -214,18 +214,18 @@ def _is_as_good(cheaper: Plan, plan: Plan, machine: Machine) -> bool:
 def _describe(plan: Plan, other: Plan, machine: Machine) -> str:
     options = []
     if other.mesh != plan.mesh and other.devices <= machine.count:
-        options.append(f"--mesh {shown(other.mesh)}")
+        options.append(f"--mesh {mesh_text(other.mesh)}")
     if other.dtype != plan.dtype:
         options.append(f"--dtype {other.dtype}")
     if other.context != plan.context:
         options.append(f"--context {other.context}")
     if other.devices <= machine.count:
         return f"give {' '.join(options)}"
-    devices = f"take {other.devices} devices of this size with --mesh {shown(other.mesh)}"
+    devices = f"take {other.devices} devices of this size with --mesh {mesh_text(other.mesh)}"
     return " ".join([devices, *options])
 
 
-def shown(mesh: Sizes) -> str:
+def mesh_text(mesh: MeshSizes) -> str:
     """Writes a mesh as `--mesh` reads it."""
     return ",".join(map(str, mesh))
 

@@ -25,7 +25,7 @@ from lwm.ops.blockwise import CACHE_TILE, block_sizes
 from lwm.ops.decode import BLOCK
 from lwm.sharding import AXES, BATCH, SHARD
 
-Sizes = tuple[int, int, int, int]
+MeshSizes = tuple[int, int, int, int]
 """Those of a mesh: dp, fsdp, tp, sp."""
 
 CHUNK = 512
@@ -35,7 +35,7 @@ _FLOAT32 = 4
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Need:
+class MemoryNeed:
     """Bytes of each device's memory."""
 
     weights: int
@@ -54,10 +54,10 @@ def inference_need(
     *,
     context: int,
     rows: int = 1,
-    mesh: Sizes,
+    mesh: MeshSizes,
     int8: bool = False,
     platform: str = "gpu",
-) -> Need:
+) -> MemoryNeed:
     """Returns what reading and continuing prompts needs.
 
     Args:
@@ -88,10 +88,10 @@ def inference_need(
         is_cpu=platform == "cpu",
     )
     activations = max(work.embedding(), work.reading(), work.writing())
-    return Need(weights=weights.stored, cache=cache, activations=activations)
+    return MemoryNeed(weights=weights.stored, cache=cache, activations=activations)
 
 
-def require_divisible_weights(config: LlamaConfig, mesh: Sizes) -> None:
+def require_divisible_weights(config: LlamaConfig, mesh: MeshSizes) -> None:
     """Refuses a mesh over which the weights do not divide, also one of devices that are not there.
 
     Raises:
@@ -113,7 +113,7 @@ def whole_blocks(slots: int) -> int:
     return -(-slots // tile) * tile
 
 
-def _cache_bytes(config: LlamaConfig, *, rows: int, slots: int, mesh: Sizes) -> int:
+def _cache_bytes(config: LlamaConfig, *, rows: int, slots: int, mesh: MeshSizes) -> int:
     heads = config.num_kv_heads // _parts(mesh, ("tp",))
     layer = 2 * rows * heads * config.head_dim * slots * jnp.dtype(config.dtype).itemsize
     segments, length = rows * slots * 4, 4
@@ -136,7 +136,7 @@ class _Leaf(NamedTuple):
             return summed
         return tuple(axis + 1 for axis in summed)
 
-    def elements(self, mesh: Sizes, *, without: tuple[int, ...] = ()) -> int:
+    def elements(self, mesh: MeshSizes, *, without: tuple[int, ...] = ()) -> int:
         """Counts those on one device, some dimensions taken as 1."""
         return math.prod(
             size // _parts(mesh, axes)
@@ -178,7 +178,7 @@ class _Weights:
 
 
 @functools.lru_cache(maxsize=256)
-def _weights(config: LlamaConfig, mesh: Sizes, int8: bool) -> _Weights:
+def _weights(config: LlamaConfig, mesh: MeshSizes, int8: bool) -> _Weights:
     require_divisible_weights(config, mesh)
     stored, gathered = 0, {}
     width = jnp.dtype(config.dtype).itemsize
@@ -202,7 +202,7 @@ class _Work:
     """
 
     config: LlamaConfig
-    mesh: Sizes
+    mesh: MeshSizes
     rows: int
     slots: int
     weights: _Weights
@@ -290,5 +290,5 @@ class _Work:
         return self.rows * CHUNK * self.config.dim * width
 
 
-def _parts(mesh: Sizes, axes: tuple[str, ...]) -> int:
+def _parts(mesh: MeshSizes, axes: tuple[str, ...]) -> int:
     return math.prod(mesh[AXES.index(axis)] for axis in axes)

@@ -1,8 +1,9 @@
 """The two libraries that cut text into tokens, behind one small interface.
 
-`Fast` wraps `tokenizers` (a `tokenizer.json`, or byte-pair tables), `Pieces` wraps `sentencepiece`
-(a `tokenizer.model`, or LLaMA-2's tables). Each turns a list of parts, which are text or ids, into
-ids, and one id into bytes. Text never yields a special token: that is `Tokenizer`'s decision.
+`FastTokenizer` wraps `tokenizers` (a `tokenizer.json`, or byte-pair tables), `SentencePiece` wraps
+`sentencepiece` (a `tokenizer.model`, or LLaMA-2's tables). Each turns a list of parts, which are
+text or ids, into ids, and one id into bytes. Text never yields a special token: that is
+`Tokenizer`'s decision.
 """
 
 import json
@@ -53,7 +54,7 @@ def _pattern(alternatives: Iterable[str]) -> re.Pattern[str] | None:
     return re.compile("|".join(longest_first)) if longest_first else None
 
 
-class Fast:
+class FastTokenizer:
     """A `tokenizers.Tokenizer`."""
 
     def __init__(self, tokenizer: Any) -> None:
@@ -84,7 +85,7 @@ class Fast:
         self._tokenizer.encode_special_tokens = True
 
     @classmethod
-    def open(cls, file: Path) -> "Fast":
+    def open(cls, file: Path) -> "FastTokenizer":
         """Reads a `tokenizer.json`."""
         from tokenizers import Tokenizer
 
@@ -97,7 +98,7 @@ class Fast:
     @classmethod
     def from_tables(
         cls, tokens: list[str], merges: list[str], kinds: list[int], pre: str
-    ) -> "Fast":
+    ) -> "FastTokenizer":
         """Builds byte-level BPE from the tables in a GGUF file, whose word splitting is `pre`."""
         from tokenizers import (
             AddedToken,
@@ -187,7 +188,7 @@ class Fast:
         return _spell_piece(text)
 
 
-class Pieces:
+class SentencePiece:
     """A `sentencepiece.SentencePieceProcessor`, with any tokens that were added to it."""
 
     def __init__(self, model: Any, added: dict[str, int]) -> None:
@@ -201,7 +202,7 @@ class Pieces:
         self.strips_space: bool = model.encode("a", out_type=str)[0].startswith("\u2581")
 
     @classmethod
-    def open(cls, file: Path, added: dict[str, int]) -> "Pieces":
+    def open(cls, file: Path, added: dict[str, int]) -> "SentencePiece":
         """Reads a `tokenizer.model`."""
         try:
             data = file.read_bytes()
@@ -212,7 +213,7 @@ class Pieces:
     @classmethod
     def from_tables(
         cls, tokens: list[str], scores: list[float], kinds: list[int], *, prefix: bool
-    ) -> "Pieces":
+    ) -> "SentencePiece":
         """Builds SentencePiece BPE from the tables in a GGUF file."""
         pieces = b"".join(
             _field(1, _field(1, token.encode()) + _field(2, score) + _field(3, kind))

@@ -19,7 +19,7 @@ OPENING, CLOSING = "<vision>", "</vision>"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Marks:
+class VisionMarkers:
     """The ids around the frames of one model."""
 
     tokens: TokenSpace
@@ -29,7 +29,7 @@ class Marks:
     """All runs of ids that the tokenizer may write for `<vision>`: alone, in a line, in a word."""
 
     @classmethod
-    def of(cls, tokenizer: Tokenizer, tokens: TokenSpace) -> "Marks":
+    def of(cls, tokenizer: Tokenizer, tokens: TokenSpace) -> "VisionMarkers":
         """Returns those of a model.
 
         Raises:

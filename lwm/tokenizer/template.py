@@ -16,11 +16,11 @@ import numpy as np
 from jaxtyping import Int
 
 from lwm.errors import UserError
-from lwm.tokenizer.markers import Marks
+from lwm.tokenizer.markers import VisionMarkers
 from lwm.tokenizer.message import Message, Part, Vision
 from lwm.tokenizer.tokenizer import Tokenizer
 
-LWM = "lwm"
+LWM_TEMPLATE = "lwm"
 LWM_SYSTEM = "You are a helpful assistant."
 
 # Put inside a special token's name that a user typed, it keeps the name from being recognised in
@@ -41,7 +41,7 @@ def render_chat(
     *,
     template: str | None = None,
     add_generation_prompt: bool = True,
-    marks: Marks | None = None,
+    marks: VisionMarkers | None = None,
 ) -> list[int]:
     """Returns the ids of a conversation, up to where the assistant is to answer.
 
@@ -78,8 +78,8 @@ def chat_parts(
     """
     if not messages:
         raise UserError("the conversation is empty: give at least one message")
-    template = template or tokenizer.chat_template or LWM
-    if template == LWM:
+    template = template or tokenizer.chat_template or LWM_TEMPLATE
+    if template == LWM_TEMPLATE:
         return _lwm_parts(messages, tokenizer, add_generation_prompt)
     if "{" not in template:
         raise UserError(f"unknown chat template {template!r}: give 'lwm' or Jinja source")
@@ -99,7 +99,7 @@ def chat_parts(
 
 
 def insert_visions(
-    ids: Int[np.ndarray, " n"], messages: Sequence[Message], marks: Marks | None
+    ids: Int[np.ndarray, " n"], messages: Sequence[Message], marks: VisionMarkers | None
 ) -> tuple[Int[np.ndarray, " m"], Int[np.ndarray, " n"]]:
     """Puts images and videos where -1 - n stands for the n-th of a conversation.
 

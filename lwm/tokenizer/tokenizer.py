@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, SupportsIndex
 
 from lwm.errors import UserError
-from lwm.tokenizer.backends import Fast, Pieces
+from lwm.tokenizer.backends import FastTokenizer, SentencePiece
 
 # What instruction-tuned models end a turn with; some configs name only the end of a document.
 _TURN_ENDS = ("<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<|endoftext|>", "<|end_of_text|>")
@@ -24,7 +24,7 @@ _LOOKED_FOR = "tokenizer.json, tokenizer.model or one .gguf file"
 class Tokenizer:
     """A vocabulary, how text is cut into it, and which of its ids are special."""
 
-    backend: Fast | Pieces = field(repr=False)
+    backend: FastTokenizer | SentencePiece = field(repr=False)
     bos_id: int | None
     """The id that starts a document, if there is one."""
     eos_id: int | None
@@ -62,8 +62,8 @@ class Tokenizer:
             return cls.from_gguf(read_gguf(file).metadata)
         config = _Config(folder)
         if file.suffix == ".json":
-            return _from_config(Fast.open(file), config)
-        return _from_config(Pieces.open(file, config.added), config)
+            return _from_config(FastTokenizer.open(file), config)
+        return _from_config(SentencePiece.open(file, config.added), config)
 
     @classmethod
     def from_gguf(cls, metadata: Mapping[str, Any]) -> "Tokenizer":
@@ -77,10 +77,10 @@ class Tokenizer:
         kinds = get("token_type", [1] * len(tokens))
         try:
             if kind == "gpt2":
-                backend = Fast.from_tables(tokens, get("merges", []), kinds, pre)
+                backend = FastTokenizer.from_tables(tokens, get("merges", []), kinds, pre)
             elif kind == "llama":
                 prefix = get("add_space_prefix", True)
-                backend = Pieces.from_tables(tokens, get("scores", []), kinds, prefix=prefix)
+                backend = SentencePiece.from_tables(tokens, get("scores", []), kinds, prefix=prefix)
             else:
                 raise UserError(f"the GGUF tokenizer is of kind {kind!r}; supported: gpt2, llama")
         except UserError:
@@ -249,13 +249,13 @@ def _read_json(file: Path) -> dict[str, Any]:
     return found
 
 
-def _from_config(backend: Fast | Pieces, config: _Config) -> Tokenizer:
+def _from_config(backend: FastTokenizer | SentencePiece, config: _Config) -> Tokenizer:
     def find(name: str, default: str | None = None) -> int | None:
         token = config.token(name, default)
         return backend.find(token) if token else None
 
     # A bare tokenizer.model has no config: its pieces bear LLaMA's names.
-    bare = isinstance(backend, Pieces)
+    bare = isinstance(backend, SentencePiece)
     bos_id = find("bos_token", "<s>" if bare else None)
     listed = config.generation.get("eos_token_id")
     add_bos = config.main.get("add_bos_token")
@@ -277,7 +277,7 @@ def _from_config(backend: Fast | Pieces, config: _Config) -> Tokenizer:
 
 
 def _tokenizer(
-    backend: Fast | Pieces,
+    backend: FastTokenizer | SentencePiece,
     *,
     bos_id: int | None,
     eos_id: int | None,

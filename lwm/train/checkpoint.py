@@ -33,7 +33,7 @@ logging.getLogger("absl").addFilter(
 
 
 @runtime_checkable
-class State(Protocol):
+class Checkpointable(Protocol):
     """A pytree of arrays on a mesh: all that a run has to keep to go on."""
 
     step: Any
@@ -81,7 +81,7 @@ class Checkpoints:
         except OSError as error:
             raise UserError(f"{self._folder} cannot hold checkpoints: {error.strerror}") from None
 
-    def save(self, step: int, state: State, data: dict) -> None:
+    def save(self, step: int, state: Checkpointable, data: dict) -> None:
         """Begins to write a checkpoint, once the one before is written.
 
         The arrays may be donated as soon as this returns. Nothing is done if this object has
@@ -265,7 +265,7 @@ def abstract_state(make: Callable[[], Any], mesh: Mesh) -> Any:
     return jax.tree.map(place, shapes)
 
 
-def named_leaves(state: State) -> dict[str, Any]:
+def named_leaves(state: Checkpointable) -> dict[str, Any]:
     """Returns the arrays of a state by their paths, such as `model.norm.scale`."""
     leaves = jax.tree.leaves_with_path(state)
     return {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in leaves}

@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 from lwm.data.format import ExampleFormat
-from lwm.data.pack import Packing
+from lwm.data.pack import PackingConfig
 from lwm.errors import UserError
 from lwm.files import reading
-from lwm.generate.drawing import LWM, Drawings
 from lwm.model.config import LlamaConfig
 from lwm.ops.layout import Layout
+from lwm.sampling_params import LWM_SAMPLING, VisionSampling
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -110,7 +110,7 @@ class Keep:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Course:
+class LoopConfig:
     """How long a run is, and what happens on the way, whatever it trains."""
 
     steps: int
@@ -136,7 +136,7 @@ class Course:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Training(Course):
+class Training(LoopConfig):
     """How a model is trained, apart from the model and the data."""
 
     loss: Loss = Loss()
@@ -176,7 +176,7 @@ class Data:
     """Entries of the vision codebook; 0: text only, or those of `vqgan`."""
     vqgan: str | None = None
     """What made the codes, which is saved with the model: a folder, LWM's file, or `vqgan-64`."""
-    packing: Packing
+    packing: PackingConfig
     rows: int
     """Rows of a batch, on all devices together."""
     streams: int = 8
@@ -219,7 +219,7 @@ class Run:
     """Devices: dp,fsdp,tp,sp such as 1,8,1,4 (one -1 is inferred), or sp=8."""
     seed: int = 0
     """Of the first weights and of the order of the data."""
-    drawings: Drawings = LWM
+    drawings: VisionSampling = LWM_SAMPLING
     """How the trained model draws where nothing else is asked for; saved with it."""
 
 

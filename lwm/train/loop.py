@@ -18,13 +18,13 @@ from lwm import processes as together
 from lwm.data.loader import Delivered, require_few_bad
 from lwm.errors import UserError
 from lwm.files import reading
-from lwm.train.checkpoint import Checkpoints, State, abstract_state
-from lwm.train.config import Course
+from lwm.train.checkpoint import Checkpointable, Checkpoints, abstract_state
+from lwm.train.config import LoopConfig
 
 MOST_BAD = 3
 """Updates in a row that may fail to be finite."""
 
-Line = dict[str, Any]
+LogLine = dict[str, Any]
 """One line of the log."""
 
 _PROFILED_AFTER = 2
@@ -42,13 +42,13 @@ class Stopped(Exception):
 
 
 @runtime_checkable
-class Follower(Protocol):
+class LogSink(Protocol):
     """Who is told of a run."""
 
     def begin(self, last: int) -> None:
         """Is told the step that the run goes on after, 0 at first."""
 
-    def __call__(self, line: Line) -> None:
+    def __call__(self, line: LogLine) -> None:
         """Is told each line of the log, in process 0."""
 
     def warn(self, text: str) -> None:
@@ -86,7 +86,7 @@ class Task(Protocol):
     def start(self) -> Any:
         """Makes the first state."""
 
-    def update(self, state: Any, given: list[Delivered]) -> tuple[Any, Line]:
+    def update(self, state: Any, given: list[Delivered]) -> tuple[Any, LogLine]:
         """Returns the state after one more update, the old one consumed, and what the log says.
 
         A line has at least `loss` and `finite`. Where this is false, the update was not made.
@@ -99,12 +99,12 @@ class Task(Protocol):
 
 
 def train(
-    course: Course,
+    course: LoopConfig,
     task: Task,
     mesh: Mesh,
     folder: Path,
     *,
-    follower: Follower,
+    follower: LogSink,
     profile: int = 0,
 ) -> Any:
     """Trains, from the newest checkpoint in `folder` if there is one; returns the last state.
@@ -139,7 +139,7 @@ def train(
         with together.all_or_none():
             follower.begin(start)
             log = Log(folder / "log.jsonl", start, follower)
-        told = Told(follower.warn)
+        told = DataWarnings(follower.warn)
         with Profile(folder / "profile", start, course.steps, profile) as traced:
             for number in range(start + 1, course.steps + 1):
                 begun = time.perf_counter()
@@ -157,7 +157,7 @@ def train(
                 if validation_is_due(course, number) and (scores := task.measure(state, number)):
                     log.write({"step": number, "held_out": scores})
                 if number == course.steps or stop or course.keep.due(number):
-                    states = together.everyone(given[-1].state())
+                    states = together.gather(given[-1].state())
                     checkpoints.save(number, state, batches.merge(states))
                 if stop and number < course.steps:
                     checkpoints.wait()
@@ -166,7 +166,7 @@ def train(
 
 
 def fetch(
-    batches: Iterator[Delivered], count: int, asked: "Asked"
+    batches: Iterator[Delivered], count: int, asked: "StopRequest"
 ) -> tuple[list[Delivered], dict[str, int], int]:
     """Returns some batches, what all processes have read, and the signal if any was asked to stop.
 
@@ -179,13 +179,13 @@ def fetch(
         counts = list(given[-1].read.values())
     except Exception as error:
         failure = error
-    told = together.agree(failure, [asked.signal, *counts])
+    told = together.agree_on(failure, [asked.signal, *counts])
     signals, *counts = zip(*told, strict=True)
     read = dict(zip(given[-1].read, map(sum, counts), strict=True))
     return given, read, max(signals)
 
 
-def validation_is_due(course: Course, number: int) -> bool:
+def validation_is_due(course: LoopConfig, number: int) -> bool:
     """Says whether held-out sets are looked at after an update."""
     every = course.validate_every
     return number == course.steps or bool(every and number % every == 0)
@@ -194,7 +194,7 @@ def validation_is_due(course: Course, number: int) -> bool:
 def names(given: list[Delivered]) -> list[str]:
     """Returns the examples of batches, those of all processes, the first few of many."""
     own = [name for one in given for row in one.examples for name in row]
-    found = list(dict.fromkeys(name for part in together.everyone(own) for name in part))
+    found = list(dict.fromkeys(name for part in together.gather(own) for name in part))
     more = [f"and {len(found) - _MOST_NAMED} more"] if len(found) > _MOST_NAMED else []
     return found[:_MOST_NAMED] + more
 
@@ -208,7 +208,7 @@ def memory() -> int:
     return peak or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
-def require_finite(state: State, number: int, folder: Path) -> None:
+def require_finite(state: Checkpointable, number: int, folder: Path) -> None:
     """Ends a run that has come off the rails.
 
     Raises:
@@ -222,7 +222,7 @@ def require_finite(state: State, number: int, folder: Path) -> None:
         )
 
 
-class Asked:
+class StopRequest:
     """Whether the run was asked to stop."""
 
     signal: int = 0
@@ -230,12 +230,12 @@ class Asked:
 
 
 @contextlib.contextmanager
-def asked_to_stop() -> Iterator[Asked]:
+def asked_to_stop() -> Iterator[StopRequest]:
     """Keeps SIGTERM and the first Ctrl-C as a question; the second Ctrl-C ends at once.
 
     Elsewhere than in the main thread nothing is ever asked.
     """
-    asked = Asked()
+    asked = StopRequest()
     if threading.current_thread() is not threading.main_thread():
         yield asked
         return
@@ -253,7 +253,7 @@ def asked_to_stop() -> Iterator[Asked]:
             signal.signal(number, handler)
 
 
-class Told:
+class DataWarnings:
     """Says what becomes of examples that are not simply learnt."""
 
     def __init__(self, warn: Callable[[str], None]):
@@ -316,7 +316,7 @@ class Profile:
 class Log:
     """Lines of JSON; those after the checkpoint gone on from are dropped. Process 0 writes it."""
 
-    def __init__(self, path: Path, last: int, report: Callable[[Line], None]):
+    def __init__(self, path: Path, last: int, report: Callable[[LogLine], None]):
         """Opens the log of a run that goes on after update `last`.
 
         Raises:
@@ -335,7 +335,7 @@ class Log:
                 kept += len(line)
             file.truncate(kept)
 
-    def write(self, line: Line) -> None:
+    def write(self, line: LogLine) -> None:
         """Appends one line.
 
         Raises:

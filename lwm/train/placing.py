@@ -23,7 +23,9 @@ def own_rows(mesh: Mesh, rows: int) -> list[int]:
     return sorted({row for at in held.values() if at for row in range(rows)[at[0]]})
 
 
-def place(batches: Batch, mesh: Mesh, layout: Layout, *, rows: int) -> tuple[Batch, jax.Array]:
+def shard_batch(
+    batches: Batch, mesh: Mesh, layout: Layout, *, rows: int
+) -> tuple[Batch, jax.Array]:
     """Lays batches out and puts them on the mesh; returns the order of their rows, too.
 
     Args:
@@ -38,7 +40,7 @@ def place(batches: Batch, mesh: Mesh, layout: Layout, *, rows: int) -> tuple[Bat
     count, _, length = batches.tokens.shape
     require_batch(mesh, rows=rows, length=length)
     there = order(layout, length, mesh.shape["sp"])
-    local = {row: place for place, row in enumerate(own_rows(mesh, rows))}
+    local = {row: shard_batch for shard_batch, row in enumerate(own_rows(mesh, rows))}
 
     def put(x: np.ndarray, spec: Any) -> jax.Array:
         def part(at: tuple[slice, ...] | None) -> np.ndarray:

@@ -16,7 +16,7 @@ from lwm.data.loader import Loader
 from lwm.data.sets import open_set, require_codes_of, texts
 from lwm.data.stream import Mixture
 from lwm.errors import UserError
-from lwm.loading import Opened, open_model_files, read_llama
+from lwm.loading import ModelFiles, open_model_files, read_llama
 from lwm.model.config import LlamaConfig
 from lwm.model.llama import Llama, check_mesh
 from lwm.processes import all_or_none, first_alone
@@ -26,11 +26,11 @@ from lwm.tokenizer.tokenizer import Tokenizer
 from lwm.tokens import TokenSpace
 from lwm.train.config import Run, require_same, write_run
 from lwm.train.loop import train
-from lwm.train.monitor.sinks import followed
-from lwm.train.monitor.trackers import Kind, require_trackers
+from lwm.train.monitor.sinks import open_sinks
+from lwm.train.monitor.trackers import TrackerKind, require_trackers
 from lwm.train.optimizer import build_optimizer
 from lwm.train.placing import own_rows
-from lwm.train.task import Language
+from lwm.train.task import LanguageTask
 from lwm.train.validate import HeldOut
 from lwm.vqgan.checkpoint import read_vqgan
 from lwm.vqgan.model import VQGAN
@@ -39,7 +39,9 @@ _MOST_CHARACTERS = 50_000_000
 """What a tokenizer is trained on; more changes it little, and takes memory."""
 
 
-def run(config: Run, folder: Path, *, track: tuple[Kind, ...] = (), profile: int = 0) -> Path:
+def run(
+    config: Run, folder: Path, *, track: tuple[TrackerKind, ...] = (), profile: int = 0
+) -> Path:
     """Trains as `config` says, going on where the run in `folder` stopped; returns the model's.
 
     Args:
@@ -79,16 +81,16 @@ def run(config: Run, folder: Path, *, track: tuple[Kind, ...] = (), profile: int
             return jax.jit(draw)()
         return read_llama(opened, model, mesh=mesh, seed=config.seed)
 
-    task = Language(config.training, model, start, loader, mesh, held_out)
+    task = LanguageTask(config.training, model, start, loader, mesh, held_out)
     size = f"{_num_parameters(model, mesh):,} parameters, {model.tokens.size:,} ids"
-    with followed(config, folder, mesh, track, size=size, model=model) as follower:
+    with open_sinks(config, folder, mesh, track, size=size, model=model) as follower:
         state = train(config.training, task, mesh, folder, follower=follower, profile=profile)
     with jax.set_mesh(mesh):
         save_model(state.model, tokenizer, folder / "model", vqgan=vqgan, drawings=config.drawings)
     return folder / "model"
 
 
-def _tokenizer(config: Run, opened: Opened | None, folder: Path, goes_on: bool) -> Tokenizer:
+def _tokenizer(config: Run, opened: ModelFiles | None, folder: Path, goes_on: bool) -> Tokenizer:
     data = config.data
     if opened is not None:
         if data.tokenizer is not None:
@@ -111,7 +113,7 @@ def _tokenizer(config: Run, opened: Opened | None, folder: Path, goes_on: bool) 
 
 
 def _shape(
-    config: Run, opened: Opened | None, tokenizer: Tokenizer, vqgan: VQGAN | None
+    config: Run, opened: ModelFiles | None, tokenizer: Tokenizer, vqgan: VQGAN | None
 ) -> LlamaConfig:
     """Returns the model that the run trains, its token space included."""
     model, codes = config.model, config.data.codes

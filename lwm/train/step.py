@@ -16,7 +16,7 @@ from lwm.train.config import Loss
 from lwm.train.loss import Sums, loss
 
 
-class State(eqx.Module):
+class TrainState(eqx.Module):
     """All that a run has to keep to go on."""
 
     model: Llama
@@ -27,14 +27,14 @@ class State(eqx.Module):
     """Updates skipped in a row because they were not finite."""
 
     @classmethod
-    def start(cls, model: Llama, optimizer: optax.GradientTransformation) -> "State":
+    def start(cls, model: Llama, optimizer: optax.GradientTransformation) -> "TrainState":
         """Begins with a model, under the mesh in use."""
         # Two zeros, not one twice: both are given away at the first step.
         step, bad = jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32)
         return cls(model, optimizer.init(cast(Any, model)), step, bad)
 
 
-class Metrics(NamedTuple):
+class StepMetrics(NamedTuple):
     """What one step says of itself."""
 
     loss: Float[Array, ""]
@@ -56,7 +56,7 @@ class Metrics(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class Step:
+class TrainStep:
     """An update out of one or several batches, compiled once for each of their shapes."""
 
     optimizer: optax.GradientTransformation
@@ -64,8 +64,8 @@ class Step:
 
     @partial(jax.jit, static_argnums=0, donate_argnums=1)
     def __call__(
-        self, state: State, batches: Batch, index: Int[Array, " S"]
-    ) -> tuple[State, Metrics]:
+        self, state: TrainState, batches: Batch, index: Int[Array, " S"]
+    ) -> tuple[TrainState, StepMetrics]:
         """Updates the model, unless a number is not finite: then only the counters change.
 
         Args:
@@ -102,8 +102,8 @@ class Step:
         pairs = jnp.sum(jnp.where(filled, batches.positions + 1.0, 0))
         accuracy = sums.correct / jnp.maximum(sums.targets, 1)
         return (
-            State(model, optimizer, state.step + 1, bad),
-            Metrics(
+            TrainState(model, optimizer, state.step + 1, bad),
+            StepMetrics(
                 value,
                 norm,
                 nll,

@@ -14,12 +14,12 @@ from lwm.model.config import LlamaConfig
 from lwm.model.llama import Llama
 from lwm.train.config import Training
 from lwm.train.optimizer import build_optimizer, build_schedule
-from lwm.train.placing import place
-from lwm.train.step import Metrics, State, Step
+from lwm.train.placing import shard_batch
+from lwm.train.step import StepMetrics, TrainState, TrainStep
 from lwm.train.validate import HeldOut, measure_all
 
 
-class Language:
+class LanguageTask:
     """A model, packed rows to learn, and others to be measured by."""
 
     def __init__(
@@ -47,33 +47,35 @@ class Language:
         self._mesh, self._held_out = mesh, held_out or {}
         self._optimizer = build_optimizer(config.optimizer, config.steps)
         self._rate = build_schedule(config.optimizer.schedule, config.steps)
-        self._step = Step(self._optimizer, config.loss)
+        self._step = TrainStep(self._optimizer, config.loss)
 
-    def abstract(self) -> State:
+    def abstract(self) -> TrainState:
         """Makes a state of any weights."""
-        return State.start(Llama.init(self._model, key=jr.key(0)), self._optimizer)
+        return TrainState.start(Llama.init(self._model, key=jr.key(0)), self._optimizer)
 
-    def start(self) -> State:
+    def start(self) -> TrainState:
         """Makes the first state."""
-        return State.start(self._make(), self._optimizer)
+        return TrainState.start(self._make(), self._optimizer)
 
-    def update(self, state: State, given: list[Delivered]) -> tuple[State, dict[str, Any]]:
+    def update(
+        self, state: TrainState, given: list[Delivered]
+    ) -> tuple[TrainState, dict[str, Any]]:
         """Returns the state after one more update, and what the log says."""
         fields = zip(*(one.batch for one in given), strict=True)
         stacked = Batch._make(np.stack(field) for field in fields)
         layout, rows = self._config.layout, self.batches.rows
-        placed, index = place(stacked, self._mesh, layout, rows=rows)
+        placed, index = shard_batch(stacked, self._mesh, layout, rows=rows)
         state, found = self._step(state, placed, index)
         line = _describe(jax.device_get(found), placed.segments.size)
         return state, line | {"learning_rate": float(np.asarray(self._rate(found.updates)))}
 
-    def measure(self, state: State, number: int) -> dict[str, Any]:
+    def measure(self, state: TrainState, number: int) -> dict[str, Any]:
         """Returns the losses on each held-out set."""
         del number  # Nothing but the log tells of them.
         return measure_all(self._held_out, state.model, self._mesh)
 
 
-def _describe(found: Metrics, slots: int) -> dict[str, Any]:
+def _describe(found: StepMetrics, slots: int) -> dict[str, Any]:
     """Returns what the log says of one update; of modalities, those that had targets."""
     line = {
         "loss": float(found.loss),

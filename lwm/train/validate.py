@@ -14,18 +14,18 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
-from lwm.data.batch import MODALITIES, Batch, Row, stack
-from lwm.data.pack import Packer, Packing, lay
+from lwm.data.batch import MODALITIES, Batch, PackedRow, stack
+from lwm.data.pack import Packer, PackingConfig, lay
 from lwm.data.stream import Examples
 from lwm.errors import UserError
 from lwm.model.attention import Packing as Mask
 from lwm.model.llama import Llama
 from lwm.ops.layout import Layout
 from lwm.tokens import TokenSpace
-from lwm.train.placing import own_rows, place
+from lwm.train.placing import own_rows, shard_batch
 
 
-class Found(NamedTuple):
+class ValidationSums(NamedTuple):
     """Sums over learnt targets, which several batches add up to."""
 
     nll: Float[Array, " M"]
@@ -41,7 +41,7 @@ class Found(NamedTuple):
 class HeldOut:
     """Held-out rows of one set, and what a model makes of them."""
 
-    def __init__(self, rows: Sequence[Row], *, num_rows: int, layout: Layout):
+    def __init__(self, rows: Sequence[PackedRow], *, num_rows: int, layout: Layout):
         """Keeps rows.
 
         Args:
@@ -55,7 +55,7 @@ class HeldOut:
     def read(
         cls,
         examples: Examples,
-        packing: Packing,
+        packing: PackingConfig,
         tokens: TokenSpace,
         *,
         most: int,
@@ -90,12 +90,12 @@ class HeldOut:
 
         `by_position` lists [first, end, loss, tokens] for positions first <= p < end.
         """
-        total: Found | None = None
+        total: ValidationSums | None = None
         own = own_rows(mesh, self._num_rows)
         for start in range(0, len(self._rows), self._num_rows):
             batch = _filled(self._rows[start : start + self._num_rows], self._num_rows)
             given = Batch._make(field[None, own] for field in batch)
-            placed, index = place(given, mesh, self._layout, rows=self._num_rows)
+            placed, index = shard_batch(given, mesh, self._layout, rows=self._num_rows)
             found = _measure(model, jax.tree.map(lambda x: x[0], placed), index)
             total = found if total is None else jax.tree.map(jnp.add, total, found)
         assert total is not None
@@ -103,7 +103,7 @@ class HeldOut:
 
 
 @jax.jit
-def _measure(model: Llama, batch: Batch, index: Array) -> Found:
+def _measure(model: Llama, batch: Batch, index: Array) -> ValidationSums:
     mask = Mask(segments=batch.segments, positions=batch.positions, index=index)
     found = model.losses(batch.tokens, batch.targets, mask)
     learnt = batch.weights > 0
@@ -115,7 +115,7 @@ def _measure(model: Llama, batch: Batch, index: Array) -> Found:
         learnt & (batch.positions >= first) & (batch.positions < end)
         for first, end in itertools.pairwise(edges)
     ]
-    return Found(
+    return ValidationSums(
         nll=jnp.stack([jnp.sum(nll * kind) for kind in kinds]),
         correct=jnp.stack([jnp.sum(1.0 * (found.correct & kind)) for kind in kinds]),
         targets=jnp.stack([jnp.sum(1.0 * kind) for kind in kinds]),
@@ -129,15 +129,15 @@ def _places(length: int) -> int:
     return (length - 1).bit_length() + 1
 
 
-def _filled(rows: Sequence[Row], size: int) -> Batch:
+def _filled(rows: Sequence[PackedRow], size: int) -> Batch:
     """Stacks rows, and empty ones up to `size`."""
     S, M = rows[0].tokens.size, len(MODALITIES)
     nothing, none = np.zeros(S, np.int32), np.zeros(S, np.float32)
-    empty = Row(nothing, nothing, nothing - 1, nothing, none, np.zeros(M, np.float32))
+    empty = PackedRow(nothing, nothing, nothing - 1, nothing, none, np.zeros(M, np.float32))
     return stack([*rows, *[empty] * (size - len(rows))])
 
 
-def _describe(found: Found) -> dict[str, Any]:
+def _describe(found: ValidationSums) -> dict[str, Any]:
     line: dict[str, Any] = {"tokens": int(found.targets.sum())}
     of_each = zip(MODALITIES, found.nll, found.correct, found.targets, strict=True)
     for modality, nll, correct, count in of_each:

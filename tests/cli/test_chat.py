@@ -5,9 +5,9 @@ import pytest
 from lwm.cli import chat as talk
 from lwm.console import Interruptible
 from lwm.errors import UserError
-from lwm.generate.writing import Writing
+from lwm.sampling_params import SamplingParams
 
-SHORT = Writing(max_tokens=24)
+SHORT = SamplingParams(max_tokens=24)
 
 
 @pytest.fixture
@@ -30,7 +30,7 @@ def typed(monkeypatch):
 
 def test_turns_are_answered_and_can_be_forgotten(model, typed, capsys):
     typed("Hello", "", "/clear", "Hello")
-    talk.Talk(model, writing=SHORT).run()
+    talk.TerminalChat(model, writing=SHORT).run()
     shown = capsys.readouterr()
     assert len(shown.out) % 2 == 0
     first, second = shown.out[: len(shown.out) // 2], shown.out[len(shown.out) // 2 :]
@@ -40,7 +40,7 @@ def test_turns_are_answered_and_can_be_forgotten(model, typed, capsys):
 
 def test_a_fault_costs_the_turn_only(model, typed, capsys):
     typed("x" * 600, KeyboardInterrupt(), "Hello")
-    talk.Talk(model, writing=SHORT).run()
+    talk.TerminalChat(model, writing=SHORT).run()
     shown = capsys.readouterr()
     assert "lwm: the prompt has" in shown.err
     assert "Ctrl-D leaves" in shown.err
@@ -58,7 +58,7 @@ def test_ctrl_c_stops_the_answer_and_not_the_program(model, typed, capsys, monke
     pressed, before = [], signal.getsignal(signal.SIGINT)
     monkeypatch.setattr(talk, "print", press, raising=False)
     typed("Hello", "Go on")
-    talk.Talk(model, writing=Writing(max_tokens=100)).run()
+    talk.TerminalChat(model, writing=SamplingParams(max_tokens=100)).run()
     shown = capsys.readouterr()
     assert "[stopped]" in shown.err
     whole = model.chat("Hello", max_tokens=100)
@@ -70,7 +70,7 @@ def test_ctrl_c_stops_the_answer_and_not_the_program(model, typed, capsys, monke
 def test_without_an_input_there_is_no_talk(model, monkeypatch):
     monkeypatch.setattr("sys.stdin", None)
     with pytest.raises(UserError, match="there is no question, and no input"):
-        talk.Talk(model).run()
+        talk.TerminalChat(model).run()
 
 
 def test_the_second_ctrl_c_stops_at_once():

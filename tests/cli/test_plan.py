@@ -136,12 +136,12 @@ def test_mistakes(capsys, options, says):
 
 
 def test_shapes_that_are_known():
-    text, sees = (known_config(catalog.find(f"LWM-{name}-1M")) for name in ("Text", "Chat"))
+    text, sees = (known_config(catalog.find_model(f"LWM-{name}-1M")) for name in ("Text", "Chat"))
     assert text is not None
     assert sees is not None
     assert (text.tokens.size, sees.tokens.size) == (32_000, 40_448)
     assert (text.max_context, text.rope.theta) == (2**20, 5e7)
-    assert known_config(catalog.find("smollm2-135m-instruct")) is None
+    assert known_config(catalog.find_model("smollm2-135m-instruct")) is None
 
 
 def test_no_device_is_looked_for_and_little_is_imported():

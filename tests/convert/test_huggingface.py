@@ -8,7 +8,7 @@ from safetensors.numpy import save_file
 
 import lwm
 from lwm.convert.huggingface import SafetensorsFolder, is_not_weight, read_config, read_json
-from lwm.convert.names import HUGGING_FACE, LWM, dimensions
+from lwm.convert.names import HUGGING_FACE, LWM_NAMES, dimensions
 from lwm.convert.weights import build_llama
 from lwm.errors import UserError
 from lwm.model.config import RopeScaling
@@ -260,7 +260,7 @@ def test_config_is_read():
     assert window.max_context == 4096  # a window as wide as the context hides nothing
 
 
-@pytest.mark.parametrize("table", [HUGGING_FACE, LWM], ids=["Hugging Face", "LWM"])
+@pytest.mark.parametrize("table", [HUGGING_FACE, LWM_NAMES], ids=["Hugging Face", "LWM_NAMES"])
 def test_layouts_are_undone(table, tiny):
     sizes = dimensions(tiny(num_heads=16, num_kv_heads=4))
     rng = np.random.default_rng(0)

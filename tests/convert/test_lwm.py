@@ -16,12 +16,12 @@ import numpy as np
 import pytest
 
 from lwm.convert.lwm import TABLE, LwmTensors, open_lwm, split_prefix
-from lwm.convert.names import LWM, dimensions
+from lwm.convert.names import LWM_NAMES, dimensions
 from lwm.convert.weights import build_llama, build_stacked
 from lwm.errors import UserError
 from lwm.formats.flax_file import FlaxFile
 from lwm.formats.flax_writer import write_stream
-from lwm.model.config import Given, LlamaConfig, Rope
+from lwm.model.config import LlamaConfig, ModelOverrides, Rope
 from lwm.sharding import make_mesh
 from lwm.tokens import TokenSpace
 
@@ -53,7 +53,7 @@ VALUES: dict[str, Any] = {
 def draw(config=CONFIG, dtype=np.float32):
     """Returns random weights under LWM's names, by layer."""
     rng, sizes = np.random.default_rng(0), dimensions(config)
-    for path, layout in LWM.items():
+    for path, layout in LWM_NAMES.items():
         if "vision" in path and not config.tokens.vision:
             continue
         for layer in range(config.num_layers) if "*" in layout.name else ("",):
@@ -92,7 +92,7 @@ def nested(arrays):
 def given(tmp_path):
     file = tmp_path / "config.json"
     file.write_text(json.dumps(VALUES))
-    return Given(config=f"json::{file}")
+    return ModelOverrides(config=f"json::{file}")
 
 
 STORED = {
@@ -202,7 +202,7 @@ def test_the_originals_weights_stored_otherwise(fixtures, tmp_path, mesh, place,
     """Logits of the original from forms of which it left no file."""
     source = LwmTensors(fixtures / "text_tiny_params_noscan.msgpack")
     STORED[stored](dict(source.items()), tmp_path / "params")
-    given = Given(config=f"json::{fixtures / 'text_tiny_config.json'}")
+    given = ModelOverrides(config=f"json::{fixtures / 'text_tiny_config.json'}")
     config, tensors = open_lwm(tmp_path / "params", given=given)
     model = build_llama(config, tensors, TABLE, mesh=mesh)
     file = np.load(fixtures / "text_tiny_logits.npz")
@@ -219,26 +219,26 @@ def test_what_is_known_of_a_model(tmp_path, given):
     broad = {name: np.broadcast_to(np.float16(0), array.shape) for name, array in zeros(debug)}
     write_stream(path, broad.items())
     for config in (None, "debug"):
-        found, _ = open_lwm(path, given=Given(config=config, theta=1e7, context=131_072))
+        found, _ = open_lwm(path, given=ModelOverrides(config=config, theta=1e7, context=131_072))
         assert (found.num_heads, found.rope.theta, found.max_context) == (2, 1e7, 131_072)
     with pytest.raises(UserError, match="does not say RoPE's theta and the context; give --theta"):
-        open_lwm(path, given=Given(config="debug"))
+        open_lwm(path, given=ModelOverrides(config="debug"))
     with pytest.raises(
         UserError, match=r"does not fit LWM's 7b \(32 layers .*missing: .* of LWM's debug"
     ):
-        open_lwm(path, given=Given(config="7b"))
+        open_lwm(path, given=ModelOverrides(config="7b"))
     (tmp_path / "other").mkdir()
     other = tmp_path / "other" / "params"
     write_stream(other, draw())
     with pytest.raises(UserError, match="how many heads is not known; give --config json::FILE"):
-        open_lwm(other, given=Given())
+        open_lwm(other, given=ModelOverrides())
     found, _ = open_lwm(other, given=dataclasses.replace(given, theta=1e6))
     assert found.rope.theta == 1e6
 
 
 def zeros(config):
     sizes = dimensions(config)
-    for path, layout in LWM.items():
+    for path, layout in LWM_NAMES.items():
         if "vision" not in path:
             for layer in range(config.num_layers) if "*" in layout.name else ("",):
                 shape = layout.shape(sizes)
@@ -268,7 +268,9 @@ def test_what_does_not_fit_is_told_together(tmp_path, values, says):
     write_stream(tmp_path / "params", stacked(dict(draw()), 0).items())
     (tmp_path / "config.json").write_text(json.dumps(VALUES | values))
     with pytest.raises(UserError, match=says) as caught:
-        open_lwm(tmp_path / "params", given=Given(config=f"json::{tmp_path / 'config.json'}"))
+        open_lwm(
+            tmp_path / "params", given=ModelOverrides(config=f"json::{tmp_path / 'config.json'}")
+        )
     assert "\n" not in str(caught.value)
 
 
@@ -389,7 +391,7 @@ def test_damaged_files_are_refused(tmp_path, whole, which, kind):
         rng = np.random.default_rng([which, KINDS.index(kind), number])
         path.write_bytes(damage(data, heads, kind, rng))
         with pytest.raises(UserError) as caught:
-            open_lwm(path, given=Given(config=f"json::{config}"))
+            open_lwm(path, given=ModelOverrides(config=f"json::{config}"))
         said.append(str(caught.value))
     assert tracemalloc.get_traced_memory()[1] < 1e7
     tracemalloc.stop()

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import tokenizers
 
-from lwm.data.fields import Encoder, chat_ids
+from lwm.data.fields import RecordEncoder, chat_ids
 from lwm.data.format import ExampleFormat
 from lwm.errors import UserError
 from lwm.tokenizer.template import render_chat
@@ -44,7 +44,7 @@ def encode(fixtures, entry, record):
     }
     format = ExampleFormat(**settings)
     tokenizer = Tokenizer.open(fixtures / entry["tokenizer"])
-    encoder = Encoder(tokenizer=tokenizer, tokens=SPACE, format=format)
+    encoder = RecordEncoder(tokenizer=tokenizer, tokens=SPACE, format=format)
     return encoder.encode(record, line=entry.get("line", 0))
 
 
@@ -96,7 +96,7 @@ class Bytes:
     def __call__(self, tokens_per_frame=2, **settings):
         format = ExampleFormat(tokens_per_frame=tokens_per_frame, **settings)
         space = TokenSpace(text=self.tokenizer.vocab_size, vision=10, codes=8)
-        return Encoder(tokenizer=self.tokenizer, tokens=space, format=format)
+        return RecordEncoder(tokenizer=self.tokenizer, tokens=space, format=format)
 
     def shown(self, example, learnt=None):
         """Returns an example as text, codes as digits, ends of frames as `|` and of vision `.`"""
@@ -142,7 +142,7 @@ def test_a_text_is_learnt_and_its_tags_are_letters(of_bytes, fixtures):
     assert example.learn.all()
     assert len(of_bytes(special_tokens=True).encode({"text": text})) == 4
     tokenizer = Tokenizer.open(fixtures / "tokenizer_addbos")
-    example = Encoder(tokenizer=tokenizer, tokens=SPACE).encode({"text": "a b"})
+    example = RecordEncoder(tokenizer=tokenizer, tokens=SPACE).encode({"text": "a b"})
     assert example.ids.tolist() == [1, *tokenizer.encode("a b"), 2]
     assert example.learn.tolist() == [False, *[True] * (len(example) - 1)]
 
@@ -239,7 +239,7 @@ def test_a_bad_record_is_one_line_that_names_the_key(of_bytes, fault):
 
 
 def test_a_model_of_text_refuses_codes(of_bytes):
-    encoder = Encoder(
+    encoder = RecordEncoder(
         tokenizer=of_bytes.tokenizer,
         tokens=TokenSpace(text=300),
         format=ExampleFormat(fields="vision"),
@@ -305,7 +305,7 @@ def test_answers_and_their_ends_are_learnt(byte_tokenizer, template, first):
 def test_lwms_format_learns_answers(fixtures):
     for name in ("tokenizer", "tokenizer_addbos", "tokenizer/tokenizer.model"):
         tokenizer = Tokenizer.open(fixtures / name)
-        encoder = Encoder(tokenizer=tokenizer, tokens=SPACE)
+        encoder = RecordEncoder(tokenizer=tokenizer, tokens=SPACE)
         talk = [TALK[0], TALK[3], TALK[4], TALK[3], {"role": "assistant", "content": "yes"}]
         example = encoder.encode({"messages": talk})
         spans = np.split(example.ids, np.flatnonzero(np.diff(example.learn)) + 1)

@@ -10,11 +10,11 @@ import pytest
 
 from lwm.data.corpus import Corpus
 from lwm.data.example import Example
-from lwm.data.fields import Encoder
+from lwm.data.fields import RecordEncoder
 from lwm.data.loader import Loader, require_few_bad
-from lwm.data.pack import Packing
+from lwm.data.pack import PackingConfig
 from lwm.data.sources import open_source
-from lwm.data.stream import Mixture, Stream, draws
+from lwm.data.stream import Mixture, PackedStream, draws
 from lwm.errors import UserError
 from lwm.tokens import TokenSpace
 
@@ -38,7 +38,7 @@ class Numbered:
         return Example(ids=ids, learn=np.ones(length, bool), name=f"{number}")
 
 
-PACKING = Packing(length=64, open_rows=3)
+PACKING = PackingConfig(length=64, open_rows=3)
 
 
 def loader(rows, collections=None, packing=PACKING, streams=4, own=None, ahead=2, **mixture):
@@ -128,7 +128,7 @@ def test_rows_of_a_batch_are_alike_in_work():
         work = np.array([np.square(np.bincount(row)).sum() for b in batches for row in b])
         return (work.reshape(len(batches), -1).std(1) / work.mean()).mean()
 
-    packing = Packing(length=256, open_rows=3)
+    packing = PackingConfig(length=256, open_rows=3)
     segments = {}
     for balance in (0, 16):
         packing = dataclasses.replace(packing, balance=balance)
@@ -186,10 +186,10 @@ def test_too_many_bad_examples_end_it():
 
 def test_a_long_example_is_read_once_to_go_on():
     long = Long()
-    state = take(loader(4, [long], Packing(length=16), streams=1), 1)[-1].state()
+    state = take(loader(4, [long], PackingConfig(length=16), streams=1), 1)[-1].state()
     assert len(state["streams"]["0"]["ready"]) > 50
     long.read.clear()
-    loader(4, [long], Packing(length=16), streams=1).restore(state)
+    loader(4, [long], PackingConfig(length=16), streams=1).restore(state)
     assert len(long.read) == len(set(long.read))
 
 
@@ -204,11 +204,11 @@ def test_a_panic_in_a_library_ends_the_loader():
 
 def test_long_examples_that_are_dropped_or_split_are_counted():
     for long, key in (("drop", "dropped"), ("split", "split")):
-        given = take(loader(4, packing=Packing(length=64, long=long)), 30)[-1].read
+        given = take(loader(4, packing=PackingConfig(length=64, long=long)), 30)[-1].read
         assert given[key] > 0
         assert given["dropped"] + given["split"] == given[key]
     with pytest.raises(UserError, match=r"1000 .* cannot be used, .* too long to keep"):
-        take(loader(4, packing=Packing(length=1, long="drop")), 1)
+        take(loader(4, packing=PackingConfig(length=1, long="drop")), 1)
 
 
 def test_corpora_are_read_as_they_are_needed(tmp_path, byte_tokenizer):
@@ -216,9 +216,11 @@ def test_corpora_are_read_as_they_are_needed(tmp_path, byte_tokenizer):
     lines[7] = "no JSON"
     (tmp_path / "data.jsonl").write_text("\n".join(lines))
     space = TokenSpace(text=byte_tokenizer.vocab_size)
-    encoder = Encoder(tokenizer=byte_tokenizer, tokens=space)
+    encoder = RecordEncoder(tokenizer=byte_tokenizer, tokens=space)
     corpus = Corpus(open_source(tmp_path / "data.jsonl"), encoder)
-    stream = Stream(0, [corpus], Mixture(streams=1, shuffle=False), Packing(length=64, open_rows=1))
+    stream = PackedStream(
+        0, [corpus], Mixture(streams=1, shuffle=False), PackingConfig(length=64, open_rows=1)
+    )
     piece = next(stream)[0]
     assert piece.example.name == f"{tmp_path / 'data.jsonl'}:1"
     while not stream.skipped:
@@ -238,7 +240,7 @@ def test_what_cannot_work_is_refused():
     with pytest.raises(UserError, match="0 streams"):
         Mixture(streams=0)
     with pytest.raises(UserError, match="rows of 0 slots"):
-        Packing(length=0)
+        PackingConfig(length=0)
     with pytest.raises(UserError, match="2 weights are given for 1 sets"):
         loader(4, weights=(1.0, 2.0))
     with pytest.raises(UserError, match="0 rows a batch"):

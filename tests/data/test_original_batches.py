@@ -12,13 +12,13 @@ import json
 import numpy as np
 import pytest
 
-from lwm.data.batch import Batch, Row, stack
+from lwm.data.batch import Batch, PackedRow, stack
 from lwm.data.corpus import Corpus
 from lwm.data.example import Example
-from lwm.data.fields import Encoder
+from lwm.data.fields import RecordEncoder
 from lwm.data.format import ExampleFormat
 from lwm.data.loader import Loader
-from lwm.data.pack import Packer, Packing, lay
+from lwm.data.pack import Packer, PackingConfig, lay
 from lwm.data.sources import open_source
 from lwm.data.stream import Mixture
 from lwm.tokenizer.tokenizer import Tokenizer
@@ -34,7 +34,7 @@ class StrayTokenizer(Tokenizer):
         return [BOS] * self.add_bos + super().encode(text, special=special)
 
 
-class EarlyEncoder(Encoder):
+class EarlyEncoder(RecordEncoder):
     def encode(self, record, *, name="record", line=0, variant=0) -> Example:
         return super().encode(record, name=name, line=line - 1, variant=variant)
 
@@ -43,12 +43,12 @@ def remade(kind, thing):
     return kind(**{f.name: getattr(thing, f.name) for f in dataclasses.fields(thing)})
 
 
-def stray_bos(encoder: Encoder) -> Encoder:
+def stray_bos(encoder: RecordEncoder) -> RecordEncoder:
     """In vision data `<vision>`, `</vision>` and each text get what a whole text begins with."""
     return dataclasses.replace(encoder, tokenizer=remade(StrayTokenizer, encoder.tokenizer))
 
 
-def line_before(encoder: Encoder) -> Encoder:
+def line_before(encoder: RecordEncoder) -> RecordEncoder:
     """Resumed, lines are counted from one too low, so that other fields are drawn."""
     return remade(EarlyEncoder, encoder)
 
@@ -70,7 +70,7 @@ def every_second(examples: list[Example]) -> list[Example]:
     return examples[::2]
 
 
-def cut(rows: list[list[Row]]) -> list[list[Row]]:
+def cut(rows: list[list[PackedRow]]) -> list[list[PackedRow]]:
     """What of an example is longer than a row is lost; ours goes on on another row."""
     return [of_example[:1] for of_example in rows]
 
@@ -150,7 +150,9 @@ class File:
         fields = {key.replace("n_tokens", "tokens"): value for key, value in fields.items()}
         data = settings[f"json{kind}_dataset"]
         tokenizer = Tokenizer.open(folder / made[name]["tokenizer"])
-        self.encoder = Encoder(tokenizer=tokenizer, tokens=SPACE, format=ExampleFormat(**fields))
+        self.encoder = RecordEncoder(
+            tokenizer=tokenizer, tokens=SPACE, format=ExampleFormat(**fields)
+        )
         self.source = open_source(folder / data["path"])
         self.length, self.size = data["seq_length"], data["batch_size"]
         self.resumed_at = int(next(iter(made.get(f"{name}.resume", ["0"]))).rpartition("_")[2])
@@ -164,7 +166,10 @@ class File:
     def packed(self, length, faults=()):
         """Returns our rows of three passes over the data, with the examples in their order."""
         corpus = Corpus(self.source, applied(faults, OF_ENCODERS, self.encoder))
-        packing, mixture = Packing(length=length, open_rows=1), Mixture(streams=1, shuffle=False)
+        packing, mixture = (
+            PackingConfig(length=length, open_rows=1),
+            Mixture(streams=1, shuffle=False),
+        )
         loader = Loader([corpus], SPACE, packing, mixture, rows=1)
         given = itertools.takewhile(lambda given: given.read["read"] < 3 * len(corpus), loader)
         return joined([each.batch for each in given])
@@ -182,7 +187,7 @@ class File:
 
     def ours(self, faults, resumed=False):
         """Returns our rows, an example on each, with the faults."""
-        examples, config = self.examples(faults), Packing(length=self.length)
+        examples, config = self.examples(faults), PackingConfig(length=self.length)
         first = self.resumed_at * self.size if resumed else 0
         if forgetful in faults:
             examples, first = forgetful(examples, first * self.length), 0

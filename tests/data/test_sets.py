@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from lwm.data import books, clips as shipped_clips, sets
-from lwm.data.fields import Encoder
+from lwm.data.fields import RecordEncoder
 from lwm.data.format import ExampleFormat
 from lwm.data.sets import open_records, open_set, require_codes_of, texts
 from lwm.data.shards import TokenShards
@@ -137,7 +137,7 @@ def test_a_set_is_records_or_one_folder_of_shards(tmp_path, byte_tokenizer):
     def open_as(*files, format=format):
         return open_set(files, format, byte_tokenizer, space)
 
-    encoder = Encoder(tokenizer=byte_tokenizer, tokens=space, format=format)
+    encoder = RecordEncoder(tokenizer=byte_tokenizer, tokens=space, format=format)
     write_shards(open_source(file), encoder, out)
     example = open_as(file)[0]
     assert byte_tokenizer.decode(example.ids.tolist()).count("abc") == 2

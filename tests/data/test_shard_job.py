@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lwm.data.shard_job import ShardJob, alone, record_writer
+from lwm.data.shard_job import ShardJob, exclusive, record_writer
 from lwm.errors import UserError
 
 pytest.importorskip("array_record", reason="array_record is not installed")
@@ -73,11 +73,11 @@ def test_a_folder_can_be_waited_for(tmp_path):
     order = []
 
     def wait():
-        with alone(tmp_path, wait=True):
+        with exclusive(tmp_path, wait=True):
             order.append("second")
 
     waiting = threading.Thread(target=wait)
-    with alone(tmp_path):
+    with exclusive(tmp_path):
         waiting.start()
         waiting.join(0.1)
         order.append("first")

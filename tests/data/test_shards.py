@@ -15,15 +15,15 @@ import tokenizers
 
 from lwm.data.corpus import Corpus
 from lwm.data.example import Example
-from lwm.data.fields import Encoder
+from lwm.data.fields import RecordEncoder
 from lwm.data.format import ExampleFormat
 from lwm.data.shards import (
     Summary,
     TokenShards,
-    fingerprint,
     is_shards,
     open_shards,
     read_ids,
+    tokenizer_fingerprint,
     write_ids,
 )
 from lwm.data.sources import open_source
@@ -39,7 +39,9 @@ pytest.importorskip("array_record", reason="array_record is not installed")
 @pytest.fixture
 def encoder(byte_tokenizer):
     space = TokenSpace(text=byte_tokenizer.vocab_size, vision=10, codes=8)
-    return Encoder(tokenizer=byte_tokenizer, tokens=space, format=ExampleFormat(tokens_per_frame=2))
+    return RecordEncoder(
+        tokenizer=byte_tokenizer, tokens=space, format=ExampleFormat(tokens_per_frame=2)
+    )
 
 
 def write(path: Path, records: list) -> Path:
@@ -271,7 +273,7 @@ def test_tokenizers_that_cut_otherwise_have_another_fingerprint(tmp_path):
         tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE(table, merges))
         tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
         tokenizer.save(str(tmp_path / f"{name}.json"))
-        found.append(fingerprint(Tokenizer.open(tmp_path / f"{name}.json")))
+        found.append(tokenizer_fingerprint(Tokenizer.open(tmp_path / f"{name}.json")))
     assert found[0] == found[1] != found[2]
 
 

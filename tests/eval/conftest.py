@@ -8,9 +8,9 @@ import tokenizers
 from tokenizers import decoders, models, pre_tokenizers
 
 from lwm.generate.language_model import LanguageModel
-from lwm.hub.catalog import find, locate
+from lwm.hub.catalog import find_model, locate
 from lwm.sharding import make_mesh
-from lwm.tokenizer.backends import Fast
+from lwm.tokenizer.backends import FastTokenizer
 from lwm.tokenizer.tokenizer import Tokenizer
 from lwm.tokens import TokenSpace
 
@@ -29,7 +29,7 @@ def byte_tokenizer() -> Tokenizer:
     made.decoder = decoders.ByteLevel()
     made.add_special_tokens(["<|im_start|>", "<|im_end|>"])
     return Tokenizer(
-        backend=Fast(made),
+        backend=FastTokenizer(made),
         bos_id=None,
         eos_id=257,
         eos_ids=frozenset({257}),
@@ -46,7 +46,7 @@ def tokenizer(request: pytest.FixtureRequest) -> Tokenizer:
         return request.getfixturevalue("byte_tokenizer")
     if request.param == "lwm":
         return Tokenizer.open(request.getfixturevalue("fixtures") / "tokenizer_addbos")
-    path = locate(find("smollm2-135m-instruct"))
+    path = locate(find_model("smollm2-135m-instruct"))
     if path is None:
         pytest.skip("smollm2-135m-instruct is not on this machine")
     return Tokenizer.open(path)

@@ -9,7 +9,7 @@ import lwm
 from lwm.errors import UserError
 from lwm.eval.vision import measure, read_pairs, run
 from lwm.generate.engine import Session
-from lwm.generate.grammar import Frames
+from lwm.generate.grammar import FrameLimits
 from lwm.generate.sampling import Sampler, Temperature
 from lwm.tokenizer.template import render_chat
 
@@ -54,7 +54,7 @@ def test_a_thousand_videos_at_temperature_two_are_legal(tiny_vision):
     for start in range(0, 1000, 250):
         session = Session(tiny_vision.llama, tiny_vision.mesh, rows=250, slots=384)
         session.read([prompt] * 250)
-        rows = [Frames(least=1, most=3, inside=True, is_all=True)] * 250
+        rows = [FrameLimits(least=1, most=3, inside=True, is_all=True)] * 250
         bursts = session.generate(
             max_tokens=195,
             sampler=Sampler(rules=(Temperature(2.0),)),

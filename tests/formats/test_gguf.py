@@ -12,7 +12,7 @@ from gguf import GGMLQuantizationType as Kind
 
 from lwm.errors import UserError
 from lwm.formats.gguf import read_gguf
-from lwm.hub.catalog import find, locate
+from lwm.hub.catalog import find_model, locate
 from lwm.tokenizer.template import render_chat
 from lwm.tokenizer.tokenizer import Tokenizer
 
@@ -360,7 +360,7 @@ def test_smollm2_answers_in_transformers():
     """Weights, config, tokenizer and template together: a wrong one gives no sensible answer."""
     torch = pytest.importorskip("torch")
     transformers = pytest.importorskip("transformers")
-    path = locate(find("smollm2-135m-instruct"))
+    path = locate(find_model("smollm2-135m-instruct"))
     if path is None:
         pytest.skip("smollm2-135m-instruct is not on this machine")
     opened = read_gguf(path)

@@ -3,8 +3,6 @@
 import dataclasses
 
 import jax
-import jax.numpy as jnp
-import jax.random as jr
 import numpy as np
 import pytest
 import tokenizers
@@ -12,9 +10,6 @@ import tokenizers
 from lwm.generate.language_model import LanguageModel
 from lwm.sharding import make_mesh
 from lwm.tokens import TokenSpace
-from lwm.vqgan.checkpoint import save_vqgan
-from lwm.vqgan.config import VQGANConfig
-from lwm.vqgan.model import VQGAN
 
 CODES, SIDE = 16, 16
 """Codes of the codebook, and pixels along a side."""
@@ -48,40 +43,10 @@ def eager_tokenizer(open_tokenizer):
     return open_tokenizer(built)
 
 
-@pytest.fixture(scope="session")
-def save_codes(tmp_path_factory):
-    """Writes a VQGAN. `VQGAN.init` would be compiled for ten seconds."""
-
-    def make(codes):
-        config = VQGANConfig(
-            resolution=SIDE,
-            hidden=32,
-            multipliers=(1, 1, 1),
-            res_blocks=1,
-            z_channels=4,
-            codes=codes,
-            code_dim=4,
-        )
-        rng = np.random.default_rng(0)
-
-        def fill(leaf):
-            if len(leaf.shape) == 1:  # a bias, or what is normalised is scaled by
-                return jnp.ones(leaf.shape)
-            drawn = rng.normal(size=leaf.shape) / np.sqrt(np.prod(leaf.shape[:-1]))
-            return jnp.asarray(drawn, np.float32)
-
-        folder = tmp_path_factory.mktemp("vqgan")
-        shapes = jax.eval_shape(lambda: VQGAN.init(config, key=jr.key(0)))
-        save_vqgan(jax.tree.map(fill, shapes), folder)
-        return folder
-
-    return make
-
-
 @pytest.fixture(scope="module")
-def open_painter(tiny, init, eager_tokenizer, save_codes):
+def open_painter(tiny, init, eager_tokenizer, draw_vqgan):
     """Makes a model that sees and draws; `eager` is how much it likes to."""
-    folder = save_codes(CODES)
+    folder = draw_vqgan(SIDE, codes=CODES)
     opening = eager_tokenizer.encode(OPENING, special=False)
     assert len(opening) == 1
 

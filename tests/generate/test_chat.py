@@ -7,12 +7,12 @@ from lwm.errors import UserError
 from lwm.generate import engine, language_model
 from lwm.generate.batch import complete
 from lwm.generate.chat import Conversation, Reader
-from lwm.generate.writing import Writing
 from lwm.plan.memory import inference_need
+from lwm.sampling_params import SamplingParams
 from lwm.tokenizer.message import Message
 from lwm.tokenizer.tokenizer import TextStream
 
-SHORT = Writing(max_tokens=16)
+SHORT = SamplingParams(max_tokens=16)
 
 
 def test_turns_continue_the_cache_and_answer_as_a_fresh_reading_would(model):
@@ -47,7 +47,7 @@ def test_prompt_that_does_not_fit_says_how_much_does(model):
 
 def test_an_answer_given_up_halfway_is_kept_as_far_as_it_went(model):
     conversation = Conversation(model)
-    pieces = conversation.ask("Hi", writing=Writing(max_tokens=100))
+    pieces = conversation.ask("Hi", writing=SamplingParams(max_tokens=100))
     first = next(pieces)
     pieces.close()
     assert conversation.messages[-1] == Message("assistant", (str(first).strip(),))
@@ -94,7 +94,7 @@ def test_stop_strings_end_an_answer_wherever_tokens_divide_it(model):
 
 def test_prompts_together_are_completed_as_alone(model):
     prompts = ["Once upon a time", "x", "The sea " * 20]
-    writing = Writing(max_tokens=24, temperature=1.0, seed=7)
+    writing = SamplingParams(max_tokens=24, temperature=1.0, seed=7)
     together = complete(model, prompts, writing)
     for prompt, completion in zip(prompts, together, strict=True):
         alone = complete(model, [prompt], writing)[0]
@@ -106,9 +106,9 @@ def test_prompts_together_are_completed_as_alone(model):
 
 
 def test_rows_of_a_batch_stop_by_themselves(model):
-    whole = complete(model, ["Once upon", "A tale"], Writing(max_tokens=40))
+    whole = complete(model, ["Once upon", "A tale"], SamplingParams(max_tokens=40))
     stop = whole[0].text[5:9]
-    cut = complete(model, ["Once upon", "A tale"], Writing(max_tokens=40, stop=(stop,)))
+    cut = complete(model, ["Once upon", "A tale"], SamplingParams(max_tokens=40, stop=(stop,)))
     assert cut[0].finish_reason == "stop"
     assert cut[0].text == whole[0].text[: whole[0].text.index(stop)]
     assert whole[0].ids[: len(cut[0].ids)] == cut[0].ids
@@ -142,13 +142,13 @@ def session_of(reader):
 def test_a_cache_is_no_larger_than_the_context_can_use(model):
     model = longer(model, 1100)
     reader = Reader(model)
-    text_of(reader, model, 1000, Writing(max_tokens=100))
+    text_of(reader, model, 1000, SamplingParams(max_tokens=100))
     assert reader.num_tokens == 1100
     assert session_of(reader).cache.slots == 1536, "and not the next power of two"
 
 
 def test_padding_of_many_turns_does_not_outgrow_the_context(model):
-    writing, slots = Writing(max_tokens=4), []
+    writing, slots = SamplingParams(max_tokens=4), []
     conversation = Conversation(model)
     for turn in range(14):
         before = list(conversation.messages)

@@ -7,14 +7,14 @@ import pytest
 
 from lwm.generate.decoding import decode
 from lwm.generate.engine import Session
-from lwm.generate.grammar import TEXT_ONLY, Frames, VisionGrammar
+from lwm.generate.grammar import TEXT_ONLY, FrameLimits, VisionGrammar
 from lwm.generate.sampling import GREEDY, RepetitionPenalty, Sampler
 from lwm.sharding import make_mesh
 from lwm.tokens import TokenSpace
 
 TOKENS = TokenSpace(text=118, vision=9, codes=6)
 GRAMMAR = VisionGrammar(tokens=TOKENS, opening=((1, 2),), tokens_per_frame=5)
-PICTURE = Frames.exactly(3)
+PICTURE = FrameLimits.exactly(3)
 
 
 def collect(bursts):
@@ -102,7 +102,7 @@ def test_text_of_a_pair_is_that_of_the_row_with_the_condition(mesh, painter):
 
 def test_rows_of_text_and_of_vision_together_are_as_alone(mesh, painter):
     model, given = painter(), texts(12, 30, 9, 40)
-    rows = [TEXT_ONLY, PICTURE, Frames(inside=True, most=2), Frames.exactly(1)]
+    rows = [TEXT_ONLY, PICTURE, FrameLimits(inside=True, most=2), FrameLimits.exactly(1)]
     options = {"sampler": Sampler(), "seed": 5}
     ids, logprobs = paint(model, mesh, given, rows, count=22, **options)
     for number, row in enumerate(rows):
@@ -123,13 +123,13 @@ def test_a_sampled_opening_begins_a_frame_and_a_read_one_does_not(mesh, painter)
     plain, _ = paint(model, mesh, given, None, grammar=None)
     opening = tuple(plain[0, 2:5].tolist())
     grammar = VisionGrammar(tokens=TOKENS, opening=(opening,), tokens_per_frame=5)
-    ids, _ = paint(model, mesh, given, [Frames(), TEXT_ONLY] * 2, grammar=grammar)
+    ids, _ = paint(model, mesh, given, [FrameLimits(), TEXT_ONLY] * 2, grammar=grammar)
     np.testing.assert_array_equal(ids[0, :5], plain[0, :5])
     assert (ids[0, 5:10] >= TOKENS.text).all()
     np.testing.assert_array_equal(ids[1, :4], plain[1, :4])
     assert ids[1, 4] != plain[1, 4]
     assert (ids[1] < TOKENS.text).all()
-    read, _ = paint(model, mesh, [[7, *opening]] * 4, [Frames()] * 4, grammar=grammar)
+    read, _ = paint(model, mesh, [[7, *opening]] * 4, [FrameLimits()] * 4, grammar=grammar)
     assert (read[:, 0] < TOKENS.text).all()
 
 
@@ -149,7 +149,7 @@ def test_text_and_vision_are_sampled_by_rules_of_their_own(mesh, painter):
 
 def test_vision_goes_on_where_it_was_left(mesh, painter):
     model, given = painter(), texts(12, 30, 4, 4)
-    rows = [Frames.exactly(1), Frames(inside=True)] * 2
+    rows = [FrameLimits.exactly(1), FrameLimits(inside=True)] * 2
     whole, _ = paint(model, mesh, given, rows)
     session = Session(model, mesh, rows=4, slots=256)
     session.read(given)
@@ -184,7 +184,7 @@ def test_no_code_ends_a_row_and_its_caller_ends_a_pair(mesh, painter):
 def test_there_is_no_burst_of_nothing(mesh, painter):
     session = Session(painter(), mesh, rows=4, slots=256)
     session.read(texts(12, 30, 4, 4))
-    picture = GRAMMAR.start([Frames.exactly(1)] * 4)
+    picture = GRAMMAR.start([FrameLimits.exactly(1)] * 4)
     list(session.generate(max_tokens=18, grammar=GRAMMAR, state=picture))
     assert not list(session.generate(max_tokens=18, grammar=GRAMMAR, state=session.state))
 

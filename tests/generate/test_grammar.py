@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lwm.generate.grammar import TEXT_ONLY, Frames, VisionGrammar
+from lwm.generate.grammar import TEXT_ONLY, FrameLimits, VisionGrammar
 from lwm.tokens import TokenSpace
 
 TOKENS = TokenSpace(text=6, vision=8, codes=5)
@@ -52,7 +52,7 @@ def parse(ids, *, inside=False, opening=OPENING):
 
 
 def test_a_thousand_random_streams_are_legal():
-    streams = draw([Frames()] * 1000, 200)
+    streams = draw([FrameLimits()] * 1000, 200)
     found = [parse(stream)[0] for stream in streams]
     counts = [count for visions in found for count in visions[:-1]]
     assert all(len(stream) == 200 for stream in streams)
@@ -63,20 +63,25 @@ def test_a_thousand_random_streams_are_legal():
 
 
 def test_so_many_frames_as_are_asked_for_and_then_the_row_is_done():
-    rows = [Frames.exactly(count) for count in (1, 2, 3, 8)]
+    rows = [FrameLimits.exactly(count) for count in (1, 2, 3, 8)]
     for stream, frames in zip(draw(rows, 60), rows, strict=True):
         assert parse(stream, inside=True) == ([frames.least], True)
         assert len(stream) == GRAMMAR.size(frames.least)
 
 
 def test_free_counts_stay_within_bounds():
-    rows = [Frames(least=2, most=4, inside=True)] * 200
+    rows = [FrameLimits(least=2, most=4, inside=True)] * 200
     counts = [count for s in draw(rows, 120) for count in parse(s, inside=True)[0][:-1]]
     assert set(counts) == {2, 3, 4}
 
 
 def test_rows_with_different_rules_keep_to_their_own():
-    rows = [TEXT_ONLY, Frames(most=1), Frames.exactly(2), Frames(inside=True, most=1)] * 50
+    rows = [
+        TEXT_ONLY,
+        FrameLimits(most=1),
+        FrameLimits.exactly(2),
+        FrameLimits(inside=True, most=1),
+    ] * 50
     streams = draw(rows, 100)
     for stream in streams[::4]:
         assert parse(stream, opening=()) == ([], True)
@@ -86,15 +91,15 @@ def test_rows_with_different_rules_keep_to_their_own():
     for stream in streams[3::4]:
         assert parse(stream, inside=True)[0][0] == 1
         assert len(stream) == 100
-    alone = draw([Frames(most=1)] * len(rows), 100)[1]
+    alone = draw([FrameLimits(most=1)] * len(rows), 100)[1]
     np.testing.assert_array_equal(streams[1], alone)
 
 
 @pytest.mark.parametrize("room", [5, 12, 31])
 def test_no_frame_is_begun_that_has_no_room(room):
-    cases = [(False, [Frames(), Frames(least=2), Frames(least=2, most=3)] * 100)]
+    cases = [(False, [FrameLimits(), FrameLimits(least=2), FrameLimits(least=2, most=3)] * 100)]
     if room >= 10:
-        cases.append((True, [Frames(inside=True, least=2)] * 50))
+        cases.append((True, [FrameLimits(inside=True, least=2)] * 50))
     for inside, rows in cases:
         for stream in draw(rows, room, room=room):
             visions, whole = parse(stream, inside=inside)
@@ -108,13 +113,13 @@ def test_no_frame_is_begun_that_has_no_room(room):
 
 def test_no_room_for_what_must_come_is_refused():
     with pytest.raises(ValueError, match="3 frames are 15 ids, not 14"):
-        GRAMMAR.start([Frames.exactly(3)], room=14)
-    GRAMMAR.start([Frames.exactly(3)], room=15)
+        GRAMMAR.start([FrameLimits.exactly(3)], room=14)
+    GRAMMAR.start([FrameLimits.exactly(3)], room=15)
 
 
 def follow(ids, grammar=GRAMMAR):
     """Says after which of the ids a row is in vision."""
-    state, seen = grammar.start([Frames()]), []
+    state, seen = grammar.start([FrameLimits()]), []
     for token in ids:
         assert bool(grammar.legal(state)[0, token])
         state = grammar.advance(state, jnp.array([token], jnp.int32))
@@ -166,16 +171,18 @@ def test_a_special_token_can_be_the_opening():
     grammar = VisionGrammar(tokens=TOKENS, opening=((4,),), tokens_per_frame=4)
     assert not grammar.legal(grammar.start([TEXT_ONLY]))[0, 4]
     assert follow([4], grammar=grammar) == [True]
-    assert all(len(parse(s, opening=((4,),))) for s in draw([Frames()] * 20, 60, grammar=grammar))
+    assert all(
+        len(parse(s, opening=((4,),))) for s in draw([FrameLimits()] * 20, 60, grammar=grammar)
+    )
 
 
 @pytest.mark.parametrize(
     "make",
     [
-        lambda: Frames(least=0),
-        lambda: Frames(least=3, most=2),
-        lambda: Frames(most=-1),
-        lambda: Frames(most=0, inside=True),
+        lambda: FrameLimits(least=0),
+        lambda: FrameLimits(least=3, most=2),
+        lambda: FrameLimits(most=-1),
+        lambda: FrameLimits(most=0, inside=True),
         lambda: VisionGrammar(tokens=TOKENS, opening=((1, 6),), tokens_per_frame=4),
         lambda: VisionGrammar(tokens=TOKENS, opening=((),), tokens_per_frame=4),
         lambda: VisionGrammar(tokens=TokenSpace(text=6), opening=(), tokens_per_frame=4),

@@ -14,7 +14,7 @@ import pytest
 
 from lwm.generate.decoding import Guidance, guide
 from lwm.generate.engine import Session
-from lwm.generate.grammar import Frames, VisionGrammar
+from lwm.generate.grammar import FrameLimits, VisionGrammar
 from lwm.generate.sampling import GREEDY, Temperature, TopK, TopP
 from lwm.sharding import make_mesh
 from lwm.tokens import TokenSpace
@@ -204,7 +204,7 @@ def until_stop(drawn, wanted):
 
 def test_our_grammar_departs_from_the_original_only_where_it_is_illegal(given, painter, place):
     grammar = VisionGrammar(tokens=TOKENS, opening=((1, 2),), tokens_per_frame=CODES)
-    state = grammar.start([Frames.exactly(1)] * 4, room=257)
+    state = grammar.start([FrameLimits.exactly(1)] * 4, room=257)
     written = paint(painter, prompts(given), 257, grammar=grammar, state=state, guidance=5.0)
     assert (written[:, :CODES] < TOKENS.end_of_frame).all()
     assert (written[:, CODES] == TOKENS.end_of_vision).all()

@@ -9,7 +9,7 @@ import tokenizers
 
 from lwm.generate.grammar import VisionGrammar
 from lwm.generate.output import AnswerReader, Frame, FrameReader, joined
-from lwm.tokenizer.markers import CLOSING, OPENING, Marks
+from lwm.tokenizer.markers import CLOSING, OPENING, VisionMarkers
 from lwm.tokenizer.tokenizer import TextStream, Tokenizer
 from lwm.tokens import TokenSpace
 
@@ -19,7 +19,7 @@ SIZE = 3
 @pytest.fixture(scope="module")
 def grammar(byte_tokenizer):
     tokens = TokenSpace.of(byte_tokenizer.vocab_size, 8)
-    marks = Marks.of(byte_tokenizer, tokens)
+    marks = VisionMarkers.of(byte_tokenizer, tokens)
     return VisionGrammar(tokens=tokens, opening=marks.openings, tokens_per_frame=SIZE)
 
 

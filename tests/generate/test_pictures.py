@@ -12,24 +12,23 @@ from PIL import Image
 
 import lwm.cli.generate_vision
 from lwm.cli import chat as talk
-from lwm.cli.common import Placing
-from lwm.cli.generate_vision import Asked, draw_files
+from lwm.cli.common import LoadOptions
+from lwm.cli.generate_vision import DrawRequest, draw_files
 from lwm.console import Preview
 from lwm.errors import UserError
 from lwm.generate.chat import Conversation
-from lwm.generate.drawing import Drawing, Drawings
 from lwm.generate.vision import draw
-from lwm.generate.writing import Writing
 from lwm.media.frames import read_frames
 from lwm.media.write import contact_sheet, write_image, write_video
+from lwm.sampling_params import FrameSampling, SamplingParams, VisionSampling
 from lwm.tokenizer.markers import OPENING
 from lwm.tokenizer.message import Message, Vision
 
-PLAIN = Drawing(guidance=1.0)
-CHAT = Drawings(image=PLAIN, video=PLAIN)
+PLAIN = FrameSampling(guidance=1.0)
+CHAT = VisionSampling(image=PLAIN, video=PLAIN)
 CODES, SIZE, SIDE = 16, 16, 16
 """Codes of the codebook, codes of a frame, and its pixels along a side."""
-DRAWING = Writing(max_tokens=80, temperature=1.0)
+DRAWING = SamplingParams(max_tokens=80, temperature=1.0)
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +77,7 @@ def typed(monkeypatch):
 def test_a_talk_looks_at_files_and_writes_what_is_drawn(drawer, files, tmp_path, typed, capsys):
     out = tmp_path / "new" / "drawn"
     typed(f"/image {files / 'one.png'}", f"/video {files / 'clip.webp'}", "What?", "More")
-    chat = talk.Talk(drawer, writing=DRAWING, out=out)
+    chat = talk.TerminalChat(drawer, writing=DRAWING, out=out)
     chat.run()
     shown = capsys.readouterr()
     first, answer, second, other = chat.conversation.messages
@@ -105,8 +104,8 @@ def test_a_talk_looks_at_files_and_writes_what_is_drawn(drawer, files, tmp_path,
 def test_a_talk_goes_on_after_a_file_that_cannot_be_looked_at(drawer, files, typed, capsys):
     missing = (f"/image {files / 'none.png'}", "/image", "/image ~nobody-of-this-name/a.png")
     typed(*missing, f"/image {files / 'one.png'}", "/clear", "Hi")
-    short = Writing(max_tokens=16)
-    chat = talk.Talk(drawer, writing=short)
+    short = SamplingParams(max_tokens=16)
+    chat = talk.TerminalChat(drawer, writing=short)
     chat.run()
     shown = capsys.readouterr()
     assert shown.err.count("lwm: ") == 3
@@ -117,7 +116,7 @@ def test_a_talk_goes_on_after_a_file_that_cannot_be_looked_at(drawer, files, typ
 
 def test_a_talk_goes_on_after_the_files_of_another(drawer, tmp_path, capsys):
     (tmp_path / "007.png").write_text("drawn before")
-    chat = talk.Talk(drawer, writing=DRAWING, out=tmp_path)
+    chat = talk.TerminalChat(drawer, writing=DRAWING, out=tmp_path)
     chat.answer("Hi")
     assert (tmp_path / "007.png").read_text() == "drawn before"
     assert f"{tmp_path / '008'}." in capsys.readouterr().out
@@ -125,19 +124,19 @@ def test_a_talk_goes_on_after_the_files_of_another(drawer, tmp_path, capsys):
 
 
 def test_a_talk_says_that_a_picture_was_not_drawn(drawer, capsys):
-    talk.Talk(drawer, writing=DRAWING).answer("Hi")
+    talk.TerminalChat(drawer, writing=DRAWING).answer("Hi")
     shown = capsys.readouterr()
     assert OPENING not in shown.out
     assert shown.err.endswith("[a picture was to follow; --out FOLDER has it drawn]\n")
 
 
 def test_a_talk_says_how_many_frames_fit(drawer, files, capsys, monkeypatch):
-    chat = talk.Talk(drawer, writing=Writing(max_tokens=460))
+    chat = talk.TerminalChat(drawer, writing=SamplingParams(max_tokens=460))
     with monkeypatch.context() as patch:
         patch.setattr(drawer.vision, "encode", None)  # they are counted before that
         with pytest.raises(UserError, match=r"3 frames, 61 tokens; .* 512: \d frames? fit"):
             chat.see(files / "clip.webp")
-    chat = talk.Talk(drawer, writing=Writing(max_tokens=400), max_frames=2)
+    chat = talk.TerminalChat(drawer, writing=SamplingParams(max_tokens=400), max_frames=2)
     chat.see(files / "clip.webp")
     told = capsys.readouterr().err
     seen = drawer.see(files / "clip.webp", max_frames=2)
@@ -177,9 +176,9 @@ def test_what_cannot_be_gone_on_from_is_refused(drawer):
         next(draw(drawer, ["a", "b"], kind="video", frames=3, first=[one, two]))
 
 
-def test_a_model_that_cannot_draw_says_why(model, drawer, save_codes, files, tmp_path):
+def test_a_model_that_cannot_draw_says_why(model, drawer, draw_vqgan, files, tmp_path):
     blind = dataclasses.replace(drawer, vqgan_file=None)
-    other = dataclasses.replace(drawer, vqgan_file=save_codes(CODES + 1))
+    other = dataclasses.replace(drawer, vqgan_file=draw_vqgan(SIDE, codes=CODES + 1))
     for unable, says in (
         (model, "tiny reads and writes text only"),
         (blind, "tiny has no VQGAN beside it; give one with --vqgan"),
@@ -189,7 +188,7 @@ def test_a_model_that_cannot_draw_says_why(model, drawer, save_codes, files, tmp
             lambda unable: unable.draw("a cat"),
             lambda unable: unable.see(files / "one.png"),
             lambda unable: Conversation(unable, drawings=CHAT),
-            lambda unable: talk.Talk(unable, out=tmp_path / "out"),
+            lambda unable: talk.TerminalChat(unable, out=tmp_path / "out"),
         ):
             with pytest.raises(UserError, match=says) as caught:
                 ask(unable)
@@ -198,7 +197,10 @@ def test_a_model_that_cannot_draw_says_why(model, drawer, save_codes, files, tmp
 
 
 def test_a_conversation_refuses_guidance(drawer):
-    for rules in (Drawings(image=Drawing(guidance=5.0)), Drawings(video=Drawing(guidance=2.0))):
+    for rules in (
+        VisionSampling(image=FrameSampling(guidance=5.0)),
+        VisionSampling(video=FrameSampling(guidance=2.0)),
+    ):
         with pytest.raises(UserError, match="which a conversation does not have; give guidance 1"):
             Conversation(drawer, drawings=rules)
 
@@ -206,15 +208,15 @@ def test_a_conversation_refuses_guidance(drawer):
 def test_a_talk_refuses_a_folder_that_cannot_be_written(drawer, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="file"):
-        talk.Talk(drawer, out=tmp_path / "file")
+        talk.TerminalChat(drawer, out=tmp_path / "file")
 
 
 @pytest.fixture
-def on_disk(published, save_codes, tmp_path, monkeypatch):
+def on_disk(published, draw_vqgan, tmp_path, monkeypatch):
     """A model's name and where it is loaded, with a VQGAN of as many codes."""
     monkeypatch.setenv("LWM_CACHE", str(tmp_path / "cache"))
     folder, _, given = published
-    yield str(folder), Placing(vqgan=save_codes(8192), given=given)
+    yield str(folder), LoadOptions(vqgan=draw_vqgan(SIDE, codes=8192), given=given)
     jax.config.update("jax_compilation_cache_dir", os.environ["JAX_COMPILATION_CACHE_DIR"])
 
 
@@ -222,7 +224,7 @@ def test_files_are_drawn_and_named(on_disk, files, tmp_path, capsys, monkeypatch
     name, placing = on_disk
 
     def make(file, *, grid=False, **asked):
-        asked = Asked(prompt="a cat", **asked)
+        asked = DrawRequest(prompt="a cat", **asked)
         draw_files(name, asked, out=tmp_path / file, grid=grid, drawings=CHAT, placing=placing)
         return [Path(line) for line in capsys.readouterr().out.splitlines()]
 
@@ -277,14 +279,14 @@ def test_files_that_cannot_be_written_are_found_before_a_model_is_opened(tmp_pat
         ("image", "c" * 250 + ".png", "cannot be written: File name too long"),
         ("video", "a.gif", "fps is 0.0; give"),
     ):
-        asked = Asked(prompt="a cat", kind=kind, n=1 + (file == "b.png"))
+        asked = DrawRequest(prompt="a cat", kind=kind, n=1 + (file == "b.png"))
         with pytest.raises(UserError, match=says) as caught:
             draw_files(
                 *("none", asked),
                 out=tmp_path / file,
                 grid=False,
                 drawings=CHAT,
-                placing=Placing(),
+                placing=LoadOptions(),
                 fps=0.0,
             )
         assert "\n" not in str(caught.value)
@@ -294,7 +296,10 @@ def test_files_that_cannot_be_written_are_found_before_a_model_is_opened(tmp_pat
 def test_a_vqgan_of_another_model_is_refused(on_disk, tmp_path):
     """That beside the model has fewer codes than it."""
     name, placing = on_disk
-    placing, asked = dataclasses.replace(placing, vqgan=None), Asked(prompt="a cat", kind="image")
+    placing, asked = (
+        dataclasses.replace(placing, vqgan=None),
+        DrawRequest(prompt="a cat", kind="image"),
+    )
     with pytest.raises(UserError, match="has 16 codes, but the model 8192"):
         draw_files(name, asked, out=tmp_path / "a.png", grid=False, drawings=CHAT, placing=placing)
 
@@ -312,10 +317,10 @@ def test_a_vqgan_of_another_model_is_refused(on_disk, tmp_path):
 )
 def test_what_cannot_be_asked_is_refused(changes, says):
     with pytest.raises(UserError, match=says):
-        Asked(prompt="a cat", kind="video", **changes)
+        DrawRequest(prompt="a cat", kind="video", **changes)
 
 
 @pytest.mark.parametrize("guidance", [-1.0, float("nan"), float("inf"), 1e40])
 def test_guidance_has_bounds(guidance):
     with pytest.raises(UserError, match=r"guidance .* must be from 0 to 1000"):
-        Drawing(guidance=guidance)
+        FrameSampling(guidance=guidance)

@@ -14,7 +14,7 @@ from lwm.generate.sampling import (
     TopP,
     sampler,
 )
-from lwm.generate.writing import Writing
+from lwm.sampling_params import SamplingParams
 
 RNG = np.random.default_rng(0)
 LOGITS = (3 * RNG.normal(size=(64, 20))).astype(np.float32)
@@ -96,12 +96,12 @@ def test_ids_ruled_out_before_count_for_nothing(rule):
 @pytest.mark.parametrize(
     "writing",
     [
-        Writing(temperature=1.0),
-        Writing(temperature=0.7),
-        Writing(temperature=1.5, top_k=6),
-        Writing(temperature=1.0, top_p=0.8),
-        Writing(temperature=1.2, min_p=0.1),
-        Writing(temperature=0.9, top_k=8, top_p=0.9, min_p=0.05, repetition_penalty=1.5),
+        SamplingParams(temperature=1.0),
+        SamplingParams(temperature=0.7),
+        SamplingParams(temperature=1.5, top_k=6),
+        SamplingParams(temperature=1.0, top_p=0.8),
+        SamplingParams(temperature=1.2, min_p=0.1),
+        SamplingParams(temperature=0.9, top_k=8, top_p=0.9, min_p=0.05, repetition_penalty=1.5),
     ],
 )
 def test_draws_follow_the_distribution(writing):
@@ -126,10 +126,10 @@ def test_draws_follow_the_distribution(writing):
 
 
 def test_rules_that_change_nothing_are_left_out():
-    assert sampler(Writing()) == GREEDY
-    assert sampler(Writing(temperature=1.0)) == Sampler()
-    assert sampler(Writing(temperature=0.0, top_k=5)) == GREEDY
-    penalised = sampler(Writing(repetition_penalty=2.0))
+    assert sampler(SamplingParams()) == GREEDY
+    assert sampler(SamplingParams(temperature=1.0)) == Sampler()
+    assert sampler(SamplingParams(temperature=0.0, top_k=5)) == GREEDY
+    penalised = sampler(SamplingParams(repetition_penalty=2.0))
     assert penalised == Sampler(rules=(RepetitionPenalty(2.0),), is_greedy=True)
 
 
@@ -153,4 +153,4 @@ def test_rules_that_change_nothing_are_left_out():
 )
 def test_writing_refuses_what_cannot_be(values, says):
     with pytest.raises(UserError, match=says):
-        Writing(**values)
+        SamplingParams(**values)

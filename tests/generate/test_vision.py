@@ -9,20 +9,19 @@ import pytest
 
 from lwm.generate import vision as drawing
 from lwm.generate.chat import Conversation
-from lwm.generate.drawing import Drawing, Drawings
 from lwm.generate.output import Frame
 from lwm.generate.vision import draw, draw_whole
-from lwm.generate.writing import Writing
+from lwm.sampling_params import FrameSampling, SamplingParams, VisionSampling
 from lwm.sharding import make_mesh
 from lwm.tokenizer.message import Message, Vision
 
-PLAIN = Drawing(guidance=1.0)
-CHAT = Drawings(image=PLAIN, video=PLAIN)
+PLAIN = FrameSampling(guidance=1.0)
+CHAT = VisionSampling(image=PLAIN, video=PLAIN)
 CODES, SIZE, SIDE = 16, 16, 16
 """Codes of the codebook, codes of a frame, and its pixels along a side."""
 OPENING = "<vision>"
-FREE = Drawing(guidance=1.0)
-GREEDY = Drawing(guidance=1.0, temperature=0.0)
+FREE = FrameSampling(guidance=1.0)
+GREEDY = FrameSampling(guidance=1.0, temperature=0.0)
 
 
 def same(one, other):
@@ -36,7 +35,7 @@ def require_alike(one, other):
 
 def drawn(drawer, *, image=FREE, video=FREE, **options):
     """Draws one picture by these rules."""
-    (found,) = drawer.draw("a cat", drawings=Drawings(image=image, video=video), **options)
+    (found,) = drawer.draw("a cat", drawings=VisionSampling(image=image, video=video), **options)
     return found
 
 
@@ -100,12 +99,12 @@ def rows(monkeypatch):
 
 def test_guidance_of_one_needs_no_rows_and_is_no_guidance(drawer, rows):
     alone = drawn(drawer, frames=2)
-    paired = drawn(drawer, frames=2, video=Drawing(guidance=3.0))
-    guided = drawn(drawer, frames=2, image=Drawing(guidance=3.0))
+    paired = drawn(drawer, frames=2, video=FrameSampling(guidance=3.0))
+    guided = drawn(drawer, frames=2, image=FrameSampling(guidance=3.0))
     assert rows == [1, 2, 2]
     first = Vision(codes=alone.codes[:1], is_video=False)
-    drawn(drawer, frames=2, image=Drawing(guidance=3.0), first=first)
-    drawn(drawer, frames=1, video=Drawing(guidance=3.0))
+    drawn(drawer, frames=2, image=FrameSampling(guidance=3.0), first=first)
+    drawn(drawer, frames=1, video=FrameSampling(guidance=3.0))
     assert rows[3:] == [1, 1], "and none for frames that are not drawn"
     assert alone.codes[0].tolist() == paired.codes[0].tolist() != guided.codes[0].tolist()
     assert alone.codes[1].tolist() != paired.codes[1].tolist()
@@ -113,7 +112,7 @@ def test_guidance_of_one_needs_no_rows_and_is_no_guidance(drawer, rows):
 
 def test_guidance_of_zero_draws_as_if_nothing_were_asked(drawer):
     def both(guidance):
-        rules = Drawings(image=Drawing(guidance=guidance, temperature=0.0))
+        rules = VisionSampling(image=FrameSampling(guidance=guidance, temperature=0.0))
         prompts = ["a cat", "the sea at night"]
         return draw_whole(drawer, prompts, kind="image", drawings=rules)
 
@@ -145,10 +144,10 @@ def test_what_is_said_of_video_holds_after_the_first_frame_only(drawer):
     assert len({tuple(each.codes[1]) for each in videos}) == 3
     images = [drawn(drawer, frames=2, image=FREE, video=GREEDY, seed=seed) for seed in range(3)]
     assert len({tuple(each.codes[0]) for each in images}) == 3
-    assert same(images[0], drawn(drawer, frames=2, video=Drawing(guidance=1.0, top_k=1)))
+    assert same(images[0], drawn(drawer, frames=2, video=FrameSampling(guidance=1.0, top_k=1)))
 
 
-DRAWING = Writing(max_tokens=80, temperature=1.0)
+DRAWING = SamplingParams(max_tokens=80, temperature=1.0)
 
 
 def pieces_of(conversation, question, writing=DRAWING):
@@ -186,7 +185,7 @@ def test_a_conversation_answers_with_text_and_pictures(drawer):
 def test_a_conversation_that_draws_keeps_its_cache(drawer, open_painter):
     """It reads the picture that it has just drawn no more, and answers as if it had."""
     eager = open_painter(drawer.mesh, eager=-30.0)
-    writing = Writing(max_tokens=40)
+    writing = SamplingParams(max_tokens=40)
     for question in "abcdefgh":
         conversation = Conversation(eager, document="A long text. " * 5, drawings=CHAT)
         pieces, prompt = pieces_of(conversation, question, writing)
@@ -235,7 +234,7 @@ def test_marks_that_a_user_types_never_open_a_frame(drawer, open_painter):
         conversation = Conversation(shy, drawings=CHAT)
         prompt = conversation.ids([Message("user", (typed,))])
         assert prompt[-1] == shy.marks.opening[0]
-        pieces, _ = pieces_of(conversation, typed, Writing(max_tokens=24))
+        pieces, _ = pieces_of(conversation, typed, SamplingParams(max_tokens=24))
         assert pieces
         assert not frames_of(pieces)
 

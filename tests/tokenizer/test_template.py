@@ -9,7 +9,7 @@ import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
 from lwm.errors import UserError
-from lwm.hub.catalog import find, locate
+from lwm.hub.catalog import find_model, locate
 from lwm.tokenizer.template import render_chat
 from lwm.tokenizer.tokenizer import Tokenizer
 
@@ -125,7 +125,7 @@ def test_same_ids_as_transformers(folder: Path, name: str, number: int):
 @pytest.mark.torch
 def test_smollm2_has_the_same_ids_as_in_transformers():
     transformers = pytest.importorskip("transformers")
-    path = locate(find("smollm2-135m-instruct"))
+    path = locate(find_model("smollm2-135m-instruct"))
     if path is None:
         pytest.skip("smollm2-135m-instruct is not on this machine")
     reference = transformers.AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)

@@ -19,7 +19,7 @@ from lwm.train import checkpoint
 from lwm.train.checkpoint import Checkpoints, abstract_state, named_leaves
 from lwm.train.config import AdamW, Keep
 from lwm.train.optimizer import build_optimizer
-from lwm.train.step import State
+from lwm.train.step import TrainState
 
 OPTIMIZER = build_optimizer(AdamW(moment_dtype="bfloat16"), 1000)
 KEEP = Keep(last=2)
@@ -29,11 +29,11 @@ KEEP = Keep(last=2)
 def abstract(tiny):
     """Shapes and shardings of a small state on a mesh."""
 
-    def make(mesh="1,1,1,1", **changes) -> State:
+    def make(mesh="1,1,1,1", **changes) -> TrainState:
         key = jax.random.key(0)
         config = tiny(**changes)
         return abstract_state(
-            lambda: State.start(Llama.init(config, key=key), OPTIMIZER), make_mesh(mesh)
+            lambda: TrainState.start(Llama.init(config, key=key), OPTIMIZER), make_mesh(mesh)
         )
 
     return make

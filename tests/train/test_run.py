@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 import lwm
-from lwm.data.pack import Packing
+from lwm.data.pack import PackingConfig
 from lwm.data.shards import open_shards
 from lwm.data.tokenize import run as tokenize
 from lwm.errors import UserError
@@ -127,7 +127,7 @@ def test_mistakes_are_told_before_anything_runs(whole, tmp_path):
         (replace(run, mesh="1,1,8,1"), "4 attention heads do not divide by tp 8"),
         (small(steps=2), "warm-up of 2 steps and a fall of 0 do not fit into 2 steps"),
         (
-            replace(run, mesh="1,1,1,4", data=replace(data, packing=Packing(length=66))),
+            replace(run, mesh="1,1,1,4", data=replace(data, packing=PackingConfig(length=66))),
             "66 tokens of a row do not divide by sp 4",
         ),
         (replace(run, data=replace(data, vocabulary=0)), "give a tokenizer: init, data.tokenizer"),

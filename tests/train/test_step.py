@@ -7,18 +7,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lwm.convert.names import LWM
+from lwm.convert.names import LWM_NAMES
 from lwm.convert.weights import build_llama
 from lwm.data.batch import Batch, stack
 from lwm.data.example import Example
-from lwm.data.pack import Packer, Packing, Piece, lay
+from lwm.data.pack import Packer, PackingConfig, Placed, lay
 from lwm.ops.layout import order
 from lwm.sharding import ROWS, TOKENS, make_mesh, on_mesh
 from lwm.tokens import TokenSpace
 from lwm.train.config import AdamW, Loss, Schedule
 from lwm.train.loss import loss
 from lwm.train.optimizer import build_optimizer
-from lwm.train.step import State, Step
+from lwm.train.step import TrainState, TrainStep
 
 
 def put(mesh, batch):
@@ -60,7 +60,7 @@ def test_loss_and_gradients_are_those_of_the_original(fixtures, mesh, original):
     assert abs(value - given["loss"]) <= 1e-5
     assert sums.targets[0] == given["batch.loss_masks"].sum()
     named = {k.removeprefix("grad."): given[k] for k in given.files if k.startswith("grad.")}
-    want = build_llama(model.config, named, LWM, mesh=mesh)
+    want = build_llama(model.config, named, LWM_NAMES, mesh=mesh)
     for one, other in zip(jax.tree.leaves(grads), jax.tree.leaves(want), strict=True):
         assert jnp.abs(one - other).max() <= 1e-5 * jnp.abs(other).max()
 
@@ -79,7 +79,7 @@ def test_twenty_updates_are_those_of_the_original(fixtures, mesh, original, name
         moment_dtype="bfloat16" if theirs["bf16_momentum"] else "float32",
     )
     optimizer = build_optimizer(adamw, theirs["lr_decay_steps"])
-    step, state = Step(optimizer, Loss()), State.start(original(mesh).stack(), optimizer)
+    step, state = TrainStep(optimizer, Loss()), TrainState.start(original(mesh).stack(), optimizer)
     for number in range(0, 20, micro):
         names = [f"batch{number + part:02}" for part in range(micro)]
         batches = [put(mesh, of_the_original(given, name)) for name in names]
@@ -91,15 +91,15 @@ def test_twenty_updates_are_those_of_the_original(fixtures, mesh, original, name
     prefix = f"{name}.final_params."
     named = {k.removeprefix(prefix): given[k] for k in given.files if k.startswith(prefix)}
     if named:
-        want = build_llama(state.model.config, named, LWM, mesh=mesh).stack()
+        want = build_llama(state.model.config, named, LWM_NAMES, mesh=mesh).stack()
         for one, other in zip(jax.tree.leaves(state.model), jax.tree.leaves(want), strict=True):
             assert jnp.linalg.norm(one - other) <= 1e-4 * jnp.linalg.norm(other)
 
 
 def row(space, *given, length=64):
     """Examples side by side on one row."""
-    pieces = [Piece(example, 0, len(example.ids) - 1) for example in given]
-    return lay(pieces, Packing(length=length), space)
+    pieces = [Placed(example, 0, len(example.ids) - 1) for example in given]
+    return lay(pieces, PackingConfig(length=length), space)
 
 
 SPACES = {
@@ -125,7 +125,7 @@ def examples(space, lengths=(20, 9, 30, 5, 25, 31, 3, 28, 14, 30, 17, 22)):
 @pytest.mark.parametrize("name", SPACES)
 def test_packed_examples_count_as_alone(tiny, init, mesh_text, name):
     space = SPACES[name]
-    config = Packing(length=64)
+    config = PackingConfig(length=64)
     packed = list(Packer(config).pack(examples(space)))
     assert 4 <= len(packed) < len(examples(space)) / 2
     packed += [[]] * (-len(packed) % 4)
@@ -149,13 +149,13 @@ def test_batches_of_a_step_are_as_one(mesh, tiny, init):
     one, two, three, *_ = examples(space)
     rows = [row(space, one), row(space, two, three)]
     optimizer = build_optimizer(AdamW(schedule=Schedule(warmup=0, course="constant")), 10)
-    step, results = Step(optimizer, Loss(z=1e-3)), []
+    step, results = TrainStep(optimizer, Loss(z=1e-3)), []
     model = init(tiny(tokens=space))
     for batches in ([stack(rows)], [stack(rows[:1]), stack(rows[1:])]):
         placed = [put(mesh, batch) for batch in batches]
         stacked = jax.tree.map(lambda *x: jnp.stack(x), *(batch for batch, _ in placed))
         copy = jax.tree.map(jnp.copy, model)
-        _, metrics = step(State.start(copy, optimizer), stacked, placed[0][1])
+        _, metrics = step(TrainState.start(copy, optimizer), stacked, placed[0][1])
         results.append((metrics.loss, metrics.gradient_norm, metrics.nll))
     for one, other in zip(*results, strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-5)
@@ -172,7 +172,7 @@ def test_an_update_that_is_not_finite_is_skipped(mesh, tiny, init):
     space = SPACES["text"]
     batch, index = put(mesh, stack([row(space, *examples(space)[:2])]))
     optimizer = build_optimizer(AdamW(schedule=Schedule(warmup=0, course="constant")), 10)
-    step, state = Step(optimizer, Loss()), State.start(init(tiny()), optimizer)
+    step, state = TrainStep(optimizer, Loss()), TrainState.start(init(tiny()), optimizer)
     good = jax.tree.map(lambda x: x[None], batch)
     broken = good._replace(weights=good.weights * jnp.nan)
     state, metrics = step(state, good, index)

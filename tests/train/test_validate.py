@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from lwm.data.example import Example
-from lwm.data.pack import Packing
+from lwm.data.pack import PackingConfig
 from lwm.errors import UserError
 from lwm.sharding import make_mesh
 from lwm.tokens import TokenSpace
@@ -34,7 +34,7 @@ class Given:
 
 def read(most=100, num_rows=4):
     return HeldOut.read(
-        Given(), Packing(length=64), SPACE, most=most, num_rows=num_rows, layout="zigzag"
+        Given(), PackingConfig(length=64), SPACE, most=most, num_rows=num_rows, layout="zigzag"
     )
 
 
@@ -90,7 +90,7 @@ def test_a_modality_that_is_not_there_has_no_loss(mesh, tiny, init):
             return 1
 
     held_out = HeldOut.read(
-        Text(), Packing(length=64), SPACE, most=9, num_rows=4, layout="contiguous"
+        Text(), PackingConfig(length=64), SPACE, most=9, num_rows=4, layout="contiguous"
     )
     assert held_out.measure(model, mesh)["vision_loss"] is None
 
@@ -101,4 +101,4 @@ def test_a_set_of_which_nothing_can_be_read():
             raise UserError(f"line {number} is no JSON")
 
     with pytest.raises(UserError, match=r"nothing can be read of a held-out set: line 11 is"):
-        HeldOut.read(Broken(), Packing(length=64), SPACE, most=9, num_rows=4, layout="zigzag")
+        HeldOut.read(Broken(), PackingConfig(length=64), SPACE, most=9, num_rows=4, layout="zigzag")

@@ -13,7 +13,7 @@ from jaxtyping import Int, UInt8
 
 from lwm.convert.weights import dotted
 from lwm.data.media.read import Pictures
-from lwm.data.media.summary import Codebook
+from lwm.data.media.summary import CodebookInfo
 from lwm.errors import UserError
 from lwm.model.config import Dtype
 from lwm.sharding import make_mesh
@@ -58,9 +58,9 @@ class Coder:
         config = self._model.config
         side = resolution or config.resolution
         rows, columns = config.grid(side, side)
-        self.codebook = Codebook(
+        self.codebook = CodebookInfo(
             source=str(Path(path).absolute()),
-            fingerprint=fingerprint(self._model),
+            fingerprint=vqgan_fingerprint(self._model),
             resolution=side,
             codes=config.codes,
             tokens_per_frame=rows * columns,
@@ -87,7 +87,7 @@ class Coder:
         return codes.reshape(self.size, -1)[: len(frames)]
 
 
-def fingerprint(model: VQGAN) -> str:
+def vqgan_fingerprint(model: VQGAN) -> str:
     """Returns a SHA-256 over the weights, whatever file they came from."""
     found = hashlib.sha256()
     leaves = {dotted(path): leaf for path, leaf in jax.tree.leaves_with_path(model)}

@@ -23,7 +23,7 @@ _SIDES = (".txt", ".json")
 _SIDE_BYTES = 1 << 28
 
 
-class Found:
+class MediaFiles:
     """The files of a tree that may be media, each an item, or one for each row about it."""
 
     def __init__(

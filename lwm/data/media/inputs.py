@@ -7,7 +7,7 @@ from pathlib import Path, PurePath
 
 from lwm.data.huggingface import HUB, is_saved
 from lwm.data.media.archives import Folder, is_archive, open_archive
-from lwm.data.media.folders import DESCRIBING, Found, is_side, sides_beside
+from lwm.data.media.folders import DESCRIBING, MediaFiles, is_side, sides_beside
 from lwm.data.media.items import Bad, Chain, Items, Listed
 from lwm.data.media.lists import Csv, is_csv
 from lwm.data.media.summary import is_media
@@ -121,7 +121,7 @@ def _loose(files: list[tuple[Path, bool]]) -> Items:
     root = Path(os.path.commonpath([path.parent for path in paths]))
     for path in list(paths):
         paths |= dict.fromkeys(sides_beside(path))
-    return Found(Folder(root, list(paths)), asked=any(named for _, named in files))
+    return MediaFiles(Folder(root, list(paths)), asked=any(named for _, named in files))
 
 
 def _open(text: str, prefix: str, leave: Path | None) -> list[Items]:
@@ -137,7 +137,7 @@ def _open(text: str, prefix: str, leave: Path | None) -> list[Items]:
             return [Listed(open_source(path), path)]
         return _open_folder(path, prefix, leave)
     if is_archive(path):
-        return [Found(open_archive(path), prefix=prefix)]
+        return [MediaFiles(open_archive(path), prefix=prefix)]
     return [Listed(Csv(path) if is_csv(path) else open_source(path), path.parent)]
 
 
@@ -151,8 +151,8 @@ def _open_folder(path: Path, prefix: str, leave: Path | None) -> list[Items]:
             continue
         try:
             if is_archive(path / name):
-                inner[number] = Found(open_archive(path / name), prefix=f"{prefix}{name}/")
+                inner[number] = MediaFiles(open_archive(path / name), prefix=f"{prefix}{name}/")
         except UserError as error:
             inner[number] = Chain([])
             bad.append(Bad(f"{prefix}{name}", str(error)))
-    return [Found(tree, prefix=prefix, leave=inner, bad=bad), *inner.values()]
+    return [MediaFiles(tree, prefix=prefix, leave=inner, bad=bad), *inner.values()]

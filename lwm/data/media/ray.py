@@ -6,25 +6,25 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from lwm.console import Report
 from lwm.data.media.encode import Coder
 from lwm.data.media.read import read_items
 from lwm.data.media.shards import MediaJob, complete
-from lwm.data.media.summary import Codebook, MediaSummary
+from lwm.data.media.summary import CodebookInfo, MediaSummary
 from lwm.errors import UserError
-from lwm.files import need
+from lwm.files import require_package
+from lwm.progress import Progress
 
 _RESTARTS = 3
 
 
 def write_with_ray(
-    job_of: Callable[[Codebook], MediaJob],
+    job_of: Callable[[CodebookInfo], MediaJob],
     vqgan: Path,
     options: dict[str, Any],
     workers: int,
     *,
     max_bad_share: float,
-    progress: Report = lambda done, total: None,
+    progress: Progress = lambda done, total: None,
 ) -> MediaSummary:
     """Writes all shards by so many actors, each of which opens the VQGAN once.
 
@@ -43,7 +43,7 @@ def write_with_ray(
     Raises:
         UserError: See `write_media`; or actors die again and again.
     """
-    ray = need("ray", "--engine ray", "ray")
+    ray = require_package("ray", "--engine ray", "ray")
     if workers < 0:
         raise UserError(f"workers {workers} must be at least 1 with Ray, or 0 for one")
     with _connected(ray), _told(ray):
@@ -84,7 +84,7 @@ class _Writer:
         self._open = lambda: Coder(vqgan, **options)
         self._coder: Coder | None = None
 
-    def codebook(self) -> Codebook:
+    def codebook(self) -> CodebookInfo:
         """Opens the VQGAN, and says what it is."""
         if self._coder is None:
             self._coder = self._open()

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from lwm.console import Report, waiting
+from lwm.console import waiting
 from lwm.data.media.encode import Coder, Encoding, find_vqgan
 from lwm.data.media.inputs import open_items
 from lwm.data.media.items import Bad, Items
@@ -20,16 +20,17 @@ from lwm.data.media.summary import (
     BAD,
     KIND,
     SUMMARY,
-    Codebook,
+    CodebookInfo,
     MediaCounts,
     MediaShard,
     MediaSummary,
 )
 from lwm.data.sets import require_share
-from lwm.data.shard_job import ShardJob, alone, digest, record_writer
+from lwm.data.shard_job import ShardJob, digest, exclusive, record_writer
 from lwm.errors import UserError
-from lwm.files import need
+from lwm.files import require_package
 from lwm.model.config import Dtype
+from lwm.progress import Progress
 
 _SHARD_ITEMS = 256
 
@@ -40,7 +41,7 @@ class MediaJob:
 
     items: Items
     sampling: Sampling
-    codebook: Codebook
+    codebook: CodebookInfo
     shards: ShardJob
 
     @classmethod
@@ -48,7 +49,7 @@ class MediaJob:
         cls,
         items: Items,
         sampling: Sampling,
-        codebook: Codebook,
+        codebook: CodebookInfo,
         folder: Path,
         shards: int | None = None,
     ) -> "MediaJob":
@@ -153,7 +154,7 @@ def write_media(
     *,
     workers: int = 0,
     max_bad_share: float = 1.0,
-    progress: Report = lambda done, total: None,
+    progress: Progress = lambda done, total: None,
 ) -> MediaSummary:
     """Writes all shards; those that are there already are kept.
 
@@ -195,9 +196,9 @@ def complete(
     Raises:
         UserError: See `write_media`.
     """
-    need("array_record.python.array_record_module", "ArrayRecord")
+    require_package("array_record.python.array_record_module", "ArrayRecord")
     folder = job.shards.folder
-    with alone(folder):
+    with exclusive(folder):
         if (folder / SUMMARY).is_file():
             summary = MediaSummary.read(folder)
             job.shards.require_same(summary.input)
@@ -250,7 +251,7 @@ def run(
     items = open_items(inputs, leave=out)
     options: dict[str, Any] = {"dtype": dtype, "resolution": resolution, "batch": batch}
 
-    def job_of(codebook: Codebook) -> MediaJob:
+    def job_of(codebook: CodebookInfo) -> MediaJob:
         return MediaJob.of(items, sampling(codebook.resolution), codebook, out, shards)
 
     with waiting("tokenizing", "items") as tell:

@@ -13,7 +13,7 @@ import jinja2
 import numpy as np
 
 from lwm.console import waiting
-from lwm.data.media.encode import fingerprint
+from lwm.data.media.encode import vqgan_fingerprint
 from lwm.data.media.summary import BAD, MediaSummary
 from lwm.data.sources import open_source
 from lwm.errors import UserError
@@ -80,7 +80,7 @@ def show(
     if not path.exists():
         raise UserError(f"{path}, which made the codes, is not there; say where with --vqgan")
     model = read_vqgan(path, resolution=summary.codebook.resolution)
-    if fingerprint(model) != summary.codebook.fingerprint:
+    if vqgan_fingerprint(model) != summary.codebook.fingerprint:
         raise UserError(f"{path} is not the VQGAN that made the codes of {folder}; give that one")
     source = open_source(folder)
     numbers = np.linspace(0, len(source) - 1, min(count, len(source))).astype(int)

@@ -51,7 +51,7 @@ class MediaCounts:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Codebook:
+class CodebookInfo:
     """The VQGAN that made the codes, and the size of the frames that it was given."""
 
     source: str
@@ -81,7 +81,7 @@ class MediaSummary:
 
     input: dict[str, Any]
     """What the shards were made from and how, to tell another input."""
-    codebook: Codebook
+    codebook: CodebookInfo
     sampling: dict[str, Any]
     counts: MediaCounts
     shards: tuple[MediaShard, ...]
@@ -99,7 +99,7 @@ class MediaSummary:
         value = read_versioned(file, VERSION)
         with reading(file):
             value |= {
-                "codebook": Codebook(**value["codebook"]),
+                "codebook": CodebookInfo(**value["codebook"]),
                 "counts": MediaCounts(**value["counts"]),
                 "shards": tuple(MediaShard(**shard) for shard in value["shards"]),
             }

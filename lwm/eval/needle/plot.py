@@ -2,7 +2,7 @@
 
 import io
 
-from lwm.eval.needle.report import Report
+from lwm.eval.needle.report import NeedleReport
 
 # Red to green, and ever lighter on the way, so that it can be read in grey.
 COLOURS = ("#7f0f1d", "#c8402f", "#e57a3c", "#edb34b", "#b5e39a")
@@ -10,7 +10,7 @@ DPI = 150
 _MOST_LABELS = 20
 
 
-def heat_map(report: Report) -> bytes:
+def heat_map(report: NeedleReport) -> bytes:
     """Draws accuracy over context length (to the right) and depth (down); returns a PNG."""
     from matplotlib.colors import LinearSegmentedColormap
     from matplotlib.figure import Figure

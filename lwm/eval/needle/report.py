@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from lwm.eval.results import Row
+from lwm.eval.results import ResultRow
 
 Z95 = 1.959963984540054
 """Standard deviations on either side that hold 95% of a normal distribution."""
@@ -54,12 +54,12 @@ class Score:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Report:
+class NeedleReport:
     """The answers of one evaluation, whatever the order in which they were given."""
 
-    header: Row
+    header: ResultRow
     """The model, the configuration and the versions: the first line of the results."""
-    rows: Sequence[Row]
+    rows: Sequence[ResultRow]
 
     @property
     def model(self) -> str:

@@ -15,13 +15,13 @@ import jax
 
 import lwm
 from lwm.console import Interruptible, waiting
-from lwm.eval.answer import Answerer, ModelAnswerer, describe, require_context
+from lwm.eval.answer import Answerer, ModelAnswerer, describe_model, require_context
 from lwm.eval.needle.config import NeedleConfig
 from lwm.eval.needle.haystack import Haystack, name_of, require_readable
 from lwm.eval.needle.plot import heat_map
 from lwm.eval.needle.prompts import Cell, Prompts
-from lwm.eval.needle.report import Report
-from lwm.eval.results import Results, Row, replace, require_same, require_writable
+from lwm.eval.needle.report import NeedleReport
+from lwm.eval.results import ResultRow, Results, replace, require_same, require_writable
 from lwm.generate.language_model import LanguageModel
 
 RESULTS, REPORT, PICTURE = "results.jsonl", "report.json", "heatmap.png"
@@ -51,7 +51,7 @@ def check(config: NeedleConfig, out: Path, *, context: int | None = None) -> Non
     require_same(out / RESULTS, {"evaluation": "needle", "config": _grid(config)})
 
 
-def run(model: LanguageModel, config: NeedleConfig, out: Path) -> Report:
+def run(model: LanguageModel, config: NeedleConfig, out: Path) -> NeedleReport:
     """Asks what has not been asked yet, then writes `report.json` and `heatmap.png`.
 
     Answers go to `results.jsonl` one by one; the same call goes on where the last one stopped.
@@ -64,7 +64,7 @@ def run(model: LanguageModel, config: NeedleConfig, out: Path) -> Report:
     require_context(longest, model.context, model.name)
     check(config, out)
     prompts = Prompts(config, model.tokenizer, template=model.template)
-    results = Results(out / RESULTS, header(config, prompts.haystack, describe(model)))
+    results = Results(out / RESULTS, header(config, prompts.haystack, describe_model(model)))
     begun, before = time.monotonic(), len(results.rows)
     finished, total = 0, sum(cell.length for cell in prompts.cells)
     with Interruptible() as user, waiting("asking", "tokens") as bar:
@@ -101,7 +101,7 @@ def run(model: LanguageModel, config: NeedleConfig, out: Path) -> Report:
     return report
 
 
-def small_run(model: LanguageModel) -> tuple[Report, bytes]:
+def small_run(model: LanguageModel) -> tuple[NeedleReport, bytes]:
     """Asks the small grid anew, keeping no files; returns the report and the heat map's PNG."""
     with tempfile.TemporaryDirectory() as folder:
         report = run(model, SMALL, Path(folder))
@@ -114,14 +114,14 @@ def evaluate(
     results: Results,
     *,
     told: Callable[[Cell], None] = lambda cell: None,
-) -> Report:
+) -> NeedleReport:
     """Asks every cell that has no result yet, and adds each answer to the results."""
     known = {_key(row) for row in results.rows}
     for cell in prompts.cells:
         if (cell.length, cell.depth, cell.round) not in known:
             results.append(_ask(answer, prompts, cell))
         told(cell)
-    return Report(header=results.header, rows=sorted(results.rows, key=_key))
+    return NeedleReport(header=results.header, rows=sorted(results.rows, key=_key))
 
 
 def _ask(answer: Answerer, prompts: Prompts, cell: Cell) -> dict[str, Any]:
@@ -141,7 +141,7 @@ def _ask(answer: Answerer, prompts: Prompts, cell: Cell) -> dict[str, Any]:
     }
 
 
-def _key(row: Row) -> tuple[int, float, int]:
+def _key(row: ResultRow) -> tuple[int, float, int]:
     return row["context_length"], row["depth_percent"], row["seed"]
 
 
@@ -171,7 +171,7 @@ def _grid(config: NeedleConfig) -> dict[str, Any]:
     return grid
 
 
-def write(report: Report, out: Path) -> None:
+def write(report: NeedleReport, out: Path) -> None:
     """Writes `report.json` and `heatmap.png`."""
     replace(out / REPORT, report.to_json().encode())
     replace(out / PICTURE, heat_map(report))

@@ -26,7 +26,7 @@ _BAR = 20
 _MOST_NAMED = 3
 
 
-class Watch:
+class ConsoleSink:
     """Shows the lines of a run's log as they come; the first step told is in no rate.
 
     The first step is the one that waits for the compiler. What is shown is tokens a second, empty
@@ -63,7 +63,7 @@ class Watch:
         self._shown: tuple[float, int] | None = None
         """When the newest plain line was printed, and of which step."""
 
-    def __enter__(self) -> "Watch":
+    def __enter__(self) -> "ConsoleSink":
         # Before the run, which would disturb the measuring of a processor.
         if self._rates.config is not None:
             self._rates.peak = total_peak(self._devices, self._rates.config)

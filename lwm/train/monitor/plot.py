@@ -50,7 +50,7 @@ Positions = list[tuple[int, int, float]]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Run:
+class RunLog:
     """What the log of a run says."""
 
     name: str
@@ -111,7 +111,7 @@ def run(folders: tuple[Path, ...], out: Path | None = None) -> Path:
     return out
 
 
-def read(folder: Path, name: str) -> Run:
+def read(folder: Path, name: str) -> RunLog:
     """Reads the log of a run, up to where it was cut off.
 
     Raises:
@@ -143,7 +143,7 @@ def read(folder: Path, name: str) -> Run:
 
     seconds = column("seconds")
     loss = np.where([line.get("finite", True) for line in updates], column("loss"), np.nan)
-    return Run(
+    return RunLog(
         name=name,
         steps=column("step"),
         loss=np.where(np.isfinite(loss), loss, np.nan),
@@ -154,7 +154,7 @@ def read(folder: Path, name: str) -> Run:
     )
 
 
-def draw(runs: Sequence[Run], *, kind: str = "png") -> bytes:
+def draw(runs: Sequence[RunLog], *, kind: str = "png") -> bytes:
     """Draws runs in four panels; returns a picture of a kind that matplotlib knows.
 
     Raises:
@@ -163,7 +163,7 @@ def draw(runs: Sequence[Run], *, kind: str = "png") -> bytes:
     return picture(lambda figure: _fill(figure, runs), kind)
 
 
-def _fill(figure: "Figure", runs: Sequence[Run]) -> None:
+def _fill(figure: "Figure", runs: Sequence[RunLog]) -> None:
     (loss, position), (rate, throughput) = figure.subplots(2, 2)
     several = len(runs) > 1
     colours = [COLOURS[i % len(COLOURS)] for i in range(len(runs))]
@@ -192,7 +192,7 @@ def _fill(figure: "Figure", runs: Sequence[Run]) -> None:
         figure.suptitle(runs[0].name, fontsize=11)
 
 
-def _held_out(axes: "Axes", runs: Sequence[Run], colours: Sequence[str]) -> None:
+def _held_out(axes: "Axes", runs: Sequence[RunLog], colours: Sequence[str]) -> None:
     """Draws held-out losses: of one run each set in its colour, of several by the marker."""
     several = len(runs) > 1
     for i, source in enumerate(_sources(runs)):
@@ -211,7 +211,7 @@ def _held_out(axes: "Axes", runs: Sequence[Run], colours: Sequence[str]) -> None
             axes.plot([], [], color=grey, label=what, **style)
 
 
-def _sources(runs: Sequence[Run]) -> list[str]:
+def _sources(runs: Sequence[RunLog]) -> list[str]:
     """Lists the held-out sets of all runs, in the order in which each comes first."""
     return list(dict.fromkeys(source for each in runs for source in each.held_out))
 
@@ -221,7 +221,7 @@ def _source_colour(number: int) -> str:
     return COLOURS[1 + number % (len(COLOURS) - 1)]
 
 
-def _skipped(axes: "Axes", runs: Sequence[Run]) -> None:
+def _skipped(axes: "Axes", runs: Sequence[RunLog]) -> None:
     """Marks the updates that were not made, at the upper edge."""
     steps = np.concatenate([each.steps[np.isnan(each.loss)] for each in runs])
     if len(steps):
@@ -231,7 +231,7 @@ def _skipped(axes: "Axes", runs: Sequence[Run]) -> None:
         axes.plot(steps, np.ones(len(steps)), color=_ALARM, transform=edge, label=label, **style)
 
 
-def _by_position(axes: "Axes", runs: Sequence[Run], colours: Sequence[str]) -> None:
+def _by_position(axes: "Axes", runs: Sequence[RunLog], colours: Sequence[str]) -> None:
     """Draws the loss over the place in the context: of one run thrice, of several at their ends."""
     several, explained = len(runs) > 1, set()
     for i, source in enumerate(_sources(runs)):
@@ -265,7 +265,7 @@ def _stages(found: list[tuple[int, Positions]]) -> list[tuple[dict[str, Any], in
     return [(style, *found[i]) for i, style in sorted(chosen.items())]
 
 
-def _frame(axes: "Axes", runs: Sequence[Run]) -> None:
+def _frame(axes: "Axes", runs: Sequence[RunLog]) -> None:
     """Lets the highest in a hundred losses leave the frame, which would flatten all others."""
     losses = np.concatenate([each.loss[np.isfinite(each.loss)] for each in runs])
     if not len(losses):

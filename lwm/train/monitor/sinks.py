@@ -11,14 +11,14 @@ from jax.sharding import Mesh
 
 from lwm.model.config import LlamaConfig
 from lwm.train.config import to_json
-from lwm.train.monitor.console import Watch
-from lwm.train.monitor.trackers import Kind, Tracker, open_tracker
+from lwm.train.monitor.console import ConsoleSink
+from lwm.train.monitor.trackers import Tracker, TrackerKind, open_tracker
 
 
 class _Followers:
     """Those who are told of a run: a person, and other programs."""
 
-    def __init__(self, watch: Watch, open_trackers: Callable[[int], list[Tracker]]):
+    def __init__(self, watch: ConsoleSink, open_trackers: Callable[[int], list[Tracker]]):
         self._watch, self._open = watch, open_trackers
         self._trackers: list[Tracker] = []
 
@@ -42,11 +42,11 @@ class _Followers:
 
 
 @contextlib.contextmanager
-def followed(
+def open_sinks(
     config: Any,
     folder: Path,
     mesh: Mesh,
-    track: tuple[Kind, ...],
+    track: tuple[TrackerKind, ...],
     *,
     size: str,
     model: LlamaConfig | None = None,
@@ -69,7 +69,7 @@ def followed(
 
     if jax.process_index() == 0:
         print(f"{size}, mesh {config.mesh}, folder {folder}", file=sys.stderr)
-    with Watch(config.training.steps, model, list(mesh.devices.flat)) as watch:
+    with ConsoleSink(config.training.steps, model, list(mesh.devices.flat)) as watch:
         followers = _Followers(watch, open_trackers)
         try:
             yield followers

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
 
 from lwm.errors import UserError
-from lwm.files import need
+from lwm.files import require_package
 
-Kind = Literal["tensorboard", "wandb"]
+TrackerKind = Literal["tensorboard", "wandb"]
 _LIBRARIES = {"tensorboard": ("tensorboardX", "TensorBoard"), "wandb": ("wandb", "W&B")}
 
 WANDB_ID = "wandb-id"
@@ -29,7 +29,7 @@ class Tracker(Protocol):
         """Writes what is left."""
 
 
-def require_trackers(kinds: Iterable[Kind]) -> None:
+def require_trackers(kinds: Iterable[TrackerKind]) -> None:
     """Refuses trackers whose packages are missing, and opens none.
 
     Raises:
@@ -39,7 +39,7 @@ def require_trackers(kinds: Iterable[Kind]) -> None:
         _library(kind)
 
 
-def open_tracker(kind: Kind, folder: Path, run: dict[str, Any], *, last: int = 0) -> Tracker:
+def open_tracker(kind: TrackerKind, folder: Path, run: dict[str, Any], *, last: int = 0) -> Tracker:
     """Opens the record of a run, or goes on with it.
 
     Numbers are called as in the log: `train/loss`, `train/learning_rate`,
@@ -145,6 +145,6 @@ def _stable_id(path: Path) -> str:
     return known
 
 
-def _library(kind: Kind) -> Any:
+def _library(kind: TrackerKind) -> Any:
     module, what = _LIBRARIES[kind]
-    return need(module, what, extra=kind)
+    return require_package(module, what, extra=kind)

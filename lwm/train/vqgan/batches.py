@@ -19,7 +19,7 @@ from lwm.data.loader import Delivered
 from lwm.data.media.items import Bad, Items
 from lwm.data.media.read import Sampling, read_item
 from lwm.errors import UserError
-from lwm.files import Kept
+from lwm.files import LRUCache
 from lwm.media.limits import colour
 
 _AHEAD = 3
@@ -28,7 +28,7 @@ _MOST_MISSES = 1000
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Cut:
+class RandomCrop:
     """How one of the frames of an item becomes what is learnt from."""
 
     resolution: int
@@ -55,7 +55,7 @@ class Cut:
 class FrameFiles:
     """The frames of each item, by number; those read last are kept."""
 
-    def __init__(self, items: Items, sampling: Sampling, kept: Kept, name: str) -> None:
+    def __init__(self, items: Items, sampling: Sampling, kept: LRUCache, name: str) -> None:
         """Takes items, which are not read yet.
 
         Args:
@@ -96,7 +96,7 @@ class FrameBatches:
     def __init__(
         self,
         sets: Sequence[FrameFiles],
-        cut: Cut,
+        cut: RandomCrop,
         *,
         weights: Sequence[float],
         rows: int,

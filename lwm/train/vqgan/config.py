@@ -5,7 +5,7 @@ import math
 from typing import Literal
 
 from lwm.errors import UserError
-from lwm.train.config import AdamW, Course
+from lwm.train.config import AdamW, LoopConfig
 from lwm.vqgan.config import GROUPS, VQGANConfig
 
 
@@ -48,7 +48,7 @@ class VQGANLoss:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Codebook:
+class CodebookConfig:
     """How codes follow the latents that choose them: moving means, as k-means would have them."""
 
     decay: float = 0.99
@@ -73,13 +73,13 @@ class Codebook:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class VQGANTraining(Course):
+class VQGANTraining(LoopConfig):
     """How a VQGAN is trained, apart from its shape and the frames."""
 
     optimizer: AdamW = AdamW(b1=0.9, b2=0.99, weight_decay=1e-4)
     """Of the tokenizer and, apart, of the discriminator, whose steps count from its first."""
     loss: VQGANLoss = VQGANLoss()
-    codebook: Codebook = Codebook()
+    codebook: CodebookConfig = CodebookConfig()
     discriminator_width: int = 64
     """Channels of its first layer; each of the two others doubles them."""
     sheet: int = 32

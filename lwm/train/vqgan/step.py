@@ -18,7 +18,7 @@ from lwm.train.vqgan.discriminator import Discriminator
 from lwm.train.vqgan.perceptual import LPIPS
 from lwm.vqgan.model import VQGAN
 
-Metrics = dict[str, Float[Array, ""]]
+VQGANMetrics = dict[str, Float[Array, ""]]
 """What one update says of itself, by the names of the log."""
 
 
@@ -83,7 +83,7 @@ class VQGANStep:
         frames: UInt8[Array, "A B H W C"],
         key: PRNGKeyArray,
         lpips: LPIPS | None,
-    ) -> tuple[VQGANState, Metrics]:
+    ) -> tuple[VQGANState, VQGANMetrics]:
         """Updates all, unless a number is not finite: then only the counters change.
 
         Args:
@@ -98,7 +98,7 @@ class VQGANStep:
 
     def _local(
         self, state: VQGANState, frames: Array, key: PRNGKeyArray, lpips: LPIPS | None
-    ) -> tuple[VQGANState, Metrics]:
+    ) -> tuple[VQGANState, VQGANMetrics]:
         def accumulate(total: Any, batch: Array) -> tuple[Any, Array]:
             found, latents = self._differentiate(state, batch, lpips)
             return jax.tree.map(jnp.add, total, found), latents
@@ -127,7 +127,7 @@ class VQGANStep:
 
     def _differentiate(
         self, state: VQGANState, frames: Array, lpips: LPIPS | None
-    ) -> tuple[tuple[VQGAN, Discriminator, Metrics], Float[Array, "n E"]]:
+    ) -> tuple[tuple[VQGAN, Discriminator, VQGANMetrics], Float[Array, "n E"]]:
         """Returns the gradients of both, what to tell, and the latents."""
         config, weights = self.config, self.config.loss
         real = frames.astype(jnp.float32) / 127.5 - 1
@@ -145,7 +145,7 @@ class VQGANStep:
 
         (pixels, commitment), back, latents = jax.vjp(reconstruct, state.model, has_aux=True)
 
-        def compare(pixels: Array) -> tuple[Array, Metrics]:
+        def compare(pixels: Array) -> tuple[Array, VQGANMetrics]:
             apart = pixels - real
             parts = {"absolute": jnp.mean(jnp.abs(apart)), "squared": jnp.mean(jnp.square(apart))}
             loss = weights.absolute * parts["absolute"] + weights.squared * parts["squared"]
@@ -222,7 +222,7 @@ class VQGANStep:
 
 def oppose(
     discriminator: Discriminator, pixels: Array, real: Array
-) -> tuple[Array, Discriminator, Metrics]:
+) -> tuple[Array, Discriminator, VQGANMetrics]:
     """Returns how pixels would look more real, how a discriminator would tell better, and losses.
 
     Its loss is the hinge of both kinds of patches (Lim and Ye 2017).

@@ -17,16 +17,16 @@ from lwm.data.loader import Delivered
 from lwm.data.media.inputs import open_items
 from lwm.data.media.read import Sampling
 from lwm.errors import UserError
-from lwm.files import Kept, reading
+from lwm.files import LRUCache, reading
 from lwm.processes import all_or_none, first_alone
 from lwm.sharding import AXES, make_mesh, on_mesh, require_divisible
 from lwm.train.config import require_same, write_run
 from lwm.train.loop import train
-from lwm.train.monitor.sinks import followed
-from lwm.train.monitor.trackers import Kind, require_trackers
+from lwm.train.monitor.sinks import open_sinks
+from lwm.train.monitor.trackers import TrackerKind, require_trackers
 from lwm.train.optimizer import build_optimizer, build_schedule
 from lwm.train.step import updates_made
-from lwm.train.vqgan.batches import Cut, FrameBatches, FrameFiles, evenly
+from lwm.train.vqgan.batches import FrameBatches, FrameFiles, RandomCrop, evenly
 from lwm.train.vqgan.config import FrameData, FrameSet, VQGANRun, VQGANTraining
 from lwm.train.vqgan.discriminator import Discriminator
 from lwm.train.vqgan.perceptual import LPIPS, installed
@@ -41,7 +41,7 @@ _LOOKED_AT = 4
 """Frames of a held-out video."""
 
 
-class Tokenizing:
+class VQGANTask:
     """A VQGAN, frames to learn, and others to be measured by."""
 
     def __init__(
@@ -125,7 +125,9 @@ class Tokenizing:
         return measure_frames(self._held_out, state.model, file, count=self._config.sheet)
 
 
-def run(config: VQGANRun, folder: Path, *, track: tuple[Kind, ...] = (), profile: int = 0) -> Path:
+def run(
+    config: VQGANRun, folder: Path, *, track: tuple[TrackerKind, ...] = (), profile: int = 0
+) -> Path:
     """Trains as `config` says, going on where the run in `folder` stopped; returns the VQGAN's.
 
     Args:
@@ -147,7 +149,7 @@ def run(config: VQGANRun, folder: Path, *, track: tuple[Kind, ...] = (), profile
         require_divisible(mesh, "frames of the batch", data.batch, AXES)
         batches = open_batches(config, mesh)
         held_out = open_held_out(data, config.model.resolution)
-        task = Tokenizing(
+        task = VQGANTask(
             training,
             _first(config, mesh),
             batches,
@@ -162,7 +164,7 @@ def run(config: VQGANRun, folder: Path, *, track: tuple[Kind, ...] = (), profile
         if is_first and not goes_on:
             write_run(config, folder / "run.json")
     size = f"{_num_weights(config):,} parameters, {config.model.codes:,} codes"
-    with followed(config, folder, mesh, track, size=size) as follower:
+    with open_sinks(config, folder, mesh, track, size=size) as follower:
         state = train(training, task, mesh, folder, follower=follower, profile=profile)
     with first_alone() as is_first:
         if is_first:
@@ -177,14 +179,16 @@ def open_batches(config: VQGANRun, mesh: Mesh) -> FrameBatches:
         UserError: There is nothing, or it cannot be read.
     """
     data, resolution = config.data, config.model.resolution
-    sampling, kept = _sampling(data, round(data.zoom * resolution)), Kept(data.cache)
+    sampling, kept = _sampling(data, round(data.zoom * resolution)), LRUCache(data.cache)
     return FrameBatches(
         [
             # Not by name, which several may have.
             FrameFiles(open_items(one.files), sampling, kept, str(place))
             for place, one in enumerate(data.sets)
         ],
-        Cut(resolution=resolution, shift=data.shift, background=data.background, flip=data.flip),
+        RandomCrop(
+            resolution=resolution, shift=data.shift, background=data.background, flip=data.flip
+        ),
         weights=[one.weight for one in data.sets],
         rows=data.batch,
         own=_own_frames(mesh, data.batch),
@@ -228,7 +232,7 @@ def open_held_out(data: FrameData, resolution: int) -> dict[str, HeldOutFrames]:
     sampling = dataclasses.replace(_sampling(data, resolution), max_frames=_LOOKED_AT)
 
     def read(one: FrameSet) -> HeldOutFrames:
-        files = FrameFiles(open_items(one.files), sampling, Kept(0), one.name)
+        files = FrameFiles(open_items(one.files), sampling, LRUCache(0), one.name)
         frames = evenly(
             files,
             data.held_out_frames,

@@ -48,7 +48,7 @@ class HeldOutFrames:
         codes = encode_frames(model, self.frames, batch=_TOGETHER)
         decoded = _bytes(decode_frames(model, codes, batch=_TOGETHER))
         used = len(np.unique(codes)) / model.config.codes
-        scores = describe(self.frames, decoded, self._drawn)
+        scores = describe_scores(self.frames, decoded, self._drawn)
         scores |= {"frames": len(self.frames), "codes_used": used}
         if self._lpips is not None:
             scores |= by_features(self._lpips, self.frames, decoded)
@@ -66,7 +66,9 @@ class HeldOutFrames:
         return contact_sheet(shown, _COLUMNS)
 
 
-def describe(frames: Pixels, decoded: Pixels, drawn: Bool[np.ndarray, "N H W"]) -> dict[str, float]:
+def describe_scores(
+    frames: Pixels, decoded: Pixels, drawn: Bool[np.ndarray, "N H W"]
+) -> dict[str, float]:
     """Returns PSNR over all pixels, and over those that something is drawn on (`foreground`).
 
     The latter is NaN where nothing is drawn on any frame.

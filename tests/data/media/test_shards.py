@@ -17,7 +17,7 @@ import pytest
 
 from lwm.cli.media import tokenize
 from lwm.data.format import ExampleFormat
-from lwm.data.media.encode import Coder, find_vqgan, fingerprint
+from lwm.data.media.encode import Coder, find_vqgan, vqgan_fingerprint
 from lwm.data.media.inputs import open_items
 from lwm.data.media.read import Sampling
 from lwm.data.media.shards import MediaJob, write_media
@@ -288,7 +288,9 @@ def test_the_command(tmp_path, pictures, vqgan, capsys):
 
 def test_a_model_says_where_its_vqgan_is(tmp_path, draw_vqgan, vqgan, model):
     assert find_vqgan(None, vqgan) == vqgan
-    assert fingerprint(Coder(vqgan)._model) != fingerprint(Coder(draw_vqgan(codes=65))._model)
+    assert vqgan_fingerprint(Coder(vqgan)._model) != vqgan_fingerprint(
+        Coder(draw_vqgan(codes=65))._model
+    )
 
 
 def start(pictures: Path, vqgan: Path, out: Path, shards: int, workers: int) -> subprocess.Popen:

@@ -8,7 +8,7 @@ import zlib
 import pytest
 
 from lwm.eval.needle.plot import COLOURS, DPI, heat_map
-from lwm.eval.needle.report import Report, Score, wilson
+from lwm.eval.needle.report import NeedleReport, Score, wilson
 
 HEADER = {"evaluation": "needle", "model": {"name": "m"}}
 
@@ -26,7 +26,7 @@ def report(lengths, depths, *, correct=lambda length, depth, turn: turn == 0, ro
         for depth in depths
         for turn in range(rounds)
     ]
-    return Report(header=HEADER, rows=rows)
+    return NeedleReport(header=HEADER, rows=rows)
 
 
 @pytest.mark.parametrize(

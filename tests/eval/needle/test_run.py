@@ -15,7 +15,7 @@ import pytest
 
 from lwm.devices import Machine
 from lwm.errors import UserError
-from lwm.eval.answer import ModelAnswerer, describe
+from lwm.eval.answer import ModelAnswerer, describe_model
 from lwm.eval.needle import run as needle
 from lwm.eval.needle.config import NeedleConfig
 from lwm.eval.needle.prompts import CITIES, INSTRUCTION, Cell, Prompts
@@ -23,7 +23,7 @@ from lwm.eval.needle.run import PICTURE, REPORT, RESULTS, check, evaluate, heade
 from lwm.eval.results import Results
 from lwm.generate import language_model
 from lwm.generate.language_model import LanguageModel
-from lwm.hub.catalog import find, locate
+from lwm.hub.catalog import find_model, locate
 
 GRID = NeedleConfig(lengths=(700, 1400), depths=(0.0, 30.0, 100.0), rounds=2, max_tokens=40)
 TINY = NeedleConfig(lengths=(600, 2400), depths=(0.0, 50.0, 100.0), max_tokens=8)
@@ -235,9 +235,9 @@ def test_models_that_differ_are_told_apart(tiny_model):
 
     other = dataclasses.replace(tiny_model, llama=jax.tree.map(grown, tiny_model.llama))
     templated = dataclasses.replace(tiny_model, template="lwm")
-    described = [json.dumps(describe(m)) for m in (tiny_model, other, templated)]
+    described = [json.dumps(describe_model(m)) for m in (tiny_model, other, templated)]
     assert len(set(described)) == 3
-    assert describe(tiny_model) == describe(tiny_model)
+    assert describe_model(tiny_model) == describe_model(tiny_model)
 
 
 def test_the_report_says_what_was_done(byte_tokenizer, oracle, tmp_path, prose):
@@ -317,7 +317,7 @@ def test_smollm2_answers_as_in_transformers(tmp_path):
     """A 3 by 3 grid at 1K to 4K, greedy, on the same ids."""
     torch = pytest.importorskip("torch")
     transformers = pytest.importorskip("transformers")
-    path = locate(find("smollm2-135m-instruct"))
+    path = locate(find_model("smollm2-135m-instruct"))
     if path is None:
         pytest.skip("smollm2-135m-instruct is not on this machine")
     from lwm.formats.gguf import read_gguf

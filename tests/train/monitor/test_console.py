@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 
 from lwm.plan.flops import training_flops
-from lwm.train.monitor.console import WINDOW, Rates, Watch, duration, total_peak
+from lwm.train.monitor.console import WINDOW, ConsoleSink, Rates, duration, total_peak
 
 
 def update(step, **changes):
@@ -25,7 +25,7 @@ def show(tiny):
         out = io.StringIO()
         now = itertools.count()
         ticks = {"now": 0.0}
-        with Watch(
+        with ConsoleSink(
             steps,
             tiny(),
             jax.devices()[:1],

@@ -9,12 +9,12 @@ import pytest
 from lwm.data.media.inputs import open_items
 from lwm.data.media.read import Sampling
 from lwm.errors import UserError
-from lwm.files import Kept
-from lwm.train.vqgan.batches import Cut, FrameBatches, FrameFiles, evenly
+from lwm.files import LRUCache
+from lwm.train.vqgan.batches import FrameBatches, FrameFiles, RandomCrop, evenly
 
 Image = pytest.importorskip("PIL.Image", reason="Pillow is not installed")
 
-WHOLE = Cut(resolution=8)
+WHOLE = RandomCrop(resolution=8)
 
 
 @pytest.fixture
@@ -30,7 +30,7 @@ def pictures(tmp_path):
 
 def files(folder, pattern, *, resolution=8, name="set"):
     sampling = Sampling(resolution=resolution, max_frames=4)
-    return FrameFiles(open_items([str(folder / pattern)]), sampling, Kept(1 << 20), name)
+    return FrameFiles(open_items([str(folder / pattern)]), sampling, LRUCache(1 << 20), name)
 
 
 def batches(sets, *, weights=(1.0,), cut=WHOLE, **options):
@@ -120,7 +120,7 @@ def test_a_part_of_a_larger_frame_is_taken_and_half_are_mirrored(tmp_path):
     ramp = np.repeat(np.arange(12, dtype=np.uint8)[None, :, None] * 20, 12, 0)
     Image.fromarray(np.repeat(ramp, 3, 2)).save(tmp_path / "ramp.png")
     sets = [files(tmp_path, "ramp.png", resolution=12)]
-    shown = take(batches(sets, cut=Cut(resolution=8, flip=True)), 40)
+    shown = take(batches(sets, cut=RandomCrop(resolution=8, flip=True)), 40)
     rows = np.concatenate([one.batch for one in shown])[:, 0, :, 0].astype(int)
     rises = rows[:, -1] > rows[:, 0]
     assert 0.4 < rises.mean() < 0.6

@@ -20,7 +20,7 @@ from lwm.train.config import AdamW, Keep, Schedule
 from lwm.train.loop import Stopped
 from lwm.train.optimizer import build_optimizer
 from lwm.train.vqgan.config import (
-    Codebook,
+    CodebookConfig,
     FrameData,
     FrameSet,
     VQGANLoss,
@@ -31,7 +31,7 @@ from lwm.train.vqgan.discriminator import Discriminator
 from lwm.train.vqgan.perceptual import LPIPS
 from lwm.train.vqgan.step import VQGANState, VQGANStep, oppose
 from lwm.train.vqgan.task import open_batches, open_held_out, run
-from lwm.train.vqgan.validate import HeldOutFrames, describe
+from lwm.train.vqgan.validate import HeldOutFrames, describe_scores
 from lwm.vqgan.checkpoint import read_vqgan
 from lwm.vqgan.config import VQGANConfig
 from lwm.vqgan.model import VQGAN
@@ -52,7 +52,7 @@ TRAINING = VQGANTraining(
     steps=12,
     optimizer=AdamW(schedule=Schedule(peak=3e-3, warmup=2), b2=0.99, weight_decay=0.0),
     loss=LOSS,
-    codebook=Codebook(continuous=2),
+    codebook=CodebookConfig(continuous=2),
     discriminator_width=32,
     keep=Keep(every=4, last=2),
     validate_every=6,
@@ -225,7 +225,7 @@ def test_an_update_compiles_once():
 
 def test_psnr_of_what_is_drawn_where_nothing_is():
     frames = np.full((2, 4, 4, 3), 255, np.uint8)
-    found = describe(frames, frames - 5, np.zeros((2, 4, 4), bool))
+    found = describe_scores(frames, frames - 5, np.zeros((2, 4, 4), bool))
     assert found["psnr"] == pytest.approx(10 * np.log10(255**2 / 25))
     assert np.isnan([found["psnr_foreground"], found["psnr_foreground_pooled"]]).all()
 
@@ -237,7 +237,7 @@ def test_psnr_by_its_definition():
     decoded[0, :2] += 10
     decoded[1, 2:] -= 5
     drawn = np.any(frames != 255, axis=-1)
-    found = describe(frames, decoded, drawn)
+    found = describe_scores(frames, decoded, drawn)
     each = [10 * np.log10(255**2 / 50), 10 * np.log10(255**2 / 12.5)]
     assert found["psnr"] == pytest.approx(np.mean(each))
     assert found["psnr_pooled"] == pytest.approx(10 * np.log10(255**2 / 31.25))
@@ -353,7 +353,7 @@ def test_what_cannot_be_is_refused(files, tmp_path):
     codes: list[dict[str, Any]] = [{"decay": 1.0}, {"dead_below": 0.0}, {"dead_below": 0.5}]
     for change in codes:
         with pytest.raises(UserError, match="give 0 to below 1"):
-            Codebook(**change)
+            CodebookConfig(**change)
     with pytest.raises(UserError, match="discriminator_width is 8; give a multiple of 16"):
         dataclasses.replace(TRAINING, discriminator_width=8)
     with pytest.raises(UserError, match="sheet is -1"):
