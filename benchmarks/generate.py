@@ -172,7 +172,7 @@ def measure_perplexity(config: Benchmark) -> dict[str, float]:
     import numpy as np
 
     import lwm
-    from lwm.model.attention import Packing
+    from lwm.model.layers import Packing
     from lwm.sharding import TOKENS, on_mesh
 
     model = lwm.load(MODEL, dtype=config.dtype)

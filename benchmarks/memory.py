@@ -56,8 +56,8 @@ def main(step: Step) -> None:
     import jax
     import jax.random as jr
 
-    from lwm.model.attention import Packing
     from lwm.model.config import preset
+    from lwm.model.layers import Packing
     from lwm.model.llama import Llama
     from lwm.sharding import make_mesh, parse_mesh
 

@@ -31,8 +31,8 @@ from lwm.convert.names import LWM_NAMES, dimensions  # noqa: E402
 from lwm.convert.weights import build_llama  # noqa: E402
 from lwm.formats.flax_writer import write_stream  # noqa: E402
 from lwm.generate.language_model import LanguageModel  # noqa: E402
-from lwm.model.attention import Packing  # noqa: E402
 from lwm.model.config import LlamaConfig, ModelOverrides, Rope  # noqa: E402
+from lwm.model.layers import Packing  # noqa: E402
 from lwm.model.llama import Llama  # noqa: E402
 from lwm.sharding import TOKENS, make_mesh, on_mesh  # noqa: E402
 from lwm.tokenizer.tokenizer import Tokenizer  # noqa: E402

@@ -17,8 +17,8 @@ import numpy as np
 from jax.experimental.multihost_utils import process_allgather
 
 from lwm.distributed import Processes, join
-from lwm.model.attention import Packing
 from lwm.model.config import LlamaConfig
+from lwm.model.layers import Packing
 from lwm.model.llama import Llama
 from lwm.ops.layout import order
 from lwm.sharding import TOKENS, make_mesh, on_mesh

@@ -15,12 +15,10 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import Mesh, PartitionSpec as P, reshard
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from lwm.model.attention import Packing
-from lwm.model.block import Block
 from lwm.model.cache import EMPTY, KVCache
 from lwm.model.config import LlamaConfig
+from lwm.model.layers import Block, Packing, RMSNorm
 from lwm.model.linear import linear
-from lwm.model.norm import RMSNorm
 from lwm.model.rope import rotation
 from lwm.ops.cross_entropy import TokenLoss, cross_entropy
 from lwm.sharding import ACTS, BATCH, LOGITS, ROWS, SHARD, TOKENS, require_divisible

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from lwm.data.batch import Batch
-from lwm.model.attention import Packing
+from lwm.model.layers import Packing
 from lwm.model.llama import Llama
 from lwm.train.config import Loss
 

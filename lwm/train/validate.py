@@ -18,7 +18,7 @@ from lwm.data.batch import MODALITIES, Batch, PackedRow, stack
 from lwm.data.pack import Packer, PackingConfig, lay
 from lwm.data.stream import Examples
 from lwm.errors import UserError
-from lwm.model.attention import Packing as Mask
+from lwm.model.layers import Packing
 from lwm.model.llama import Llama
 from lwm.ops.layout import Layout
 from lwm.tokens import TokenSpace
@@ -104,8 +104,8 @@ class HeldOut:
 
 @jax.jit
 def _measure(model: Llama, batch: Batch, index: Array) -> ValidationSums:
-    mask = Mask(segments=batch.segments, positions=batch.positions, index=index)
-    found = model.losses(batch.tokens, batch.targets, mask)
+    packing = Packing(segments=batch.segments, positions=batch.positions, index=index)
+    found = model.losses(batch.tokens, batch.targets, packing)
     learnt = batch.weights > 0
     is_vision = batch.targets >= model.config.tokens.text
     nll = jnp.where(learnt, found.nll, 0)

@@ -148,7 +148,7 @@ def test_every_preset_fits_a_mesh_of_its_real_size(name):
         tokens = jax.ShapeDtypeStruct((32, 2048), jnp.int32)
 
         def logits(model, tokens):
-            from lwm.model.attention import Packing
+            from lwm.model.layers import Packing
 
             tokens = jax.sharding.reshard(tokens, TOKENS)
             return model(tokens, Packing.whole(*tokens.shape))

@@ -13,9 +13,8 @@ import numpy as np
 import pytest
 from jax.sharding import reshard
 
-from lwm.model.attention import Packing
-from lwm.model.block import by_chunks
 from lwm.model.cache import EMPTY
+from lwm.model.layers import Packing, by_chunks
 from lwm.model.llama import Llama
 from lwm.model.rope import rotation
 from lwm.ops.layout import order

@@ -55,7 +55,7 @@ def cost(function, *arguments):
 def test_xla_counts_the_same(mesh, tiny, init, place, monkeypatch):
     """Within 8%: XLA counts softmax, norms, RoPE and the loss, too."""
     dense = functools.partial(ring_attention, implementation="reference")
-    monkeypatch.setattr("lwm.model.attention.ring_attention", dense)
+    monkeypatch.setattr("lwm.model.layers.ring_attention", dense)
     config = tiny(num_layers=1, dim=64, num_kv_heads=4, head_dim=16, mlp_dim=128)
     model = init(config)
     given = place(mesh, np.zeros((2, 256)))
