@@ -28,6 +28,8 @@ NAMES = {
     "lwm.generate.drawing.Drawings": "lwm.VisionSampling",
     "lwm.generate.drawing.LWM": "lwm.sampling_params.LWM_SAMPLING",
     "lwm.generate.writing.Writing": "lwm.SamplingParams",
+    "lwm.loading.open_model_files": "lwm.convert.open.open_model_files",
+    "lwm.loading.read_llama": "lwm.convert.open.read_llama",
     "lwm.train.vqgan_config.Codebook": "lwm.train.vqgan.config.CodebookConfig",
 }
 """Old name, with the module it was imported from, to new."""

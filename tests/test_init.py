@@ -6,9 +6,9 @@ import optax
 import pytest
 
 from lwm.convert.export import save_model
+from lwm.convert.open import open_model_files, read_llama
 from lwm.convert.weights import dotted
 from lwm.errors import UserError
-from lwm.loading import open_model_files, read_llama
 from lwm.model.llama import Llama
 from lwm.sharding import make_mesh
 from lwm.tokens import TokenSpace

@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 
 import lwm
-from lwm import loading
+from lwm.convert import open as opening
 from lwm.convert.names import LWM_NAMES, dimensions
+from lwm.convert.open import open_model_files, read_llama
 from lwm.devices import Machine
 from lwm.errors import UserError
 from lwm.formats.flax_writer import write_stream
 from lwm.hub import catalog
-from lwm.loading import open_model_files, read_llama
 from lwm.model.config import Rope, preset
 from lwm.sharding import make_mesh
 from lwm.tokenizer.tokenizer import Tokenizer
@@ -65,11 +65,11 @@ def test_names_are_known_by_their_folders(tmp_path):
             in_cache = (
                 tmp_path / f"models--{repo.replace('/', '--')}" / "snapshots" / "1a2b" / "params"
             )
-            assert loading._entry(in_cache, in_cache) == entry
+            assert opening._entry(in_cache, in_cache) == entry
             plain = tmp_path / repo.split("/")[1] / "params"
-            assert loading._entry(plain, plain) == entry
+            assert opening._entry(plain, plain) == entry
             above = tmp_path / repo.split("/")[1] / "runs" / "my-own" / "params"
-            assert loading._entry(above, above) is None
+            assert opening._entry(above, above) is None
 
 
 def test_a_released_model_in_the_hubs_cache_opens_by_name(tmp_path, monkeypatch, byte_tokenizer):
@@ -100,15 +100,15 @@ def test_a_released_model_in_the_hubs_cache_opens_by_name(tmp_path, monkeypatch,
 def test_marks_of_vision_are_those_trained_with(fixtures, tiny):
     tokenizer = Tokenizer.open(fixtures / "tokenizer")
     tokens = TokenSpace(text=32_000, vision=8448, codes=8192)
-    opened = loading.ModelFiles(
+    opened = opening.ModelFiles(
         config=tiny(tokens=tokens),
         tensors={},
-        table=loading.TABLE,
+        table=opening.TABLE,
         tokenizer=tokenizer,
         source=fixtures,
     )
     with pytest.raises(UserError, match=r"<vision> as .* trained with \[529, 4924, 29958\]; give"):
-        loading._require_vocabulary(opened)
+        opening._require_vocabulary(opened)
 
 
 def test_a_model_that_cannot_fit_is_refused_before_it_is_read(published, monkeypatch):
@@ -122,9 +122,9 @@ def test_a_model_that_cannot_fit_is_refused_before_it_is_read(published, monkeyp
 
 def test_names_too_long_to_be_a_file():
     with pytest.raises(UserError, match="no model is called 'aaa"):
-        loading.find_files("a" * 5000)
+        opening.find_files("a" * 5000)
     with pytest.raises(UserError, match="is no file; give that of LWM's parameters"):
-        loading.find_files("params::" + "a" * 5000)
+        opening.find_files("params::" + "a" * 5000)
 
 
 @pytest.mark.parametrize(

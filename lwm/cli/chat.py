@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from lwm.console import Interruptible, waiting
+from lwm.convert.open import find_files
 from lwm.errors import UserError
 from lwm.files import make_folder, reading
 from lwm.generate.chat import Conversation
 from lwm.generate.language_model import LanguageModel
 from lwm.generate.output import Frame
 from lwm.hub import catalog
-from lwm.loading import find_files, load
+from lwm.loading import load
 from lwm.media.frames import Frames
 from lwm.sampling_params import SamplingParams, VisionSampling
 from lwm.tokenizer.message import Part, Vision

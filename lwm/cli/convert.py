@@ -34,7 +34,7 @@ def convert(
         raise UserError(f"--shard-gb {shard_gb:g} must be above 0 and at most 1000")
     from lwm.console import waiting
     from lwm.convert.convert import convert_model
-    from lwm.loading import open_model_files
+    from lwm.convert.open import open_model_files
 
     assert to == "lwm"
     opened = open_model_files(source, given=given)

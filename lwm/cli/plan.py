@@ -78,7 +78,7 @@ def _config(model: str) -> "LlamaConfig":
         from lwm.convert.huggingface import read_config, read_json
 
         return read_config(read_json(file), source=model)
-    from lwm.loading import open_model_files
+    from lwm.convert.open import open_model_files
 
     return open_model_files(model).config
 

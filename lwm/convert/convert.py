@@ -12,10 +12,10 @@ from lwm.convert.export import generation_config, hugging_face_config
 from lwm.convert.folder import FolderWriter, index_of, split, to_text
 from lwm.convert.huggingface import is_not_weight
 from lwm.convert.names import HUGGING_FACE
+from lwm.convert.open import ModelFiles
 from lwm.convert.weights import Weights, contiguous, layout_of, sizes_in, weight_paths
 from lwm.errors import UserError
 from lwm.hub.catalog import KnownModel
-from lwm.loading import ModelFiles
 from lwm.vqgan.checkpoint import read_vqgan, save_vqgan
 
 SHARD_BYTES = 2_000_000_000

@@ -135,8 +135,8 @@ def tokenizer_alone(path: Path, codes: int) -> tuple[Tokenizer, TokenSpace]:
 def of_model(name: str) -> tuple[Tokenizer, TokenSpace]:
     """Returns a model's tokenizer and token space; no weight is read."""
     from lwm.convert.huggingface import read_config, read_json
+    from lwm.convert.open import find_files
     from lwm.formats.gguf import read_gguf
-    from lwm.loading import find_files
 
     path = find_files(name)
     tokenizer = Tokenizer.open(path)

@@ -8,7 +8,7 @@ import numpy as np
 
 from lwm.errors import UserError
 from lwm.generate.engine import Session, chunks
-from lwm.generate.language_model import LanguageModel
+from lwm.generate.loaded import LoadedModel
 from lwm.generate.sampling import sampler
 from lwm.generate.stopping import StoppingText
 from lwm.progress import Progress
@@ -36,7 +36,7 @@ class Completion:
 
 
 def complete(
-    model: LanguageModel,
+    model: LoadedModel,
     prompts: Sequence[str],
     writing: SamplingParams = SamplingParams(),
     *,
@@ -78,7 +78,7 @@ def complete(
 class _Row:
     """One answer on its way."""
 
-    def __init__(self, model: LanguageModel, prompt: str, writing: SamplingParams):
+    def __init__(self, model: LoadedModel, prompt: str, writing: SamplingParams):
         self._prompt = prompt
         self._ends = model.tokenizer.eos_ids
         self._text = StoppingText(TextStream(model.tokenizer, continues=True), writing.stop)

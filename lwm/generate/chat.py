@@ -10,7 +10,7 @@ import numpy as np
 from lwm.errors import UserError
 from lwm.generate.engine import LONG, Session, chunks
 from lwm.generate.grammar import FrameLimits, VisionGrammar
-from lwm.generate.language_model import LanguageModel
+from lwm.generate.loaded import LoadedModel
 from lwm.generate.output import AnswerReader, Frame, assemble, joined
 from lwm.generate.sampling import sampler
 from lwm.progress import Progress
@@ -28,7 +28,7 @@ def _silent(done: int, total: int) -> None:
 class Reader:
     """One row of the engine that reads a prompt again only from where it has changed."""
 
-    def __init__(self, model: LanguageModel):
+    def __init__(self, model: LoadedModel):
         """Starts with nothing read."""
         self._model = model
         self._session: Session | None = None
@@ -143,7 +143,7 @@ class Conversation:
 
     def __init__(
         self,
-        model: LanguageModel,
+        model: LoadedModel,
         *,
         document: str | None = None,
         drawings: VisionSampling | None = None,

@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Int
 
 from lwm.generate.grammar import VisionGrammar
-from lwm.generate.language_model import LanguageModel
+from lwm.generate.loaded import LoadedModel
 from lwm.generate.stopping import StoppingText, overlap
 from lwm.tokenizer.markers import CLOSING, OPENING
 from lwm.tokenizer.message import Vision
@@ -100,7 +100,7 @@ class AnswerReader:
         return self._text.finish()
 
 
-def assemble(model: LanguageModel, frames: Sequence[Frame]) -> Vision:
+def assemble(model: LoadedModel, frames: Sequence[Frame]) -> Vision:
     """Returns the frames of one image or video as one, with its pixels."""
     codes = np.stack([frame.codes for frame in frames])
     return Vision(codes=codes, is_video=len(codes) > 1, pixels=model.vision.decode(codes))

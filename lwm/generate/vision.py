@@ -9,7 +9,7 @@ from lwm.data import captions
 from lwm.errors import UserError
 from lwm.generate.engine import Session, chunks
 from lwm.generate.grammar import FrameLimits
-from lwm.generate.language_model import LanguageModel
+from lwm.generate.loaded import LoadedModel
 from lwm.generate.output import Frame, FrameReader
 from lwm.generate.sampling import Sampler, sampler
 from lwm.progress import Progress
@@ -19,7 +19,7 @@ from lwm.tokenizer.template import render_chat
 
 
 def draw(
-    model: LanguageModel,
+    model: LoadedModel,
     prompts: Sequence[str],
     *,
     kind: captions.VisionKind,
@@ -102,7 +102,7 @@ def _require_seeds(seeds: Sequence[int]) -> None:
             raise UserError(f"seed {seed} must be from 0 to {2**32 - 1}")
 
 
-def _require_room(model: LanguageModel, longest: int, frames: int, given: int) -> None:
+def _require_room(model: LoadedModel, longest: int, frames: int, given: int) -> None:
     """Refuses frames that do not fit into the context after a prompt and the frames given."""
     size = model.grammar.size(1)
     more = max(0, model.context - longest) // size
@@ -132,7 +132,7 @@ def _in_use(drawings: VisionSampling, frames: int, given: int) -> VisionSampling
     return VisionSampling(image=image, video=image if frames == 1 else drawings.video)
 
 
-def _prompt(model: LanguageModel, prompt: str, kind: captions.VisionKind) -> list[int]:
+def _prompt(model: LoadedModel, prompt: str, kind: captions.VisionKind) -> list[int]:
     """Returns the ids of a conversation in which a picture is begun."""
     if not prompt.strip():
         raise UserError("the prompt is empty; say what is to be seen")
@@ -141,13 +141,13 @@ def _prompt(model: LanguageModel, prompt: str, kind: captions.VisionKind) -> lis
     return [*ids, *model.marks.opening]
 
 
-def _start(model: LanguageModel) -> list[int]:
+def _start(model: LoadedModel) -> list[int]:
     """Returns what stands before a picture that nobody asked for."""
     bos = model.tokenizer.bos_id
     return [*([] if bos is None else [bos]), *model.marks.opening]
 
 
-def _begun(model: LanguageModel, vision: Vision) -> list[int]:
+def _begun(model: LoadedModel, vision: Vision) -> list[int]:
     """Returns the ids of frames that more frames follow."""
     model.require_frames(vision)
     ids = model.marks.frames(vision.codes)
@@ -160,7 +160,7 @@ def _sampler(drawing: FrameSampling) -> Sampler:
 
 
 def draw_whole(
-    model: LanguageModel,
+    model: LoadedModel,
     prompts: Sequence[str],
     *,
     kind: captions.VisionKind,
@@ -187,7 +187,7 @@ class FrameCollector:
 
     def __init__(
         self,
-        model: LanguageModel,
+        model: LoadedModel,
         kind: captions.VisionKind,
         count: int,
         first: Sequence[Vision] | None = None,

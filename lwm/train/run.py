@@ -11,12 +11,12 @@ from jax.sharding import Mesh
 
 from lwm.convert.export import save_model
 from lwm.convert.folder import require_ours
+from lwm.convert.open import ModelFiles, open_model_files, read_llama
 from lwm.data.captions import PHRASES
 from lwm.data.loader import Loader
 from lwm.data.sets import open_set, require_codes_of, texts
 from lwm.data.stream import Mixture
 from lwm.errors import UserError
-from lwm.loading import ModelFiles, open_model_files, read_llama
 from lwm.model.config import LlamaConfig
 from lwm.model.llama import Llama, check_mesh
 from lwm.processes import all_or_none, first_alone

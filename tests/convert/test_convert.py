@@ -11,8 +11,8 @@ import pytest
 import lwm
 from lwm.convert import folder as model_folder
 from lwm.convert.convert import convert_model
+from lwm.convert.open import open_model_files
 from lwm.errors import UserError
-from lwm.loading import open_model_files
 from lwm.vqgan.checkpoint import read_vqgan
 
 

@@ -4,7 +4,7 @@ import pytest
 
 from lwm.devices import Machine
 from lwm.errors import UserError
-from lwm.generate import engine, language_model
+from lwm.generate import engine, loaded
 from lwm.generate.batch import complete
 from lwm.generate.chat import Conversation, Reader
 from lwm.plan.memory import inference_need
@@ -173,7 +173,7 @@ def memory(monkeypatch, model):
         there = need(instead_of, rows).cache if instead_of else 0
         free = need(slots, rows).total - need(slots, rows).weights - there
         here = Machine(count=1, memory=free, platform="cpu")
-        monkeypatch.setattr(language_model, "machine", lambda devices: here)
+        monkeypatch.setattr(loaded, "machine", lambda devices: here)
 
     return leave
 

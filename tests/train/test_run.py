@@ -16,11 +16,11 @@ import numpy as np
 import pytest
 
 import lwm
+from lwm.convert.open import open_model_files, read_llama
 from lwm.data.pack import PackingConfig
 from lwm.data.shards import open_shards
 from lwm.data.tokenize import run as tokenize
 from lwm.errors import UserError
-from lwm.loading import open_model_files, read_llama
 from lwm.recipes import debug
 from lwm.train import run as runs
 from lwm.train.config import AdamW, DataSet, Schedule

@@ -108,7 +108,7 @@ def find_vqgan(model: str | None, vqgan: Path | None) -> Path:
         raise UserError("give --model or --vqgan: either says what makes frames codes")
     if vqgan is not None:
         return find_shipped(vqgan)
-    from lwm.loading import open_model_files
+    from lwm.convert.open import open_model_files
 
     assert model is not None
     found = open_model_files(model).vqgan

@@ -21,7 +21,7 @@ from lwm.eval.needle.config import NeedleConfig
 from lwm.eval.needle.prompts import CITIES, INSTRUCTION, Cell, Prompts
 from lwm.eval.needle.run import PICTURE, REPORT, RESULTS, check, evaluate, header, run, write
 from lwm.eval.results import Results
-from lwm.generate import language_model
+from lwm.generate import loaded
 from lwm.generate.language_model import LanguageModel
 from lwm.hub.catalog import find_model, locate
 
@@ -354,7 +354,7 @@ def test_smollm2_answers_as_in_transformers(tmp_path):
 
 def test_what_no_memory_is_left_for_is_refused(tiny_model, monkeypatch):
     none = Machine(count=1, memory=1, platform="cpu")
-    monkeypatch.setattr(language_model, "machine", lambda devices: none)
+    monkeypatch.setattr(loaded, "machine", lambda devices: none)
     with pytest.raises(UserError, match=r"tiny needs .* for 2,912 tokens") as caught:
         ModelAnswerer(tiny_model, longest=2400, max_tokens=8)
     assert "\n" not in str(caught.value)

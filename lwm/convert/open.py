@@ -1,0 +1,278 @@
+"""Finds and opens the files of a model; weights are read later."""
+
+import dataclasses
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import numpy as np
+from jax.sharding import Mesh
+
+from lwm.convert.huggingface import (
+    OWN,
+    SafetensorsFolder,
+    is_not_weight,
+    read_config,
+    read_json,
+)
+from lwm.convert.lwm import TABLE, open_lwm, split_prefix
+from lwm.convert.names import HUGGING_FACE, TensorLayout
+from lwm.convert.weights import VisionRows, build_stacked
+from lwm.errors import UserError
+from lwm.formats.gguf import read_gguf
+from lwm.hub import catalog
+from lwm.model.config import NO_OVERRIDES, Dtype, LlamaConfig, ModelOverrides, Remat
+from lwm.model.llama import Llama
+from lwm.sampling_params import LWM_SAMPLING, VisionSampling
+from lwm.tokenizer.markers import CLOSING, OPENING
+from lwm.tokenizer.tokenizer import Tokenizer
+from lwm.tokens import TokenSpace
+from lwm.vqgan.checkpoint import CONFIG as VQGAN_CONFIG, find_shipped
+
+_MARKS = (OPENING, CLOSING)
+_LLAMA2_MARKS = {"<vision>": (529, 4924, 29958), "</vision>": (1533, 4924, 29958)}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ModelFiles:
+    """A model of which all is known but its weights, which are not read yet."""
+
+    config: LlamaConfig
+    tensors: Mapping[str, np.ndarray] = dataclasses.field(repr=False)
+    table: dict[str, TensorLayout] = dataclasses.field(repr=False)
+    """The names and layouts of the tensors, by the path of ours."""
+    tokenizer: Tokenizer
+    source: Path
+    vqgan: Path | None = None
+    """The file or folder of the tokenizer of images, if there is one beside the model."""
+    drawings: VisionSampling = LWM_SAMPLING
+    """How the model draws where nothing else is asked for."""
+    known: catalog.KnownModel | None = None
+    """What is known of the model by its name."""
+
+    def training_config(
+        self,
+        *,
+        vision: int = 0,
+        codes: int = 0,
+        dtype: Dtype = "float32",
+        remat: Remat = "none",
+        mlp_chunk: int | None = None,
+        loss_chunk: int = 1024,
+    ) -> LlamaConfig:
+        """Returns what `read_llama` is to make of this model.
+
+        Args:
+            vision: Vision ids, unused ones included; 0 for `codes` and the two that end a frame.
+            codes: Entries of the vision codebook; 0 to leave the token space as it is.
+            dtype: What activations are computed in.
+            remat: See `LlamaConfig`, as for the others.
+            mlp_chunk: See there.
+            loss_chunk: See there.
+
+        Raises:
+            UserError: The model has other vision ids, or a setting is out of range.
+        """
+        try:
+            return dataclasses.replace(
+                self.config,
+                tokens=self._token_space(vision, codes),
+                dtype=dtype,
+                remat=remat,
+                mlp_chunk=mlp_chunk,
+                loss_chunk=loss_chunk,
+            )
+        except ValueError as error:
+            raise UserError(f"{self.source} cannot be trained so: {error}") from None
+
+    def _token_space(self, vision: int, codes: int) -> TokenSpace:
+        there = self.config.tokens
+        if not vision and not codes:
+            return there
+        if codes < 1 or vision < 0:
+            raise UserError(
+                f"{vision} vision ids for {codes} codes: codes is at least 1 where there are vision"
+                " ids, and vision at least codes + 2, or 0 for just that"
+            )
+        if not there.vision:
+            least = TokenSpace.of(there.text, codes)
+            return dataclasses.replace(least, vision=vision) if vision else least
+        if (vision or there.vision, codes) != (there.vision, there.codes):
+            asked = f"{vision} for {codes}" if vision else f"those for {codes}"
+            raise UserError(
+                f"{self.source} has {there.vision} vision ids for {there.codes} codes, but {asked} "
+                "are asked for; leave both out to train it as it is"
+            )
+        return there
+
+
+def open_model_files(
+    name_or_path: str | Path, *, given: ModelOverrides = NO_OVERRIDES
+) -> ModelFiles:
+    """Finds a model as `load` does, and reads all but its weights.
+
+    Raises:
+        UserError: The model cannot be had or read.
+    """
+    path = find_files(name_or_path)
+    params = _lwm_file(path, name_or_path)
+    known = _entry(name_or_path, params or path)
+    if params is not None:
+        opened = _open_lwm(params, given, known)
+    elif given.config is not None:
+        raise UserError(f"{path} has a configuration of its own; leave out --config")
+    else:
+        opened = _open(path)
+        opened = dataclasses.replace(opened, config=given.applied(opened.config))
+    _require_vocabulary(opened)
+    vqgan = opened.vqgan
+    if vqgan is None and known is not None and known.vqgan is not None:
+        vqgan = find_shipped(known.vqgan)
+    return dataclasses.replace(opened, known=known, vqgan=vqgan)
+
+
+def _open_lwm(params: Path, given: ModelOverrides, known: catalog.KnownModel | None) -> ModelFiles:
+    config, tensors = open_lwm(params, given=given, known=known)
+    vqgan = params.with_name("vqgan")
+    return ModelFiles(
+        config=config,
+        tensors=tensors,
+        table=TABLE,
+        tokenizer=Tokenizer.open(params.parent),
+        source=params,
+        vqgan=vqgan if config.tokens.vision and vqgan.exists() else None,
+    )
+
+
+def _lwm_file(path: Path, name: str | Path) -> Path | None:
+    """Returns LWM's parameters if that is what lies there."""
+    if path.is_dir():
+        file = path / "params"
+        return file if file.is_file() and not (path / "config.json").is_file() else None
+    if path.suffix == ".gguf" and split_prefix(str(name)) is None:
+        return None
+    return path
+
+
+def _entry(name: str | Path, path: Path) -> catalog.KnownModel | None:
+    """Returns the model known by this name, or by that of its folder, if there is one."""
+    folder = path.absolute().parent
+    # The hub's cache has `models--OWNER--NAME` above the folder of a revision.
+    cached = [part.rpartition("--")[2] for part in folder.parts if part.startswith("models--")]
+    names = [str(name), path.name, folder.name, *cached]
+    return next((entry for each in names if (entry := catalog.known(each))), None)
+
+
+def _require_vocabulary(opened: ModelFiles) -> None:
+    tokenizer, tokens = opened.tokenizer, opened.config.tokens
+    if tokenizer.vocab_size > tokens.text:
+        raise UserError(
+            f"{opened.source}: the tokenizer has {tokenizer.vocab_size} tokens but the model only "
+            f"{tokens.text}; they are of different models"
+        )
+    if not tokens.vision:
+        return
+    for mark, ids in zip(_MARKS, map(tokenizer.encode, _MARKS), strict=True):
+        if tokenizer.decode(ids, skip_special=False) != mark:
+            raise UserError(
+                f"{opened.source}: the tokenizer cannot write {mark}, which images stand between; "
+                "give the model's own tokenizer"
+            )
+        llama2 = _LLAMA2_MARKS[mark]
+        if opened.table is TABLE and tokens.text == 32_000 and tuple(ids) != llama2:
+            raise UserError(
+                f"{opened.source}: the tokenizer writes {mark} as {ids}, but the model was trained "
+                f"with {list(llama2)}; give LLaMA-2's tokenizer.model"
+            )
+
+
+def read_llama(
+    opened: ModelFiles,
+    config: LlamaConfig,
+    *,
+    mesh: Mesh,
+    seed: int = 0,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Llama:
+    """Reads the weights into a model to be trained: float32, stacked, placed as by `Llama.init`.
+
+    Rows of the token table that the files lack, and columns of the head, are drawn from a normal
+    distribution as wide as those that they have. The scores of text ids do not change by them.
+
+    Args:
+        opened: Where the weights are.
+        config: What to make of them: `opened.training_config(…)`.
+        mesh: The devices; what is drawn does not depend on them.
+        seed: Of what is drawn.
+        progress: Told how many tensors of how many are loaded.
+
+    Raises:
+        UserError: The weights cannot be read or put on the mesh.
+    """
+    there, tensors = opened.config.tokens, opened.tensors
+    if config.tokens != there:
+        assert there.vision == 0, "see ModelFiles.training_config"
+        assert config.tokens.text == there.text
+        tensors = VisionRows(tensors, opened.table, config.tokens.vision, seed=seed)
+    return build_stacked(
+        config,
+        tensors,
+        opened.table,
+        mesh=mesh,
+        ignore=lambda name: is_not_weight(name, config),
+        progress=progress,
+    )
+
+
+def find_files(name_or_path: str | Path) -> Path:
+    """Returns a model's file or folder, fetched if need be.
+
+    Raises:
+        UserError: It cannot be had.
+    """
+    prefixed = split_prefix(str(name_or_path))
+    if prefixed is None:
+        return catalog.resolve(name_or_path)
+    path = Path(prefixed[1]).expanduser()
+    if not os.path.isfile(path):
+        raise UserError(f"{path} is no file; give that of LWM's parameters after {prefixed[0]}::")
+    return path
+
+
+def _drawings(path: Path) -> VisionSampling:
+    """Returns how a folder says that its model draws."""
+    file = path / "generation_config.json"
+    if not file.is_file():
+        return LWM_SAMPLING
+    try:
+        return VisionSampling.of(read_json(file).get(OWN))
+    except UserError as error:
+        raise UserError(f"{file}: {error}") from None
+
+
+def _open(path: Path) -> ModelFiles:
+    """Opens a Hugging Face folder or a GGUF file, nothing large of which is read yet."""
+    if path.suffix == ".gguf":
+        gguf = read_gguf(path)
+        tokenizer = Tokenizer.from_gguf(gguf.metadata)
+        values, tensors, vqgan = gguf.config, gguf.tensors, None
+    elif (path / "config.json").is_file():
+        values, tensors = read_json(path / "config.json"), SafetensorsFolder(path)
+        tokenizer = Tokenizer.open(path)
+        vqgan = path if (path / VQGAN_CONFIG).is_file() else None
+    else:
+        ggufs = sorted(path.glob("*.gguf"))
+        if len(ggufs) == 1:
+            return _open(ggufs[0])
+        raise UserError(
+            f"{path} holds no model: neither config.json nor params nor one GGUF file is there"
+        )
+    return ModelFiles(
+        drawings=_drawings(path),
+        config=read_config(values, source=str(path)),
+        tensors=tensors,
+        table=HUGGING_FACE,
+        tokenizer=tokenizer,
+        source=path,
+        vqgan=vqgan,
+    )
