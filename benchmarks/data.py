@@ -23,11 +23,10 @@ import numpy as np
 import tyro
 from attention import hardware
 
-from lwm.data.corpus import Corpus
 from lwm.data.fields import RecordEncoder
 from lwm.data.loader import Loader
 from lwm.data.pack import PackingConfig
-from lwm.data.sets import of_model
+from lwm.data.sets import Corpus, of_model
 from lwm.data.shards import TokenShards
 from lwm.data.sources import open_source
 from lwm.data.stream import Examples, Mixture

@@ -55,7 +55,7 @@ def ours(dtype: str, length: int, sp: int) -> Callable[[], float]:
     import jax.random as jr
     import numpy as np
 
-    from lwm.data.batch import Batch
+    from lwm.data.example import Batch
     from lwm.model.config import LlamaConfig
     from lwm.model.llama import Llama
     from lwm.sharding import make_mesh

@@ -1,13 +1,17 @@
-"""One training example: ids, and which of them are learnt. Free of JAX."""
+"""Training examples and batches: token ids, their loss mask, and rows of packed examples."""
 
 import dataclasses
 from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Float, Int, Shaped
 
 MaskedIds = tuple[Sequence[int] | np.ndarray, bool]
-"""Ids, and whether they are learnt."""
+"""Ids, and whether the model is trained on them."""
+
+MODALITIES = ("text", "vision")
+"""Order of the last axis of `counts`, and of all figures by modality."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -30,3 +34,40 @@ class Example:
 
     def __len__(self) -> int:
         return len(self.ids)
+
+
+class Batch(NamedTuple):
+    """Rows of packed examples, as arrays of NumPy or on a mesh.
+
+    Padding is packing, too: a slot without a token has segment -1 and weight 0.
+    """
+
+    tokens: Shaped[Any, "B S"]
+    targets: Shaped[Any, "B S"]
+    """The id that follows each token in its own example."""
+    segments: Shaped[Any, "B S"]
+    """Which of its row's examples a slot belongs to, -1 where it is empty."""
+    positions: Shaped[Any, "B S"]
+    """Places within the example."""
+    weights: Shaped[Any, "B S"]
+    """How much each target counts; for examples alike, 1 over the learnt targets of its example and
+    modality."""
+    counts: Shaped[Any, "B M"]
+    """What the weighted losses of a modality are divided by, summed over all rows of a step: the
+    examples, whether they have targets of that modality or not, or the targets themselves."""
+
+
+class PackedRow(NamedTuple):
+    """One row of a batch; fields as there."""
+
+    tokens: Int[np.ndarray, " S"]
+    targets: Int[np.ndarray, " S"]
+    segments: Int[np.ndarray, " S"]
+    positions: Int[np.ndarray, " S"]
+    weights: Float[np.ndarray, " S"]
+    counts: Float[np.ndarray, " M"]
+
+
+def stack(rows: list[PackedRow]) -> Batch:
+    """Makes a batch of rows of one length."""
+    return Batch(*(np.stack(column) for column in zip(*rows, strict=True)))

@@ -10,39 +10,15 @@ Rows are records, as those of a Parquet file are.
 import json
 import re
 from pathlib import Path
-from typing import Any, SupportsIndex
+from typing import Any
 
-from lwm.data.record import Record, row_of
 from lwm.errors import UserError
-from lwm.files import reading, reason_of, require_package, within
+from lwm.files import reading, reason_of, require_package
 from lwm.hub.fetch import finish_within
 
 HUB = "hf:"
 _NAME = re.compile(r"hf:(?P<repo>[\w.-]+/[\w.-]+)(/(?P<config>[^/:]+))?(:(?P<split>[^:]+))?")
 _SECONDS = 4.0
-
-
-class Rows:
-    """A split of a data set, a row a record; pictures and the like stay the bytes they are."""
-
-    def __init__(self, dataset: Any, name: str) -> None:
-        # As Arrow's tables, since the library's own rows are slow, and decode pictures.
-        self._dataset = dataset.with_format("arrow")
-        self._name = name
-
-    def __len__(self) -> int:
-        return len(self._dataset)
-
-    def __getitem__(self, index: SupportsIndex) -> Record:
-        index = within(index, len(self))
-        name = f"{self._name}:{index + 1}"
-        with reading(name):
-            row = row_of(self._dataset[index], 0)
-        return Record(row, name, index)
-
-    def identity(self) -> list:
-        """Returns the name, the number of rows, and the library's own fingerprint."""
-        return [[Path(self._name).name, len(self), self._dataset._fingerprint]]
 
 
 def is_saved(folder: Path) -> bool:
@@ -51,7 +27,7 @@ def is_saved(folder: Path) -> bool:
     return one or (folder / "dataset_dict.json").is_file()
 
 
-def open_saved(folder: Path) -> Rows:
+def load_saved(folder: Path) -> Any:
     """Opens what `save_to_disk` wrote.
 
     Raises:
@@ -66,10 +42,10 @@ def open_saved(folder: Path) -> Rows:
             )
     library = _library()
     with reading(folder):
-        return Rows(library.load_from_disk(str(folder)), str(folder))
+        return library.load_from_disk(str(folder))
 
 
-def open_hub(name: str) -> Rows:
+def load_hub(name: str) -> Any:
     """Opens a data set of the hub, fetched into the library's own cache.
 
     Raises:
@@ -86,7 +62,7 @@ def open_hub(name: str) -> Rows:
     if not is_offline:
         _reach(repo, name)
     try:
-        return Rows(library.load_dataset(repo, config, split=split), name)
+        return library.load_dataset(repo, config, split=split)
     except ConnectionError:
         if not is_offline:
             raise UserError(f"fetching {name} was cut short; run again to go on") from None

@@ -10,7 +10,7 @@ import threading
 from collections.abc import Callable, Generator, Sequence
 from typing import Any, NamedTuple
 
-from lwm.data.batch import stack
+from lwm.data.example import stack
 from lwm.data.pack import PackingConfig, lay
 from lwm.data.stream import Examples, Mixture, PackedStream, StreamState
 from lwm.errors import UserError

@@ -12,8 +12,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from lwm import renamed
-from lwm.data.batch import MODALITIES, PackedRow
-from lwm.data.example import Example
+from lwm.data.example import MODALITIES, Example, PackedRow
 from lwm.errors import UserError
 from lwm.tokens import TokenSpace
 

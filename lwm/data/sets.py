@@ -1,10 +1,11 @@
 """What runs, and commands about data, open: data sets, their records, and a model's tokens."""
 
+import dataclasses
 import fnmatch
 from collections.abc import Iterator
 from pathlib import Path
 
-from lwm.data.corpus import Corpus
+from lwm.data.example import Example
 from lwm.data.fields import RecordEncoder
 from lwm.data.format import ExampleFormat
 from lwm.data.media.encode import vqgan_fingerprint
@@ -13,12 +14,38 @@ from lwm.data.shards import is_shards, open_shards
 from lwm.data.sources import Source, open_source
 from lwm.data.stream import Examples
 from lwm.errors import UserError
-from lwm.files import ASSETS
+from lwm.files import ASSETS, within
 from lwm.tokenizer.tokenizer import Tokenizer
 from lwm.tokens import TokenSpace
 from lwm.vqgan.model import VQGAN
 
 _BOOKS, _SHIPPED = "books:", "shipped:"
+
+
+@dataclasses.dataclass(frozen=True)
+class Corpus:
+    """Numbered examples, each encoded when it is asked for.
+
+    Where the format has variants, each record stands there once in each of them.
+    """
+
+    source: Source
+    encoder: RecordEncoder
+
+    def __len__(self) -> int:
+        return len(self.source) * self.encoder.format.captions.variants
+
+    def __getitem__(self, number: int, /) -> Example:
+        """Reads one example.
+
+        Raises:
+            UserError: The record is bad; file, line and reason.
+        """
+        variant, number = divmod(within(number, len(self)), len(self.source))
+        record = self.source[number]
+        return self.encoder.encode(
+            record.value, name=record.name, line=record.line, variant=variant
+        )
 
 
 def open_set(

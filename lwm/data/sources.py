@@ -14,11 +14,10 @@ import threading
 from array import array
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol, SupportsIndex, runtime_checkable
+from typing import Any, NamedTuple, Protocol, SupportsIndex, runtime_checkable
 
-from lwm.data.huggingface import HUB, is_saved, open_hub, open_saved
+from lwm.data.huggingface import HUB, is_saved, load_hub, load_saved
 from lwm.data.media.summary import is_media, media_files
-from lwm.data.record import Record, row_of
 from lwm.data.shards import is_shards
 from lwm.errors import UserError
 from lwm.files import LRUCache, edges_of, reading, require_package, state_of, within
@@ -27,6 +26,16 @@ _JSON = (".jsonl", ".ndjson", ".json")
 _KNOWN = (*_JSON, ".parquet", ".arrayrecord", ".array_record", ".txt")
 _ARRAY_RECORD = bytes.fromhex("83af70d10d884a3f")
 _KEPT_BYTES = 256 << 20
+
+
+class Record(NamedTuple):
+    """One JSON object."""
+
+    value: dict[str, Any]
+    name: str
+    """File and line, from 1, for messages."""
+    line: int
+    """The line in its file, from 0; blank lines count."""
 
 
 @runtime_checkable
@@ -141,7 +150,7 @@ class Parquet:
         index = within(index, len(self))
         number = bisect.bisect_right(self._ends, index)
         group = self._group(number)
-        row = row_of(group, index - (self._ends[number] - group.num_rows))
+        row = _row_of(group, index - (self._ends[number] - group.num_rows))
         return Record(row, f"{self._path}:{index + 1}", index)
 
     def identity(self) -> list:
@@ -171,6 +180,29 @@ class Parquet:
     def __setstate__(self, state: dict[str, Any]) -> None:
         parquet = require_package("pyarrow.parquet", "Parquet")
         self.__dict__.update(state, _parquet=parquet, _locks=_locks())
+
+
+class Rows:
+    """A split of a data set, a row a record; pictures and the like stay the bytes they are."""
+
+    def __init__(self, dataset: Any, name: str) -> None:
+        # As Arrow's tables, since the library's own rows are slow, and decode pictures.
+        self._dataset = dataset.with_format("arrow")
+        self._name = name
+
+    def __len__(self) -> int:
+        return len(self._dataset)
+
+    def __getitem__(self, index: SupportsIndex) -> Record:
+        index = within(index, len(self))
+        name = f"{self._name}:{index + 1}"
+        with reading(name):
+            row = _row_of(self._dataset[index], 0)
+        return Record(row, name, index)
+
+    def identity(self) -> list:
+        """Returns the name, the number of rows, and the library's own fingerprint."""
+        return [[Path(self._name).name, len(self), self._dataset._fingerprint]]
 
 
 class ArrayRecord:
@@ -279,7 +311,7 @@ def _expand(path: str | Path) -> Sequence[Path | str]:
 def _open(path: Path | str, kept: LRUCache) -> Source:
     """Opens a file: its first bytes decide as what, then its name."""
     if isinstance(path, str) or path.is_dir():
-        return open_hub(path) if isinstance(path, str) else open_saved(path)
+        return Rows(load_hub(path) if isinstance(path, str) else load_saved(path), str(path))
     with reading(path), path.open("rb") as file:
         head = file.read(64)
     suffix, text = path.suffix.lower(), head.removeprefix(b"\xef\xbb\xbf").lstrip()
@@ -308,3 +340,21 @@ def _parse(data: bytes, name: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise UserError(f"{name}: not a JSON object, but {type(value).__name__}")
     return value
+
+
+def _row_of(table: Any, index: int) -> dict[str, Any]:
+    """Returns a row of an Arrow table, its lists of whole numbers as arrays."""
+    return {
+        name: _plain(column[index])
+        for name, column in zip(table.column_names, table.columns, strict=True)
+    }
+
+
+def _plain(scalar: Any) -> Any:
+    import pyarrow
+
+    if isinstance(scalar, pyarrow.ListScalar) and scalar.is_valid:
+        items, types = scalar.values, pyarrow.types
+        if not items.null_count and (types.is_integer(items.type) or types.is_boolean(items.type)):
+            return items.to_numpy(zero_copy_only=False)
+    return scalar.as_py()

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from lwm.data.batch import Batch
+from lwm.data.example import Batch
 from lwm.model.layers import Packing
 from lwm.model.llama import Llama
 from lwm.train.config import Loss

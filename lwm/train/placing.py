@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from lwm.data.batch import Batch
+from lwm.data.example import Batch
 from lwm.ops.layout import Layout, order
 from lwm.sharding import ROWS, TOKENS, on_mesh, require_batch, require_divisible
 

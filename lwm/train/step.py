@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float, Int
 
-from lwm.data.batch import Batch
+from lwm.data.example import Batch
 from lwm.model.llama import Llama
 from lwm.train.config import Loss
 from lwm.train.loss import Sums, loss

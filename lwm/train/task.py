@@ -8,7 +8,7 @@ import jax.random as jr
 import numpy as np
 from jax.sharding import Mesh
 
-from lwm.data.batch import MODALITIES, Batch
+from lwm.data.example import MODALITIES, Batch
 from lwm.data.loader import Delivered, Loader
 from lwm.model.config import LlamaConfig
 from lwm.model.llama import Llama

@@ -14,7 +14,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
-from lwm.data.batch import MODALITIES, Batch, PackedRow, stack
+from lwm.data.example import MODALITIES, Batch, PackedRow, stack
 from lwm.data.pack import Packer, PackingConfig, lay
 from lwm.data.stream import Examples
 from lwm.errors import UserError

@@ -8,11 +8,11 @@ import re
 import numpy as np
 import pytest
 
-from lwm.data.corpus import Corpus
 from lwm.data.example import Example
 from lwm.data.fields import RecordEncoder
 from lwm.data.loader import Loader, require_few_bad
 from lwm.data.pack import PackingConfig
+from lwm.data.sets import Corpus
 from lwm.data.sources import open_source
 from lwm.data.stream import Mixture, PackedStream, draws
 from lwm.errors import UserError

@@ -12,13 +12,12 @@ import json
 import numpy as np
 import pytest
 
-from lwm.data.batch import Batch, PackedRow, stack
-from lwm.data.corpus import Corpus
-from lwm.data.example import Example
+from lwm.data.example import Batch, Example, PackedRow, stack
 from lwm.data.fields import RecordEncoder
 from lwm.data.format import ExampleFormat
 from lwm.data.loader import Loader
 from lwm.data.pack import Packer, PackingConfig, lay
+from lwm.data.sets import Corpus
 from lwm.data.sources import open_source
 from lwm.data.stream import Mixture
 from lwm.tokenizer.tokenizer import Tokenizer

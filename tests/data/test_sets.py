@@ -95,7 +95,7 @@ def test_codes_of_another_vqgan_are_refused(tmp_path, monkeypatch):
 
 def test_a_package_may_lie_in_any_folder(tmp_path, monkeypatch):
     shutil.copytree(WHALES, tmp_path / "[x]" / "moby-dick")
-    monkeypatch.setattr(sets, "_ASSETS", tmp_path / "[x]")
+    monkeypatch.setattr(sets, "ASSETS", tmp_path / "[x]")
     (name,) = names(open_records(("shipped:*-1.txt",)))
     assert name == str(tmp_path / "[x]" / "moby-dick" / "chapter-1.txt")
 

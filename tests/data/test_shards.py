@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 import tokenizers
 
-from lwm.data.corpus import Corpus
 from lwm.data.example import Example
 from lwm.data.fields import RecordEncoder
 from lwm.data.format import ExampleFormat
+from lwm.data.sets import Corpus
 from lwm.data.shards import (
     Summary,
     TokenShards,

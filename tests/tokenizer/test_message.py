@@ -9,9 +9,9 @@ import pytest
 
 from lwm.data.captions import ASK, DRAW, share
 from lwm.data.chat import chat_ids
-from lwm.data.corpus import Corpus
 from lwm.data.fields import RecordEncoder
 from lwm.data.format import Captions, ExampleFormat
+from lwm.data.sets import Corpus
 from lwm.data.sources import open_source
 from lwm.errors import UserError
 from lwm.tokenizer.markers import CLOSING, OPENING, VisionMarkers

@@ -9,8 +9,7 @@ import pytest
 
 from lwm.convert.names import LWM_NAMES
 from lwm.convert.weights import build_llama
-from lwm.data.batch import Batch, stack
-from lwm.data.example import Example
+from lwm.data.example import Batch, Example, stack
 from lwm.data.pack import Packer, PackingConfig, Placed, lay
 from lwm.ops.layout import order
 from lwm.sharding import ROWS, TOKENS, make_mesh, on_mesh

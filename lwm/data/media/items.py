@@ -14,8 +14,7 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 import numpy as np
 
 from lwm.data.media.summary import RESERVED
-from lwm.data.record import Record
-from lwm.data.sources import Source, identity
+from lwm.data.sources import Record, Source, identity
 from lwm.errors import UserError
 from lwm.files import within
 

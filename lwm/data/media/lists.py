@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, SupportsIndex
 
-from lwm.data.record import Record
+from lwm.data.sources import Record
 from lwm.errors import UserError
 from lwm.files import edges_of, reading, state_of, within
 

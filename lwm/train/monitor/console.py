@@ -11,7 +11,7 @@ import jax
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
 
-from lwm.data.batch import MODALITIES
+from lwm.data.example import MODALITIES
 from lwm.model.config import LlamaConfig
 from lwm.plan.flops import peak_flops, training_flops
 

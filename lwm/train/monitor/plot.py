@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jaxtyping import Float
 
-from lwm.data.batch import MODALITIES
+from lwm.data.example import MODALITIES
 from lwm.errors import UserError
 from lwm.train.monitor import plot_vqgan
 from lwm.train.monitor.panels import (
