@@ -138,6 +138,27 @@ def make_folder(path: Path) -> None:
         tempfile.TemporaryFile(dir=path).close()
 
 
+def read_json(path: Path) -> dict[str, Any]:
+    """Reads a JSON object.
+
+    Raises:
+        UserError: The file is missing, cannot be read, or is no JSON object.
+    """
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path} is missing; is {path.parent} a model folder?") from None
+    except ValueError as error:
+        raise UserError(f"{path} is no JSON: {error}") from None
+    except RecursionError:
+        raise UserError(f"{path} is no JSON that can be read: it is nested too deeply") from None
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from None
+    if not isinstance(values, dict):
+        raise UserError(f"{path} holds no JSON object")
+    return values
+
+
 def read_versioned(file: Path, version: int) -> dict[str, Any]:
     """Reads what `write_versioned` wrote.
 

@@ -180,3 +180,8 @@ def manual(local: Callable[..., Any], in_specs: Any, out_specs: Any) -> Callable
 def on_mesh(mesh: Mesh, spec: P) -> NamedSharding:
     """The concrete sharding of `spec`, for data that comes from the host."""
     return NamedSharding(mesh, spec)
+
+
+def dotted(path: tuple) -> str:
+    """Returns the path of a leaf of a pytree with dots, such as `blocks.0.attention.wq`."""
+    return jax.tree_util.keystr(path, simple=True, separator=".")

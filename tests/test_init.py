@@ -7,10 +7,9 @@ import pytest
 
 from lwm.convert.export import save_model
 from lwm.convert.open import open_model_files, read_llama
-from lwm.convert.weights import dotted
 from lwm.errors import UserError
 from lwm.model.llama import Llama
-from lwm.sharding import make_mesh
+from lwm.sharding import dotted, make_mesh
 from lwm.tokens import TokenSpace
 from lwm.train.checkpoint import abstract_state
 from lwm.train.step import TrainState

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import tyro
 
 from lwm.errors import UserError
+from lwm.files import read_json
 from lwm.hub import catalog
 
 if TYPE_CHECKING:
@@ -75,7 +76,7 @@ def _config(model: str) -> "LlamaConfig":
     if entry and (known := known_config(entry)):
         return known
     if file := catalog.fetch_config(model):
-        from lwm.convert.huggingface import read_config, read_json
+        from lwm.convert.huggingface import read_config
 
         return read_config(read_json(file), source=model)
     from lwm.convert.open import open_model_files

@@ -15,13 +15,14 @@ from jax.sharding import Mesh, NamedSharding
 from lwm.convert.folder import WRITER, FolderWriter, index_of, split, to_text
 from lwm.convert.huggingface import KEYS, OWN
 from lwm.convert.names import HUGGING_FACE, TensorLayout
-from lwm.convert.weights import dotted, layer_paths, layout_of, sizes_in
+from lwm.convert.weights import layer_paths, layout_of, sizes_in
 from lwm.errors import UserError
 from lwm.formats.gguf_config import ARCHITECTURES
 from lwm.model.config import LlamaConfig
 from lwm.model.llama import Llama
 from lwm.model.quantize import QuantizedWeight
 from lwm.sampling_params import LWM_SAMPLING, VisionSampling
+from lwm.sharding import dotted
 from lwm.tokenizer.tokenizer import Tokenizer
 from lwm.vqgan.checkpoint import save_vqgan
 from lwm.vqgan.model import VQGAN

@@ -16,8 +16,8 @@ from jax.experimental import multihost_utils
 from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
-from lwm.convert.huggingface import read_json
 from lwm.errors import UserError, is_full_disk
+from lwm.files import read_json
 from lwm.tokenizer.tokenizer import Tokenizer
 
 WRITER = {"written_by": "lwm"}

@@ -12,8 +12,10 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from lwm.errors import UserError
+from lwm.files import read_json
 from lwm.model.config import Dtype, LlamaConfig, Rope, RopeScaling
 from lwm.tokens import TokenSpace
+from lwm.vqgan.config import WEIGHTS
 
 SUPPORTED = ("llama", "mistral", "qwen2", "qwen3")
 """Values of `model_type` whose models are of the Llama kind."""
@@ -33,9 +35,6 @@ MOST_LAYERS = 10_000
 
 _MOST_HEADER = 100_000_000
 """Bytes of a safetensors header, as the library allows."""
-
-VQGAN_WEIGHTS = "vqgan.safetensors"
-"""Lies beside a model that draws, and holds none of its weights."""
 
 OWN = "lwm"
 """The key of `config.json` that holds a token space with vision ids, as `TokenSpace` has it."""
@@ -233,7 +232,7 @@ def _weight_files(folder: Path) -> list[Path]:
             raise UserError(f"{index} does not say which file each tensor is in; fetch it again")
         paths = [folder / name for name in sorted(set(named.values()))]
     else:
-        paths = sorted(set(folder.glob("*.safetensors")) - {folder / VQGAN_WEIGHTS})
+        paths = sorted(set(folder.glob("*.safetensors")) - {folder / WEIGHTS})
     missing = [path.name for path in paths if not path.is_file()]
     if missing:
         raise UserError(f"{folder} lacks {', '.join(missing)}, named in {index.name}")
@@ -260,24 +259,3 @@ def _require_whole(path: Path) -> None:
     for name, end in ends.items():
         if 8 + header_size + end > size:
             raise UserError(f"{path} is cut off in tensor {name}; fetch it again")
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Reads a JSON object.
-
-    Raises:
-        UserError: The file is missing, cannot be read, or is no JSON object.
-    """
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{path} is missing; is {path.parent} a model folder?") from None
-    except ValueError as error:
-        raise UserError(f"{path} is no JSON: {error}") from None
-    except RecursionError:
-        raise UserError(f"{path} is no JSON that can be read: it is nested too deeply") from None
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}") from None
-    if not isinstance(values, dict):
-        raise UserError(f"{path} holds no JSON object")
-    return values

@@ -5,9 +5,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from lwm.convert.huggingface import MOST_LAYERS, is_norm_eps, is_theta, read_json, shown
+from lwm.convert.huggingface import MOST_LAYERS, is_norm_eps, is_theta, shown
 from lwm.convert.names import LWM_NAMES
 from lwm.errors import UserError
+from lwm.files import read_json
 from lwm.hub.catalog import KnownModel
 from lwm.model.config import PRESETS, LlamaConfig, ModelOverrides, Rope, preset
 from lwm.tokens import TokenSpace

@@ -13,12 +13,12 @@ from lwm.convert.huggingface import (
     SafetensorsFolder,
     is_not_weight,
     read_config,
-    read_json,
 )
 from lwm.convert.lwm import TABLE, open_lwm, split_prefix
 from lwm.convert.names import HUGGING_FACE, TensorLayout
 from lwm.convert.weights import VisionRows, build_stacked
 from lwm.errors import UserError
+from lwm.files import read_json
 from lwm.formats.gguf import read_gguf
 from lwm.hub import catalog
 from lwm.model.config import NO_OVERRIDES, Dtype, LlamaConfig, ModelOverrides, Remat

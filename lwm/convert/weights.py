@@ -24,7 +24,7 @@ from lwm.errors import UserError
 from lwm.model.config import LlamaConfig
 from lwm.model.llama import Llama, check_mesh
 from lwm.model.quantize import CONTRACTED, QuantizedWeight, quantize
-from lwm.sharding import make_mesh
+from lwm.sharding import dotted, make_mesh
 
 _THREADS = 2
 """That read ahead: one alone leaves a fast disk waiting while it puts a tensor into our order."""
@@ -273,11 +273,6 @@ def weight_paths(config: LlamaConfig) -> list[str]:
     """Returns the paths of all weights of an unstacked model."""
     leaves = jax.tree.leaves_with_path(_abstract(config, make_mesh(), stacked=False))
     return [dotted(path) for path, _ in leaves]
-
-
-def dotted(path: tuple) -> str:
-    """Returns the path of a leaf of a model as tables write it."""
-    return jax.tree_util.keystr(path, simple=True, separator=".")
 
 
 def layer_paths(path: str, num_layers: int) -> list[str]:

@@ -14,7 +14,7 @@ from lwm.data.shards import is_shards, open_shards
 from lwm.data.sources import Source, open_source
 from lwm.data.stream import Examples
 from lwm.errors import UserError
-from lwm.files import ASSETS, within
+from lwm.files import ASSETS, read_json, within
 from lwm.tokenizer.tokenizer import Tokenizer
 from lwm.tokens import TokenSpace
 from lwm.vqgan.model import VQGAN
@@ -161,7 +161,7 @@ def tokenizer_alone(path: Path, codes: int) -> tuple[Tokenizer, TokenSpace]:
 
 def of_model(name: str) -> tuple[Tokenizer, TokenSpace]:
     """Returns a model's tokenizer and token space; no weight is read."""
-    from lwm.convert.huggingface import read_config, read_json
+    from lwm.convert.huggingface import read_config
     from lwm.convert.open import find_files
     from lwm.formats.gguf import read_gguf
 

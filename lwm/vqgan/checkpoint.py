@@ -19,18 +19,16 @@ from jax.sharding import Mesh, PartitionSpec as P
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from lwm.convert.huggingface import VQGAN_WEIGHTS as WEIGHTS, read_json
-from lwm.convert.weights import dotted
 from lwm.errors import UserError, is_full_disk
-from lwm.files import ASSETS
+from lwm.files import ASSETS, read_json
 from lwm.formats.pickles import read_pickle
 from lwm.model.config import Dtype
-from lwm.sharding import make_mesh, on_mesh
-from lwm.vqgan.config import VQGANConfig
+from lwm.sharding import dotted, make_mesh, on_mesh
+from lwm.vqgan.config import CONFIG, WEIGHTS, VQGANConfig
 from lwm.vqgan.model import VQGAN
 
-CONFIG, ORIGINAL = "vqgan.json", "vqgan"
-"""What a folder of ours has beside the weights, and the pickle in a folder of LWM's."""
+ORIGINAL = "vqgan"
+"""The pickle in a folder of the original LWM."""
 
 # Ours by Flax's: first the modules, then the parts of a residual block, then the arrays. A `*` is
 # a number. Flax counts the levels of the decoder in the order in which they run, as we do.

@@ -6,6 +6,8 @@ from typing import Any, get_args
 from lwm.errors import UserError
 from lwm.model.config import Dtype
 
+WEIGHTS, CONFIG = "vqgan.safetensors", "vqgan.json"
+"""Files of a VQGAN, perhaps in the folder of a language model."""
 GROUPS = 32
 """Groups of channels that are normalised together."""
 

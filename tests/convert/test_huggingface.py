@@ -7,10 +7,11 @@ import pytest
 from safetensors.numpy import save_file
 
 import lwm
-from lwm.convert.huggingface import SafetensorsFolder, is_not_weight, read_config, read_json
+from lwm.convert.huggingface import SafetensorsFolder, is_not_weight, read_config
 from lwm.convert.names import HUGGING_FACE, LWM_NAMES, dimensions
 from lwm.convert.weights import build_llama
 from lwm.errors import UserError
+from lwm.files import read_json
 from lwm.model.config import RopeScaling
 from lwm.model.llama import Llama
 from lwm.sharding import make_mesh

@@ -10,9 +10,8 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from lwm.convert.weights import dotted
 from lwm.errors import UserError
-from lwm.sharding import make_mesh
+from lwm.sharding import dotted, make_mesh
 from lwm.vqgan.checkpoint import flax_name, read_vqgan, save_vqgan, to_flax
 from lwm.vqgan.config import LWM_VQGAN, VQGANConfig
 from lwm.vqgan.model import VQGAN

@@ -11,12 +11,11 @@ import jax
 import numpy as np
 from jaxtyping import Int, UInt8
 
-from lwm.convert.weights import dotted
 from lwm.data.media.read import Pictures
 from lwm.data.media.summary import CodebookInfo
 from lwm.errors import UserError
 from lwm.model.config import Dtype
-from lwm.sharding import make_mesh
+from lwm.sharding import dotted, make_mesh
 from lwm.vqgan.checkpoint import find_shipped, read_vqgan
 from lwm.vqgan.model import VQGAN, encode_frames
 
