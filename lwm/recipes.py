@@ -141,7 +141,7 @@ def tiny_vision() -> Run:
             validate_every=250,
         ),
         # What is known by heart is sure of itself: more guidance leads away into noise.
-        drawings=VisionSampling(image=FrameSampling(guidance=1.5)).over(LWM_SAMPLING),
+        sampling=VisionSampling(image=FrameSampling(guidance=1.5)).over(LWM_SAMPLING),
     )
 
 

@@ -1,13 +1,16 @@
 """Names of the last release, which still work for one release: modules, classes, settings."""
 
+import functools
 import importlib
 import importlib.abc
 import importlib.machinery
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from types import ModuleType
-from typing import Any
+from typing import Any, TypeVar
+
+T = TypeVar("T", bound=type)
 
 MODULES = {
     "lwm.convert.vqgan": "lwm.vqgan.checkpoint",
@@ -33,6 +36,84 @@ NAMES = {
     "lwm.train.vqgan_config.Codebook": "lwm.train.vqgan.config.CodebookConfig",
 }
 """Old name, with the module it was imported from, to new."""
+SETTINGS = {
+    "drawings": "sampling",
+    "training.codebook.continuous": "training.codebook.warmup",
+    "training.optimizer.schedule.course": "training.optimizer.schedule.shape",
+}
+"""Old dotted path of a setting in a run to new: for `run.json`, options and recipes."""
+
+
+def new_setting(path: str, known: Collection[str]) -> str:
+    """Returns the present path of a setting, which is `path` unless it was renamed.
+
+    Args:
+        path: Dotted, such as `drawings.image.guidance`.
+        known: Paths of the run's settings; a path that is still in use among them is no old one.
+    """
+    for old, new in SETTINGS.items():
+        if _lies_in(path, old) and not any(_lies_in(name, old) for name in known):
+            return new + path[len(old) :]
+    return path
+
+
+def _lies_in(path: str, parent: str) -> bool:
+    return path == parent or path.startswith(f"{parent}.")
+
+
+def new_options(
+    arguments: list[str], known: Collection[str], warn: Callable[[str], object]
+) -> list[str]:
+    """Returns command-line arguments with old options replaced; warns of each in one line."""
+    renewed = []
+    for argument in arguments:
+        option, equals, value = argument.partition("=")
+        path = option.removeprefix("--").replace("-", "_")
+        if option.startswith("--") and (new := new_setting(path, known)) != path:
+            name = f"--{new.replace('_', '-')}"
+            warn(f"{option} is now {name}; the old name goes with the next release")
+            argument = name + equals + value
+        renewed.append(argument)
+    return renewed
+
+
+def takes_old_settings(place: str) -> Callable[[T], T]:
+    """Returns a class decorator: the settings at `place` in a run keep their old names, too.
+
+    Old keywords and attributes work and warn. An old keyword wins over a new one, since
+    `dataclasses.replace` gives all new ones.
+    """
+    prefix = f"{place}." if place else ""
+    names = {
+        old.removeprefix(prefix): new.removeprefix(prefix)
+        for old, new in SETTINGS.items()
+        if old.rpartition(".")[0] == new.rpartition(".")[0] == place
+    }
+
+    def decorate(cls: T) -> T:
+        init = cls.__init__
+
+        def renewed(name: str) -> str:
+            message = f"{cls.__name__}.{name} is now {names[name]}; the old name goes with the next"
+            warnings.warn(f"{message} release", DeprecationWarning, stacklevel=3)
+            return names[name]
+
+        @functools.wraps(init)
+        def __init__(self: Any, *args: Any, **settings: Any) -> None:
+            for old in names.keys() & settings.keys():
+                settings[renewed(old)] = settings.pop(old)
+            init(self, *args, **settings)
+
+        def __getattr__(self: Any, name: str) -> Any:
+            if name in names:
+                return getattr(self, renewed(name))
+            raise AttributeError(f"{cls.__name__!r} object has no attribute {name!r}")
+
+        type.__setattr__(cls, "__init__", __init__)
+        type.__setattr__(cls, "__getattr__", __getattr__)
+        return cls
+
+    return decorate
 
 
 def look_up(module: str) -> Callable[[str], Any]:

@@ -116,7 +116,7 @@ VQGAN_RUN = VQGANRun(
         loss=VQGANLoss(
             absolute=0.5, squared=1.0, perceptual=0.0, adversarial=0.5, adversarial_from=1
         ),
-        codebook=CodebookConfig(continuous=1),
+        codebook=CodebookConfig(warmup=1),
         discriminator_width=16,
         keep=Keep(every=2, last=1),
         validate_every=2,

@@ -15,16 +15,25 @@ import jax.random as jr
 import pytest
 from jax.sharding import AbstractMesh, AxisType, NamedSharding, PartitionSpec as P
 
-from lwm.cli.train import require_use
+from lwm.cli.train import commands, require_use
 from lwm.errors import UserError
 from lwm.model.llama import Llama
-from lwm.recipes import RECIPES, debug, find_recipe
+from lwm.recipes import RECIPES, debug, find_recipe, tiny_vision
+from lwm.renamed import new_setting
 from lwm.sharding import AXES
 from lwm.tokens import TokenSpace
-from lwm.train.config import Schedule, Training, require_same, to_json, write_run
+from lwm.train.config import (
+    Schedule,
+    Training,
+    read_run,
+    require_same,
+    settings,
+    to_json,
+    write_run,
+)
 from lwm.train.optimizer import build_optimizer
 from lwm.train.step import TrainState
-from lwm.train.vqgan.config import VQGANRun
+from lwm.train.vqgan.config import CodebookConfig, VQGANRun
 from lwm.train.vqgan.discriminator import Discriminator
 from lwm.train.vqgan.step import VQGANState, VQGANStep
 from lwm.vqgan.checkpoint import read_vqgan
@@ -55,6 +64,13 @@ def test_recipes_can_be_built(name):
             tokenizer_can_be_built(run, optimizer)
         else:
             model_can_be_built(run, optimizer)
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_recipes_of_the_last_release_are_the_same_settings(name):
+    """Golden files change in names alone."""
+    now = settings(RECIPES[name]())
+    assert read_run(GOLDEN / "before" / f"{name}.json", known=now) == now
 
 
 def model_can_be_built(run, optimizer):
@@ -135,6 +151,62 @@ def test_a_folder_keeps_to_its_run(tmp_path):
         require_same(run, path)
 
 
+def test_a_file_of_a_newer_version_is_refused(tmp_path):
+    path = tmp_path / "run.json"
+    write_run(debug(), path)
+    values = json.loads(path.read_text())
+    assert values["version"] == 2
+    path.write_text(json.dumps(values | {"version": 3}))
+    with pytest.raises(UserError, match=r"run\.json has version 3, and this lwm reads up to 2"):
+        require_same(debug(), path)
+    path.write_text(json.dumps(values | {"version": "new"}))
+    with pytest.raises(UserError, match="is damaged"):
+        require_same(debug(), path)
+
+
+def test_old_names_of_settings_work_in_recipes():
+    """As keywords, in `replace`, and read."""
+    with pytest.warns(DeprecationWarning, match=r"Schedule\.course is now shape"):
+        old = Schedule(**cast(Any, {"course": "wsd", "decay": 5}))
+    assert old == Schedule(shape="wsd", decay=5)
+    with pytest.warns(DeprecationWarning, match="course"):
+        assert cast(Any, old).course == "wsd"
+    with pytest.warns(DeprecationWarning, match=r"CodebookConfig\.continuous is now warmup"):
+        assert CodebookConfig(**cast(Any, {"continuous": 3})).warmup == 3
+    run, found = debug(), tiny_vision().sampling
+    with pytest.warns(DeprecationWarning, match=r"Run\.drawings is now sampling"):
+        assert dataclasses.replace(run, **cast(Any, {"drawings": found})).sampling == found
+    with pytest.raises(AttributeError, match="'Run' object has no attribute 'drawing'"):
+        _ = cast(Any, run).drawing
+    with pytest.raises(TypeError, match="courses"):
+        Schedule(**cast(Any, {"courses": "wsd"}))
+
+
+@pytest.mark.parametrize(
+    ("recipe", "old", "new"),
+    [
+        ("debug", "--training.optimizer.schedule.course", "--training.optimizer.schedule.shape"),
+        ("vqgan-64", "--training.codebook.continuous=9", "--training.codebook.warmup=9"),
+        ("debug", "--drawings.image.top_k", "--sampling.image.top-k"),
+    ],
+)
+def test_old_options_work_with_a_hint(capsys, recipe, old, new):
+    _, arguments = commands([recipe, old, "wsd"])
+    assert arguments == [recipe, new, "wsd"]
+    old, new = (option.partition("=")[0] for option in (old, new))
+    hint = f"lwm: {old} is now {new}; the old name goes with the next release\n"
+    assert capsys.readouterr().err == hint
+    assert commands([recipe, "--seed", "1"])[1] == [recipe, "--seed", "1"]
+    assert commands([])[1] == []
+    assert not capsys.readouterr().err
+
+
+def test_names_still_in_use_are_not_replaced():
+    assert new_setting("drawings.a", {"drawings.a"}) == "drawings.a"
+    assert new_setting("drawings.a", {"sampling.a"}) == "sampling.a"
+    assert new_setting("drawings_of", {"sampling.a"}) == "drawings_of"
+
+
 def test_options_without_effect_are_refused():
     run = debug()
     wide = dataclasses.replace(run, model=dataclasses.replace(run.model, mlp_dim=99))
@@ -143,10 +215,10 @@ def test_options_without_effect_are_refused():
         require_use(dataclasses.replace(wide, init="some/model"), run)
     low = dataclasses.replace(run.model, dtype="bfloat16", remat="full", mlp_chunk=64)
     require_use(dataclasses.replace(run, model=low, init="some/model"), run)
-    with pytest.raises(UserError, match="decay 9 is of no use to the course cosine"):
+    with pytest.raises(UserError, match="decay 9 has no effect with shape cosine"):
         Schedule(decay=9)
-    with pytest.raises(UserError, match=r"end 0\.1 is of no use to the course constant"):
-        Schedule(course="constant", end=0.1)
+    with pytest.raises(UserError, match=r"end 0\.1 has no effect with shape constant"):
+        Schedule(shape="constant", end=0.1)
 
 
 def test_what_cannot_be_is_refused():

@@ -273,8 +273,8 @@ def _run(arguments: list[str]) -> None:
     if arguments[:1] == ["train"]:
         from lwm.cli import train as cli_train
 
-        recipes = cli_train.commands(arguments[1:])
-        _parse(recipes, arguments[1:], prog="lwm train", about=cli_train.ABOUT)
+        recipes, arguments = cli_train.commands(arguments[1:])
+        _parse(recipes, arguments, prog="lwm train", about=cli_train.ABOUT)
         return
     if isinstance(group, dict):
         _parse(group, arguments[1:], prog=f"lwm {arguments[0]}", about=GROUPS[arguments[0]])

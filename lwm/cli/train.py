@@ -12,7 +12,8 @@ import tyro
 from lwm.distributed import Processes
 from lwm.errors import UserError
 from lwm.recipes import RECIPES, Recipe, find_recipe
-from lwm.train.config import Run
+from lwm.renamed import new_options
+from lwm.train.config import Run, settings
 from lwm.train.vqgan.config import VQGANRun
 
 ABOUT = "Trains a model by a recipe; run again, it goes on where it stopped."
@@ -32,12 +33,21 @@ class Options:
     """For a run of several processes: the same command is given to each, with its own index."""
 
 
-def commands(arguments: list[str]) -> dict[str, Callable[..., None]]:
-    """Returns a command for each recipe, and for one of the user's that the arguments name."""
+def commands(arguments: list[str]) -> tuple[dict[str, Callable[..., None]], list[str]]:
+    """Returns a command for each recipe, the user's own included, and the arguments to parse.
+
+    Options of the last release are replaced in these, with a hint on stderr.
+    """
     named = dict(RECIPES)
     if arguments and ":" in arguments[0]:
         named[arguments[0]] = find_recipe(arguments[0])
-    return {name: _command(name, recipe) for name, recipe in named.items()}
+    if arguments and (recipe := named.get(arguments[0])):
+        arguments = new_options(arguments, settings(recipe()), _hint)
+    return {name: _command(name, recipe) for name, recipe in named.items()}, arguments
+
+
+def _hint(text: str) -> None:
+    print(f"lwm: {text}", file=sys.stderr)
 
 
 def _command(name: str, recipe: Recipe) -> Callable[..., None]:

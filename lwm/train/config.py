@@ -1,7 +1,8 @@
-"""What decides a run of training. Free of JAX, so that a command line can show it at once."""
+"""Settings of a training run, and `run.json`, which keeps them beside its results."""
 
 import dataclasses
 import json
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,33 +12,39 @@ from lwm.errors import UserError
 from lwm.files import reading
 from lwm.model.config import LlamaConfig
 from lwm.ops.layout import Layout
+from lwm.renamed import new_setting, takes_old_settings
 from lwm.sampling_params import LWM_SAMPLING, VisionSampling
 
+VERSION = 2
+"""Of `run.json`; files of version 1 have no number."""
 
+
+@takes_old_settings("training.optimizer.schedule")
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Schedule:
-    """The learning rate: a linear warm-up from 0, then one of three courses."""
+    """Learning rate schedule: linear warm-up from 0, then one of three shapes."""
 
     peak: float = 3e-4
     warmup: int = 100
     """Steps until the peak."""
-    course: Literal["constant", "cosine", "wsd"] = "cosine"
-    """After the warm-up: the peak; half a cosine down to `end`; or the peak, and linearly to `end`
-    over the last `decay` steps (warm-up, stable, decay)."""
+    shape: Literal["constant", "cosine", "wsd"] = "cosine"
+    """After the warm-up: constant; half a cosine down to `end`; or `wsd` (warmup-stable-decay):
+    constant, then linear to `end` over the last `decay` steps."""
     end: float = 0.0
+    """The last learning rate."""
     decay: int = 0
-    """Steps of the fall of `wsd`."""
+    """Steps of the linear decay of `wsd`."""
 
     def __post_init__(self):
-        """Refuses what would have no effect.
+        """Refuses values that the shape would ignore.
 
         Raises:
-            UserError: The value, and the course that has no use for it.
+            UserError: The value and the shape.
         """
-        if self.decay and self.course != "wsd":
-            raise UserError(f"decay {self.decay} is of no use to the course {self.course}")
-        if self.end and self.course == "constant":
-            raise UserError(f"end {self.end} is of no use to the course constant")
+        if self.decay and self.shape != "wsd":
+            raise UserError(f"decay {self.decay} has no effect with shape {self.shape}; use wsd")
+        if self.end and self.shape == "constant":
+            raise UserError(f"end {self.end} has no effect with shape constant; use cosine or wsd")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -204,6 +211,7 @@ class Data:
             raise UserError("vocabulary, codes and threads must be 0 or above")
 
 
+@takes_old_settings("")
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Run:
     """All that decides what comes out of a run."""
@@ -219,8 +227,8 @@ class Run:
     """Devices: dp,fsdp,tp,sp such as 1,8,1,4 (one -1 is inferred), or sp=8."""
     seed: int = 0
     """Of the first weights and of the order of the data."""
-    drawings: VisionSampling = LWM_SAMPLING
-    """How the trained model draws where nothing else is asked for; saved with it."""
+    sampling: VisionSampling = LWM_SAMPLING
+    """Default sampling of images and videos by the trained model; saved with it."""
 
 
 # What may change when a run goes on: none of it changes the numbers, but by rounding.
@@ -236,7 +244,7 @@ _FREE = (
     "data.cache",
     "data.max_bad_share",
     "training.sheet",
-    "drawings",
+    "sampling",
 )
 
 
@@ -246,31 +254,29 @@ def to_json(run: Any) -> dict[str, Any]:
 
 
 def write_run(run: Any, path: Path) -> None:
-    """Writes a run to `path`, whole or not at all, so that `require_same` can tell another.
+    """Writes a run to `path`, whole or not at all, for `require_same` to compare with.
 
     Raises:
         UserError: The folder cannot be made or written to.
     """
     partial = path.with_suffix(".partial")
+    values = {"version": VERSION} | to_json(run)
     with reading(path, "written"):
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_text(json.dumps(to_json(run), indent=1) + "\n", encoding="utf-8")
+        partial.write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
         partial.replace(path)
 
 
 def require_same(run: Any, path: Path) -> bool:
-    """Refuses to go on with a run other than the one at `path`; says whether there is one.
+    """Refuses to go on with a run other than the one at `path`; returns whether there is one.
 
     Raises:
         UserError: The runs differ; the first differences are named.
     """
     if not path.exists():
         return False
-    try:
-        before = _leaves(json.loads(path.read_text(encoding="utf-8")))
-    except (ValueError, AttributeError):
-        raise UserError(f"{path} is damaged; restore it, or choose another folder") from None
-    now = _leaves(to_json(run))
+    now = settings(run)
+    before = read_run(path, known=now)
     differing = [
         f"{name} was {before.get(name)!r} and is {now.get(name)!r}"
         for name in sorted(before | now)
@@ -283,6 +289,34 @@ def require_same(run: Any, path: Path) -> bool:
             "settings to go on with it, or another folder with --out"
         )
     return True
+
+
+def read_run(path: Path, *, known: Collection[str]) -> dict[str, Any]:
+    """Reads the settings of a run by dotted path; those of older versions get their new names.
+
+    Args:
+        path: A `run.json`.
+        known: Paths of the settings that a run of this kind has now.
+
+    Raises:
+        UserError: The file is damaged, or written by a newer version.
+    """
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+        version = int(values.pop("version", 1))
+    except (ValueError, AttributeError, TypeError):
+        raise UserError(f"{path} is damaged; restore it, or choose another folder") from None
+    if version > VERSION:
+        raise UserError(
+            f"{path} has version {version}, and this lwm reads up to {VERSION}; update lwm, or "
+            "choose another folder with --out"
+        )
+    return {new_setting(name, known): value for name, value in _leaves(values).items()}
+
+
+def settings(run: Any) -> dict[str, Any]:
+    """Returns the settings of a run by dotted path, such as `training.optimizer.clip`."""
+    return _leaves(to_json(run))
 
 
 def _leaves(values: Any, name: str = "") -> dict[str, Any]:

@@ -23,10 +23,10 @@ def build_schedule(config: Schedule, steps: int) -> optax.Schedule:
             f"a warm-up of {warmup} steps and a fall of {decay} do not fit into "
             f"{steps} steps; shorten them"
         )
-    if config.course == "cosine":
+    if config.shape == "cosine":
         return optax.warmup_cosine_decay_schedule(0.0, peak, warmup, steps, config.end)
     rise = optax.linear_schedule(0.0, peak, warmup)
-    if config.course == "constant":
+    if config.shape == "constant":
         return optax.join_schedules([rise, optax.constant_schedule(peak)], [warmup])
     fall = optax.linear_schedule(peak, config.end, decay)
     return optax.join_schedules(

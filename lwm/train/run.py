@@ -86,7 +86,7 @@ def run(
     with open_sinks(config, folder, mesh, track, size=size, model=model) as follower:
         state = train(config.training, task, mesh, folder, follower=follower, profile=profile)
     with jax.set_mesh(mesh):
-        save_model(state.model, tokenizer, folder / "model", vqgan=vqgan, drawings=config.drawings)
+        save_model(state.model, tokenizer, folder / "model", vqgan=vqgan, drawings=config.sampling)
     return folder / "model"
 
 

@@ -18,23 +18,23 @@ def rates(steps=100, **changes):
     return np.array([build(step) for step in range(steps)])
 
 
-def test_courses():
-    for course in ("constant", "cosine", "wsd"):
-        end = 0.0 if course == "constant" else 0.1
-        found = rates(course=course, end=end, decay=20 if course == "wsd" else 0)
+def test_shapes():
+    for shape in ("constant", "cosine", "wsd"):
+        end = 0.0 if shape == "constant" else 0.1
+        found = rates(shape=shape, end=end, decay=20 if shape == "wsd" else 0)
         np.testing.assert_allclose(found[:11], np.arange(11) / 10, rtol=1e-6)
-    np.testing.assert_array_equal(rates(course="constant")[10:], 1)
+    np.testing.assert_array_equal(rates(shape="constant")[10:], 1)
     cosine = rates(end=0.1)[10:]
     expected = 0.1 + 0.9 * (1 + np.cos(np.pi * np.arange(90) / 90)) / 2
     np.testing.assert_allclose(cosine, expected, rtol=1e-5)
-    stable = rates(course="wsd", end=0.1, decay=20)
+    stable = rates(shape="wsd", end=0.1, decay=20)
     np.testing.assert_array_equal(stable[10:81], 1)
     np.testing.assert_allclose(stable[80:], 1 - 0.9 * np.arange(20) / 20, rtol=1e-5)
 
 
 def test_what_does_not_fit_is_refused():
     with pytest.raises(UserError, match="warm-up of 10 steps and a fall of 90 do not fit into 100"):
-        rates(course="wsd", decay=90)
+        rates(shape="wsd", decay=90)
 
 
 def test_moments_are_stored_as_asked():
@@ -44,7 +44,7 @@ def test_moments_are_stored_as_asked():
     dtypes: tuple[Literal["float32", "bfloat16"], ...] = ("float32", "bfloat16")
     results = []
     for dtype in dtypes:
-        config = AdamW(schedule=Schedule(warmup=1, course="constant"), second_moment_dtype=dtype)
+        config = AdamW(schedule=Schedule(warmup=1, shape="constant"), second_moment_dtype=dtype)
         optimizer = build_optimizer(config, 50)
         state, updated = optimizer.init(weights), weights
         for number in range(20):

@@ -70,7 +70,7 @@ def test_twenty_updates_are_those_of_the_original(fixtures, mesh, original, name
     config = json.loads((fixtures / "adamw_configs.json").read_text())[name]
     micro, theirs = config["accumulate_gradient_steps"], config["adamw_optimizer"]
     schedule = Schedule(
-        peak=theirs["lr"], warmup=theirs["lr_warmup_steps"], course="cosine", end=theirs["end_lr"]
+        peak=theirs["lr"], warmup=theirs["lr_warmup_steps"], shape="cosine", end=theirs["end_lr"]
     )
     adamw = AdamW(
         schedule=schedule,
@@ -147,7 +147,7 @@ def test_batches_of_a_step_are_as_one(mesh, tiny, init):
     space = SPACES["text and vision"]
     one, two, three, *_ = examples(space)
     rows = [row(space, one), row(space, two, three)]
-    optimizer = build_optimizer(AdamW(schedule=Schedule(warmup=0, course="constant")), 10)
+    optimizer = build_optimizer(AdamW(schedule=Schedule(warmup=0, shape="constant")), 10)
     step, results = TrainStep(optimizer, Loss(z=1e-3)), []
     model = init(tiny(tokens=space))
     for batches in ([stack(rows)], [stack(rows[:1]), stack(rows[1:])]):
@@ -170,7 +170,7 @@ def test_nothing_to_learn_is_zero(mesh, tiny, init):
 def test_an_update_that_is_not_finite_is_skipped(mesh, tiny, init):
     space = SPACES["text"]
     batch, index = put(mesh, stack([row(space, *examples(space)[:2])]))
-    optimizer = build_optimizer(AdamW(schedule=Schedule(warmup=0, course="constant")), 10)
+    optimizer = build_optimizer(AdamW(schedule=Schedule(warmup=0, shape="constant")), 10)
     step, state = TrainStep(optimizer, Loss()), TrainState.start(init(tiny()), optimizer)
     good = jax.tree.map(lambda x: x[None], batch)
     broken = good._replace(weights=good.weights * jnp.nan)

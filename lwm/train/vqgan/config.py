@@ -5,6 +5,7 @@ import math
 from typing import Literal
 
 from lwm.errors import UserError
+from lwm.renamed import takes_old_settings
 from lwm.train.config import AdamW, LoopConfig
 from lwm.vqgan.config import GROUPS, VQGANConfig
 
@@ -47,28 +48,28 @@ class VQGANLoss:
             )
 
 
+@takes_old_settings("training.codebook")
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CodebookConfig:
-    """How codes follow the latents that choose them: moving means, as k-means would have them."""
+    """Codebook updates: each code is a moving mean of the latents assigned to it, as in k-means."""
 
     decay: float = 0.99
     """Of the moving means of latents and counts (van den Oord et al. 2017, appendix A.1)."""
     dead_below: float = 0.03
     """A code chosen less often than this share of the mean is moved to a latent of the batch."""
-    continuous: int = 100
-    """Updates in which latents pass the codebook by, while it learns where they are; none where
-    training starts from a VQGAN."""
+    warmup: int = 100
+    """Warm-up updates without quantization, while codes move to the latents; none with `init`."""
 
     def __post_init__(self):
-        """Refuses codes that would become no number, or not stay.
+        """Refuses values with which codes would become NaN or never settle.
 
         Raises:
             UserError: The values.
         """
-        if not 0 <= self.decay < 1 or not 0 < self.dead_below < 0.5 or self.continuous < 0:
+        if not 0 <= self.decay < 1 or not 0 < self.dead_below < 0.5 or self.warmup < 0:
             raise UserError(
-                f"decay {self.decay}, dead_below {self.dead_below} and continuous "
-                f"{self.continuous}: give 0 to below 1, above 0 to below 0.5, and 0 or above"
+                f"decay {self.decay}, dead_below {self.dead_below} and warmup "
+                f"{self.warmup}: give 0 to below 1, above 0 to below 0.5, and 0 or above"
             )
 
 

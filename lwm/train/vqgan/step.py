@@ -131,7 +131,7 @@ class VQGANStep:
         """Returns the gradients of both, what to tell, and the latents."""
         config, weights = self.config, self.config.loss
         real = frames.astype(jnp.float32) / 127.5 - 1
-        quantized = state.step >= config.codebook.continuous
+        quantized = state.step >= config.codebook.warmup
 
         def reconstruct(model: VQGAN) -> Any:
             latents = model.latents(real)

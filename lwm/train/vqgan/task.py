@@ -72,7 +72,7 @@ class VQGANTask:
             UserError: A loss needs a package that is not installed, or larger frames.
         """
         if trained:
-            codebook = dataclasses.replace(config.codebook, continuous=0)
+            codebook = dataclasses.replace(config.codebook, warmup=0)
             config = dataclasses.replace(config, codebook=codebook)
         self.batches, self._trained = batches, trained
         self._config, self._model, self._mesh = config, model, mesh

@@ -52,7 +52,7 @@ TRAINING = VQGANTraining(
     steps=12,
     optimizer=AdamW(schedule=Schedule(peak=3e-3, warmup=2), b2=0.99, weight_decay=0.0),
     loss=LOSS,
-    codebook=CodebookConfig(continuous=2),
+    codebook=CodebookConfig(warmup=2),
     discriminator_width=32,
     keep=Keep(every=4, last=2),
     validate_every=6,
