@@ -2,37 +2,81 @@
 
 Every row of a batch writes the same slot at the same time. Which slots hold a token of the row's
 own document is data (`segments`), so left padding, prompts of unequal length and a gap between
-two turns need no special case.
+two turns need no special case. Only this file knows how keys and values lie in memory.
 """
 
 import math
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
-from jax.sharding import reshard
+from jax.sharding import PartitionSpec as P, reshard
 from jaxtyping import Array, Float, Int, UInt16
 
 from lwm.model.config import LlamaConfig
-from lwm.ops import EMPTY
+from lwm.ops import EMPTY, Mask, decode_attention, read_cache
 from lwm.ops.blockwise import CACHE_TILE
-from lwm.ops.cpu.bits import stored_as
+from lwm.ops.cpu.bits import stored_as, to_bits
 from lwm.ops.decode import BLOCK
-from lwm.sharding import CACHE, ROWS
+from lwm.sharding import CACHE, HEADS, ROWS, manual
+
+
+class Slots(NamedTuple):
+    """Slots of new tokens, the same for every layer."""
+
+    segments: Int[Array, "B T"]
+    """Segment of the token in each slot of the cache, the new tokens included."""
+    first: Int[Array, ""]
+    """Slot of the first new token; the others follow."""
 
 
 class LayerCache(eqx.Module):
     """The keys and values of one layer, head-major: decoding reads one head in a run.
 
-    Keys lie transposed, so that a query meets them in the order of a matrix product. Bfloat16 is
-    held as bits (`lwm.ops.cpu.bits`).
+    Keys are stored transposed, in the order in which a matrix product with a query reads them.
+    Bfloat16 is held as bits (`lwm.ops.cpu.bits`).
     """
 
     keys: Float[Array, "B K H T"] | UInt16[Array, "B K H T"]
     values: Float[Array, "B K T H"] | UInt16[Array, "B K T H"]
 
+    def attend(
+        self,
+        q: Float[Array, "B S N H"],
+        k: Float[Array, "B S K H"],
+        v: Float[Array, "B S K H"],
+        where: Slots,
+    ) -> tuple[Float[Array, "B S N H"], "LayerCache"]:
+        """Stores the keys and values of new tokens, and attends from them to the whole cache."""
+
+        def local(q, k, v, keys, values, segments, first):
+            length = q.shape[1]
+            k, v = to_bits(k.transpose(0, 2, 3, 1)), to_bits(v.transpose(0, 2, 1, 3))
+            keys = jax.lax.dynamic_update_slice(keys, k, (0, 0, 0, first))
+            values = jax.lax.dynamic_update_slice(values, v, (0, 0, first, 0))
+            if length == 1:
+                return decode_attention(q, keys, values, segments, first), keys, values
+            mask = Mask(
+                q_index=first + jnp.arange(length),
+                k_index=jnp.arange(keys.shape[3]),
+                q_segments=jax.lax.dynamic_slice_in_dim(segments, first, length, axis=1),
+                k_segments=segments,
+            )
+            return read_cache(q, keys, values, mask), keys, values
+
+        mapped = manual(
+            local,
+            in_specs=(HEADS, HEADS, HEADS, CACHE, CACHE, ROWS, P()),
+            out_specs=(HEADS, CACHE, CACHE),
+        )
+        out, keys, values = mapped(q, k, v, self.keys, self.values, *where)
+        return out, LayerCache(keys, values)
+
 
 class KVCache(eqx.Module):
-    """What a model has read so far, of every layer, with the place of each token."""
+    """Keys and values of all layers, and the segment of each token."""
 
     layers: tuple[LayerCache, ...]
     segments: Int[Array, "B T"]
@@ -42,16 +86,16 @@ class KVCache(eqx.Module):
     @classmethod
     def empty(cls, config: LlamaConfig, *, rows: int, slots: int) -> "KVCache":
         """Makes room for at least `slots` tokens in each of `rows` rows."""
-        slots = _whole_blocks(slots)
+        slots = whole_blocks(slots)
 
-        def room(*shape: int) -> Array:
+        def zeros(*shape: int) -> Array:
             shape = rows, config.num_kv_heads, *shape
             return jnp.zeros(shape, stored_as(jnp.dtype(config.dtype)), out_sharding=CACHE)
 
         H = config.head_dim
         return cls(
             layers=tuple(
-                LayerCache(room(H, slots), room(slots, H)) for _ in range(config.num_layers)
+                LayerCache(zeros(H, slots), zeros(slots, H)) for _ in range(config.num_layers)
             ),
             segments=jnp.full((rows, slots), EMPTY, jnp.int32, out_sharding=ROWS),
             length=jnp.zeros((), jnp.int32),
@@ -59,19 +103,30 @@ class KVCache(eqx.Module):
 
     @property
     def slots(self) -> int:
-        """How many tokens a row has room for."""
+        """Number of tokens that fit in each row."""
         return self.segments.shape[1]
 
     def tokens(self) -> Int[Array, " B"]:
         """Counts the tokens that each row holds: the next one's position."""
         return jnp.sum(self.segments != EMPTY, axis=1)
 
-    def grow(self, slots: int) -> "KVCache":
-        """Returns the cache with room for at least `slots` tokens, not fewer than it has.
+    def claim(self, segments: Int[Array, "B S"]) -> tuple[Slots, Int[Array, "B S"]]:
+        """Returns the slots of S new tokens, and each token's position in its own row."""
+        segments = reshard(segments, ROWS)
+        positions = self.tokens()[:, None] + jnp.cumsum(segments != EMPTY, axis=1) - 1
+        slots = jax.lax.dynamic_update_slice(self.segments, segments, (0, self.length))
+        return Slots(slots, self.length), positions
 
-        Each array is given up once it is copied, so that the whole never exists twice.
+    def extended(self, layers: Sequence[LayerCache], where: Slots, *, num_tokens: int) -> "KVCache":
+        """Returns the cache after every layer has stored the new tokens."""
+        return KVCache(tuple(layers), where.segments, where.first + num_tokens)
+
+    def grow(self, slots: int) -> "KVCache":
+        """Returns the cache with room for at least `slots` tokens a row; it never shrinks.
+
+        Each array is deleted once it is copied, so that the whole cache never exists twice.
         """
-        more = max(0, _whole_blocks(slots) - self.slots)
+        more = max(0, whole_blocks(slots) - self.slots)
         if not more:
             return self
 
@@ -93,7 +148,7 @@ class KVCache(eqx.Module):
         return KVCache(self.layers, reshard(segments, ROWS), jnp.asarray(length, jnp.int32))
 
 
-def _whole_blocks(slots: int) -> int:
-    """Rounds up to what is read at a time, by decoding or by reading many tokens."""
+def whole_blocks(slots: int) -> int:
+    """Rounds up to a multiple of both tile sizes: that of decoding and that of reading a prompt."""
     tile = math.lcm(BLOCK, CACHE_TILE)
     return -(-slots // tile) * tile

@@ -9,14 +9,13 @@ import jax.random as jr
 from jax.sharding import PartitionSpec as P, reshard
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from lwm.model.cache import LayerCache
+from lwm.model.cache import LayerCache, Slots
 from lwm.model.config import LlamaConfig
 from lwm.model.linear import linear
 from lwm.model.rope import rotate
-from lwm.ops import Mask, decode_attention, read_cache
-from lwm.ops.cpu.bits import to_bits
+from lwm.ops import Mask
 from lwm.ops.ring import ring_attention
-from lwm.sharding import ACTS, BATCH, CACHE, HEADS, ROWS, SHARD, TOKENS, manual
+from lwm.sharding import ACTS, BATCH, SHARD, TOKENS
 
 
 class Packing(eqx.Module):
@@ -101,69 +100,34 @@ class Attention(eqx.Module):
         )
 
     def __call__(
-        self, x: Float[Array, "B S D"], turn: tuple[Array, Array], packing: Packing
+        self, x: Float[Array, "B S D"], cos_sin: tuple[Array, Array], packing: Packing
     ) -> Float[Array, "B S D"]:
         """Attends over whole rows."""
-        return self._merge(ring_attention(*self._project(x, turn), packing.mask()))
+        return self._merge(ring_attention(*self._project(x, cos_sin), packing.mask()))
 
     def extend(
         self,
         x: Float[Array, "B S D"],
-        turn: tuple[Array, Array],
+        cos_sin: tuple[Array, Array],
         cache: LayerCache,
-        segments: Int[Array, "B T"],
-        slot: Int[Array, ""],
+        where: Slots,
     ) -> tuple[Float[Array, "B S D"], LayerCache]:
-        """Writes S new tokens at `slot`, then attends over all that the cache holds."""
-        out, cache = attend_cache(*self._project(x, turn), cache, segments, slot)
+        """Writes S new tokens to the cache and attends to all that it holds."""
+        out, cache = cache.attend(*self._project(x, cos_sin), where)
         return self._merge(out), cache
 
     def _project(
-        self, x: Float[Array, "B S D"], turn: tuple[Array, Array]
+        self, x: Float[Array, "B S D"], cos_sin: tuple[Array, Array]
     ) -> tuple[Float[Array, "B S N H"], Float[Array, "B S K H"], Float[Array, "B S K H"]]:
         q = linear(x, self.wq, bias=self.bq)
         k = linear(x, self.wk, bias=self.bk)
         v = linear(x, self.wv, bias=self.bv)
         if self.q_norm is not None and self.k_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)
-        return rotate(q, *turn), rotate(k, *turn), v
+        return rotate(q, *cos_sin), rotate(k, *cos_sin), v
 
     def _merge(self, out: Float[Array, "B S N H"]) -> Float[Array, "B S D"]:
         return linear(out, self.wo, out_sharding=ACTS)
-
-
-def attend_cache(
-    q: Float[Array, "B S N H"],
-    k: Float[Array, "B S K H"],
-    v: Float[Array, "B S K H"],
-    cache: LayerCache,
-    segments: Int[Array, "B T"],
-    slot: Int[Array, ""],
-) -> tuple[Float[Array, "B S N H"], LayerCache]:
-    """Writes `k` and `v` at `slot` and attends; `segments` already tell of the new tokens."""
-
-    def local(q, k, v, keys, values, segments, slot):
-        length = q.shape[1]
-        k, v = to_bits(k.transpose(0, 2, 3, 1)), to_bits(v.transpose(0, 2, 1, 3))
-        keys = jax.lax.dynamic_update_slice(keys, k, (0, 0, 0, slot))
-        values = jax.lax.dynamic_update_slice(values, v, (0, 0, slot, 0))
-        if length == 1:
-            return decode_attention(q, keys, values, segments, slot), keys, values
-        mask = Mask(
-            q_index=slot + jnp.arange(length),
-            k_index=jnp.arange(keys.shape[3]),
-            q_segments=jax.lax.dynamic_slice_in_dim(segments, slot, length, axis=1),
-            k_segments=segments,
-        )
-        return read_cache(q, keys, values, mask), keys, values
-
-    mapped = manual(
-        local,
-        in_specs=(HEADS, HEADS, HEADS, CACHE, CACHE, ROWS, P()),
-        out_specs=(HEADS, CACHE, CACHE),
-    )
-    out, keys, values = mapped(q, k, v, cache.keys, cache.values, segments, slot)
-    return out, LayerCache(keys, values)
 
 
 class MLP(eqx.Module):
@@ -248,25 +212,24 @@ class Block(eqx.Module):
     def __call__(
         self,
         x: Float[Array, "B S D"],
-        turn: tuple[Array, Array],
+        cos_sin: tuple[Array, Array],
         packing: Packing,
         *,
         mlp_chunk: int | None = None,
     ) -> Float[Array, "B S D"]:
         """Runs over whole rows, with `mlp_chunk` tokens a device in the feed-forward layer."""
-        x = x + self.attention(self.attention_norm(x), turn, packing)
+        x = x + self.attention(self.attention_norm(x), cos_sin, packing)
         mlp = self.mlp if mlp_chunk is None else self.mlp.gathered()
         return x + by_chunks(lambda x: mlp(self.mlp_norm(x)), x, chunk=mlp_chunk)
 
     def extend(
         self,
         x: Float[Array, "B S D"],
-        turn: tuple[Array, Array],
+        cos_sin: tuple[Array, Array],
         cache: LayerCache,
-        segments: Int[Array, "B T"],
-        slot: Int[Array, ""],
+        where: Slots,
     ) -> tuple[Float[Array, "B S D"], LayerCache]:
         """Runs over S tokens that follow those in the cache."""
-        out, cache = self.attention.extend(self.attention_norm(x), turn, cache, segments, slot)
+        out, cache = self.attention.extend(self.attention_norm(x), cos_sin, cache, where)
         x = x + out
         return x + self.mlp(self.mlp_norm(x)), cache

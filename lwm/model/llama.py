@@ -15,13 +15,13 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import Mesh, PartitionSpec as P, reshard
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from lwm.model.cache import EMPTY, KVCache
+from lwm.model.cache import KVCache, Slots
 from lwm.model.config import LlamaConfig
 from lwm.model.layers import Block, Packing, RMSNorm
 from lwm.model.linear import linear
 from lwm.model.rope import rotation
 from lwm.ops.cross_entropy import TokenLoss, cross_entropy
-from lwm.sharding import ACTS, BATCH, LOGITS, ROWS, SHARD, TOKENS, require_divisible
+from lwm.sharding import ACTS, BATCH, LOGITS, SHARD, TOKENS, require_divisible
 
 
 class Llama(eqx.Module):
@@ -80,12 +80,12 @@ class Llama(eqx.Module):
 
     def hidden(self, tokens: Int[Array, "B S"], packing: Packing) -> Float[Array, "B S D"]:
         """Returns the normalised state after the last layer."""
-        turn = rotation(packing.positions, self.config.rope, self.config.head_dim)
+        cos_sin = rotation(packing.positions, self.config.rope, self.config.head_dim)
         x = embed(self.embedding, tokens, dtype=self.config.dtype)
 
         def layer(x: Array, block: Block) -> tuple[Array, None]:
             x = checkpoint_name(x, "layer_input")
-            return block(x, turn, packing, mlp_chunk=self.config.mlp_chunk), None
+            return block(x, cos_sin, packing, mlp_chunk=self.config.mlp_chunk), None
 
         layer = _rematerialise(layer, self.config)
         if isinstance(self.blocks, tuple):
@@ -104,14 +104,13 @@ class Llama(eqx.Module):
         """
         blocks = self.unstack().blocks
         assert isinstance(blocks, tuple)
-        slots, turn = _place(segments, cache, self.config)
+        where, cos_sin = _place(segments, cache, self.config)
         x = embed(self.embedding, tokens, dtype=self.config.dtype)
         layers = []
         for block, layer in zip(blocks, cache.layers, strict=True):
-            x, layer = _extend_block(block, x, turn, layer, slots, cache.length)
+            x, layer = _extend_block(block, x, cos_sin, layer, where)
             layers.append(layer)
-        length = cache.length + tokens.shape[1]
-        return _last(self.norm, x), KVCache(tuple(layers), slots, length)
+        return _last(self.norm, x), cache.extended(layers, where, num_tokens=tokens.shape[1])
 
     def logits(self, x: Float[Array, "B S D"]) -> Float[Array, "B S V"]:
         """Scores every id in float32; the padding rows of the table get -inf."""
@@ -188,14 +187,10 @@ def _rematerialise(layer, config: LlamaConfig):
 @functools.partial(jax.jit, static_argnames="config")
 def _place(
     segments: Int[Array, "B S"], cache: KVCache, config: LlamaConfig
-) -> tuple[Int[Array, "B T"], tuple[Float[Array, "B S R"], Float[Array, "B S R"]]]:
-    """Claims the next slots, and turns each new token by its place in its own row."""
-    segments = reshard(segments, ROWS)
-    before = cache.tokens()[:, None]
-    positions = before + jnp.cumsum(segments != EMPTY, axis=1) - 1
-    slots = jax.lax.dynamic_update_slice(cache.segments, segments, (0, cache.length))
-    turn = rotation(jnp.maximum(positions, 0), config.rope, config.head_dim)
-    return slots, turn
+) -> tuple[Slots, tuple[Float[Array, "B S R"], Float[Array, "B S R"]]]:
+    """Returns the slots of new tokens, and the cosine and sine of their positions."""
+    where, positions = cache.claim(segments)
+    return where, rotation(jnp.maximum(positions, 0), config.rope, config.head_dim)
 
 
 @functools.partial(jax.jit, static_argnames="dtype")
@@ -215,8 +210,8 @@ def embed(
 
 
 @functools.partial(jax.jit, donate_argnames="cache")
-def _extend_block(block, x, turn, cache, segments, slot):
-    return block.extend(x, turn, cache, segments, slot)
+def _extend_block(block, x, cos_sin, cache, where):
+    return block.extend(x, cos_sin, cache, where)
 
 
 @jax.jit

@@ -18,6 +18,7 @@ import jax.random as jr
 from jax.sharding import AbstractMesh, AxisType
 
 from lwm.errors import UserError
+from lwm.model.cache import whole_blocks
 from lwm.model.config import LlamaConfig
 from lwm.model.llama import Llama
 from lwm.model.quantize import CONTRACTED
@@ -105,12 +106,6 @@ def require_divisible_weights(config: LlamaConfig, mesh: MeshSizes) -> None:
                     f"the mesh cannot work: weight {leaf.path} has a dimension of {size}, which "
                     f"does not divide by {over}"
                 )
-
-
-def whole_blocks(slots: int) -> int:
-    """Rounds up to what a cache has room for."""
-    tile = math.lcm(BLOCK, CACHE_TILE)
-    return -(-slots // tile) * tile
 
 
 def _cache_bytes(config: LlamaConfig, *, rows: int, slots: int, mesh: MeshSizes) -> int:

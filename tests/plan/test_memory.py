@@ -16,7 +16,7 @@ from lwm.errors import UserError
 from lwm.generate.decoding import BURST, Chooser, decode
 from lwm.generate.engine import LONG, Session
 from lwm.generate.sampling import GREEDY
-from lwm.model.cache import EMPTY, KVCache
+from lwm.model.cache import EMPTY, KVCache, Slots
 from lwm.model.config import preset
 from lwm.model.llama import _extend_block, embed
 from lwm.plan.memory import CHUNK, inference_need, require_divisible_weights
@@ -111,7 +111,7 @@ def measure(config, mesh, *, rows, slots, int8):
     cache = Session(model, mesh, rows=rows, slots=slots).cache
     turn = on((rows, LONG, config.head_dim // 2), jnp.float32, ACTS)
     x = on((rows, LONG, D), config.dtype, ACTS)
-    ids, segments = on((rows, LONG), jnp.int32, TOKENS), cache.segments
+    ids, where = on((rows, LONG), jnp.int32, TOKENS), Slots(cache.segments, cache.length)
     state = (
         on((rows, D), config.dtype, P(BATCH, None)),
         on((rows, config.tokens.text), jnp.bool_),
@@ -130,7 +130,7 @@ def measure(config, mesh, *, rows, slots, int8):
     with jax.set_mesh(mesh):
         programs = (
             embed.lower(model.embedding, ids, dtype=config.dtype),
-            _extend_block.lower(model.blocks[0], x, (turn, turn), cache.layers[0], segments, 0),
+            _extend_block.lower(model.blocks[0], x, (turn, turn), cache.layers[0], where),
             decode.lower(model, cache, *state, *rest, chooser=chooser),
         )
         used = [each for one in programs if (each := one.compile().memory_analysis())]
