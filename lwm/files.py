@@ -1,11 +1,13 @@
-"""What every reader of files needs: faults in one line, absent libraries, numbers within bounds."""
+"""Files: errors in one line, atomic writes, optional libraries, JSON, a byte-bounded cache."""
 
 import contextlib
+import errno
 import hashlib
 import importlib
 import importlib.resources
 import json
 import operator
+import os
 import tempfile
 import threading
 from collections import OrderedDict
@@ -13,10 +15,12 @@ from collections.abc import Generator
 from pathlib import Path
 from typing import Any, SupportsIndex
 
-from lwm.errors import UserError
+from lwm.errors import UserError, is_full_disk
 
 ASSETS = Path(str(importlib.resources.files("lwm"))) / "assets"
 """Files that come with the package."""
+PARTIAL = ".partial-"
+"""Start of the names of files that are being written."""
 _EDGE = 1 << 16
 
 
@@ -31,8 +35,57 @@ def reading(path: Path | str, what: str = "read") -> Generator[None]:
         raise UserError(f"{path} cannot be {what}: {reason_of(error)}") from None
 
 
+@contextlib.contextmanager
+def writing(path: Path | str) -> Generator[None]:
+    """Turns an error of the system while a file is written into one line that names it.
+
+    Raises:
+        UserError: The disk is full, or the file cannot be written. Other errors pass.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        if is_full_disk(error):
+            reason = f"{os.strerror(errno.ENOSPC)}; make room, or choose another disk"
+        elif isinstance(error, OSError):
+            reason = f"{reason_of(error)}; choose another place"
+        else:
+            raise
+        raise UserError(f"{path} cannot be written: {reason}") from None
+
+
+@contextlib.contextmanager
+def replacing(path: Path, *, durable: bool = False) -> Generator[Path]:
+    """Yields a partial file beside `path`, which replaces it once the block ends without error.
+
+    Readers see the old file or the new one, never half of it. After an error nothing is left.
+
+    Args:
+        path: The file to write; its folder exists.
+        durable: Whether the data reaches the disk first, so that a power cut loses none of it.
+
+    Raises:
+        UserError: See `writing`.
+    """
+    partial = path.with_name(f"{PARTIAL}{path.name}-{os.getpid()}")
+    with writing(path):
+        try:
+            partial.touch()
+            mode = partial.stat().st_mode
+            yield partial
+            partial.chmod(mode)  # safetensors hides its files from all but their owner
+            if durable:
+                with partial.open("rb") as written:
+                    os.fsync(written.fileno())
+            partial.replace(path)
+        finally:
+            partial.unlink(missing_ok=True)
+
+
 def reason_of(error: Exception) -> str:
-    """Returns what an exception says, in one line."""
+    """Returns the message of an exception, in one line."""
     reason = getattr(error, "strerror", None) or str(error).strip() or type(error).__name__
     return reason.splitlines()[0]
 
@@ -128,14 +181,32 @@ def require_size(file: Path, size: int) -> None:
 
 
 def make_folder(path: Path) -> None:
-    """Makes a folder if it is not there, and refuses one in which nothing can be written.
+    """Makes a folder if it does not exist, and refuses one in which no file can be written.
 
     Raises:
         UserError: The reason.
     """
-    with reading(path, "written"):
+    with writing(path):
         path.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=path).close()
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Writes a file by `replacing`."""
+    with replacing(path) as partial:
+        partial.write_bytes(data)
+
+
+def require_writable(file: Path) -> None:
+    """Refuses a file that cannot be written, before time is spent on its contents.
+
+    Raises:
+        UserError: It is a folder, or its own folder is missing or read-only.
+    """
+    if not file.parent.is_dir() or file.is_dir():
+        raise UserError(f"{file} cannot be written; choose a file in a folder that exists")
+    with writing(file):
+        tempfile.TemporaryFile(dir=file.parent).close()
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -15,9 +15,9 @@ import lwm
 from lwm.cli import demo_vision
 from lwm.cli.chat import open_model, watched
 from lwm.cli.common import LoadOptions
-from lwm.errors import UserError
 from lwm.eval.needle.report import NeedleReport
 from lwm.eval.needle.run import small_run
+from lwm.files import make_folder
 from lwm.generate.chat import Conversation
 from lwm.generate.language_model import LanguageModel
 from lwm.sampling_params import SamplingParams
@@ -72,15 +72,8 @@ def read_chapter() -> str:
 
 def _claim(out: Path) -> Path:
     """Sees to it that the page can be written, before minutes are spent on it."""
-    page = out / "index.html"
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        page.touch()
-    except OSError as error:
-        raise UserError(
-            f"{out} cannot be written ({error.strerror}); choose another --out"
-        ) from None
-    return page
+    make_folder(out)
+    return out / "index.html"
 
 
 def _ask(

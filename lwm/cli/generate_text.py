@@ -1,7 +1,6 @@
 """What `lwm generate text` does: prompts from the command line or a file, texts or JSONL out."""
 
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -9,6 +8,7 @@ from typing import TYPE_CHECKING
 from lwm.cli.chat import open_model
 from lwm.console import waiting
 from lwm.errors import UserError
+from lwm.files import require_writable, write_bytes
 from lwm.generate.batch import complete
 from lwm.sampling_params import SamplingParams
 
@@ -34,7 +34,7 @@ def generate(
     if not prompts:
         raise UserError("there is no prompt; give some, or --prompts-from FILE")
     if out is not None:
-        _require_writable(out)
+        require_writable(out)
     opened = open_model(model, placing)
     with waiting("reading and writing", "tokens") as report:
         completions = complete(opened, prompts, writing, progress=report)
@@ -43,9 +43,7 @@ def generate(
             print(completion.prompt + completion.text)
         return
     lines = [json.dumps(completion.to_json(), ensure_ascii=False) for completion in completions]
-    whole = out.with_name(f".{out.name}.part")
-    whole.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    os.replace(whole, out)
+    write_bytes(out, ("\n".join(lines) + "\n").encode())
     print(out)
 
 
@@ -74,8 +72,3 @@ def _prompt(path: Path, number: int, line: str) -> str:
     if not isinstance(prompt, str):
         raise UserError(f'{path}, line {number}: no JSON object with a text "prompt"')
     return prompt
-
-
-def _require_writable(out: Path) -> None:
-    if not out.parent.is_dir() or not os.access(out.parent, os.W_OK) or out.is_dir():
-        raise UserError(f"{out} cannot be written; choose a file in a folder that is there")

@@ -13,7 +13,7 @@ from lwm.cli.chat import open_model
 from lwm.cli.common import LoadOptions
 from lwm.console import Interruptible, Preview, waiting
 from lwm.errors import UserError
-from lwm.files import reading
+from lwm.files import reading, require_writable
 from lwm.generate.language_model import LanguageModel
 from lwm.generate.vision import FrameCollector, draw
 from lwm.media.frames import Frames
@@ -107,8 +107,7 @@ def _files(asked: DrawRequest, out: Path, *, grid: bool) -> list[Path]:
         width = len(str(asked.n))
         files = [out.with_stem(f"{out.stem}-{i:0{width}}") for i in range(1, asked.n + 1)]
     for file in files:
-        if not file.parent.is_dir() or file.is_dir():
-            raise UserError(f"{file} cannot be written; choose a file in a folder that is there")
+        require_writable(file)
     return files
 
 

@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
 from lwm.errors import UserError, is_full_disk
-from lwm.files import read_json
+from lwm.files import read_json, replacing
 from lwm.tokenizer.tokenizer import Tokenizer
 
 WRITER = {"written_by": "lwm"}
@@ -140,13 +140,8 @@ class FolderWriter:
 
     def add(self, file: str, tensors: dict[str, np.ndarray]) -> None:
         """Writes some of the weights."""
-        unfinished = self._beside / f"{file}.unfinished"
-        save_file(tensors, unfinished, {"format": "pt"})
-        # The library hides its files from all but their owner.
-        shutil.copymode(self._beside / "config.json", unfinished)
-        with unfinished.open("rb") as written:
-            os.fsync(written.fileno())  # or a power cut could leave a short file under this name
-        os.replace(unfinished, self._beside / file)
+        with replacing(self._beside / file, durable=True) as partial:
+            save_file(tensors, partial, {"format": "pt"})
 
     def beside(self, act: Callable[[Path], None]) -> None:
         """Lets something else be written into the folder before it is published."""
@@ -206,13 +201,13 @@ class FolderWriter:
 
     def _explain(self, error: Exception) -> Exception:
         """Tells what the disk says in one line."""
-        if not isinstance(error, OSError | SafetensorError):
-            return error
         if is_full_disk(error):
             return UserError(
                 f"no space for the model in {self._folder}: it needs {self._num_bytes / 1e9:.3g} "
                 f"GB and {self._free() / 1e9:.3g} GB are free; make room or choose another disk"
             )
+        if not isinstance(error, OSError | SafetensorError):
+            return error
         return UserError(f"{self._folder} cannot be written ({error}); choose another folder")
 
     def _left(self) -> str | None:

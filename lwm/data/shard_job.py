@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from lwm.errors import UserError
-from lwm.files import reading, reason_of, require_package
+from lwm.files import PARTIAL, reading, replacing, require_package
 
-_PARTIAL, _NOTE = ".partial-", ".note-"
+_NOTE = ".note-"
 # Of what ArrayRecord offers, the smallest files that are read at tens of millions of tokens a
 # second; a group is what has to be unpacked to have one record.
 _OPTIONS = "group_size:1,zstd:1"
@@ -86,17 +86,10 @@ class ShardJob:
         Raises:
             UserError: The disk is full, or the folder cannot be written to.
         """
-        partial = self.folder / f"{_PARTIAL}{number:05}-{os.getpid()}"
-        try:
-            with _writing(self.folder / self.name(number)):
-                facts = {"input": self.input, **fill(partial), "size": partial.stat().st_size}
-                note = partial.with_suffix(".json")
+        with replacing(self.folder / self.name(number)) as partial:
+            facts = {"input": self.input, **fill(partial), "size": partial.stat().st_size}
+            with replacing(self._note(number)) as note:
                 note.write_text(json.dumps(facts), encoding="utf-8")
-                os.replace(note, self._note(number))
-                os.replace(partial, self.folder / self.name(number))
-        finally:
-            for left in (partial, partial.with_suffix(".json")):
-                left.unlink(missing_ok=True)
 
     def write_file(self, name: str, fill: Callable[[Path], None]) -> None:
         """Writes another file of the folder, which appears when it is whole.
@@ -104,10 +97,8 @@ class ShardJob:
         Raises:
             UserError: See `write`.
         """
-        partial = self.folder / f"{_PARTIAL}{name}"
-        with _writing(self.folder / name):
+        with replacing(self.folder / name) as partial:
             fill(partial)
-            os.replace(partial, self.folder / name)
 
     def sweep(self) -> None:
         """Removes what was left half written.
@@ -115,7 +106,7 @@ class ShardJob:
         Raises:
             UserError: The shards written before are of another input.
         """
-        for left in self.folder.glob(f"{_PARTIAL}*"):
+        for left in self.folder.glob(f"{PARTIAL}*"):
             left.unlink(missing_ok=True)
         for note in self.folder.glob(f"{_NOTE}*"):
             with reading(note):
@@ -123,7 +114,7 @@ class ShardJob:
 
     def remove_notes(self) -> None:
         """Removes the notes, once what they say stands elsewhere, and what is half written."""
-        for left in (*self.folder.glob(f"{_PARTIAL}*"), *self.folder.glob(f"{_NOTE}*")):
+        for left in (*self.folder.glob(f"{PARTIAL}*"), *self.folder.glob(f"{_NOTE}*")):
             left.unlink(missing_ok=True)
 
     def _note(self, number: int) -> Path:
@@ -153,15 +144,6 @@ def record_writer(file: Path) -> Iterator[Callable[[bytes], object]]:
             told(writer.close)
         raise
     told(writer.close)
-
-
-@contextlib.contextmanager
-def _writing(path: Path) -> Iterator[None]:
-    """Turns what the system has against writing a file into one line that names it."""
-    try:
-        yield
-    except OSError as error:
-        raise UserError(f"{path} cannot be written: {reason_of(error)}") from None
 
 
 @contextlib.contextmanager

@@ -1,6 +1,5 @@
 """A file of answers that survives whatever stops the program: a line is there whole or not."""
 
-import contextlib
 import json
 import os
 from collections.abc import Mapping
@@ -8,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from lwm.errors import UserError
+from lwm.files import writing
 
 ResultRow = Mapping[str, Any]
 
@@ -23,24 +23,24 @@ class Results:
         """
         self.path = path
         self.header: dict[str, Any] = json.loads(json.dumps(header))
-        with _writable(path):
+        with writing(path):
             data = path.read_bytes() if path.exists() else b""
         first = _line(self.header)
         if first.startswith(data):
             self.rows: list[dict[str, Any]] = []
-            with _writable(path):
+            with writing(path):
                 path.write_bytes(first)
             return
         whole = data[: data.rfind(b"\n") + 1]
         there, *self.rows = _parse(whole or data, path)
         _require_same(there, self.header, path)
         if len(whole) < len(data):
-            with _writable(path):
+            with writing(path):
                 os.truncate(path, len(whole))
 
     def append(self, row: ResultRow) -> None:
         """Adds an answer, and returns when it is safe on the disk."""
-        with _writable(self.path), self.path.open("ab") as file:
+        with writing(self.path), self.path.open("ab") as file:
             file.write(_line(row))
             file.flush()
             os.fsync(file.fileno())
@@ -57,39 +57,6 @@ def require_same(path: Path, part: ResultRow) -> None:
     if newline:
         (there,) = _parse(first, path)
         _require_same({key: there.get(key) for key in part}, json.loads(_line(part)), path)
-
-
-def replace(path: Path, data: bytes) -> None:
-    """Writes a file so that no one ever sees half of it.
-
-    Raises:
-        UserError: It cannot be written.
-    """
-    draft = path.with_name(f".{path.name}.part")
-    with _writable(path):
-        draft.write_bytes(data)
-        draft.replace(path)
-
-
-def require_writable(folder: Path, name: str) -> None:
-    """Makes the folder and refuses one in which the file cannot be written.
-
-    Raises:
-        UserError: The reason.
-    """
-    with _writable(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / name).open("ab").close()
-
-
-@contextlib.contextmanager
-def _writable(path: Path):
-    try:
-        yield
-    except OSError as error:
-        raise UserError(
-            f"{path} cannot be written ({error.strerror}); choose another folder"
-        ) from None
 
 
 def _line(row: ResultRow) -> bytes:

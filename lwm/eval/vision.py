@@ -17,8 +17,7 @@ from lwm.data.example import Example
 from lwm.data.pack import PackingConfig
 from lwm.data.sets import open_records
 from lwm.errors import UserError
-from lwm.eval.results import replace
-from lwm.files import make_folder
+from lwm.files import make_folder, write_bytes
 from lwm.generate.engine import Session, chunks
 from lwm.generate.grammar import TEXT_ONLY
 from lwm.generate.language_model import LanguageModel
@@ -186,7 +185,7 @@ def run(model: LanguageModel, files: tuple[str, ...], out: Path, *, count: int |
     with waiting("drawing and telling", "answers") as tell:
         found = measure(model, pairs, progress=tell)
     text = json.dumps({"model": model.name, "files": files} | found, indent=1)
-    replace(out / REPORT, f"{text}\n".encode())
+    write_bytes(out / REPORT, f"{text}\n".encode())
     pairs_in_all = found["pairs"]
     print(f"codes, those before given   {found['codes_accuracy']:.2%}")
     print(f"captions drawn right        {found['drawn']} of {pairs_in_all}")

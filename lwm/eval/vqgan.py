@@ -5,8 +5,7 @@ from pathlib import Path
 
 from lwm.data.media.inputs import open_items
 from lwm.data.media.read import Sampling
-from lwm.eval.results import replace
-from lwm.files import LRUCache, make_folder
+from lwm.files import LRUCache, make_folder, write_bytes
 from lwm.media.write import write_image
 from lwm.train.vqgan.batches import FrameFiles, evenly
 from lwm.train.vqgan.perceptual import LPIPS, installed
@@ -61,7 +60,7 @@ def run(
     measured = HeldOutFrames(read, background=background, lpips=lpips)
     scores, decoded = measured.measure(model)
     report = json.dumps({"vqgan": vqgan, "inputs": inputs} | scores, indent=1) + "\n"
-    replace(out / REPORT, report.encode())
+    write_bytes(out / REPORT, report.encode())
     write_image(out / SHEET, measured.sheet(decoded, count))
     width = max(len(name) for name, _ in _ROWS.values())
     for key, (name, form) in _ROWS.items():

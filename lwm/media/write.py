@@ -1,9 +1,7 @@
 """Frames as files that people can look at: videos, images and sheets of frames."""
 
-import contextlib
 import itertools
-import os
-from collections.abc import Generator, Sequence
+from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
 
@@ -11,7 +9,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from lwm.errors import UserError
-from lwm.files import reading, require_package
+from lwm.files import reading, replacing, require_package
 from lwm.media.limits import colour, image_module
 
 IMAGES = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
@@ -38,7 +36,7 @@ def write_video(path: str | Path, pixels: UInt8[np.ndarray, "N R C 3"], fps: flo
     if path.suffix.lower() not in VIDEOS:
         raise UserError(f"{path} ends in none of {', '.join(VIDEOS)}")
     write = {".mp4": _write_mp4, ".gif": _write_gif, ".webp": _write_webp}[path.suffix.lower()]
-    with _whole(path) as part:
+    with reading(path, "written"), replacing(path) as part:
         write(part, pixels, fps)
 
 
@@ -53,7 +51,7 @@ def write_image(path: str | Path, pixels: UInt8[np.ndarray, "R C 3"]) -> None:
     if kind is None:
         raise UserError(f"{path} ends in none of {', '.join(IMAGES)}")
     image = image_module().fromarray(pixels)
-    with _whole(path) as part:
+    with reading(path, "written"), replacing(path) as part:
         image.save(part, kind, quality=_QUALITY)
 
 
@@ -127,15 +125,3 @@ def _steps(count: int, fps: float, units: int) -> list[int]:
     """Returns how long each frame lasts in whole units, so that none drifts."""
     ends = [round(units * number / fps) for number in range(count + 1)]
     return [after - before for before, after in itertools.pairwise(ends)]
-
-
-@contextlib.contextmanager
-def _whole(path: Path) -> Generator[Path]:
-    """Offers a name beside a path; what is written there takes the path once it is whole."""
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    with reading(path, "written"):
-        try:
-            yield part
-            os.replace(part, path)
-        finally:
-            part.unlink(missing_ok=True)

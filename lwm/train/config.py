@@ -9,7 +9,7 @@ from typing import Any, Literal
 from lwm.data.format import ExampleFormat
 from lwm.data.pack import PackingConfig
 from lwm.errors import UserError
-from lwm.files import reading
+from lwm.files import make_folder, replacing
 from lwm.model.config import LlamaConfig
 from lwm.ops.layout import Layout
 from lwm.renamed import new_setting, takes_old_settings
@@ -259,12 +259,10 @@ def write_run(run: Any, path: Path) -> None:
     Raises:
         UserError: The folder cannot be made or written to.
     """
-    partial = path.with_suffix(".partial")
     values = {"version": VERSION} | to_json(run)
-    with reading(path, "written"):
-        path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
+    with replacing(path) as partial:
         partial.write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
-        partial.replace(path)
 
 
 def require_same(run: Any, path: Path) -> bool:

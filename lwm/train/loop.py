@@ -17,7 +17,7 @@ from jax.sharding import Mesh
 from lwm import processes as together
 from lwm.data.loader import Delivered, require_few_bad
 from lwm.errors import UserError
-from lwm.files import reading
+from lwm.files import reading, writing
 from lwm.train.checkpoint import Checkpointable, Checkpoints, abstract_state
 from lwm.train.config import LoopConfig
 
@@ -342,6 +342,6 @@ class Log:
             UserError: The disk is full.
         """
         if self._path is not None:
-            with reading(self._path, "written"), self._path.open("a") as file:
+            with writing(self._path), self._path.open("a") as file:
                 file.write(json.dumps(line) + "\n")
             self._report(line)

@@ -1,12 +1,8 @@
 """VQGANs on disk: the pickle that LWM was released with, and a folder of safetensors of ours."""
 
-import contextlib
 import dataclasses
-import errno
 import json
-import os
 import re
-import shutil
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -19,8 +15,8 @@ from jax.sharding import Mesh, PartitionSpec as P
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from lwm.errors import UserError, is_full_disk
-from lwm.files import ASSETS, read_json
+from lwm.errors import UserError
+from lwm.files import ASSETS, make_folder, read_json, replacing
 from lwm.formats.pickles import read_pickle
 from lwm.model.config import Dtype
 from lwm.sharding import dotted, make_mesh, on_mesh
@@ -135,19 +131,10 @@ def save_vqgan(model: VQGAN, folder: Path, *, dtype: Dtype | None = None) -> Non
     leaves = jax.tree.leaves_with_path(model)
     tensors = {dotted(path): np.asarray(leaf, dtype or leaf.dtype) for path, leaf in leaves}
     text = json.dumps(model.config.to_json(), indent=2) + "\n"
-    partial = folder / f".{WEIGHTS}.partial"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
+    with replacing(folder / WEIGHTS) as partial:
         save_file(tensors, partial)
-        # The library hides its files from all but their owner.
         (folder / CONFIG).write_text(text, encoding="utf-8")
-        shutil.copymode(folder / CONFIG, partial)
-        os.replace(partial, folder / WEIGHTS)
-    except (OSError, SafetensorError) as error:
-        with contextlib.suppress(OSError):
-            partial.unlink()
-        fault = os.strerror(errno.ENOSPC) if is_full_disk(error) else error
-        raise UserError(f"{folder} cannot be written ({fault}); choose another folder") from None
 
 
 def to_flax(model: VQGAN) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from lwm.convert import folder as model_folder
 from lwm.convert.convert import convert_model
 from lwm.convert.open import open_model_files
 from lwm.errors import UserError
+from lwm.files import PARTIAL
 from lwm.vqgan.checkpoint import read_vqgan
 
 
@@ -83,7 +84,7 @@ def test_an_interrupted_run_is_gone_on_with(source, tmp_path, monkeypatch):
     assert len(first) == 2
     assert not {*first} & {*written}
     assert {path.name for path in (tmp_path / "new").glob("model-*")} == {
-        name.removesuffix(".unfinished") for name in [*first, *written]
+        name.removeprefix(PARTIAL).rpartition("-")[0] for name in [*first, *written]
     }
     assert sorted(os.listdir(tmp_path)) == ["LWM-Chat-Small-Jax", "config.json", "new"]
     assert not [name for name in os.listdir(tmp_path / "new") if name.startswith(".")]

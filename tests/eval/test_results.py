@@ -3,7 +3,8 @@
 import pytest
 
 from lwm.errors import UserError
-from lwm.eval.results import Results, replace, require_writable
+from lwm.eval.results import Results
+from lwm.files import make_folder, write_bytes
 
 HEADER = {"evaluation": "test", "config": {"lengths": (1, 2), "seed": 3}}
 ROWS = [{"i": i, "said": "héllo\u2028\n"} for i in range(3)]
@@ -60,10 +61,10 @@ def test_what_cannot_be_written_is_said(tmp_path):
     file = tmp_path / "file"
     file.write_text("")
     for attempt in (
-        lambda: require_writable(file, "x"),
-        lambda: require_writable(file / "under", "x"),
+        lambda: make_folder(file),
+        lambda: make_folder(file / "under"),
         lambda: Results(file / "results.jsonl", HEADER),
-        lambda: replace(tmp_path / "absent" / "x", b""),
+        lambda: write_bytes(tmp_path / "absent" / "x", b""),
     ):
         with pytest.raises(UserError, match="cannot be written"):
             attempt()

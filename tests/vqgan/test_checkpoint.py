@@ -198,7 +198,7 @@ def test_damaged_folders_are_refused(model, tmp_path):
 
 def test_a_place_that_cannot_be_written_is_named(model, tmp_path):
     (tmp_path / "file").touch()
-    with pytest.raises(UserError, match=r"file cannot be written .* choose another folder"):
+    with pytest.raises(UserError, match=r"file cannot be written: .*; choose another place"):
         save_vqgan(model, tmp_path / "file")
     if os.path.exists("/dev/full"):
         (tmp_path / "vqgan.json").symlink_to("/dev/full")

@@ -17,7 +17,7 @@ from lwm.data.media.encode import vqgan_fingerprint
 from lwm.data.media.summary import BAD, MediaSummary
 from lwm.data.sources import open_source
 from lwm.errors import UserError
-from lwm.files import reading
+from lwm.files import reading, write_bytes
 from lwm.media.write import write_image, write_video
 from lwm.vqgan.checkpoint import find_shipped, read_vqgan
 from lwm.vqgan.tokenizer import VisionTokenizer
@@ -91,9 +91,8 @@ def show(
             cards.append(_card(source[number].value, pictures))
             tell(done, len(numbers))
     page = out or folder / "sheet.html"
-    with reading(page, "written"):
-        # Names and captions may hold what is no text.
-        page.write_text(_render(folder, summary, cards), encoding="utf-8", errors="replace")
+    # Names and captions may hold bytes that are no text.
+    write_bytes(page, _render(folder, summary, cards).encode(errors="replace"))
     return page
 
 

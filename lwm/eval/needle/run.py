@@ -21,7 +21,8 @@ from lwm.eval.needle.haystack import Haystack, name_of, require_readable
 from lwm.eval.needle.plot import heat_map
 from lwm.eval.needle.prompts import Cell, Prompts
 from lwm.eval.needle.report import NeedleReport
-from lwm.eval.results import ResultRow, Results, replace, require_same, require_writable
+from lwm.eval.results import ResultRow, Results, require_same
+from lwm.files import make_folder, write_bytes
 from lwm.generate.language_model import LanguageModel
 
 RESULTS, REPORT, PICTURE = "results.jsonl", "report.json", "heatmap.png"
@@ -47,7 +48,7 @@ def check(config: NeedleConfig, out: Path, *, context: int | None = None) -> Non
     # A generous allowance for the prompt around the haystack, which nobody has measured yet.
     least = max(1, longest - config.max_tokens - 4096)
     require_readable(config.haystack, least=least, repeat=config.repeat)
-    require_writable(out, RESULTS)
+    make_folder(out)
     require_same(out / RESULTS, {"evaluation": "needle", "config": _grid(config)})
 
 
@@ -173,5 +174,5 @@ def _grid(config: NeedleConfig) -> dict[str, Any]:
 
 def write(report: NeedleReport, out: Path) -> None:
     """Writes `report.json` and `heatmap.png`."""
-    replace(out / REPORT, report.to_json().encode())
-    replace(out / PICTURE, heat_map(report))
+    write_bytes(out / REPORT, report.to_json().encode())
+    write_bytes(out / PICTURE, heat_map(report))

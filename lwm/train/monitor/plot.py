@@ -10,6 +10,7 @@ from jaxtyping import Float
 
 from lwm.data.example import MODALITIES
 from lwm.errors import UserError
+from lwm.files import make_folder, write_bytes
 from lwm.train.monitor import plot_vqgan
 from lwm.train.monitor.panels import (
     COLOURS,
@@ -103,11 +104,8 @@ def run(folders: tuple[Path, ...], out: Path | None = None) -> Path:
         drawn = draw(
             [read(folder, name) for folder, name in zip(folders, names, strict=True)], kind=kind
         )
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_bytes(drawn)
-    except OSError as error:
-        raise UserError(f"{out} cannot be written: {error.strerror}") from None
+    make_folder(out.parent)
+    write_bytes(out, drawn)
     return out
 
 

@@ -17,7 +17,7 @@ from lwm.data.loader import Delivered
 from lwm.data.media.inputs import open_items
 from lwm.data.media.read import Sampling
 from lwm.errors import UserError
-from lwm.files import LRUCache, reading
+from lwm.files import LRUCache, make_folder
 from lwm.processes import all_or_none, first_alone
 from lwm.sharding import AXES, make_mesh, on_mesh, require_divisible
 from lwm.train.config import require_same, write_run
@@ -119,8 +119,7 @@ class VQGANTask:
 
     def measure(self, state: VQGANState, number: int) -> dict[str, Any]:
         """Measures each held-out set; draws `sheets/NAME-STEP.png` of each."""
-        with reading(self._sheets, "written"):
-            self._sheets.mkdir(exist_ok=True)
+        make_folder(self._sheets)
         file = self._sheets / f"{number:07}.png"
         return measure_frames(self._held_out, state.model, file, count=self._config.sheet)
 
