@@ -23,10 +23,11 @@ import numpy as np
 import tyro
 from attention import hardware
 
+from lwm.convert.open import open_tokens
 from lwm.data.fields import RecordEncoder
 from lwm.data.loader import Loader
 from lwm.data.pack import PackingConfig
-from lwm.data.sets import Corpus, of_model
+from lwm.data.sets import Corpus
 from lwm.data.shards import TokenShards
 from lwm.data.sources import open_source
 from lwm.data.stream import Examples, Mixture
@@ -115,7 +116,7 @@ def rate(make: Callable[[], Iterator[int]], config: Benchmark) -> float:
 
 def main(config: Benchmark) -> None:
     """Prints the table and writes it to `results`."""
-    tokenizer, tokens = of_model(config.model)
+    tokenizer, tokens = open_tokens(config.model)
     encoder = RecordEncoder(tokenizer=tokenizer, tokens=tokens)
     packages = ("grain", "array_record", "tokenizers")
     lines = [

@@ -8,6 +8,16 @@ class UserError(Exception):
     """Something that the user can put right, told in one clear line that names the remedy."""
 
 
+def require_share(name: str, value: float) -> None:
+    """Refuses a share outside [0, 1].
+
+    Raises:
+        UserError: The share, by its name.
+    """
+    if not 0 <= value <= 1:
+        raise UserError(f"{name} {value} must be from 0 to 1")
+
+
 def is_full_disk(error: BaseException | None) -> bool:
     """Returns whether an exception, or one that it came from, means a full disk or quota.
 

@@ -131,6 +131,20 @@ def open_model_files(
     return dataclasses.replace(opened, known=known, vqgan=vqgan)
 
 
+def open_tokens(name_or_path: str | Path) -> tuple[Tokenizer, TokenSpace]:
+    """Returns a model's tokenizer and token space; a folder without weights is enough.
+
+    Raises:
+        UserError: The model cannot be found or read.
+    """
+    path = find_files(name_or_path)
+    config = path / "config.json"
+    if config.is_file():
+        return Tokenizer.open(path), read_config(read_json(config), source=str(path)).tokens
+    files = open_model_files(name_or_path)
+    return files.tokenizer, files.config.tokens
+
+
 def _open_lwm(params: Path, given: ModelOverrides, known: catalog.KnownModel | None) -> ModelFiles:
     config, tensors = open_lwm(params, given=given, known=known)
     vqgan = params.with_name("vqgan")

@@ -9,9 +9,9 @@ import numpy as np
 from lwm.console import waiting
 from lwm.data.fields import RecordEncoder
 from lwm.data.format import ExampleFormat
-from lwm.data.sets import open_data, require_share
+from lwm.data.sets import open_data
 from lwm.data.sources import Source
-from lwm.errors import UserError
+from lwm.errors import UserError, require_share
 
 _SHOWN = 20
 
@@ -90,7 +90,7 @@ def run(
     Raises:
         UserError: Nothing can be read, or more than `max_bad_share` of the records are bad.
     """
-    require_share(max_bad_share)
+    require_share("max_bad_share", max_bad_share)
     source, opened, space = open_data(files, model=model, tokenizer=tokenizer, codes=codes)
     report = check(source, RecordEncoder(tokenizer=opened, tokens=space, format=format))
     print(report.table(), flush=True)

@@ -3,7 +3,7 @@
 import dataclasses
 from typing import Literal
 
-from lwm.errors import UserError
+from lwm.errors import UserError, require_share
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -29,8 +29,7 @@ class Captions:
             UserError: The value.
         """
         for name in ("vision_first", "dropped"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise UserError(f"{name} {getattr(self, name)} is a share: from 0 to 1")
+            require_share(name, getattr(self, name))
         if self.variants < 1:
             raise UserError(f"variants {self.variants} must be at least 1")
 

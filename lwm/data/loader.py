@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from lwm.data.example import stack
 from lwm.data.pack import PackingConfig, lay
 from lwm.data.stream import Examples, Mixture, PackedStream, StreamState
-from lwm.errors import UserError
+from lwm.errors import UserError, require_share
 from lwm.tokens import TokenSpace
 
 _FEW_READ = 1000
@@ -71,8 +71,7 @@ class Loader:
         mixture = mixture or Mixture()
         if rows < 1:
             raise UserError(f"{rows} rows a batch: there must be at least 1")
-        if not 0 <= max_bad_share <= 1:
-            raise UserError(f"max_bad_share {max_bad_share} must be from 0 to 1")
+        require_share("max_bad_share", max_bad_share)
         self.max_bad_share = max_bad_share
         self.rows = rows
         self.own = list(range(rows)) if own is None else sorted(own)

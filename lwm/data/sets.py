@@ -5,6 +5,7 @@ import fnmatch
 from collections.abc import Iterator
 from pathlib import Path
 
+from lwm.convert.open import open_tokens
 from lwm.data.example import Example
 from lwm.data.fields import RecordEncoder
 from lwm.data.format import ExampleFormat
@@ -14,7 +15,7 @@ from lwm.data.shards import is_shards, open_shards
 from lwm.data.sources import Source, open_source
 from lwm.data.stream import Examples
 from lwm.errors import UserError
-from lwm.files import ASSETS, read_json, within
+from lwm.files import ASSETS, within
 from lwm.tokenizer.tokenizer import Tokenizer
 from lwm.tokens import TokenSpace
 from lwm.vqgan.model import VQGAN
@@ -148,7 +149,7 @@ def open_data(
     if tokenizer is not None:
         return source, *tokenizer_alone(tokenizer, codes)
     assert model is not None
-    return source, *of_model(model)
+    return source, *open_tokens(model)
 
 
 def tokenizer_alone(path: Path, codes: int) -> tuple[Tokenizer, TokenSpace]:
@@ -157,28 +158,6 @@ def tokenizer_alone(path: Path, codes: int) -> tuple[Tokenizer, TokenSpace]:
         raise UserError(f"codes {codes} must be 0 (no vision) or above")
     tokenizer = Tokenizer.open(path)
     return tokenizer, TokenSpace.of(tokenizer.vocab_size, codes)
-
-
-def of_model(name: str) -> tuple[Tokenizer, TokenSpace]:
-    """Returns a model's tokenizer and token space; no weight is read."""
-    from lwm.convert.huggingface import read_config
-    from lwm.convert.open import find_files
-    from lwm.formats.gguf import read_gguf
-
-    path = find_files(name)
-    tokenizer = Tokenizer.open(path)
-    if (path / "config.json").is_file():
-        values = read_json(path / "config.json")
-    else:
-        gguf = path if path.is_file() else next(iter(path.glob("*.gguf")), path)
-        values = read_gguf(gguf).config
-    return tokenizer, read_config(values, source=str(path), dtype="float32").tokens
-
-
-def require_share(max_bad_share: float) -> None:
-    """Refuses a share that is none."""
-    if not 0 <= max_bad_share <= 1:
-        raise UserError(f"max_bad_share {max_bad_share} must be from 0 to 1")
 
 
 def _found(file: str) -> list[str | Path]:

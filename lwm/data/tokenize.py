@@ -15,11 +15,11 @@ from typing import Any
 from lwm.console import waiting
 from lwm.data.fields import RecordEncoder
 from lwm.data.format import ExampleFormat
-from lwm.data.sets import open_data, require_share
+from lwm.data.sets import open_data
 from lwm.data.shard_job import ShardJob, digest, exclusive, follow_parent, record_writer
 from lwm.data.shards import SHOWN, SUMMARY, Counts, Shard, Summary, tokenizer_fingerprint, write_ids
 from lwm.data.sources import Source, identity
-from lwm.errors import UserError
+from lwm.errors import UserError, require_share
 from lwm.files import require_package
 from lwm.progress import Progress
 
@@ -94,7 +94,7 @@ def run(
     Raises:
         UserError: Nothing can be read, or see `write_shards`.
     """
-    require_share(max_bad_share)
+    require_share("max_bad_share", max_bad_share)
     if format.captions.variants > 1:
         raise UserError("variants are of use where records are read many times; train on these")
     source, opened, space = open_data(files, model=model, tokenizer=tokenizer, codes=codes)

@@ -367,7 +367,7 @@ def test_frames_are_lwms_where_neither_record_nor_format_says(shown):
 @pytest.mark.parametrize("changes", [{"vision_first": 1.1}, {"dropped": -0.1}, {"variants": 0}])
 def test_shares_that_cannot_be_are_refused(changes):
     (name,) = changes
-    with pytest.raises(UserError, match=f"{name} .* (is a share|at least 1)"):
+    with pytest.raises(UserError, match=f"{name} .* must be (from 0 to 1|at least 1)"):
         Captions(**changes)
 
 

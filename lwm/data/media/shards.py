@@ -25,9 +25,8 @@ from lwm.data.media.summary import (
     MediaShard,
     MediaSummary,
 )
-from lwm.data.sets import require_share
 from lwm.data.shard_job import ShardJob, digest, exclusive, record_writer
-from lwm.errors import UserError
+from lwm.errors import UserError, require_share
 from lwm.files import require_package
 from lwm.model.config import Dtype
 from lwm.progress import Progress
@@ -246,7 +245,7 @@ def run(
     Raises:
         UserError: Nothing can be read, or see `write_media`.
     """
-    require_share(max_bad_share)
+    require_share("max_bad_share", max_bad_share)
     path = find_vqgan(model, vqgan)
     items = open_items(inputs, leave=out)
     options: dict[str, Any] = {"dtype": dtype, "resolution": resolution, "batch": batch}

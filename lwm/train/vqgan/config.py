@@ -4,7 +4,7 @@ import dataclasses
 import math
 from typing import Literal
 
-from lwm.errors import UserError
+from lwm.errors import UserError, require_share
 from lwm.renamed import takes_old_settings
 from lwm.train.config import AdamW, LoopConfig
 from lwm.vqgan.config import GROUPS, VQGANConfig
@@ -152,8 +152,7 @@ class FrameData:
         """
         if not self.sets:
             raise UserError("there is no set of frames to learn from; give its files")
-        if not 0 <= self.max_bad_share <= 1:
-            raise UserError(f"max_bad_share {self.max_bad_share} must be from 0 to 1")
+        require_share("max_bad_share", self.max_bad_share)
         for one in self.held_out:
             if not one.name or "/" in one.name or "\0" in one.name:
                 raise UserError(
