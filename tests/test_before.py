@@ -17,7 +17,6 @@ import lwm.train.loop
 from lwm.convert.export import save_model
 from lwm.data.fields import RecordEncoder
 from lwm.data.format import ExampleFormat
-from lwm.data.media.encode import Coder, vqgan_fingerprint
 from lwm.data.media.inputs import open_items
 from lwm.data.media.read import Sampling
 from lwm.data.media.shards import MediaJob, write_media
@@ -50,6 +49,7 @@ from lwm.train.vqgan.discriminator import Discriminator
 from lwm.vqgan.checkpoint import read_vqgan, save_vqgan
 from lwm.vqgan.config import VQGANConfig
 from lwm.vqgan.model import VQGAN
+from lwm.vqgan.tokenizer import VisionTokenizer, vqgan_fingerprint
 
 pytest.importorskip("array_record", reason="array_record is not installed")
 pytest.importorskip("PIL.Image", reason="Pillow is not installed")
@@ -195,11 +195,11 @@ def test_token_shards(before):
 
 
 def test_media_shards(before):
-    coder = Coder(Path("vqgan"), batch=4)
+    vision = VisionTokenizer.open(Path("vqgan"), batch=4)
     for folder in ("media", "media-half"):
         sampling = Sampling(resolution=16, max_frames=2)
-        job = MediaJob.of(open_items(["frames"]), sampling, coder.codebook, Path(folder), 2)
-        write_media(job, coder)
+        job = MediaJob.of(open_items(["frames"]), sampling, vision.codebook, Path(folder), 2)
+        write_media(job, vision)
     # The summary names the path of the VQGAN, which is another here.
     assert same_files(Path("media"), Path("media-half"), leave=SUMMARY)
     old, new = MediaSummary.read(Path("media")), MediaSummary.read(Path("media-half"))
@@ -209,11 +209,11 @@ def test_media_shards(before):
 
 
 def test_vqgan(before):
-    coder = Coder(Path("vqgan"), batch=4)
+    vision = VisionTokenizer.open(Path("vqgan"), batch=4)
     pixels = np.arange(2 * 16 * 16 * 3, dtype=np.uint32).astype(np.uint8) * 7
-    codes = coder(pixels.reshape(2, 16, 16, 3))
+    codes = vision.encode_batch(pixels.reshape(2, 16, 16, 3))
     np.testing.assert_array_equal(codes, EXPECTED["vqgan"]["codes"])
-    assert coder.codebook.fingerprint == EXPECTED["vqgan"]["fingerprint"]
+    assert vision.codebook.fingerprint == EXPECTED["vqgan"]["fingerprint"]
     save_vqgan(read_vqgan(Path("vqgan")), Path("again"))
     assert same_files(Path("vqgan"), Path("again"))
 

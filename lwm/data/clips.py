@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-from lwm.data.media.encode import Coder
 from lwm.data.media.inputs import open_items
 from lwm.data.media.read import Sampling
 from lwm.data.media.shards import MediaJob, write_media
@@ -11,6 +10,7 @@ from lwm.data.shard_job import digest, exclusive
 from lwm.files import ASSETS
 from lwm.hub.catalog import cache_folder
 from lwm.vqgan.checkpoint import SHIPPED
+from lwm.vqgan.tokenizer import VisionTokenizer
 
 CLIPS = ASSETS / "clips"
 FRAMES = 4
@@ -23,15 +23,15 @@ def tokenized_clips() -> Path:
     Raises:
         UserError: The cache cannot be written, or a package that reads pictures is missing.
     """
-    coder = Coder(SHIPPED)
+    vision = VisionTokenizer.open(SHIPPED, batch=16)
     items = open_items((str(CLIPS / "captions.jsonl"),))
     # Another version of the package may have other clips.
-    made_from = [coder.codebook.fingerprint, items.identity(), FRAMES]
+    made_from = [vision.codebook.fingerprint, items.identity(), FRAMES]
     folder = cache_folder() / "clips" / digest(made_from)[:16]
     if not (folder / SUMMARY).is_file():
-        sampling = Sampling(resolution=coder.codebook.resolution, max_frames=FRAMES)
-        job = MediaJob.of(items, sampling, coder.codebook, folder, 1)
+        sampling = Sampling(resolution=vision.codebook.resolution, max_frames=FRAMES)
+        job = MediaJob.of(items, sampling, vision.codebook, folder, 1)
         # The processes of a run ask at the same time.
         with exclusive(folder.parent, wait=True):
-            write_media(job, coder)
+            write_media(job, vision)
     return folder

@@ -9,7 +9,6 @@ from lwm.convert.open import open_tokens
 from lwm.data.example import Example
 from lwm.data.fields import RecordEncoder
 from lwm.data.format import ExampleFormat
-from lwm.data.media.encode import vqgan_fingerprint
 from lwm.data.media.summary import SUMMARY as MEDIA_SUMMARY, MediaSummary
 from lwm.data.shards import is_shards, open_shards
 from lwm.data.sources import Source, open_source
@@ -19,6 +18,7 @@ from lwm.files import ASSETS, within
 from lwm.tokenizer.tokenizer import Tokenizer
 from lwm.tokens import TokenSpace
 from lwm.vqgan.model import VQGAN
+from lwm.vqgan.tokenizer import vqgan_fingerprint
 
 _BOOKS, _SHIPPED = "books:", "shipped:"
 

@@ -50,8 +50,12 @@ class LanguageModel(LoadedModel):
         )
         check(frames)
         name = "" if isinstance(file, bytes) else Path(file).name
-        return self.vision.encode(
-            frames.pixels, is_video=frames.is_video, times=frames.times, name=name
+        return Vision(
+            codes=self.vision.encode(frames.pixels),
+            is_video=frames.is_video,
+            pixels=frames.pixels,
+            times=frames.times,
+            name=name,
         )
 
     def chat(

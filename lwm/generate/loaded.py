@@ -63,7 +63,7 @@ class LoadedModel:
         tokens = self.marks.tokens
         if self.vqgan_file is None:
             raise UserError(f"{self.name} has no VQGAN beside it; give one with --vqgan")
-        return VisionTokenizer.open(self.vqgan_file, tokens, self.mesh)
+        return VisionTokenizer.open(self.vqgan_file, mesh=self.mesh, tokens=tokens)
 
     @property
     def grammar(self) -> VisionGrammar:

@@ -111,6 +111,8 @@ def read_vqgan(
         path = path / ORIGINAL
     read = _read_folder if path.is_dir() else _read_original
     config, arrays = read(path)
+    if resolution is not None:
+        config.grid(resolution, resolution)
     changes = {"dtype": dtype, "resolution": resolution}
     config = _config(path, **dataclasses.asdict(config) | {k: v for k, v in changes.items() if v})
     return _build(path, config, arrays, mesh or make_mesh(), flat=not path.is_dir())

@@ -117,6 +117,23 @@ class VQGANConfig:
         return cls(**values | {"multipliers": tuple(values["multipliers"])})
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CodebookInfo:
+    """The VQGAN that made some codes, as data sets keep it, and the size of the frames."""
+
+    source: str
+    """Its path at that time; another path will do, if the fingerprint is the same."""
+    fingerprint: str
+    """SHA-256 of the weights, independent of how they are stored."""
+    resolution: int
+    """Pixels along a side of a frame."""
+    codes: int
+    """Entries of the codebook."""
+    tokens_per_frame: int
+    dtype: str
+    """Type of the computation."""
+
+
 LWM_VQGAN = VQGANConfig(
     resolution=256,
     hidden=128,

@@ -15,6 +15,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
 from jaxtyping import Array, Float, Int, PRNGKeyArray, UInt8
 
 from lwm.errors import UserError
+from lwm.media.pixels import from_bytes
 from lwm.sharding import AXES, make_mesh, manual, on_mesh
 from lwm.vqgan.config import VQGANConfig
 from lwm.vqgan.layers import Conv, GroupNorm, ResBlock
@@ -274,7 +275,7 @@ def decode_frames(
 
 def _parts(rows: np.ndarray, model: VQGAN, batch: int) -> Iterator[tuple[int, np.ndarray]]:
     """Cuts rows into batches of one size, the last one filled up with zeros."""
-    devices = _mesh_of(model).size
+    devices = mesh_of(model).size
     assert batch > 0
     step = devices * max(1, min(batch, -(-len(rows) // devices)))
     for at in range(0, len(rows), step):
@@ -283,7 +284,7 @@ def _parts(rows: np.ndarray, model: VQGAN, batch: int) -> Iterator[tuple[int, np
 
 
 def _spread(run: Callable[[VQGAN, Array], Array], model: VQGAN, rows: np.ndarray) -> np.ndarray:
-    mesh = _mesh_of(model)
+    mesh = mesh_of(model)
     with jax.set_mesh(mesh):
         return np.asarray(_on_devices(run, model, jax.device_put(rows, on_mesh(mesh, P(AXES)))))
 
@@ -307,11 +308,12 @@ def _on_devices(run: Callable[[VQGAN, Array], Array], model: VQGAN, rows: Array)
 
 
 def _encode_some(model: VQGAN, frames: Array) -> Array:
-    pixels = frames.astype(jnp.float32)
-    return model.encode(pixels / 127.5 - 1 if frames.dtype == jnp.uint8 else pixels)
+    is_bytes = frames.dtype == jnp.uint8
+    return model.encode(from_bytes(frames) if is_bytes else frames.astype(jnp.float32))
 
 
-def _mesh_of(model: VQGAN) -> Mesh:
+def mesh_of(model: VQGAN) -> Mesh:
+    """Returns the mesh of a VQGAN's devices, one for weights that were put on no mesh."""
     sharding = model.quantizer.codebook.sharding
     if isinstance(sharding, NamedSharding) and isinstance(sharding.mesh, Mesh):
         return sharding.mesh

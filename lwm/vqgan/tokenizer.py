@@ -1,53 +1,85 @@
-"""Images and videos as a model reads them, and what it draws as people see it."""
+"""The vision tokenizer: images and video frames to codes of a VQGAN, and back."""
 
+import functools
+import hashlib
+import json
 import math
 from pathlib import Path
-from typing import Literal
 
+import jax
 import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Int, UInt8
 
 from lwm.errors import UserError
-from lwm.media.frames import read_frames
-from lwm.tokenizer.message import Vision
+from lwm.media.pixels import to_bytes
+from lwm.model.config import Dtype
+from lwm.sharding import dotted
 from lwm.tokens import TokenSpace
 from lwm.vqgan.checkpoint import read_vqgan
-from lwm.vqgan.model import VQGAN, decode_frames, encode_frames
-
-_BATCH = 8
-"""Frames that each device encodes or decodes at a time."""
+from lwm.vqgan.config import CodebookInfo
+from lwm.vqgan.model import VQGAN, decode_frames, encode_frames, mesh_of
 
 
 class VisionTokenizer:
-    """A VQGAN for a model whose codes it makes."""
+    """A VQGAN as a tokenizer of frames, for language models and data sets.
 
-    def __init__(self, vqgan: VQGAN):
-        """Takes a VQGAN on its mesh."""
+    Letters of shapes: N frames, R pixels along a side, T codes of a frame, row after row.
+    """
+
+    def __init__(self, vqgan: VQGAN, *, batch: int = 8, source: str = "") -> None:
+        """Takes a VQGAN on its mesh.
+
+        Args:
+            vqgan: Its configuration says the size of the frames.
+            batch: Frames that each device encodes or decodes at a time.
+            source: Where the VQGAN was read from, for `codebook`.
+
+        Raises:
+            UserError: The batch is below 1.
+        """
+        if batch < 1:
+            raise UserError(f"batch {batch} must be at least 1")
         self.vqgan = vqgan
+        self._batch, self._source = batch, source
         side = vqgan.config.resolution
         self.grid = vqgan.config.grid(side, side)
         """Rows and columns of codes."""
+        self.frames_per_batch = batch * mesh_of(vqgan).size
+        """Frames in a batch of all devices."""
 
     @classmethod
-    def open(cls, path: Path, tokens: TokenSpace, mesh: Mesh) -> "VisionTokenizer":
+    def open(
+        cls,
+        path: str | Path,
+        *,
+        mesh: Mesh | None = None,
+        tokens: TokenSpace | None = None,
+        dtype: Dtype | None = None,
+        resolution: int | None = None,
+        batch: int = 8,
+    ) -> "VisionTokenizer":
         """Reads a VQGAN.
 
         Args:
             path: See `read_vqgan`.
-            tokens: Those of the model.
-            mesh: Its devices, each of which gets the weights.
+            mesh: The devices, each of which gets the weights; by default the first one alone.
+            tokens: The token space of a model that is to read the codes.
+            dtype: See `read_vqgan`.
+            resolution: See `read_vqgan`.
+            batch: Frames that each device encodes or decodes at a time.
 
         Raises:
-            UserError: There is none, or its codes are not those of the model.
+            UserError: There is no VQGAN, it has not the codes of the model, or the resolution does
+                not divide into codes.
         """
-        vqgan = read_vqgan(path, mesh=mesh)
-        if vqgan.config.codes != tokens.codes:
+        vqgan = read_vqgan(path, mesh=mesh, dtype=dtype, resolution=resolution)
+        if tokens is not None and vqgan.config.codes != tokens.codes:
             raise UserError(
                 f"{path} has {vqgan.config.codes} codes, but the model {tokens.codes}: "
                 "they are of different models"
             )
-        return cls(vqgan)
+        return cls(vqgan, batch=batch, source=str(Path(path).absolute()))
 
     @property
     def resolution(self) -> int:
@@ -59,53 +91,60 @@ class VisionTokenizer:
         """Codes of a frame."""
         return math.prod(self.grid)
 
-    def read(
-        self,
-        source: str | Path | bytes,
-        *,
-        max_frames: int | None = None,
-        fps: float | None = None,
-        fit: Literal["crop", "letterbox"] = "crop",
-        background: str = "white",
-        name: str | None = None,
-    ) -> Vision:
-        """Reads an image or a video; see `lwm.media.frames.read_frames` for the arguments.
+    @functools.cached_property
+    def codebook(self) -> CodebookInfo:
+        """The facts that data sets keep about the VQGAN that made their codes."""
+        config = self.vqgan.config
+        return CodebookInfo(
+            source=self._source,
+            fingerprint=vqgan_fingerprint(self.vqgan),
+            resolution=config.resolution,
+            codes=config.codes,
+            tokens_per_frame=self.tokens_per_frame,
+            dtype=config.dtype,
+        )
+
+    def encode(self, frames: UInt8[np.ndarray, "N R R 3"]) -> Int[np.ndarray, "N T"]:
+        """Returns the codes of any number of frames."""
+        return encode_frames(self.vqgan, frames, batch=self._batch).reshape(len(frames), -1)
+
+    def encode_batch(self, frames: UInt8[np.ndarray, "N R R 3"]) -> Int[np.ndarray, "N T"]:
+        """Encodes at most `frames_per_batch` frames, filled up to that number.
+
+        One program is compiled, and the codes of a frame do not depend on how many others there
+        are.
 
         Raises:
-            UserError: It cannot be read; the file and the reason are named.
+            UserError: A device has too little memory for a batch.
         """
-        frames = read_frames(
-            source,
-            resolution=self.resolution,
-            max_frames=max_frames,
-            fps=fps,
-            fit=fit,
-            background=background,
-            name=name,
-        )
-        label = name or ("" if isinstance(source, bytes) else Path(source).name)
-        return self.encode(frames.pixels, is_video=frames.is_video, times=frames.times, name=label)
+        assert len(frames) <= self.frames_per_batch
+        missing = self.frames_per_batch - len(frames)
+        try:
+            codes = self.encode(np.pad(frames, [(0, missing), (0, 0), (0, 0), (0, 0)]))
+        except jax.errors.JaxRuntimeError as error:
+            if "RESOURCE_EXHAUSTED" not in str(error):
+                raise
+            raise UserError(
+                f"{self._batch} frames at a time are too many for a device's memory; give a "
+                "smaller --batch"
+            ) from None
+        return codes[: len(frames)]
 
-    def encode(
-        self,
-        pixels: UInt8[np.ndarray, "frames R R 3"],
-        *,
-        is_video: bool,
-        times: np.ndarray | None = None,
-        name: str = "",
-    ) -> Vision:
-        """Returns frames with their codes."""
-        codes = encode_frames(self.vqgan, pixels, batch=_BATCH)
-        return Vision(
-            codes=codes.reshape(len(pixels), -1),
-            is_video=is_video,
-            pixels=pixels,
-            times=times,
-            name=name,
-        )
+    def decode(self, codes: Int[np.ndarray, "N T"]) -> UInt8[np.ndarray, "N R R 3"]:
+        """Returns the frames of any number of codes.
 
-    def decode(self, codes: Int[np.ndarray, "frames codes"]) -> UInt8[np.ndarray, "frames R R 3"]:
-        """Returns what codes show."""
-        squares = codes.reshape(-1, *self.grid)
-        pixels = decode_frames(self.vqgan, squares, batch=_BATCH)
-        return np.rint((pixels + 1) * 127.5).astype(np.uint8)
+        Raises:
+            UserError: A code is not in the codebook.
+        """
+        return to_bytes(decode_frames(self.vqgan, codes.reshape(-1, *self.grid), batch=self._batch))
+
+
+def vqgan_fingerprint(vqgan: VQGAN) -> str:
+    """Returns a SHA-256 over the weights, independent of the file that they were read from."""
+    digest = hashlib.sha256()
+    leaves = {dotted(path): leaf for path, leaf in jax.tree.leaves_with_path(vqgan)}
+    for name, leaf in sorted(leaves.items()):
+        array = np.ascontiguousarray(leaf)
+        digest.update(json.dumps([name, array.shape, str(array.dtype)]).encode())
+        digest.update(array.view(np.uint8).data)
+    return digest.hexdigest()

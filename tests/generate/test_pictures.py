@@ -95,7 +95,7 @@ def test_a_talk_looks_at_files_and_writes_what_is_drawn(drawer, files, tmp_path,
     assert f"one.png: 1 frame, {SIZE + 1 + 1 + 9} tokens; " in shown.err
     assert f"clip.webp: 3 frames, {3 * (SIZE + 1) + 1 + 9} tokens; " in shown.err
     for each, name in zip(made, names, strict=True):
-        again = drawer.vision.read(out / name)
+        again = drawer.see(out / name, max_frames=None)
         assert again.codes.shape == each.codes.shape
         if not each.is_video:
             np.testing.assert_array_equal(again.pixels, each.pixels)

@@ -6,13 +6,14 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from lwm.data.media.encode import Coder
 from lwm.data.media.read import read_items
 from lwm.data.media.shards import MediaJob, complete
-from lwm.data.media.summary import CodebookInfo, MediaSummary
+from lwm.data.media.summary import MediaSummary
 from lwm.errors import UserError
 from lwm.files import require_package
 from lwm.progress import Progress
+from lwm.vqgan.config import CodebookInfo
+from lwm.vqgan.tokenizer import VisionTokenizer
 
 _RESTARTS = 3
 
@@ -34,8 +35,8 @@ def write_with_ray(
 
     Args:
         job_of: Says what is written, once the VQGAN is known.
-        vqgan: See `Coder`.
-        options: Those of `Coder`.
+        vqgan: See `read_vqgan`.
+        options: Keyword arguments of `VisionTokenizer.open`.
         workers: How many actors; each has a CPU core, and a GPU where there are some.
         max_bad_share: See `write_media`.
         progress: Told how many items are done, of how many.
@@ -81,22 +82,22 @@ class _Writer:
 
     def __init__(self, vqgan: Path, options: dict[str, Any]) -> None:
         # Opened later: what goes wrong in here, Ray tells in its own words.
-        self._open = lambda: Coder(vqgan, **options)
-        self._coder: Coder | None = None
+        self._open = lambda: VisionTokenizer.open(vqgan, **options)
+        self._vision: VisionTokenizer | None = None
 
     def codebook(self) -> CodebookInfo:
         """Opens the VQGAN, and says what it is."""
-        if self._coder is None:
-            self._coder = self._open()
-        return self._coder.codebook
+        if self._vision is None:
+            self._vision = self._open()
+        return self._vision.codebook
 
     def write(self, job: MediaJob, number: int) -> int:
         """Writes one shard; returns which."""
         if self.codebook().fingerprint != job.codebook.fingerprint:
             raise UserError("the VQGAN is not the same on all machines; give each the same file")
-        assert self._coder is not None
+        assert self._vision is not None
         results = read_items(job.items, job.shards.part(number), job.sampling, 0)
-        job.write(number, results, self._coder)
+        job.write(number, results, self._vision)
         return number
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from lwm.console import waiting
-from lwm.data.media.encode import Coder, Encoding, find_vqgan
+from lwm.data.media.encode import BatchEncoder, find_vqgan
 from lwm.data.media.inputs import open_items
 from lwm.data.media.items import Bad, Items
 from lwm.data.media.read import Result, Sampling, read_items
@@ -20,7 +20,6 @@ from lwm.data.media.summary import (
     BAD,
     KIND,
     SUMMARY,
-    CodebookInfo,
     MediaCounts,
     MediaShard,
     MediaSummary,
@@ -30,6 +29,9 @@ from lwm.errors import UserError, require_share
 from lwm.files import require_package
 from lwm.model.config import Dtype
 from lwm.progress import Progress
+from lwm.sharding import make_mesh
+from lwm.vqgan.config import CodebookInfo
+from lwm.vqgan.tokenizer import VisionTokenizer
 
 _SHARD_ITEMS = 256
 
@@ -76,7 +78,7 @@ class MediaJob:
         self,
         number: int,
         results: Iterator[Result],
-        coder: Coder,
+        vision: VisionTokenizer,
         tell: Callable[[int], None] = lambda done: None,
     ) -> None:
         """Writes one shard, which appears when it is whole.
@@ -84,14 +86,14 @@ class MediaJob:
         Args:
             number: Which.
             results: Its items, and perhaps those of others after them.
-            coder: Makes frames codes.
+            vision: Encodes the frames.
             tell: Called after each item with how many are read.
         """
 
         def fill(file: Path) -> dict[str, Any]:
             counts, bad = MediaCounts(), []
             with record_writer(file) as write:
-                encoding = Encoding(coder, write)
+                encoder = BatchEncoder(vision, write)
                 for done in range(len(self.shards.part(number))):
                     # Results are shared with the next shard: the last must not be asked for more.
                     result = next(results)
@@ -99,9 +101,9 @@ class MediaJob:
                     if isinstance(result, Bad):
                         bad.append(result._asdict())
                     elif result is not None:
-                        encoding.add(result)
+                        encoder.add(result)
                     tell(done + 1)
-                encoding.finish()
+                encoder.finish()
             return {"counts": dataclasses.asdict(counts), "bad": bad}
 
         self.shards.write(number, fill)
@@ -149,7 +151,7 @@ class MediaJob:
 
 def write_media(
     job: MediaJob,
-    coder: Coder,
+    vision: VisionTokenizer,
     *,
     workers: int = 0,
     max_bad_share: float = 1.0,
@@ -159,7 +161,7 @@ def write_media(
 
     Args:
         job: What is written.
-        coder: Makes frames codes.
+        vision: Encodes the frames.
         workers: How many processes read media; 0 is this process. A program that asks for some
             must not do so when it is merely imported.
         max_bad_share: More items than this may not be bad. `media.json` is then missing, and a
@@ -178,7 +180,7 @@ def write_media(
             for shard in missing:
                 start = before
                 job.write(
-                    shard, results, coder, lambda n, s=start: progress(s + n, job.shards.size)
+                    shard, results, vision, lambda n, s=start: progress(s + n, job.shards.size)
                 )
                 before += len(job.shards.part(shard))
 
@@ -233,12 +235,12 @@ def run(
         model: A model that has a VQGAN, or
         vqgan: that VQGAN.
         sampling: Says how frames of a resolution are taken.
-        resolution: See `Coder`.
+        resolution: See `VisionTokenizer.open`.
         shards: How many files; None for one to about 256 items.
         workers: See `write_media`.
-        batch: See `Coder`.
-        mesh: See `Coder`.
-        dtype: See `Coder`.
+        batch: See `VisionTokenizer.open`.
+        mesh: See `VisionTokenizer.open`.
+        dtype: See `VisionTokenizer.open`.
         engine: What runs: this machine, or a Ray cluster.
         max_bad_share: See `write_media`.
 
@@ -261,10 +263,10 @@ def run(
                 job_of, path, options, workers, max_bad_share=max_bad_share, progress=tell
             )
         else:
-            coder = Coder(path, mesh=mesh, **options)
+            vision = VisionTokenizer.open(path, mesh=make_mesh(mesh), **options)
             summary = write_media(
-                job_of(coder.codebook),
-                coder,
+                job_of(vision.codebook),
+                vision,
                 workers=workers,
                 max_bad_share=max_bad_share,
                 progress=tell,

@@ -13,13 +13,12 @@ import jinja2
 import numpy as np
 
 from lwm.console import waiting
-from lwm.data.media.encode import vqgan_fingerprint
 from lwm.data.media.summary import BAD, MediaSummary
 from lwm.data.sources import open_source
 from lwm.errors import UserError
 from lwm.files import reading, write_bytes
 from lwm.media.write import write_image, write_video
-from lwm.vqgan.checkpoint import find_shipped, read_vqgan
+from lwm.vqgan.checkpoint import find_shipped
 from lwm.vqgan.tokenizer import VisionTokenizer
 
 _FRAMES = 24
@@ -79,14 +78,14 @@ def show(
     path = find_shipped(vqgan or summary.codebook.source)
     if not path.exists():
         raise UserError(f"{path}, which made the codes, is not there; say where with --vqgan")
-    model = read_vqgan(path, resolution=summary.codebook.resolution)
-    if vqgan_fingerprint(model) != summary.codebook.fingerprint:
+    vision = VisionTokenizer.open(path, resolution=summary.codebook.resolution)
+    if vision.codebook.fingerprint != summary.codebook.fingerprint:
         raise UserError(f"{path} is not the VQGAN that made the codes of {folder}; give that one")
     source = open_source(folder)
     numbers = np.linspace(0, len(source) - 1, min(count, len(source))).astype(int)
     cards = []
     with tempfile.TemporaryDirectory() as temporary, waiting("decoding", "items") as tell:
-        pictures = _Pictures(VisionTokenizer(model), Path(temporary))
+        pictures = _Pictures(vision, Path(temporary))
         for done, number in enumerate(numbers.tolist(), 1):
             cards.append(_card(source[number].value, pictures))
             tell(done, len(numbers))

@@ -12,6 +12,7 @@ from typing import Any
 
 from lwm.errors import UserError
 from lwm.files import read_versioned, reading, require_size, write_versioned
+from lwm.vqgan.config import CodebookInfo
 
 SUMMARY, BAD = "media.json", "bad.jsonl"
 KIND = "media"
@@ -48,21 +49,6 @@ class MediaCounts:
             bad=self.bad + other.bad,
             passed_over=self.passed_over + other.passed_over,
         )
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class CodebookInfo:
-    """The VQGAN that made the codes, and the size of the frames that it was given."""
-
-    source: str
-    """Where it was; another place will do, if the fingerprint is the same."""
-    fingerprint: str
-    """A SHA-256 of the weights, however they are stored."""
-    resolution: int
-    """Pixels along a side."""
-    codes: int
-    tokens_per_frame: int
-    dtype: str
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

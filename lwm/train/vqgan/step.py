@@ -12,6 +12,7 @@ import optax
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, UInt8
 
+from lwm.media.pixels import from_bytes
 from lwm.sharding import AXES, manual
 from lwm.train.vqgan.config import VQGANTraining
 from lwm.train.vqgan.discriminator import Discriminator
@@ -130,7 +131,7 @@ class VQGANStep:
     ) -> tuple[tuple[VQGAN, Discriminator, VQGANMetrics], Float[Array, "n E"]]:
         """Returns the gradients of both, what to tell, and the latents."""
         config, weights = self.config, self.config.loss
-        real = frames.astype(jnp.float32) / 127.5 - 1
+        real = from_bytes(frames)
         quantized = state.step >= config.codebook.warmup
 
         def reconstruct(model: VQGAN) -> Any:

@@ -11,9 +11,10 @@ from typing import Any
 import jax
 import numpy as np
 from jax.sharding import PartitionSpec as P
-from jaxtyping import Bool, Float, UInt8
+from jaxtyping import Bool, UInt8
 
 from lwm.media.limits import colour
+from lwm.media.pixels import from_bytes, to_bytes
 from lwm.media.write import contact_sheet, write_image
 from lwm.sharding import make_mesh, on_mesh
 from lwm.train.vqgan.perceptual import LPIPS, frechet_distance, summaries
@@ -46,7 +47,7 @@ class HeldOutFrames:
     def measure(self, model: VQGAN) -> tuple[dict[str, Any], Pixels]:
         """Returns plain values for a log, and the frames decoded from their codes."""
         codes = encode_frames(model, self.frames, batch=_TOGETHER)
-        decoded = _bytes(decode_frames(model, codes, batch=_TOGETHER))
+        decoded = to_bytes(decode_frames(model, codes, batch=_TOGETHER))
         used = len(np.unique(codes)) / model.config.codes
         scores = describe_scores(self.frames, decoded, self._drawn)
         scores |= {"frames": len(self.frames), "codes_used": used}
@@ -127,17 +128,11 @@ def _psnr(error: Any) -> Any:
     return 10 * np.log10(255**2 / np.maximum(error, 1 / 64))
 
 
-def _bytes(frames: Float[np.ndarray, "N H W C"]) -> Pixels:
-    return np.clip(np.round((frames + 1) * 127.5), 0, 255).astype(np.uint8)
-
-
 def by_features(lpips: LPIPS, frames: Pixels, decoded: Pixels) -> dict[str, float]:
     """Returns the mean LPIPS, and of more than one frame the Fréchet distance by its features."""
     distances, one, two = [], [], []
     for start in range(0, len(frames), _TOGETHER):
-        a, b = (
-            x[start : start + _TOGETHER].astype(np.float32) / 127.5 - 1 for x in (frames, decoded)
-        )
+        a, b = (from_bytes(x[start : start + _TOGETHER]) for x in (frames, decoded))
         distances.append(_distance(lpips, a, b))
         one.append(summaries(lpips, a))
         two.append(summaries(lpips, b))

@@ -17,7 +17,7 @@ import pytest
 
 from lwm.cli.media import tokenize
 from lwm.data.format import ExampleFormat
-from lwm.data.media.encode import Coder, find_vqgan, vqgan_fingerprint
+from lwm.data.media.encode import find_vqgan
 from lwm.data.media.inputs import open_items
 from lwm.data.media.read import Sampling
 from lwm.data.media.shards import MediaJob, write_media
@@ -25,8 +25,11 @@ from lwm.data.media.summary import MediaSummary
 from lwm.data.sets import open_set
 from lwm.data.sources import open_source
 from lwm.errors import UserError
+from lwm.sharding import make_mesh
 from lwm.tokens import TokenSpace
+from lwm.vqgan.checkpoint import read_vqgan
 from lwm.vqgan.model import encode_frames
+from lwm.vqgan.tokenizer import VisionTokenizer, vqgan_fingerprint
 
 Image = pytest.importorskip("PIL.Image", reason="Pillow is not installed")
 pytest.importorskip("array_record", reason="array_record is not installed")
@@ -36,7 +39,7 @@ SECONDS = 120
 
 @pytest.fixture(scope="module")
 def coder(vqgan):
-    return Coder(vqgan, batch=4)
+    return VisionTokenizer.open(vqgan, batch=4)
 
 
 def draw(folder: Path, count: int) -> Path:
@@ -79,7 +82,7 @@ def test_shards_hold_the_codes_in_their_order(tmp_path, pictures, coder, vqgan):
     summary = write(pictures, coder, tmp_path / "out", progress=lambda *done: told.append(done))
     found = records(tmp_path / "out")
     assert [each["name"] for each in found] == [f"{i:04}.gif" for i in range(20) if i % 10 != 9]
-    model = coder._model
+    model = coder.vqgan
     for record in found:
         number = int(record["name"][:4])
         (item,) = read_pictures(pictures / record["name"])
@@ -153,8 +156,8 @@ def test_batch_and_processes_make_no_difference(tmp_path, pictures, coder, vqgan
     write(pictures, coder, tmp_path / "here")
     write(pictures, coder, tmp_path / "processes", workers=2)
     assert files(tmp_path / "here") == files(tmp_path / "processes")
-    spread = Coder(vqgan, batch=4, mesh="4,1,1,1")
-    assert spread.size == 16
+    spread = VisionTokenizer.open(vqgan, batch=4, mesh=make_mesh("4,1,1,1"))
+    assert spread.frames_per_batch == 16
     write(pictures, spread, tmp_path / "devices")
     assert records(tmp_path / "here") == records(tmp_path / "devices")
 
@@ -198,7 +201,7 @@ def test_another_input_is_refused(tmp_path, pictures, coder, whole):
             again()
         assert len((out / "bad.jsonl").read_text().splitlines()) == 2
     few = Sampling(resolution=32, max_frames=2)
-    other = Coder.__new__(Coder)
+    other = VisionTokenizer.__new__(VisionTokenizer)
     other.__dict__ |= vars(coder) | {
         "codebook": dataclasses.replace(coder.codebook, fingerprint="0", dtype="bfloat16")
     }
@@ -239,7 +242,7 @@ def test_nothing_to_keep(tmp_path, coder):
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        ({}, "give --model or --vqgan: either says what makes frames codes"),
+        ({}, "give --model or --vqgan: either names the VQGAN that makes the codes"),
         ({"vqgan": Path("x"), "model": "y"}, "give --model or --vqgan"),
         ({"vqgan": Path("/nowhere")}, "/nowhere does not exist; give LWM's vqgan file"),
         ({"max_frames": -1}, r"--max-frames -1 must be 0 \(all\) or above"),
@@ -288,8 +291,8 @@ def test_the_command(tmp_path, pictures, vqgan, capsys):
 
 def test_a_model_says_where_its_vqgan_is(tmp_path, draw_vqgan, vqgan, model):
     assert find_vqgan(None, vqgan) == vqgan
-    assert vqgan_fingerprint(Coder(vqgan)._model) != vqgan_fingerprint(
-        Coder(draw_vqgan(codes=65))._model
+    assert vqgan_fingerprint(read_vqgan(vqgan)) != vqgan_fingerprint(
+        read_vqgan(draw_vqgan(codes=65))
     )
 
 
@@ -329,8 +332,8 @@ def test_a_killed_run_goes_on(tmp_path, pictures, vqgan, coder):
     left = len(list(out.glob("media-*")))
     assert 3 <= left < 10
     assert not (out / "media.json").exists()
-    write(pictures, Coder(vqgan), out, shards=10)
-    write(pictures, Coder(vqgan), tmp_path / "whole", shards=10)
+    write(pictures, VisionTokenizer.open(vqgan), out, shards=10)
+    write(pictures, VisionTokenizer.open(vqgan), tmp_path / "whole", shards=10)
     assert files(out) == files(tmp_path / "whole")
 
 

@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 
 from lwm.cli.media import data_show
-from lwm.data.media.encode import Coder
 from lwm.data.media.inputs import open_items
 from lwm.data.media.read import Sampling
 from lwm.data.media.shards import MediaJob, write_media
@@ -21,6 +20,7 @@ from lwm.data.sources import open_source
 from lwm.errors import UserError
 from lwm.vqgan.checkpoint import read_vqgan
 from lwm.vqgan.model import decode_frames
+from lwm.vqgan.tokenizer import VisionTokenizer
 
 Image = pytest.importorskip("PIL.Image", reason="Pillow is not installed")
 pytest.importorskip("array_record", reason="array_record is not installed")
@@ -45,10 +45,10 @@ def shards(tmp_path_factory, draw_vqgan):
     rows += [{"messages": talk}, {"path": "2.gif", "question": "What?", "answer": "Dots\ud83d"}]
     rows += [{"path": "<gone>.png"}, {"path": "0.gif", "caption": 3}, {}]
     (folder / "x.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    coder = Coder(vqgan)
+    vision = VisionTokenizer.open(vqgan)
     items = open_items([str(folder / "x.jsonl")])
     sampling = Sampling(resolution=16)
-    write_media(MediaJob.of(items, sampling, coder.codebook, folder / "out", 3), coder)
+    write_media(MediaJob.of(items, sampling, vision.codebook, folder / "out", 3), vision)
     return folder / "out", vqgan
 
 
