@@ -12,6 +12,7 @@ import dataclasses
 import math
 import os
 import sys
+from typing import Literal
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -24,10 +25,10 @@ class Step:
     rows: int = 1
     mlp_chunk: int = 1024
     loss_chunk: int = 1024
-    dtype: str = "float32"
+    dtype: Literal["float32", "bfloat16"] = "float32"
 
 
-def estimate(config, sizes: tuple[int, int, int, int], rows: int, length: int) -> float:
+def estimate(config, compute, sizes: tuple[int, int, int, int], rows: int, length: int) -> float:
     """The formula of docs/parallelism.md for weights, gradients and activations, in bytes."""
     dp, fsdp, tp, sp = sizes
     D, F, L, N, K, H = (
@@ -42,11 +43,11 @@ def estimate(config, sizes: tuple[int, int, int, int], rows: int, length: int) -
     layer = D * (2 * N + 2 * K) * H + 3 * D * F
     weights = L * layer + V * D * (1 if config.tie_embeddings else 2)
     b, s = rows / (dp * fsdp), length / sp
-    width = 2 if config.dtype == "bfloat16" else 4
+    width = 2 if compute.dtype == "bfloat16" else 4
     stored = 2 * 4 * weights / (fsdp * tp * sp)
     saved = L * b * s * (width * D + (width * N * H + 4 * N) / tp)
     ring = b * s * 4 * (4 * N + 8 * K) * H / tp
-    chunks = 3 * 4 * b * config.mlp_chunk * F / tp + 3 * 4 * config.loss_chunk * V / tp
+    chunks = 3 * 4 * b * compute.mlp_chunk * F / tp + 3 * 4 * compute.loss_chunk * V / tp
     work = 10 * width * b * s * D + 2 * 4 * (layer + V * D) / tp
     return stored + saved + ring + chunks + work
 
@@ -56,17 +57,17 @@ def main(step: Step) -> None:
     import jax
     import jax.random as jr
 
-    from lwm.model.config import preset
+    from lwm.model.config import Compute, preset
     from lwm.model.layers import Packing
     from lwm.model.llama import Llama
     from lwm.sharding import make_mesh, parse_mesh
 
-    config = preset(
-        step.model,
+    config = preset(step.model)
+    compute = Compute(
+        dtype=step.dtype,
         remat="attention",
         mlp_chunk=step.mlp_chunk,
         loss_chunk=step.loss_chunk,
-        dtype=step.dtype,
     )
     mesh = make_mesh(step.mesh)
     with jax.set_mesh(mesh):
@@ -74,7 +75,7 @@ def main(step: Step) -> None:
         def loss(model, tokens, targets, packing):
             return model.losses(tokens, targets, packing).nll.mean()
 
-        model = jax.eval_shape(lambda: Llama.init(config, key=jr.key(0)))
+        model = jax.eval_shape(lambda: Llama.init(config, compute, key=jr.key(0)))
         packing = jax.eval_shape(lambda: Packing.whole(step.rows, step.length))
         ids = packing.segments
         compiled = jax.jit(jax.grad(loss)).lower(model, ids, ids, packing).compile()
@@ -88,7 +89,7 @@ def main(step: Step) -> None:
     )
     sizes = parse_mesh(step.mesh, mesh.size)
     shown = [f"{part / 2**30:.2f}" for part in (*parts, sum(parts))]
-    expected = estimate(config, sizes, step.rows, step.length) / 2**30
+    expected = estimate(config, compute, sizes, step.rows, step.length) / 2**30
     print(
         f"| {step.model} | {step.mesh} | {step.rows} × {step.length:,} | "
         f"{' | '.join(shown)} | {expected:.2f} |"

@@ -56,7 +56,7 @@ def ours(dtype: str, length: int, sp: int) -> Callable[[], float]:
     import numpy as np
 
     from lwm.data.example import Batch
-    from lwm.model.config import LlamaConfig
+    from lwm.model.config import Compute, LlamaConfig
     from lwm.model.llama import Llama
     from lwm.sharding import make_mesh
     from lwm.tokens import TokenSpace
@@ -74,6 +74,8 @@ def ours(dtype: str, length: int, sp: int) -> Callable[[], float]:
         head_dim=DIM // HEADS,
         mlp_dim=MLP,
         max_context=length,
+    )
+    compute = Compute(
         dtype="bfloat16" if dtype == "bfloat16" else "float32",
         remat="attention",
         mlp_chunk=2048,
@@ -82,7 +84,7 @@ def ours(dtype: str, length: int, sp: int) -> Callable[[], float]:
     mesh = make_mesh(f"sp={sp}")
     optimizer = build_optimizer(AdamW(), 1000)
     with jax.set_mesh(mesh):
-        model = jax.jit(lambda: Llama.init(config, key=jr.key(0)))()
+        model = jax.jit(lambda: Llama.init(config, compute, key=jr.key(0)))()
         state, step = TrainState.start(model, optimizer), TrainStep(optimizer, Loss())
     ids = np.random.default_rng(0).integers(0, VOCABULARY, (1, 1, length + 1)).astype(np.int32)
     batch = Batch(

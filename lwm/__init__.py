@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from lwm.generate.chat import Conversation
     from lwm.generate.language_model import LanguageModel
     from lwm.loading import load
-    from lwm.model.config import LlamaConfig
+    from lwm.model.config import Compute, LlamaConfig
     from lwm.model.llama import Llama
     from lwm.ops import attention
     from lwm.sampling_params import FrameSampling, SamplingParams, VisionSampling
@@ -31,6 +31,7 @@ _find_old = renamed.look_up(__name__)
 # Looked up at first use: `import lwm` costs little, and the command line prints its help without
 # JAX.
 _PUBLIC = {
+    "Compute": "lwm.model.config",
     "Conversation": "lwm.generate.chat",
     "FrameSampling": "lwm.sampling_params",
     "LanguageModel": "lwm.generate.language_model",
@@ -47,6 +48,7 @@ _PUBLIC = {
     "make_mesh": "lwm.sharding",
 }
 __all__ = [
+    "Compute",
     "Conversation",
     "FrameSampling",
     "LanguageModel",

@@ -1,9 +1,7 @@
 """Loads a model from files or by name onto a mesh, ready to generate."""
 
-import dataclasses
 from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
 
 from lwm import renamed
 from lwm.convert.huggingface import is_not_weight
@@ -11,7 +9,7 @@ from lwm.convert.open import open_model_files as open_files
 from lwm.convert.weights import build_llama
 from lwm.devices import machine
 from lwm.generate.language_model import LanguageModel
-from lwm.model.config import NO_OVERRIDES, Dtype, ModelOverrides
+from lwm.model.config import NO_OVERRIDES, Compute, ModelOverrides, Storage, compute_dtype
 from lwm.model.llama import check_mesh
 from lwm.plan.fit import require_fit
 from lwm.sampling_params import LWM_SAMPLING
@@ -27,7 +25,7 @@ def load(
     name_or_path: str | Path,
     *,
     mesh: str = "1,1,1,1",
-    dtype: Dtype | Literal["int8"] = "float32",
+    dtype: Storage = "float32",
     template: str | None = None,
     vqgan: str | Path | None = None,
     given: ModelOverrides = NO_OVERRIDES,
@@ -50,9 +48,7 @@ def load(
         UserError: The model cannot be had, read or put on the mesh.
     """
     opened = open_files(name_or_path, given=given)
-    is_int8 = dtype == "int8"
-    devices = make_mesh(mesh)
-    config = dataclasses.replace(opened.config, dtype="float32" if is_int8 else dtype)
+    config, devices = opened.config, make_mesh(mesh)
     check_mesh(config, devices)
     dp, fsdp, tp, sp = devices.devices.shape
     require_fit(
@@ -60,7 +56,7 @@ def load(
         name=str(name_or_path),
         context=given.context or _MIN_CONTEXT,
         mesh=(dp, fsdp, tp, sp),
-        int8=is_int8,
+        dtype=dtype,
         machine=machine(),
     )
     llama = build_llama(
@@ -68,8 +64,9 @@ def load(
         opened.tensors,
         opened.table,
         mesh=devices,
-        int8=is_int8,
-        ignore=lambda name: is_not_weight(name, opened.config),
+        compute=Compute(dtype=compute_dtype(dtype)),
+        int8=dtype == "int8",
+        ignore=lambda name: is_not_weight(name, config),
         progress=progress,
     )
     return LanguageModel(

@@ -38,6 +38,10 @@ NAMES = {
 """Old name, with the module it was imported from, to new."""
 SETTINGS = {
     "drawings": "sampling",
+    "model.dtype": "compute.dtype",
+    "model.loss_chunk": "compute.loss_chunk",
+    "model.mlp_chunk": "compute.mlp_chunk",
+    "model.remat": "compute.remat",
     "training.codebook.continuous": "training.codebook.warmup",
     "training.optimizer.schedule.course": "training.optimizer.schedule.shape",
 }

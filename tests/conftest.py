@@ -31,7 +31,7 @@ from lwm.convert.names import LWM_NAMES, dimensions  # noqa: E402
 from lwm.convert.weights import build_llama  # noqa: E402
 from lwm.formats.flax_writer import write_stream  # noqa: E402
 from lwm.generate.language_model import LanguageModel  # noqa: E402
-from lwm.model.config import LlamaConfig, ModelOverrides, Rope  # noqa: E402
+from lwm.model.config import Compute, LlamaConfig, ModelOverrides, Rope  # noqa: E402
 from lwm.model.layers import Packing  # noqa: E402
 from lwm.model.llama import Llama  # noqa: E402
 from lwm.sharding import TOKENS, make_mesh, on_mesh  # noqa: E402
@@ -83,8 +83,8 @@ def tiny():
 def init():
     """Draws a model under the mesh in use."""
 
-    def make(config: LlamaConfig, seed: int = 0) -> Llama:
-        return jax.jit(lambda key: Llama.init(config, key=key))(jr.key(seed))
+    def make(config: LlamaConfig, seed: int = 0, compute: Compute = Compute()) -> Llama:
+        return jax.jit(lambda key: Llama.init(config, compute, key=key))(jr.key(seed))
 
     return make
 

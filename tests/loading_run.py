@@ -17,7 +17,7 @@ import numpy as np
 from lwm.convert.lwm import TABLE, LwmTensors
 from lwm.convert.names import LWM_NAMES, dimensions
 from lwm.formats.flax_writer import write_stream
-from lwm.model.config import LlamaConfig, preset
+from lwm.model.config import Compute, LlamaConfig, preset
 from lwm.tokens import TokenSpace
 
 HEAD_DIM = 64
@@ -34,7 +34,6 @@ def make_config(dim: int, mlp_dim: int, num_layers: int) -> LlamaConfig:
         num_heads=heads,
         num_kv_heads=heads,
         head_dim=HEAD_DIM,
-        dtype="bfloat16",
     )
 
 
@@ -78,7 +77,8 @@ def load(path: Path) -> dict[str, float]:
     sizes = tensors.sizes
     config = make_config(sizes.dim, sizes.mlp_dim, sizes.num_layers)
     tensors.require_fit(config)
-    model = jax.block_until_ready(build_llama(config, tensors, TABLE, mesh=mesh))
+    compute = Compute(dtype="bfloat16")
+    model = jax.block_until_ready(build_llama(config, tensors, TABLE, mesh=mesh, compute=compute))
     seconds = time.perf_counter() - start
     done.set()
     watcher.join()

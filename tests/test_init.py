@@ -141,12 +141,8 @@ def test_a_model_with_vision_ids_keeps_them(make_source):
 
 def test_settings(source):
     opened = open_model_files(source[1])
-    config = opened.training_config(
-        vision=8448, codes=8192, dtype="bfloat16", remat="attention", mlp_chunk=64, loss_chunk=32
-    )
+    config = opened.training_config(vision=8448, codes=8192)
     assert config.tokens == TokenSpace(text=TEXT, vision=8448, codes=8192)
-    assert (config.dtype, config.remat) == ("bfloat16", "attention")
-    assert (config.mlp_chunk, config.loss_chunk) == (64, 32)
     assert config.dim == source[0].config.dim
 
 
@@ -156,7 +152,6 @@ def test_settings(source):
         ({"vision": 66}, "66 vision ids for 0 codes"),
         ({"codes": -1}, "0 vision ids for -1 codes"),
         ({"codes": 64, "vision": 65}, "model cannot be trained so: 64 codes, .* need 66 vision"),
-        ({"loss_chunk": 0}, "cannot be trained so: mlp_chunk None and loss_chunk 0"),
     ],
 )
 def test_what_cannot_be_trained(source, changes, said):

@@ -17,6 +17,7 @@ from jax.sharding import AbstractMesh, AxisType, NamedSharding, PartitionSpec as
 
 from lwm.cli.train import commands, require_use
 from lwm.errors import UserError
+from lwm.model.config import Compute
 from lwm.model.llama import Llama
 from lwm.recipes import RECIPES, debug, find_recipe, tiny_vision
 from lwm.renamed import new_setting
@@ -213,8 +214,8 @@ def test_options_without_effect_are_refused():
     require_use(wide, run)
     with pytest.raises(UserError, match=r"--model\.mlp-dim has no effect with --init"):
         require_use(dataclasses.replace(wide, init="some/model"), run)
-    low = dataclasses.replace(run.model, dtype="bfloat16", remat="full", mlp_chunk=64)
-    require_use(dataclasses.replace(run, model=low, init="some/model"), run)
+    low = Compute(dtype="bfloat16", remat="full", mlp_chunk=64)
+    require_use(dataclasses.replace(run, compute=low, init="some/model"), run)
     with pytest.raises(UserError, match="decay 9 has no effect with shape cosine"):
         Schedule(decay=9)
     with pytest.raises(UserError, match=r"end 0\.1 has no effect with shape constant"):
@@ -226,6 +227,8 @@ def test_what_cannot_be_is_refused():
     for change in ({"sets": ()}, {"rows": 0}, {"held_out_rows": 0}, {"codes": -1}):
         with pytest.raises(UserError):
             dataclasses.replace(run.data, **cast(Any, change))
+    with pytest.raises(UserError, match="mlp_chunk None and loss_chunk 0 must be at least 1"):
+        Compute(loss_chunk=0)
     with pytest.raises(UserError, match="validation every -1 steps"):
         Training(steps=1, validate_every=-1)
 

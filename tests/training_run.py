@@ -79,10 +79,14 @@ def main(folder: Path, steps: int, text: str = "1,1,1,1") -> None:
     )
     packing = PackingConfig(length=64, open_rows=3)
     mixture = Mixture(streams=4)
+
+    def draw() -> Llama:
+        return Llama.init(CONFIG, key=jr.key(0))
+
     task = LanguageTask(
         training,
-        CONFIG,
-        jax.jit(lambda: Llama.init(CONFIG, key=jr.key(0))),
+        draw,
+        jax.jit(draw),
         Loader([Counting()], SPACE, packing, mixture, rows=ROWS, own=own_rows(mesh, ROWS)),
         mesh,
     )

@@ -117,7 +117,7 @@ def _render(
         "Layers, width": f"{config.num_layers}, {config.dim}",
         "Heads (key/value)": f"{config.num_heads} ({config.num_kv_heads})",
         "Context": f"{config.max_context:,} tokens",
-        "Computed in": config.dtype,
+        "Computed in": model.llama.compute.dtype,
         "Device": device.device_kind,
         "Loaded in": f"{loading:.1f} s",
         "Software": f"lwm {lwm.__version__}, JAX {jax.__version__}, "

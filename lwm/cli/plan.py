@@ -50,10 +50,8 @@ def plan(
 
     config, sizes = _config(model), _read_mesh(mesh)
     require_divisible_weights(config, sizes)
-    int8 = dtype == "int8"
-    config = dataclasses.replace(config, dtype="float32" if int8 else dtype)
     own = config.max_context
-    asked = Plan(config=config, context=context or own, rows=rows, mesh=sizes, int8=int8)
+    asked = Plan(config=config, context=context or own, rows=rows, mesh=sizes, dtype=dtype)
     machine = _machine(asked.devices, memory)
     if context is None:
         contexts = [each for each in _CONTEXTS if each < own] + [own]

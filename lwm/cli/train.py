@@ -79,8 +79,7 @@ def require_use(run: Run, recipe: Run) -> None:
         return
     for field in dataclasses.fields(run.model):
         name = field.name
-        changed = getattr(run.model, name) != getattr(recipe.model, name)
-        if changed and name not in ("dtype", "remat", "mlp_chunk", "loss_chunk"):
+        if getattr(run.model, name) != getattr(recipe.model, name):
             option = f"--model.{name.replace('_', '-')}"
             raise UserError(f"{option} has no effect with --init, whose model brings its own")
 

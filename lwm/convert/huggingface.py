@@ -13,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 
 from lwm.errors import UserError
 from lwm.files import read_json
-from lwm.model.config import Dtype, LlamaConfig, Rope, RopeScaling
+from lwm.model.config import LlamaConfig, Rope, RopeScaling
 from lwm.tokens import TokenSpace
 from lwm.vqgan.config import WEIGHTS
 
@@ -40,10 +40,8 @@ OWN = "lwm"
 """The key of `config.json` that holds a token space with vision ids, as `TokenSpace` has it."""
 
 
-def read_config(
-    values: Mapping[str, Any], *, source: str = "config.json", dtype: Dtype = "float32"
-) -> LlamaConfig:
-    """Reads the configuration of a model of the Llama kind; `dtype` is not in the file.
+def read_config(values: Mapping[str, Any], *, source: str = "config.json") -> LlamaConfig:
+    """Reads the configuration of a model of the Llama kind.
 
     Raises:
         UserError: The architecture or a feature of it is not supported, or a value is missing;
@@ -71,7 +69,6 @@ def read_config(
             tie_embeddings=values.get("tie_word_embeddings", False),
             qkv_bias=kind == "qwen2" or (kind == "qwen3" and values.get("attention_bias", False)),
             qk_norm=kind == "qwen3",
-            dtype=dtype,
         )
     except ValueError as error:
         raise UserError(f"{source}: {error}") from None

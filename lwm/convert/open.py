@@ -21,7 +21,7 @@ from lwm.errors import UserError
 from lwm.files import read_json
 from lwm.formats.gguf import read_gguf
 from lwm.hub import catalog
-from lwm.model.config import NO_OVERRIDES, Dtype, LlamaConfig, ModelOverrides, Remat
+from lwm.model.config import NO_OVERRIDES, Compute, LlamaConfig, ModelOverrides
 from lwm.model.llama import Llama
 from lwm.sampling_params import LWM_SAMPLING, VisionSampling
 from lwm.tokenizer.markers import CLOSING, OPENING
@@ -50,38 +50,18 @@ class ModelFiles:
     known: catalog.KnownModel | None = None
     """What is known of the model by its name."""
 
-    def training_config(
-        self,
-        *,
-        vision: int = 0,
-        codes: int = 0,
-        dtype: Dtype = "float32",
-        remat: Remat = "none",
-        mlp_chunk: int | None = None,
-        loss_chunk: int = 1024,
-    ) -> LlamaConfig:
+    def training_config(self, *, vision: int = 0, codes: int = 0) -> LlamaConfig:
         """Returns what `read_llama` is to make of this model.
 
         Args:
             vision: Vision ids, unused ones included; 0 for `codes` and the two that end a frame.
             codes: Entries of the vision codebook; 0 to leave the token space as it is.
-            dtype: What activations are computed in.
-            remat: See `LlamaConfig`, as for the others.
-            mlp_chunk: See there.
-            loss_chunk: See there.
 
         Raises:
-            UserError: The model has other vision ids, or a setting is out of range.
+            UserError: The model has other vision ids.
         """
         try:
-            return dataclasses.replace(
-                self.config,
-                tokens=self._token_space(vision, codes),
-                dtype=dtype,
-                remat=remat,
-                mlp_chunk=mlp_chunk,
-                loss_chunk=loss_chunk,
-            )
+            return dataclasses.replace(self.config, tokens=self._token_space(vision, codes))
         except ValueError as error:
             raise UserError(f"{self.source} cannot be trained so: {error}") from None
 
@@ -204,6 +184,7 @@ def read_llama(
     opened: ModelFiles,
     config: LlamaConfig,
     *,
+    compute: Compute = Compute(),
     mesh: Mesh,
     seed: int = 0,
     progress: Callable[[int, int], None] = lambda done, total: None,
@@ -216,6 +197,7 @@ def read_llama(
     Args:
         opened: Where the weights are.
         config: What to make of them: `opened.training_config(…)`.
+        compute: How the model is computed.
         mesh: The devices; what is drawn does not depend on them.
         seed: Of what is drawn.
         progress: Told how many tensors of how many are loaded.
@@ -232,6 +214,7 @@ def read_llama(
         config,
         tensors,
         opened.table,
+        compute=compute,
         mesh=mesh,
         ignore=lambda name: is_not_weight(name, config),
         progress=progress,

@@ -21,7 +21,7 @@ from jaxtyping import Array, Float, Int
 
 from lwm.convert.names import TensorLayout, dimensions
 from lwm.errors import UserError
-from lwm.model.config import LlamaConfig
+from lwm.model.config import Compute, LlamaConfig
 from lwm.model.llama import Llama, check_mesh
 from lwm.model.quantize import CONTRACTED, QuantizedWeight, quantize
 from lwm.sharding import dotted, make_mesh
@@ -41,13 +41,14 @@ def build_llama(
     table: dict[str, TensorLayout],
     *,
     mesh: Mesh,
+    compute: Compute = Compute(),
     int8: bool = False,
     ignore: Callable[[str], bool] = lambda name: False,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Llama:
     """Reads every weight of an unstacked model straight to its place on the mesh.
 
-    Weights are stored as `config.dtype`. Three tensors at most are in host memory at a time, and
+    Weights are stored as `compute.dtype`. Three tensors at most are in host memory at a time, and
     on a CPU they become the weights themselves, uncopied.
 
     Args:
@@ -55,6 +56,7 @@ def build_llama(
         tensors: Theirs, by name; each is read when it is asked for.
         table: Their names and layouts, by the path of ours.
         mesh: The devices to put them on.
+        compute: How the model is computed.
         int8: Store the matrices of the layers and the head in eight bits.
         ignore: Says which of their names are known to be no weight of ours.
         progress: Told how many tensors of how many are done.
@@ -62,7 +64,7 @@ def build_llama(
     Raises:
         UserError: Tensors are missing, unexpected or of another shape: all of them are named.
     """
-    found, tree = jax.tree.flatten_with_path(_abstract(config, mesh, stacked=False))
+    found, tree = jax.tree.flatten_with_path(_abstract(config, mesh, compute, stacked=False))
     wanted = [(dotted(path), leaf) for path, leaf in found]
     weights = Weights(config, tensors, table, [path for path, _ in wanted], ignore)
 
@@ -70,7 +72,7 @@ def build_llama(
         path, leaf = which
         contracted = CONTRACTED.get(_kind(path)) if int8 else None
         if contracted is None:
-            return (weights.read(path, leaf.shape, config.dtype),)
+            return (weights.read(path, leaf.shape, compute.dtype),)
         return quantize(weights.read(path, leaf.shape), contracted)
 
     leaves = []
@@ -87,6 +89,7 @@ def build_stacked(
     table: dict[str, TensorLayout],
     *,
     mesh: Mesh,
+    compute: Compute = Compute(),
     ignore: Callable[[str], bool] = lambda name: False,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Llama:
@@ -95,7 +98,7 @@ def build_stacked(
     Each tensor goes into the stack of its layers on the devices; three at most wait in host memory.
     Arguments and errors are those of `build_llama`.
     """
-    wanted, tree = jax.tree.flatten_with_path(_abstract(config, mesh, stacked=True))
+    wanted, tree = jax.tree.flatten_with_path(_abstract(config, mesh, compute, stacked=True))
     parts = {dotted(path): layer_paths(dotted(path), config.num_layers) for path, _ in wanted}
     paths = [path for group in parts.values() for path in group]
     weights = Weights(config, tensors, table, paths, ignore)
@@ -262,10 +265,12 @@ def _kind(path: str) -> str:
     return re.sub(r"^blocks\.\d+\.", "", path)
 
 
-def _abstract(config: LlamaConfig, mesh: Mesh, *, stacked: bool) -> Llama:
+def _abstract(
+    config: LlamaConfig, mesh: Mesh, compute: Compute = Compute(), *, stacked: bool
+) -> Llama:
     check_mesh(config, mesh)
     with jax.set_mesh(mesh):
-        made = jax.eval_shape(lambda: Llama.init(config, key=jr.key(0)))
+        made = jax.eval_shape(lambda: Llama.init(config, compute, key=jr.key(0)))
         return made if stacked else jax.eval_shape(Llama.unstack, made)
 
 

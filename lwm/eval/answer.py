@@ -101,13 +101,13 @@ def require_context(length: int, context: int, name: str) -> None:
 
 def describe_model(model: LanguageModel) -> dict[str, Any]:
     """Returns what tells this model from another, a further trained one included."""
-    config, leaves = model.llama.config, jax.tree.leaves(model.llama)
+    leaves = jax.tree.leaves(model.llama)
     template = model.template or model.tokenizer.chat_template or "lwm"
     return {
         "name": model.name,
         "parameters": sum(leaf.size for leaf in leaves),
         "context": model.context,
-        "dtype": config.dtype,
+        "dtype": model.llama.compute.dtype,
         "weights": _sample(leaves),
         "template": template if len(template) < 16 else _digest(template.encode()),
     }

@@ -63,7 +63,8 @@ class Session:
         parts = math.prod(mesh.shape[axis] for axis in BATCH)
         self._padded_rows = math.ceil(rows / parts) * parts
         with jax.set_mesh(mesh):
-            self.cache = KVCache.empty(model.config, rows=self._padded_rows, slots=slots)
+            dtype, rows = model.compute.dtype, self._padded_rows
+            self.cache = KVCache.empty(model.config, dtype, rows=rows, slots=slots)
         self.done = np.arange(self._padded_rows) >= rows
         # The id in each slot in use, -1 where it is empty.
         self._history = np.full((self._padded_rows, 0), -1, np.int32)

@@ -114,6 +114,7 @@ class LoadedModel:
             math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
             for leaf in jax.tree.leaves((self.llama, instead_of))
         )
+        is_int8 = any(leaf.dtype == jnp.int8 for leaf in jax.tree.leaves(self.llama))
         here = machine(list(self.mesh.devices.flat)).without(held, self.mesh.size)
         require_fit(
             self.llama.config,
@@ -121,7 +122,7 @@ class LoadedModel:
             context=slots,
             rows=rows,
             mesh=(dp, fsdp, tp, sp),
-            int8=any(leaf.dtype == jnp.int8 for leaf in jax.tree.leaves(self.llama)),
+            dtype="int8" if is_int8 else self.llama.compute.dtype,
             machine=dataclasses.replace(here, count=jax.device_count()),
             shorter=False,
         )

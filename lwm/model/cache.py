@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P, reshard
 from jaxtyping import Array, Float, Int, UInt16
 
-from lwm.model.config import LlamaConfig
+from lwm.model.config import Dtype, LlamaConfig
 from lwm.ops import EMPTY, Mask, decode_attention, read_cache
 from lwm.ops.blockwise import CACHE_TILE
 from lwm.ops.cpu.bits import stored_as, to_bits
@@ -84,13 +84,13 @@ class KVCache(eqx.Module):
     """Slots in use; the next token goes to this one."""
 
     @classmethod
-    def empty(cls, config: LlamaConfig, *, rows: int, slots: int) -> "KVCache":
-        """Makes room for at least `slots` tokens in each of `rows` rows."""
+    def empty(cls, config: LlamaConfig, dtype: Dtype, *, rows: int, slots: int) -> "KVCache":
+        """Allocates at least `slots` tokens in each of `rows` rows."""
         slots = whole_blocks(slots)
 
         def zeros(*shape: int) -> Array:
             shape = rows, config.num_kv_heads, *shape
-            return jnp.zeros(shape, stored_as(jnp.dtype(config.dtype)), out_sharding=CACHE)
+            return jnp.zeros(shape, stored_as(jnp.dtype(dtype)), out_sharding=CACHE)
 
         H = config.head_dim
         return cls(

@@ -1,4 +1,4 @@
-"""What shape a model has. Free of JAX, so that a command line can show it at once."""
+"""Configuration of a model: its shape, and how it is computed."""
 
 import dataclasses
 import math
@@ -7,17 +7,26 @@ from typing import Any, Literal, get_args
 from lwm.errors import UserError
 from lwm.tokens import TokenSpace
 
-Remat = Literal["none", "dots", "attention", "offload", "full"]
-"""What the backward pass finds saved beside each layer's input: everything; the results of matrix
-products and of attention; those of attention, so that a ring does not run again; the same, with
-the layers' inputs in the memory of the host; nothing."""
-
 Dtype = Literal["float32", "bfloat16"]
+
+Storage = Literal["float32", "bfloat16", "int8"]
+"""Type of stored weights; with `int8`, matrices have eight bits and activations are float32."""
+
+Remat = Literal["none", "dots", "attention", "offload", "full"]
+"""Rematerialisation: activations of a layer that are saved for the backward pass beside its input.
+`none` saves all of them; `dots` the results of matrix products and of attention; `attention` those
+of attention, so that a ring does not run again; `offload` the same, with the layers' inputs in
+host memory; `full` saves nothing."""
+
+
+def compute_dtype(storage: Storage) -> Dtype:
+    """Returns the type of activations with weights stored so."""
+    return "float32" if storage == "int8" else storage
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RopeScaling:
-    """Llama-3's stretching of the low RoPE frequencies (Llama 3 report, 2024, section 3.4.2)."""
+    """Llama-3's scaling of the low RoPE frequencies (Llama 3 report, 2024, section 3.4.2)."""
 
     factor: float
     low_freq_factor: float
@@ -28,7 +37,7 @@ class RopeScaling:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Rope:
-    """Rotary position embedding (Su et al. 2021): its base, and how it is stretched."""
+    """Rotary position embedding (Su et al. 2021): base and frequency scaling."""
 
     theta: float = 10_000.0
     scaling: RopeScaling | None = None
@@ -55,32 +64,19 @@ class LlamaConfig:
     qk_norm: bool = False
     """Whether each head's query and key are RMS-normalised before RoPE, as in Qwen3."""
     init_std: float = 0.02
-    remat: Remat = "none"
-    mlp_chunk: int | None = None
-    """Tokens of a device that go through a feed-forward layer at a time, at most; None: all."""
-    loss_chunk: int = 1024
-    """Tokens of a device whose logits exist at a time in training."""
-    dtype: Dtype = "float32"
-    """What activations are computed in; softmax, norms, RoPE and logits are always float32."""
 
     def __post_init__(self):
-        """Refuses a shape that no model can have.
+        """Checks that the sizes fit together.
 
         Raises:
-            ValueError: The sizes that do not go together.
+            ValueError: Names the sizes that do not.
         """
         if self.num_heads % self.num_kv_heads:
             raise ValueError(
                 f"{self.num_heads} heads do not divide by {self.num_kv_heads} key/value heads"
             )
         if self.head_dim % 2:
-            raise ValueError(f"RoPE turns pairs, so head_dim {self.head_dim} must be even")
-        if min(self.loss_chunk, 1 if self.mlp_chunk is None else self.mlp_chunk) < 1:
-            raise ValueError(
-                f"mlp_chunk {self.mlp_chunk} and loss_chunk {self.loss_chunk} must be at least 1"
-            )
-        if self.remat not in get_args(Remat):
-            raise ValueError(f"remat {self.remat!r} is none of {', '.join(get_args(Remat))}")
+            raise ValueError(f"RoPE rotates pairs, so head_dim {self.head_dim} must be even")
 
     def to_json(self) -> dict[str, Any]:
         """Returns the configuration as plain values; `from_json` reads them back."""
@@ -96,21 +92,48 @@ class LlamaConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class ModelOverrides:
-    """What a user says about a model of which the files do not say it, or wrongly."""
+class Compute:
+    """Execution of a model of any shape; answers differ only by rounding."""
 
-    config: str | None = None
-    """Of LWM's own files: a preset such as 7b, or json::FILE or pickle::FILE as LWM wrote it."""
-    theta: float | None = None
-    """RoPE's base, in place of the one that the model is known by."""
-    context: int | None = None
-    """Tokens of context at most, in place of what the model was trained for."""
+    dtype: Dtype = "float32"
+    """Type of activations; softmax, norms, RoPE and logits are always float32."""
+    remat: Remat = "none"
+    """Activations saved for the backward pass, beside each layer's input."""
+    mlp_chunk: int | None = None
+    """Maximum tokens per device that go through a feed-forward layer at a time; None: all."""
+    loss_chunk: int = 1024
+    """Tokens per device whose logits exist at a time in training."""
 
     def __post_init__(self):
-        """Refuses values that no model has.
+        """Checks the ranges.
 
         Raises:
-            UserError: The value.
+            UserError: Names the value.
+        """
+        if min(self.loss_chunk, 1 if self.mlp_chunk is None else self.mlp_chunk) < 1:
+            raise UserError(
+                f"mlp_chunk {self.mlp_chunk} and loss_chunk {self.loss_chunk} must be at least 1"
+            )
+        if self.remat not in get_args(Remat):
+            raise UserError(f"remat {self.remat!r} is none of {', '.join(get_args(Remat))}")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ModelOverrides:
+    """Facts about a model that its files lack or have wrong, given by the user."""
+
+    config: str | None = None
+    """For LWM's own files: a preset such as 7b, or json::FILE or pickle::FILE as LWM wrote it."""
+    theta: float | None = None
+    """RoPE's base, in place of the one that is known for the model."""
+    context: int | None = None
+    """Maximum tokens of context, in place of the length that the model was trained for."""
+
+    def __post_init__(self):
+        """Checks the ranges.
+
+        Raises:
+            UserError: Names the value.
         """
         if self.theta is not None and not (math.isfinite(self.theta) and self.theta > 1):
             raise UserError(f"theta {self.theta} must be above 1; LWM's are 1e7, 2.5e7 and 5e7")
@@ -118,7 +141,7 @@ class ModelOverrides:
             raise UserError(f"context {self.context} leaves no room; give at least 1 token")
 
     def applied(self, config: LlamaConfig) -> LlamaConfig:
-        """Returns the configuration with what is said here in place of its own."""
+        """Returns the configuration with these values in place of its own."""
         rope = config.rope
         if self.theta is not None:
             rope = dataclasses.replace(rope, theta=self.theta)

@@ -16,7 +16,7 @@ from jax.sharding import Mesh, PartitionSpec as P, reshard
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from lwm.model.cache import KVCache, Slots
-from lwm.model.config import LlamaConfig
+from lwm.model.config import Compute, LlamaConfig, Remat
 from lwm.model.layers import Block, Packing, RMSNorm
 from lwm.model.linear import linear
 from lwm.model.rope import rotation
@@ -37,9 +37,12 @@ class Llama(eqx.Module):
     norm: RMSNorm
     head: Float[Array, "D V"] | None
     config: LlamaConfig = eqx.field(static=True)
+    compute: Compute = eqx.field(static=True)
 
     @classmethod
-    def init(cls, config: LlamaConfig, *, key: PRNGKeyArray) -> "Llama":
+    def init(
+        cls, config: LlamaConfig, compute: Compute = Compute(), *, key: PRNGKeyArray
+    ) -> "Llama":
         """Draws stacked weights under the mesh in use; their random bits do not depend on it."""
         embedding, blocks, head = jr.split(key, 3)
         V, D = config.tokens.rows, config.dim
@@ -54,6 +57,7 @@ class Llama(eqx.Module):
             norm=RMSNorm.init(D, config.norm_eps),
             head=columns,
             config=config,
+            compute=compute,
         )
 
     def unstack(self) -> "Llama":
@@ -81,13 +85,13 @@ class Llama(eqx.Module):
     def hidden(self, tokens: Int[Array, "B S"], packing: Packing) -> Float[Array, "B S D"]:
         """Returns the normalised state after the last layer."""
         cos_sin = rotation(packing.positions, self.config.rope, self.config.head_dim)
-        x = embed(self.embedding, tokens, dtype=self.config.dtype)
+        x = embed(self.embedding, tokens, dtype=self.compute.dtype)
 
         def layer(x: Array, block: Block) -> tuple[Array, None]:
             x = checkpoint_name(x, "layer_input")
-            return block(x, cos_sin, packing, mlp_chunk=self.config.mlp_chunk), None
+            return block(x, cos_sin, packing, mlp_chunk=self.compute.mlp_chunk), None
 
-        layer = _rematerialise(layer, self.config)
+        layer = _rematerialise(layer, self.compute.remat)
         if isinstance(self.blocks, tuple):
             for block in self.blocks:
                 x, _ = layer(x, block)
@@ -105,7 +109,7 @@ class Llama(eqx.Module):
         blocks = self.unstack().blocks
         assert isinstance(blocks, tuple)
         where, cos_sin = _place(segments, cache, self.config)
-        x = embed(self.embedding, tokens, dtype=self.config.dtype)
+        x = embed(self.embedding, tokens, dtype=self.compute.dtype)
         layers = []
         for block, layer in zip(blocks, cache.layers, strict=True):
             x, layer = _extend_block(block, x, cos_sin, layer, where)
@@ -138,7 +142,7 @@ class Llama(eqx.Module):
             table,
             targets,
             tokens=self.config.tokens,
-            chunk=self.config.loss_chunk,
+            chunk=self.compute.loss_chunk,
         )
 
 
@@ -158,8 +162,8 @@ def check_mesh(config: LlamaConfig, mesh: Mesh) -> None:
         require_divisible(mesh, what, size, axes)
 
 
-def _rematerialise(layer, config: LlamaConfig):
-    if config.remat == "none":
+def _rematerialise(layer, remat: Remat):
+    if remat == "none":
         return layer
     kept = ["attention_out", "attention_lse"]
     policies = jax.checkpoint_policies
@@ -176,7 +180,7 @@ def _rematerialise(layer, config: LlamaConfig):
             offload_src="device",
             offload_dst="pinned_host",
         ),
-    }[config.remat]
+    }[remat]
     return jax.checkpoint(layer, policy=policy)
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 
 from lwm.devices import Machine
 from lwm.errors import UserError
-from lwm.model.config import Dtype, LlamaConfig
+from lwm.model.config import LlamaConfig, Storage
 from lwm.plan.memory import MemoryNeed, MeshSizes, inference_need
 
 _MOST_DEVICES = 4096
@@ -22,16 +22,10 @@ class Plan:
     """One way to run a model."""
 
     config: LlamaConfig
-    """With the type that it computes in."""
     context: int
     rows: int
     mesh: MeshSizes
-    int8: bool
-
-    @property
-    def dtype(self) -> str:
-        """As the command line has it."""
-        return "int8" if self.int8 else self.config.dtype
+    dtype: Storage
 
     @property
     def devices(self) -> int:
@@ -45,7 +39,7 @@ class Plan:
             context=self.context,
             rows=self.rows,
             mesh=self.mesh,
-            int8=self.int8,
+            dtype=self.dtype,
             platform=platform,
         )
 
@@ -71,19 +65,19 @@ def require_fit(
     context: int,
     rows: int = 1,
     mesh: MeshSizes,
-    int8: bool,
+    dtype: Storage,
     machine: Machine,
     shorter: bool = True,
 ) -> None:
     """Refuses a model that the devices have no room for.
 
     Args:
-        config: The model, with the type that it computes in.
+        config: The model.
         name: What to call it.
         context: Tokens of each row, read and written.
         rows: Prompts that are continued together.
         mesh: dp, fsdp, tp, sp.
-        int8: Whether matrices are stored in eight bits.
+        dtype: Type of the weights, and, unless it is int8, of activations and cache.
         machine: The devices; where what they have is not known, all fits.
         shorter: Whether less context is a way out; it is none where the prompts are there already.
 
@@ -91,7 +85,7 @@ def require_fit(
         UserError: What is needed, what there is, and the cheapest ways to make it fit; or the
             weights do not divide over the mesh.
     """
-    plan = Plan(config=config, context=context, rows=rows, mesh=mesh, int8=int8)
+    plan = Plan(config=config, context=context, rows=rows, mesh=mesh, dtype=dtype)
     need, room = plan.need(machine.platform), machine.room(plan.devices)
     if room is None or need.total <= room:
         return
@@ -150,7 +144,7 @@ def _changes(plan: Plan, machine: Machine) -> Iterator[tuple[int, Plan]]:
 def _least(plan: Plan, cost: int, machine: Machine) -> Plan | None:
     stored = plan
     if cost & (_BFLOAT16 | _INT8):
-        stored = _stored_as(plan, int8=bool(cost & _INT8))
+        stored = dataclasses.replace(plan, dtype="int8" if cost & _INT8 else "bfloat16")
         if stored.dtype == plan.dtype:
             return None
     meshes: Iterable[MeshSizes] = [plan.mesh]
@@ -162,13 +156,6 @@ def _least(plan: Plan, cost: int, machine: Machine) -> Plan | None:
     fitting = [each for one in placed if (each := _shortened(one, machine))]
     # Of equal contexts the first, which takes the fewest devices.
     return max(fitting, key=lambda each: each.context, default=None)
-
-
-def _stored_as(plan: Plan, *, int8: bool) -> Plan:
-    dtype: Dtype = "float32" if int8 else "bfloat16"
-    return dataclasses.replace(
-        plan, int8=int8, config=dataclasses.replace(plan.config, dtype=dtype)
-    )
 
 
 def _shortened(plan: Plan, machine: Machine) -> Plan | None:

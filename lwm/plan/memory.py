@@ -19,7 +19,7 @@ from jax.sharding import AbstractMesh, AxisType
 
 from lwm.errors import UserError
 from lwm.model.cache import whole_blocks
-from lwm.model.config import LlamaConfig
+from lwm.model.config import LlamaConfig, Storage, compute_dtype
 from lwm.model.llama import Llama
 from lwm.model.quantize import CONTRACTED
 from lwm.ops.blockwise import CACHE_TILE, block_sizes
@@ -56,17 +56,17 @@ def inference_need(
     context: int,
     rows: int = 1,
     mesh: MeshSizes,
-    int8: bool = False,
+    dtype: Storage = "float32",
     platform: str = "gpu",
 ) -> MemoryNeed:
     """Returns what reading and continuing prompts needs.
 
     Args:
-        config: The model, with the type that it computes in.
+        config: The model.
         context: Slots of the cache: the tokens of a row, read and written, and their padding.
         rows: Prompts that are continued together.
         mesh: dp, fsdp, tp, sp; the cache is not split over sp.
-        int8: Whether matrices are stored in eight bits.
+        dtype: Type of the weights, and, unless it is int8, of activations and cache.
         platform: JAX's name of the kind of device. XLA for `cpu` widens and gathers all weights
             before it begins to write, that for others one layer at a time.
 
@@ -76,8 +76,8 @@ def inference_need(
     rows = math.ceil(rows / _parts(mesh, BATCH))
     slots = whole_blocks(context)
     # Every copy of dp is alike, and is asked for many times where a mesh is looked for.
-    weights = _weights(config, (1, *mesh[1:]), int8)
-    cache = _cache_bytes(config, rows=rows, slots=slots, mesh=mesh)
+    weights = _weights(config, (1, *mesh[1:]), dtype)
+    cache = _cache_bytes(config, dtype, rows=rows, slots=slots, mesh=mesh)
     work = _Work(
         config=config,
         mesh=mesh,
@@ -85,7 +85,7 @@ def inference_need(
         slots=slots,
         weights=weights,
         layer_cache=cache // config.num_layers,
-        is_int8=int8,
+        dtype=dtype,
         is_cpu=platform == "cpu",
     )
     activations = max(work.embedding(), work.reading(), work.writing())
@@ -108,9 +108,11 @@ def require_divisible_weights(config: LlamaConfig, mesh: MeshSizes) -> None:
                 )
 
 
-def _cache_bytes(config: LlamaConfig, *, rows: int, slots: int, mesh: MeshSizes) -> int:
+def _cache_bytes(
+    config: LlamaConfig, dtype: Storage, *, rows: int, slots: int, mesh: MeshSizes
+) -> int:
     heads = config.num_kv_heads // _parts(mesh, ("tp",))
-    layer = 2 * rows * heads * config.head_dim * slots * jnp.dtype(config.dtype).itemsize
+    layer = 2 * rows * heads * config.head_dim * slots * _width(dtype)
     segments, length = rows * slots * 4, 4
     return config.num_layers * layer + segments + length
 
@@ -142,7 +144,7 @@ class _Leaf(NamedTuple):
 
 def _leaves(config: LlamaConfig) -> tuple[_Leaf, ...]:
     """Reads shapes and places of all weights from what draws them."""
-    return _drawn(dataclasses.replace(config, dtype="float32", max_context=1))
+    return _drawn(dataclasses.replace(config, max_context=1))
 
 
 @functools.lru_cache(maxsize=64)
@@ -173,10 +175,10 @@ class _Weights:
 
 
 @functools.lru_cache(maxsize=256)
-def _weights(config: LlamaConfig, mesh: MeshSizes, int8: bool) -> _Weights:
+def _weights(config: LlamaConfig, mesh: MeshSizes, dtype: Storage) -> _Weights:
     require_divisible_weights(config, mesh)
     stored, gathered = 0, {}
-    width = jnp.dtype(config.dtype).itemsize
+    width, int8 = _width(dtype), dtype == "int8"
     tp = mesh[AXES.index("tp")]
     for leaf in _leaves(config):
         if int8 and leaf.contracted is not None:
@@ -202,7 +204,7 @@ class _Work:
     slots: int
     weights: _Weights
     layer_cache: int
-    is_int8: bool
+    dtype: Storage
     is_cpu: bool
 
     def embedding(self) -> int:
@@ -241,21 +243,21 @@ class _Work:
         """
         config, weights = self.config, self.weights
         if not self.is_cpu:
-            head = 2 * self._table if self._is_gathered or self.is_int8 else 0
+            head = 2 * self._table if self._is_gathered or self._is_int8 else 0
             return self._layer + head
         every = (config.num_layers * weights.layer + weights.table) * _FLOAT32
         if self._is_gathered:
             return every + 2 * weights.table * _FLOAT32 + self._layer // 3
-        if self.is_int8:
+        if self._is_int8:
             return every
-        if config.dtype == "float32":
+        if self.dtype == "float32":
             return 0
         return weights.table * (_FLOAT32 + (self._width if config.tie_embeddings else 0))
 
     @property
     def _layer(self) -> int:
         """A layer as it is used, where that is not as it is stored, with half of the next one."""
-        if not self._is_gathered and not self.is_int8:
+        if not self._is_gathered and not self._is_int8:
             return 0
         width = _FLOAT32 if self.is_cpu else self._width
         return 3 * self.weights.layer * width // 2
@@ -278,11 +280,19 @@ class _Work:
         return _parts(self.mesh, ("tp",))
 
     @property
+    def _is_int8(self) -> bool:
+        return self.dtype == "int8"
+
+    @property
     def _width(self) -> int:
-        return jnp.dtype(self.config.dtype).itemsize
+        return _width(self.dtype)
 
     def _states(self, width: int) -> int:
         return self.rows * CHUNK * self.config.dim * width
+
+
+def _width(dtype: Storage) -> int:
+    return jnp.dtype(compute_dtype(dtype)).itemsize
 
 
 def _parts(mesh: MeshSizes, axes: tuple[str, ...]) -> int:

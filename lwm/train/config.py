@@ -10,7 +10,7 @@ from lwm.data.format import ExampleFormat
 from lwm.data.pack import PackingConfig
 from lwm.errors import UserError
 from lwm.files import make_folder, replacing
-from lwm.model.config import LlamaConfig
+from lwm.model.config import Compute, LlamaConfig
 from lwm.ops.layout import Layout
 from lwm.renamed import new_setting, takes_old_settings
 from lwm.sampling_params import LWM_SAMPLING, VisionSampling
@@ -217,8 +217,8 @@ class Run:
     """All that decides what comes out of a run."""
 
     model: LlamaConfig
-    """The shape to draw weights for, and how it is computed. What `tokens` says is taken from the
-    tokenizer. With `init` only dtype, remat and the two chunks count."""
+    """Shape of the model; its token space comes from the tokenizer. Has no effect with `init`."""
+    compute: Compute = Compute()
     init: str | None = None
     """A model to start from: a known name, a folder, a GGUF file or a hub's org/name."""
     data: Data
@@ -234,9 +234,9 @@ class Run:
 # What may change when a run goes on: none of it changes the numbers, but by rounding.
 _FREE = (
     "mesh",
-    "model.remat",
-    "model.mlp_chunk",
-    "model.loss_chunk",
+    "compute.remat",
+    "compute.mlp_chunk",
+    "compute.loss_chunk",
     "training.keep",
     "training.validate_every",
     "data.held_out",

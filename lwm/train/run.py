@@ -74,14 +74,14 @@ def run(
             write_run(config, folder / "run.json")
 
     def draw() -> Llama:
-        return Llama.init(model, key=jr.key(config.seed))
+        return Llama.init(model, config.compute, key=jr.key(config.seed))
 
     def start() -> Llama:
         if opened is None:
             return jax.jit(draw)()
-        return read_llama(opened, model, mesh=mesh, seed=config.seed)
+        return read_llama(opened, model, compute=config.compute, mesh=mesh, seed=config.seed)
 
-    task = LanguageTask(config.training, model, start, loader, mesh, held_out)
+    task = LanguageTask(config.training, draw, start, loader, mesh, held_out)
     size = f"{_num_parameters(model, mesh):,} parameters, {model.tokens.size:,} ids"
     with open_sinks(config, folder, mesh, track, size=size, model=model) as follower:
         state = train(config.training, task, mesh, folder, follower=follower, profile=profile)
@@ -127,13 +127,7 @@ def _shape(
         for one in config.data.sets + config.data.held_out:
             require_codes_of(one.files, vqgan)
     if opened is not None:
-        model = opened.training_config(
-            codes=codes,
-            dtype=model.dtype,
-            remat=model.remat,
-            mlp_chunk=model.mlp_chunk,
-            loss_chunk=model.loss_chunk,
-        )
+        model = opened.training_config(codes=codes)
     else:
         model = dataclasses.replace(model, tokens=TokenSpace.of(tokenizer.vocab_size, codes))
     length = config.data.packing.length

@@ -4,13 +4,11 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
-import jax.random as jr
 import numpy as np
 from jax.sharding import Mesh
 
 from lwm.data.example import MODALITIES, Batch
 from lwm.data.loader import Delivered, Loader
-from lwm.model.config import LlamaConfig
 from lwm.model.llama import Llama
 from lwm.train.config import Training
 from lwm.train.optimizer import build_optimizer, build_schedule
@@ -25,7 +23,7 @@ class LanguageTask:
     def __init__(
         self,
         config: Training,
-        model: LlamaConfig,
+        init: Callable[[], Llama],
         make_model: Callable[[], Llama],
         loader: Loader,
         mesh: Mesh,
@@ -35,7 +33,7 @@ class LanguageTask:
 
         Args:
             config: How.
-            model: What is trained.
+            init: Calls `Llama.init`; only the shapes of its result are used.
             make_model: Draws or reads the weights to start from, under the mesh in use; they are
                 stacked, and placed as by `Llama.init`.
             loader: The batches, not yet begun.
@@ -43,7 +41,7 @@ class LanguageTask:
             held_out: Sets that are only looked at, by name.
         """
         self.batches = loader
-        self._config, self._model, self._make = config, model, make_model
+        self._config, self._init, self._make = config, init, make_model
         self._mesh, self._held_out = mesh, held_out or {}
         self._optimizer = build_optimizer(config.optimizer, config.steps)
         self._rate = build_schedule(config.optimizer.schedule, config.steps)
@@ -51,7 +49,7 @@ class LanguageTask:
 
     def abstract(self) -> TrainState:
         """Makes a state of any weights."""
-        return TrainState.start(Llama.init(self._model, key=jr.key(0)), self._optimizer)
+        return TrainState.start(self._init(), self._optimizer)
 
     def start(self) -> TrainState:
         """Makes the first state."""

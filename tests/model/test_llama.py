@@ -9,7 +9,7 @@ import pytest
 from jax.sharding import AbstractMesh, AxisType
 
 from lwm.model.cache import EMPTY, KVCache
-from lwm.model.config import PRESETS, LlamaConfig, Rope, preset
+from lwm.model.config import PRESETS, Compute, LlamaConfig, Rope, preset
 from lwm.model.llama import Llama
 from lwm.sharding import AXES, TOKENS, make_mesh, on_mesh
 
@@ -93,7 +93,7 @@ def test_extending_a_cache_is_as_one_forward_pass(mesh, tiny, init, place, sizes
     model = init(config).unstack()
     tokens = random_tokens(2, 40)
     whole = forward(model, *place(mesh, tokens))
-    cache = KVCache.empty(config, rows=2, slots=64)
+    cache = KVCache.empty(config, "float32", rows=2, slots=64)
     extend = jax.jit(lambda model, tokens, segments, cache: model.extend(tokens, segments, cache))
     start = 0
     for size in sizes:
@@ -110,7 +110,7 @@ def test_bfloat16_is_near_float32(mesh, tiny, init, place):
     tokens = random_tokens(2, 40)
     exact = forward(model, *place(mesh, tokens))
     half = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), model)
-    half = dataclasses.replace(half, config=tiny(num_heads=16, dtype="bfloat16")).unstack()
+    half = dataclasses.replace(half, compute=Compute(dtype="bfloat16")).unstack()
     rounded = forward(half, *place(mesh, tokens))
 
     def error(got, want):
@@ -118,7 +118,7 @@ def test_bfloat16_is_near_float32(mesh, tiny, init, place):
 
     assert error(rounded, exact) < 2e-2
 
-    cache = KVCache.empty(half.config, rows=2, slots=64)
+    cache = KVCache.empty(half.config, "bfloat16", rows=2, slots=64)
     for start, size in ((0, 38), (38, 1), (39, 1)):
         piece = jax.device_put(tokens[:, start : start + size], on_mesh(mesh, TOKENS))
         last, cache = half.extend(piece, jnp.zeros_like(piece), cache)
@@ -126,7 +126,7 @@ def test_bfloat16_is_near_float32(mesh, tiny, init, place):
 
 
 def test_cache_grows_and_rewinds(mesh, tiny):
-    cache = KVCache.empty(tiny(), rows=2, slots=10)
+    cache = KVCache.empty(tiny(), "float32", rows=2, slots=10)
     assert cache.slots == 512
     grown = cache.grow(600)
     assert grown.slots == 1024

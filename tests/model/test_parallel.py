@@ -14,6 +14,7 @@ import pytest
 from jax.sharding import reshard
 
 from lwm.model.cache import EMPTY
+from lwm.model.config import Compute
 from lwm.model.layers import Packing, by_chunks
 from lwm.model.llama import Llama
 from lwm.model.rope import rotation
@@ -30,9 +31,12 @@ VARIANTS = {
         qk_norm=True,
         tie_embeddings=True,
         tokens=TokenSpace(text=200, vision=50, codes=48),
-        mlp_chunk=3,
-        loss_chunk=5,
-        remat="attention",
+    ),
+}
+COMPUTE = {
+    "plain": Compute(),
+    "gqa, bias, norms, tied, odd vocabulary, chunks": Compute(
+        mlp_chunk=3, loss_chunk=5, remat="attention"
     ),
 }
 
@@ -65,7 +69,7 @@ def test_logits_loss_and_gradients_are_equal_on_every_mesh(tiny, init, place, va
         mesh = make_mesh(text)
         there = order("zigzag", tokens.shape[1], mesh.shape["sp"])
         with jax.set_mesh(mesh):
-            model = init(config)
+            model = init(config, compute=COMPUTE[variant])
             placed, packing = place(mesh, tokens, segments, order=there)
             aims, _ = place(mesh, targets, order=there)
 
@@ -91,7 +95,7 @@ def test_rematerialisation_changes_no_gradient(tiny, init, place):
         aims, _ = place(mesh, targets)
 
         def grads(**changes):
-            model = dataclasses.replace(init(tiny()), config=tiny(**changes))
+            model = dataclasses.replace(init(tiny()), compute=Compute(**changes))
             return jax.jit(jax.grad(lambda m: m.losses(placed, aims, packing).nll.mean()))(model)
 
         saved = grads()
@@ -100,12 +104,12 @@ def test_rematerialisation_changes_no_gradient(tiny, init, place):
                 np.testing.assert_allclose(one, other, atol=1e-5 * float(jnp.abs(one).max()))
 
 
-def rings(config, init):
+def rings(config, init, remat):
     """How often a compiled step of a layer sends keys, values or their gradients on."""
     with jax.set_mesh(make_mesh("sp=4")):
         tokens = jnp.zeros((2, 32), jnp.int32, out_sharding=TOKENS)
         packing = Packing.whole(2, 32)
-        model = init(config)
+        model = init(config, compute=Compute(remat=remat))
         loss = jax.value_and_grad(lambda m: m.losses(tokens, tokens, packing).nll.mean())
         text = jax.jit(loss).lower(model).compile().as_text()
         assert text is not None
@@ -113,11 +117,7 @@ def rings(config, init):
 
 
 def test_a_saved_ring_does_not_run_again(tiny, init):
-    config = tiny()
-    saved, kept, again = (
-        rings(dataclasses.replace(config, remat=remat), init)
-        for remat in ("none", "attention", "full")
-    )
+    saved, kept, again = (rings(tiny(), init, remat) for remat in ("none", "attention", "full"))
     assert kept == saved < again
 
 
@@ -150,11 +150,11 @@ def test_documents_do_not_leak_through_a_layer(tiny, init, place):
         with jax.set_mesh(mesh):
             block = init(config).unstack().blocks[0]
             _, packing = place(mesh, np.zeros((2, 64)), segments, order=there)
-            turn = rotation(packing.positions, config.rope, config.head_dim)
+            cos_sin = rotation(packing.positions, config.rope, config.head_dim)
 
             @jax.jit
-            def run(x, dout, block=block, turn=turn, packing=packing):
-                out, pull = jax.vjp(lambda x: block(x, turn, packing), x)
+            def run(x, dout, block=block, cos_sin=cos_sin, packing=packing):
+                out, pull = jax.vjp(lambda x: block(x, cos_sin, packing), x)
                 return out, *pull(dout)
 
             outs = []
@@ -169,14 +169,15 @@ def test_documents_do_not_leak_through_a_layer(tiny, init, place):
 class Compiled:
     """The gradient of a small model's loss, compiled for a row of some length."""
 
-    def __init__(self, config, *, length, sp, tp=1):
+    def __init__(self, config, *, length, sp, tp=1, mlp_chunk=128, loss_chunk=128):
+        compute = Compute(remat="attention", mlp_chunk=mlp_chunk, loss_chunk=loss_chunk)
         mesh = make_mesh(f"tp={tp},sp={sp}")
         with jax.set_mesh(mesh):
 
             def loss(model, tokens, targets, packing):
                 return model.losses(tokens, targets, packing).nll.mean()
 
-            model = jax.eval_shape(lambda: Llama.init(config, key=jr.key(0)))
+            model = jax.eval_shape(lambda: Llama.init(config, compute, key=jr.key(0)))
             packing = jax.eval_shape(lambda: Packing.whole(1, length))
             ids = packing.segments
             done = jax.jit(jax.grad(loss)).lower(model, ids, ids, packing).compile()
@@ -198,9 +199,6 @@ def frugal(tiny):
         num_kv_heads=2,
         head_dim=16,
         mlp_dim=1024,
-        remat="attention",
-        mlp_chunk=128,
-        loss_chunk=128,
     )
 
 
@@ -226,5 +224,4 @@ def test_nothing_is_quadratic_or_as_wide_as_the_vocabulary(frugal):
 def test_without_chunks_it_would_be(frugal, chunk):
     """That the largest array is looked for in the right place."""
     width = frugal.tokens.rows if chunk == "loss_chunk" else frugal.mlp_dim
-    whole = dataclasses.replace(frugal, **{chunk: 1024})
-    assert Compiled(whole, length=2048, sp=2).largest >= 1024 * width
+    assert Compiled(frugal, length=2048, sp=2, **{chunk: 1024}).largest >= 1024 * width

@@ -3,6 +3,7 @@
 import dataclasses
 import random
 import re
+from typing import cast
 
 import jax
 import pytest
@@ -11,6 +12,7 @@ from lwm.convert.lwm_config import known_config
 from lwm.devices import Machine, machine
 from lwm.errors import UserError
 from lwm.hub import catalog
+from lwm.model.config import Storage
 from lwm.plan import fit
 from lwm.plan.fit import Plan, mesh_text, options, require_fit
 from lwm.plan.memory import inference_need
@@ -32,23 +34,27 @@ def gpus(count, memory):
     return Machine(count=count, memory=int(memory * GB), platform="gpu")
 
 
-def texts(config, here, *, context=4096, rows=1, mesh=ONE, int8=False, most=3):
-    plan = Plan(config=config, context=context, rows=rows, mesh=mesh, int8=int8)
+def texts(config, here, *, context=4096, rows=1, dtype: Storage = "float32"):
+    plan = Plan(config=config, context=context, rows=rows, mesh=ONE, dtype=dtype)
     assert not plan.fits(here)
-    return [way.text for way in options(plan, here, most=most)]
+    return [way.text for way in options(plan, here)]
 
 
 def test_what_fits_is_let_through(large):
-    require_fit(large, name="it", context=4096, mesh=ONE, int8=False, machine=gpus(1, 80))
+    require_fit(large, name="it", context=4096, mesh=ONE, dtype="float32", machine=gpus(1, 80))
     unknown = Machine(count=1, memory=None, platform="gpu")
-    require_fit(large, name="it", context=2**20, mesh=ONE, int8=False, machine=unknown)
+    require_fit(large, name="it", context=2**20, mesh=ONE, dtype="float32", machine=unknown)
 
 
 def test_a_refusal_names_the_parts_and_the_ways_in_one_line(large):
-    config = dataclasses.replace(large, dtype="bfloat16")
     with pytest.raises(UserError) as caught:
         require_fit(
-            config, name="LWM-Text-1M", context=2**17, mesh=ONE, int8=False, machine=gpus(1, 80)
+            large,
+            name="LWM-Text-1M",
+            context=2**17,
+            mesh=ONE,
+            dtype="bfloat16",
+            machine=gpus(1, 80),
         )
     assert re.fullmatch(
         r"LWM-Text-1M needs 84\.\d\d GB a device for 131,072 tokens in bfloat16 "
@@ -62,7 +68,7 @@ def test_ways_in_order_of_cost(large):
     assert texts(large, gpus(8, 20))[0] == "give --mesh 1,1,2,1", "changes no answer"
     assert texts(large, gpus(1, 20))[0] == "give --dtype bfloat16"
     assert texts(large, gpus(1, 15))[0] == "give --dtype int8"
-    one, *_ = texts(dataclasses.replace(large, dtype="bfloat16"), gpus(1, 15), context=2**15)
+    one, *_ = texts(large, gpus(1, 15), context=2**15, dtype="bfloat16")
     # Of 15 GB, 1.5 are left beside the weights, and 2048 tokens take 1.07.
     assert one == "give --context 2048"
     assert "give --context 4096" in texts(large, gpus(1, 32), context=2**15)
@@ -72,14 +78,22 @@ def test_ways_are_joined_where_one_is_not_enough(large):
     assert "give --mesh 1,1,4,1 --dtype bfloat16" in texts(large, gpus(4, 5))
     assert texts(large, gpus(1, 0.001)) == []
     with pytest.raises(UserError, match="devices with more memory"):
-        require_fit(large, name="it", context=4096, mesh=ONE, int8=False, machine=gpus(1, 0.001))
+        require_fit(
+            large, name="it", context=4096, mesh=ONE, dtype="float32", machine=gpus(1, 0.001)
+        )
 
 
 def test_prompts_that_are_there_can_be_shortened_by_their_owner_only(large):
-    config = dataclasses.replace(large, dtype="bfloat16")
-    options = dict(name="it", context=2**17, mesh=ONE, int8=False, machine=gpus(1, 80))
     with pytest.raises(UserError) as caught:
-        require_fit(config, shorter=False, **options)
+        require_fit(
+            large,
+            name="it",
+            context=2**17,
+            mesh=ONE,
+            dtype="bfloat16",
+            machine=gpus(1, 80),
+            shorter=False,
+        )
     message = str(caught.value)
     assert "--context" not in message
     assert message.endswith("--mesh 1,1,2,1 or shorten the prompts or give fewer at a time")
@@ -93,15 +107,13 @@ def test_the_ways_for_many_prompts_are_found_at_once(large, monkeypatch):
         return inference_need(*arguments, **options)
 
     monkeypatch.setattr(fit, "inference_need", count)
-    config = dataclasses.replace(large, dtype="bfloat16")
-    plan = Plan(config=config, context=2**20, rows=500, mesh=ONE, int8=False)
+    plan = Plan(config=large, context=2**20, rows=500, mesh=ONE, dtype="bfloat16")
     assert options(plan, gpus(1, 80))
     assert len(asked) < 5000
 
 
 def test_a_million_tokens_ask_for_devices(large):
-    config = dataclasses.replace(large, dtype="bfloat16")
-    found = texts(config, gpus(1, 80), context=2**20)
+    found = texts(large, gpus(1, 80), context=2**20, dtype="bfloat16")
     assert "take 8 devices of this size with --mesh 1,1,8,1" in found
 
 
@@ -126,7 +138,8 @@ def test_every_way_fits_and_none_is_left_out_that_is_cheaper(tiny):
         for layers, kv_heads in ((1, 8), (12, 3), (12, 8))
     ]
     for _ in range(150):
-        config = dataclasses.replace(rng.choice(shapes), dtype=rng.choice(["float32", "bfloat16"]))
+        config = rng.choice(shapes)
+        dtype: Storage = rng.choice(("float32", "bfloat16"))
         platform = rng.choice(["cpu", "gpu"])
         here = Machine(
             count=rng.choice([1, 2, 8]),
@@ -139,7 +152,7 @@ def test_every_way_fits_and_none_is_left_out_that_is_cheaper(tiny):
             context=rng.choice([1000, 4096, 10_000, 2**17]),
             rows=rng.choice([1, 3]),
             mesh=ONE,
-            int8=config.dtype == "float32" and rng.random() < 0.3,
+            dtype="int8" if dtype == "float32" and rng.random() < 0.3 else dtype,
         )
         if plan.fits(here):
             continue
@@ -149,13 +162,12 @@ def test_every_way_fits_and_none_is_left_out_that_is_cheaper(tiny):
             given = dict(re.findall(r"--(\w+) (\S+)", way.text))
             seen |= given.keys()
             joined += len(given) > 1
-            dtype = given.get("dtype", plan.dtype)
             again = Plan(
-                config=dataclasses.replace(config, dtype="float32" if dtype == "int8" else dtype),
+                config=config,
                 context=int(given.get("context", plan.context)),
                 rows=plan.rows,
                 mesh=parse_mesh(given.get("mesh", mesh_text(ONE)), 10_000),
-                int8=dtype == "int8",
+                dtype=cast(Storage, given.get("dtype", plan.dtype)),
             )
             assert again == way.plan != plan
             assert again.fits(here)
@@ -174,7 +186,7 @@ def test_every_way_fits_and_none_is_left_out_that_is_cheaper(tiny):
 
 def test_this_machine_is_asked(tiny):
     here = machine(jax.devices()[:1])
-    require_fit(tiny(), name="tiny", context=512, mesh=ONE, int8=False, machine=here)
+    require_fit(tiny(), name="tiny", context=512, mesh=ONE, dtype="float32", machine=here)
     if here.memory is not None:
         with pytest.raises(UserError, match="tiny needs"):
-            require_fit(tiny(), name="tiny", context=2**40, mesh=ONE, int8=False, machine=here)
+            require_fit(tiny(), name="tiny", context=2**40, mesh=ONE, dtype="float32", machine=here)

@@ -17,7 +17,7 @@ from lwm.generate.decoding import BURST, Chooser, decode
 from lwm.generate.engine import LONG, Session
 from lwm.generate.sampling import GREEDY
 from lwm.model.cache import EMPTY, KVCache, Slots
-from lwm.model.config import preset
+from lwm.model.config import Compute, Storage, compute_dtype, preset
 from lwm.model.llama import _extend_block, embed
 from lwm.plan.memory import CHUNK, inference_need, require_divisible_weights
 from lwm.sharding import ACTS, BATCH, TOKENS, make_mesh
@@ -26,11 +26,10 @@ from lwm.tokens import TokenSpace
 VARIANTS = {
     "plain": {},
     "grouped, bias, norms": dict(num_kv_heads=4, qkv_bias=True, qk_norm=True),
-    "tied, vision": dict(
-        tie_embeddings=True, tokens=TokenSpace(text=300, vision=90, codes=80), dtype="bfloat16"
-    ),
-    "bfloat16": dict(dtype="bfloat16", num_kv_heads=4),
+    "tied, vision": dict(tie_embeddings=True, tokens=TokenSpace(text=300, vision=90, codes=80)),
+    "bfloat16": dict(num_kv_heads=4),
 }
+STORED: dict[str, Storage] = {"tied, vision": "bfloat16", "bfloat16": "bfloat16"}
 MESHES = "1,1,1,1", "1,2,2,1", "2,1,4,1", "1,2,2,2"
 
 
@@ -39,7 +38,7 @@ def sizes(mesh):
     return dp, fsdp, tp, sp
 
 
-def build(config, mesh, *, int8):
+def build(config, mesh, dtype):
     """Loads a model of zeros, as any other is loaded."""
     lacks = ["lm_head.weight"] * config.tie_embeddings
     lacks += [".bias"] * (not config.qkv_bias)
@@ -51,7 +50,8 @@ def build(config, mesh, *, int8):
         for layer in range(config.num_layers)
         if not layout.name.endswith(tuple(lacks))
     }
-    return build_llama(config, tensors, HUGGING_FACE, mesh=mesh, int8=int8)
+    compute, int8 = Compute(dtype=compute_dtype(dtype)), dtype == "int8"
+    return build_llama(config, tensors, HUGGING_FACE, mesh=mesh, compute=compute, int8=int8)
 
 
 def bytes_of_a_device(tree):
@@ -68,24 +68,22 @@ def bytes_of_a_device(tree):
 @pytest.mark.parametrize("text", MESHES)
 def test_weights_are_exact(tiny, variant, text):
     config, mesh = tiny(**VARIANTS[variant]), make_mesh(text)
-    need = inference_need(config, context=700, mesh=sizes(mesh))
-    assert need.weights == bytes_of_a_device(build(config, mesh, int8=False))
-    config = dataclasses.replace(config, dtype="float32")
-    need = inference_need(config, context=700, mesh=sizes(mesh), int8=True)
-    assert need.weights == bytes_of_a_device(build(config, mesh, int8=True))
+    for dtype in (STORED.get(variant, "float32"), "int8"):
+        need = inference_need(config, context=700, mesh=sizes(mesh), dtype=dtype)
+        assert need.weights == bytes_of_a_device(build(config, mesh, dtype))
 
 
 @pytest.mark.parametrize(("text", "rows"), [("1,1,1,1", 3), ("1,2,2,1", 3), ("2,1,4,1", 4)])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_the_cache_is_exact(tiny, text, rows, dtype):
-    config, mesh = tiny(dtype=dtype, num_kv_heads=4), make_mesh(text)
-    session = Session(build(config, mesh, int8=False), mesh, rows=rows, slots=700)
-    need = inference_need(config, context=700, rows=rows, mesh=sizes(mesh))
+    config, mesh = tiny(num_kv_heads=4), make_mesh(text)
+    session = Session(build(config, mesh, dtype), mesh, rows=rows, slots=700)
+    need = inference_need(config, context=700, rows=rows, mesh=sizes(mesh), dtype=dtype)
     assert need.cache == bytes_of_a_device(session.cache)
 
 
 def test_a_cache_that_grows_is_never_there_twice(mesh, tiny):
-    empty = KVCache.empty(tiny(), rows=2, slots=512)
+    empty = KVCache.empty(tiny(), "float32", rows=2, slots=512)
     cache = jax.tree.map(lambda leaf: leaf + 7, empty)
     grown = cache.grow(600)
     for old, new in zip(jax.tree.leaves(cache.layers), jax.tree.leaves(grown.layers), strict=True):
@@ -99,7 +97,7 @@ def test_a_cache_that_grows_is_never_there_twice(mesh, tiny):
     assert grown.grow(1000) is grown
 
 
-def measure(config, mesh, *, rows, slots, int8):
+def measure(config, mesh, *, rows, slots, dtype):
     """Returns the most that a program of generation holds besides weights and cache."""
 
     everywhere = P()
@@ -107,13 +105,14 @@ def measure(config, mesh, *, rows, slots, int8):
     def on(shape, dtype, spec=everywhere):
         return jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(mesh, spec))
 
-    model, D = build(config, mesh, int8=int8), config.dim
+    model, D = build(config, mesh, dtype), config.dim
+    wide = model.compute.dtype
     cache = Session(model, mesh, rows=rows, slots=slots).cache
     turn = on((rows, LONG, config.head_dim // 2), jnp.float32, ACTS)
-    x = on((rows, LONG, D), config.dtype, ACTS)
+    x = on((rows, LONG, D), wide, ACTS)
     ids, where = on((rows, LONG), jnp.int32, TOKENS), Slots(cache.segments, cache.length)
     state = (
-        on((rows, D), config.dtype, P(BATCH, None)),
+        on((rows, D), wide, P(BATCH, None)),
         on((rows, config.tokens.text), jnp.bool_),
         on((rows,), jnp.bool_),
         on((rows,), jnp.uint32),
@@ -129,7 +128,7 @@ def measure(config, mesh, *, rows, slots, int8):
     assert isinstance(model.blocks, tuple)
     with jax.set_mesh(mesh):
         programs = (
-            embed.lower(model.embedding, ids, dtype=config.dtype),
+            embed.lower(model.embedding, ids, dtype=wide),
             _extend_block.lower(model.blocks[0], x, (turn, turn), cache.layers[0], where),
             decode.lower(model, cache, *state, *rest, chooser=chooser),
         )
@@ -143,20 +142,21 @@ def measure(config, mesh, *, rows, slots, int8):
 
 SIZES = dict(dim=512, head_dim=64, mlp_dim=1408, tokens=TokenSpace(text=4000))
 CASES = [
-    ("1,1,1,1", False, dict(num_kv_heads=2, qkv_bias=True, qk_norm=True)),
-    ("1,1,1,1", False, dict(dtype="bfloat16", tie_embeddings=True)),
-    ("1,1,4,1", False, dict(dtype="bfloat16")),
-    ("1,2,2,1", False, dict(dtype="bfloat16", num_layers=3)),
-    ("1,1,1,1", True, dict(num_layers=4)),
+    ("1,1,1,1", "float32", dict(num_kv_heads=2, qkv_bias=True, qk_norm=True)),
+    ("1,1,1,1", "bfloat16", dict(tie_embeddings=True)),
+    ("1,1,4,1", "bfloat16", {}),
+    ("1,2,2,1", "bfloat16", dict(num_layers=3)),
+    ("1,1,1,1", "int8", dict(num_layers=4)),
 ]
 
 
-@pytest.mark.parametrize(("text", "int8", "changes"), CASES)
-def test_activations_are_at_least_what_xla_needs_and_not_twice_that(tiny, text, int8, changes):
+@pytest.mark.parametrize(("text", "dtype", "changes"), CASES)
+def test_activations_are_at_least_what_xla_needs_and_not_twice_that(tiny, text, dtype, changes):
     """On a CPU: the programs are those that run, of models large enough to tell the parts."""
     config, mesh = tiny(**SIZES | changes), make_mesh(text)
-    measured = measure(config, mesh, rows=2, slots=2048, int8=int8)
-    need = inference_need(config, context=2048, rows=2, mesh=sizes(mesh), int8=int8, platform="cpu")
+    measured = measure(config, mesh, rows=2, slots=2048, dtype=dtype)
+    given = dict(context=2048, rows=2, mesh=sizes(mesh), dtype=dtype)
+    need = inference_need(config, **given, platform="cpu")
     assert measured <= need.activations <= 2 * measured
 
 
@@ -166,32 +166,32 @@ def test_a_chunk_is_what_the_engine_reads():
 
 def test_seven_billion_weights():
     """13.48 GB of text model in bfloat16, and half a MiB of cache a token, by hand."""
-    config = preset("7b", dtype="bfloat16")
-    need = inference_need(config, context=2**20, mesh=(1, 1, 1, 1))
+    config = preset("7b")
+    need = inference_need(config, context=2**20, mesh=(1, 1, 1, 1), dtype="bfloat16")
     assert need.weights == 2 * 6_738_415_616
     # Segments are four bytes a token, and the number of tokens read is four bytes.
     assert need.cache == 2**20 * (2 * 32 * 4096 * 2 + 4) + 4
     assert 2 * 32 * 4096 * 2 == 512 * 1024
-    split = inference_need(config, context=2**20, mesh=(1, 1, 32, 1))
+    split = inference_need(config, context=2**20, mesh=(1, 1, 32, 1), dtype="bfloat16")
     norms = 2 * 65 * 4096
     assert split.weights == (need.weights - norms) // 32 + norms
     assert need.total == need.weights + need.cache + need.activations
 
 
 def test_what_grows_with_what(tiny):
-    def need(*, context=4096, rows=2, mesh=(1, 1, 1, 1), int8=False):
-        return inference_need(tiny(), context=context, rows=rows, mesh=mesh, int8=int8)
+    def need(*, context=4096, rows=2, mesh=(1, 1, 1, 1), dtype: Storage = "float32"):
+        return inference_need(tiny(), context=context, rows=rows, mesh=mesh, dtype=dtype)
 
     assert need(context=8192).cache > 1.9 * need().cache
     assert need(rows=4).cache == 2 * need().cache - 4
     assert need(rows=2, mesh=(2, 1, 1, 1)).cache == need(rows=1).cache
     assert need(mesh=(1, 1, 4, 1)).weights < need().weights / 3
-    assert need(int8=True).weights < need().weights / 2
+    assert need(dtype="int8").weights < need().weights / 2
     # XLA for CPU widens all layers before it writes: eight bits save nothing there.
     large = preset("7b")
     eight, whole = (
-        inference_need(large, context=512, mesh=(1, 1, 1, 1), int8=int8, platform="cpu").total
-        for int8 in (True, False)
+        inference_need(large, context=512, mesh=(1, 1, 1, 1), dtype=dtype, platform="cpu").total
+        for dtype in ("int8", "float32")
     )
     assert eight > whole
 

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
 
 from lwm.data.example import MODALITIES
-from lwm.model.config import LlamaConfig
+from lwm.model.config import Dtype, LlamaConfig
 from lwm.plan.flops import peak_flops, training_flops
 
 WINDOW = 50
@@ -42,6 +42,7 @@ class ConsoleSink:
         config: LlamaConfig | None,
         devices: Sequence[jax.Device],
         *,
+        dtype: Dtype = "float32",
         console: Console | None = None,
         clock: Callable[[], float] = time.monotonic,
     ):
@@ -51,11 +52,12 @@ class ConsoleSink:
             steps: Of the whole run, those before it was resumed included.
             config: The language model; None of what has no tokens.
             devices: All that the run uses, those of other processes, too.
+            dtype: Type that the model is computed in.
             console: Where to write; if not given, the stderr of the first process.
             clock: Tells the seconds.
         """
         self._rates = Rates(config)
-        self._steps, self._devices = steps, devices
+        self._steps, self._devices, self._dtype = steps, devices, dtype
         self._console = console or Console(stderr=True, quiet=jax.process_index() != 0)
         self._clock = clock
         self._bar: Progress | None = None
@@ -66,7 +68,7 @@ class ConsoleSink:
     def __enter__(self) -> "ConsoleSink":
         # Before the run, which would disturb the measuring of a processor.
         if self._rates.config is not None:
-            self._rates.peak = total_peak(self._devices, self._rates.config)
+            self._rates.peak = total_peak(self._devices, self._dtype)
         if self._console.is_terminal and not self._console.is_dumb_terminal:
             self._bar = Progress(
                 SpinnerColumn(),
@@ -201,11 +203,11 @@ def _joined(parts: list[tuple[int, str]]) -> str:
     return "  ".join(text for _, text in parts)
 
 
-def total_peak(devices: Sequence[jax.Device], config: LlamaConfig) -> float | None:
-    """Returns the FLOP/s that devices can do together in the type the model is computed in."""
+def total_peak(devices: Sequence[jax.Device], dtype: Dtype) -> float | None:
+    """Returns the peak FLOP/s of all devices together, computing in a type."""
     total = 0.0
     for device in devices:
-        peak = peak_flops(device, config.dtype)
+        peak = peak_flops(device, dtype)
         if peak is None:
             return None
         total += peak

@@ -69,7 +69,8 @@ def open_sinks(
 
     if jax.process_index() == 0:
         print(f"{size}, mesh {config.mesh}, folder {folder}", file=sys.stderr)
-    with ConsoleSink(config.training.steps, model, list(mesh.devices.flat)) as watch:
+    devices, dtype = list(mesh.devices.flat), config.compute.dtype if model else "float32"
+    with ConsoleSink(config.training.steps, model, devices, dtype=dtype) as watch:
         followers = _Followers(watch, open_trackers)
         try:
             yield followers
