@@ -255,7 +255,7 @@ def test_needle_folder(before):
         max_tokens=8,
     )
     model = lwm.load("text-model")
-    needle.run(model, grid, Path("needle"))
+    needle.evaluate(model, grid, Path("needle"))
     rows = [json.loads(line) for line in Path("needle/results.jsonl").read_text().splitlines()[1:]]
     assert rows == EXPECTED["needle"]["rows"]
     assert describe_model(model) == LITERALS["text-model described"]

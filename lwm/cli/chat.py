@@ -1,50 +1,80 @@
-"""What `lwm chat` does: opens a model with a bar to watch, talks, looks and draws."""
+"""`lwm chat`: answers one question, or talks in the terminal; imports JAX only when it runs."""
 
 import contextlib
 import os
 import sys
 from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
-import numpy as np
+import tyro
 
-from lwm.console import Interruptible, waiting
-from lwm.convert.open import find_files
+from lwm.cli.common import Flat, LoadOptions, Model, open_model
 from lwm.errors import UserError
-from lwm.files import make_folder, reading
-from lwm.generate.chat import Conversation
-from lwm.generate.language_model import LanguageModel
-from lwm.generate.output import Frame
-from lwm.hub import catalog
-from lwm.loading import load
-from lwm.media.frames import Frames
 from lwm.sampling_params import SamplingParams, VisionSampling
-from lwm.tokenizer.message import Part, Vision
 
 if TYPE_CHECKING:
-    from lwm.cli.common import LoadOptions
+    from lwm.generate.chat import Conversation
+    from lwm.generate.language_model import LanguageModel
+    from lwm.generate.output import Frame
+    from lwm.media.frames import Frames
+    from lwm.tokenizer.message import Part
+
+Question = Annotated[str | None, tyro.conf.Positional]
+Files = Annotated[tuple[Path, ...], tyro.conf.UseAppendAction]
 
 HELP = "Ctrl-C stops an answer, Ctrl-D leaves, /clear forgets the conversation."
-HELP_SEEING = "/image FILE and /video FILE look at one; the next question is about it."
+HELP_SEEING = "/image FILE and /video FILE read one; the next question is about it."
 
 
-def open_model(name: str, placing: "LoadOptions") -> LanguageModel:
-    """Loads a model, showing how far it is; compiled programs are kept for the next run."""
-    import jax
+def chat(
+    model: Model,
+    question: Question = None,
+    /,
+    *,
+    document: Path | None = None,
+    image: Files = (),
+    video: Files = (),
+    max_frames: int = 8,
+    fps: float | None = None,
+    out: Path | None = None,
+    vision: Annotated[VisionSampling, tyro.conf.arg(name="")] = VisionSampling(),
+    sampling: Flat[SamplingParams] = SamplingParams(),
+    load: Flat[LoadOptions] = LoadOptions(),
+) -> None:
+    """Asks a model; without a question, talks with it turn by turn.
 
-    jax.config.update("jax_compilation_cache_dir", str(catalog.cache_folder() / "compiled"))
-    find_files(name)  # fetching has a bar of its own
-    with waiting(f"loading {name}", "tensors") as report:
-        return load(
-            name,
-            mesh=placing.mesh,
-            dtype=placing.dtype,
-            template=placing.template,
-            vqgan=placing.vqgan,
-            given=placing.given,
-            progress=report,
-        )
+    Args:
+        model: A name from `lwm models`, a Hugging Face folder, a GGUF file, or a hub's org/name.
+        question: What to ask.
+        document: A text file to ask about.
+        image: An image to ask about; give it again for more.
+        video: A video to ask about; give it again for more.
+        max_frames: Take at most so many frames of a video, evenly spaced; 0 is all.
+        fps: Take the frames shown at each 1/fps seconds.
+        out: Let the answer hold images and videos too, and save them in this folder.
+        vision: How images and videos are sampled.
+        sampling: How the answer is sampled.
+        load: How the model is loaded.
+    """
+    text = None if document is None else read_document(document)
+    if max_frames < 0:
+        raise UserError(f"--max-frames {max_frames} must be 0 (all) or above")
+    session = TerminalChat(
+        open_model(model, load),
+        document=text,
+        sampling=sampling,
+        out=out,
+        vision=vision,
+        max_frames=max_frames or None,
+        fps=fps,
+    )
+    for file in (*image, *video):
+        session.see(file)
+    if question is None:
+        session.run()
+    else:
+        session.answer(question)
 
 
 def read_document(path: Path) -> str:
@@ -65,54 +95,58 @@ def read_document(path: Path) -> str:
 
 
 class TerminalChat:
-    """A conversation in a terminal: what is typed, what is looked at, and what is answered."""
+    """A conversation in a terminal: typed questions, images and videos, printed answers."""
 
     def __init__(
         self,
-        model: LanguageModel,
+        model: "LanguageModel",
         *,
         document: str | None = None,
-        writing: SamplingParams = SamplingParams(),
+        sampling: SamplingParams = SamplingParams(),
         out: Path | None = None,
-        drawings: VisionSampling = VisionSampling(),
+        vision: VisionSampling = VisionSampling(),
         max_frames: int | None = 8,
         fps: float | None = None,
     ):
-        """Starts without a turn.
+        """Starts an empty conversation.
 
         Args:
-            model: Who answers.
+            model: The model that answers.
             document: A text that is put before the first question.
-            writing: How answers are written.
-            out: A folder for what is drawn; None: answers are text only. Files that it holds are
-                kept: numbers go on after theirs.
-            drawings: How it is drawn.
-            max_frames: Of a video that is looked at; None is all.
+            sampling: How answers are sampled.
+            out: A folder for generated images and videos; None: answers are text only. Files in
+                it are kept, new ones are numbered after them.
+            vision: How images and videos are sampled.
+            max_frames: Frames read of a video, at most; None is all.
             fps: See `LanguageModel.see`.
 
         Raises:
-            UserError: The model cannot draw, or the folder cannot be written.
+            UserError: The model cannot generate images, or the folder cannot be written.
         """
-        self._model, self._writing, self._out = model, writing, out
+        from lwm.files import make_folder, reading
+        from lwm.generate.chat import Conversation
+
+        self._model, self._sampling, self._out = model, sampling, out
         self._max_frames, self._fps = max_frames, fps
-        draws = None if out is None else drawings
-        self.conversation = Conversation(model, document=document, drawings=draws)
+        self.conversation = Conversation(
+            model, document=document, drawings=None if out is None else vision
+        )
         self._seen: list[Part] = []
-        self._drawn = 0
+        self._num_saved = 0
         if out is not None:
             make_folder(out)
             with reading(out):
                 there = [file.stem for file in out.iterdir()]
-            self._drawn = max((int(stem) for stem in there if stem.isdecimal()), default=0)
+            self._num_saved = max((int(stem) for stem in there if stem.isdecimal()), default=0)
 
     def see(self, file: str | Path) -> None:
-        """Looks at an image or a video, which the next question is about, and says what it takes.
+        """Reads an image or a video for the next question; prints the tokens that it takes.
 
         Raises:
-            UserError: It cannot be read, the model sees nothing, or there is no room for it.
+            UserError: It cannot be read, the model has no vision, or there is no room for it.
         """
 
-        def check(found: Frames) -> None:
+        def check(found: "Frames") -> None:
             self._require_room(file, len(found.pixels))
 
         model = self._model
@@ -120,24 +154,29 @@ class TerminalChat:
         self._seen.append(vision)
 
     def _require_room(self, file: str | Path, frames: int) -> None:
+        import numpy as np
+
+        from lwm.tokenizer.message import Vision
+
         model = self._model
         codes = np.zeros((frames, model.vision.tokens_per_frame), np.int32)
         asked = self.conversation.question((*self._seen, Vision(codes=codes, is_video=frames > 1)))
         used = len(self.conversation.ids([*self.conversation.messages, asked]))
-        room = model.context - self._writing.max_tokens - used
+        limit = self._sampling.max_tokens
+        room = model.context - limit - used
         size, frame = len(model.marks.wrap(codes)), codes.shape[1] + 1
         what = f"{file}: {frames} frame{'s' * (frames > 1)}, {size:,} tokens"
         if room < 0:
             fit = max(0, frames + room // frame)
             raise UserError(
-                f"{what}; with what was said before and an answer of {self._writing.max_tokens:,} "
+                f"{what}; with the conversation so far and an answer of {limit:,} "
                 f"that is {-room:,} more than the context of {model.context:,}: {fit} frames fit; "
                 "lower --max-frames or --max-tokens"
             )
         print(f"{what}; {max(0, room // frame):,} more frames would fit", file=sys.stderr)
 
     def answer(self, question: str) -> None:
-        """Answers one question on stdout, about what was looked at since the last one.
+        """Answers one question on stdout, about the images and videos read since the last one.
 
         Raises:
             KeyboardInterrupt: Ctrl-C was pressed; the conversation is kept as far as it went.
@@ -147,27 +186,29 @@ class TerminalChat:
         try:
             self._print([question, *self._seen])
         finally:
-            # A turn that was broken off is kept as far as it went, and what it drew with it.
+            # An interrupted turn is kept as far as it went, with its images.
             if self.conversation.messages is not before:
                 self._seen = []
                 self._save()
         if self.conversation.was_cut:
-            print(f"[cut at {self._writing.max_tokens} tokens; see --max-tokens]", file=sys.stderr)
+            print(f"[cut at {self._sampling.max_tokens} tokens; see --max-tokens]", file=sys.stderr)
         if self.conversation.is_without_picture:
-            print("[a picture was to follow; --out FOLDER has it drawn]", file=sys.stderr)
+            print("[an image was to follow; give --out FOLDER to generate it]", file=sys.stderr)
 
-    def _print(self, parts: Sequence[Part]) -> None:
+    def _print(self, parts: "Sequence[Part]") -> None:
+        from lwm.console import Interruptible
+
         with (
             Interruptible() as user,
             contextlib.closing(
-                watched(self.conversation, parts, self._writing, check=user.check)
+                watched(self.conversation, parts, self._sampling, check=user.check)
             ) as pieces,
         ):
             for piece in pieces:
                 if isinstance(piece, str):
                     print(piece, end="", flush=True)
                 elif piece.is_last:
-                    print(" [drawn] ", end="", flush=True)
+                    print(" [generated] ", end="", flush=True)
                 user.check()
         print()
 
@@ -214,33 +255,35 @@ class TerminalChat:
             self.answer(line)
 
     def _save(self) -> None:
-        """Writes what the last answer drew, and says where."""
+        """Writes the images and videos of the last answer, and prints their paths."""
         if self._out is None or not self.conversation.messages:
             return
         files = []
         for vision in self.conversation.messages[-1].visions:
-            self._drawn += 1
-            files.append(self._out / f"{self._drawn:03}.{'mp4' if vision.is_video else 'png'}")
+            self._num_saved += 1
+            files.append(self._out / f"{self._num_saved:03}.{'mp4' if vision.is_video else 'png'}")
             vision.save(files[-1])
         for file in files:
             print(file)
 
 
 def watched(
-    conversation: Conversation,
-    question: str | Sequence[Part],
-    writing: SamplingParams,
+    conversation: "Conversation",
+    question: "str | Sequence[Part]",
+    sampling: SamplingParams,
     *,
     check: Callable[[], None] = lambda: None,
-) -> Generator[str | Frame]:
+) -> "Generator[str | Frame]":
     """Yields an answer, with a bar until it begins; `check` is called while reading."""
-    with waiting("reading", "tokens") as report:
+    from lwm.console import waiting
+
+    with waiting("reading", "tokens") as bar:
 
         def progress(done: int, total: int) -> None:
             check()
-            report(done, total)
+            bar(done, total)
 
-        pieces = conversation.ask(question, writing=writing, progress=progress)
+        pieces = conversation.ask(question, writing=sampling, progress=progress)
         first = next(pieces, "")
     yield first
     yield from pieces

@@ -1,30 +1,83 @@
-"""What several commands share: which model, and where it is loaded. Free of JAX."""
+"""Parts that several commands share: load options, opening a model, bars, tables."""
 
+import contextlib
 import dataclasses
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
 from lwm.model.config import NO_OVERRIDES, ModelOverrides
 
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from lwm.generate.language_model import LanguageModel
+    from lwm.progress import Progress
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LoadOptions:
-    """Where and how a model is loaded."""
+    """Devices, dtype and files of a model."""
 
     mesh: str = "1,1,1,1"
     """Devices: dp,fsdp,tp,sp such as 1,1,4,1 (one -1 is inferred), or tp=4."""
     dtype: Literal["float32", "bfloat16", "int8"] = "float32"
-    """What weights are stored and computed in; int8 is stored so, and computed in float32."""
+    """Type of weights and computation; int8 weights are stored so and computed in float32."""
     template: str | None = None
     """`lwm` or Jinja source in place of the model's own chat template."""
     vqgan: Path | None = None
-    """What makes images codes, where it is not beside the model: a folder, or LWM's file."""
+    """The VQGAN, if it is not beside the model: a folder, or LWM's file."""
     # Without a name it has no group of its own in the help.
     given: Annotated[ModelOverrides, tyro.conf.arg(name="")] = NO_OVERRIDES
-    """What the model's files do not say."""
+    """Values that the model's files lack."""
 
 
 Model = Annotated[str, tyro.conf.Positional]
 Flat = tyro.conf.OmitArgPrefixes
+
+
+def open_model(name: str, options: LoadOptions) -> "LanguageModel":
+    """Loads a model behind a progress bar; compiled programs are cached for the next run."""
+    import jax
+
+    from lwm.console import waiting
+    from lwm.convert.open import find_files
+    from lwm.hub import catalog
+    from lwm.loading import load
+
+    jax.config.update("jax_compilation_cache_dir", str(catalog.cache_folder() / "compiled"))
+    find_files(name)  # a download has a bar of its own
+    with waiting(f"loading {name}", "tensors") as progress:
+        return load(
+            name,
+            mesh=options.mesh,
+            dtype=options.dtype,
+            template=options.template,
+            vqgan=options.vqgan,
+            given=options.given,
+            progress=progress,
+        )
+
+
+@contextlib.contextmanager
+def stoppable(
+    label: str, unit: str = "", *, console: "Console | None" = None
+) -> "Iterator[Progress]":
+    """Shows a bar; after Ctrl-C, the next report of progress raises KeyboardInterrupt."""
+    from lwm.console import Interruptible, waiting
+
+    with Interruptible() as user, waiting(label, unit, console=console) as bar:
+
+        def progress(done: int, total: int) -> None:
+            bar(done, total)
+            user.check()
+
+        yield progress
+
+
+def print_rows(rows: list[tuple[str, str]], *, width: int = 10) -> None:
+    """Prints names and values in two columns."""
+    for name, value in rows:
+        print(f"{name:<{width}} {value}")

@@ -4,6 +4,7 @@ import base64
 import dataclasses
 import importlib.resources
 import platform
+import tempfile
 import time
 from datetime import date
 from pathlib import Path
@@ -13,10 +14,11 @@ import jinja2
 
 import lwm
 from lwm.cli import demo_vision
-from lwm.cli.chat import open_model, watched
-from lwm.cli.common import LoadOptions
+from lwm.cli.chat import watched
+from lwm.cli.common import LoadOptions, open_model
+from lwm.cli.eval import run_needle
 from lwm.eval.needle.report import NeedleReport
-from lwm.eval.needle.run import small_run
+from lwm.eval.needle.run import PICTURE, SMALL
 from lwm.files import make_folder
 from lwm.generate.chat import Conversation
 from lwm.generate.language_model import LanguageModel
@@ -45,7 +47,7 @@ class Turn:
     title: str | None = None
 
 
-def run(out: Path, *, model: str, placing: LoadOptions) -> Path:
+def run(out: Path, *, model: str, load: LoadOptions) -> Path:
     """Asks the demo's questions, has pictures drawn, writes `index.html`; returns its path.
 
     Raises:
@@ -53,12 +55,14 @@ def run(out: Path, *, model: str, placing: LoadOptions) -> Path:
     """
     page = _claim(out)
     begun = time.monotonic()
-    opened = open_model(model, placing)
+    opened = open_model(model, load)
     loading = time.monotonic() - begun
     chapter = read_chapter()
     turns = [_ask(opened, question) for question in QUESTIONS]
     turns.append(_ask(opened, BOOK_QUESTION, document=chapter, title="Moby-Dick, chapter 1"))
-    report, picture = small_run(opened)
+    with tempfile.TemporaryDirectory() as folder:
+        report = run_needle(opened, SMALL, Path(folder))
+        picture = (Path(folder) / PICTURE).read_bytes()
     seen = demo_vision.show(LoadOptions())
     page.write_text(_render(opened, turns, seen, loading, report, picture), encoding="utf-8")
     return page

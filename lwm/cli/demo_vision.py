@@ -6,8 +6,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from lwm.cli.chat import open_model
-from lwm.cli.common import LoadOptions
+from lwm.cli.common import LoadOptions, open_model
 from lwm.data.clips import CLIPS, FRAMES
 from lwm.generate.language_model import LanguageModel
 from lwm.sampling_params import VisionSampling
@@ -34,13 +33,13 @@ class Shown:
     """After what has to be done once."""
 
 
-def show(placing: LoadOptions) -> list[Shown]:
+def show(load: LoadOptions) -> list[Shown]:
     """Draws an image and a clip from words, and answers a question about a clip.
 
     Raises:
         UserError: The model cannot be opened.
     """
-    model = open_model(MODEL, placing)
+    model = open_model(MODEL, load)
     return [_drawn(model, IMAGE, 1), _drawn(model, VIDEO, FRAMES), _told(model)]
 
 

@@ -19,7 +19,7 @@ def generate_text(
     prompts_from: Path | None = None,
     out: Path | None = None,
     writing: Flat[SamplingParams] = SamplingParams(),
-    placing: Flat[LoadOptions] = LoadOptions(),
+    load: Flat[LoadOptions] = LoadOptions(),
 ) -> None:
     """Continues texts; several are written together, each as if it were alone.
 
@@ -30,11 +30,11 @@ def generate_text(
         out: A JSONL file for prompt, text, ids, logprobs and finish_reason of each, in place of
             the text alone on stdout.
         writing: How the texts are written.
-        placing: Where the model is loaded.
+        load: How the model is loaded.
     """
     from lwm.cli.generate_text import generate
 
-    generate(model, prompts, prompts_from=prompts_from, out=out, writing=writing, placing=placing)
+    generate(model, prompts, prompts_from=prompts_from, out=out, writing=writing, load=load)
 
 
 def generate_image(
@@ -47,7 +47,7 @@ def generate_image(
     grid: bool = False,
     seed: int = 0,
     drawing: Flat[FrameSampling] = FrameSampling(),
-    placing: Flat[LoadOptions] = LoadOptions(),
+    load: Flat[LoadOptions] = LoadOptions(),
 ) -> None:
     """Draws images of what a text says.
 
@@ -59,13 +59,13 @@ def generate_image(
         grid: Lay them out on one image instead.
         seed: Of the first; the second has the next one, and so on, each as if it were alone.
         drawing: How they are drawn.
-        placing: Where the model is loaded.
+        load: How the model is loaded.
     """
     from lwm.cli.generate_vision import DrawRequest, draw_files
 
     asked = DrawRequest(prompt=prompt, kind="image", n=n, seed=seed)
     drawings = VisionSampling(image=drawing, video=drawing)
-    draw_files(model, asked, out=out, grid=grid, drawings=drawings, placing=placing)
+    draw_files(model, asked, out=out, grid=grid, drawings=drawings, load=load)
 
 
 def generate_video(
@@ -82,7 +82,7 @@ def generate_video(
     grid: bool = False,
     seed: int = 0,
     drawings: Annotated[VisionSampling, tyro.conf.arg(name="")] = VisionSampling(),
-    placing: Flat[LoadOptions] = LoadOptions(),
+    load: Flat[LoadOptions] = LoadOptions(),
 ) -> None:
     """Draws videos of what a text says, perhaps going on from an image.
 
@@ -98,7 +98,7 @@ def generate_video(
         grid: Lay them out on one video instead.
         seed: Of the first; the second has the next one, and so on, each as if it were alone.
         drawings: How the first frame is drawn, and those after it.
-        placing: Where the model is loaded.
+        load: How the model is loaded.
     """
     from lwm.cli.generate_vision import DrawRequest, draw_files
 
@@ -111,4 +111,4 @@ def generate_video(
         n=n,
         seed=seed,
     )
-    draw_files(model, asked, out=out, grid=grid, fps=fps, drawings=drawings, placing=placing)
+    draw_files(model, asked, out=out, grid=grid, fps=fps, drawings=drawings, load=load)

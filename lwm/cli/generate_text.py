@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lwm.cli.chat import open_model
+from lwm.cli.common import open_model
 from lwm.console import waiting
 from lwm.errors import UserError
 from lwm.files import require_writable, write_bytes
@@ -23,7 +23,7 @@ def generate(
     prompts_from: Path | None,
     out: Path | None,
     writing: SamplingParams,
-    placing: "LoadOptions",
+    load: "LoadOptions",
 ) -> None:
     """Continues all prompts in one batch.
 
@@ -35,7 +35,7 @@ def generate(
         raise UserError("there is no prompt; give some, or --prompts-from FILE")
     if out is not None:
         require_writable(out)
-    opened = open_model(model, placing)
+    opened = open_model(model, load)
     with waiting("reading and writing", "tokens") as report:
         completions = complete(opened, prompts, writing, progress=report)
     if out is None:

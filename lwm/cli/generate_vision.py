@@ -9,8 +9,7 @@ from typing import Literal
 import numpy as np
 from jaxtyping import UInt8
 
-from lwm.cli.chat import open_model
-from lwm.cli.common import LoadOptions
+from lwm.cli.common import LoadOptions, open_model
 from lwm.console import Interruptible, Preview, waiting
 from lwm.errors import UserError
 from lwm.files import reading, require_writable
@@ -73,7 +72,7 @@ def draw_files(
     out: Path,
     grid: bool,
     drawings: VisionSampling,
-    placing: LoadOptions,
+    load: LoadOptions,
     fps: float = 1.0,
 ) -> None:
     """Draws, and prints the paths of what it wrote.
@@ -84,7 +83,7 @@ def draw_files(
     """
     files = _files(asked, out, grid=grid)
     _try(asked, out, fps)
-    model = open_model(name, placing)
+    model = open_model(name, load)
     found = _drawn(model, asked, drawings)
     pixels = [vision.pixels for vision in found if vision.pixels is not None]
     if grid:

@@ -145,11 +145,11 @@ class Summary:
         """Writes the file, which `read` reads."""
         write_versioned(dataclasses.asdict(self), file, VERSION)
 
-    def table(self) -> str:
-        """Returns it as lines for a terminal."""
+    def rows(self) -> list[tuple[str, str]]:
+        """Returns names and values for a table."""
         counts, total = self.counts, max(1, self.counts.tokens)
         size = sum(shard.size for shard in self.shards)
-        rows = [
+        return [
             ("examples", f"{counts.examples:,}"),
             ("bad lines", f"{counts.bad:,}"),
             ("tokens", f"{counts.tokens:,}  longest {counts.longest:,}"),
@@ -158,11 +158,6 @@ class Summary:
             ("shards", f"{len(self.shards):,}"),
             ("bytes", f"{size:,}  {size / total:.2f} a token"),
         ]
-        lines = [f"{name:<10} {value}" for name, value in rows]
-        lines += [f"  {reason}" for reason in self.reasons]
-        if counts.bad > len(self.reasons):
-            lines.append(f"  and {counts.bad - len(self.reasons):,} more")
-        return "\n".join(lines)
 
 
 class TokenShards:

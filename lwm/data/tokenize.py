@@ -1,4 +1,4 @@
-"""What `lwm data tokenize` does: encodes records once, into shards, and goes on where it stopped.
+"""Encodes records once, into shards; a second run continues where the first stopped.
 
 A shard appears when it is whole, with a note on it; when all are there, `shards.json` takes the
 place of the notes.
@@ -12,14 +12,11 @@ from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
 
-from lwm.console import waiting
 from lwm.data.fields import RecordEncoder
-from lwm.data.format import ExampleFormat
-from lwm.data.sets import open_data
 from lwm.data.shard_job import ShardJob, digest, exclusive, follow_parent, record_writer
 from lwm.data.shards import SHOWN, SUMMARY, Counts, Shard, Summary, tokenizer_fingerprint, write_ids
 from lwm.data.sources import Source, identity
-from lwm.errors import UserError, require_share
+from lwm.errors import UserError
 from lwm.files import require_package
 from lwm.progress import Progress
 
@@ -75,41 +72,6 @@ def write_shards(
         else:
             _write_here(job, missing, progress)
         return job.finish(max_bad_share)
-
-
-def run(
-    files: tuple[str, ...],
-    *,
-    out: Path,
-    model: str | None,
-    tokenizer: Path | None,
-    codes: int,
-    shards: int,
-    workers: int,
-    format: ExampleFormat,
-    max_bad_share: float,
-) -> None:
-    """Writes the records of some files as shards, and prints what these hold.
-
-    Raises:
-        UserError: Nothing can be read, or see `write_shards`.
-    """
-    require_share("max_bad_share", max_bad_share)
-    if format.captions.variants > 1:
-        raise UserError("variants are of use where records are read many times; train on these")
-    source, opened, space = open_data(files, model=model, tokenizer=tokenizer, codes=codes)
-    encoder = RecordEncoder(tokenizer=opened, tokens=space, format=format)
-    with waiting("tokenizing", "records") as tell:
-        summary = write_shards(
-            source,
-            encoder,
-            out,
-            shards=shards,
-            workers=workers,
-            max_bad_share=max_bad_share,
-            progress=tell,
-        )
-    print(summary.table(), flush=True)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -1,1 +1,1 @@
-"""What a long-context model can still find: measurements that can be stopped and resumed."""
+"""Evaluations that can be stopped and continued: needle retrieval, captioned media, VQGANs."""

@@ -10,7 +10,6 @@ import jax
 import numpy as np
 from jaxtyping import Int
 
-from lwm.console import waiting
 from lwm.data.captions import ASK, request
 from lwm.data.chat import chat_ids
 from lwm.data.example import Example
@@ -174,20 +173,32 @@ def _accuracy(model: LanguageModel, pairs: Sequence[Pair]) -> float:
         return rows.measure(model.llama, model.mesh)["vision_accuracy"]
 
 
-def run(model: LanguageModel, files: tuple[str, ...], out: Path, *, count: int | None) -> None:
-    """Measures, prints a table, and writes `report.json`.
+def evaluate(
+    model: LanguageModel,
+    files: tuple[str, ...],
+    out: Path,
+    *,
+    count: int | None = None,
+    progress: Progress = lambda done, total: None,
+) -> dict[str, Any]:
+    """Measures a model on captioned images or videos and writes `report.json`.
+
+    Args:
+        model: A model that reads and writes images.
+        files: See `open_records`.
+        out: The folder for the report.
+        count: The largest number of pairs; None is all.
+        progress: Called with the number of answers done and their total.
+
+    Returns:
+        The values of `measure`.
 
     Raises:
-        UserError: The folder cannot be written, or the pairs not be read or fitted.
+        UserError: The folder cannot be written, or the pairs cannot be read or do not fit.
     """
     make_folder(out)
     pairs = read_pairs(files, count=count, tokens_per_frame=model.vision.tokens_per_frame)
-    with waiting("drawing and telling", "answers") as tell:
-        found = measure(model, pairs, progress=tell)
+    found = measure(model, pairs, progress=progress)
     text = json.dumps({"model": model.name, "files": files} | found, indent=1)
     write_bytes(out / REPORT, f"{text}\n".encode())
-    pairs_in_all = found["pairs"]
-    print(f"codes, those before given   {found['codes_accuracy']:.2%}")
-    print(f"captions drawn right        {found['drawn']} of {pairs_in_all}")
-    print(f"pictures told right         {found['told']} of {pairs_in_all}")
-    print(out / REPORT)
+    return found

@@ -1,7 +1,8 @@
-"""What `lwm eval vqgan` does: how near frames come back from their codes."""
+"""Reconstruction quality of a VQGAN: PSNR, codes used, LPIPS, and a contact sheet."""
 
 import json
 from pathlib import Path
+from typing import Any
 
 from lwm.data.media.inputs import open_items
 from lwm.data.media.read import Sampling
@@ -14,38 +15,31 @@ from lwm.vqgan.checkpoint import read_vqgan
 
 REPORT, SHEET = "report.json", "sheet.png"
 
-_ROWS = {
-    "frames": ("frames", "{:,}"),
-    "psnr": ("PSNR, mean over frames", "{:.2f} dB"),
-    "psnr_pooled": ("PSNR of the mean error", "{:.2f} dB"),
-    "psnr_foreground": ("PSNR of what is drawn, mean over frames", "{:.2f} dB"),
-    "psnr_foreground_pooled": ("PSNR of what is drawn, of the mean error", "{:.2f} dB"),
-    "codes_used": ("codes used", "{:.1%}"),
-    "lpips": ("LPIPS, mean over frames", "{:.4f}"),
-    "frechet_lpips": ("Fréchet distance on LPIPS features", "{:.3f}"),
-}
 
-
-def run(
+def evaluate(
     vqgan: str,
     inputs: tuple[str, ...],
-    *,
     out: Path,
-    frames: int,
-    count: int,
-    max_frames: int,
-    background: str,
-) -> None:
-    """Measures a VQGAN on images and videos; prints a table, writes it and a contact sheet.
+    *,
+    frames: int = 512,
+    count: int = 32,
+    max_frames: int = 4,
+    background: str = "white",
+) -> dict[str, Any]:
+    """Measures reconstruction by a VQGAN; writes `report.json` and a contact sheet.
 
     Args:
-        vqgan: A folder, LWM's file, or the name of the one that comes with the package.
+        vqgan: A folder, LWM's file, or the name of the one in the package.
         inputs: See `open_items`.
         out: The folder for `report.json` and `sheet.png`.
-        frames: How many are looked at, at most, evenly over the set.
-        count: How many are on the sheet.
-        max_frames: Of a video.
-        background: Where pictures are transparent; pixels of this colour are not drawn on.
+        frames: The largest number of frames, taken evenly over the set.
+        count: Frames on the sheet.
+        max_frames: Frames of each video.
+        background: The colour behind transparent images; its pixels are not foreground.
+
+    Returns:
+        PSNR in dB, the share of codes used, and with the extra `lpips` LPIPS and the Fréchet
+        distance on its features.
 
     Raises:
         UserError: Nothing can be read, or the folder cannot be written.
@@ -62,8 +56,4 @@ def run(
     report = json.dumps({"vqgan": vqgan, "inputs": inputs} | scores, indent=1) + "\n"
     write_bytes(out / REPORT, report.encode())
     write_image(out / SHEET, measured.sheet(decoded, count))
-    width = max(len(name) for name, _ in _ROWS.values())
-    for key, (name, form) in _ROWS.items():
-        if key in scores:
-            print(f"{name:<{width}}  {form.format(scores[key])}")
-    print(out / SHEET)
+    return scores

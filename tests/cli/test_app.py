@@ -153,7 +153,7 @@ def test_misuse_of_the_command_line_is_exit_code_2(arguments, here):
 def test_where_a_model_is_loaded_is_one_group_of_options(here):
     code, out, _ = here("chat", "--help")
     assert code == 0
-    assert "placing options" in out
-    assert "placing.given" not in out
+    assert "load options" in out
+    assert "load.given" not in out
     for option in ("--mesh", "--config", "--theta", "--context"):
         assert f" {option} " in out

@@ -30,7 +30,7 @@ def typed(monkeypatch):
 
 def test_turns_are_answered_and_can_be_forgotten(model, typed, capsys):
     typed("Hello", "", "/clear", "Hello")
-    talk.TerminalChat(model, writing=SHORT).run()
+    talk.TerminalChat(model, sampling=SHORT).run()
     shown = capsys.readouterr()
     assert len(shown.out) % 2 == 0
     first, second = shown.out[: len(shown.out) // 2], shown.out[len(shown.out) // 2 :]
@@ -40,7 +40,7 @@ def test_turns_are_answered_and_can_be_forgotten(model, typed, capsys):
 
 def test_a_fault_costs_the_turn_only(model, typed, capsys):
     typed("x" * 600, KeyboardInterrupt(), "Hello")
-    talk.TerminalChat(model, writing=SHORT).run()
+    talk.TerminalChat(model, sampling=SHORT).run()
     shown = capsys.readouterr()
     assert "lwm: the prompt has" in shown.err
     assert "Ctrl-D leaves" in shown.err
@@ -58,7 +58,7 @@ def test_ctrl_c_stops_the_answer_and_not_the_program(model, typed, capsys, monke
     pressed, before = [], signal.getsignal(signal.SIGINT)
     monkeypatch.setattr(talk, "print", press, raising=False)
     typed("Hello", "Go on")
-    talk.TerminalChat(model, writing=SamplingParams(max_tokens=100)).run()
+    talk.TerminalChat(model, sampling=SamplingParams(max_tokens=100)).run()
     shown = capsys.readouterr()
     assert "[stopped]" in shown.err
     whole = model.chat("Hello", max_tokens=100)

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import tokenizers
 
+from lwm.cli.data import data_tokenize
 from lwm.data.example import Example
 from lwm.data.fields import RecordEncoder
 from lwm.data.format import ExampleFormat
@@ -27,7 +28,7 @@ from lwm.data.shards import (
     write_ids,
 )
 from lwm.data.sources import open_source
-from lwm.data.tokenize import run, write_shards
+from lwm.data.tokenize import write_shards
 from lwm.errors import UserError
 from lwm.files import read_versioned, write_versioned
 from lwm.tokenizer.tokenizer import Tokenizer
@@ -191,7 +192,6 @@ def test_too_many_bad_records_fail_and_can_be_allowed_later(tmp_path, encoder):
     )
     assert told == [], "nothing was encoded again"
     assert (summary.counts.bad, len(summary.reasons)) == (29, 20)
-    assert summary.table().splitlines()[-1] == "  and 9 more"
     assert len(TokenShards(tmp_path / "out")) == 1, "the second shard is empty"
     with pytest.raises(
         UserError, match=r"no record can be read; the first: .*b\.jsonl:1: not JSON"
@@ -345,7 +345,7 @@ def test_the_command(tmp_path, records, fixtures, capsys):
         "workers": 0,
         "format": ExampleFormat(tokens_per_frame=2),
     }
-    run((str(records),), out=tmp_path / "out", max_bad_share=0.2, **settings)
+    data_tokenize((str(records),), out=tmp_path / "out", max_bad_share=0.2, **settings)
     printed = capsys.readouterr().out.splitlines()
     assert printed[:2] == ["examples   8", "bad lines  2"]
     assert printed[4] == "vision     6  learnt 0"
@@ -353,8 +353,8 @@ def test_the_command(tmp_path, records, fixtures, capsys):
     space = TokenSpace(text=tokenizer.vocab_size, vision=10, codes=8)
     assert len(open_shards(tmp_path / "out", tokens=space, tokenizer=tokenizer)) == 8
     with pytest.raises(UserError, match=r"20\.0% of the records are bad, more than 19\.0%"):
-        run((str(records),), out=tmp_path / "b", max_bad_share=0.19, **settings)
+        data_tokenize((str(records),), out=tmp_path / "b", max_bad_share=0.19, **settings)
     with pytest.raises(UserError, match=r"max_bad_share 2\.0 must be"):
-        run((str(records),), out=tmp_path / "b", max_bad_share=2.0, **settings)
+        data_tokenize((str(records),), out=tmp_path / "b", max_bad_share=2.0, **settings)
     with pytest.raises(UserError, match="give the files"):
-        run((), out=tmp_path / "b", max_bad_share=0.1, **settings)
+        data_tokenize((), out=tmp_path / "b", max_bad_share=0.1, **settings)

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 import lwm
+from lwm.cli.eval import run_vision
 from lwm.errors import UserError
-from lwm.eval.vision import measure, read_pairs, run
+from lwm.eval.vision import measure, read_pairs
 from lwm.generate.engine import Session
 from lwm.generate.grammar import FrameLimits
 from lwm.generate.sampling import Sampler, Temperature
@@ -28,7 +29,7 @@ def require_known(found):
 
 
 def test_some_clips_are_drawn_and_told(tiny_vision, tmp_path, capsys):
-    run(tiny_vision, CLIPS, tmp_path, count=6)
+    run_vision(tiny_vision, CLIPS, tmp_path, count=6)
     found = json.loads((tmp_path / "report.json").read_text())
     require_known(found)
     assert found["pairs"] == len(found["rows"]) == 6
@@ -94,9 +95,9 @@ def test_frames_are_those_of_the_model(tiny_vision, tmp_path):
 def test_a_folder_that_cannot_be_written_is_found_first(tiny_vision, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="file cannot be written"):
-        run(tiny_vision, ("none",), tmp_path / "file", count=1)
+        run_vision(tiny_vision, ("none",), tmp_path / "file", count=1)
     with pytest.raises(UserError, match="none"):
-        run(tiny_vision, ("none",), tmp_path / "new", count=1)
+        run_vision(tiny_vision, ("none",), tmp_path / "new", count=1)
     assert not list((tmp_path / "new").iterdir())
 
 

@@ -6,8 +6,8 @@ from importlib import resources
 import matplotlib.image
 import pytest
 
+from lwm.cli.eval import eval_vqgan
 from lwm.errors import UserError
-from lwm.eval.vqgan import run
 from lwm.vqgan.checkpoint import SHIPPED, read_vqgan
 
 CLIPS = str(resources.files("lwm") / "assets" / "clips")
@@ -16,7 +16,7 @@ OPTIONS = {"frames": 64, "count": 5, "max_frames": 2, "background": "white"}
 
 def test_the_shipped_vqgan_shows_the_shipped_clips(tmp_path, capsys):
     pytest.importorskip("PIL.Image", reason="Pillow is not installed")
-    run("vqgan-64", (CLIPS,), out=tmp_path / "out", **OPTIONS)
+    eval_vqgan("vqgan-64", (CLIPS,), out=tmp_path / "out", **OPTIONS)
     scores = json.loads((tmp_path / "out" / "report.json").read_text())
     assert scores["frames"] == 64
     assert scores["psnr"] > 24
@@ -37,8 +37,8 @@ def test_it_is_small_and_says_what_it_is():
 def test_what_is_no_vqgan_or_no_picture(tmp_path):
     (tmp_path / "x.txt").write_text("no picture")
     with pytest.raises(UserError, match="vqgan-65 does not exist; give LWM's vqgan file"):
-        run("vqgan-65", (CLIPS,), out=tmp_path, **OPTIONS)
+        eval_vqgan("vqgan-65", (CLIPS,), out=tmp_path, **OPTIONS)
     with pytest.raises(UserError, match=r"nothing can be read of a held-out set: .*x\.txt"):
-        run("vqgan-64", (str(tmp_path / "x.txt"),), out=tmp_path, **OPTIONS)
+        eval_vqgan("vqgan-64", (str(tmp_path / "x.txt"),), out=tmp_path, **OPTIONS)
     with pytest.raises(UserError, match=r"x\.txt/out cannot be written: Not a directory"):
-        run("vqgan-64", (CLIPS,), out=tmp_path / "x.txt" / "out", **OPTIONS)
+        eval_vqgan("vqgan-64", (CLIPS,), out=tmp_path / "x.txt" / "out", **OPTIONS)

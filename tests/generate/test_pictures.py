@@ -77,7 +77,7 @@ def typed(monkeypatch):
 def test_a_talk_looks_at_files_and_writes_what_is_drawn(drawer, files, tmp_path, typed, capsys):
     out = tmp_path / "new" / "drawn"
     typed(f"/image {files / 'one.png'}", f"/video {files / 'clip.webp'}", "What?", "More")
-    chat = talk.TerminalChat(drawer, writing=DRAWING, out=out)
+    chat = talk.TerminalChat(drawer, sampling=DRAWING, out=out)
     chat.run()
     shown = capsys.readouterr()
     first, answer, second, other = chat.conversation.messages
@@ -91,7 +91,7 @@ def test_a_talk_looks_at_files_and_writes_what_is_drawn(drawer, files, tmp_path,
     assert [line for line in shown.out.split("\n") if line.startswith(str(out))] == [
         str(out / name) for name in names
     ]
-    assert shown.out.count("[drawn]") == len(names)
+    assert shown.out.count("[generated]") == len(names)
     assert f"one.png: 1 frame, {SIZE + 1 + 1 + 9} tokens; " in shown.err
     assert f"clip.webp: 3 frames, {3 * (SIZE + 1) + 1 + 9} tokens; " in shown.err
     for each, name in zip(made, names, strict=True):
@@ -105,7 +105,7 @@ def test_a_talk_goes_on_after_a_file_that_cannot_be_looked_at(drawer, files, typ
     missing = (f"/image {files / 'none.png'}", "/image", "/image ~nobody-of-this-name/a.png")
     typed(*missing, f"/image {files / 'one.png'}", "/clear", "Hi")
     short = SamplingParams(max_tokens=16)
-    chat = talk.TerminalChat(drawer, writing=short)
+    chat = talk.TerminalChat(drawer, sampling=short)
     chat.run()
     shown = capsys.readouterr()
     assert shown.err.count("lwm: ") == 3
@@ -116,7 +116,7 @@ def test_a_talk_goes_on_after_a_file_that_cannot_be_looked_at(drawer, files, typ
 
 def test_a_talk_goes_on_after_the_files_of_another(drawer, tmp_path, capsys):
     (tmp_path / "007.png").write_text("drawn before")
-    chat = talk.TerminalChat(drawer, writing=DRAWING, out=tmp_path)
+    chat = talk.TerminalChat(drawer, sampling=DRAWING, out=tmp_path)
     chat.answer("Hi")
     assert (tmp_path / "007.png").read_text() == "drawn before"
     assert f"{tmp_path / '008'}." in capsys.readouterr().out
@@ -124,19 +124,19 @@ def test_a_talk_goes_on_after_the_files_of_another(drawer, tmp_path, capsys):
 
 
 def test_a_talk_says_that_a_picture_was_not_drawn(drawer, capsys):
-    talk.TerminalChat(drawer, writing=DRAWING).answer("Hi")
+    talk.TerminalChat(drawer, sampling=DRAWING).answer("Hi")
     shown = capsys.readouterr()
     assert OPENING not in shown.out
-    assert shown.err.endswith("[a picture was to follow; --out FOLDER has it drawn]\n")
+    assert shown.err.endswith("[an image was to follow; give --out FOLDER to generate it]\n")
 
 
 def test_a_talk_says_how_many_frames_fit(drawer, files, capsys, monkeypatch):
-    chat = talk.TerminalChat(drawer, writing=SamplingParams(max_tokens=460))
+    chat = talk.TerminalChat(drawer, sampling=SamplingParams(max_tokens=460))
     with monkeypatch.context() as patch:
         patch.setattr(drawer.vision, "encode", None)  # they are counted before that
         with pytest.raises(UserError, match=r"3 frames, 61 tokens; .* 512: \d frames? fit"):
             chat.see(files / "clip.webp")
-    chat = talk.TerminalChat(drawer, writing=SamplingParams(max_tokens=400), max_frames=2)
+    chat = talk.TerminalChat(drawer, sampling=SamplingParams(max_tokens=400), max_frames=2)
     chat.see(files / "clip.webp")
     told = capsys.readouterr().err
     seen = drawer.see(files / "clip.webp", max_frames=2)
@@ -221,11 +221,11 @@ def on_disk(published, draw_vqgan, tmp_path, monkeypatch):
 
 
 def test_files_are_drawn_and_named(on_disk, files, tmp_path, capsys, monkeypatch):
-    name, placing = on_disk
+    name, load = on_disk
 
     def make(file, *, grid=False, **asked):
         asked = DrawRequest(prompt="a cat", **asked)
-        draw_files(name, asked, out=tmp_path / file, grid=grid, drawings=CHAT, placing=placing)
+        draw_files(name, asked, out=tmp_path / file, grid=grid, drawings=CHAT, load=load)
         return [Path(line) for line in capsys.readouterr().out.splitlines()]
 
     def read(path):
@@ -286,7 +286,7 @@ def test_files_that_cannot_be_written_are_found_before_a_model_is_opened(tmp_pat
                 out=tmp_path / file,
                 grid=False,
                 drawings=CHAT,
-                placing=LoadOptions(),
+                load=LoadOptions(),
                 fps=0.0,
             )
         assert "\n" not in str(caught.value)
@@ -295,13 +295,13 @@ def test_files_that_cannot_be_written_are_found_before_a_model_is_opened(tmp_pat
 
 def test_a_vqgan_of_another_model_is_refused(on_disk, tmp_path):
     """That beside the model has fewer codes than it."""
-    name, placing = on_disk
-    placing, asked = (
-        dataclasses.replace(placing, vqgan=None),
+    name, load = on_disk
+    load, asked = (
+        dataclasses.replace(load, vqgan=None),
         DrawRequest(prompt="a cat", kind="image"),
     )
     with pytest.raises(UserError, match="has 16 codes, but the model 8192"):
-        draw_files(name, asked, out=tmp_path / "a.png", grid=False, drawings=CHAT, placing=placing)
+        draw_files(name, asked, out=tmp_path / "a.png", grid=False, drawings=CHAT, load=load)
 
 
 @pytest.mark.parametrize(

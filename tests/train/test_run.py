@@ -16,10 +16,10 @@ import numpy as np
 import pytest
 
 import lwm
+from lwm.cli.data import data_tokenize
 from lwm.convert.open import open_model_files, read_llama
 from lwm.data.pack import PackingConfig
 from lwm.data.shards import open_shards
-from lwm.data.tokenize import run as tokenize
 from lwm.errors import UserError
 from lwm.recipes import debug
 from lwm.train import run as runs
@@ -86,7 +86,7 @@ def test_training_goes_on_from_a_model_with_vision_added(whole, tmp_path, monkey
     text = ("shipped:moby-dick/*.txt",)
     options = {"max_bad_share": 0.0, "workers": 0, "format": debug().data.sets[0].format}
     out = tmp_path / "shards"
-    tokenize(text, out=out, model=None, tokenizer=whole / "model", codes=0, shards=1, **options)
+    data_tokenize(text, out=out, tokenizer=whole / "model", codes=0, shards=1, **options)
     run = small(steps=2, optimizer=AdamW(schedule=Schedule(warmup=0)), validate_every=0)
     pictures = DataSet(
         files=("pictures.jsonl",),

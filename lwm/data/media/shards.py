@@ -1,4 +1,4 @@
-"""What `lwm tokenize` does: images and videos to codes, into shards, and on where it stopped.
+"""Encodes images and videos once, into shards; a second run continues where the first stopped.
 
 A shard appears when it is whole, with a note on it; when all are there, `bad.jsonl` and then
 `media.json` take the place of the notes.
@@ -9,11 +9,9 @@ import dataclasses
 import json
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from lwm.console import waiting
-from lwm.data.media.encode import BatchEncoder, find_vqgan
-from lwm.data.media.inputs import open_items
+from lwm.data.media.encode import BatchEncoder
 from lwm.data.media.items import Bad, Items
 from lwm.data.media.read import Result, Sampling, read_items
 from lwm.data.media.summary import (
@@ -25,11 +23,9 @@ from lwm.data.media.summary import (
     MediaSummary,
 )
 from lwm.data.shard_job import ShardJob, digest, exclusive, record_writer
-from lwm.errors import UserError, require_share
+from lwm.errors import UserError
 from lwm.files import require_package
-from lwm.model.config import Dtype
 from lwm.progress import Progress
-from lwm.sharding import make_mesh
 from lwm.vqgan.config import CodebookInfo
 from lwm.vqgan.tokenizer import VisionTokenizer
 
@@ -209,69 +205,6 @@ def complete(
         if missing := job.shards.missing():
             write(missing)
         return job.finish(max_bad_share)
-
-
-def run(
-    inputs: tuple[str, ...],
-    *,
-    out: Path,
-    model: str | None,
-    vqgan: Path | None,
-    sampling: Callable[[int], Sampling],
-    resolution: int | None,
-    shards: int | None,
-    workers: int,
-    batch: int,
-    mesh: str,
-    dtype: Dtype | None,
-    engine: Literal["local", "ray"],
-    max_bad_share: float,
-) -> None:
-    """Writes images and videos as shards of codes, and prints what these hold.
-
-    Args:
-        inputs: See `open_items`.
-        out: The folder.
-        model: A model that has a VQGAN, or
-        vqgan: that VQGAN.
-        sampling: Says how frames of a resolution are taken.
-        resolution: See `VisionTokenizer.open`.
-        shards: How many files; None for one to about 256 items.
-        workers: See `write_media`.
-        batch: See `VisionTokenizer.open`.
-        mesh: See `VisionTokenizer.open`.
-        dtype: See `VisionTokenizer.open`.
-        engine: What runs: this machine, or a Ray cluster.
-        max_bad_share: See `write_media`.
-
-    Raises:
-        UserError: Nothing can be read, or see `write_media`.
-    """
-    require_share("max_bad_share", max_bad_share)
-    path = find_vqgan(model, vqgan)
-    items = open_items(inputs, leave=out)
-    options: dict[str, Any] = {"dtype": dtype, "resolution": resolution, "batch": batch}
-
-    def job_of(codebook: CodebookInfo) -> MediaJob:
-        return MediaJob.of(items, sampling(codebook.resolution), codebook, out, shards)
-
-    with waiting("tokenizing", "items") as tell:
-        if engine == "ray":
-            from lwm.data.media.ray import write_with_ray
-
-            summary = write_with_ray(
-                job_of, path, options, workers, max_bad_share=max_bad_share, progress=tell
-            )
-        else:
-            vision = VisionTokenizer.open(path, mesh=make_mesh(mesh), **options)
-            summary = write_media(
-                job_of(vision.codebook),
-                vision,
-                workers=workers,
-                max_bad_share=max_bad_share,
-                progress=tell,
-            )
-    print(summary.table(), flush=True)
 
 
 def _count(result: Result) -> MediaCounts:

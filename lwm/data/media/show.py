@@ -1,4 +1,4 @@
-"""What `lwm data show` does: a page of frames as their codes have them, with their texts."""
+"""Writes a web page of a media set: frames decoded from their codes, with their texts."""
 
 import base64
 import dataclasses
@@ -12,12 +12,12 @@ from typing import Any
 import jinja2
 import numpy as np
 
-from lwm.console import waiting
 from lwm.data.media.summary import BAD, MediaSummary
 from lwm.data.sources import open_source
 from lwm.errors import UserError
 from lwm.files import reading, write_bytes
 from lwm.media.write import write_image, write_video
+from lwm.progress import Progress
 from lwm.vqgan.checkpoint import find_shipped
 from lwm.vqgan.tokenizer import VisionTokenizer
 
@@ -58,7 +58,12 @@ class Card:
 
 
 def show(
-    folder: Path, *, vqgan: Path | None = None, out: Path | None = None, count: int = 64
+    folder: Path,
+    *,
+    vqgan: Path | None = None,
+    out: Path | None = None,
+    count: int = 64,
+    progress: Progress = lambda done, total: None,
 ) -> Path:
     """Writes a page of items, evenly drawn over a set; returns its path.
 
@@ -67,6 +72,7 @@ def show(
         vqgan: Where the VQGAN is that made the codes; by default where it was then.
         out: The page; by default `sheet.html` in the folder.
         count: How many items.
+        progress: Called with the number of items done and their total.
 
     Raises:
         UserError: The folder holds no such set, the VQGAN is not there or is another, or the page
@@ -84,11 +90,11 @@ def show(
     source = open_source(folder)
     numbers = np.linspace(0, len(source) - 1, min(count, len(source))).astype(int)
     cards = []
-    with tempfile.TemporaryDirectory() as temporary, waiting("decoding", "items") as tell:
+    with tempfile.TemporaryDirectory() as temporary:
         pictures = _Pictures(vision, Path(temporary))
         for done, number in enumerate(numbers.tolist(), 1):
             cards.append(_card(source[number].value, pictures))
-            tell(done, len(numbers))
+            progress(done, len(numbers))
     page = out or folder / "sheet.html"
     # Names and captions may hold bytes that are no text.
     write_bytes(page, _render(folder, summary, cards).encode(errors="replace"))

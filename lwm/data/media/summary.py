@@ -95,12 +95,12 @@ class MediaSummary:
         """Writes the file, which `read` reads."""
         write_versioned(dataclasses.asdict(self), file, VERSION)
 
-    def table(self) -> str:
-        """Returns it as lines for a terminal."""
+    def rows(self) -> list[tuple[str, str]]:
+        """Returns names and values for a table."""
         counts, codebook = self.counts, self.codebook
         size = sum(shard.size for shard in self.shards)
         codes = counts.frames * codebook.tokens_per_frame
-        rows = [
+        return [
             ("items", f"{counts.items:,}  bad {counts.bad:,}  passed over {counts.passed_over:,}"),
             ("media", f"{counts.images:,} images, {counts.videos:,} videos"),
             ("frames", f"{counts.frames:,} of {codebook.resolution} × {codebook.resolution}"),
@@ -108,7 +108,6 @@ class MediaSummary:
             ("shards", f"{len(self.shards):,}"),
             ("bytes", f"{size:,}"),
         ]
-        return "\n".join(f"{name:<10} {value}" for name, value in rows)
 
 
 def is_media(folder: Path) -> bool:

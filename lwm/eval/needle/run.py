@@ -1,12 +1,9 @@
-"""The single needle test: a number is hidden in a long text, and the model is asked for it.
+"""Single-needle retrieval: asks a model for a number hidden in a long text.
 
-Results, report and picture go to one folder; what was answered once is never asked again.
+Results, report and heat map go to one folder; an answered question is not asked again.
 """
 
 import dataclasses
-import sys
-import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,7 +11,6 @@ from typing import Any
 import jax
 
 import lwm
-from lwm.console import Interruptible, waiting
 from lwm.eval.answer import Answerer, ModelAnswerer, describe_model, require_context
 from lwm.eval.needle.config import NeedleConfig
 from lwm.eval.needle.haystack import Haystack, name_of, require_readable
@@ -24,19 +20,20 @@ from lwm.eval.needle.report import NeedleReport
 from lwm.eval.results import ResultRow, Results, require_same
 from lwm.files import make_folder, write_bytes
 from lwm.generate.language_model import LanguageModel
+from lwm.progress import Progress
 
 RESULTS, REPORT, PICTURE = "results.jsonl", "report.json", "heatmap.png"
 SMALL = NeedleConfig(lengths=(512, 1024, 2048), depths=(0.0, 50.0, 100.0))
-"""A grid for a demo: 10,752 tokens of prompts and answers, a minute for a small model on a CPU."""
+"""Grid for a demo: 10,752 tokens of prompts and answers, a minute for a small model on a CPU."""
 
 
 def check(config: NeedleConfig, out: Path, *, context: int | None = None) -> None:
-    """Refuses what would fail only after the model is loaded.
+    """Refuses early, before the model is loaded, an evaluation that would fail later.
 
     Args:
         config: The grid.
-        out: The folder for the results; it is made.
-        context: Tokens that the model can hold, where that is known already.
+        out: The folder for the results; created if missing.
+        context: The model's context in tokens, if it is known already.
 
     Raises:
         UserError: The haystack cannot be read or is far too short, a length is above the
@@ -45,88 +42,103 @@ def check(config: NeedleConfig, out: Path, *, context: int | None = None) -> Non
     longest = max(config.all_lengths)
     if context is not None:
         require_context(longest, context, "the model")
-    # A generous allowance for the prompt around the haystack, which nobody has measured yet.
+    # A generous allowance for the prompt around the haystack, which is not measured yet.
     least = max(1, longest - config.max_tokens - 4096)
     require_readable(config.haystack, least=least, repeat=config.repeat)
     make_folder(out)
     require_same(out / RESULTS, {"evaluation": "needle", "config": _grid(config)})
 
 
-def run(model: LanguageModel, config: NeedleConfig, out: Path) -> NeedleReport:
-    """Asks what has not been asked yet, then writes `report.json` and `heatmap.png`.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class NeedleRun:
+    """Report of an evaluation, and the work that this call did for it."""
 
-    Answers go to `results.jsonl` one by one; the same call goes on where the last one stopped.
+    report: NeedleReport
+    num_new: int
+    """Answers of this call; the others were in the folder already."""
+    prompt_tokens: int
+    """Tokens of the prompts of this call."""
+    tokens_read: int
+    """Tokens of these prompts that were computed; the others were shared with an earlier one."""
+
+
+def evaluate(
+    model: LanguageModel,
+    config: NeedleConfig,
+    out: Path,
+    *,
+    progress: Progress = lambda done, total: None,
+) -> NeedleRun:
+    """Asks every question that has no answer yet, then writes `report.json` and `heatmap.png`.
+
+    Each answer is appended to `results.jsonl` at once; the same call continues a stopped one.
+
+    Args:
+        model: The model to evaluate.
+        config: The grid of lengths and depths.
+        out: The folder for the results.
+        progress: Called with tokens done and their total, between blocks of a prompt; may raise.
 
     Raises:
         UserError: See `check`; or the folder holds the results of another evaluation.
-        KeyboardInterrupt: Ctrl-C was pressed; the answers so far are kept.
+        KeyboardInterrupt: `progress` raised it; the message names the answers kept so far.
     """
     longest = max(config.all_lengths)
     require_context(longest, model.context, model.name)
     check(config, out)
     prompts = Prompts(config, model.tokenizer, template=model.template)
     results = Results(out / RESULTS, header(config, prompts.haystack, describe_model(model)))
-    begun, before = time.monotonic(), len(results.rows)
-    finished, total = 0, sum(cell.length for cell in prompts.cells)
-    with Interruptible() as user, waiting("asking", "tokens") as bar:
+    before, finished = len(results.rows), 0
+    total = sum(cell.length for cell in prompts.cells)
 
-        def progress(done: int) -> None:
-            bar(finished + done, total)
-            user.check()
+    def report_tokens(done: int) -> None:
+        progress(finished + done, total)
 
-        def told(cell: Cell) -> None:
-            nonlocal finished
-            finished += cell.length
-            progress(0)
+    def finish(cell: Cell) -> None:
+        nonlocal finished
+        finished += cell.length
+        report_tokens(0)
 
-        model_answers = ModelAnswerer(
-            model, longest=longest, max_tokens=config.max_tokens, progress=progress
-        )
-        try:
-            report = evaluate(model_answers, prompts, results, told=told)
-        except KeyboardInterrupt:
-            answered = f"{len(results.rows):,} of {len(prompts.cells):,} answers"
-            print(
-                f"stopped with {answered} in {results.path}; the same command goes on from there",
-                file=sys.stderr,
-            )
-            raise
-    write(report, out)
-    asked, read = model_answers.num_asked, model_answers.num_read
-    print(report.table())
-    print(
-        f"\n{len(results.rows) - before:,} of {len(prompts.cells):,} questions asked now: prompts "
-        f"of {asked:,} tokens, {read:,} of them read ({asked - read:,} shared), "
-        f"{time.monotonic() - begun:.1f} s"
+    answer = ModelAnswerer(
+        model, longest=longest, max_tokens=config.max_tokens, progress=report_tokens
     )
-    return report
+    try:
+        report = ask(answer, prompts, results, finish=finish)
+    except KeyboardInterrupt:
+        answered = f"{len(results.rows):,} of {len(prompts.cells):,} answers"
+        raise KeyboardInterrupt(
+            f"stopped with {answered} in {results.path}; run the same command to continue"
+        ) from None
+    write(report, out)
+    return NeedleRun(
+        report=report,
+        num_new=len(results.rows) - before,
+        prompt_tokens=answer.num_asked,
+        tokens_read=answer.num_read,
+    )
 
 
-def small_run(model: LanguageModel) -> tuple[NeedleReport, bytes]:
-    """Asks the small grid anew, keeping no files; returns the report and the heat map's PNG."""
-    with tempfile.TemporaryDirectory() as folder:
-        report = run(model, SMALL, Path(folder))
-        return report, (Path(folder) / PICTURE).read_bytes()
-
-
-def evaluate(
+def ask(
     answer: Answerer,
     prompts: Prompts,
     results: Results,
     *,
-    told: Callable[[Cell], None] = lambda cell: None,
+    finish: Callable[[Cell], None] = lambda cell: None,
 ) -> NeedleReport:
-    """Asks every cell that has no result yet, and adds each answer to the results."""
+    """Asks every cell that has no result yet and appends each answer to the results.
+
+    `finish` is called after each cell, also after one that had its result already.
+    """
     known = {_key(row) for row in results.rows}
     for cell in prompts.cells:
         if (cell.length, cell.depth, cell.round) not in known:
             results.append(_ask(answer, prompts, cell))
-        told(cell)
+        finish(cell)
     return NeedleReport(header=results.header, rows=sorted(results.rows, key=_key))
 
 
 def _ask(answer: Answerer, prompts: Prompts, cell: Cell) -> dict[str, Any]:
-    """Returns the row of a cell: LWM's fields, whose seed is the round, and how it was built."""
+    """Returns the result row of a cell: LWM's fields (`seed` is the round), and its true size."""
     prompt = prompts.build(cell)
     response = answer(prompt.ids)
     return {
@@ -147,7 +159,7 @@ def _key(row: ResultRow) -> tuple[int, float, int]:
 
 
 def header(config: NeedleConfig, haystack: Haystack, model: dict[str, Any]) -> dict[str, Any]:
-    """Returns all that the answers hang on: results with another header are not mixed in."""
+    """Returns everything that the answers depend on; results with another header are refused."""
     return {
         "evaluation": "needle",
         "model": model,
@@ -162,7 +174,7 @@ def header(config: NeedleConfig, haystack: Haystack, model: dict[str, Any]) -> d
 
 
 def _grid(config: NeedleConfig) -> dict[str, Any]:
-    """Returns the configuration as it is recorded: what is asked, without this machine's paths."""
+    """Returns the configuration as recorded: resolved values, without paths of this machine."""
     grid = dataclasses.asdict(config) | {
         "lengths": config.all_lengths,
         "depths": config.all_depths,

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lwm.cli.media import tokenize
+from lwm.cli.data import tokenize
 from lwm.data.format import ExampleFormat
 from lwm.data.media.encode import find_vqgan
 from lwm.data.media.inputs import open_items

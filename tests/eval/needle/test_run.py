@@ -13,13 +13,14 @@ import jax
 import numpy as np
 import pytest
 
+from lwm.cli.eval import run_needle
 from lwm.devices import Machine
 from lwm.errors import UserError
 from lwm.eval.answer import ModelAnswerer, describe_model
 from lwm.eval.needle import run as needle
 from lwm.eval.needle.config import NeedleConfig
 from lwm.eval.needle.prompts import CITIES, INSTRUCTION, Cell, Prompts
-from lwm.eval.needle.run import PICTURE, REPORT, RESULTS, check, evaluate, header, run, write
+from lwm.eval.needle.run import PICTURE, REPORT, RESULTS, ask, check, evaluate, header, write
 from lwm.eval.results import Results
 from lwm.generate import loaded
 from lwm.generate.language_model import LanguageModel
@@ -29,12 +30,12 @@ GRID = NeedleConfig(lengths=(700, 1400), depths=(0.0, 30.0, 100.0), rounds=2, ma
 TINY = NeedleConfig(lengths=(600, 2400), depths=(0.0, 50.0, 100.0), max_tokens=8)
 
 
-def ask(answer, config, tokenizer, out):
+def ask_program(answer, config, tokenizer, out):
     """Evaluates a program; returns the report."""
     out.mkdir(exist_ok=True)
     prompts = Prompts(config, tokenizer)
     results = Results(out / RESULTS, header(config, prompts.haystack, {"name": "program"}))
-    report = evaluate(answer, prompts, results)
+    report = ask(answer, prompts, results)
     write(report, out)
     return report
 
@@ -42,8 +43,8 @@ def ask(answer, config, tokenizer, out):
 @pytest.mark.parametrize("prompt", ["chat", "lwm"])
 def test_a_program_that_reads_finds_all_and_a_blind_one_none(tokenizer, oracle, tmp_path, prompt):
     config = dataclasses.replace(GRID, prompt=prompt)
-    seeing = ask(oracle(tokenizer), config, tokenizer, tmp_path / "seeing")
-    blind = ask(lambda ids: "1234567 1111111", config, tokenizer, tmp_path / "blind")
+    seeing = ask_program(oracle(tokenizer), config, tokenizer, tmp_path / "seeing")
+    blind = ask_program(lambda ids: "1234567 1111111", config, tokenizer, tmp_path / "blind")
     assert (seeing.score().accuracy, blind.score().accuracy) == (1, 0)
     assert seeing.score().asked == len(seeing.rows) == 2 * 3 * 2
     assert {"context_length", "depth_percent", "response", "answer", "correct", "seed"} <= set(
@@ -134,21 +135,21 @@ def test_each_prompt_begins_as_the_one_before(byte_tokenizer):
 @pytest.mark.parametrize("lost", [1, 400, 10**6])
 def test_what_was_stopped_ends_as_if_it_had_not_been(byte_tokenizer, oracle, tmp_path, lost):
     whole, again = oracle(byte_tokenizer), oracle(byte_tokenizer)
-    ask(whole, GRID, byte_tokenizer, tmp_path)
+    ask_program(whole, GRID, byte_tokenizer, tmp_path)
     before = {name: (tmp_path / name).read_bytes() for name in (RESULTS, REPORT, PICTURE)}
     torn = before[RESULTS][: -min(lost, len(before[RESULTS]))]
     (tmp_path / RESULTS).write_bytes(torn)
     (tmp_path / REPORT).unlink()
-    ask(again, GRID, byte_tokenizer, tmp_path)
+    ask_program(again, GRID, byte_tokenizer, tmp_path)
     assert {name: (tmp_path / name).read_bytes() for name in before} == before
     answered = max(0, torn.count(b"\n") - 1)
     assert again.asked == whole.asked[answered:]
 
 
 def test_another_grid_or_model_does_not_mix_in(byte_tokenizer, oracle, tmp_path):
-    ask(oracle(byte_tokenizer), GRID, byte_tokenizer, tmp_path)
+    ask_program(oracle(byte_tokenizer), GRID, byte_tokenizer, tmp_path)
     with pytest.raises(UserError, match=r"config\.max_tokens was 40, is 41.*choose another folder"):
-        ask(str, dataclasses.replace(GRID, max_tokens=41), byte_tokenizer, tmp_path)
+        ask_program(str, dataclasses.replace(GRID, max_tokens=41), byte_tokenizer, tmp_path)
     with pytest.raises(UserError, match=r"config\.seed was 1234, is 5"):
         check(dataclasses.replace(GRID, seed=5), tmp_path)
     check(GRID, tmp_path)
@@ -161,7 +162,7 @@ def test_killed_at_any_moment_it_goes_on(byte_tokenizer, oracle, tmp_path):
 import sys, time
 from pathlib import Path
 from lwm.tokenizer.tokenizer import Tokenizer
-from lwm.eval.needle.run import evaluate, header
+from lwm.eval.needle.run import ask, header
 from lwm.eval.needle.config import NeedleConfig
 from lwm.eval.needle.prompts import Prompts
 from lwm.eval.results import Results
@@ -169,7 +170,7 @@ from lwm.eval.results import Results
 config = {GRID!r}
 prompts = Prompts(config, Tokenizer.open(Path("tokenizer.json")))
 results = Results(Path("results.jsonl"), header(config, prompts.haystack, {{"name": "program"}}))
-evaluate(lambda ids: print("asked", flush=True) or time.sleep(0.02) or "0", prompts, results)
+ask(lambda ids: print("asked", flush=True) or time.sleep(0.02) or "0", prompts, results)
 """
     environment = os.environ | {"JAX_PLATFORMS": "cpu"}
     with subprocess.Popen(
@@ -184,12 +185,12 @@ evaluate(lambda ids: print("asked", flush=True) or time.sleep(0.02) or "0", prom
     from lwm.tokenizer.tokenizer import Tokenizer
 
     tokenizer = Tokenizer.open(tmp_path / "tokenizer.json")
-    ask(again := oracle(tokenizer), GRID, tokenizer, tmp_path)
+    ask_program(again := oracle(tokenizer), GRID, tokenizer, tmp_path)
     assert len(again.asked) == 12 - answered
 
 
 def test_a_model_stopped_by_ctrl_c_goes_on(tiny_model, tmp_path, monkeypatch, capsys):
-    run(tiny_model, TINY, tmp_path / "whole")
+    run_needle(tiny_model, TINY, tmp_path / "whole")
     assert "6 of 6 questions asked now" in capsys.readouterr().out
     append = Results.append
 
@@ -200,11 +201,11 @@ def test_a_model_stopped_by_ctrl_c_goes_on(tiny_model, tmp_path, monkeypatch, ca
 
     monkeypatch.setattr(Results, "append", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        run(tiny_model, TINY, tmp_path / "torn")
+        run_needle(tiny_model, TINY, tmp_path / "torn")
     assert "stopped with 2 of 6 answers" in capsys.readouterr().err
     assert not (tmp_path / "torn" / REPORT).exists()
     monkeypatch.undo()
-    run(tiny_model, TINY, tmp_path / "torn")
+    run_needle(tiny_model, TINY, tmp_path / "torn")
     assert "4 of 6 questions asked now" in capsys.readouterr().out
     for name in (RESULTS, REPORT, PICTURE):
         assert (tmp_path / "torn" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
@@ -242,7 +243,7 @@ def test_models_that_differ_are_told_apart(tiny_model):
 
 def test_the_report_says_what_was_done(byte_tokenizer, oracle, tmp_path, prose):
     config = dataclasses.replace(GRID, haystack=prose(20), repeat=True)
-    ask(oracle(byte_tokenizer), config, byte_tokenizer, tmp_path)
+    ask_program(oracle(byte_tokenizer), config, byte_tokenizer, tmp_path)
     report = json.loads((tmp_path / REPORT).read_text())
     assert report["haystack"]["is_repeated"] is True
     assert report["config"]["lengths"] == [700, 1400]
@@ -302,7 +303,7 @@ def test_what_the_tokenizer_shows_is_said_before_anything_is_asked(byte_tokenize
 
 def test_a_length_above_the_context_is_refused(tiny_model, tmp_path):
     with pytest.raises(UserError, match=r"above the context of tiny, 2,560 tokens"):
-        run(tiny_model, NeedleConfig(), tmp_path)
+        evaluate(tiny_model, NeedleConfig(), tmp_path)
 
 
 def test_the_small_grid_is_small():
@@ -326,7 +327,7 @@ def test_smollm2_answers_as_in_transformers(tmp_path):
     config = NeedleConfig(lengths=(1024, 2048, 4096), depths=(0.0, 50.0, 100.0), max_tokens=24)
     model = load(path)
     assert isinstance(model, LanguageModel)
-    report = run(model, config, tmp_path)
+    report = evaluate(model, config, tmp_path).report
     opened = read_gguf(path)
     weights = {name: torch.tensor(weight) for name, weight in opened.tensors.items()}
     weights["lm_head.weight"] = weights["model.embed_tokens.weight"]

@@ -1,0 +1,219 @@
+"""`lwm tokenize` and `lwm data check|tokenize|show`: preparing training data."""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from lwm.cli.common import Flat, print_rows
+from lwm.data.format import ExampleFormat
+from lwm.errors import UserError, require_share
+
+Files = Annotated[tuple[str, ...], tyro.conf.Positional]
+
+
+def data_check(
+    files: Files,
+    /,
+    *,
+    model: str | None = None,
+    tokenizer: Path | None = None,
+    codes: int = 8192,
+    max_bad_share: float = 0.01,
+    format: Flat[ExampleFormat] = ExampleFormat(),
+) -> None:
+    """Reads every record of training data; reports bad records and statistics.
+
+    Args:
+        files: JSON lines, Parquet, ArrayRecord or .txt files, folders of them, or patterns.
+        model: The model to be trained: a name from `lwm models`, a folder, or a GGUF file.
+        tokenizer: In place of a model, a tokenizer's folder or file.
+        codes: With a tokenizer alone, the entries of the vision codebook; 0 is no vision.
+        max_bad_share: Fail when more than this share of the records is bad.
+        format: How records become examples.
+    """
+    from lwm.console import waiting
+    from lwm.data.check import check
+    from lwm.data.fields import RecordEncoder
+    from lwm.data.sets import open_data
+
+    require_share("max_bad_share", max_bad_share)
+    source, opened, space = open_data(files, model=model, tokenizer=tokenizer, codes=codes)
+    encoder = RecordEncoder(tokenizer=opened, tokens=space, format=format)
+    with waiting("checking", "records") as progress:
+        report = check(source, encoder, progress=progress)
+    print_rows(report.rows())
+    _print_reasons(report.reasons, report.num_bad)
+    if report.bad_share > max_bad_share:
+        raise UserError(
+            f"{report.bad_share:.1%} of the lines are bad, more than {max_bad_share:.1%}; "
+            "fix them, or allow more with --max-bad-share"
+        )
+
+
+def data_tokenize(
+    files: Files,
+    /,
+    *,
+    out: Path,
+    model: str | None = None,
+    tokenizer: Path | None = None,
+    codes: int = 8192,
+    shards: int = 1,
+    workers: int = 0,
+    max_bad_share: float = 0.01,
+    format: Flat[ExampleFormat] = ExampleFormat(),
+) -> None:
+    """Encodes training data once, into shards that are read many times as fast.
+
+    Args:
+        files: JSON lines, Parquet, ArrayRecord or .txt files, folders of them, or patterns.
+        out: Folder for the shards; run again to continue.
+        model: The model to be trained: a name from `lwm models`, a folder, or a GGUF file.
+        tokenizer: In place of a model, a tokenizer's folder or file.
+        codes: With a tokenizer alone, the entries of the vision codebook; 0 is no vision.
+        shards: Number of files.
+        workers: Number of processes that write them; 0 is this one.
+        max_bad_share: Fail when more than this share of the records is bad.
+        format: How records become examples.
+    """
+    from lwm.console import waiting
+    from lwm.data.fields import RecordEncoder
+    from lwm.data.sets import open_data
+    from lwm.data.tokenize import write_shards
+
+    require_share("max_bad_share", max_bad_share)
+    if format.captions.variants > 1:
+        raise UserError("variants have no effect in shards, which hold each record once; leave out")
+    source, opened, space = open_data(files, model=model, tokenizer=tokenizer, codes=codes)
+    encoder = RecordEncoder(tokenizer=opened, tokens=space, format=format)
+    with waiting("tokenizing", "records") as progress:
+        summary = write_shards(
+            source,
+            encoder,
+            out,
+            shards=shards,
+            workers=workers,
+            max_bad_share=max_bad_share,
+            progress=progress,
+        )
+    print_rows(summary.rows())
+    _print_reasons(summary.reasons, summary.counts.bad)
+
+
+def tokenize(
+    inputs: Files,
+    /,
+    *,
+    out: Path,
+    model: str | None = None,
+    vqgan: Path | None = None,
+    max_frames: int = 8,
+    fps: float | None = None,
+    fit: Literal["crop", "letterbox"] = "crop",
+    background: str = "white",
+    resolution: int | None = None,
+    shards: int | None = None,
+    workers: int = 0,
+    batch: int = 16,
+    mesh: str = "1,1,1,1",
+    dtype: Literal["float32", "bfloat16"] | None = None,
+    engine: Literal["local", "ray"] = "local",
+    max_bad_share: float = 0.01,
+) -> None:
+    """Encodes images and videos as vision codes, once: records ready for training.
+
+    Args:
+        inputs: Files, folders, zip or tar files (webdataset), lists with a column `path` (CSV,
+            JSON lines, Parquet), or patterns of these.
+        out: Folder for the shards; run again to continue.
+        model: A model with a VQGAN: a name from `lwm models`, or a folder.
+        vqgan: In place of a model, LWM's vqgan file, a folder, or `vqgan-64`, which is in the
+            package.
+        max_frames: The largest number of frames of a video, evenly spaced; 0 is all.
+        fps: Take the frames shown at each 1/fps seconds.
+        fit: Crop to the middle square as LWM does, or keep the whole image on the background.
+        background: A colour behind transparent and letterboxed images.
+        resolution: Pixels along a side of a frame; by default, the VQGAN's.
+        shards: Number of files; by default one per about 256 items.
+        workers: Number of processes that read media, 0 is this one; with Ray, actors that write.
+        batch: Frames that each device encodes at a time.
+        mesh: Devices: dp,fsdp,tp,sp such as 4,1,1,1 (one -1 is inferred); each encodes frames.
+        dtype: Type of the computation; by default, the VQGAN's.
+        engine: This machine, or a Ray cluster whose machines share the files.
+        max_bad_share: Fail when more than this share of the items is bad.
+    """
+    from lwm.console import waiting
+    from lwm.data.media.encode import find_vqgan
+    from lwm.data.media.inputs import open_items
+    from lwm.data.media.read import Sampling
+    from lwm.data.media.shards import MediaJob, write_media
+    from lwm.vqgan.config import CodebookInfo
+
+    require_share("max_bad_share", max_bad_share)
+    if max_frames < 0:
+        raise UserError(f"--max-frames {max_frames} must be 0 (all) or above")
+    if engine == "ray" and mesh != "1,1,1,1":
+        raise UserError("--mesh is for one process; with --engine ray, give --workers")
+    path = find_vqgan(model, vqgan)
+    items = open_items(inputs, leave=out)
+
+    def job_of(codebook: CodebookInfo) -> MediaJob:
+        sampling = Sampling(
+            resolution=codebook.resolution,
+            max_frames=max_frames or None,
+            fps=fps,
+            fit=fit,
+            background=background,
+        )
+        return MediaJob.of(items, sampling, codebook, out, shards)
+
+    encoding = {"dtype": dtype, "resolution": resolution, "batch": batch}
+    options = {"workers": workers, "max_bad_share": max_bad_share}
+    with waiting("tokenizing", "items") as progress:
+        if engine == "ray":
+            from lwm.data.media.ray import write_with_ray
+
+            summary = write_with_ray(job_of, path, encoding, **options, progress=progress)
+        else:
+            from lwm.sharding import make_mesh
+            from lwm.vqgan.tokenizer import VisionTokenizer
+
+            vision = VisionTokenizer.open(path, mesh=make_mesh(mesh), **encoding)
+            summary = write_media(job_of(vision.codebook), vision, **options, progress=progress)
+    print_rows(summary.rows())
+
+
+def data_show(
+    shards: Annotated[Path, tyro.conf.Positional],
+    /,
+    *,
+    vqgan: Path | None = None,
+    out: Path | None = None,
+    count: int = 64,
+) -> None:
+    """Shows a tokenized media set: frames decoded from their codes, on one web page.
+
+    Args:
+        shards: A folder that `lwm tokenize` wrote.
+        vqgan: The VQGAN that made the codes, if it has moved.
+        out: The page; by default sheet.html in the folder.
+        count: Number of items, evenly over the set.
+    """
+    from lwm.console import waiting
+    from lwm.data.media.show import show
+
+    with waiting("decoding", "items") as progress:
+        page = show(shards, vqgan=vqgan, out=out, count=count, progress=progress)
+    print(page)
+
+
+def _print_reasons(reasons: Sequence[str], bad: int) -> None:
+    for reason in reasons:
+        print(f"  {reason}")
+    if bad > len(reasons):
+        print(f"  and {bad - len(reasons):,} more")
+    # Before an error that follows on stderr.
+    sys.stdout.flush()

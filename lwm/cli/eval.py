@@ -1,0 +1,164 @@
+"""`lwm eval needle|vision|vqgan`: evaluations, their tables and reports."""
+
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import tyro
+
+from lwm.cli.common import Flat, LoadOptions, Model, open_model, print_rows, stoppable
+from lwm.errors import UserError
+from lwm.eval.needle.config import NeedleConfig
+
+if TYPE_CHECKING:
+    from lwm.eval.needle.report import NeedleReport
+    from lwm.generate.language_model import LanguageModel
+
+_VQGAN_ROWS = {
+    "frames": ("frames", "{:,}"),
+    "psnr": ("PSNR, mean over frames", "{:.2f} dB"),
+    "psnr_pooled": ("PSNR of the mean error", "{:.2f} dB"),
+    "psnr_foreground": ("PSNR of the foreground, mean over frames", "{:.2f} dB"),
+    "psnr_foreground_pooled": ("PSNR of the foreground, of the mean error", "{:.2f} dB"),
+    "codes_used": ("codes used", "{:.1%}"),
+    "lpips": ("LPIPS, mean over frames", "{:.4f}"),
+    "frechet_lpips": ("Fréchet distance on LPIPS features", "{:.3f}"),
+}
+
+
+def eval_needle(
+    model: Model,
+    /,
+    *,
+    out: Path = Path("needle"),
+    needle: Flat[NeedleConfig] = NeedleConfig(),
+    load: Flat[LoadOptions] = LoadOptions(),
+) -> None:
+    """Hides a number in texts of several lengths, at several depths, and asks the model for it.
+
+    Args:
+        model: A name from `lwm models`, a Hugging Face folder, a GGUF file, or a hub's org/name.
+        out: Folder for results, report.json and heatmap.png; run again to continue.
+        needle: The grid and the questions.
+        load: How the model is loaded.
+    """
+    from lwm.eval.needle.run import check
+
+    check(needle, out)
+    run_needle(open_model(model, load), needle, out)
+
+
+def run_needle(model: "LanguageModel", config: NeedleConfig, out: Path) -> "NeedleReport":
+    """Evaluates a loaded model with a progress bar and prints the table.
+
+    Raises:
+        UserError: See `evaluate`.
+        KeyboardInterrupt: Ctrl-C was pressed; the answers so far are kept.
+    """
+    from lwm.eval.needle.run import evaluate
+
+    begun = time.monotonic()
+    try:
+        with stoppable("asking", "tokens") as progress:
+            run = evaluate(model, config, out, progress=progress)
+    except KeyboardInterrupt as stopped:
+        print(stopped, file=sys.stderr)
+        raise
+    print(run.report.table())
+    print(
+        f"\n{run.num_new:,} of {len(run.report.rows):,} questions asked now: prompts of "
+        f"{run.prompt_tokens:,} tokens, {run.tokens_read:,} of them read "
+        f"({run.prompt_tokens - run.tokens_read:,} shared), {time.monotonic() - begun:.1f} s"
+    )
+    return run.report
+
+
+def eval_vision(
+    model: Model,
+    files: Annotated[tuple[str, ...], tyro.conf.Positional] = ("shipped:clips",),
+    /,
+    *,
+    out: Path = Path("vision-eval"),
+    count: int | None = None,
+    load: Flat[LoadOptions] = LoadOptions(),
+) -> None:
+    """Measures text to image, image to text and code accuracy on captioned images or videos.
+
+    Args:
+        model: A vision model: a name from `lwm models`, a folder, or a hub's org/name.
+        files: Folders that `lwm tokenize` wrote, or `shipped:clips`.
+        out: Folder for report.json.
+        count: The largest number of images or videos, evenly over the set.
+        load: How the model is loaded.
+    """
+    if count is not None and count < 1:
+        raise UserError(f"--count {count} must be at least 1")
+    run_vision(open_model(model, load), files, out, count=count)
+
+
+def run_vision(
+    model: "LanguageModel", files: tuple[str, ...], out: Path, *, count: int | None = None
+) -> None:
+    """Evaluates a loaded model with a progress bar and prints the table.
+
+    Raises:
+        UserError: See `evaluate`.
+    """
+    from lwm.console import waiting
+    from lwm.eval.vision import REPORT, evaluate
+
+    with waiting("generating and captioning", "answers") as progress:
+        found = evaluate(model, files, out, count=count, progress=progress)
+    pairs = found["pairs"]
+    rows = [
+        ("codes, given those before", f"{found['codes_accuracy']:.2%}"),
+        ("captions generated right", f"{found['drawn']} of {pairs}"),
+        ("images captioned right", f"{found['told']} of {pairs}"),
+    ]
+    print_rows(rows, width=27)
+    print(out / REPORT)
+
+
+def eval_vqgan(
+    vqgan: Annotated[str, tyro.conf.Positional],
+    inputs: Annotated[tuple[str, ...], tyro.conf.Positional],
+    /,
+    *,
+    out: Path = Path("vqgan-eval"),
+    frames: int = 512,
+    count: int = 32,
+    max_frames: int = 4,
+    background: str = "white",
+) -> None:
+    """Measures reconstruction by a VQGAN: PSNR, codes used, and a contact sheet.
+
+    With the extra `lpips`, also LPIPS and the Fréchet distance on its features.
+
+    Args:
+        vqgan: LWM's vqgan file, a VQGAN's folder, or `vqgan-64`, which is in the package.
+        inputs: Files, folders, zip or tar files, lists with a column `path`, or patterns of these.
+        out: Folder for report.json and sheet.png.
+        frames: The largest number of frames, evenly over the set.
+        count: Frames on the sheet.
+        max_frames: Frames of each video.
+        background: A colour behind transparent images; its pixels are not foreground.
+    """
+    from lwm.eval.vqgan import SHEET, evaluate
+
+    if min(frames, count, max_frames) < 1:
+        raise UserError("--frames, --count and --max-frames must be at least 1")
+    scores = evaluate(
+        vqgan,
+        inputs,
+        out,
+        frames=frames,
+        count=count,
+        max_frames=max_frames,
+        background=background,
+    )
+    rows = [
+        (name, form.format(scores[k])) for k, (name, form) in _VQGAN_ROWS.items() if k in scores
+    ]
+    print_rows(rows, width=1 + max(len(name) for name, _ in _VQGAN_ROWS.values()))
+    print(out / SHEET)
