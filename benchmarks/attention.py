@@ -21,7 +21,8 @@ import jax.numpy as jnp
 import jax.random as jr
 import tyro
 
-from lwm.ops import Mask, attention
+from lwm.ops.attention import attention
+from lwm.ops.mask import Mask
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

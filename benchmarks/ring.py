@@ -25,8 +25,8 @@ import tyro
 from attention import Runs, draw, hardware, theirs, torch_device
 from jax.sharding import reshard
 
-from lwm.ops import Mask
 from lwm.ops.layout import Layout, order
+from lwm.ops.mask import Mask
 from lwm.ops.ring import ring_attention
 from lwm.sharding import HEADS, make_mesh
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from lwm.loading import load
     from lwm.model.config import Compute, LlamaConfig
     from lwm.model.llama import Llama
-    from lwm.ops import attention
+    from lwm.ops.attention import attention
     from lwm.sampling_params import FrameSampling, SamplingParams, VisionSampling
     from lwm.sharding import make_mesh
     from lwm.tokenizer.message import Message, Vision
@@ -43,7 +43,7 @@ _PUBLIC = {
     "UserError": "lwm.errors",
     "Vision": "lwm.tokenizer.message",
     "VisionSampling": "lwm.sampling_params",
-    "attention": "lwm.ops",
+    "attention": "lwm.ops.attention",
     "load": "lwm.loading",
     "make_mesh": "lwm.sharding",
 }

@@ -13,7 +13,7 @@ from lwm.model.cache import LayerCache, Slots
 from lwm.model.config import LlamaConfig
 from lwm.model.linear import linear
 from lwm.model.rope import rotate
-from lwm.ops import Mask
+from lwm.ops.mask import Mask
 from lwm.ops.ring import ring_attention
 from lwm.sharding import ACTS, BATCH, SHARD, TOKENS
 

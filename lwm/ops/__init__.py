@@ -1,6 +1,5 @@
-"""Array functions that know of no model."""
+"""Functions on arrays: attention, masks, layouts, caches, cross entropy; no model."""
 
-from lwm.ops.attention import attention as attention
-from lwm.ops.blockwise import read_cache as read_cache
-from lwm.ops.decode import decode_attention as decode_attention
-from lwm.ops.mask import EMPTY as EMPTY, Mask as Mask
+from lwm import renamed
+
+__getattr__ = renamed.look_up(__name__)

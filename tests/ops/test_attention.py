@@ -1,6 +1,5 @@
 """Blockwise attention against the quadratic one, and what only tiles can get wrong."""
 
-import importlib
 from functools import partial
 
 import jax
@@ -10,8 +9,10 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, PartitionSpec as P
 
-from lwm.ops import Mask, attention, reference
+from lwm.ops import attention as module, reference
+from lwm.ops.attention import attention
 from lwm.ops.blockwise import block_sizes, bwd, fwd, tiles_computed
+from lwm.ops.mask import Mask
 
 
 def draw(B, S, T, N, K, H, dtype=jnp.float32):
@@ -54,10 +55,6 @@ def agree(tensors, mask, blocks=None):
     for g, t in zip(grads, true_grads, strict=True):
         assert np.all(np.isfinite(g))
         assert np.abs(g - t).max() <= 1e-4 * np.abs(t).max()
-
-
-# `lwm.ops.attention` names the function; this is the file.
-MODULE = importlib.import_module("lwm.ops.attention")
 
 
 @pytest.mark.parametrize("blocks", [(8, 8), (8, 32), None])
@@ -294,7 +291,7 @@ def test_named_implementations_agree():
     q, k, v, _ = draw(1, 16, 16, 2, 1, 8)
     mask = where(np.zeros((1, 16)))
     want = attention(q, k, v, mask)
-    for name in MODULE.IMPLEMENTATIONS:
+    for name in module.IMPLEMENTATIONS:
         got = attention(q, k, v, mask, implementation=name)
         np.testing.assert_allclose(got, want, rtol=0, atol=1e-5)
 
@@ -302,8 +299,8 @@ def test_named_implementations_agree():
 def test_the_first_that_accepts_is_taken(monkeypatch):
     q, k, v, _ = draw(1, 16, 16, 2, 1, 8)
     mask = where(np.zeros((1, 16)))
-    fast = MODULE.Implementation(lambda q, k, v, mask: (2 * q, q[..., 0]), bwd, lambda *_: None)
-    monkeypatch.setattr(MODULE, "IMPLEMENTATIONS", {"fast": fast} | MODULE.IMPLEMENTATIONS)
+    fast = module.Implementation(lambda q, k, v, mask: (2 * q, q[..., 0]), bwd, lambda *_: None)
+    monkeypatch.setattr(module, "IMPLEMENTATIONS", {"fast": fast} | module.IMPLEMENTATIONS)
     np.testing.assert_array_equal(attention(q, k, v, mask), 2 * q)
 
 
@@ -317,10 +314,10 @@ def test_refusals_are_listed(monkeypatch):
     with pytest.raises(ValueError, match="blockwise: q, k, v are float32, bfloat16, float32"):
         attention(q, k.astype(jnp.bfloat16), v, mask)
     table = {
-        name: MODULE.Implementation(fwd, bwd, lambda q, k, v, name=name: f"no {name} here")
+        name: module.Implementation(fwd, bwd, lambda q, k, v, name=name: f"no {name} here")
         for name in ("gpu", "tpu")
     }
-    monkeypatch.setattr(MODULE, "IMPLEMENTATIONS", table)
+    monkeypatch.setattr(module, "IMPLEMENTATIONS", table)
     with pytest.raises(ValueError, match="gpu: no gpu here; tpu: no tpu here"):
         attention(q, k, v, mask)
 

@@ -6,8 +6,11 @@ import jax.random as jr
 import numpy as np
 import pytest
 
-from lwm.ops import EMPTY, Mask, decode_attention, read_cache, reference
+from lwm.ops import reference
+from lwm.ops.blockwise import read_cache
 from lwm.ops.cpu.bits import from_bits, stored_as, to_bits
+from lwm.ops.decode import decode_attention
+from lwm.ops.mask import EMPTY, Mask
 
 T = 1024  # two tiles
 

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 from jax.sharding import reshard
 
-from lwm.ops import Mask, reference
+from lwm.ops import reference
 from lwm.ops.attention import IMPLEMENTATIONS
 from lwm.ops.layout import order
+from lwm.ops.mask import Mask
 from lwm.ops.ring import ring_attention, ring_tiles
 from lwm.sharding import HEADS, TOKENS, make_mesh
 
