@@ -15,14 +15,8 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P, reshard
 from jaxtyping import Array, Float, Int, UInt16
 
-<<<<<<< HEAD
 from lwm.model.config import Dtype, LlamaConfig
-from lwm.ops import EMPTY, Mask, decode_attention, read_cache
-from lwm.ops.blockwise import CACHE_TILE
-=======
-from lwm.model.config import LlamaConfig
 from lwm.ops.blockwise import CACHE_TILE, read_cache
->>>>>>> 7f5b221 (lwm.ops imports nothing, so that settings import no JAX; tests of imports)
 from lwm.ops.cpu.bits import stored_as, to_bits
 from lwm.ops.decode import BLOCK, decode_attention
 from lwm.ops.mask import EMPTY, Mask
