@@ -52,7 +52,7 @@ class Counting:
 
     def __getitem__(self, number):
         ids = np.arange(number, number + 5 + number * 7 % 40, dtype=np.int32) % SPACE.text
-        return Example(ids=ids, learn=np.ones(len(ids), bool), name=str(number))
+        return Example(ids=ids, loss_mask=np.ones(len(ids), bool), name=str(number))
 
 
 class Printing:

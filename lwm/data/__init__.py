@@ -1,1 +1,1 @@
-"""Text, pictures and conversations in, tokens out."""
+"""Data sets: records of texts, chats, images and videos become packed batches of tokens."""

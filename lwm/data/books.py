@@ -1,7 +1,6 @@
-"""Books to train on: Shakespeare, Milton and the King James Bible, out of two Python packages.
+"""Books to train on: Shakespeare, Milton and the King James Bible, from two Python packages.
 
-They are in the public domain and some ten megabytes long. What is held out is held out as whole
-works, always the same ones.
+They are in the public domain, about ten megabytes. Whole works are held out, always the same ones.
 """
 
 import hashlib
@@ -29,7 +28,7 @@ _ARCHIVES = (
         files=(_BIBLE,),
     ),
 )
-# No book of the Bible here tells again what another one tells, as Kings and Chronicles do.
+# No book of the Bible here repeats another one, as Chronicles repeats Kings.
 _HELD_OUT = frozenset(
     {
         "bible-ecclesiastes",
@@ -83,7 +82,7 @@ def fetch_books(*, progress: bool = True) -> Path:
     texts are the same on every machine.
 
     Raises:
-        UserError: They are not there and cannot be fetched or stored.
+        UserError: They cannot be fetched or stored.
     """
     folder = cache_folder() / "books"
     readme = folder / "README.md"
@@ -98,10 +97,7 @@ def _build(files: Mapping[str, bytes], folder: Path) -> None:
 
 
 def collect_works(files: Mapping[str, bytes]) -> dict[str, str]:
-    """Returns the works that the packages' files hold, clean, by name.
-
-    Of each work of Shakespeare one edition is taken.
-    """
+    """Returns the clean works in the packages' files, by name; one edition of each."""
     works: dict[str, str] = {}
     for path, data in files.items():
         stem = Path(path).stem
@@ -123,7 +119,7 @@ def _is_best_edition(stem: str) -> bool:
 
 
 def clean(text: str) -> str:
-    """Returns a text without what its digitisers and printers put around and between the lines."""
+    """Removes end marks, rules, line numbers and superfluous spaces and empty lines."""
     text = re.sub(r"\r\n?", "\n", text.strip("\ufeff\x1a \t\r\n"))
     text = re.sub(r" {3,}\d+[ \t]*$", "", text, flags=re.MULTILINE)  # the margin's line numbers
     text = re.sub(r"^[-@_* \t]+$", "", text, flags=re.MULTILINE)

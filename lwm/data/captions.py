@@ -1,4 +1,4 @@
-"""Images and videos with captions, as what a model is to learn: to draw them, or to tell of them.
+"""Captioned images and videos as training examples: text to image, or image to text.
 
 LWM's paper trains on both orders and drops captions for guidance; its rates are not published.
 """
@@ -19,7 +19,7 @@ DRAW: dict[VisionKind, str] = {
     "image": "Generate an image of {caption}",
     "video": "Generate a video of {caption}",
 }
-"""How a picture is asked for: the words of LWM's scripts."""
+"""Prompts for generation, in the words of LWM's scripts."""
 ASK: dict[VisionKind, str] = {
     "image": "What is shown in this image?",
     "video": "What is shown in this video?",
@@ -32,27 +32,27 @@ PHRASES = 2 * (
     *(text.format(caption="") for text in DRAW.values()),
     *ASK.values(),
 )
-"""What stands around every picture; twice, as a tokenizer learns what it has seen twice."""
+"""Texts around every image; each twice, since a tokenizer merges pairs that occur twice."""
 
 
 def share(config: Captions, line: int, variant: int) -> float:
-    """Returns a number in [0, 1): of the variants of a record they are spread evenly."""
+    """Returns a number in [0, 1); those of the variants of a record are evenly spaced."""
     return (random.Random(line).random() + variant / config.variants) % 1
 
 
 def said(
     record: Mapping[str, Any], vision: Vision, config: Captions, share: float
 ) -> Sequence[Message] | Sequence[Part]:
-    """Returns a conversation, or a document's parts where the picture is all, or no chat is asked.
+    """Returns a conversation, or the parts of a document if the caption is dropped or chat is off.
 
-    A record with `question` and `answer` asks that; another has a caption.
+    The question and answer of a record are used as they are; other records need a caption.
 
     Args:
-        record: What is known of the picture.
-        vision: The picture.
+        record: The texts.
+        vision: The image or video.
         config: How they become an example.
-        share: From 0 up to 1, of all examples: the first tell what is seen, then the picture is
-            drawn, and the last have no caption.
+        share: Position in [0, 1) among all examples: first those that describe the image, then
+            those that generate it, last those without a caption.
 
     Raises:
         UserError: The text is missing.
@@ -61,18 +61,18 @@ def said(
         asked = _text(record, "question"), vision
         return Message("user", asked), Message("assistant", (_text(record, "answer"),))
     caption = _text(record, config.key)
-    tells = share < config.vision_first
-    if not tells and share >= 1 - (1 - config.vision_first) * config.dropped:
+    describes = share < config.vision_first
+    if not describes and share >= 1 - (1 - config.vision_first) * config.dropped:
         return (vision,)
     if not config.chat:
-        return (vision, caption) if tells else (caption, vision)
-    if tells:
+        return (vision, caption) if describes else (caption, vision)
+    if describes:
         return Message("user", (ASK[vision.kind], vision)), Message("assistant", (caption,))
     return request(caption, vision.kind), Message("assistant", (vision,))
 
 
 def request(caption: str, kind: VisionKind) -> Message:
-    """Returns what a user says for an image or a video."""
+    """Returns the user's request for an image or a video."""
     return Message("user", (DRAW[kind].format(caption=caption),))
 
 

@@ -15,11 +15,11 @@ _SHOWN = 20
 
 @dataclasses.dataclass(kw_only=True)
 class DataReport:
-    """What the records of a source are."""
+    """Figures of the records of a source."""
 
     lengths: array = dataclasses.field(default_factory=lambda: array("q"))
     """Tokens of each example."""
-    num_learnt: int = 0
+    num_targets: int = 0
     num_vision: int = 0
     num_bad: int = 0
     reasons: list[str] = dataclasses.field(default_factory=list)
@@ -42,7 +42,7 @@ class DataReport:
             rows += [
                 ("tokens", f"{total:,}"),
                 ("length", f"min {low:,}  median {middle:,}  p90 {high:,}  max {top:,}"),
-                ("learnt", f"{self.num_learnt / total:.1%}"),
+                ("targets", f"{self.num_targets / total:.1%}"),
                 ("text", f"{1 - self.num_vision / total:.1%}"),
                 ("vision", f"{self.num_vision / total:.1%}"),
             ]
@@ -64,7 +64,7 @@ def check(
                 report.reasons.append(str(error))
             continue
         report.lengths.append(len(example))
-        report.num_learnt += int(example.learn.sum())
+        report.num_targets += int(example.loss_mask.sum())
         report.num_vision += int((example.ids >= encoder.tokens.text).sum())
         progress(index + 1, len(source))
     return report

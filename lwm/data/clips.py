@@ -1,4 +1,4 @@
-"""The captioned clips that come with the package, as codes that are made when first asked for."""
+"""The captioned clips that come with the package, tokenized on first use."""
 
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from lwm.vqgan.tokenizer import VisionTokenizer
 
 CLIPS = ASSETS / "clips"
 FRAMES = 4
-"""Of each clip."""
+"""Frames of each clip."""
 
 
 def tokenized_clips() -> Path:

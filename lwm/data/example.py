@@ -16,49 +16,50 @@ MODALITIES = ("text", "vision")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Example:
-    """Ids of the model's one token space, text and vision, and which are learnt as targets."""
+    """One training example: ids of text and vision tokens, and their loss mask."""
 
     ids: Int[np.ndarray, " n"]
-    learn: Bool[np.ndarray, " n"]
+    loss_mask: Bool[np.ndarray, " n"]
+    """True where a token counts as a target of the loss."""
     name: str
     """Source and line, for messages."""
 
     @classmethod
     def join(cls, pieces: Iterable[MaskedIds], *, name: str) -> "Example":
-        """Lays pieces end to end."""
-        ids, learn = [np.zeros(0, np.int32)], [np.zeros(0, bool)]
-        for piece, is_learnt in pieces:
+        """Concatenates pieces."""
+        ids, mask = [np.zeros(0, np.int32)], [np.zeros(0, bool)]
+        for piece, is_target in pieces:
             ids.append(np.asarray(piece, np.int32))
-            learn.append(np.full(len(piece), is_learnt))
-        return cls(ids=np.concatenate(ids), learn=np.concatenate(learn), name=name)
+            mask.append(np.full(len(piece), is_target))
+        return cls(ids=np.concatenate(ids), loss_mask=np.concatenate(mask), name=name)
 
     def __len__(self) -> int:
         return len(self.ids)
 
 
 class Batch(NamedTuple):
-    """Rows of packed examples, as arrays of NumPy or on a mesh.
+    """Rows of packed examples, as NumPy arrays or on a mesh.
 
-    Padding is packing, too: a slot without a token has segment -1 and weight 0.
+    An empty slot has segment -1 and weight 0.
     """
 
     tokens: Shaped[Any, "B S"]
     targets: Shaped[Any, "B S"]
     """The id that follows each token in its own example."""
     segments: Shaped[Any, "B S"]
-    """Which of its row's examples a slot belongs to, -1 where it is empty."""
+    """Number of the example in its row, -1 in empty slots."""
     positions: Shaped[Any, "B S"]
-    """Places within the example."""
+    """Positions within the example."""
     weights: Shaped[Any, "B S"]
-    """How much each target counts; for examples alike, 1 over the learnt targets of its example and
-    modality."""
+    """Weight of each target in the loss. Where all examples weigh the same: 1 over the number of
+    targets of its example and modality."""
     counts: Shaped[Any, "B M"]
-    """What the weighted losses of a modality are divided by, summed over all rows of a step: the
-    examples, whether they have targets of that modality or not, or the targets themselves."""
+    """Divisors of the weighted losses by modality, to be summed over all rows of a step: the
+    number of examples, with or without targets of that modality, or the number of targets."""
 
 
 class PackedRow(NamedTuple):
-    """One row of a batch; fields as there."""
+    """One row of a batch; see `Batch` for the fields."""
 
     tokens: Int[np.ndarray, " S"]
     targets: Int[np.ndarray, " S"]
@@ -69,5 +70,5 @@ class PackedRow(NamedTuple):
 
 
 def stack(rows: list[PackedRow]) -> Batch:
-    """Makes a batch of rows of one length."""
+    """Stacks rows of one length into a batch."""
     return Batch(*(np.stack(column) for column in zip(*rows, strict=True)))

@@ -83,7 +83,7 @@ class RecordEncoder:
             return self._document(self._parts(_get(record, "parts")), name)
         if kind == "ids":
             ids = _ids(_get(record, "ids"), self.tokens)
-            return Example(ids=ids, learn=_learn(record.get("learn"), len(ids)), name=name)
+            return Example(ids=ids, loss_mask=_learn(record.get("learn"), len(ids)), name=name)
         if kind == "text":
             return self._plain(record, name)
         body = list(self._fields(record, self._fields_of(record, line)))
@@ -99,7 +99,7 @@ class RecordEncoder:
         ids = np.asarray([*first, *self._text(text), *last], np.int32)
         learn = np.ones(len(ids), bool)
         learn[: len(first)] = False
-        return Example(ids=ids, learn=learn, name=name)
+        return Example(ids=ids, loss_mask=learn, name=name)
 
     def _captioned(self, record: Mapping[str, Any], name: str, line: int, variant: int) -> Example:
         config = self.format.captions
@@ -112,7 +112,7 @@ class RecordEncoder:
         ids, learn = chat_ids(
             messages, self.tokenizer, template=self.format.template, marks=self.marks
         )
-        return Example(ids=ids, learn=learn, name=name)
+        return Example(ids=ids, loss_mask=learn, name=name)
 
     def _document(self, parts: Sequence[Part], name: str) -> Example:
         """Returns texts and visions one after the other, all of them learnt."""

@@ -1,10 +1,8 @@
-"""Data sets of Hugging Face's library `datasets`, an optional one: saved in a folder, or by name.
+"""Data sets of Hugging Face's optional library `datasets`: saved in a folder, or by name.
 
-    hf:org/name                 the split `train`
-    hf:org/name:validation
-    hf:org/name/config:train
-
-Rows are records, as those of a Parquet file are.
+hf:org/name                 the split `train`
+hf:org/name:validation
+hf:org/name/config:train
 """
 
 import json
@@ -28,10 +26,10 @@ def is_saved(folder: Path) -> bool:
 
 
 def load_saved(folder: Path) -> Any:
-    """Opens what `save_to_disk` wrote.
+    """Loads a folder that `save_to_disk` wrote.
 
     Raises:
-        UserError: It is damaged, or several splits lie there; these are named.
+        UserError: It is damaged, or holds several splits; these are named.
     """
     several = folder / "dataset_dict.json"
     if several.is_file():
@@ -46,15 +44,15 @@ def load_saved(folder: Path) -> Any:
 
 
 def load_hub(name: str) -> Any:
-    """Opens a data set of the hub, fetched into the library's own cache.
+    """Loads a data set of the hub through the library's own cache.
 
     Raises:
-        UserError: The name is none, or what it names cannot be had.
+        UserError: The name is malformed, or the data set cannot be fetched.
     """
     parts = _NAME.fullmatch(name)
     if parts is None:
         raise UserError(
-            f"{name!r} names no data set; write hf:org/name or hf:org/name/config:split"
+            f"{name!r} is not the name of a data set; write hf:org/name or hf:org/name/config:split"
         )
     repo, config, split = parts["repo"], parts["config"], parts["split"] or "train"
     library = _library()
@@ -78,7 +76,7 @@ def _library() -> Any:
 
 
 def _reach(repo: str, name: str) -> None:
-    """Asks the hub for a data set, and fails within seconds, where the library tries for long."""
+    """Checks within seconds that the hub has a data set; the library itself retries for long."""
     from huggingface_hub import HfApi
     from huggingface_hub.errors import RepositoryNotFoundError
 

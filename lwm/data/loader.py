@@ -1,7 +1,7 @@
-"""Batches out of logical streams, the same on every mesh, that go on exactly where they stopped.
+"""Batches from logical streams: the same on every mesh, and resumed exactly.
 
-The rows of all batches, one after the other, come from the streams in turn. A process lays out the
-rows that its devices hold, and runs no other streams than those that such rows come from.
+The rows of all batches come from the streams in turn. A process fills only the rows of its own
+devices, and runs only the streams of these rows.
 """
 
 import math
@@ -11,33 +11,32 @@ from collections.abc import Callable, Generator, Sequence
 from typing import Any, NamedTuple
 
 from lwm.data.example import stack
-from lwm.data.pack import PackingConfig, lay
+from lwm.data.pack import PackingConfig, fill_row
 from lwm.data.stream import Examples, Mixture, PackedStream, StreamState
 from lwm.errors import UserError, require_share
 from lwm.tokens import TokenSpace
 
 _FEW_READ = 1000
-"""A share of bad examples is judged as if at least so many had been read."""
+"""Least number of examples by which a share of bad ones is computed."""
 
 
 class Delivered(NamedTuple):
-    """A batch, and what belongs to it."""
+    """A batch, its examples, and the state after it."""
 
     batch: Any
-    """What is learnt: a `Batch` of tokens, or frames."""
+    """A `Batch` of tokens, or frames."""
     examples: list[list[str]]
-    """The names of the examples on each row."""
+    """Names of the examples on each row."""
     faults: list[str]
-    """Why examples were passed over since the batch before."""
+    """Why examples were skipped since the previous batch."""
     read: dict[str, int]
-    """Examples that this process has read so far, and of these those that are bad, were dropped,
-    and were split."""
+    """Numbers of examples that this process has read, and found bad, dropped or split, so far."""
     state: Callable[[], StreamState]
-    """Says how to go on after it."""
+    """Returns the state after this batch, for `Loader.restore`."""
 
 
 class Loader:
-    """Endless batches, prepared ahead in a thread, each with the state after it."""
+    """Endless batches, prefetched in a thread, each with the state after it."""
 
     def __init__(
         self,
@@ -55,18 +54,18 @@ class Loader:
         """Starts at the beginning.
 
         Args:
-            collections: What is read.
-            tokens: What the ids mean.
+            collections: The data sets.
+            tokens: The token space of the ids.
             packing: How rows are filled.
-            mixture: How often each collection is read; by default there is one.
-            rows: Rows of a batch, those of all processes together.
-            own: Those of them that this process holds; all by default.
-            max_bad_share: More examples than this should not be bad; see `require_few_bad`.
+            mixture: Weights of the collections, and streams; by default for one collection.
+            rows: Rows of a batch, over all processes.
+            own: The rows that this process holds; all by default.
+            max_bad_share: Largest share of bad examples; see `require_few_bad`.
             ahead: Batches prepared ahead.
-            threads: How many read for each stream; they change nothing about the batches.
+            threads: Reading threads of each stream; the batches do not depend on them.
 
         Raises:
-            UserError: The collections do not fit the mixture, or a number is out of its range.
+            UserError: The collections do not fit the mixture, or a number is out of range.
         """
         mixture = mixture or Mixture()
         if rows < 1:
@@ -79,24 +78,24 @@ class Loader:
         self._ahead = ahead
         self._sizes = [len(collection) for collection in collections]
         self._delivered = 0
-        # Row i of a batch comes from the streams that leave the same rest.
+        # Row i of a batch comes from the streams congruent to i modulo the gcd.
         self._num_streams = mixture.streams
-        rest = math.gcd(rows, mixture.streams)
-        ours = {row % rest for row in self.own}
+        step = math.gcd(rows, mixture.streams)
+        ours = {row % step for row in self.own}
         self.streams = {
             number: PackedStream(number, collections, mixture, packing, threads=threads)
             for number in range(mixture.streams)
-            if number % rest in ours
+            if number % step in ours
         }
 
     def restore(self, state: StreamState) -> None:
-        """Goes on after the batch with which `state` was delivered.
+        """Continues after the batch with which `state` was delivered.
 
         Args:
-            state: That of all processes, see `merge`.
+            state: The state of all processes, see `merge`.
 
         Raises:
-            UserError: The number of streams or of rows was another, or the data have changed.
+            UserError: The number of streams or rows differs, or the data have changed.
         """
         if len(state["streams"]) != self._num_streams or state["rows"] != self.rows:
             raise UserError(
@@ -106,7 +105,7 @@ class Loader:
         if state["sizes"] != self._sizes:
             raise UserError(
                 f"the data sets hold {self._sizes} examples, and held {state['sizes']} when the "
-                "checkpoint was written; give the same data, or start anew"
+                "checkpoint was written; give the same data, or start a new run"
             )
         for number, stream in self.streams.items():
             stream.restore(state["streams"][str(number)])
@@ -114,7 +113,7 @@ class Loader:
 
     @staticmethod
     def merge(states: Sequence[StreamState]) -> StreamState:
-        """Returns the state of all processes out of the state of each."""
+        """Merges the states of the processes into one."""
         whole = dict(states[0])
         whole["streams"] = {}
         for state in states:
@@ -125,7 +124,7 @@ class Loader:
         """Yields batches without end.
 
         Raises:
-            UserError: Nothing can be read any more.
+            UserError: No more examples can be read.
         """
         waiting: queue.Queue = queue.Queue(self._ahead)
         stopped = threading.Event()
@@ -134,7 +133,7 @@ class Loader:
             while not stopped.is_set():
                 try:
                     item = self._batch()
-                except BaseException as error:  # a library may panic with what is no Exception
+                except BaseException as error:  # some libraries raise other than Exception
                     item = error
                 while not stopped.is_set():
                     try:
@@ -155,25 +154,25 @@ class Loader:
                 yield item
         finally:
             stopped.set()
-            thread.join()  # What it reads with may not outlive the interpreter.
+            thread.join()  # Its readers must not outlive the interpreter.
 
     def _batch(self) -> Delivered:
         first = self._delivered * self.rows
-        laid, names, own = [], [], set(self.own)
+        filled, names, own = [], [], set(self.own)
         for row in range(self.rows):
             stream = self.streams.get((first + row) % self._num_streams)
             if stream is None:
                 continue
-            pieces = next(stream)  # Another process may lay it out.
+            pieces = next(stream)  # advances, even if another process fills this row
             if row in own:
-                laid.append(lay(pieces, self._packing, self._tokens))
+                filled.append(fill_row(pieces, self._packing, self._tokens))
                 names.append([piece.example.name for piece in pieces])
         self._delivered += 1
         faults = []
         for stream in self.streams.values():
             faults += stream.faults
             stream.faults = []
-        return Delivered(stack(laid), names, faults, self._read(), self._snapshot())
+        return Delivered(stack(filled), names, faults, self._read(), self._snapshot())
 
     def _snapshot(self) -> Callable[[], StreamState]:
         delivered = self._delivered
@@ -200,17 +199,17 @@ class Loader:
 
 
 def require_few_bad(read: dict[str, int], share: float) -> None:
-    """Ends what learns from data that are not what they should be.
+    """Refuses data of which more than a share is bad.
 
     Args:
-        read: How many examples were `read`, and how many of them are `bad`.
-        share: More than this may not be.
+        read: Number of examples that were `read`, and of those that are `bad`.
+        share: Largest share of bad examples.
 
     Raises:
-        UserError: Too many are bad.
+        UserError: More are bad.
     """
     if read["bad"] > share * max(read["read"], _FEW_READ):
         raise UserError(
             f"{read['bad']} of {read['read']} examples are bad, more than {share:.1%}; those "
-            "passed over are named above: mend them, or allow more"
+            "skipped are named above: correct them, or allow more"
         )

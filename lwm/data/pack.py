@@ -1,7 +1,7 @@
-"""Several examples to a row, each as if it were alone.
+"""Packing: several examples share a row, with the same loss as on rows of their own.
 
-Examples of a row do not see each other (segments), their positions restart, and each counts as
-much as on a row of its own: "masked sequence packing" (Liu et al. 2024, section 4.1).
+Examples of a row do not attend to each other (segments), their positions restart, and each has the
+weight that it has alone: "masked sequence packing" (Liu et al. 2024, section 4.1).
 """
 
 import dataclasses
@@ -21,24 +21,24 @@ __getattr__ = renamed.look_up(__name__)
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PackingConfig:
-    """How examples share rows."""
+    """Settings of packing."""
 
     length: int
     """S: slots of a row."""
     fit: Literal["first", "best"] = "best"
-    """The open row that an example goes to: the first with room, or the one with least."""
+    """The open row that an example goes to: the first with room, or the one with the least room."""
     open_rows: int = 16
-    """Rows that are kept open for examples that fit; more waste less, and delay examples longer."""
+    """Rows kept open for examples that fit; more waste fewer slots, and delay examples longer."""
     long: Literal["split", "drop"] = "split"
-    """What becomes of an example longer than a row: several, or none."""
+    """Examples longer than a row are split into several, or dropped."""
     weigh: Literal["example", "token"] = "example"
-    """Whether examples count alike, whatever their length, or their tokens do."""
+    """Unit of equal weight in the loss: examples, whatever their length, or tokens."""
     balance: int = 0
-    """Finished rows of a stream that are dealt in an order common to all streams, by what their
-    attention costs: devices that work on rows of one batch then seldom wait. 0 for none."""
+    """Window of finished rows that each stream sorts by the cost of attention, so that the rows of
+    one batch cost about the same and devices seldom wait; 0 turns it off."""
 
     def __post_init__(self):
-        """Refuses rows that nothing fits on.
+        """Refuses sizes out of range.
 
         Raises:
             UserError: The value.
@@ -48,54 +48,54 @@ class PackingConfig:
                 f"rows of {self.length} slots, {self.open_rows} open: both must be at least 1"
             )
         if self.balance < 0:
-            raise UserError(f"balance over {self.balance} rows: 0 is none, or give how many")
+            raise UserError(f"balance {self.balance} must be 0 (off) or a number of rows")
 
 
 class Placed(NamedTuple):
-    """An example, or a part of one that is longer than a row; it fills `slots` slots of a row."""
+    """An example in a row, or a part of one that is longer than a row."""
 
     example: Example
     start: int
     slots: int
     source: Any = None
-    """What the caller knows the example by."""
+    """The caller's key of the example."""
 
 
 PlacedRow = list[Placed]
-"""What lies on one row, from left to right."""
+"""The examples of one row, from left to right."""
 
 
 class Packer:
-    """Fills rows with examples, in an order that depends on nothing else."""
+    """Fills rows with examples; the result depends only on their order."""
 
     def __init__(self, config: PackingConfig):
         self.config = config
         self.rows: list[PlacedRow] = []
-        """Those still open, the oldest first."""
+        """Open rows, the oldest first."""
         self._room: list[int] = []
         self.used = 0
-        """Slots filled in the rows that were finished."""
+        """Filled slots of all finished rows."""
         self.finished = 0
-        """Rows finished."""
+        """Number of finished rows."""
         self.dropped = 0
-        """Examples not taken: too long for a row where these are dropped, or without a target."""
+        """Number of examples left out: without a target, or too long where these are dropped."""
         self.split = 0
-        """Examples too long for a row, of which several pieces were made."""
+        """Number of examples too long for a row that were split."""
 
     def reopen(self, rows: list[PlacedRow]) -> None:
-        """Goes on with rows that are partly filled."""
+        """Continues with rows that are partly filled."""
         self.rows = rows
         self._room = [self.config.length - sum(piece.slots for piece in row) for row in rows]
 
     def pack(self, examples: Iterable[Example]) -> Iterator[PlacedRow]:
-        """Yields rows as they are full; those still open come last."""
+        """Yields rows as they fill; open rows come last."""
         for example in examples:
             yield from self.add(example)
         while self.rows:
             yield self._finish(0)
 
     def add(self, example: Example, source: Any = None) -> Iterator[PlacedRow]:
-        """Takes one more example, and yields the rows that are finished for it."""
+        """Adds an example, and yields the rows that this finishes."""
         for piece in self._pieces(example, source):
             place = self._place(piece.slots)
             if place is None:
@@ -111,7 +111,7 @@ class Packer:
 
     @property
     def efficiency(self) -> float:
-        """The share of slots that hold a token, of all finished rows."""
+        """Share of filled slots in all finished rows."""
         return self.used / max(1, self.finished * self.config.length)
 
     def _pieces(self, example: Example, source: Any) -> PlacedRow:
@@ -137,8 +137,8 @@ class Packer:
         return self.rows.pop(place)
 
 
-def lay(pieces: Sequence[Placed], config: PackingConfig, tokens: TokenSpace) -> PackedRow:
-    """Lays pieces side by side on one row, and fills it up with empty slots."""
+def fill_row(pieces: Sequence[Placed], config: PackingConfig, tokens: TokenSpace) -> PackedRow:
+    """Writes pieces side by side into one row; empty slots follow."""
     S, sizes = config.length, np.array([piece.slots for piece in pieces], np.int64)
     filled = int(sizes.sum())
     ids, targets, positions = (np.zeros(S, np.int32) for _ in range(3))
@@ -146,7 +146,9 @@ def lay(pieces: Sequence[Placed], config: PackingConfig, tokens: TokenSpace) -> 
     counts = np.zeros(len(MODALITIES), np.float32)
     if not pieces:
         return PackedRow(ids, targets, segments, positions, weights, counts)
-    learn = np.concatenate([p.example.learn[p.start + 1 : p.start + p.slots + 1] for p in pieces])
+    mask = np.concatenate(
+        [p.example.loss_mask[p.start + 1 : p.start + p.slots + 1] for p in pieces]
+    )
     np.concatenate([p.example.ids[p.start : p.start + p.slots] for p in pieces], out=ids[:filled])
     np.concatenate(
         [p.example.ids[p.start + 1 : p.start + p.slots + 1] for p in pieces], out=targets[:filled]
@@ -154,22 +156,22 @@ def lay(pieces: Sequence[Placed], config: PackingConfig, tokens: TokenSpace) -> 
     segments[:filled] = np.repeat(np.arange(len(pieces)), sizes)
     positions[:filled] = np.arange(filled) - np.repeat(np.cumsum(sizes) - sizes, sizes)
     is_vision = targets[:filled] >= tokens.text
-    weights[:filled], counts = _weigh(learn, is_vision, segments[:filled], config)
+    weights[:filled], counts = _weigh(mask, is_vision, segments[:filled], config)
     return PackedRow(ids, targets, segments, positions, weights, counts)
 
 
 def _weigh(
-    learn: Bool[np.ndarray, " s"],
+    mask: Bool[np.ndarray, " s"],
     is_vision: Bool[np.ndarray, " s"],
     segments: Int[np.ndarray, " s"],
     config: PackingConfig,
 ) -> tuple[Float[np.ndarray, " s"], Float[np.ndarray, " M"]]:
-    """Returns the weight of each target of a row, and what the row adds to the counts."""
+    """Returns the weight of each target of a row, and the counts of the row."""
     num_pieces, num_kinds = int(segments[-1]) + 1, len(MODALITIES)
     kind = segments * num_kinds + is_vision
-    totals = np.bincount(kind[learn], minlength=num_pieces * num_kinds)
+    totals = np.bincount(kind[mask], minlength=num_pieces * num_kinds)
     if config.weigh == "token":
         counts = totals.reshape(-1, num_kinds).sum(0)
-        return learn.astype(np.float32), counts.astype(np.float32)
-    weights = np.where(learn, 1 / np.maximum(totals, 1)[kind], 0)
+        return mask.astype(np.float32), counts.astype(np.float32)
+    weights = np.where(mask, 1 / np.maximum(totals, 1)[kind], 0)
     return weights.astype(np.float32), np.full(num_kinds, num_pieces, np.float32)

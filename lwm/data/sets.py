@@ -1,4 +1,4 @@
-"""What runs, and commands about data, open: data sets, their records, and a model's tokens."""
+"""Opens data sets: files as records, and records or shards as training examples."""
 
 import dataclasses
 import fnmatch
@@ -25,10 +25,7 @@ _BOOKS, _SHIPPED = "books:", "shipped:"
 
 @dataclasses.dataclass(frozen=True)
 class Corpus:
-    """Numbered examples, each encoded when it is asked for.
-
-    Where the format has variants, each record stands there once in each of them.
-    """
+    """Examples by number, encoded on access; each variant of a record is an example of its own."""
 
     source: Source
     encoder: RecordEncoder
@@ -40,7 +37,7 @@ class Corpus:
         """Reads one example.
 
         Raises:
-            UserError: The record is bad; file, line and reason.
+            UserError: The record is bad; file, line and reason are named.
         """
         variant, number = divmod(within(number, len(self)), len(self.source))
         record = self.source[number]
@@ -57,11 +54,11 @@ def open_set(
     Args:
         files: See `open_records`; or one folder of tokenized shards.
         format: How records become examples.
-        tokenizer: That of the model.
-        tokens: Those of the model.
+        tokenizer: The model's tokenizer.
+        tokens: The model's token space.
 
     Raises:
-        UserError: Something is missing, empty, or was tokenized for another model.
+        UserError: A file is missing, empty, or was tokenized for another model.
     """
     if len(files) == 1 and is_shards(Path(files[0])):
         if format != ExampleFormat():
@@ -82,7 +79,7 @@ def open_records(files: tuple[str, ...]) -> Source:
             `shipped:clips`, 64 captioned clips.
 
     Raises:
-        UserError: Something is missing or empty, or shards of tokens are among the files.
+        UserError: A file is missing or empty, or a folder of token shards is among them.
     """
     source = open_source(*(path for file in files for path in _found(file)))
     if not len(source):
@@ -91,10 +88,7 @@ def open_records(files: tuple[str, ...]) -> Source:
 
 
 def texts(files: tuple[str, ...], *, most: int) -> Iterator[str]:
-    """Yields the texts in records, whatever keys they stand under, until `most` characters.
-
-    Records that cannot be read are passed over.
-    """
+    """Yields the texts in records, under any key, until `most` characters; skips bad records."""
     source = open_records(files)
     for number in range(len(source)):
         try:
@@ -109,9 +103,9 @@ def texts(files: tuple[str, ...], *, most: int) -> Iterator[str]:
 
 
 def require_codes_of(files: tuple[str, ...], vqgan: VQGAN) -> None:
-    """Refuses records whose codes another VQGAN made: they would mean other pictures.
+    """Refuses media shards whose codes come from another VQGAN.
 
-    Records that do not say what made them are let pass.
+    Other files are not checked: they do not name their VQGAN.
 
     Raises:
         UserError: The folder is named.
@@ -130,21 +124,21 @@ def require_codes_of(files: tuple[str, ...], vqgan: VQGAN) -> None:
 def open_data(
     files: tuple[str, ...], *, model: str | None, tokenizer: Path | None, codes: int
 ) -> tuple[Source, Tokenizer, TokenSpace]:
-    """Opens records, and what turns them into examples.
+    """Opens records, and a tokenizer and token space to encode them.
 
     Args:
         files: See `open_records`.
-        model: The model to be trained, which says what the tokens are; or
-        tokenizer: A tokenizer's folder or file, which does with
-        codes: The entries of the vision codebook; 0 is no vision.
+        model: The model to be trained; or
+        tokenizer: a tokenizer's folder or file, with
+        codes: the number of entries of the vision codebook; 0 is no vision.
 
     Raises:
-        UserError: Something is not there, or is given twice or not at all.
+        UserError: A file is missing, or not exactly one of model and tokenizer is given.
     """
     if not files:
         raise UserError("give the files to read")
     if (model is None) == (tokenizer is None):
-        raise UserError("give --model or --tokenizer: either says what the tokens are")
+        raise UserError("give either --model or --tokenizer")
     source = open_records(files)
     if tokenizer is not None:
         return source, *tokenizer_alone(tokenizer, codes)
@@ -153,7 +147,7 @@ def open_data(
 
 
 def tokenizer_alone(path: Path, codes: int) -> tuple[Tokenizer, TokenSpace]:
-    """Returns a tokenizer, and the token space of it and a codebook."""
+    """Opens a tokenizer; returns it with the token space for a codebook of `codes` entries."""
     if codes < 0:
         raise UserError(f"codes {codes} must be 0 (no vision) or above")
     tokenizer = Tokenizer.open(path)
@@ -161,7 +155,7 @@ def tokenizer_alone(path: Path, codes: int) -> tuple[Tokenizer, TokenSpace]:
 
 
 def _found(file: str) -> list[str | Path]:
-    """Returns what `open_source` is to open for one of the files."""
+    """Returns the paths of one entry, for `open_source`."""
     if file.startswith(_SHIPPED):
         return _shipped(file.removeprefix(_SHIPPED))
     if not file.startswith(_BOOKS):
@@ -180,7 +174,7 @@ def _shipped(pattern: str) -> list[str | Path]:
 
         return [tokenized_clips()]
     there = {path.relative_to(ASSETS).as_posix(): path for path in ASSETS.rglob("*.txt")}
-    # Only the name is a pattern: the folder that the package lies in may hold brackets.
+    # Only the name is a pattern: the path of the package may contain brackets.
     matched = sorted(fnmatch.filter(there, pattern))
     if not matched:
         known = ", ".join(f"{_SHIPPED}{name}" for name in [*sorted(there), "clips"])

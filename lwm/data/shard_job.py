@@ -1,7 +1,7 @@
-"""Shards written once into a folder, a note on each, so that a run that stopped can go on.
+"""Writes shards into a folder, with a note on each, so that an interrupted run can be resumed.
 
-.partial-…     what is being written
-.note-….json   what a shard holds that is whole; notes go when all shards are there
+.partial-…     a file being written
+.note-….json   description of a finished shard; removed once all shards are finished
 """
 
 import contextlib
@@ -21,44 +21,44 @@ from lwm.errors import UserError
 from lwm.files import PARTIAL, reading, replacing, require_package
 
 _NOTE = ".note-"
-# Of what ArrayRecord offers, the smallest files that are read at tens of millions of tokens a
-# second; a group is what has to be unpacked to have one record.
+# The smallest files that still read at tens of millions of tokens per second; a group is the
+# number of records that are decompressed together.
 _OPTIONS = "group_size:1,zstd:1"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ShardJob:
-    """Which shards a folder is to have, and of what."""
+    """Description of the shards that a folder is to hold."""
 
     folder: Path
     kind: str
-    """What the names of the shards start with."""
+    """Prefix of the names of the shards."""
     shards: int
     size: int
-    """Records, or whatever else is divided among the shards, in its order."""
+    """Number of records (or other units) that are divided among the shards, in order."""
     input: dict[str, Any]
-    """What the shards are made from and how, to tell another input."""
+    """Fingerprints of the input and settings."""
 
     def name(self, number: int) -> str:
         """Returns the name of a shard's file."""
         return f"{self.kind}-{number:05}-of-{self.shards:05}.arrayrecord"
 
     def part(self, number: int) -> range:
-        """Returns which records a shard is made of."""
+        """Returns the range of records of a shard."""
         return range(
             number * self.size // self.shards,
             (number + 1) * self.size // self.shards,
         )
 
     def missing(self) -> list[int]:
-        """Returns the shards that are not there."""
+        """Returns the numbers of the unfinished shards."""
         return [number for number in range(self.shards) if self.finished(number) is None]
 
     def require_same(self, there: dict[str, Any]) -> None:
-        """Refuses shards that were made from something else.
+        """Refuses shards of another input.
 
         Raises:
-            UserError: What differs is named.
+            UserError: The difference is named.
         """
         differing = [name for name, value in self.input.items() if there.get(name) != value]
         if differing:
@@ -68,7 +68,7 @@ class ShardJob:
             )
 
     def finished(self, number: int) -> dict[str, Any] | None:
-        """Returns the note on a shard, if that is whole."""
+        """Returns the note on a shard; None if the shard is not finished."""
         shard, note = self.folder / self.name(number), self._note(number)
         if not note.is_file() or not shard.is_file():
             return None
@@ -77,14 +77,14 @@ class ShardJob:
             return facts if shard.stat().st_size == facts["size"] else None
 
     def write(self, number: int, fill: Callable[[Path], dict[str, Any]]) -> None:
-        """Writes one shard, which appears when it is whole.
+        """Writes one shard; it appears only when it is finished.
 
         Args:
-            number: Which.
-            fill: Writes its records to a file, and returns what there is to note of them.
+            number: The number of the shard.
+            fill: Writes the records to a file, and returns the values of the note.
 
         Raises:
-            UserError: The disk is full, or the folder cannot be written to.
+            UserError: The disk is full, or the folder is not writable.
         """
         with replacing(self.folder / self.name(number)) as partial:
             facts = {"input": self.input, **fill(partial), "size": partial.stat().st_size}
@@ -92,7 +92,7 @@ class ShardJob:
                 note.write_text(json.dumps(facts), encoding="utf-8")
 
     def write_file(self, name: str, fill: Callable[[Path], None]) -> None:
-        """Writes another file of the folder, which appears when it is whole.
+        """Writes another file of the folder; it appears only when it is finished.
 
         Raises:
             UserError: See `write`.
@@ -101,10 +101,10 @@ class ShardJob:
             fill(partial)
 
     def sweep(self) -> None:
-        """Removes what was left half written.
+        """Removes unfinished files.
 
         Raises:
-            UserError: The shards written before are of another input.
+            UserError: The finished shards are of another input.
         """
         for left in self.folder.glob(f"{PARTIAL}*"):
             left.unlink(missing_ok=True)
@@ -113,7 +113,7 @@ class ShardJob:
                 self.require_same(json.loads(note.read_text(encoding="utf-8"))["input"])
 
     def remove_notes(self) -> None:
-        """Removes the notes, once what they say stands elsewhere, and what is half written."""
+        """Removes the notes and unfinished files, once there is a summary."""
         for left in (*self.folder.glob(f"{PARTIAL}*"), *self.folder.glob(f"{_NOTE}*")):
             left.unlink(missing_ok=True)
 
@@ -123,35 +123,37 @@ class ShardJob:
 
 @contextlib.contextmanager
 def record_writer(file: Path) -> Iterator[Callable[[bytes], object]]:
-    """Opens an ArrayRecord file; yields what writes one record.
+    """Opens an ArrayRecord file; yields a function that writes one record.
 
     Raises:
-        OSError: It cannot be written, which may show in a later record, or when it is closed.
+        OSError: Writing failed; the library may report it later, or when the file is closed.
     """
     module = require_package("array_record.python.array_record_module", "ArrayRecord")
     writer = module.ArrayRecordWriter(str(file), _OPTIONS)
 
-    def told(act: Callable[..., object], *record: bytes) -> None:
+    def checked(act: Callable[..., object], *record: bytes) -> None:
         try:
             act(*record)
-        except RuntimeError as error:  # as the library has it
+        except RuntimeError as error:  # the library's way
             raise OSError(str(error)) from None
 
     try:
-        yield functools.partial(told, writer.write)
+        yield functools.partial(checked, writer.write)
     except BaseException:
-        with contextlib.suppress(OSError):  # what came first says more
-            told(writer.close)
+        with contextlib.suppress(OSError):  # the first error says more
+            checked(writer.close)
         raise
-    told(writer.close)
+    checked(writer.close)
 
 
 @contextlib.contextmanager
 def exclusive(folder: Path, *, wait: bool = False) -> Iterator[None]:
-    """Makes a folder, and refuses it, or waits, while another process writes to it.
+    """Creates a folder and locks it; if another process holds the lock, fails or waits.
+
+    The folder itself is locked, so that no lock file stays among the shards.
 
     Raises:
-        UserError: It cannot be made, or another process writes to it.
+        UserError: The folder cannot be created, or another process writes to it.
     """
     import fcntl
 
@@ -170,19 +172,19 @@ def exclusive(folder: Path, *, wait: bool = False) -> Iterator[None]:
 
 
 def digest(value: Any) -> str:
-    """Returns the SHA-256 of what JSON can hold."""
+    """Returns the SHA-256 of a JSON value."""
     return hashlib.sha256(json.dumps(value).encode()).hexdigest()
 
 
 def follow_parent() -> None:
-    """Has this process leave Ctrl-C to the one that started it, and end with that."""
-    # Ctrl-C reaches all processes; the first one tells the others to stop.
+    """Makes this process ignore Ctrl-C, and end when its parent process ends."""
+    # Ctrl-C reaches all processes; the first one stops the others.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 
 def _end_with_parent() -> None:
-    """Ends this process when the first one was killed; else it would wait for work for ever."""
+    """Ends this process when its parent was killed; otherwise it would wait for work for ever."""
     parent = multiprocessing.parent_process()
     assert parent is not None
     parent.join()

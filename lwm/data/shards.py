@@ -1,8 +1,8 @@
-"""Examples already encoded, in ArrayRecord files, so that training cuts no text into tokens.
+"""Tokenized examples in ArrayRecord files, so that training does not tokenize text.
 
-tokens-00000-of-00002.arrayrecord   an example a record: msgpack of ids, learnt bits and a name
+tokens-00000-of-00002.arrayrecord   one example per record: msgpack of ids, loss mask and name
 tokens-00001-of-00002.arrayrecord
-shards.json                         what they are; written last, so that with it all is whole
+shards.json                         summary; written last: it shows that all shards are complete
 """
 
 import bisect
@@ -35,9 +35,9 @@ from lwm.tokens import TokenSpace
 SUMMARY = "shards.json"
 VERSION = 1
 SHOWN = 20
-"""Reasons that are kept, of the records that could not be read."""
+"""Number of reasons that are kept of bad records."""
 
-# Cut differently by tokenizers that split words, numbers, spaces or scripts by other rules.
+# Tokenizers that split words, numbers, spaces or scripts by other rules give other ids.
 _PROBE = (
     "The quick brown fox; it's WE'LL they'd I'M don’t\n\n\tdef f(x_1, y=2.50):\r\n        return"
     " x**2  # 1234567890 3.14e-10\x00 <s></s><|endoftext|>  naïve nai\u0308ve Straße ĳ ﬁ Ａ１ ½ "
@@ -48,18 +48,19 @@ _PROBE = (
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Counts:
-    """What some examples hold."""
+    """Figures of some examples."""
 
     examples: int = 0
     text: int = 0
     """Tokens of text."""
     vision: int = 0
     learnt_text: int = 0
+    """Text tokens in the loss mask; the name is the key in `shards.json`."""
     learnt_vision: int = 0
     longest: int = 0
     """Tokens of the longest example."""
     bad: int = 0
-    """Records that could not be read, and are in no shard."""
+    """Records that could not be read; they are left out."""
 
     @property
     def tokens(self) -> int:
@@ -68,21 +69,21 @@ class Counts:
 
     @property
     def bad_share(self) -> float:
-        """Bad records among all."""
+        """Share of bad records among all."""
         return self.bad / max(1, self.bad + self.examples)
 
     @classmethod
     def of(cls, example: Example, tokens: TokenSpace) -> "Counts":
         """Counts the tokens of one example."""
         is_vision = example.ids >= tokens.text
-        vision, learnt = int(is_vision.sum()), int(example.learn.sum())
-        learnt_vision = int((example.learn & is_vision).sum()) if vision else 0
+        vision, targets = int(is_vision.sum()), int(example.loss_mask.sum())
+        vision_targets = int((example.loss_mask & is_vision).sum()) if vision else 0
         return cls(
             examples=1,
             text=len(example) - vision,
             vision=vision,
-            learnt_text=learnt - learnt_vision,
-            learnt_vision=learnt_vision,
+            learnt_text=targets - vision_targets,
+            learnt_vision=vision_targets,
             longest=len(example),
         )
 
@@ -109,13 +110,13 @@ class Shard(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Summary:
-    """What a folder of shards holds: its `shards.json`."""
+    """The content of `shards.json`: a description of a folder of shards."""
 
     tokens: TokenSpace
     tokenizer: str
-    """The fingerprint of the tokenizer that cut the texts."""
+    """Fingerprint of the tokenizer."""
     input: dict[str, Any]
-    """What the shards were made from and how, to tell another input."""
+    """Fingerprints of the input and settings of the shards."""
     counts: Counts
     reasons: tuple[str, ...]
     """Why the first bad records are bad."""
@@ -126,11 +127,11 @@ class Summary:
         """Reads the file.
 
         Raises:
-            UserError: It is not there, is damaged, or is of a version that is not known.
+            UserError: It is missing, damaged, or of an unknown version.
         """
         file = folder / SUMMARY
         if not file.is_file():
-            raise UserError(f"{folder} holds no whole set of shards: there is no {SUMMARY}")
+            raise UserError(f"{folder} holds no complete set of shards: there is no {SUMMARY}")
         value = read_versioned(file, VERSION)
         with reading(file):
             value |= {
@@ -142,7 +143,7 @@ class Summary:
             return cls(**value)
 
     def write(self, file: Path) -> None:
-        """Writes the file, which `read` reads."""
+        """Writes the file for `read`."""
         write_versioned(dataclasses.asdict(self), file, VERSION)
 
     def rows(self) -> list[tuple[str, str]]:
@@ -153,25 +154,25 @@ class Summary:
             ("examples", f"{counts.examples:,}"),
             ("bad lines", f"{counts.bad:,}"),
             ("tokens", f"{counts.tokens:,}  longest {counts.longest:,}"),
-            ("text", f"{counts.text:,}  learnt {counts.learnt_text:,}"),
-            ("vision", f"{counts.vision:,}  learnt {counts.learnt_vision:,}"),
+            ("text", f"{counts.text:,}  targets {counts.learnt_text:,}"),
+            ("vision", f"{counts.vision:,}  targets {counts.learnt_vision:,}"),
             ("shards", f"{len(self.shards):,}"),
             ("bytes", f"{size:,}  {size / total:.2f} a token"),
         ]
 
 
 class TokenShards:
-    """The examples of some shards, by number; several threads may read, and it can be pickled."""
+    """Examples of some shards, by number; thread-safe and picklable."""
 
     def __init__(self, files: Path | Sequence[Path]) -> None:
         """Opens a folder of shards, or some of its files.
 
         Raises:
-            UserError: Something is missing, or has not the size that it was written with.
+            UserError: A file is missing, or its size is not the one written.
         """
         library = require_package("array_record.python.array_record_data_source", "ArrayRecord")
         parts = list(_parts(files))
-        # With its examples counted, a file is opened only when it is read.
+        # Given the number of its examples, the library opens a file only when it is read.
         self._files = [str(part.filename) for part in parts]
         self._ends = list(itertools.accumulate(part.take for part in parts))
         self._records = library.ArrayRecordDataSource(parts) if parts else ()
@@ -194,45 +195,45 @@ class TokenShards:
 
 
 def read_ids(record: bytes) -> Example:
-    """Returns the example that a record of a shard holds; its ids cannot be written to."""
+    """Decodes a record of a shard; the ids of the example are read-only."""
     fields = msgpack.unpackb(record, unicode_errors="surrogatepass")
     ids = np.frombuffer(fields["ids"], "<i4").astype(np.int32, copy=False)
     bits = fields.get("learn")
     if bits is None:
-        learn = np.ones(len(ids), bool)
+        mask = np.ones(len(ids), bool)
     else:
-        learn = np.unpackbits(np.frombuffer(bits, np.uint8), count=len(ids)).view(bool)
-    return Example(ids=ids, learn=learn, name=fields["name"])
+        mask = np.unpackbits(np.frombuffer(bits, np.uint8), count=len(ids)).view(bool)
+    return Example(ids=ids, loss_mask=mask, name=fields["name"])
 
 
 def write_ids(example: Example) -> bytes:
-    """Returns the record from which `read_ids` makes the example."""
+    """Encodes an example as a record for `read_ids`."""
     fields = {"ids": example.ids.astype("<i4").tobytes(), "name": example.name}
-    if not example.learn.all():
-        fields["learn"] = np.packbits(example.learn).tobytes()
+    if not example.loss_mask.all():
+        fields["learn"] = np.packbits(example.loss_mask).tobytes()
     packed = msgpack.packb(fields, unicode_errors="surrogatepass")
     assert packed is not None
     return packed
 
 
 def is_shards(path: Path) -> bool:
-    """Returns whether a folder holds a whole set of shards."""
+    """Returns whether a folder holds a complete set of shards."""
     return (Path(path) / SUMMARY).is_file()
 
 
 def open_shards(folder: Path, *, tokens: TokenSpace, tokenizer: Tokenizer | None) -> TokenShards:
     """Opens a folder of shards for a model.
 
-    Shards of text alone fit every model with that tokenizer, whatever the model sees, and however
-    far its vocabulary is padded.
+    Shards of text alone fit every model with the same tokenizer, with or without vision, and with
+    any padding of its vocabulary.
 
     Args:
-        folder: What `write_shards` wrote.
-        tokens: The model's.
-        tokenizer: The model's; None leaves unchecked how texts were cut.
+        folder: A folder of `write_shards`.
+        tokens: The model's token space.
+        tokenizer: The model's tokenizer; None skips its check.
 
     Raises:
-        UserError: The shards were made for other tokens; what differs is named.
+        UserError: The shards were made for other tokens; the difference is named.
     """
     summary = Summary.read(folder)
     there = summary.tokens
@@ -258,10 +259,10 @@ def open_shards(folder: Path, *, tokens: TokenSpace, tokenizer: Tokenizer | None
 
 @functools.lru_cache(maxsize=8)
 def tokenizer_fingerprint(tokenizer: Tokenizer) -> str:
-    """Returns a SHA-256 over what decides the ids of a text, however the tokenizer is stored.
+    """Returns a SHA-256 fingerprint of a tokenizer, independent of the form it is stored in.
 
-    That is what each id spells, which ids are special, and how a text is cut that holds all manner
-    of words, numbers, spaces and scripts, and then all that the vocabulary spells.
+    It covers the spelling of each id, the special ids, and the ids of a probe text with many kinds
+    of words, numbers, spaces and scripts, followed by the whole vocabulary.
     """
     spelt = [tokenizer.backend.spell(token) for token in range(tokenizer.vocab_size)]
     special = sorted(tokenizer.backend.special.items())
@@ -274,7 +275,7 @@ def tokenizer_fingerprint(tokenizer: Tokenizer) -> str:
 
 
 class _Part(NamedTuple):
-    """A shard, as the ArrayRecord library wants to be told of it."""
+    """A shard, as the ArrayRecord library takes it."""
 
     filename: str
     take: int

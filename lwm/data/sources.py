@@ -1,7 +1,6 @@
-"""Where records come from: files whose records have stable numbers and can be had in any order.
+"""Sources of records: files whose records have stable numbers and are read in any order.
 
-Sources can be pickled and read by several threads; what a library or the system holds open is
-opened again where it is needed.
+Sources can be pickled and read by several threads; a copy opens its files again.
 """
 
 import bisect
@@ -40,7 +39,7 @@ class Record(NamedTuple):
 
 @runtime_checkable
 class Source(Protocol):
-    """Records by number. A record that is none raises `UserError`, which names file and line."""
+    """Records by number; a bad one raises `UserError` with its file and line."""
 
     def __len__(self) -> int: ...
 
@@ -50,13 +49,13 @@ class Source(Protocol):
 def open_source(*paths: str | Path) -> Source:
     """Opens JSON lines, Parquet, ArrayRecord and text files, one after the other.
 
-    A folder stands for the files of these kinds in it, by name; `*`, `?` and `**` do as in a
-    shell. A text file is one record, `{"text": ...}`. A folder that `save_to_disk` of Hugging
-    Face's datasets wrote is its rows, and so is `hf:org/name`, or `hf:org/name/config:split`. One
-    that `lwm tokenize` wrote is its records.
+    A folder stands for its files of these kinds, sorted by name; `*`, `?` and `**` work as in a
+    shell. A text file is one record, `{"text": ...}`. Hugging Face's datasets are opened from the
+    folder that `save_to_disk` wrote, or as `hf:org/name` or `hf:org/name/config:split`. A folder
+    that `lwm tokenize` wrote is opened as its records.
 
     Raises:
-        UserError: Nothing is there, or it cannot be read; the path is named.
+        UserError: A path does not exist or cannot be read; it is named.
     """
     files = [file for path in paths for file in _expand(path)]
     kept = LRUCache(_KEPT_BYTES)
@@ -70,16 +69,16 @@ def open_source(*paths: str | Path) -> Source:
 
 
 def identity(source: Source) -> list:
-    """Returns what tells a source from another, whenever its files were written and wherever.
+    """Returns a fingerprint of the content of a source, independent of paths and times.
 
-    A source may say so itself by a method `identity`; of others only the length is known.
+    That is its method `identity`; without one, only the type and the length.
     """
     own = getattr(source, "identity", None)
     return own() if own else [[type(source).__name__, len(source)]]
 
 
 class JsonLines:
-    """A file with one JSON object a line; blank lines are passed over."""
+    """A file with one JSON object per line; blank lines are skipped."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -124,14 +123,14 @@ class JsonLines:
 
 
 class Parquet:
-    """A Parquet file, a row a record; of the row groups read last, some are kept."""
+    """A Parquet file, each row a record; recently read row groups are cached."""
 
     def __init__(self, path: Path, kept: LRUCache | None = None) -> None:
         """Opens the file.
 
         Args:
             path: The file.
-            kept: Holds row groups, of this file and perhaps of others.
+            kept: Cache of row groups; several files may share it.
         """
         self._path = path
         self._parquet = require_package("pyarrow.parquet", "Parquet")
@@ -160,7 +159,7 @@ class Parquet:
     def _group(self, number: int) -> Any:
         key = self._path, number
         if (group := self._kept.get(key)) is None:
-            # Of threads that want the same group one reads it.
+            # One of the threads that want a group reads it.
             with self._locks[number % len(self._locks)]:
                 if (group := self._kept.get(key)) is None:
                     group = self._read(number)
@@ -183,10 +182,10 @@ class Parquet:
 
 
 class Rows:
-    """A split of a data set, a row a record; pictures and the like stay the bytes they are."""
+    """A split of a Hugging Face data set, each row a record; media stay encoded bytes."""
 
     def __init__(self, dataset: Any, name: str) -> None:
-        # As Arrow's tables, since the library's own rows are slow, and decode pictures.
+        # Arrow tables: the library's own rows are slow, and decode images.
         self._dataset = dataset.with_format("arrow")
         self._name = name
 
@@ -206,7 +205,7 @@ class Rows:
 
 
 class ArrayRecord:
-    """An ArrayRecord file, each of whose records is a JSON object."""
+    """An ArrayRecord file of JSON objects."""
 
     def __init__(self, path: Path) -> None:
         library = require_package("array_record.python.array_record_data_source", "ArrayRecord")
@@ -230,7 +229,7 @@ class ArrayRecord:
 
 
 class TextFiles:
-    """Text files, each a record `{"text": ...}`."""
+    """Text files, one record `{"text": ...}` each."""
 
     def __init__(self, paths: Sequence[str | Path]) -> None:
         self._paths = [Path(path) for path in paths]
@@ -249,7 +248,7 @@ class TextFiles:
 
 
 class Concatenation:
-    """Sources one after the other."""
+    """Several sources as one."""
 
     def __init__(self, sources: Sequence[Source]) -> None:
         self._sources = list(sources)
@@ -265,7 +264,7 @@ class Concatenation:
         return source[index - (self._ends[number] - len(source))]
 
     def identity(self) -> list:
-        """Returns what tells the sources from others, one after the other."""
+        """Returns the identities of all sources."""
         return [each for source in self._sources for each in identity(source)]
 
 
@@ -278,9 +277,9 @@ def _is_text(file: Path | str) -> bool:
 
 
 def _expand(path: str | Path) -> Sequence[Path | str]:
-    """Returns the files that a path, a folder or a pattern stands for, by name.
+    """Returns the files of a path, a folder or a pattern, sorted by name.
 
-    What the hub holds stays a string, and what a library saved in a folder stays a folder.
+    Names of the hub stay strings; folders saved by the datasets library stay folders.
     """
     if str(path).startswith(HUB):
         return [str(path)]
@@ -289,7 +288,7 @@ def _expand(path: str | Path) -> Sequence[Path | str]:
         if is_shards(plain):
             raise UserError(
                 f"{plain} holds tokenized shards, which are examples, not records; train on it as "
-                "a data set of its own, or give what it was tokenized from"
+                "a data set of its own, or give the files that it was tokenized from"
             )
         if is_saved(plain):
             return [plain]
@@ -309,7 +308,7 @@ def _expand(path: str | Path) -> Sequence[Path | str]:
 
 
 def _open(path: Path | str, kept: LRUCache) -> Source:
-    """Opens a file: its first bytes decide as what, then its name."""
+    """Opens a file by its first bytes, then by its name."""
     if isinstance(path, str) or path.is_dir():
         return Rows(load_hub(path) if isinstance(path, str) else load_saved(path), str(path))
     with reading(path), path.open("rb") as file:
@@ -325,7 +324,7 @@ def _open(path: Path | str, kept: LRUCache) -> Source:
         raise UserError(f"{path} is one JSON array; write one object a line")
     if text.startswith(b"{") or suffix in _JSON:
         return JsonLines(path)
-    raise UserError(f"{path} is none of JSON lines, Parquet, ArrayRecord and .txt")
+    raise UserError(f"{path} is neither JSON lines nor Parquet, ArrayRecord or .txt")
 
 
 def _parse(data: bytes, name: str) -> dict[str, Any]:
@@ -336,14 +335,14 @@ def _parse(data: bytes, name: str) -> dict[str, Any]:
     except UnicodeDecodeError:
         raise UserError(f"{name}: not UTF-8") from None
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{name}: not JSON that can be read: {error}") from None
+        raise UserError(f"{name}: not readable JSON: {error}") from None
     if not isinstance(value, dict):
         raise UserError(f"{name}: not a JSON object, but {type(value).__name__}")
     return value
 
 
 def _row_of(table: Any, index: int) -> dict[str, Any]:
-    """Returns a row of an Arrow table, its lists of whole numbers as arrays."""
+    """Returns a row of an Arrow table, with lists of integers as arrays."""
     return {
         name: _plain(column[index])
         for name, column in zip(table.column_names, table.columns, strict=True)

@@ -1,9 +1,9 @@
-"""Logical streams: endless packed rows, each out of its own share of the examples.
+"""Logical streams: endless packed rows, each from its own share of the examples.
 
-There is a fixed number of them, whatever the mesh and the number of processes. Grain numbers the
-examples of a stream: shuffled anew for each pass, mixed in proportion, read by threads. A stream
-packs them by itself, so that its state is a few numbers: how far it has drawn, and which examples
-lie in rows that were not delivered yet.
+Their number is fixed, whatever the mesh and the number of processes. Grain orders the examples of
+a stream: shuffled anew in each pass, mixed by weight, read by threads. The stream packs them
+itself, so that its state is a few numbers: the position in the order, and the examples in rows
+that were not delivered yet.
 """
 
 import contextlib
@@ -18,7 +18,7 @@ from lwm.data.pack import Packer, PackingConfig, Placed, PlacedRow
 from lwm.errors import UserError
 
 StreamState = dict[str, Any]
-"""Plain values, which JSON can hold."""
+"""Plain values for JSON."""
 
 _MOST_MISSES = 1000
 
@@ -33,19 +33,19 @@ class Examples(Protocol):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Mixture:
-    """What is drawn, in which proportion, and how it is spread over streams."""
+    """Settings: weights of the data sets, streams, and order."""
 
     weights: tuple[float, ...] = (1.0,)
-    """How often each collection is drawn from, up to a common factor."""
+    """Relative frequency of each collection."""
     streams: int = 8
-    """The number of logical streams. It decides which rows there are, so it stays as it is when
-    the mesh or the number of processes changes."""
+    """Number of logical streams. It determines the rows, so it must stay the same when the mesh or
+    the number of processes changes."""
     seed: int = 0
     shuffle: bool = True
-    """Whether each pass over a collection has an order of its own."""
+    """Shuffle each pass over a collection anew."""
 
     def __post_init__(self):
-        """Refuses proportions that are none.
+        """Refuses values out of range.
 
         Raises:
             UserError: The value.
@@ -59,16 +59,16 @@ class Mixture:
 
 
 class Sampled(NamedTuple):
-    """What was drawn: an example, or why it cannot be read."""
+    """One sample: an example, or why it cannot be read."""
 
     source: tuple[int, int]
-    """The number of its collection, and its own."""
+    """Number of the collection, and of the example in it."""
     example: Example | None
     fault: str = ""
 
 
 class PackedStream:
-    """One endless source of packed rows."""
+    """Endless packed rows of one stream."""
 
     def __init__(
         self,
@@ -82,40 +82,40 @@ class PackedStream:
         """Starts at the beginning.
 
         Args:
-            number: Which of `mixture.streams`.
-            collections: What is drawn from; read by several threads if there are any.
-            mixture: How.
+            number: The number among `mixture.streams`.
+            collections: The data sets; `threads` read them at the same time.
+            mixture: Weights, streams and order.
             packing: How rows are filled.
-            threads: Read ahead, and do not change what is read.
+            threads: Number of threads that prefetch; they do not change the order.
 
         Raises:
-            UserError: The weights do not fit the collections, or one is smaller than the number of
-                streams.
+            UserError: The weights do not fit the collections, or a collection has fewer examples
+                than there are streams.
         """
         self.number = number
         self.collections = collections
         self.mixture = mixture
         self.packer = Packer(packing)
         self.read = 0
-        """Examples drawn."""
+        """Number of examples sampled."""
         self.faults: list[str] = []
-        """Of those, why some could not be read; whoever tells of them empties this."""
+        """Why some of them could not be read; the caller that reports them empties this."""
         self.skipped = 0
-        """How many could not be read."""
-        self._drawn = iter(draws(number, collections, mixture, threads=threads))
+        """Number of examples that could not be read."""
+        self._samples = iter(samples(number, collections, mixture, threads=threads))
         self._window: list[PlacedRow] = []
         self._windows = 0
         self._ready: list[PlacedRow] = []
 
     def __next__(self) -> PlacedRow:
-        """Returns what lies on the next row, reading as many examples as it takes.
+        """Returns the next row; reads as many examples as it takes.
 
         Raises:
             UserError: A thousand examples one after the other cannot be used.
         """
         misses = 0
         while not self._ready:
-            source, example, fault = next(self._drawn)
+            source, example, fault = next(self._samples)
             self.read += 1
             dropped = self.packer.dropped
             if example is None:
@@ -138,20 +138,20 @@ class PackedStream:
         size = max(1, self.packer.config.balance)
         if len(self._window) < size:
             return
-        # Every stream deals its window in the same order of work, so that the rows of a batch,
-        # which come from different streams, are alike; and not from light to heavy.
+        # All streams permute their sorted windows alike: the rows of a batch, which come from
+        # different streams, then cost about the same.
         window = sorted(self._window, key=_work)
         order = np.random.default_rng((self.mixture.seed, self._windows)).permutation(size)
         self._ready += [window[place] for place in order]
         self._window, self._windows = [], self._windows + 1
 
     def snapshot(self) -> Callable[[], StreamState]:
-        """Remembers where the stream is now; what it returns says how to go on from here.
+        """Takes a snapshot, and returns a function that builds the state from it.
 
-        Few states are ever asked for, and many small examples make them long.
+        Few states are ever built, and with many small examples they are long.
         """
         packer = self.packer
-        drawn = self._drawn.get_state()
+        position = self._samples.get_state()
         counts = {"read": self.read, "skipped": self.skipped, "windows": self._windows}
         packed = [packer.used, packer.finished, packer.dropped, packer.split]
         # Finished rows do not change any more.
@@ -163,23 +163,23 @@ class PackedStream:
 
         def state() -> StreamState:
             named = {name: references(given) for name, given in rows.items()}
-            return {"drawn": drawn, "packed": packed, **counts, **named}
+            return {"drawn": position, "packed": packed, **counts, **named}
 
         return state
 
     def restore(self, state: StreamState) -> None:
-        """Goes on from what `state` returned.
+        """Continues from a state of `snapshot`.
 
         Raises:
-            UserError: An example can no longer be read: the data are not the same.
+            UserError: An example differs or cannot be read: the data are not the same.
         """
-        # Pieces of a long example share it, as they did before.
+        # Pieces of a long example share one copy.
         known: dict[tuple[int, int], Example] = {}
 
         def rows(references: list) -> list[PlacedRow]:
             return [[self._reread(known, *reference) for reference in row] for row in references]
 
-        self._drawn.set_state(state["drawn"])
+        self._samples.set_state(state["drawn"])
         self.read, self.skipped = state["read"], state["skipped"]
         self._ready, self._window = rows(state["ready"]), rows(state["window"])
         self._windows = state["windows"]
@@ -202,12 +202,12 @@ class PackedStream:
         if source not in known or len(known[source].ids) - 1 < start + slots:
             raise UserError(
                 f"example {record} of data set {collection} is not what it was when the checkpoint "
-                "was written; give the same data, or start anew"
+                "was written; give the same data, or start a new run"
             )
         return Placed(known[source], start, slots, source)
 
 
-def draws(
+def samples(
     number: int, collections: Sequence[Examples], mixture: Mixture, *, threads: int = 0
 ) -> Any:
     """Returns the `Sampled` of one stream as an endless Grain data set.
@@ -259,5 +259,5 @@ class _Numbered:
 
 
 def _work(row: PlacedRow) -> int:
-    """What attention over a row costs, up to a factor."""
+    """Returns the cost of attention over a row, up to a factor."""
     return sum(piece.slots**2 for piece in row)

@@ -159,7 +159,7 @@ def _accuracy(model: LanguageModel, pairs: Sequence[Pair]) -> float:
         turns = [asked, Message("assistant", (pair.vision,))]
         ids, learn = chat_ids(turns, model.tokenizer, template=model.template, marks=model.marks)
         learn &= ids >= model.marks.tokens.text
-        examples.append(Example(ids=ids, learn=learn, name=pair.caption))
+        examples.append(Example(ids=ids, loss_mask=learn, name=pair.caption))
     length = max(128, 1 << (max(map(len, examples)) - 1).bit_length())
     rows = HeldOut.read(
         examples,

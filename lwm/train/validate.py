@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
 from lwm.data.example import MODALITIES, Batch, PackedRow, stack
-from lwm.data.pack import Packer, PackingConfig, lay
+from lwm.data.pack import Packer, PackingConfig, fill_row
 from lwm.data.stream import Examples
 from lwm.errors import UserError
 from lwm.model.layers import Packing
@@ -78,7 +78,7 @@ class HeldOut:
                     fault = str(error)
 
         for pieces in packer.pack(readable()):
-            rows.append(lay(pieces, packing, tokens))
+            rows.append(fill_row(pieces, packing, tokens))
             if len(rows) == most:
                 break
         if not rows:

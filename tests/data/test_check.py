@@ -79,7 +79,7 @@ def test_counts(check, data):
         "bad lines  0",
         f"tokens     {total}",
         "length     min 11  median 61  p90 101  max 119",
-        f"learnt     {(total - 35) / total:.1%}",
+        f"targets    {(total - 35) / total:.1%}",
         f"text       {(total - 18) / total:.1%}",
         f"vision     {18 / total:.1%}",
     ]
@@ -118,7 +118,7 @@ def test_fields_on_the_command_line(check, tmp_path):
     assert out[2:5] == [
         "tokens     8",
         "length     min 8  median 8  p90 8  max 8",
-        "learnt     37.5%",
+        "targets    37.5%",
     ]
 
 

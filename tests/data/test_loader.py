@@ -14,7 +14,7 @@ from lwm.data.loader import Loader, require_few_bad
 from lwm.data.pack import PackingConfig
 from lwm.data.sets import Corpus
 from lwm.data.sources import open_source
-from lwm.data.stream import Mixture, PackedStream, draws
+from lwm.data.stream import Mixture, PackedStream, samples
 from lwm.errors import UserError
 from lwm.tokens import TokenSpace
 
@@ -35,7 +35,7 @@ class Numbered:
             raise UserError(f"example {number} is broken")
         length = 3 + (number * 7919) % 90
         ids = np.full(length, self.first + number, np.int32)
-        return Example(ids=ids, learn=np.ones(length, bool), name=f"{number}")
+        return Example(ids=ids, loss_mask=np.ones(length, bool), name=f"{number}")
 
 
 PACKING = PackingConfig(length=64, open_rows=3)
@@ -139,7 +139,7 @@ def test_rows_of_a_batch_are_alike_in_work():
 
 def test_a_pass_reads_everything_once_and_in_an_order_of_its_own():
     def records(**mixture):
-        drawn = iter(draws(0, [Numbered(100)], Mixture(streams=1, **mixture)))
+        drawn = iter(samples(0, [Numbered(100)], Mixture(streams=1, **mixture)))
         return [[next(drawn).source[1] for _ in range(100)] for _ in range(2)]
 
     first, second = records()
@@ -153,14 +153,14 @@ def test_a_pass_reads_everything_once_and_in_an_order_of_its_own():
 def test_streams_share_a_pass(size):
     drawn = []
     for number in range(4):
-        own = draws(number, [Numbered(size)], Mixture(streams=4)).__iter__()
+        own = samples(number, [Numbered(size)], Mixture(streams=4)).__iter__()
         drawn += [next(own).source[1] for _ in range(len(range(number, size, 4)))]
     assert sorted(drawn) == list(range(size))
 
 
 def test_mixtures():
     sets = [Numbered(200, broken=False), Numbered(50), Numbered(300, 1000, broken=False)]
-    own = iter(draws(0, sets, Mixture(weights=(3.0, 0.0, 1.0), streams=4)))
+    own = iter(samples(0, sets, Mixture(weights=(3.0, 0.0, 1.0), streams=4)))
     found = [next(own).source[0] for _ in range(200)]
     assert (found.count(0), found.count(1), found.count(2)) == (150, 0, 50)
 
@@ -267,7 +267,7 @@ class Uneven(Numbered):
 
     def __getitem__(self, number):
         length = 250 if number % 8 == 0 else 10 + number * 7919 % 50
-        return Example(ids=np.zeros(length, np.int32), learn=np.ones(length, bool), name="")
+        return Example(ids=np.zeros(length, np.int32), loss_mask=np.ones(length, bool), name="")
 
 
 class Long(Numbered):
@@ -279,7 +279,7 @@ class Long(Numbered):
 
     def __getitem__(self, number):
         self.read.append(number)
-        return Example(ids=np.zeros(1600, np.int32), learn=np.ones(1600, bool), name="")
+        return Example(ids=np.zeros(1600, np.int32), loss_mask=np.ones(1600, bool), name="")
 
 
 class Nothing(Numbered):
@@ -297,4 +297,4 @@ class Short(Numbered):
         super().__init__(100)
 
     def __getitem__(self, number):
-        return Example(ids=np.zeros(2, np.int32), learn=np.ones(2, bool), name="")
+        return Example(ids=np.zeros(2, np.int32), loss_mask=np.ones(2, bool), name="")

@@ -16,7 +16,7 @@ from lwm.data.example import Batch, Example, PackedRow, stack
 from lwm.data.fields import RecordEncoder
 from lwm.data.format import ExampleFormat
 from lwm.data.loader import Loader
-from lwm.data.pack import Packer, PackingConfig, lay
+from lwm.data.pack import Packer, PackingConfig, fill_row
 from lwm.data.sets import Corpus
 from lwm.data.sources import open_source
 from lwm.data.stream import Mixture
@@ -60,8 +60,8 @@ def forgetful(examples: list[Example], slots: int) -> list[Example]:
 
 def end_to_end(examples: list[Example]) -> list[Example]:
     """Unpadded, the examples are one long text: they see, and foretell, one another."""
-    ids, learn = (np.concatenate([getattr(e, x) for e in examples]) for x in ("ids", "learn"))
-    return [Example(ids=ids, learn=learn, name="all")]
+    ids, learn = (np.concatenate([getattr(e, x) for e in examples]) for x in ("ids", "loss_mask"))
+    return [Example(ids=ids, loss_mask=learn, name="all")]
 
 
 def every_second(examples: list[Example]) -> list[Example]:
@@ -181,7 +181,7 @@ class File:
                 here = np.flatnonzero(segments == segment)
                 ids = np.append(batch.tokens[row, here], batch.targets[row, here[-1]])
                 learn = np.append(False, batch.weights[row, here] > 0)
-                examples.append(Example(ids=ids, learn=learn, name=f"{row}.{segment}"))
+                examples.append(Example(ids=ids, loss_mask=learn, name=f"{row}.{segment}"))
         return examples
 
     def ours(self, faults, resumed=False):
@@ -191,7 +191,7 @@ class File:
         if forgetful in faults:
             examples, first = forgetful(examples, first * self.length), 0
         rows = [
-            [lay(pieces, config, SPACE) for pieces in Packer(config).pack([example])]
+            [fill_row(pieces, config, SPACE) for pieces in Packer(config).pack([example])]
             for example in applied(faults, OF_EXAMPLES, examples)
         ]
         rows = list(itertools.chain(*applied(faults, OF_ROWS, rows)))[first:]

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from lwm.data.example import Example
-from lwm.data.pack import Packer, PackingConfig, Placed, lay
+from lwm.data.pack import Packer, PackingConfig, Placed, fill_row
 from lwm.tokens import TokenSpace
 
 SPACE = TokenSpace(text=100, vision=20, codes=10)
@@ -16,7 +16,7 @@ def example(length, name=0, vision=0):
     ids[len(ids) - vision :] = 100 + np.arange(vision) % 10
     learn = np.ones(length + 1, bool)
     learn[0] = False
-    return Example(ids=ids, learn=learn, name=str(name))
+    return Example(ids=ids, loss_mask=learn, name=str(name))
 
 
 def lengths(rows):
@@ -44,7 +44,7 @@ def test_long_examples_are_split_or_dropped():
     rows = list(packer.pack([example(25)]))
     assert lengths(rows) == [[10], [10], [5]]
     targets = np.concatenate(
-        [lay(row, packer.config, SPACE).targets[: row[0].slots] for row in rows]
+        [fill_row(row, packer.config, SPACE).targets[: row[0].slots] for row in rows]
     )
     np.testing.assert_array_equal(targets, example(25).ids[1:])
     packer = Packer(PackingConfig(length=10, long="drop"))
@@ -66,10 +66,10 @@ def test_a_row(weigh):
     given = [
         example(5),
         example(6, vision=2),
-        Example(ids=np.arange(3, dtype=np.int32), learn=np.zeros(3, bool), name="prompt"),
+        Example(ids=np.arange(3, dtype=np.int32), loss_mask=np.zeros(3, bool), name="prompt"),
     ]
     pieces = [Placed(e, 0, len(e.ids) - 1) for e in given]
-    row = lay(pieces, PackingConfig(length=15, weigh=weigh), SPACE)
+    row = fill_row(pieces, PackingConfig(length=15, weigh=weigh), SPACE)
     np.testing.assert_array_equal(row.segments, [0] * 5 + [1] * 6 + [2] * 2 + [-1] * 2)
     np.testing.assert_array_equal(row.positions[:13], [*range(5), *range(6), *range(2)])
     np.testing.assert_array_equal(row.tokens[5:11], given[1].ids[:-1])

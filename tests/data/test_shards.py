@@ -62,7 +62,7 @@ def records(tmp_path):
 
 
 def alike(one: Example, other: Example) -> bool:
-    same = np.array_equal(one.ids, other.ids) and np.array_equal(one.learn, other.learn)
+    same = np.array_equal(one.ids, other.ids) and np.array_equal(one.loss_mask, other.loss_mask)
     return same and one.name == other.name
 
 
@@ -80,7 +80,7 @@ def test_shards_hold_the_examples_in_their_order(tmp_path, records, encoder):
         with ThreadPoolExecutor(8) as pool:
             found = list(pool.map(copy.__getitem__, order))
         assert all(alike(one, good[i]) for one, i in zip(found, order, strict=True))
-        assert {(one.ids.dtype, one.learn.dtype) for one in found} == {
+        assert {(one.ids.dtype, one.loss_mask.dtype) for one in found} == {
             (np.dtype(np.int32), np.dtype(bool))
         }
     for index in (-1, 8):
@@ -88,7 +88,7 @@ def test_shards_hold_the_examples_in_their_order(tmp_path, records, encoder):
             shards[index]
     assert told[-1] == (10, 10)
     counts = summary.counts
-    learnt = np.concatenate([e.learn for e in good])
+    learnt = np.concatenate([e.loss_mask for e in good])
     vision = np.concatenate([e.ids for e in good]) >= encoder.tokens.text
     assert (counts.examples, counts.bad) == (8, 2)
     assert (counts.text, counts.vision) == ((~vision).sum(), 6)
@@ -111,7 +111,7 @@ def test_a_record_is_an_example_whatever_its_name():
     for size in (0, 1, 7, 8, 9, 1000):
         ids = rng.integers(0, 2**31 - 1, size, np.int32)
         for learn in (np.ones(size, bool), np.zeros(size, bool), rng.random(size) < 0.5):
-            example = Example(ids=ids, learn=learn, name="é\udce9:1")
+            example = Example(ids=ids, loss_mask=learn, name="é\udce9:1")
             assert alike(read_ids(write_ids(example)), example)
 
 
@@ -131,7 +131,7 @@ def test_a_run_that_stopped_goes_on(tmp_path, encoder):
     assert [file for file in out.iterdir() if not file.name.startswith(".")] == [first]
     assert not list(out.glob(".partial*"))
     (out / ".partial-00002-1").write_bytes(b"left by a process that was killed")
-    with pytest.raises(UserError, match="holds no whole set of shards"):
+    with pytest.raises(UserError, match="holds no complete set of shards"):
         open_shards(out, tokens=encoder.tokens, tokenizer=None)
     before = first.stat()
     told = []
@@ -348,7 +348,7 @@ def test_the_command(tmp_path, records, fixtures, capsys):
     data_tokenize((str(records),), out=tmp_path / "out", max_bad_share=0.2, **settings)
     printed = capsys.readouterr().out.splitlines()
     assert printed[:2] == ["examples   8", "bad lines  2"]
-    assert printed[4] == "vision     6  learnt 0"
+    assert printed[4] == "vision     6  targets 0"
     tokenizer = Tokenizer.open(fixtures / "tokenizer")
     space = TokenSpace(text=tokenizer.vocab_size, vision=10, codes=8)
     assert len(open_shards(tmp_path / "out", tokens=space, tokenizer=tokenizer)) == 8

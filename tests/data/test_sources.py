@@ -94,7 +94,7 @@ def test_blank_lines_are_passed_over_and_bad_ones_named(tmp_path):
         (1, r"a\.jsonl:4: not JSON: .* at character 2"),
         (2, r"a\.jsonl:5: not UTF-8"),
         (3, r"a\.jsonl:6: not a JSON object, but list"),
-        (4, r"a\.jsonl:7: not JSON that can be read"),
+        (4, r"a\.jsonl:7: not readable JSON"),
     ]:
         with pytest.raises(UserError, match=says) as caught:
             source[index]
@@ -223,8 +223,8 @@ def test_splits_saved_together_are_named(tmp_path):
 @pytest.mark.parametrize(
     ("name", "says"),
     [
-        ("hf:squad", r"'hf:squad' names no data set; write hf:org/name"),
-        ("hf:org/name:a:b", "names no data set"),
+        ("hf:squad", r"'hf:squad' is not the name of a data set; write hf:org/name"),
+        ("hf:org/name:a:b", "is not the name of a data set"),
         ("hf:org/none", "hf:org/none is not in the hub's cache, and HF_HUB_OFFLINE forbids"),
         ("hf:org/none/part:test", "hf:org/none/part:test is not in the hub's cache"),
     ],
@@ -263,7 +263,7 @@ def fault(folder: Path, name: str, content: bytes) -> Path:
     [
         ("a.json", b'[\n{"a": 1}]', r"a\.json is one JSON array; write one object a line"),
         ("a.jsonl.gz", b"\x1f\x8b\x08", "is compressed; unpack it first"),
-        ("a.bin", b"\x00\x01", "is none of JSON lines, Parquet, ArrayRecord"),
+        ("a.bin", b"\x00\x01", "is neither JSON lines nor Parquet, ArrayRecord"),
     ],
 )
 def test_files_that_are_no_data_are_named(tmp_path, name, content, says):

@@ -268,7 +268,7 @@ def test_a_document_holds_texts_and_visions_in_order(shown):
     example = shown.encoder(tokens_per_frame=2).encode({"parts": parts})
     text = "Once<vision>12.</vision><vision>34|56.</vision>end<|endoftext|>"
     assert shown(example.ids) == text
-    assert example.learn.all()
+    assert example.loss_mask.all()
 
 
 PICTURE: dict[str, Any] = {"caption": "a cat", "vision": [1, 2, 3, 4], "frames": 2}
@@ -285,7 +285,7 @@ def ways(shown, encoder, *, record=PICTURE, line=0):
     count = collections.Counter()
     for variant in range(encoder.format.captions.variants):
         example = encoder.encode(record, line=line, variant=variant)
-        learnt = example.learn
+        learnt = example.loss_mask
         count[shown(example.ids[~learnt]), shown(example.ids[learnt])] += 1
     return count
 

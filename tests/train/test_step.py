@@ -10,7 +10,7 @@ import pytest
 from lwm.convert.names import LWM_NAMES
 from lwm.convert.weights import build_llama
 from lwm.data.example import Batch, Example, stack
-from lwm.data.pack import Packer, PackingConfig, Placed, lay
+from lwm.data.pack import Packer, PackingConfig, Placed, fill_row
 from lwm.ops.layout import order
 from lwm.sharding import ROWS, TOKENS, make_mesh, on_mesh
 from lwm.tokens import TokenSpace
@@ -98,7 +98,7 @@ def test_twenty_updates_are_those_of_the_original(fixtures, mesh, original, name
 def row(space, *given, length=64):
     """Examples side by side on one row."""
     pieces = [Placed(example, 0, len(example.ids) - 1) for example in given]
-    return lay(pieces, PackingConfig(length=length), space)
+    return fill_row(pieces, PackingConfig(length=length), space)
 
 
 SPACES = {
@@ -116,7 +116,7 @@ def examples(space, lengths=(20, 9, 30, 5, 25, 31, 3, 28, 14, 30, 17, 22)):
         if space.vision and number % 3:
             ids[2 : 2 + length // 2] = space.text + draw.integers(0, space.codes, length // 2)
         learn = draw.random(length + 1) < (0.7 if number != 3 else 0)
-        found.append(Example(ids=ids.astype(np.int32), learn=learn, name=f"example {number}"))
+        found.append(Example(ids=ids.astype(np.int32), loss_mask=learn, name=f"example {number}"))
     return found
 
 
@@ -128,7 +128,7 @@ def test_packed_examples_count_as_alone(tiny, init, mesh_text, name):
     packed = list(Packer(config).pack(examples(space)))
     assert 4 <= len(packed) < len(examples(space)) / 2
     packed += [[]] * (-len(packed) % 4)
-    packed = [lay(pieces, config, space) for pieces in packed]
+    packed = [fill_row(pieces, config, space) for pieces in packed]
     alone = [row(space, example) for example in examples(space)]
     mesh = make_mesh(mesh_text)
     with jax.set_mesh(mesh):

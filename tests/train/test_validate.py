@@ -29,7 +29,7 @@ class Given:
         if number % 2:
             ids[2:9] = SPACE.text + draw.integers(0, SPACE.codes, len(ids[2:9]))
         learn = draw.random(len(ids)) < 0.7
-        return Example(ids=ids.astype(np.int32), learn=learn, name=str(number))
+        return Example(ids=ids.astype(np.int32), loss_mask=learn, name=str(number))
 
 
 def read(most=100, num_rows=4):
@@ -49,7 +49,7 @@ def one_by_one(model, place, mesh):
         ids = np.pad(example.ids[:-1], (0, 64 - len(example.ids) + 1))
         logits = np.asarray(model(*place(mesh, ids[None])))[0]
         for position, target in enumerate(example.ids[1:]):
-            if example.learn[position + 1]:
+            if example.loss_mask[position + 1]:
                 own = slice(SPACE.text, SPACE.size) if target >= SPACE.text else slice(SPACE.text)
                 total = np.logaddexp.reduce(logits[position, own])
                 found.append((total - logits[position, target], target >= SPACE.text, position))

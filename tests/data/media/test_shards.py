@@ -128,7 +128,7 @@ def test_records_train_as_they_are(tmp_path, pictures, coder, byte_tokenizer):
     found, record = examples[1], records(tmp_path / "out")[1]
     vision = found.ids[found.ids >= tokens.text] - tokens.text
     assert vision[vision < 64].tolist() == record["vision"]
-    assert (len(vision), found.learn[-1]) == (2 * 65, True)
+    assert (len(vision), found.loss_mask[-1]) == (2 * 65, True)
     broken = dataclasses.replace(format, fields="nothing")
     examples = open_set((str(tmp_path / "out"),), broken, byte_tokenizer, tokens)
     with pytest.raises(UserError, match=r"media-00000-of-00002\.arrayrecord:1: key 'nothing' is"):
