@@ -1,6 +1,7 @@
-"""Conversations as examples: their ids, and which of them are learnt."""
+"""Conversations as training examples: token ids, and the loss mask of the assistant's answers."""
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from jaxtyping import Bool, Int
@@ -8,71 +9,62 @@ from jaxtyping import Bool, Int
 from lwm.errors import UserError
 from lwm.tokenizer.markers import VisionMarkers
 from lwm.tokenizer.message import Message
-from lwm.tokenizer.template import Said, chat_parts, insert_visions
+from lwm.tokenizer.template import MessageLike, chat_parts, insert_visions
 from lwm.tokenizer.tokenizer import Tokenizer
 
 Parts = Sequence[str | int]
 
 
 def chat_ids(
-    messages: Sequence[Said],
+    messages: Sequence[MessageLike],
     tokenizer: Tokenizer,
     *,
     template: str | None = None,
     marks: VisionMarkers | None = None,
 ) -> tuple[Int[np.ndarray, " n"], Bool[np.ndarray, " n"]]:
-    """Returns the ids of a conversation, and which are the assistant's answers or end these.
+    """Returns the ids of a conversation, and which belong to the assistant's answers.
 
-    An answer runs from where a prompt for it would end to the end of its turn, that included.
+    An answer runs from the end of its prompt to the end of its turn, included.
 
     Args:
         messages: The turns.
         tokenizer: The model's.
         template: See `render_chat`.
-        marks: What stands around images and videos, if the model sees any.
+        marks: The ids around images and videos, if the model reads vision.
 
     Raises:
-        UserError: The messages are malformed, none is the assistant's, or the template writes
-            an answer in a conversation other than after the prompt for it.
+        UserError: The messages are malformed, none is the assistant's, or the template does not
+            write an answer right after its prompt.
     """
     said = [Message.of(message) for message in messages]
-    whole = _parts(said, tokenizer, template, prompt=False)
+    render = functools.partial(chat_parts, tokenizer=tokenizer, template=template)
+    turns = [turn for turn, message in enumerate(said) if message.role == "assistant"]
+    if turns[:1] == [0]:
+        raise UserError("the conversation starts with the assistant; put a user message first")
+    if not turns:
+        raise UserError("the conversation has no answer of the assistant to train on")
+    whole = render(said, add_generation_prompt=False)
     ids = np.asarray(tokenizer.encode_parts(whole), np.int32)
     place = _places(whole, ids)
-    learn = np.zeros(len(ids), bool)
-    for turn, message in enumerate(said):
-        if message.role != "assistant":
-            continue
-        if turn == 0:
-            raise UserError("the conversation starts with the assistant, who has nothing to answer")
-        prompt = _parts(said[:turn], tokenizer, template, prompt=True)
-        part = _continued(prompt, whole, turn)
-        start = _tokens_before(prompt, part, ids, place, tokenizer)
-        answered = _parts(said[: turn + 1], tokenizer, template, prompt=False)
-        if _end(answered, part, tokenizer) is None or (end := _end(whole, part, tokenizer)) is None:
-            raise UserError(f"the chat template does not end the turn of message {turn}")
-        learn[start : place[end] + 1] = True
-    if not learn.any():
-        raise UserError("the conversation has no answer of the assistant to learn")
+    prompts = [render(said[:turn]) for turn in turns]
+    starts = [_start(*each, whole) for each in zip(turns, prompts, strict=True)]
+    ends = _ends(turns, starts, whole, said, tokenizer, render)
+    mask = np.zeros(len(ids), bool)
+    for prompt, start, end in zip(prompts, starts, ends, strict=True):
+        mask[_tokens_before(prompt, start, ids, place, tokenizer) : place[end] + 1] = True
     ids, counts = insert_visions(ids, said, marks)
-    return ids, np.repeat(learn, counts)
-
-
-def _parts(
-    messages: Sequence[Message], tokenizer: Tokenizer, template: str | None, *, prompt: bool
-) -> Parts:
-    return chat_parts(messages, tokenizer, template=template, add_generation_prompt=prompt)
+    return ids, np.repeat(mask, counts)
 
 
 def _places(parts: Parts, ids: Int[np.ndarray, " n"]) -> dict[int, int]:
-    """Returns at which token each part that is an id stands: text never yields such an id."""
+    """Returns the token index of each part that is an id: text never yields such an id."""
     given = {number: part for number, part in enumerate(parts) if isinstance(part, int)}
     found = np.flatnonzero(np.isin(ids, list(given.values())))
     assert ids[found].tolist() == list(given.values())
     return dict(zip(given, found.tolist(), strict=True))
 
 
-def _continued(prompt: Parts, whole: Parts, turn: int) -> int:
+def _start(turn: int, prompt: Parts, whole: Parts) -> int:
     """Returns the part of the conversation in which an answer starts."""
     if not prompt:
         return 0
@@ -89,6 +81,39 @@ def _continued(prompt: Parts, whole: Parts, turn: int) -> int:
     )
 
 
+def _ends(
+    turns: Sequence[int],
+    starts: Sequence[int],
+    whole: Parts,
+    messages: Sequence[Message],
+    tokenizer: Tokenizer,
+    render: Callable[..., Parts],
+) -> list[int]:
+    """Returns the part that ends each answer.
+
+    The first end of a turn may be that of the user's next message. Only the conversation up to
+    the answer shows this; it is rendered once for all answers followed by the same roles and as
+    many ends.
+    """
+
+    def ends_in(parts: Parts, start: int) -> list[int]:
+        return [n for n in range(start, len(parts)) if parts[n] in tokenizer.eos_ids]
+
+    found, checked = [], set()
+    following = zip([*turns[1:], len(messages)], [*starts[1:], len(whole)], strict=True)
+    for turn, start, (next_turn, stop) in zip(turns, starts, following, strict=True):
+        ends = ends_in(whole[:stop], start)
+        roles = tuple(message.role for message in messages[turn + 1 : next_turn])
+        if ends and roles and (roles, len(ends)) not in checked:
+            checked.add((roles, len(ends)))
+            answered = render(messages[: turn + 1], add_generation_prompt=False)
+            ends = ends if ends_in(answered, start) else []
+        if not ends:
+            raise UserError(f"the chat template does not end the turn of message {turn}")
+        found.append(ends[0])
+    return found
+
+
 def _tokens_before(
     prompt: Parts,
     part: int,
@@ -98,7 +123,7 @@ def _tokens_before(
 ) -> int:
     """Counts the tokens before an answer that starts in a part.
 
-    A token that is half prompt, half answer counts as the answer's.
+    A token that is half prompt, half answer belongs to the answer.
     """
     context = [i for i in prompt[max(0, part - 1) : part] if isinstance(i, int)]
     first = place[part - 1] + 1 if context else 0
@@ -106,9 +131,3 @@ def _tokens_before(
     there = ids[first : first + len(lead)]
     same = there == np.asarray(lead[: len(there)], np.int32)
     return first + (int(np.argmin(same)) if not same.all() else len(there))
-
-
-def _end(parts: Parts, start: int, tokenizer: Tokenizer) -> int | None:
-    """Returns the first part from `start` on that ends a turn."""
-    ends = (n for n, part in enumerate(parts) if n >= start and part in tokenizer.eos_ids)
-    return next(ends, None)

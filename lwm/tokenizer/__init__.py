@@ -1,1 +1,1 @@
-""""""
+"""Tokenizers, messages and chat templates: text and conversations to ids and back."""

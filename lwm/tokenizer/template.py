@@ -31,12 +31,12 @@ _BREAK = "\ufdd1"
 _SHOWN = re.compile("\ufdd2([0-9]+)\ufdd3")
 _RESERVED = re.compile("[\ufdd1-\ufdd3]")
 
-Said = Message | Mapping[str, Any]
+MessageLike = Message | Mapping[str, Any]
 """A message, or the same as JSON has it."""
 
 
 def render_chat(
-    messages: Sequence[Said],
+    messages: Sequence[MessageLike],
     tokenizer: Tokenizer,
     *,
     template: str | None = None,

@@ -12,7 +12,7 @@ import tokenizers
 from lwm.data.fields import RecordEncoder, chat_ids
 from lwm.data.format import ExampleFormat
 from lwm.errors import UserError
-from lwm.tokenizer.template import render_chat
+from lwm.tokenizer.template import chat_parts, render_chat
 from lwm.tokenizer.tokenizer import Tokenizer
 from lwm.tokens import TokenSpace
 
@@ -53,7 +53,7 @@ def test_text_is_as_in_the_original(fixtures):
     for entry, record, ids, mask, _ in original(fixtures, "text"):
         example = encode(fixtures, entry, record)
         assert example.ids.tolist() == ids.tolist()
-        assert example.learn.tolist() == mask.tolist()
+        assert example.loss_mask.tolist() == mask.tolist()
         count += 1
     assert count == 40
 
@@ -80,7 +80,7 @@ def test_vision_is_as_in_the_original(fixtures):
         wanted[case] = ids, mask, seen
         example = encode(fixtures, entry, record)
         assert example.ids.tolist() == ids.tolist()
-        assert example.learn.tolist() == mask.tolist()
+        assert example.loss_mask.tolist() == mask.tolist()
         assert (example.ids >= SPACE.text).tolist() == seen.tolist()
         count += 1
     assert count == 41
@@ -102,7 +102,7 @@ class Bytes:
         """Returns an example as text, codes as digits, ends of frames as `|` and of vision `.`"""
         text = self.tokenizer.vocab_size
         marks = [*map(str, range(8)), "|", "."]
-        ids = example.ids if learnt is None else example.ids[example.learn == learnt]
+        ids = example.ids if learnt is None else example.ids[example.loss_mask == learnt]
         return "".join(self.tokenizer.text_of(int(i)) if i < text else marks[i - text] for i in ids)
 
 
@@ -139,12 +139,12 @@ def test_a_text_is_learnt_and_its_tags_are_letters(of_bytes, fixtures):
     example = of_bytes().encode({"text": text})
     assert of_bytes.shown(example) == text + "<|endoftext|>"
     assert len(example) == len(text) + 1
-    assert example.learn.all()
+    assert example.loss_mask.all()
     assert len(of_bytes(special_tokens=True).encode({"text": text})) == 4
     tokenizer = Tokenizer.open(fixtures / "tokenizer_addbos")
     example = RecordEncoder(tokenizer=tokenizer, tokens=SPACE).encode({"text": "a b"})
     assert example.ids.tolist() == [1, *tokenizer.encode("a b"), 2]
-    assert example.learn.tolist() == [False, *[True] * (len(example) - 1)]
+    assert example.loss_mask.tolist() == [False, *[True] * (len(example) - 1)]
 
 
 def test_ids_are_an_example_as_they_stand(of_bytes):
@@ -156,11 +156,11 @@ def test_ids_are_an_example_as_they_stand(of_bytes):
     ):
         example = of_bytes().encode({"text": "kept", "ids": ids})
         assert (example.ids.dtype, example.ids.tolist()) == (np.int32, [1, text + 9])
-        assert example.learn.tolist() == [True, True]
+        assert example.loss_mask.tolist() == [True, True]
         assert not np.shares_memory(example.ids, ids)
     for learn in ([0, 1], [False, True], np.array([0, 1], np.int8)):
         example = of_bytes(format="ids").encode({"ids": [1, 2], "learn": learn})
-        assert example.learn.tolist() == [False, True]
+        assert example.loss_mask.tolist() == [False, True]
     assert of_bytes.shown(of_bytes(format="text").encode({"text": "a", "ids": [1]})).startswith("a")
 
 
@@ -252,7 +252,7 @@ def test_a_model_of_text_refuses_codes(of_bytes):
     ("settings", "says"),
     [
         ({"fields": "a", "fields_from_example": "b"}, "not both"),
-        ({"fields": "a", "format": "text"}, "of no use"),
+        ({"fields": "a", "format": "text"}, "does not use fields"),
         ({"tokens_per_frame": 0}, "tokens_per_frame 0"),
         ({"max_n_frames": -1}, "max_n_frames -1"),
     ],
@@ -308,10 +308,24 @@ def test_lwms_format_learns_answers(fixtures):
         encoder = RecordEncoder(tokenizer=tokenizer, tokens=SPACE)
         talk = [TALK[0], TALK[3], TALK[4], TALK[3], {"role": "assistant", "content": "yes"}]
         example = encoder.encode({"messages": talk})
-        spans = np.split(example.ids, np.flatnonzero(np.diff(example.learn)) + 1)
+        spans = np.split(example.ids, np.flatnonzero(np.diff(example.loss_mask)) + 1)
         learnt = [tokenizer.decode(span, skip_special=False).strip() for span in spans[1::2]]
         assert learnt == [f"assistant: é{END}</s>", "yes</s>"]
         assert example.ids.tolist() == render_chat(talk, tokenizer, add_generation_prompt=False)
+
+
+def test_a_long_conversation_is_rendered_once_for_each_answer(byte_tokenizer, monkeypatch):
+    rendered = []
+
+    def count(messages, **options):
+        rendered.append(len(messages))
+        return chat_parts(messages, **options)
+
+    monkeypatch.setattr("lwm.data.chat.chat_parts", count)
+    for turns, extra in ((1, 1), (20, 2)):
+        rendered.clear()
+        chat_ids([*TALK[1:3] * turns], byte_tokenizer, template=PLAIN)
+        assert len(rendered) == turns + extra
 
 
 def test_a_token_half_prompt_half_answer_is_learnt(tmp_path):
