@@ -28,9 +28,9 @@ def plot(
         runs: Folders of runs; several are compared in one figure.
         out: The figure: .png, .pdf or .svg; by default `plot.png` in the run's folder.
     """
-    from lwm.train.monitor.plot import run
+    from lwm.train.monitor.plot import plot_runs
 
-    print(run(runs, out))
+    print(plot_runs(runs, out))
 
 
 def demo(

@@ -1,82 +1,151 @@
-"""Pictures of runs, from their logs: loss, loss by position, learning rate and throughput."""
+"""Figures of runs from their logs: loss or PSNR, held-out scores, learning rate and throughput."""
 
 import dataclasses
-from collections.abc import Sequence
+import io
+import json
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float
 
-from lwm.data.example import MODALITIES
 from lwm.errors import UserError
-from lwm.files import make_folder, write_bytes
-from lwm.train.monitor import plot_vqgan
-from lwm.train.monitor.panels import (
-    COLOURS,
-    GREY,
-    MARKERS,
-    SMOOTHED,
-    curve,
-    dress,
-    in_tokens,
-    legend,
-    lines_of,
-    picture,
-    power,
-    say,
-    whole,
-    width_of,
-)
+from lwm.files import make_folder, reading, write_bytes
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-_MODALITY_STYLES: dict[str, dict[str, Any]] = {
-    "text": {"linewidth": 0.9, "linestyle": "-", "markersize": 4.5},
-    "vision": {"linewidth": 0.9, "linestyle": ":", "markersize": 4.5},
+# Okabe and Ito's palette, safe for colour-blind readers, without its yellow, too faint on white.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
+MARKERS = "osD^vP*X"
+DPI = 200
+SMOOTHED = 50
+"""A moving mean spans one part in this many of a run."""
+_GREY, _ALARM = "#555555", "#b00020"
+_STYLE = {
+    "font.size": 9,
+    "axes.titlesize": 10,
+    "axes.labelsize": 9,
+    "legend.fontsize": 8.5,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.color": "#e4e4e4",
+    "grid.linewidth": 0.6,
+    "axes.axisbelow": True,
 }
-_ALARM = "#b00020"
+_POINTS: dict[str, Any] = {
+    "linewidth": 0.9,
+    "markersize": 4.5,
+    "markeredgecolor": "white",
+    "zorder": 3,
+}
 _STAGES: tuple[dict[str, Any], ...] = (
     {"linestyle": ":", "alpha": 0.55},
     {"linestyle": "--", "alpha": 0.75},
     {"linestyle": "-"},
 )
-Points = list[tuple[int, float]]
-"""Steps and losses."""
-
-Positions = list[tuple[int, int, float]]
-"""Start, end and loss of the places of a context."""
+Number = str | Callable[[float, float], str]
+"""Format of the numbers of an axis."""
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Kind(NamedTuple):
+    """Log keys and labels of one kind of run."""
+
+    score: str
+    title: str
+    unit: str
+    held_out: dict[str, tuple[str, str]]
+    """Line style and label of each score of held-out sets."""
+    counted: str
+    """Processed by each update, for the throughput."""
+
+
+_TEXT = {"text_loss": ("-", "text"), "vision_loss": (":", "vision")}
+_LANGUAGE = _Kind("loss", "Loss", "loss (nats per token)", _TEXT, "tokens")
+_FRAMES = {"psnr": ("-", "all pixels"), "psnr_foreground": (":", "foreground")}
+_VQGAN = _Kind("psnr", "PSNR", "dB", _FRAMES, "frames")
+
+
+@dataclasses.dataclass(frozen=True)
 class RunLog:
-    """What the log of a run says."""
+    """Log lines of a run, by what they describe."""
 
     name: str
-    steps: Float[np.ndarray, " N"]
-    loss: Float[np.ndarray, " N"]
-    """Not finite where an update was skipped."""
-    learning_rate: Float[np.ndarray, " N"]
-    throughput: Float[np.ndarray, " N"]
-    """Tokens a second."""
-    held_out: dict[str, dict[str, Points]]
-    """Losses of each held-out set, of each modality it has."""
-    by_position: dict[str, list[tuple[int, Positions]]]
-    """Steps and losses by position of each held-out set."""
+    updates: list[dict[str, Any]]
+    validations: list[dict[str, Any]]
+
+    @classmethod
+    def read(cls, folder: Path, name: str) -> "RunLog":
+        """Reads `log.jsonl`; its last line may be cut off.
+
+        Raises:
+            UserError: There is none, it is no log, or it holds no step.
+        """
+        path, found = folder / "log.jsonl", []
+        if not path.exists():
+            raise UserError(f"{folder} holds no log.jsonl; give the folder of a run")
+        with reading(path):
+            lines = path.read_bytes().splitlines()
+        for number, text in enumerate(lines, start=1):
+            try:
+                line = json.loads(text)
+                found.append(line | {"step": int(line["step"])})
+            except (ValueError, TypeError, KeyError):
+                if number < len(lines):
+                    raise UserError(f"{path}:{number} is no line of a log") from None
+        updates = [line for line in found if "held_out" not in line]
+        if not updates:
+            raise UserError(f"{path} holds no step yet; wait for the first")
+        return cls(name, updates, [line for line in found if "held_out" in line])
+
+    @property
+    def kind(self) -> _Kind:
+        """Language model or VQGAN."""
+        return _VQGAN if any("psnr" in line for line in self.updates) else _LANGUAGE
+
+    def column(self, key: str) -> Float[np.ndarray, " N"]:
+        """Returns a number of each update; NaN where it is missing."""
+        values = [line.get(key) for line in self.updates]
+        return np.array([np.nan if value is None else value for value in values], np.float64)
+
+    @property
+    def scores(self) -> Float[np.ndarray, " N"]:
+        """Training loss or PSNR; NaN where an update was skipped."""
+        values = self.column(self.kind.score)
+        made = [line.get("finite", True) for line in self.updates]
+        return np.where(np.isfinite(values) & made, values, np.nan)
+
+    @property
+    def throughput(self) -> Float[np.ndarray, " N"]:
+        """Tokens or frames per second."""
+        seconds = self.column("seconds")
+        return self.column(self.kind.counted) / np.where(seconds > 0, seconds, np.nan)
+
+    def held_out(self, source: str, key: str) -> list[tuple[int, Any]]:
+        """Returns steps and scores of a held-out set, where there are any."""
+        found = [(line["step"], line["held_out"].get(source, {})) for line in self.validations]
+        return [(step, scores[key]) for step, scores in found if scores.get(key) is not None]
+
+    def by_position(self, source: str) -> list[tuple[int, list[tuple[int, int, float]]]]:
+        """Returns steps, each with start, end and loss of ranges of positions in the context."""
+        found = self.held_out(source, "by_position")
+        stages = [(step, [(a, b, x) for a, b, x, tokens in rows if tokens]) for step, rows in found]
+        return [(step, rows) for step, rows in stages if rows]
 
 
-def run(folders: tuple[Path, ...], out: Path | None = None) -> Path:
-    """Draws one run, or several over each other; returns the picture's path.
+def plot_runs(folders: Sequence[Path], out: Path | None = None) -> Path:
+    """Plots one run, or several over each other; returns the path of the figure.
 
     Args:
-        folders: Of the runs.
-        out: The picture, its kind given by its name: .png, .pdf, .svg; if not given, `plot.png` in
-            the folder of the run, of several in the current one.
+        folders: Folders of runs.
+        out: The figure; its suffix sets the format: .png, .pdf, .svg. By default `plot.png` in the
+            folder of the run, for several in the current one.
 
     Raises:
-        UserError: There is no log, it holds no step, or the picture cannot be written.
+        UserError: There is no log, it holds no step, or the figure cannot be written.
     """
     if not folders:
         raise UserError("no run is given")
@@ -85,143 +154,94 @@ def run(folders: tuple[Path, ...], out: Path | None = None) -> Path:
     names = [folder.absolute().name for folder in folders]
     if len(set(names)) < len(names):
         names = [str(folder) for folder in folders]
-    logs = {
-        name: list(lines_of(folder / "log.jsonl"))
-        for folder, name in zip(folders, names, strict=True)
-    }
-    for folder, log in zip(folders, logs.values(), strict=True):
-        if not log:
-            raise UserError(f"{folder / 'log.jsonl'} holds no step yet; wait for the first")
-    tell_frames = {plot_vqgan.is_log(log) for log in logs.values()}
-    if len(tell_frames) > 1:
-        raise UserError(
-            "runs of a language model and of a VQGAN have no curve in common; draw each"
-        )
-    kind = out.suffix.removeprefix(".")
-    if tell_frames.pop():
-        drawn = plot_vqgan.draw(logs, kind=kind)
-    else:
-        drawn = draw(
-            [read(folder, name) for folder, name in zip(folders, names, strict=True)], kind=kind
-        )
+    runs = [RunLog.read(folder, name) for folder, name in zip(folders, names, strict=True)]
+    plotted = plot(runs, format=out.suffix.removeprefix("."))
     make_folder(out.parent)
-    write_bytes(out, drawn)
+    write_bytes(out, plotted)
     return out
 
 
-def read(folder: Path, name: str) -> RunLog:
-    """Reads the log of a run, up to where it was cut off.
+def plot(runs: Sequence[RunLog], *, format: str = "png") -> bytes:
+    """Plots runs in four panels; returns a file of a format that matplotlib knows.
 
     Raises:
-        UserError: There is none, or it holds no step.
+        UserError: matplotlib does not know it, or the runs are of two kinds.
     """
-    path = folder / "log.jsonl"
-    updates: list[dict[str, Any]] = []
-    held_out: dict[str, dict[str, Points]] = {}
-    by_position: dict[str, list[tuple[int, Positions]]] = {}
-    for line in lines_of(path):
-        for source, found in line.get("held_out", {}).items():
-            for modality in MODALITIES:
-                if (loss := found.get(f"{modality}_loss")) is not None:
-                    points = held_out.setdefault(source, {}).setdefault(modality, [])
-                    points.append((line["step"], loss))
-            along = [
-                (a, b, loss) for a, b, loss, tokens in found.get("by_position") or () if tokens
-            ]
-            if along:
-                by_position.setdefault(source, []).append((line["step"], along))
-        if "held_out" not in line:
-            updates.append(line)
-    if not updates:
-        raise UserError(f"{path} holds no step yet; wait for the first")
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-    def column(key: str) -> Float[np.ndarray, " N"]:
-        values = [line.get(key) for line in updates]
-        return np.array([np.nan if v is None else v for v in values], np.float64)
-
-    seconds = column("seconds")
-    loss = np.where([line.get("finite", True) for line in updates], column("loss"), np.nan)
-    return RunLog(
-        name=name,
-        steps=column("step"),
-        loss=np.where(np.isfinite(loss), loss, np.nan),
-        learning_rate=column("learning_rate"),
-        throughput=column("tokens") / np.where(seconds > 0, seconds, np.nan),
-        held_out=held_out,
-        by_position=by_position,
-    )
-
-
-def draw(runs: Sequence[RunLog], *, kind: str = "png") -> bytes:
-    """Draws runs in four panels; returns a picture of a kind that matplotlib knows.
-
-    Raises:
-        UserError: It does not know it.
-    """
-    return picture(lambda figure: _fill(figure, runs), kind)
+    if len({each.kind.score for each in runs}) > 1:
+        raise UserError("runs of a language model and of a VQGAN share no curve; plot them apart")
+    with mpl.rc_context(_STYLE):
+        # Not through pyplot: no global state, no display, safe beside a program's own figures.
+        layout = ConstrainedLayoutEngine(w_pad=0.08, h_pad=0.08)
+        figure = Figure(figsize=(9, 6), dpi=DPI, layout=layout)
+        formats = figure.canvas.get_supported_filetypes()
+        if format not in formats:
+            raise UserError(f"{format!r} is no format of a figure; use one of {', '.join(formats)}")
+        _fill(figure, runs)
+        file = io.BytesIO()
+        metadata = {"Software": None} if format == "png" else None
+        figure.savefig(file, format=format, metadata=metadata)
+    return file.getvalue()
 
 
 def _fill(figure: "Figure", runs: Sequence[RunLog]) -> None:
-    (loss, position), (rate, throughput) = figure.subplots(2, 2)
-    several = len(runs) > 1
+    (score, second), (rate, throughput) = figure.subplots(2, 2)
+    kind, several = runs[0].kind, len(runs) > 1
     colours = [COLOURS[i % len(COLOURS)] for i in range(len(runs))]
     for each, colour in zip(runs, colours, strict=True):
-        width = width_of(each.loss)
-        means = f"training, mean of {width} steps" if width > 1 else "training"
-        curve(loss, each.steps, each.loss, colour, label=each.name if several else means)
-        curve(rate, each.steps, each.learning_rate, colour, smooth=False)
-        # The first step waits for the compiler.
-        later = slice(min(1, len(each.steps) - 1), None)
-        curve(throughput, each.steps[later], each.throughput[later], colour)
-    _held_out(loss, runs, colours)
-    _skipped(loss, runs)
-    _by_position(position, runs, colours)
-    steps = np.concatenate([each.steps for each in runs])
-    dress(loss, steps, "Loss", "loss (nats per token)")
-    dress(rate, steps, "Learning rate", "learning rate", number=power)
-    dress(throughput, steps, "Throughput", "tokens per second", number=whole)
-    _frame(loss, runs)
-    for axes, field in ((rate, "learning_rate"), (throughput, "throughput")):
-        values = np.concatenate([getattr(each, field) for each in runs])
-        top = np.max(values, initial=0, where=np.isfinite(values))
-        axes.set_ylim(0, 1.08 * top if top else None)
-    legend(figure)
+        steps, width = each.column("step"), _width(each.updates)
+        label = "training" + (f", mean of {width} steps" if width > 1 else "")
+        _curve(score, steps, each.scores, colour, label=each.name if several else label)
+        _curve(rate, steps, each.column("learning_rate"), colour, smooth=False)
+        later = slice(min(1, len(steps) - 1), None)  # the first step includes compilation
+        _curve(throughput, steps[later], each.throughput[later], colour)
+        if kind is _VQGAN:
+            _curve(second, steps, each.column("perplexity"), colour)
+    _plot_held_out(score, runs, colours)
+    _plot_skipped(score, runs)
+    steps = np.concatenate([each.column("step") for each in runs])
+    _label(score, steps, kind.title, kind.unit)
+    _label(rate, steps, "Learning rate", "learning rate", power)
+    _label(throughput, steps, "Throughput", f"{kind.counted} per second", "{x:,.0f}")
+    from_zero = [rate, throughput]
+    if kind is _VQGAN:
+        _label(second, steps, "Codes: perplexity of their use", "codes", "{x:,.0f}")
+        from_zero.append(second)
+    else:
+        _plot_positions(second, runs, colours)
+        _clip_outliers(score, runs)
+    for axes in from_zero:
+        top = axes.dataLim.y1
+        axes.set_ylim(0, 1.08 * top if top > 0 else None)
+    count = sum(len(axes.get_legend_handles_labels()[0]) for axes in figure.axes)
+    figure.legend(loc="outside lower center", ncols=min(4, count) or 1, frameon=False)
     if not several:
         figure.suptitle(runs[0].name, fontsize=11)
 
 
-def _held_out(axes: "Axes", runs: Sequence[RunLog], colours: Sequence[str]) -> None:
-    """Draws held-out losses: of one run each set in its colour, of several by the marker."""
+def _plot_held_out(axes: "Axes", runs: Sequence[RunLog], colours: Sequence[str]) -> None:
+    """Plots held-out scores: a colour for each set of one run, a marker for each set of several."""
     several = len(runs) > 1
     for i, source in enumerate(_sources(runs)):
-        grey = GREY if several else _source_colour(i)
-        used: set[str] = set()
-        for each, own in zip(runs, colours, strict=True):
-            for modality, points in each.held_out.get(source, {}).items():
-                steps, losses = zip(*points, strict=True)
-                colour = own if several else grey
-                style = _MODALITY_STYLES[modality] | {"markeredgecolor": "white", "zorder": 3}
-                axes.plot(steps, losses, color=colour, marker=MARKERS[i % len(MARKERS)], **style)
-                used.add(modality)
-        for modality in sorted(used):
-            what = f"held-out {source}" + (f" ({modality})" if len(used) > 1 else "")
-            style = _MODALITY_STYLES[modality] | {"marker": MARKERS[i % len(MARKERS)]}
-            axes.plot([], [], color=grey, label=what, **style)
+        shared = _GREY if several else COLOURS[1 + i % (len(COLOURS) - 1)]
+        used: dict[str, dict[str, Any]] = {}
+        for key, (line_style, label) in runs[0].kind.held_out.items():
+            style = _POINTS | {"linestyle": line_style, "marker": MARKERS[i % len(MARKERS)]}
+            for each, own in zip(runs, colours, strict=True):
+                if points := each.held_out(source, key):
+                    axes.plot(*zip(*points, strict=True), color=own if several else shared, **style)
+                    used[label] = style
+        for label, style in used.items():
+            name = f"held-out {source}" + (f" ({label})" if len(used) > 1 else "")
+            axes.plot([], [], color=shared, label=name, **style)
 
 
-def _sources(runs: Sequence[RunLog]) -> list[str]:
-    """Lists the held-out sets of all runs, in the order in which each comes first."""
-    return list(dict.fromkeys(source for each in runs for source in each.held_out))
-
-
-def _source_colour(number: int) -> str:
-    """Chooses the colour of a held-out set of a run that has the first colour itself."""
-    return COLOURS[1 + number % (len(COLOURS) - 1)]
-
-
-def _skipped(axes: "Axes", runs: Sequence[RunLog]) -> None:
-    """Marks the updates that were not made, at the upper edge."""
-    steps = np.concatenate([each.steps[np.isnan(each.loss)] for each in runs])
+def _plot_skipped(axes: "Axes", runs: Sequence[RunLog]) -> None:
+    """Marks skipped updates at the upper edge."""
+    steps = np.concatenate([each.column("step")[np.isnan(each.scores)] for each in runs])
     if len(steps):
         style = {"linestyle": "", "marker": "v", "markersize": 4, "clip_on": False}
         edge = axes.get_xaxis_transform()
@@ -229,24 +249,26 @@ def _skipped(axes: "Axes", runs: Sequence[RunLog]) -> None:
         axes.plot(steps, np.ones(len(steps)), color=_ALARM, transform=edge, label=label, **style)
 
 
-def _by_position(axes: "Axes", runs: Sequence[RunLog], colours: Sequence[str]) -> None:
-    """Draws the loss over the place in the context: of one run thrice, of several at their ends."""
+def _plot_positions(axes: "Axes", runs: Sequence[RunLog], colours: Sequence[str]) -> None:
+    """Plots loss by position: the first, middle and last of one run, the last of several."""
     several, explained = len(runs) > 1, set()
     for i, source in enumerate(_sources(runs)):
         for each, own in zip(runs, colours, strict=True):
-            stages = _stages(each.by_position.get(source, []))
-            for style, step, along in stages[-1:] if several else stages:
-                starts, ends, losses = zip(*along, strict=True)
-                places = (np.array(starts) + np.array(ends)) / 2
-                colour, marker = own if several else _source_colour(i), MARKERS[i % len(MARKERS)]
-                axes.plot(places, losses, color=colour, marker=marker, markersize=3.5, **style)
+            colour = own if several else COLOURS[1 + i % (len(COLOURS) - 1)]
+            found = each.by_position(source)
+            stages = dict(zip((0, len(found) // 2, len(found) - 1), _STAGES, strict=True))
+            chosen = sorted(stages.items()) if found else []
+            for at, style in chosen[-1:] if several else chosen:
+                (step, rows), marker = found[at], MARKERS[i % len(MARKERS)]
+                starts, ends, losses = np.array(rows).T
+                middles = (starts + ends) / 2
+                axes.plot(middles, losses, color=colour, marker=marker, markersize=3.5, **style)
                 if not several and step not in explained:
-                    label = f"by position: step {step:,}"
-                    axes.plot([], [], color=GREY, label=label, **style)
+                    axes.plot([], [], color=_GREY, label=f"by position: step {step:,}", **style)
                     explained.add(step)
     axes.set_title("Held-out loss by position" + (", last validation" if several else ""))
     if not axes.lines:
-        say(axes, "no validation")
+        _write(axes, "no validation")
         axes.set(xticks=[], yticks=[])
         return
     axes.set_xscale("log", base=2)
@@ -254,25 +276,98 @@ def _by_position(axes: "Axes", runs: Sequence[RunLog], colours: Sequence[str]) -
     axes.set(xlabel="position in the context (tokens)", ylabel="loss (nats per token)")
 
 
-def _stages(found: list[tuple[int, Positions]]) -> list[tuple[dict[str, Any], int, Positions]]:
-    """Chooses the first, the middle and the last validation, and how each is drawn."""
-    if not found:
-        return []
-    first, middle, last = _STAGES
-    chosen = {0: first, len(found) // 2: middle, len(found) - 1: last}
-    return [(style, *found[i]) for i, style in sorted(chosen.items())]
-
-
-def _frame(axes: "Axes", runs: Sequence[RunLog]) -> None:
-    """Lets the highest in a hundred losses leave the frame, which would flatten all others."""
-    losses = np.concatenate([each.loss[np.isfinite(each.loss)] for each in runs])
+def _clip_outliers(axes: "Axes", runs: Sequence[RunLog]) -> None:
+    """Lets the highest 1% of losses leave the panel; they would flatten all others."""
+    losses = np.concatenate([each.scores[np.isfinite(each.scores)] for each in runs])
     if not len(losses):
-        say(axes, "no finite loss")
+        _write(axes, "no finite loss")
         axes.set_yticks([])
     if len(losses) < SMOOTHED:
         return
-    points = [p for each in runs for found in each.held_out.values() for p in found.values()]
-    shown = [loss for each in points for _, loss in each if np.isfinite(loss)]
+    keys = [(source, key) for source in _sources(runs) for key in _LANGUAGE.held_out]
+    points = [point for each in runs for key in keys for point in each.held_out(*key)]
+    shown = [loss for _, loss in points if np.isfinite(loss)]
     low, high = min([losses.min(), *shown]), max([np.quantile(losses, 0.99), *shown])
     if low < high:
         axes.set_ylim(low - 0.05 * (high - low), high + 0.05 * (high - low))
+
+
+def _sources(runs: Sequence[RunLog]) -> list[str]:
+    """Returns the held-out sets of all runs, in order of first appearance."""
+    lines = (line for each in runs for line in each.validations)
+    return list(dict.fromkeys(source for line in lines for source in line["held_out"]))
+
+
+def _curve(
+    axes: "Axes",
+    steps: np.ndarray,
+    values: np.ndarray,
+    color: str,
+    *,
+    label: str | None = None,
+    smooth: bool = True,
+) -> None:
+    """Plots values, faint under their moving mean in long runs; as points if there are few."""
+    finite, width = np.isfinite(values), _width(values)
+    if not finite.any():
+        return
+    if finite.sum() < 3:
+        axes.plot(steps[finite], values[finite], "o", color=color, markersize=4, label=label)
+    elif smooth and width > 1:
+        axes.plot(steps, values, color=color, alpha=0.25, linewidth=0.7)
+        mean = moving_mean(values, width)
+        axes.plot(steps, mean, color=color, linewidth=1.6, label=label)
+    else:
+        axes.plot(steps[finite], values[finite], color=color, linewidth=1.4, label=label)
+
+
+def _width(values: Any) -> int:
+    """Returns the span of a moving mean: an odd number, 1 in short runs."""
+    return len(values) // SMOOTHED // 2 * 2 + 1
+
+
+def moving_mean(values: Float[np.ndarray, " N"], width: int) -> Float[np.ndarray, " N"]:
+    """Returns the mean of `width` values around each, without NaN; NaN where there is no other.
+
+    The window shrinks towards the ends, on both sides alike and down to a quarter, so that the
+    mean follows a steep curve.
+    """
+    finite = np.isfinite(values)
+    sums = np.concatenate([[0.0], np.cumsum(np.where(finite, values, 0))])
+    counts = np.concatenate([[0], np.cumsum(finite)])
+    places = np.arange(len(values))
+    half = np.clip(np.minimum(places, places[::-1]), width // 8, width // 2)
+    low, high = np.maximum(places - half, 0), np.minimum(places + half + 1, len(values))
+    count = counts[high] - counts[low]
+    return np.where(count > 0, (sums[high] - sums[low]) / np.maximum(count, 1), np.nan)
+
+
+def _write(axes: "Axes", text: str) -> None:
+    axes.text(0.5, 0.5, text, transform=axes.transAxes, ha="center", color=_GREY)
+
+
+def _label(
+    axes: "Axes", steps: np.ndarray, title: str, unit: str, number: Number | None = None
+) -> None:
+    from matplotlib.ticker import MaxNLocator
+
+    margin = max(0.02 * (steps.max() - steps.min()), 1)
+    axes.set(title=title, xlabel="step", ylabel=unit)
+    axes.set_xlim(steps.min() - margin, steps.max() + margin)
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
+    axes.xaxis.set_major_formatter("{x:,.0f}")
+    if number is not None:
+        axes.yaxis.set_major_formatter(number)
+
+
+def power(value: float, _: object) -> str:
+    """Writes 0.0003 as 3e-4."""
+    digits, exponent = f"{value:.1e}".split("e")
+    return f"{digits.removesuffix('.0')}e{int(exponent)}" if value else "0"
+
+
+def in_tokens(value: float, _: object) -> str:
+    """Writes 8192 as 8K."""
+    if value < 1 << 10:
+        return f"{value:g}"
+    return f"{value / (1 << 10):g}K" if value < 1 << 20 else f"{value / (1 << 20):g}M"

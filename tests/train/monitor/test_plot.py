@@ -1,4 +1,4 @@
-"""Pictures of runs: what is read from a log, and that every kind of run can be drawn."""
+"""Figures of runs: logs are read, and every kind of run can be plotted."""
 
 import io
 import json
@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 
 from lwm.errors import UserError
-from lwm.train.monitor.panels import COLOURS, moving_mean
-from lwm.train.monitor.plot import draw, read, run
+from lwm.train.monitor.plot import COLOURS, RunLog, moving_mean, plot, plot_runs
 
 POSITIONS = [[0, 64, 3.1, 900], [64, 128, None, 0], [128, 256, 2.7, 500]]
 
@@ -42,17 +41,18 @@ def write(tmp_path):
 def test_a_log_is_read_up_to_where_it_was_cut(write):
     lines = [update(1), update(2, loss=math.nan, finite=False), validation(2, books=BOOKS)]
     lines += [update(3), validation(3, books=BOOKS, films=FILMS), update(4)]
-    found = read(write("cut", lines, cut=9), "cut")
-    np.testing.assert_array_equal(found.steps, [1, 2, 3])
-    np.testing.assert_array_equal(found.loss, [4, np.nan, 3 + 1 / 3])
+    found = RunLog.read(write("cut", lines, cut=9), "cut")
+    np.testing.assert_array_equal(found.column("step"), [1, 2, 3])
+    np.testing.assert_array_equal(found.scores, [4, np.nan, 3 + 1 / 3])
     np.testing.assert_array_equal(found.throughput, [20, 500, 500])
-    np.testing.assert_array_equal(found.learning_rate, [1e-4, 2e-4, 1e-4 * 3])
-    assert found.held_out == {
-        "books": {"text": [(2, 2.9), (3, 2.9)]},
-        "films": {"text": [(3, 2.0)], "vision": [(3, 5.0)]},
-    }
+    np.testing.assert_array_equal(found.column("learning_rate"), [1e-4, 2e-4, 1e-4 * 3])
+    assert found.held_out("books", "text_loss") == [(2, 2.9), (3, 2.9)]
+    assert found.held_out("books", "vision_loss") == []
+    assert found.held_out("films", "text_loss") == [(3, 2.0)]
+    assert found.held_out("films", "vision_loss") == [(3, 5.0)]
     along = [(0, 64, 3.1), (128, 256, 2.7)]
-    assert found.by_position == {"books": [(2, along), (3, along)]}
+    assert found.by_position("books") == [(2, along), (3, along)]
+    assert found.by_position("films") == []
 
 
 def test_means_lie_on_a_straight_course_and_pass_over_what_is_missing():
@@ -77,7 +77,7 @@ def long(count, **sources):
 
 
 @pytest.mark.parametrize(
-    ("lines", "drawn"),
+    ("lines", "plotted"),
     [
         ([update(1)], 1),
         ([update(1, loss=math.nan, finite=False), update(2, loss=math.inf, finite=False)], 1),
@@ -91,11 +91,11 @@ def long(count, **sources):
         (long(2, books=BOOKS | {"text_loss": math.nan}), 2),
     ],
 )
-def test_every_kind_of_run_can_be_drawn(write, lines, drawn):
+def test_every_kind_of_run_can_be_plotted(write, lines, plotted):
     """Warnings of matplotlib would be errors; each curve has its colour."""
-    picture = draw([read(write("run", lines), "run")], kind="svg").decode()
+    picture = plot([RunLog.read(write("run", lines), "run")], format="svg").decode()
     assert [colour.lower() in picture for colour in COLOURS[:-1]] == [
-        number < drawn for number in range(len(COLOURS) - 1)
+        number < plotted for number in range(len(COLOURS) - 1)
     ]
     sources = [found for line in lines for found in line.get("held_out", {}).values()]
     validated = any(found["by_position"] for found in sources)
@@ -118,8 +118,8 @@ FRAMES = {"psnr": 20.0, "psnr_foreground": math.nan}
         [*map(vqgan_update, range(1, 99)), validation(98, stills=FRAMES, clips=FRAMES)],
     ],
 )
-def test_runs_of_vqgans_can_be_drawn(write, lines):
-    assert run((write("one", lines),)).stat().st_size > 10_000
+def test_runs_of_vqgans_can_be_plotted(write, lines):
+    assert plot_runs((write("one", lines),)).stat().st_size > 10_000
 
 
 def test_several_runs_of_vqgans_lie_over_each_other(write):
@@ -127,15 +127,15 @@ def test_several_runs_of_vqgans_lie_over_each_other(write):
         write(name, [vqgan_update(1), validation(1, **{source: FRAMES})])
         for name, source in (("a", "stills"), ("b", "clips"))
     )
-    drawn = run(folders, folders[0] / "both.svg").read_text()
-    for text in ("held-out stills, all pixels", "held-out clips, what is drawn"):
-        assert f"<!-- {text} -->" in drawn
+    plotted = plot_runs(folders, folders[0] / "both.svg").read_text()
+    for text in ("held-out stills (all pixels)", "held-out clips (foreground)"):
+        assert f"<!-- {text} -->" in plotted
 
 
 def test_several_runs_lie_over_each_other(write):
     names = ["one", "two", "three"]
-    runs = [read(write(name, long(n, books=BOOKS)), name) for n, name in enumerate(names)]
-    picture = draw(runs, kind="svg").decode()
+    runs = [RunLog.read(write(name, long(n, books=BOOKS)), name) for n, name in enumerate(names)]
+    picture = plot(runs, format="svg").decode()
     for name, colour in zip(names, COLOURS, strict=False):
         assert picture.count(f"<!-- {name} -->") == 1, "once in the legend"
         assert colour.lower() in picture
@@ -143,41 +143,44 @@ def test_several_runs_lie_over_each_other(write):
     assert "<!-- held-out books -->" in picture
 
 
-def test_runs_of_one_name_are_told_by_their_paths(write, tmp_path):
+def test_runs_of_one_name_are_labelled_by_their_paths(write, tmp_path):
     folders = tuple(write(f"{n}/run", [update(1)]) for n in (0, 1))
-    picture = run(folders, tmp_path / "new" / "all.svg").read_text()
+    picture = plot_runs(folders, tmp_path / "new" / "all.svg").read_text()
     for folder in folders:
         assert f"<!-- {folder} -->" in picture
 
 
 def test_the_picture_lies_in_the_folder_of_the_run_and_is_the_same_again(write):
     folder = write("run", long(3, books=BOOKS))
-    out = run((folder,))
+    out = plot_runs((folder,))
     assert out == folder / "plot.png"
     first = out.read_bytes()
     assert matplotlib.image.imread(io.BytesIO(first)).shape == (1200, 1800, 4)
-    assert run((folder,)).read_bytes() == first
+    assert plot_runs((folder,)).read_bytes() == first
 
 
-def test_what_cannot_be_drawn_is_named_in_one_line(write, tmp_path):
+def test_what_cannot_be_plotted_is_named_in_one_line(write, tmp_path):
     empty, cut = write("empty", []), write("cut", [update(1)], cut=5)
     bad = write("bad", [update(1), update(2)])
     log = bad / "log.jsonl"
     log.write_text("[1]\n" + log.read_text())
+    odd = tmp_path / "odd"
+    (odd / "log.jsonl").mkdir(parents=True)
     good, frames = write("good", [update(1)]), write("frames", [vqgan_update(1)])
     for folders, out, says in [
         ((), None, "no run is given"),
         ((tmp_path / "none",), None, r"none holds no log\.jsonl; give the folder of a run"),
-        ((log,), None, r"log\.jsonl.*cannot be read"),
+        ((log,), None, r"log\.jsonl holds no log\.jsonl; give the folder of a run"),
+        ((odd,), None, r"odd/log\.jsonl cannot be read"),
         ((empty,), None, r"empty/log\.jsonl holds no step yet"),
         ((cut,), None, r"cut/log\.jsonl holds no step yet"),
         ((frames, empty), None, r"empty/log\.jsonl holds no step yet"),
-        ((frames, good), None, r"have no curve in common; draw each"),
+        ((frames, good), None, r"share no curve; plot them apart"),
         ((good, bad), None, r"bad/log\.jsonl:1 is no line of a log"),
-        ((good,), good / "a.doc", r"'doc' is no kind of picture; there are .*png"),
-        ((good,), good / "plot", r"'' is no kind of picture"),
+        ((good,), good / "a.doc", r"'doc' is no format of a figure; use one of .*png"),
+        ((good,), good / "plot", r"'' is no format of a figure"),
         ((good,), log / "a.png", r"log\.jsonl cannot be written: File exists"),
     ]:
         with pytest.raises(UserError, match=says) as caught:
-            run(folders, out)
+            plot_runs(folders, out)
         assert "\n" not in str(caught.value)
