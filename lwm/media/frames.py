@@ -1,4 +1,4 @@
-"""Frames for a vision tokenizer, out of any image or video, however it is named or damaged."""
+"""Reads any image or video file as square frames for a vision tokenizer."""
 
 import dataclasses
 import io
@@ -14,25 +14,25 @@ from jaxtyping import Float, UInt8
 from lwm.errors import UserError
 from lwm.files import reading
 from lwm.media.images import Animation, is_animated, open_image, read_still
-from lwm.media.limits import Choice, Clip, Fit, Limits, Work, colour
+from lwm.media.limits import Budget, Clip, FrameSelector, Limits, Resizer, colour
 from lwm.media.video import read_video
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Frames:
-    """Square frames and when each is shown."""
+    """Square frames and their times."""
 
     pixels: UInt8[np.ndarray, "N R R 3"]
     times: Float[np.ndarray, " N"]
-    """Seconds from the first frame of the file, as its timestamps say; strictly increasing."""
+    """Seconds from the first frame of the file, by its timestamps; strictly increasing."""
     is_video: bool
-    """False of a still image, which is one frame at 0 s."""
+    """False for a still image, which is one frame at 0 s."""
     duration: float
-    """Seconds for which the file lasts, whatever was read of it; 0 of an image."""
+    """Seconds of the whole file; 0 for an image."""
     count: int
     """Frames in the file."""
     width: int
-    """Pixels of the original, as shown: upright, and square pixels."""
+    """Pixels of the original as displayed: upright, with square pixels."""
     height: int
 
 
@@ -48,39 +48,39 @@ def read_frames(
     threads: int = 0,
     name: str | None = None,
 ) -> Frames:
-    """Reads an image, or frames of a video; which of them it is, the content says.
+    """Reads an image, or frames of a video; the content decides the type, not the name.
 
-    By default each picture is treated as LWM does: its shorter side is brought to `resolution` by
-    an antialiased bicubic filter, and its middle is kept. Colour profiles are not applied, and
-    fields are not woven.
+    By default each picture is processed as in LWM: its shorter side is resized to `resolution` with
+    an antialiased bicubic filter, and the centre is cropped. Colour profiles are not applied, and
+    interlaced video is not deinterlaced.
 
     Args:
-        source: A file, or its content.
+        source: A path, or the content of a file.
         resolution: Pixels along a side.
-        max_frames: At most so many, uniformly over the file as in LWM: the first and the last too.
-        fps: Those shown at each 1/fps seconds, none twice; `max_frames` then thins these out.
-        fit: `letterbox` keeps the whole picture, on the background.
-        background: Stands where a picture is transparent or does not reach.
-        limits: What a file may ask for; by default no more than honest ones do.
-        threads: For decoding one video; 0 is one for each core. Give 1 where many are read at once.
-        name: What messages call the content; by default the path.
+        max_frames: Frames at most, uniformly spaced from the first to the last, as in LWM.
+        fps: Takes the frames displayed at each 1/fps seconds; `max_frames` then thins these out.
+        fit: `crop` cuts off what exceeds the square; `letterbox` pads with the background.
+        background: The colour of transparent pixels and of the padding.
+        limits: Limits on the file; the defaults suit any normal file.
+        threads: For decoding one video; 0 is one per core. Give 1 to read many files in parallel.
+        name: The name of the content in messages; by default the path.
 
     Raises:
-        UserError: The file is missing, damaged, none of these, or asks for too much; one line
-            names it and the reason.
+        UserError: The file is missing or damaged, is no image or video, or exceeds the limits;
+            one line names the file and the reason.
     """
     label = name or ("the given bytes" if isinstance(source, bytes) else str(source))
     limits = limits or Limits()
     _require(resolution, max_frames, fps, fit)
-    fitting = Fit(resolution=resolution, way=fit, background=colour(background))
+    resize = Resizer(resolution=resolution, fit=fit, background=colour(background))
     most = limits.returned_bytes // (3 * resolution**2)
-    choice = Choice(name=label, max_frames=max_frames, fps=fps, most=most)
+    selector = FrameSelector(name=label, max_frames=max_frames, fps=fps, most=most)
     with reading(label), _opened(source, label) as file:
         size = file.seek(0, os.SEEK_END)
         if not size:
             raise UserError(f"{label} is empty")
         file.seek(0)
-        return _read(file, choice, fitting, Work(label, size, limits), threads)
+        return _read(file, selector, resize, Budget(label, size, limits), threads)
 
 
 def _require(resolution: int, max_frames: int | None, fps: float | None, fit: str) -> None:
@@ -99,19 +99,21 @@ def _opened(source: str | Path | bytes, label: str) -> BufferedIOBase:
         return io.BytesIO(source)
     path = Path(source)
     if path.exists() and not path.is_file():
-        raise UserError(f"{label} is no file")  # a pipe would be waited for
+        raise UserError(f"{label} is not a file")  # reading a pipe would block
     return path.open("rb")
 
 
-def _read(file: BufferedIOBase, choice: Choice, fit: Fit, work: Work, threads: int) -> Frames:
-    image = open_image(file, work)
+def _read(
+    file: BufferedIOBase, selector: FrameSelector, resize: Resizer, budget: Budget, threads: int
+) -> Frames:
+    image = open_image(file, budget)
     if image is None:
-        _refuse_heic(file, work.name)
-        return _frames(read_video(file, choice, fit, work, threads), is_video=True)
+        _refuse_heic(file, budget.name)
+        return _frames(read_video(file, selector, resize, budget, threads), is_video=True)
     if is_animated(image):
-        return _frames(Animation(image, work).read(choice, fit), is_video=True)
-    upright = read_still(image, fit.background, work)
-    still = Clip(times=[0.0], pixels=[fit(upright)], count=1, duration=0.0, size=upright.size)
+        return _frames(Animation(image, budget).read(selector, resize), is_video=True)
+    upright = read_still(image, resize.background, budget)
+    still = Clip(times=[0.0], pixels=[resize(upright)], count=1, duration=0.0, size=upright.size)
     return _frames(still, is_video=False)
 
 
@@ -128,10 +130,10 @@ def _frames(clip: Clip, *, is_video: bool) -> Frames:
 
 
 def _refuse_heic(file: BufferedIOBase, name: str) -> None:
-    """Refuses what FFmpeg would read as the first of many tiles.
+    """Refuses HEIC, of which FFmpeg would read the first of many tiles.
 
     Raises:
-        UserError: It is HEIC.
+        UserError: The file is HEIC.
     """
     file.seek(4)
     kind = file.read(8)

@@ -1,4 +1,4 @@
-"""Images and animated images, by Pillow."""
+"""Reads images and animated images with Pillow."""
 
 import contextlib
 from collections.abc import Generator
@@ -9,32 +9,32 @@ import numpy as np
 
 from lwm.errors import UserError
 from lwm.files import require_package
-from lwm.media.limits import Choice, Clip, Fit, Work, flatten, image_module
+from lwm.media.limits import Budget, Clip, FrameSelector, Resizer, flatten, image_module
 
 _FORMATS = (
     *("AVIF", "BMP", "GIF", "ICO", "JPEG", "JPEG2000"),
     *("PNG", "PPM", "QOI", "TIFF", "WEBP"),
 )
-"""Others are left out: some run programs (EPS), some match almost anything (TGA)."""
+"""Formats that are read; others run programs (EPS) or match almost any content (TGA)."""
 _ANIMATED = ("AVIF", "GIF", "PNG", "WEBP")
-"""The pages of a TIFF and the views of a stereo JPEG are not moments."""
+"""Formats with frames in time; the pages of a TIFF and the views of a stereo JPEG are not."""
 _COPIES = 8
-"""Pixels of a video that are decoded in the time of one of these, which are copied whole."""
+"""Cost of a pixel of an animation relative to one of a video: each frame is copied whole."""
 _UNTIMED = 0.1
-"""Seconds that a frame lasts which says 0: as in browsers."""
+"""Seconds of a frame whose duration is 0, as in browsers."""
 
 _BITS, _PHOTOMETRIC, _ORIENTATION = 258, 262, 274
 _LEVELS = {"L;2": 85, "L;4": 17, "RGB;16B": 1 / 256}
-"""By how much Pillow multiplies the values of a PNG, but not the one that is transparent."""
+"""Factor by which Pillow scales the values of a PNG, but not its transparent colour."""
 
 
-def open_image(file: BufferedIOBase, work: Work) -> Any:
-    """Opens an image without decoding it; None if the content is none, or too long for one.
+def open_image(file: BufferedIOBase, budget: Budget) -> Any:
+    """Opens an image without decoding it; returns None if the content is no image or too long.
 
     Raises:
-        UserError: It is too large.
+        UserError: The image has too many pixels.
     """
-    if work.size > work.limits.image_bytes:
+    if budget.size > budget.limits.image_bytes:
         return None
     image = image_module()
     try:
@@ -43,15 +43,15 @@ def open_image(file: BufferedIOBase, work: Work) -> Any:
         return None
     except (image.DecompressionBombError, image.DecompressionBombWarning):
         raise UserError(
-            f"{work.name} claims more pixels than Pillow's MAX_IMAGE_PIXELS allows"
+            f"{budget.name} claims more pixels than Pillow's MAX_IMAGE_PIXELS allows"
         ) from None
-    work.check(*opened.size, still=not is_animated(opened))
+    budget.check(*opened.size, still=not is_animated(opened))
     _scale_key(opened)
     return opened
 
 
 def _scale_key(image: Any) -> None:
-    """Makes the colour that stands for transparency in a PNG one of 8 bits, as its pixels are."""
+    """Scales the transparent colour of a PNG to 8 bits, as Pillow does with the pixels."""
     key = image.info.get("transparency")
     if image.format != "PNG" or key is None or not image.tile:
         return
@@ -61,78 +61,78 @@ def _scale_key(image: Any) -> None:
 
 
 def is_animated(image: Any) -> bool:
-    """Returns whether an image is a video."""
+    """Returns whether an image is an animation."""
     return image.format in _ANIMATED and getattr(image, "is_animated", False)
 
 
-def read_still(image: Any, background: tuple[int, int, int], work: Work) -> Any:
-    """Decodes an image: upright, as RGB."""
-    work.charge(image.width * image.height)
+def read_still(image: Any, background: tuple[int, int, int], budget: Budget) -> Any:
+    """Decodes an image as upright RGB."""
+    budget.charge(image.width * image.height)
     image.load()
-    # Pillow may only now know the true size, as of what an icon holds.
-    work.check(*image.size, still=True)
+    # Pillow may know the true size only now, as for icons.
+    budget.check(*image.size, still=True)
     orientation = 1
-    with contextlib.suppress(Exception):  # damaged EXIF data is common, and turns nothing
+    with contextlib.suppress(Exception):  # damaged EXIF data is common and ignored
         orientation = image.getexif().get(_ORIENTATION, 1)
-    turn = turns().get(orientation)
-    if turn is not None:  # one of them is 0
-        image = image.transpose(turn)
+    operation = transpositions().get(orientation)
+    if operation is not None:  # one of them is 0
+        image = image.transpose(operation)
     return flatten(_eight_bits(image), background)
 
 
-def turns() -> dict[int, Any]:
-    """Returns what turns a picture upright, by EXIF's number for how it lies."""
-    way = image_module().Transpose
+def transpositions() -> dict[int, Any]:
+    """Returns the operation that makes a picture upright, by its EXIF orientation."""
+    operation = image_module().Transpose
     return {
-        2: way.FLIP_LEFT_RIGHT,
-        3: way.ROTATE_180,
-        4: way.FLIP_TOP_BOTTOM,
-        5: way.TRANSPOSE,
-        6: way.ROTATE_270,
-        7: way.TRANSVERSE,
-        8: way.ROTATE_90,
+        2: operation.FLIP_LEFT_RIGHT,
+        3: operation.ROTATE_180,
+        4: operation.FLIP_TOP_BOTTOM,
+        5: operation.TRANSPOSE,
+        6: operation.ROTATE_270,
+        7: operation.TRANSVERSE,
+        8: operation.ROTATE_90,
     }
 
 
 class Animation:
-    """The frames of an animated image, which can only be decoded one after the other."""
+    """The frames of an animated image, which can only be decoded in order."""
 
-    def __init__(self, image: Any, work: Work) -> None:
+    def __init__(self, image: Any, budget: Budget) -> None:
         """Counts the frames.
 
         Args:
             image: The image.
-            work: Is charged for all frames at once, before one is decoded.
+            budget: Charged for all frames before the first is decoded.
         """
         self._image = image
-        self._work = work
-        # A PNG may show another picture to those who know no animations.
+        self._budget = budget
+        # An APNG may have a separate picture for viewers that cannot play animations.
         self._first = int(getattr(image, "default_image", False))
         self.count = image.n_frames - self._first
-        work.charge(_COPIES * image.width * image.height, self.count)
+        budget.charge(_COPIES * image.width * image.height, self.count)
         self.duration = 0.0
 
-    def read(self, choice: Choice, fit: Fit) -> Clip:
-        """Decodes the frames that are wanted, and those before them."""
+    def read(self, selector: FrameSelector, resize: Resizer) -> Clip:
+        """Decodes the selected frames, and with them all earlier ones."""
         size = self._image.size
-        if choice.fps is None:
-            wanted = set(choice.spread(self.count))
+        if selector.fps is None:
+            selected = set(selector.spread(self.count))
         else:
-            self._work.charge(_COPIES * size[0] * size[1], self.count)
+            self._budget.charge(_COPIES * size[0] * size[1], self.count)
             times = [start for start, _ in self._frames()]
-            wanted = set(choice(np.array(times), self.duration))
+            selected = set(selector(np.array(times), self.duration))
         times, pixels = [], []
         for number, (start, image) in enumerate(self._frames()):
-            if number in wanted:
+            if number in selected:
                 times.append(start)
-                pixels.append(fit(flatten(_eight_bits(image), fit.background)))
+                pixels.append(resize(flatten(_eight_bits(image), resize.background)))
         return Clip(times=times, pixels=pixels, count=self.count, duration=self.duration, size=size)
 
     def _frames(self) -> Generator[tuple[float, Any]]:
         image, milliseconds = self._image, 0.0
         for number in range(self._first, self._first + self.count):
             image.seek(number)
-            self._work.check(*image.size, still=False)
+            self._budget.check(*image.size, still=False)
             image.load()
             yield milliseconds / 1000, image
             milliseconds += float(image.info.get("duration", 0)) or _UNTIMED * 1000
@@ -140,10 +140,10 @@ class Animation:
 
 
 def _eight_bits(image: Any) -> Any:
-    """Returns an image whose pixels are none of 16 bits, floats or LAB.
+    """Converts an image of 16 bits or LAB to 8 bits.
 
     Raises:
-        ValueError: What its pixels mean cannot be known.
+        ValueError: The range of the pixels is unknown.
     """
     if image.mode == "LAB":
         return _from_lab(image)

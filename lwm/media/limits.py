@@ -1,4 +1,4 @@
-"""What every reader of pictures needs: what a file may cost, which frames, and how they fit."""
+"""Shared by all readers of media: limits on a file, choice of frames, resizing to a square."""
 
 import dataclasses
 import math
@@ -12,45 +12,45 @@ from lwm.errors import UserError
 from lwm.files import require_package
 
 _JITTER = 1e-3
-"""Seconds by which a time may be off: Matroska and Flash round theirs to milliseconds."""
+"""Seconds of tolerance for a time stamp: Matroska and Flash round to milliseconds."""
 _WHOLE = 4
-"""Times as long as high may a picture be that is resized just as LWM did, then cut."""
+"""Aspect ratio up to which a picture is resized whole and then cropped, as in LWM."""
 _OVERHEAD = 1 << 12
-"""Pixels whose decoding takes as long as a packet or a read takes however small it is."""
+"""Fixed cost of a packet or a read, in pixels whose decoding takes as long."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Limits:
-    """What a file may ask for; one that asks for more is refused, most often before it is decoded.
+    """Limits on a file; one that exceeds them is refused, usually before it is decoded.
 
     Work is counted, not timed, so that the same files are read on every machine.
     """
 
     pixels: int = 1 << 26
-    """Of a still image. Pillow has a limit of its own, `PIL.Image.MAX_IMAGE_PIXELS`."""
+    """Pixels of a still image. Pillow has another limit, `PIL.Image.MAX_IMAGE_PIXELS`."""
     frame_pixels: int = 9 << 22
-    """Of a frame of a video: 8192 × 4608."""
+    """Pixels of a frame of a video: 8192 × 4608."""
     image_bytes: int = 1 << 29
-    """Of an image's file, which is read whole; videos may be of any size."""
+    """Bytes of an image file, which is read whole; videos may be of any size."""
     returned_bytes: int = 1 << 30
-    """Of the frames that are returned: at 256 × 256 some five thousand."""
+    """Bytes of the returned frames: about five thousand at 256 × 256."""
     work: int = 1 << 29
-    """Pixels to decode, and for each byte of the file `work_per_byte` more."""
+    """Pixels to decode, besides `work_per_byte` for each byte of the file."""
     work_per_byte: int = 1 << 15
     seconds: float | None = None
-    """Wall time, for who reads the files of strangers; looked at between frames."""
+    """Wall time, for servers that read untrusted files; checked between frames."""
 
 
-class Work:
-    """Counts what a file costs and refuses it once that is too much."""
+class Budget:
+    """Counts the cost of decoding a file, and refuses it once its limit is exceeded."""
 
     def __init__(self, name: str, size: int, limits: Limits) -> None:
         """Starts the count.
 
         Args:
-            name: What the file is called in messages.
-            size: Its bytes.
-            limits: What it may cost.
+            name: The file's name, for messages.
+            size: The file's bytes.
+            limits: The limits on the file.
         """
         self.name = name
         self.size = size
@@ -59,10 +59,10 @@ class Work:
         self._end = math.inf if limits.seconds is None else time.monotonic() + limits.seconds
 
     def charge(self, pixels: int = 0, times: int = 1) -> None:
-        """Counts pictures of so many pixels each.
+        """Counts the decoding of `times` pictures of `pixels` pixels each.
 
         Raises:
-            UserError: The file is one too many of them for its size, or has used up its time.
+            UserError: The file needs too much work for its size, or too much time.
         """
         self._left -= times * (pixels + _OVERHEAD)
         if self._left < 0:
@@ -75,7 +75,7 @@ class Work:
             raise UserError(f"{self.name} was not read within {seconds}; raise seconds in Limits")
 
     def check(self, width: int, height: int, *, still: bool) -> None:
-        """Refuses a picture that is too large to be decoded.
+        """Checks the size of a picture before it is decoded.
 
         Raises:
             UserError: It has no pixels, or too many.
@@ -91,33 +91,37 @@ class Work:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Clip:
-    """The frames of a file that were wanted."""
+    """The selected frames of a file."""
 
     times: list[float]
+    """Seconds from the first frame of the file."""
     pixels: list[UInt8[np.ndarray, "R R 3"]]
     count: int
+    """Frames in the file."""
     duration: float
+    """Seconds of the file."""
     size: tuple[int, int]
-    """Width and height of the first one, as shown."""
+    """Width and height of the first selected frame, as displayed."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Choice:
-    """Which frames of a video are wanted."""
+class FrameSelector:
+    """Selects frames of a video by number and rate."""
 
     name: str
     max_frames: int | None
     fps: float | None
     most: int
+    """Frames that fit into `returned_bytes`."""
 
     def __call__(self, times: Float[np.ndarray, " N"], duration: float) -> list[int]:
-        """Returns the numbers of the frames that are wanted, none twice.
+        """Returns the numbers of the selected frames, in order and without duplicates.
 
-        With `fps` these are the frames shown at 0, 1/fps, 2/fps... seconds.
+        With `fps` these are the frames displayed at 0, 1/fps, 2/fps... seconds.
         """
         if self.fps is None:
             return self.spread(len(times))
-        # A frame is shown at some k/fps if the first k/fps from its start on is before its end.
+        # A frame is displayed at some k/fps if the first k/fps after its start is before its end.
         ends = np.append(times[1:], duration)
         shown = np.ceil((times - _JITTER) * self.fps) < (ends - _JITTER) * self.fps
         shown[0] = True
@@ -125,39 +129,38 @@ class Choice:
         return [int(found[i]) for i in self.spread(len(found))]
 
     def spread(self, count: int) -> list[int]:
-        """Returns at most `max_frames` of so many numbers, the first and the last among them.
+        """Returns at most `max_frames` of `count` numbers, with the first and the last.
 
-        They are those of LWM: `np.linspace`, rounded down.
+        As in LWM: `np.linspace`, rounded down.
 
         Raises:
-            UserError: There are more than should be held in memory.
+            UserError: The frames would take more memory than `returned_bytes`.
         """
-        wanted = count if self.max_frames is None else min(count, self.max_frames)
-        if wanted > self.most:
+        selected = count if self.max_frames is None else min(count, self.max_frames)
+        if selected > self.most:
             raise UserError(
-                f"{self.name} would give {wanted} frames, more than the {self.most} that "
+                f"{self.name} would give {selected} frames, more than the {self.most} that "
                 "returned_bytes in Limits allows; give max_frames or fps"
             )
-        if wanted == count:
+        if selected == count:
             return list(range(count))
-        return np.linspace(0, count - 1, wanted, dtype=int).tolist()
+        return np.linspace(0, count - 1, selected, dtype=int).tolist()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Fit:
-    """How a picture of any size becomes a square.
+class Resizer:
+    """Resizes a picture of any size to a square.
 
-    Pictures are resized by Pillow's antialiased bicubic filter: LWM's frames were, and a tokenizer
-    of frames should see what it was trained on.
+    Pillow's antialiased bicubic filter is used, as for the frames that LWM was trained on.
     """
 
     resolution: int
-    way: Literal["crop", "letterbox"]
+    fit: Literal["crop", "letterbox"]
     background: tuple[int, int, int]
 
     def __call__(self, image: Any, aspect: float = 1.0) -> UInt8[np.ndarray, "R R 3"]:
-        """Resizes an RGB image of Pillow's whose pixels are `aspect` times as wide as high."""
-        resize = self._cover if self.way == "crop" else self._contain
+        """Resizes an RGB image of Pillow; `aspect` is the width of a pixel over its height."""
+        resize = self._cover if self.fit == "crop" else self._contain
         return np.asarray(resize(image, image.width * aspect, float(image.height)))
 
     def _cover(self, image: Any, width: float, height: float) -> Any:
@@ -170,7 +173,7 @@ class Fit:
         if wide * high <= _WHOLE * side * side:
             image = image.resize((wide, high), _bicubic())
             return image.crop((left, top, left + side, top + side))
-        # A strip of one by a million pixels is not blown up whole, but only what is kept of it.
+        # Of a strip of one by a million pixels only the part that is kept is enlarged.
         across, down = image.width / wide, image.height / high
         box = (
             left * across,
@@ -191,7 +194,7 @@ class Fit:
 
 
 def flatten(image: Any, background: tuple[int, int, int]) -> Any:
-    """Returns an image as RGB, over a background where it is transparent."""
+    """Returns an image as RGB; transparent pixels are blended with the background."""
     if not image.has_transparency_data:
         return image.convert("RGB")
     image = image.convert("RGBA")
@@ -206,18 +209,18 @@ def image_module() -> Any:
 
 
 def colour(value: str | tuple[int, ...]) -> tuple[int, int, int]:
-    """Reads a colour: a name or code as in CSS, or red, green and blue up to 255.
+    """Reads a colour: a name or code as in CSS, or red, green and blue from 0 to 255.
 
     Raises:
-        UserError: It is none.
+        UserError: The value is not a colour.
     """
     if isinstance(value, str):
         try:
             value = require_package("PIL.ImageColor", "a colour's name", "media").getrgb(value)[:3]
         except ValueError:
-            raise UserError(f"{value!r} is no colour; give one such as white or #ffffff") from None
+            raise UserError(f"{value!r} is not a colour; give one like white or #ffffff") from None
     if len(value) != 3 or not all(isinstance(v, int) and 0 <= v < 256 for v in value):
-        raise UserError(f"{value} is no colour; give red, green and blue from 0 to 255")
+        raise UserError(f"{value} is not a colour; give red, green and blue from 0 to 255")
     return value[0], value[1], value[2]
 
 

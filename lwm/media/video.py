@@ -1,7 +1,7 @@
-"""Videos, by PyAV: only what leads up to the frames that are wanted is decoded.
+"""Reads videos with PyAV: only the selected frames and those they depend on are decoded.
 
-Nothing in a file is believed before it is seen: frames are counted by their packets, times are
-those of the packets, and files that would have others opened are not read.
+The limits here serve untrusted files: no header is trusted, frames and times are those of the
+packets, formats that open other files are refused, and every step is charged to a budget.
 """
 
 import bisect
@@ -18,8 +18,8 @@ import numpy as np
 
 from lwm.errors import UserError
 from lwm.files import require_package
-from lwm.media.images import turns
-from lwm.media.limits import Choice, Clip, Fit, Work, flatten, image_module
+from lwm.media.images import transpositions
+from lwm.media.limits import Budget, Clip, FrameSelector, Resizer, flatten, image_module
 
 _CONTAINERS = "mov,matroska,avi,mpegts,mpeg,flv,asf,ogg,ivf,yuv4mpegpipe,h264,hevc,obu,m4v,nut,mxf"
 _CODECS = (
@@ -28,50 +28,54 @@ _CODECS = (
     "ffv1,huffyuv,ffvhuff,utvideo,rawvideo,wrapped_avframe,png,gif,qtrle,dvvideo,cinepak,svq1,svq3,"
     "jpeg2000,webp"
 )
-"""What FFmpeg may use: playlists open other files, and rare decoders are seldom tested."""
+"""Formats and decoders that FFmpeg may use; no playlists (they open files), no rare decoders."""
 _BUFFER = 1 << 18
 _WORTH = 8
-"""Frames that a jump to a key frame must save: after one, decoding starts from nothing."""
+"""Frames that a seek to a key frame must save to be worth its cost."""
 _LARGEST = 1 << 53
-"""What times may span: more is not exact in a float."""
+"""Longest time span, in units of the stream, that is exact in a float."""
 _FEW = 0.75
-"""The part of the wanted frames below which a file is damaged: some packets show none."""
+"""Share of the selected frames that must decode; some packets show no frame."""
 
 
-def read_video(file: BufferedIOBase, choice: Choice, fit: Fit, work: Work, threads: int) -> Clip:
-    """Decodes the frames of a video that are wanted.
+def read_video(
+    file: BufferedIOBase, selector: FrameSelector, resize: Resizer, budget: Budget, threads: int
+) -> Clip:
+    """Decodes the selected frames of a video.
 
     Raises:
-        UserError: The content is no video, or asks for too much; other exceptions if it is damaged.
+        UserError: The content is no video, or exceeds the limits; other exceptions if damaged.
     """
-    video = _Video(file, fit, work, threads)
+    video = _Video(file, resize, budget, threads)
     with contextlib.closing(video):
         timeline = video.scan()
         if timeline is None:
-            return video.read_counted(choice)
-        return video.read_timed(choice, timeline)
+            return video.read_counted(selector)
+        return video.read_timed(selector, timeline)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _Timeline:
-    """When the frames are shown, in units of the stream, and where decoding may start."""
+    """Times of the frames, in units of the stream, and points where decoding may start."""
 
     shown: list[int]
+    """Start of each frame."""
     end: int
+    """End of the last frame."""
     keys: list[tuple[int, int]]
-    """When each is shown, and what to seek for it."""
+    """Start of each key frame, and the time to seek to for it."""
 
     def lists(self, time: int) -> bool:
-        """Returns whether a frame is shown from this time on."""
+        """Returns whether a frame starts at this time."""
         place = bisect.bisect_left(self.shown, time)
         return place < len(self.shown) and self.shown[place] == time
 
-    def runs(self, wanted: list[int]) -> list[tuple[int | None, list[int]]]:
-        """Returns the times that are wanted, parted where a jump pays, each with what to seek."""
+    def runs(self, selected: list[int]) -> list[tuple[int | None, list[int]]]:
+        """Splits the frames where a seek pays; returns a time to seek to and times for each."""
         runs: list[tuple[int | None, list[int]]] = []
         before = 0
         starts = [start for start, _ in self.keys]
-        for number in wanted:
+        for number in selected:
             time = self.shown[number]
             key = bisect.bisect_right(starts, time) - 1
             place = bisect.bisect_left(self.shown, starts[key]) if key >= 0 else 0
@@ -85,42 +89,42 @@ class _Timeline:
         return runs
 
 
-class _MissedError(Exception):
-    """A jump went too far, or nowhere: the index lies, or there is none."""
+class _SeekError(Exception):
+    """A seek missed: the index of the file is wrong or missing."""
 
 
 class _Video:
-    """A file while it is read."""
+    """An open video file."""
 
-    def __init__(self, file: BufferedIOBase, fit: Fit, work: Work, threads: int) -> None:
+    def __init__(self, file: BufferedIOBase, resize: Resizer, budget: Budget, threads: int) -> None:
         self._av = require_package("av", "reading videos", "media")
-        self._file, self._fit, self._work, self._threads = file, fit, work, threads
+        self._file, self._resize, self._budget, self._threads = file, resize, budget, threads
         self._size: tuple[int, int] | None = None
         self._container: Any = None
         self._open()
 
     def close(self) -> None:
-        """Closes what FFmpeg holds open; the file stays."""
+        """Closes the container of FFmpeg; the file stays open."""
         if self._container is not None:
             self._container.close()
             self._container = None
 
     def _open(self) -> None:
-        """Opens the file at its beginning, perhaps again."""
+        """Opens, or reopens, the file at its beginning."""
         self.close()
         self._file.seek(0)
-        most = str(self._work.limits.frame_pixels)
+        most = str(self._budget.limits.frame_pixels)
         old = int(self._av.__version__.split(".")[0]) < 19
         try:
             self._container = self._av.open(
-                _Reader(self._file, self._work),
+                _Reader(self._file, self._budget),
                 options={
                     "format_whitelist": _CONTAINERS,
                     "codec_whitelist": _CODECS,
                     "max_pixels": most,
                 },
                 buffer_size=_BUFFER,
-                # Titles in old encodings stop no one; from 19 on PyAV sees to that itself.
+                # Titles in old encodings are no error; PyAV 19 and later do this by default.
                 **({"metadata_errors": "replace"} if old else {}),
             )
             self._stream = self._best()
@@ -130,7 +134,7 @@ class _Video:
         except self._av.error.FFmpegError:
             self.close()
             raise UserError(
-                f"{self._work.name} is no image and no video that can be read; it may be damaged, "
+                f"{self._budget.name} is not a readable image or video; it may be damaged, "
                 "or convert it with another program to PNG or MP4"
             ) from None
         context = self._stream.codec_context
@@ -139,34 +143,36 @@ class _Video:
         context.thread_count = self._threads
 
     def _best(self) -> Any:
-        """Returns the stream that a player would show."""
+        """Returns the stream that a player would choose."""
         picture = self._av.stream.Disposition.attached_pic
         streams = self._container.streams
         for stream in streams:
             stream.discard = self._av.stream.Discard.all
         found = [stream for stream in streams.video if not stream.disposition & picture]
         if not found:
-            raise UserError(f"{self._work.name} holds no video")
+            raise UserError(f"{self._budget.name} holds no video")
         stream = max(found, key=lambda each: bool(each.disposition & each.disposition.default))
         stream.discard = self._av.stream.Discard.default
         context = stream.codec_context
         if context is None or context.name not in _CODECS.split(","):
             what = f"codec {context.name}" if context else "an unknown codec"
-            raise UserError(f"{self._work.name} has {what}, which is not read; convert it to H.264")
+            raise UserError(
+                f"{self._budget.name} has {what}, which is not read; convert it to H.264"
+            )
         if context.width and context.height:
-            self._work.check(context.width, context.height, still=False)
-        size = self._work.size
+            self._budget.check(context.width, context.height, still=False)
+        size = self._budget.size
         if any(entry.pos + entry.size > size for entry in stream.index_entries):
-            raise UserError(f"{self._work.name} is cut short: it lists frames beyond its end")
+            raise UserError(f"{self._budget.name} is cut short: it lists frames beyond its end")
         return stream
 
     def scan(self) -> _Timeline | None:
-        """Reads all packets and decodes none; None if they do not tell when they are shown."""
+        """Reads all packets without decoding; returns None if they have no usable times."""
         shown: list[int] = []
         keys: list[tuple[int, int]] = []
         end = 0
         for packet in self._container.demux(self._stream):
-            self._work.charge()
+            self._budget.charge()
             if not packet.size:
                 continue
             if packet.pts is None:
@@ -177,52 +183,52 @@ class _Video:
                 shown.append(packet.pts)
                 end = max(end, packet.pts + (packet.duration or 0))
         if not shown:
-            raise UserError(f"{self._work.name} holds no frame")
+            raise UserError(f"{self._budget.name} holds no frame")
         shown.sort()
         if any(a == b for a, b in itertools.pairwise(shown)):
             return None
         if self._stream.time_base is None or shown[-1] - shown[0] > _LARGEST:
             raise ValueError("its times make no sense")
         if end <= shown[-1]:
-            # The last frame says not how long it is: as long as the others.
+            # The last frame has no duration: assume the mean of the others.
             end = shown[-1] + round((shown[-1] - shown[0]) / max(1, len(shown) - 1))
         return _Timeline(shown=shown, end=end, keys=sorted(keys))
 
-    def read_timed(self, choice: Choice, timeline: _Timeline) -> Clip:
-        """Reads the frames that are wanted, jumping from key frame to key frame."""
+    def read_timed(self, selector: FrameSelector, timeline: _Timeline) -> Clip:
+        """Reads the selected frames, seeking to key frames."""
         base = self._stream.time_base
         start = timeline.shown[0]
         seconds = [float((time - start) * base) for time in (*timeline.shown, timeline.end)]
-        wanted = choice(np.array(seconds[:-1]), seconds[-1])
+        selected = selector(np.array(seconds[:-1]), seconds[-1])
         times, pixels = [], []
-        for frame in self._frames_at(timeline, wanted):
+        for frame in self._frames_at(timeline, selected):
             times.append(float((frame.pts - start) * base))
             pixels.append(self._pixels(frame))
-        if len(times) < _FEW * len(wanted):
-            raise ValueError(f"only {len(times)} of {len(wanted)} frames can be decoded")
+        if len(times) < _FEW * len(selected):
+            raise ValueError(f"only {len(times)} of {len(selected)} frames can be decoded")
         return self._clip(times, pixels, len(timeline.shown), seconds[-1])
 
-    def read_counted(self, choice: Choice) -> Clip:
-        """Decodes the whole file twice: once to count its frames, then for those wanted."""
+    def read_counted(self, selector: FrameSelector) -> Clip:
+        """Decodes the whole file twice: to count its frames, then to read the selected ones."""
         self._open()
         stamps = [frame.pts for frame in self._decoded()]
         if not stamps:
-            raise UserError(f"{self._work.name} holds no frame")
+            raise UserError(f"{self._budget.name} holds no frame")
         base, step = self._stream.time_base, 1 / Fraction(self._stream.guessed_rate or 25)
         known = base is not None and None not in stamps
         if not known or any(a >= b for a, b in itertools.pairwise(stamps)):
             stamps, base = list(range(len(stamps))), step
         times = [float((stamp - stamps[0]) * base) for stamp in stamps]
         duration = times[-1] + (times[-1] / (len(times) - 1) if len(times) > 1 else float(step))
-        wanted = choice(np.array(times), duration)
+        selected = selector(np.array(times), duration)
         self._open()
-        numbers, pixels = set(wanted), []
+        numbers, pixels = set(selected), []
         for number, frame in enumerate(self._decoded()):
             if number in numbers:
                 pixels.append(self._pixels(frame))
-            if number == wanted[-1]:
+            if number == selected[-1]:
                 break
-        return self._clip([times[i] for i in wanted], pixels, len(times), duration)
+        return self._clip([times[i] for i in selected], pixels, len(times), duration)
 
     def _clip(
         self, times: list[float], pixels: list[np.ndarray], count: int, duration: float
@@ -230,13 +236,13 @@ class _Video:
         assert self._size is not None
         return Clip(times=times, pixels=pixels, count=count, duration=duration, size=self._size)
 
-    def _frames_at(self, timeline: _Timeline, wanted: list[int]) -> Iterator[Any]:
-        """Yields the frames shown at the times that are wanted, none twice."""
-        left = deque(timeline.shown[number] for number in wanted)
+    def _frames_at(self, timeline: _Timeline, selected: list[int]) -> Iterator[Any]:
+        """Yields the selected frames, none twice."""
+        left = deque(timeline.shown[number] for number in selected)
         last = None
         try:
-            for key, times in timeline.runs(wanted):
-                self._go_to(key)
+            for key, times in timeline.runs(selected):
+                self._seek(key)
                 for frame in self._forward(times, None if key is None else timeline):
                     if last is None or frame.pts > last:
                         yield frame
@@ -244,27 +250,26 @@ class _Video:
                 while left and left[0] <= times[-1]:
                     left.popleft()
             return
-        except _MissedError:
+        except _SeekError:
             self._open()
         for frame in self._forward(left):
             if last is None or frame.pts > last:
                 yield frame
                 last = frame.pts
 
-    def _go_to(self, key: int | None) -> None:
+    def _seek(self, key: int | None) -> None:
         if key is None:
             self._open()
             return
         try:
             self._container.seek(key, stream=self._stream)
         except self._av.error.FFmpegError:
-            raise _MissedError from None
+            raise _SeekError from None
 
-    def _forward(self, times: Iterable[int], jumped: _Timeline | None = None) -> Iterator[Any]:
-        """Decodes on, and yields for each time the frame that is shown then, perhaps twice.
+    def _forward(self, times: Iterable[int], sought: _Timeline | None = None) -> Iterator[Any]:
+        """Decodes on, and yields the frame displayed at each time, perhaps one frame twice.
 
-        After a jump the frames must be where the timeline has them: some demultiplexers guess
-        their times.
+        After a seek the frames must agree with the timeline: some demultiplexers guess times.
         """
         left = deque(times)
         held = None
@@ -272,8 +277,8 @@ class _Video:
             if frame.pts is None or (held is not None and frame.pts <= held.pts):
                 continue
             late = held is None and frame.pts > left[0]
-            if jumped is not None and (late or not jumped.lists(frame.pts)):
-                raise _MissedError
+            if sought is not None and (late or not sought.lists(frame.pts)):
+                raise _SeekError
             while left and left[0] <= frame.pts:
                 yield frame if held is None or left[0] == frame.pts else held
                 left.popleft()
@@ -284,47 +289,47 @@ class _Video:
             yield held
 
     def _decoded(self) -> Generator[Any]:
-        """Decodes from where the file stands."""
+        """Decodes from the current position."""
         begun = False
         context = self._stream.codec_context
         for packet in self._container.demux(self._stream):
             if packet.size:
-                self._work.charge(context.width * context.height)
+                self._budget.charge(context.width * context.height)
             try:
                 frames = packet.decode()
             except self._av.error.InvalidDataError:
-                # A recording may begin amid what cannot be decoded without what came before.
+                # A recording may begin with frames that depend on earlier, missing ones.
                 if begun:
                     raise
-                self._work.charge()
+                self._budget.charge()
                 continue
             for frame in frames:
                 begun = True
-                self._work.check(frame.width, frame.height, still=False)
+                self._budget.check(frame.width, frame.height, still=False)
                 yield frame
 
     def _pixels(self, frame: Any) -> np.ndarray:
-        """Converts a frame that is wanted, turned as its display matrix says."""
+        """Converts a frame to a square, oriented by its display matrix."""
         if frame.is_corrupt:
             raise ValueError(f"it is damaged at {frame.time or 0:.2f} s")
         pixel = float(self._stream.sample_aspect_ratio or 1)
         parts = frame.format.components
         alpha, deep = any(each.is_alpha for each in parts), any(each.bits > 8 for each in parts)
-        # Of more than eight bits FFmpeg makes RGB that is too dark, unless its planes lie apart.
+        # From more than eight bits FFmpeg makes packed RGB too dark; planar RGB is right.
         array = frame.to_ndarray(format="rgba" if alpha else "gbrp" if deep else "rgb24")
-        image = flatten(image_module().fromarray(array), self._fit.background)
+        image = flatten(image_module().fromarray(array), self._resize.background)
         shown = round(frame.width * pixel), frame.height
         orientation = _orientation(frame)
         if orientation != 1:
-            image = image.transpose(turns()[orientation])
+            image = image.transpose(transpositions()[orientation])
         if orientation >= 5:
             pixel, shown = 1 / pixel, shown[::-1]
         self._size = self._size or shown
-        return self._fit(image, pixel)
+        return self._resize(image, pixel)
 
 
 def _orientation(frame: Any) -> int:
-    """Returns how a frame lies, as EXIF counts it."""
+    """Returns the EXIF orientation of a frame."""
     matrix = frame.side_data.get("DISPLAYMATRIX")
     if matrix is None:
         return 1
@@ -339,14 +344,14 @@ def _orientation(frame: Any) -> int:
 
 
 class _Reader:
-    """A file without a name, whose ending FFmpeg would believe, and without an end to its cost."""
+    """A file for FFmpeg: without a name, whose suffix it would trust, and with a budget."""
 
-    def __init__(self, file: BufferedIOBase, work: Work) -> None:
-        self._file, self._work = file, work
+    def __init__(self, file: BufferedIOBase, budget: Budget) -> None:
+        self._file, self._budget = file, budget
         self.seek, self.tell = file.seek, file.tell
 
     def read(self, size: int) -> bytes:
-        """Reads, at a cost, so that no demultiplexer goes round in circles."""
+        """Reads and charges the budget, so that no demultiplexer loops for ever."""
         data = self._file.read(size)
-        self._work.charge(len(data) // 4)
+        self._budget.charge(len(data) // 4)
         return data

@@ -1,4 +1,4 @@
-"""Frames as files that people can look at: videos, images and sheets of frames."""
+"""Writes frames as video files, image files and contact sheets."""
 
 import itertools
 from collections.abc import Sequence
@@ -16,17 +16,17 @@ IMAGES = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
 VIDEOS = (".mp4", ".gif", ".webp")
 _QUALITY = 95
 _CRF = "18"
-"""x264's quality at which few see a difference."""
+"""Constant rate factor of x264; visually close to lossless."""
 
 
 def write_video(path: str | Path, pixels: UInt8[np.ndarray, "N R C 3"], fps: float) -> None:
     """Writes frames as .mp4 (H.264, which every browser plays), .gif or .webp.
 
-    The file appears when it is whole. MP4 wants even sides: an odd one is made longer by a pixel.
-    A GIF shows at most 50 frames a second.
+    The file appears once it is complete. MP4 needs even sides: odd ones are padded by a pixel.
+    A GIF plays at most 50 frames per second.
 
     Raises:
-        UserError: There is no frame, the ending is another, or the file cannot be written.
+        UserError: There is no frame, the suffix is unknown, or the file cannot be written.
     """
     path = Path(path)
     if not len(pixels):
@@ -41,10 +41,10 @@ def write_video(path: str | Path, pixels: UInt8[np.ndarray, "N R C 3"], fps: flo
 
 
 def write_image(path: str | Path, pixels: UInt8[np.ndarray, "R C 3"]) -> None:
-    """Writes a frame as .png, .jpg or .webp. The file appears when it is whole.
+    """Writes a frame as .png, .jpg or .webp. The file appears once it is complete.
 
     Raises:
-        UserError: The ending is another, or the file cannot be written.
+        UserError: The suffix is unknown, or the file cannot be written.
     """
     path = Path(path)
     kind = IMAGES.get(path.suffix.lower())
@@ -102,7 +102,7 @@ def _write_mp4(part: Path, pixels: np.ndarray, fps: float) -> None:
 
 def _write_gif(part: Path, pixels: np.ndarray, fps: float) -> None:
     images = [image_module().fromarray(frame) for frame in pixels]
-    # GIF counts in hundredths; browsers take less than two for ten.
+    # GIF counts in hundredths of a second; browsers play less than two as ten.
     durations = [10 * each for each in _steps(len(images), min(fps, 50), 100)]
     images[0].save(part, "GIF", save_all=True, append_images=images[1:], duration=durations, loop=0)
 
@@ -122,6 +122,6 @@ def _write_webp(part: Path, pixels: np.ndarray, fps: float) -> None:
 
 
 def _steps(count: int, fps: float, units: int) -> list[int]:
-    """Returns how long each frame lasts in whole units, so that none drifts."""
+    """Returns the duration of each frame in whole units; their sum does not drift."""
     ends = [round(units * number / fps) for number in range(count + 1)]
     return [after - before for before, after in itertools.pairwise(ends)]

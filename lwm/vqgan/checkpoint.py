@@ -1,4 +1,4 @@
-"""VQGANs on disk: the pickle that LWM was released with, and a folder of safetensors of ours."""
+"""Reads and writes VQGANs: the pickle of the original LWM, and folders with safetensors."""
 
 import dataclasses
 import json
@@ -26,8 +26,8 @@ from lwm.vqgan.model import VQGAN
 ORIGINAL = "vqgan"
 """The pickle in a folder of the original LWM."""
 
-# Ours by Flax's: first the modules, then the parts of a residual block, then the arrays. A `*` is
-# a number. Flax counts the levels of the decoder in the order in which they run, as we do.
+# Our names to those of the original in Flax: modules, then parts of a residual block, then arrays.
+# A `*` is a number. Both number the levels of the decoder in the order in which they run.
 MODULES = {
     "encoder.conv_in": "encoder/Conv_0",
     "encoder.levels.*.blocks.*": "encoder/DownsamplingBlock_*/ResnetBlock_*",
@@ -68,17 +68,17 @@ NAMES = {
 
 
 SHIPPED = ASSETS / "vqgan-64"
-"""The VQGAN that comes with the package, known by the name of its folder."""
+"""The VQGAN that comes with the package; users give the name of its folder."""
 
 
 def find_shipped(path: str | Path) -> Path:
-    """Returns the folder of a VQGAN that is named and comes with the package; else `path`."""
+    """Returns the folder of the VQGAN in the package if `path` is its name; else `path`."""
     path = Path(path)
     return SHIPPED if path == Path(SHIPPED.name) and not path.exists() else path
 
 
 def flax_name(path: str) -> str:
-    """Returns Flax's name of a weight of ours, such as `decoder.levels.0.resample.kernel`."""
+    """Returns the original's name of a weight such as `decoder.levels.0.resample.kernel`."""
     numbers = iter(re.findall(r"(?<=\.)\d+(?=\.)", path))
     name = NAMES[re.sub(r"(?<=\.)\d+(?=\.)", "*", path)]
     return re.sub(r"\*", lambda _: next(numbers), name)
@@ -93,18 +93,19 @@ def read_vqgan(
 ) -> VQGAN:
     """Reads LWM's pickle, a folder that holds it as `vqgan`, or a folder that `save_vqgan` wrote.
 
-    The pickle says nothing of its shape, which is taken from its tensors. Weights are stored as
-    they are in the file, in float32 or bfloat16.
+    The shape of a pickled model is inferred from its tensors. Weights keep the type that they have
+    in the file, float32 or bfloat16.
 
     Args:
         path: The file or folder; `vqgan-64` is the one that comes with the package.
-        mesh: Gets the weights, whole on each device; None for the first device alone.
-        dtype: What to compute in; None for what a folder of ours says, else float32.
-        resolution: Pixels along a side; None for what a folder of ours says, else sixteen codes
-            a side, as LWM has.
+        mesh: Devices, each of which gets all weights; None for the first device alone.
+        dtype: Type of the computation; None for that of the folder, or float32 for a pickle.
+        resolution: Pixels along a side of the frames; None for that of the folder, or for a pickle
+            sixteen codes a side, as in LWM.
 
     Raises:
-        UserError: There is no VQGAN, or its tensors are missing, unexpected or misshapen.
+        UserError: There is no VQGAN, its tensors are missing, unexpected or misshapen, or the
+            resolution does not divide into codes.
     """
     path = find_shipped(path)
     if path.is_dir() and not (path / CONFIG).is_file() and (path / ORIGINAL).is_file():
@@ -119,12 +120,12 @@ def read_vqgan(
 
 
 def save_vqgan(model: VQGAN, folder: Path, *, dtype: Dtype | None = None) -> None:
-    """Writes `vqgan.safetensors` and `vqgan.json` into a folder, beside what else it holds.
+    """Writes `vqgan.safetensors` and `vqgan.json` into a folder; other files there stay.
 
     Args:
-        model: On any mesh of one process.
-        folder: Is made; a VQGAN that was there before is replaced.
-        dtype: What the weights are stored in; None for what they are in.
+        model: A VQGAN on a mesh of one process.
+        folder: Created if it is missing; a VQGAN there is replaced.
+        dtype: Type of the stored weights; None keeps the type.
 
     Raises:
         UserError: The folder cannot be written.
@@ -140,7 +141,7 @@ def save_vqgan(model: VQGAN, folder: Path, *, dtype: Dtype | None = None) -> Non
 
 
 def to_flax(model: VQGAN) -> dict[str, Any]:
-    """Returns the weights as the nested dict that the original pickles, in float32."""
+    """Returns the weights as the nested dict that the original pickled, in float32."""
     tree: dict[str, Any] = {}
     for path, leaf in jax.tree.leaves_with_path(model):
         *above, last = flax_name(dotted(path)).split("/")
@@ -153,7 +154,7 @@ def to_flax(model: VQGAN) -> dict[str, Any]:
 
 Read = Callable[[], np.ndarray]
 _Arrays = dict[str, tuple[tuple[int, ...], Read]]
-"""By name, the shape of each array and how to read it."""
+"""The shape of each array by name, and a function that reads it."""
 
 
 def _read_folder(folder: Path) -> tuple[VQGANConfig, _Arrays]:
@@ -199,7 +200,7 @@ def _flat(tree: Any, above: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def _infer(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> VQGANConfig:
-    """Takes the shape of the model from some of its tensors."""
+    """Infers the configuration from the shapes of some tensors."""
 
     def size(name: str, axis: int) -> int:
         shape = shapes.get(name, ())
@@ -247,7 +248,7 @@ def _build(path: Path, config: VQGANConfig, arrays: _Arrays, mesh: Mesh, *, flat
     )
     placed = []
     for ours in wanted:
-        # Taken out, so that an array is not held twice once it is on its devices.
+        # Removed from the dict, so that no array is held twice once it is on its devices.
         array = arrays.pop(names[ours])[1]()
         if array.dtype not in (np.float32, ml_dtypes.bfloat16):
             array = array.astype(np.float32)
@@ -266,9 +267,9 @@ def _require_same(path: Path, found: Mapping[str, tuple], wanted: Mapping[str, t
         "unexpected": [name for name in found if name not in wanted],
         "misshapen": misshapen,
     }
-    told = [f"{word}: {_few(names)}" for word, names in faults.items() if names]
-    if told:
-        raise UserError(f"{path} holds another model than a VQGAN of its sizes; {'; '.join(told)}")
+    problems = [f"{word}: {_few(names)}" for word, names in faults.items() if names]
+    if problems:
+        raise UserError(f"{path} is not a VQGAN of the expected sizes; {'; '.join(problems)}")
 
 
 def _few(names: list[str]) -> str:

@@ -1,4 +1,4 @@
-"""What shape a VQGAN has. Free of JAX, so that a command line can show it at once."""
+"""The shape of a VQGAN, and facts about its codebook."""
 
 import dataclasses
 from typing import Any, get_args
@@ -9,7 +9,7 @@ from lwm.model.config import Dtype
 WEIGHTS, CONFIG = "vqgan.safetensors", "vqgan.json"
 """Files of a VQGAN, perhaps in the folder of a language model."""
 GROUPS = 32
-"""Groups of channels that are normalised together."""
+"""Groups of channels in a group normalisation."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -17,26 +17,29 @@ class VQGANConfig:
     """The shape of a convolutional tokenizer of frames (Esser et al. 2021, arXiv 2012.09841)."""
 
     resolution: int
-    """Pixels along a side of the frames that the weights were trained for."""
+    """Pixels along a side of the frames that the weights were trained on."""
     channels: int = 3
+    """Colour channels of a frame."""
     hidden: int
-    """Channels at full resolution, which each level multiplies."""
+    """Channels at full resolution; each level has a multiple of them."""
     multipliers: tuple[int, ...]
-    """One for each level; between levels the sides halve."""
+    """One for each level; the sides halve from one level to the next."""
     res_blocks: int
-    """In each level of the encoder; those of the decoder have one more."""
+    """Residual blocks in each level of the encoder; the decoder has one more in each."""
     z_channels: int
-    """Between the encoder and the projection to the codebook's width, and back."""
+    """Channels of the encoder's output and of the decoder's input."""
     codes: int
+    """Entries of the codebook."""
     code_dim: int
+    """Width of an entry."""
     dtype: Dtype = "float32"
-    """What is computed in; statistics, latents and the search of codes are always float32."""
+    """Type of the computation; statistics, latents and the code search are always float32."""
 
     def __post_init__(self):
-        """Refuses a shape that no model can have.
+        """Checks the sizes.
 
         Raises:
-            ValueError: The size, by name, that cannot be.
+            ValueError: A size is out of range, or sizes do not fit each other.
         """
         sizes = dataclasses.asdict(self)
         del sizes["multipliers"], sizes["dtype"]
@@ -60,7 +63,7 @@ class VQGANConfig:
 
     @property
     def widths(self) -> tuple[int, ...]:
-        """The channels of each level."""
+        """Channels of each level."""
         return tuple(self.hidden * each for each in self.multipliers)
 
     @property
@@ -79,10 +82,10 @@ class VQGANConfig:
         return self.codes_per_side**2
 
     def grid(self, height: int, width: int) -> tuple[int, int]:
-        """Returns the rows and columns of codes for a frame of any size that divides.
+        """Returns the rows and columns of codes for a frame of `height` × `width` pixels.
 
         Raises:
-            UserError: The size does not.
+            UserError: A side is not a multiple of `downsampling`.
         """
         step = self.downsampling
         if height % step or width % step or not height or not width:
@@ -143,4 +146,4 @@ LWM_VQGAN = VQGANConfig(
     codes=8192,
     code_dim=64,
 )
-"""LWM's: 256 codes a frame, 146 million weights."""
+"""The VQGAN of LWM: 256 codes per frame, 146 million weights."""

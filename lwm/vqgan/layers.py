@@ -1,6 +1,6 @@
-"""The layers of a VQGAN.
+"""The layers of a VQGAN (Esser et al. 2021, arXiv 2012.09841).
 
-Letters of shapes: B frames, H × W pixels, C channels, or I channels in and O channels out.
+Axes: B frames, H × W positions, C channels, I input channels, O output channels, S × S kernel.
 """
 
 import equinox as eqx
@@ -14,48 +14,48 @@ from lwm.vqgan.config import GROUPS
 
 
 class Conv(eqx.Module):
-    """A convolution with a bias; of frames of any size."""
+    """A 2D convolution with a bias, for frames of any size."""
 
     kernel: Float[Array, "S S I O"]
     bias: Float[Array, " O"]
 
     @classmethod
     def init(cls, inputs: int, outputs: int, size: int = 3, *, key: PRNGKeyArray) -> "Conv":
-        """Draws the kernel with a variance of one over its inputs."""
-        draw = jax.nn.initializers.lecun_normal()
-        return cls(draw(key, (size, size, inputs, outputs)), jnp.zeros(outputs))
+        """Samples the kernel (LeCun normal); the bias is 0."""
+        sample = jax.nn.initializers.lecun_normal()
+        return cls(sample(key, (size, size, inputs, outputs)), jnp.zeros(outputs))
 
     def __call__(self, x: Float[Array, "B H W I"]) -> Float[Array, "B H W O"]:
-        """Computes in the type of `x`; beyond the edges lie zeros."""
+        """Convolves with stride 1 and zero padding to the same size, in the type of `x`."""
         return convolve(x, self.kernel.astype(x.dtype)) + self.bias.astype(x.dtype)
 
     def halved(self, x: Float[Array, "B H W I"]) -> Float[Array, "B h w O"]:
-        """Returns every second pixel along each side; zeros lie beyond the right and the bottom."""
+        """Convolves with stride 2; zero padding is at the right and the bottom only."""
         return convolve_halved(x, self.kernel.astype(x.dtype)) + self.bias.astype(x.dtype)
 
     def doubled(self, x: Float[Array, "B h w I"]) -> Float[Array, "B H W O"]:
-        """Does what a call does, of each pixel repeated along each side."""
+        """Convolves the frame enlarged twofold by nearest neighbours, as a call does."""
         return convolve_doubled(x, self.kernel.astype(x.dtype)) + self.bias.astype(x.dtype)
 
 
 class GroupNorm(eqx.Module):
-    """Normalises 32 groups of channels over each frame (Wu and He 2018), and gates them."""
+    """Group normalisation of 32 groups (Wu and He 2018, arXiv 1803.08494), followed by SiLU."""
 
     weight: Float[Array, " C"]
     bias: Float[Array, " C"]
 
     @classmethod
     def init(cls, channels: int) -> "GroupNorm":
-        """Starts with a scale of 1."""
+        """Starts with a scale of 1 and a shift of 0."""
         return cls(jnp.ones(channels), jnp.zeros(channels))
 
     def gated(self, x: Float[Array, "B H W C"]) -> Float[Array, "B H W C"]:
-        """Leaves each group with mean 0 and variance 1, scales and shifts each channel, then SiLU.
+        """Normalises each group of a frame, scales and shifts each channel, and applies SiLU.
 
-        All of it is in float32, and only what comes out is rounded.
+        Computes in float32; the result has the type of `x`.
         """
-        # Hidden from each other, the three uses of `x` are no reason for XLA to write down its
-        # differences or its float32: on CPU it then only reads `x` once for each.
+        # The barriers hide the three uses of `x` from each other. Otherwise XLA on CPU stores the
+        # differences or the float32 copy; so it reads `x` three times and stores neither.
         first = jax.lax.optimization_barrier(x)
         mean = self._over_groups(first.astype(jnp.float32))
         again, middle = jax.lax.optimization_barrier((first, mean))
@@ -65,14 +65,14 @@ class GroupNorm(eqx.Module):
 
     @staticmethod
     def _over_groups(x: Float[Array, "B H W C"]) -> Float[Array, "B 1 1 C"]:
-        """Returns the mean of each channel's group: over pixels first, which are many."""
+        """Returns the mean of each channel's group; averages over pixels first, then channels."""
         batch, _, _, channels = x.shape
         means = jnp.mean(jnp.mean(x, axis=(1, 2)).reshape(batch, GROUPS, -1), axis=2)
         return jnp.repeat(means, channels // GROUPS, axis=1)[:, None, None]
 
 
 class ResBlock(eqx.Module):
-    """Two convolutions, each normalised and gated before, added to what came in."""
+    """A residual block: twice GroupNorm, SiLU and a 3 × 3 convolution."""
 
     norm1: GroupNorm
     conv1: Conv
@@ -82,7 +82,7 @@ class ResBlock(eqx.Module):
 
     @classmethod
     def init(cls, inputs: int, outputs: int, *, key: PRNGKeyArray) -> "ResBlock":
-        """Has a shortcut of 1 × 1 where the number of channels changes."""
+        """Adds a 1 × 1 convolution to the shortcut where the number of channels changes."""
         first, second, third = jr.split(key, 3)
         return cls(
             norm1=GroupNorm.init(inputs),
@@ -93,7 +93,7 @@ class ResBlock(eqx.Module):
         )
 
     def __call__(self, x: Float[Array, "B H W I"]) -> Float[Array, "B H W O"]:
-        """Keeps the size of the frame."""
+        """Returns `x`, or its shortcut, plus the residual."""
         y = self.conv1(self.norm1.gated(x))
         y = self.conv2(self.norm2.gated(y))
         return y + (x if self.shortcut is None else self.shortcut(x))

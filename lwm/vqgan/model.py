@@ -1,6 +1,7 @@
 """A VQGAN: frames to codes of a learned codebook, and back (Esser et al. 2021, arXiv 2012.09841).
 
-Letters of shapes: B frames, H × W pixels, h × w codes, C channels, E width of a code, K codes.
+Axes: B or N frames, H × W pixels, h × w codes, C colour channels, Z `z_channels`, E width of a
+code, K entries of the codebook; in a level also I channels in and O channels out.
 """
 
 import functools
@@ -21,15 +22,15 @@ from lwm.vqgan.config import VQGANConfig
 from lwm.vqgan.layers import Conv, GroupNorm, ResBlock
 
 SEARCHED = 1 << 22
-"""Distances from latents to codes that exist at a time, at most, unless the batch is larger."""
+"""Distances from latents to codes computed at a time, at most; at least one latent per frame."""
 
 AT_ONCE = 256 * 256
-"""Pixels that a processor takes at a time, at most, unless a frame has more: it is a sixth faster
-where memory is used again soon, and needs less of it."""
+"""Pixels that a CPU processes at a time, at most, but at least a frame. This is a sixth faster than
+whole batches, as caches are reused, and needs less memory."""
 
 
 class Level(eqx.Module):
-    """Blocks of one resolution, and the convolution on the way to the next one if there is any."""
+    """Residual blocks at one resolution, and the convolution that changes it; the last has none."""
 
     blocks: tuple[ResBlock, ...]
     resample: Conv | None
@@ -38,7 +39,7 @@ class Level(eqx.Module):
     def init(
         cls, inputs: int, outputs: int, blocks: int, *, last: bool, key: PRNGKeyArray
     ) -> "Level":
-        """Changes the number of channels in the first block."""
+        """Samples all weights; the first block changes the number of channels."""
         *keys, key = jr.split(key, blocks + 1)
         sizes = [inputs] + [outputs] * (blocks - 1)
         return cls(
@@ -47,14 +48,14 @@ class Level(eqx.Module):
         )
 
     def __call__(self, x: Float[Array, "B H W I"]) -> Float[Array, "B H W O"]:
-        """Runs the blocks alone."""
+        """Applies the blocks, without the resampling."""
         for block in self.blocks:
             x = block(x)
         return x
 
 
 class Encoder(eqx.Module):
-    """Pixels to `z_channels`; each level but the last halves the sides."""
+    """Maps pixels to `z_channels`; each level but the last halves the sides."""
 
     conv_in: Conv
     levels: tuple[Level, ...]
@@ -64,7 +65,7 @@ class Encoder(eqx.Module):
 
     @classmethod
     def init(cls, config: VQGANConfig, *, key: PRNGKeyArray) -> "Encoder":
-        """Draws all weights."""
+        """Samples all weights."""
         first, last, one, two, *keys = jr.split(key, 4 + len(config.widths))
         sizes = zip((config.hidden, *config.widths), config.widths, keys, strict=False)
         top = config.widths[-1]
@@ -80,7 +81,7 @@ class Encoder(eqx.Module):
         )
 
     def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B h w Z"]:
-        """Maps each frame by itself."""
+        """Maps each frame independently."""
         x = self.conv_in(x)
         for level in self.levels:
             x = level(x)
@@ -92,7 +93,7 @@ class Encoder(eqx.Module):
 
 
 class Decoder(eqx.Module):
-    """`z_channels` to pixels; its levels stand in the order in which they run."""
+    """Maps `z_channels` to pixels; its levels are in the order in which they run."""
 
     conv_in: Conv
     middle: tuple[ResBlock, ResBlock]
@@ -102,7 +103,7 @@ class Decoder(eqx.Module):
 
     @classmethod
     def init(cls, config: VQGANConfig, *, key: PRNGKeyArray) -> "Decoder":
-        """Draws all weights."""
+        """Samples all weights."""
         first, last, one, two, *keys = jr.split(key, 4 + len(config.widths))
         widths = config.widths[::-1]
         top = widths[0]
@@ -118,7 +119,7 @@ class Decoder(eqx.Module):
         )
 
     def __call__(self, x: Float[Array, "B h w Z"]) -> Float[Array, "B H W C"]:
-        """Maps each frame by itself."""
+        """Maps each frame independently."""
         x = self.conv_in(x)
         for block in self.middle:
             x = block(x)
@@ -130,18 +131,18 @@ class Decoder(eqx.Module):
 
 
 class Quantizer(eqx.Module):
-    """The codebook."""
+    """Vector quantisation with a codebook (van den Oord et al. 2017, arXiv 1711.00937)."""
 
     codebook: Float[Array, "K E"]
 
     @classmethod
     def init(cls, config: VQGANConfig, *, key: PRNGKeyArray) -> "Quantizer":
-        """Draws codes near 0."""
+        """Samples entries uniformly between -1/K and 1/K."""
         most = 1 / config.codes
         return cls(jr.uniform(key, (config.codes, config.code_dim), minval=-most, maxval=most))
 
     def nearest(self, latents: Float[Array, "B h w E"]) -> Int[Array, "B h w"]:
-        """Returns the code nearest to each latent, in float32; of equally near ones the first."""
+        """Returns the first code of those nearest to each latent; distances are in float32."""
         batch, height, width, dim = latents.shape
         codebook = self.codebook.astype(jnp.float32)
         squares = jnp.sum(jnp.square(codebook), axis=1)
@@ -160,17 +161,18 @@ class Quantizer(eqx.Module):
         return found.reshape(batch, count).reshape(batch, height, width)
 
     def vectors(self, codes: Int[Array, "B h w"]) -> Float[Array, "B h w E"]:
-        """Returns the vector of each code; NaN for a code that there is not."""
+        """Returns the vector of each code; NaN for a code outside the codebook."""
         there = jax.typeof(codes).sharding
         where = NamedSharding(there.mesh, P(*there.spec, None))
         return self.codebook.at[codes].get(mode="fill", fill_value=jnp.nan, out_sharding=where)
 
 
 class VQGAN(eqx.Module):
-    """Frames of any size that divides, in [-1, 1], to codes and back.
+    """Encodes frames in [-1, 1] as codes, and decodes them.
 
-    Each frame is its own: frames may be sharded over any axes of the mesh. The parts are separate,
-    as training needs them: it goes from `latents` to `pixels` past the choice of codes.
+    The sides of a frame are multiples of `config.downsampling`. Frames are independent and may be
+    sharded over any axes of the mesh. The steps are separate methods, as training needs the
+    latents, and gradients that bypass the choice of codes.
     """
 
     encoder: Encoder
@@ -182,7 +184,7 @@ class VQGAN(eqx.Module):
 
     @classmethod
     def init(cls, config: VQGANConfig, *, key: PRNGKeyArray) -> "VQGAN":
-        """Draws all weights, which are whole on each device."""
+        """Samples all weights, replicated on each device."""
         encoder, into, book, out, decoder = jr.split(key, 5)
         return cls(
             encoder=Encoder.init(config, key=encoder),
@@ -194,17 +196,17 @@ class VQGAN(eqx.Module):
         )
 
     def latents(self, pixels: Float[Array, "B H W C"]) -> Float[Array, "B h w E"]:
-        """Returns what is to be replaced by codes, in float32.
+        """Returns the vectors to be quantised, in float32.
 
         Raises:
-            UserError: The size of the frames does not divide.
+            UserError: The size of the frames does not divide into codes.
         """
         self.config.grid(*pixels.shape[1:3])
         encoded = self.encoder(pixels.astype(self.config.dtype))
         return self.to_code(encoded.astype(jnp.float32))
 
     def quantize(self, latents: Float[Array, "B h w E"]) -> Int[Array, "B h w"]:
-        """Returns the nearest codes."""
+        """Returns the code nearest to each latent."""
         return self.quantizer.nearest(latents)
 
     def encode(self, pixels: Float[Array, "B H W C"]) -> Int[Array, "B h w"]:
@@ -216,11 +218,11 @@ class VQGAN(eqx.Module):
         return self.quantize(self.latents(pixels))
 
     def pixels(self, vectors: Float[Array, "B h w E"]) -> Float[Array, "B H W C"]:
-        """Returns frames of vectors of codes, in float32 and not clipped."""
+        """Decodes vectors of codes to frames, in float32 and not clipped."""
         return self.decoder(self.from_code(vectors.astype(self.config.dtype))).astype(jnp.float32)
 
     def decode(self, codes: Int[Array, "B h w"]) -> Float[Array, "B H W C"]:
-        """Returns frames in [-1, 1], in float32."""
+        """Decodes codes to frames in [-1, 1], in float32."""
         return jnp.clip(self.pixels(self.quantizer.vectors(codes)), -1, 1)
 
 
@@ -230,15 +232,15 @@ def encode_frames(
     *,
     batch: int = 4,
 ) -> Int[np.ndarray, "N h w"]:
-    """Encodes any number of frames, spread over all devices of the mesh that the model is on.
+    """Encodes any number of frames on all devices of the model's mesh.
 
     Args:
-        model: Its weights are whole on each device.
-        frames: Bytes, or numbers in [-1, 1].
-        batch: Frames of each device at a time.
+        model: A VQGAN whose weights are replicated on each device.
+        frames: Bytes, or floats in [-1, 1].
+        batch: Frames that each device encodes at a time.
 
     Raises:
-        UserError: The frames are of a size that does not divide, or not in [-1, 1].
+        UserError: The size of the frames does not divide into codes, or a float is out of range.
     """
     rows, columns = model.config.grid(*frames.shape[1:3])
     codes = np.empty((len(frames), rows, columns), np.int32)
@@ -274,7 +276,7 @@ def decode_frames(
 
 
 def _parts(rows: np.ndarray, model: VQGAN, batch: int) -> Iterator[tuple[int, np.ndarray]]:
-    """Cuts rows into batches of one size, the last one filled up with zeros."""
+    """Splits rows into batches of one size; the last is padded with zeros."""
     devices = mesh_of(model).size
     assert batch > 0
     step = devices * max(1, min(batch, -(-len(rows) // devices)))

@@ -1,4 +1,4 @@
-"""Pictures that tests of media draw, and the files that they become."""
+"""Test pictures, and their encoding as files."""
 
 import io
 import struct

@@ -10,7 +10,7 @@ import pytest
 
 from lwm.errors import UserError
 from lwm.media.frames import read_frames
-from lwm.media.limits import Fit, Limits
+from lwm.media.limits import Limits, Resizer
 
 from .pictures import SIDE, Image, levels, numbers, picture, saved
 
@@ -91,7 +91,7 @@ def test_strips_and_dots(size, fit):
 @pytest.mark.parametrize("aspect", [1e-9, 1e9])
 @pytest.mark.parametrize("fit", ["crop", "letterbox"])
 def test_pixels_may_claim_any_shape(fit, aspect):
-    squared = Fit(resolution=16, way=fit, background=(0, 0, 0))
+    squared = Resizer(resolution=16, fit=fit, background=(0, 0, 0))
     assert squared(Image.new("RGB", (64, 48), "white"), aspect).shape == (16, 16, 3)
 
 
@@ -136,7 +136,7 @@ def test_the_frames_of_lwm_from_every_container(stream):
 
 
 def test_what_is_never_shown_is_no_frame():
-    # VP8 has such packets, for later ones to be told from: bit 4 says so.
+    # VP8 has packets without a picture, as references for later ones: bit 4 marks them.
     options = {"crf": "4", "b": "4M", "g": "999", "auto-alt-ref": "0"}
     plain, hidden = io.BytesIO(video(levels(40), "webm", "libvpx", **options)), io.BytesIO()
     with av.open(plain) as source, av.open(hidden, "w", format="webm") as target:
@@ -284,8 +284,8 @@ def test_deep_colours_are_as_light_as_others(kind):
         ({"max_frames": 0}, "max_frames is 0"),
         ({"fps": 0.0}, "fps is 0.0"),
         ({"fps": float("nan")}, "fps is nan"),
-        ({"background": "greenish"}, "'greenish' is no colour"),
-        ({"background": (1, 2, 300)}, "is no colour"),
+        ({"background": "greenish"}, "'greenish' is not a colour"),
+        ({"background": (1, 2, 300)}, "is not a colour"),
     ],
 )
 def test_settings_that_cannot_be(options, words):
@@ -300,16 +300,16 @@ def test_files_that_cannot_be_read(tmp_path):
     os.mkfifo(tmp_path / "pipe.mp4")
     for name, words in [
         ("none.png", "No such file"),
-        (".", "is no file"),
-        ("pipe.mp4", "is no file"),
+        (".", "is not a file"),
+        ("pipe.mp4", "is not a file"),
         ("empty.png", "is empty"),
-        ("notes.png", "is no image and no video"),
+        ("notes.png", "is not a readable image or video"),
         ("photo.jpg", "is HEIC"),
     ]:
         with pytest.raises(UserError, match=words) as raised:
             read_frames(tmp_path / name, resolution=8)
         assert str(raised.value).startswith(str(tmp_path / name))
-    with pytest.raises(UserError, match="the third of them is no image"):
+    with pytest.raises(UserError, match="the third of them is not a readable image"):
         read_frames(b"text", resolution=8, name="the third of them")
 
 
@@ -329,7 +329,7 @@ def test_playlists_open_no_other_file(tmp_path):
     (tmp_path / "other.mp4").write_bytes(video(levels(3)))
     for text in ("#EXTM3U\n#EXTINF:1,\n{}\n#EXT-X-ENDLIST\n", "ffconcat version 1.0\nfile {}\n"):
         (path := tmp_path / "list.m3u8").write_text(text.format(tmp_path / "other.mp4"))
-        with pytest.raises(UserError, match="no video that can be read"):
+        with pytest.raises(UserError, match="not a readable image or video"):
             read_frames(path, resolution=8)
 
 
@@ -355,7 +355,7 @@ def test_limits_of_images():
     data = saved(picture(), "PNG")
     with pytest.raises(UserError, match="more than pixels"):
         read_frames(data, resolution=8, limits=Limits(pixels=SIDE * SIDE - 1))
-    with pytest.raises(UserError, match="no image"):
+    with pytest.raises(UserError, match="not a readable image"):
         read_frames(data, resolution=8, limits=Limits(image_bytes=len(data) - 1))
 
 

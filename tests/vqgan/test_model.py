@@ -29,10 +29,10 @@ SMALL = VQGANConfig(
 
 
 def small(mesh) -> VQGAN:
-    """A model on a mesh, of random weights; drawn on the host, as compiling would take longer."""
+    """A model on a mesh, with random weights, sampled on the host: compiling would take longer."""
     random = np.random.default_rng(0)
 
-    def draw(path, leaf):
+    def sample(path, leaf):
         values = random.normal(size=leaf.shape)
         if leaf.ndim == 1:  # scales around 1 and biases around 0
             values = values / 4 + ("weight" in str(path[-1]))
@@ -41,12 +41,12 @@ def small(mesh) -> VQGAN:
         return jax.device_put(values.astype(np.float32), on_mesh(mesh, P()))
 
     shapes = jax.eval_shape(lambda: VQGAN.init(SMALL, key=jr.key(0)))
-    return jax.tree.map_with_path(draw, shapes)
+    return jax.tree.map_with_path(sample, shapes)
 
 
 def frames(count, height=16, width=16):
-    drawn = np.random.default_rng(0).uniform(-1, 1, (count, height, width, 3))
-    return drawn.astype(np.float32)
+    pixels = np.random.default_rng(0).uniform(-1, 1, (count, height, width, 3))
+    return pixels.astype(np.float32)
 
 
 def test_the_original(mesh, fixtures):

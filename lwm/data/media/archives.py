@@ -1,6 +1,10 @@
-"""Folders, zip files and tar files, each as names and what lies there; nothing is unpacked.
+"""Folders, zip files and tar files as numbered files; archives are not unpacked.
 
-Trees can be pickled, and what they hold open is opened again where it is needed.
+fsspec has readers of zip and tar files, too. They sort the members and merge those of one name,
+take links for files, refuse a tar file that is cut short, and end silently at a damaged header.
+Here the order of an archive is kept, and each fault is reported.
+
+Trees can be pickled; open files are opened again after that.
 """
 
 import os
@@ -15,32 +19,31 @@ from lwm.errors import UserError
 from lwm.files import edges_of, reading, reason_of
 
 MEMBER_BYTES = 1 << 30
-"""Of a member of an archive, which is read whole; files in folders may be of any size."""
-
+"""Largest member of an archive, which is read whole; files in folders may be of any size."""
 
 _ZIPPED = b"PK\x03\x04", b"PK\x05\x06"
 
 
 @runtime_checkable
 class Tree(Protocol):
-    """Files by number, in an order that does not change."""
+    """Files by number, in a fixed order."""
 
     names: list[str]
-    """As paths within the tree."""
+    """Paths within the tree."""
     faults: list[tuple[str, str]]
-    """What could not be listed, and why."""
+    """Names that could not be listed, with reasons."""
 
     def read(self, number: int) -> bytes | Path:
-        """Returns a file's content, or where that is."""
+        """Returns the content of a file, or its path."""
         ...
 
     def identity(self) -> list:
-        """Returns what tells this tree from another."""
+        """Returns values that differ between trees of different content."""
         ...
 
 
 class Folder:
-    """The files of a folder and of those in it, by name; hidden ones are passed over."""
+    """The files of a folder and its subfolders, sorted by name; hidden ones are skipped."""
 
     def __init__(
         self, root: Path, files: list[Path] | None = None, *, leave: Path | None = None
@@ -48,9 +51,9 @@ class Folder:
         """Lists the files.
 
         Args:
-            root: What names are relative to.
-            files: The only ones to list; None is all.
-            leave: A folder to pass over, where it is among those in it.
+            root: The folder; names are relative to it.
+            files: The files to list; None lists all.
+            leave: A subfolder to skip.
         """
         self._root = root
         self.names: list[str] = []
@@ -64,9 +67,9 @@ class Folder:
             try:
                 found = os.stat(root / name)
             except OSError as error:
-                self.faults.append((_text(name), reason_of(error)))
+                self.faults.append((readable(name), reason_of(error)))
                 continue
-            # A pipe would be waited for.
+            # Reading a pipe would block.
             if stat.S_ISREG(found.st_mode):
                 self.names.append(name)
                 self._sizes.append(found.st_size)
@@ -77,17 +80,17 @@ class Folder:
 
     def identity(self) -> list:
         """Returns the names and sizes of all files."""
-        named = zip(map(_text, self.names), self._sizes, strict=True)
+        named = zip(map(readable, self.names), self._sizes, strict=True)
         return [*map(list, named), *map(list, self.faults)]
 
     def _walk(self, leave: Path | None) -> Iterator[str]:
         def note(error: OSError) -> None:
             name = os.path.relpath(error.filename, self._root)
-            self.faults.append((_text(name), reason_of(error)))
+            self.faults.append((readable(name), reason_of(error)))
 
         seen = set() if leave is None else {os.path.realpath(leave)}
         for folder, inner, files in os.walk(self._root, onerror=note, followlinks=True):
-            # A link may lead back to where we came from.
+            # A link may lead back to a folder above.
             if (real := os.path.realpath(folder)) in seen:
                 inner.clear()
                 continue
@@ -100,7 +103,7 @@ class Folder:
 
 
 class Zip:
-    """The members of a zip file, in their order; hidden ones are passed over."""
+    """The members of a zip file, in its order; hidden ones are skipped."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -113,7 +116,7 @@ class Zip:
         self.faults: list[tuple[str, str]] = []
 
     def read(self, number: int) -> bytes | Path:
-        """Returns what a member holds.
+        """Returns the content of a member.
 
         Raises:
             UserError: It is encrypted, damaged, or too large.
@@ -126,13 +129,13 @@ class Zip:
             self._file = zipfile.ZipFile(self._path)
         with self._file.open(info) as member:
             content = member.read(info.file_size)
-            # Reading past the end has the checksum compared.
+            # zipfile checks the checksum when it is read past the end.
             if member.read(1) or len(content) != info.file_size:
-                raise UserError(f"it has not the {info.file_size} bytes that it claims")
+                raise UserError(f"it does not have the {info.file_size} bytes of its header")
         return content
 
     def identity(self) -> list:
-        """Returns the file's name, size and edges."""
+        """Returns the name, the size, and a digest of the edges of the file."""
         return [edges_of(self._path)]
 
     def __getstate__(self) -> dict[str, Any]:
@@ -140,7 +143,7 @@ class Zip:
 
 
 class Tar:
-    """The members of a tar file, in their order; hidden ones are passed over."""
+    """The members of a tar file, in its order; hidden ones are skipped."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -161,10 +164,10 @@ class Tar:
                 self.faults.append(("", reason))
 
     def read(self, number: int) -> bytes | Path:
-        """Returns what a member holds.
+        """Returns the content of a member.
 
         Raises:
-            UserError: It is too large, or the file ends before it does.
+            UserError: It is too large or cut short.
         """
         start, size = self._places[number]
         _require_size(size)
@@ -175,21 +178,21 @@ class Tar:
             return file.read(size)
 
     def identity(self) -> list:
-        """Returns the file's name, size and edges."""
+        """Returns the name, the size, and a digest of the edges of the file."""
         return [edges_of(self._path)]
 
     def _list(self, info: tarfile.TarInfo) -> None:
         if info.isdir() or not is_seen(info.name):
             return
         if not info.isreg() or info.issparse():
-            self.faults.append((info.name, "it is a link or no plain file"))
+            self.faults.append((info.name, "it is a link or not a plain file"))
             return
         self.names.append(info.name)
         self._places.append((info.offset_data, info.size))
 
 
 def is_archive(path: Path) -> bool:
-    """Returns whether a file is a zip or tar file, as its content says."""
+    """Returns whether a file is a zip or tar file, by its content."""
     with reading(path), path.open("rb") as file:
         head = file.read(512)
     return head.startswith(_ZIPPED) or head[257:262] == b"ustar" or path.suffix.lower() == ".tar"
@@ -207,7 +210,7 @@ def open_archive(path: Path) -> Tree:
 
 
 def is_seen(name: str) -> bool:
-    """Returns whether no part of a name is hidden."""
+    """Returns whether a name is visible: no part of it is hidden."""
     parts = PurePosixPath(name).parts
     hidden = [part for part in parts if part.startswith(".") and part not in (".", "..")]
     return not hidden and "__MACOSX" not in parts
@@ -221,6 +224,6 @@ def _require_size(size: int) -> None:
         )
 
 
-def _text(name: str) -> str:
-    """Returns a name that can be written, whatever bytes it is of."""
+def readable(name: str) -> str:
+    """Returns a file name as valid text; bytes that are not UTF-8 are replaced."""
     return name.encode(errors="surrogateescape").decode(errors="replace")

@@ -1,7 +1,7 @@
-"""Images and videos found in a folder or an archive, with what stands beside them.
+"""Images and videos of a folder or an archive, with the files that describe them.
 
-A caption is in a `.txt` of the same stem, all columns in a `.json` (as in webdataset), or both in a
-row of `metadata.jsonl`, `metadata.csv` (as in Hugging Face's imagefolder) or `captions.jsonl`.
+A `.txt` of the same stem has the caption, a `.json` any columns (as in webdataset). Rows of
+`metadata.jsonl`, `metadata.csv` (as in Hugging Face's imagefolder) or `captions.jsonl` have both.
 """
 
 import json
@@ -10,21 +10,21 @@ from collections.abc import Container, Sequence
 from pathlib import Path
 from typing import Any
 
-from lwm.data.media.archives import Tree
-from lwm.data.media.items import Bad, Item, Medium, item_of, readable
+from lwm.data.media.archives import Tree, readable
+from lwm.data.media.items import Bad, Item, Medium, item_of
 from lwm.data.media.lists import described
 from lwm.errors import UserError
 from lwm.files import reading, within
 
 DESCRIBING = ("metadata.jsonl", "metadata.csv", "captions.jsonl")
-"""Names of lists of what lies beside them."""
+"""Names of lists that describe the files beside them."""
 _FILES = ("file_name", "file", "path", "image", "video")
 _SIDES = (".txt", ".json")
 _SIDE_BYTES = 1 << 28
 
 
 class MediaFiles:
-    """The files of a tree that may be media, each an item, or one for each row about it."""
+    """Items of a tree: one for each file that may be media, or for each row about it."""
 
     def __init__(
         self,
@@ -35,14 +35,14 @@ class MediaFiles:
         leave: Container[int] = (),
         bad: Sequence[Bad] = (),
     ) -> None:
-        """Finds what describes what.
+        """Assigns descriptions to files.
 
         Args:
             tree: The files.
-            prefix: What the names of items start with.
-            asked: Whether all files were named, and so must be media.
-            leave: The numbers of files to pass over.
-            bad: What could not be opened besides.
+            prefix: The start of all names of items.
+            asked: Whether the user named all files, so that each must be media.
+            leave: Numbers of files to skip.
+            bad: Further items that could not be opened.
         """
         self._tree, self._prefix, self._asked = tree, prefix, asked
         self._numbers = {name: number for number, name in enumerate(tree.names)}
@@ -90,11 +90,11 @@ class MediaFiles:
             return Bad(label, str(error))
 
     def identity(self) -> list:
-        """Returns what tells the tree from another."""
+        """Returns the prefix and the identity of the tree."""
         return [self._prefix, self._tree.identity()]
 
     def _describe(self, number: int, rows: dict[int, list[tuple[str, bytes]]]) -> None:
-        """Notes the rows of a list, each for the file that it is about."""
+        """Collects the rows of a list by the number of the file that each describes."""
         name = self._tree.names[number]
         try:
             content = self._read(number)
@@ -119,7 +119,7 @@ class MediaFiles:
                 rows.setdefault(there, []).append((where, json.dumps(row).encode()))
 
     def _add_sides(self, name: str, columns: dict[str, Any]) -> None:
-        """Adds what files of the same stem say, where nothing else does."""
+        """Adds columns from files of the same stem, where they are still missing."""
         for ending in _SIDES[::-1]:
             sides = (self._sides.get(stem + ending) for stem in _stems(name))
             number = next((each for each in sides if each is not None), None)
@@ -128,13 +128,13 @@ class MediaFiles:
             side = readable(self._tree.names[number])
             try:
                 text = self._read(number).decode("utf-8-sig")
-                said = json.loads(text) if ending == ".json" else {"caption": text.strip()}
+                values = json.loads(text) if ending == ".json" else {"caption": text.strip()}
             except (ValueError, RecursionError):
                 kind = "JSON" if ending == ".json" else "text"
                 raise UserError(f"{side}: not {kind} in UTF-8") from None
-            if not isinstance(said, dict):
+            if not isinstance(values, dict):
                 raise UserError(f"{side}: not a JSON object")
-            for key, value in said.items():
+            for key, value in values.items():
                 if columns.get(key) is None:
                     columns[key] = value
 
@@ -150,11 +150,11 @@ class MediaFiles:
             with reading(label):
                 return Medium(label, self._tree.read(number))
         except UserError as error:
-            said = str(error)
-            raise UserError(said if label in said else f"{label}: {said}") from None
+            reason = str(error)
+            raise UserError(reason if label in reason else f"{label}: {reason}") from None
 
     def _read(self, number: int) -> bytes:
-        """Returns all of a small file."""
+        """Returns the content of a small file."""
         label, content = self._medium(number)
         with reading(label):
             if isinstance(content, Path):
@@ -178,13 +178,13 @@ def sides_beside(path: Path) -> list[Path]:
 
 
 def _lowered(name: str) -> str:
-    """Returns a path whose ending is in small letters."""
+    """Returns a path with a lower-case suffix."""
     stem, ending = posixpath.splitext(name)
     return stem + ending.lower()
 
 
 def _stems(name: str) -> list[str]:
-    """Returns a path without its ending, and without all that follows the first dot."""
+    """Returns a path without its last suffix, and without all suffixes."""
     above, base = posixpath.split(name)
     stems = dict.fromkeys((posixpath.splitext(base)[0], base.partition(".")[0] or base))
     return [posixpath.join(above, stem) for stem in stems]

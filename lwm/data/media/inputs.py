@@ -1,4 +1,4 @@
-"""What images and videos come in: files, folders, zip and tar files, and lists of paths."""
+"""Opens images and videos from files, folders, zip and tar files, and lists of paths."""
 
 import glob
 import os
@@ -20,18 +20,19 @@ _PACKED = (b"\x1f\x8b", b"\x28\xb5\x2f\xfd", b"BZh", b"\xfd7zXZ", b"7z\xbc\xaf",
 
 
 def open_items(inputs: Sequence[str], *, leave: Path | None = None) -> Items:
-    """Opens what images and videos come in.
+    """Opens images and videos as items.
 
     Each input is a file, a folder, a zip or tar file, a list of paths (CSV, JSON lines, Parquet,
-    ArrayRecord, `hf:` and a data set's name), or a pattern. The name of an item is its path in its
-    input, behind the input's own name where there are several; of a list, the path as it has it.
+    ArrayRecord, `hf:` and the name of a data set), or a glob pattern. The name of an item is its
+    path in the input, after the name of the input if there are several. In a list it is the path
+    as given there.
 
     Args:
         inputs: Paths and patterns.
-        leave: A folder that is passed over where it lies in an input: the one to be written to.
+        leave: The output folder, which is skipped inside of an input.
 
     Raises:
-        UserError: Nothing is there, it is nothing of these, or `leave` itself.
+        UserError: An input does not exist, is of an unknown kind, or is `leave` itself.
     """
     if not inputs:
         raise UserError("give files, folders, archives or lists of images and videos")
@@ -48,10 +49,10 @@ def open_items(inputs: Sequence[str], *, leave: Path | None = None) -> Items:
 
 
 def _expand(text: str, leave: Path | None) -> list[tuple[str, bool]]:
-    """Returns the paths that one input stands for, each with whether it was named itself.
+    """Returns the paths of one input, each with whether the user named it literally.
 
     Raises:
-        UserError: There is none.
+        UserError: No path exists.
     """
     if text.startswith(HUB) or os.path.exists(text):
         return [(text, True)]
@@ -60,7 +61,7 @@ def _expand(text: str, leave: Path | None) -> list[tuple[str, bool]]:
         raise UserError(f"{text} does not exist, nor does any file match it")
     folders = {str(PurePath(path)) for path in matched if os.path.isdir(path)}
     left = {folder for folder in folders if _is_same(folder, leave)}
-    # What lies in a folder that matched is read with it, and once will do.
+    # Files in a folder that matched are read with the folder; they must not be read twice.
     above = folders - left
     return [
         (path, False)
@@ -74,10 +75,10 @@ def _is_same(path: str, leave: Path | None) -> bool:
 
 
 def _collections(found: list[tuple[str, bool]], loose: list[tuple[Path, bool]]) -> Iterator[str]:
-    """Yields the paths that are more than one file, and describe none that is given too.
+    """Yields the paths that hold several items, without those that describe another input.
 
     Raises:
-        UserError: One describes files that would be read twice, once without what it says.
+        UserError: A list describes files that are inputs themselves.
     """
     stems = {str(path.with_suffix("")) for path, _ in loose if not is_side(path.name)}
     folders = {path.parent for path, _ in loose}
@@ -94,17 +95,17 @@ def _collections(found: list[tuple[str, bool]], loose: list[tuple[Path, bool]]) 
 
 
 def _is_collection(text: str) -> bool:
-    """Returns whether a path is more than one file, as its content says.
+    """Returns whether a path holds several items, by its content.
 
     Raises:
-        UserError: It cannot be read, or not as it is.
+        UserError: It cannot be read, or is compressed.
     """
     path = Path(text)
     if text.startswith(HUB) or path.is_dir():
         return True
     with reading(path):
         if not path.is_file():
-            raise UserError(f"{path} is no file")
+            raise UserError(f"{path} is not a file")
         with path.open("rb") as file:
             head = file.read(512)
     if head.startswith(_PACKED):
@@ -130,9 +131,9 @@ def _open(text: str, prefix: str, leave: Path | None) -> list[Items]:
         return [Listed(open_source(text), Path())]
     if path.is_dir():
         if _is_same(text, leave):
-            raise UserError(f"{path} is read; choose another folder to write shards to")
+            raise UserError(f"{path} is an input; choose another output folder")
         if is_media(path):
-            raise UserError(f"{path} holds media shards, whose frames are codes already")
+            raise UserError(f"{path} holds media shards, whose frames are already encoded")
         if is_saved(path):
             return [Listed(open_source(path), path)]
         return _open_folder(path, prefix, leave)
@@ -142,7 +143,7 @@ def _open(text: str, prefix: str, leave: Path | None) -> list[Items]:
 
 
 def _open_folder(path: Path, prefix: str, leave: Path | None) -> list[Items]:
-    """Opens what lies in a folder: files first, then the archives, each by itself."""
+    """Opens a folder: its files as one part, then each archive in it as another."""
     tree = Folder(path, leave=leave)
     inner: dict[int, Items] = {}
     bad: list[Bad] = []

@@ -1,6 +1,6 @@
-"""Images and videos as numbered items, and those that stand in lists.
+"""Images and videos as numbered items, and items from lists.
 
-An item is a record in the making: all that is known of its media, and where these are.
+An item is a record without codes, with the paths or contents of its media.
 """
 
 import bisect
@@ -13,19 +13,20 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 
+from lwm.data.media.archives import readable
 from lwm.data.media.summary import RESERVED
 from lwm.data.sources import Record, Source, identity
 from lwm.errors import UserError
 from lwm.files import within
 
 PATHS = ("path", "file", "file_name", "image", "video")
-"""Columns at which a list may have the path of an image or a video: the first that is there."""
+"""Columns that may hold the path of an image or a video; the first one present is used."""
 _LINE = re.compile(r":\d+$")
 _TEXTS = ("name", "caption", "question", "answer")
 
 
 class Medium(NamedTuple):
-    """An image or a video that is not read yet."""
+    """An image or a video that is not read yet: its content or its path."""
 
     name: str
     content: bytes | Path
@@ -37,13 +38,13 @@ class Item(NamedTuple):
     name: str
     record: dict[str, Any]
     media: list[tuple[dict[str, Any], Medium]]
-    """Each with the part of the record that is to get its codes, perhaps the record itself."""
+    """Media, each with the part of the record, or the record itself, that its codes go to."""
     asked: bool = True
-    """False of a file that was merely found: if it is something else, it is no bad item."""
+    """False for a file found in a folder: if it is no image or video, it is skipped, not bad."""
 
 
 class Bad(NamedTuple):
-    """An item that cannot be read."""
+    """An item that cannot be read, with the reason."""
 
     name: str
     reason: str
@@ -51,26 +52,26 @@ class Bad(NamedTuple):
 
 @runtime_checkable
 class Items(Protocol):
-    """Items by number, in an order that does not change. They can be pickled."""
+    """Items by number, in a fixed order. They can be pickled."""
 
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int) -> Item | Bad: ...
 
     def identity(self) -> list:
-        """Returns what tells these items from others, wherever they lie."""
+        """Returns values that differ between items of different content, independent of paths."""
         ...
 
 
 class Listed:
-    """The rows of a list, each an item."""
+    """Items of a list, one for each row."""
 
     def __init__(self, source: Source, folder: Path) -> None:
         """Takes the rows.
 
         Args:
             source: The list.
-            folder: What its paths are relative to.
+            folder: The folder that its paths are relative to.
         """
         self._source, self._folder = source, folder
 
@@ -84,12 +85,12 @@ class Listed:
             where = os.path.basename(row.name)
             return item_of(row.value, where=where, locate=self._locate)
         except UserError as error:
-            # What reads a list says where it is at fault.
+            # Readers of lists begin their messages with file and line.
             said = str(error).partition(": ")[0]
             return Bad(os.path.basename(said) if _LINE.search(said) else where, str(error))
 
     def identity(self) -> list:
-        """Returns what tells the list from another; the files that it names are not looked at."""
+        """Returns the identity of the list; the files that it names are not read."""
         return identity(self._source)
 
     def _locate(self, value: Any, where: str) -> Medium:
@@ -100,14 +101,14 @@ class Listed:
         if isinstance(value, bytes):
             return Medium(where, value)
         if not isinstance(value, str) or not value or "\0" in value:
-            raise UserError(f"{where}: {value!r:.80} is no path")
+            raise UserError(f"{where}: {value!r:.80} is not a path")
         if "://" in value:
-            raise UserError(f"{where}: {value:.80} is an address; fetch it, and give its path")
+            raise UserError(f"{where}: {value:.80} is a URL; download it, and give its path")
         return Medium(value, self._folder / value)
 
 
 class Chain:
-    """Items of several inputs, one after the other."""
+    """The items of several inputs, concatenated."""
 
     def __init__(self, parts: Sequence[Items]) -> None:
         self._parts = list(parts)
@@ -122,7 +123,7 @@ class Chain:
         return self._parts[number][index - (self._ends[number] - len(self._parts[number]))]
 
     def identity(self) -> list:
-        """Returns what tells the inputs from others."""
+        """Returns the identities of the inputs."""
         return [part.identity() for part in self._parts]
 
 
@@ -134,24 +135,24 @@ def item_of(
     medium: Medium | None = None,
     asked: bool = True,
 ) -> Item:
-    """Makes an item of what is known of it.
+    """Makes an item from the columns of a row.
 
     Args:
         row: Columns and their values.
-        where: The file and line that messages name.
-        locate: Returns the image or video that a value of the row stands for.
-        medium: What the row is about, where that is known without it.
+        where: File and line, for messages.
+        locate: Finds the image or video for a path in the row.
+        medium: The image or video of the row, if it is not in a column.
         asked: See `Item`.
 
     Raises:
-        UserError: The row is no item.
+        UserError: A column is missing or invalid.
     """
     taken = [key for key in RESERVED if row.get(key) is not None]
     if taken:
         raise UserError(f"{where}: column {taken[0]!r} is where the codes go; rename it")
     for key in _TEXTS:
         if not isinstance(row.get(key), str | None):
-            raise UserError(f"{where}: {key} is no text, but {row[key]!r:.40}")
+            raise UserError(f"{where}: {key} is not text, but {row[key]!r:.40}")
     values = {k: v.tolist() if isinstance(v, np.ndarray) else v for k, v in row.items()}
     column = next((key for key in PATHS if values.get(key) is not None), None)
     if medium is None and column is not None:
@@ -161,7 +162,7 @@ def item_of(
         values["messages"] = _messages(values["messages"], where, locate, media)
     elif values.get("parts") is not None:
         if not isinstance(values["parts"], list):
-            raise UserError(f"{where}: parts is no list of objects with a type")
+            raise UserError(f"{where}: parts is not a list of objects with a type")
         values["parts"] = [_part(part, where, locate, media) for part in values["parts"]]
     elif medium is None:
         raise UserError(f"{where}: no path; give it in a column {', '.join(PATHS)}")
@@ -172,15 +173,10 @@ def item_of(
     return Item(record["name"], record, media, asked)
 
 
-def readable(name: str) -> str:
-    """Returns a name as text, whatever bytes it is of."""
-    return name.encode(errors="surrogateescape").decode(errors="replace")
-
-
 def _messages(value: Any, where: str, locate: Any, media: list) -> list[dict[str, Any]]:
-    """Copies a conversation; the parts that are media lose their path, and are added to a list."""
+    """Copies a conversation; appends its media to a list and removes their paths."""
     if not isinstance(value, list) or not all(isinstance(turn, dict) for turn in value):
-        raise UserError(f"{where}: messages is no list of objects with role and content")
+        raise UserError(f"{where}: messages is not a list of objects with role and content")
     turns = []
     for turn in value:
         content = turn.get("content")
@@ -197,21 +193,21 @@ def _part(part: Any, where: str, locate: Any, media: list) -> dict[str, Any]:
     if kind == "text" and isinstance(part.get("text"), str):
         return _plain(part)
     if kind not in ("image", "video"):
-        raise UserError(f"{where}: a part is none of text, image and video")
+        raise UserError(f"{where}: a part is not of type text, image or video")
     column = next((key for key in PATHS if part.get(key) is not None), None)
     if column is None:
         raise UserError(f"{where}: a part is of type {kind}, but has no path")
     taken = [key for key in RESERVED if part.get(key) is not None]
     if taken:
         raise UserError(f"{where}: key {taken[0]!r} of a part is where the codes go; rename it")
-    # A row of Parquet has all keys in all parts.
+    # In Parquet every part has all keys, most of them null.
     kept = {k: v for k, v in _plain(part).items() if k != column and v is not None}
     media.append((kept, locate(part[column], where)))
     return kept
 
 
 def _plain(row: dict[str, Any]) -> dict[str, Any]:
-    """Returns what of a row JSON can hold: no bytes, no dates."""
+    """Returns the values of a row that JSON can hold; drops bytes and dates."""
     return {key: value for key, value in row.items() if _is_plain(value)}
 
 

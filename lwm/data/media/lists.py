@@ -1,4 +1,7 @@
-"""Lists as tables of text: CSV, and the rows that describe the files beside them."""
+"""Lists of media: CSV files as records, and small lists that describe the files beside them.
+
+Unlike pyarrow's, this CSV reader keeps line numbers, and a bad row leaves the others readable.
+"""
 
 import codecs
 import csv
@@ -7,21 +10,21 @@ import json
 from array import array
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, BinaryIO, SupportsIndex
+from typing import Any, BinaryIO, NamedTuple, SupportsIndex
 
 from lwm.data.sources import Record
 from lwm.errors import UserError
 from lwm.files import edges_of, reading, state_of, within
 
 _CELL = 1 << 24
-"""Characters of a cell at most; Python's own limit is 131,072."""
+"""Characters of a cell at most; the limit of Python is 131,072 by default."""
 
 
 class Csv:
-    """A CSV file, a row a record; `.tsv` has tabs. Cells are texts, and empty ones missing."""
+    """The rows of a CSV or TSV file as records of strings; empty cells are left out."""
 
     def __init__(self, path: Path) -> None:
-        """Finds where each row starts.
+        """Finds the start of each row.
 
         Raises:
             UserError: The file cannot be read, or has no header.
@@ -32,13 +35,10 @@ class Csv:
             lines = _Lines(file)
             rows = _rows(lines, path)
             self._header = _header(rows, path)
-            start, line = lines.place, lines.number
             for row in rows:
-                if row is None or any(row):
-                    self._starts.append(start)
-                    self._lines.append(line)
-                start, line = lines.place, lines.number
-            self._starts.append(start)
+                self._starts.append(row.start)
+                self._lines.append(row.line)
+            self._starts.append(lines.place)
         self._state = state_of(path)
 
     def __len__(self) -> int:
@@ -52,25 +52,25 @@ class Csv:
                 raise UserError(f"{self._path} has changed since it was opened; start again")
             file.seek(self._starts[index])
             data = file.read(self._starts[index + 1] - self._starts[index])
-        row = next(_rows(_Lines(io.BytesIO(data)), self._path), None)
-        return Record(_record(row, self._header, name), name, self._lines[index])
+        row = next(_rows(_Lines(io.BytesIO(data)), self._path))
+        return Record(_record(row.cells, self._header, name), name, self._lines[index])
 
     def identity(self) -> list:
-        """Returns the file's name, size and edges."""
+        """Returns the name, the size, and a digest of the edges of the file."""
         return [edges_of(self._path)]
 
 
 def is_csv(path: Path) -> bool:
-    """Returns whether a file's name says that it is CSV: its content could be any text."""
+    """Returns whether a file is CSV or TSV, by its suffix: the content could be any text."""
     return path.suffix.lower() in (".csv", ".tsv")
 
 
 def described(name: str, content: bytes) -> Iterator[tuple[str, dict[str, Any] | str]]:
-    """Yields where each row of a small list stands, and the row, or why there is none.
+    """Yields the place of each row of a small list, with the row or the reason why it is bad.
 
     Args:
-        name: What the file is called, which says whether it is CSV.
-        content: All of it: CSV, or JSON lines.
+        name: The name of the file, for messages; its suffix distinguishes CSV from JSON lines.
+        content: The content of the file.
     """
     content = content.removeprefix(codecs.BOM_UTF8)
     if is_csv(Path(name)):
@@ -88,26 +88,22 @@ def described(name: str, content: bytes) -> Iterator[tuple[str, dict[str, Any] |
 
 
 def _described_by_csv(name: str, content: bytes) -> Iterator[tuple[str, dict[str, Any] | str]]:
-    lines = _Lines(io.BytesIO(content))
-    rows = _rows(lines, Path(name))
+    rows = _rows(_Lines(io.BytesIO(content)), Path(name))
     try:
         header = _header(rows, name)
     except UserError as error:
         yield name, str(error)
         return
-    line = lines.number
     for row in rows:
-        where = f"{name}:{line + 1}"
-        if row is None or any(row):
-            try:
-                yield where, _record(row, header, where)
-            except UserError as error:
-                yield where, str(error)
-        line = lines.number
+        where = f"{name}:{row.line + 1}"
+        try:
+            yield where, _record(row.cells, header, where)
+        except UserError as error:
+            yield where, str(error)
 
 
 class _Lines:
-    """The lines of a file as text, and how far they were read."""
+    """The lines of a file as text, with the number of lines and bytes read so far."""
 
     def __init__(self, file: BinaryIO | io.BytesIO) -> None:
         self._file = file
@@ -124,32 +120,46 @@ class _Lines:
             yield line.decode(errors="surrogateescape")
 
 
-def _rows(lines: _Lines, path: Path) -> Iterator[list[str] | None]:
-    """Yields the cells of each row; None for what is no row."""
+class _Row(NamedTuple):
+    start: int
+    """Bytes before the row."""
+    line: int
+    """Lines before the row."""
+    cells: list[str] | None
+    """None if the row is not CSV in UTF-8."""
+
+
+def _rows(lines: _Lines, path: Path) -> Iterator[_Row]:
+    """Yields the first row, and of the others those that are not blank."""
     csv.field_size_limit(_CELL)
     reader = csv.reader(iter(lines), delimiter="\t" if path.suffix.lower() == ".tsv" else ",")
+    is_first = True
     while True:
+        start, line = lines.place, lines.number
         try:
-            row = next(reader)
+            cells = next(reader)
         except StopIteration:
             return
         except csv.Error:
-            yield None
-            continue
-        unreadable = any("\udc80" <= char <= "\udcff" for cell in row for char in cell)
-        yield None if unreadable else row
+            cells = None
+        if cells and any("\udc80" <= char <= "\udcff" for cell in cells for char in cell):
+            cells = None
+        if is_first or cells is None or any(cells):
+            yield _Row(start, line, cells)
+        is_first = False
 
 
-def _header(rows: Iterator[list[str] | None], path: Path | str) -> list[str]:
-    header = [name.strip() for name in next(rows, None) or []]
+def _header(rows: Iterator[_Row], path: Path | str) -> list[str]:
+    cells = next(rows, _Row(0, 0, None)).cells
+    header = [name.strip() for name in cells or []]
     if not any(header) or len(set(header)) < len(header):
         raise UserError(f"{path}: the first line should name each column once")
     return header
 
 
-def _record(row: list[str] | None, header: list[str], name: str) -> dict[str, Any]:
-    if row is None:
-        raise UserError(f"{name}: no row of CSV in UTF-8")
-    if len(row) != len(header):
-        raise UserError(f"{name}: {len(row)} cells for {len(header)} columns")
-    return {key: cell for key, cell in zip(header, row, strict=True) if cell}
+def _record(cells: list[str] | None, header: list[str], name: str) -> dict[str, Any]:
+    if cells is None:
+        raise UserError(f"{name}: not a row of CSV in UTF-8")
+    if len(cells) != len(header):
+        raise UserError(f"{name}: {len(cells)} cells for {len(header)} columns")
+    return {key: cell for key, cell in zip(header, cells, strict=True) if cell}

@@ -1,4 +1,4 @@
-"""The same shards, written by the machines of a Ray cluster that share the files."""
+"""Media shards, written by the machines of a Ray cluster with shared files."""
 
 import contextlib
 import math
@@ -27,30 +27,30 @@ def write_with_ray(
     max_bad_share: float,
     progress: Progress = lambda done, total: None,
 ) -> MediaSummary:
-    """Writes all shards by so many actors, each of which opens the VQGAN once.
+    """Writes all shards with `workers` actors, each of which opens the VQGAN once.
 
-    They are the shards of `write_media`, byte for byte on devices of one kind. Runs on the cluster
-    that Ray is told of, for instance by RAY_ADDRESS, else on this machine. Paths must lead to the
-    same files on all machines.
+    The shards equal those of `write_media`, byte for byte on devices of one kind. Runs on the
+    cluster that Ray is configured for, for instance by RAY_ADDRESS, else on this machine. Paths
+    must lead to the same files on all machines.
 
     Args:
-        job_of: Says what is written, once the VQGAN is known.
+        job_of: Plans the shards for a codebook.
         vqgan: See `read_vqgan`.
         options: Keyword arguments of `VisionTokenizer.open`.
-        workers: How many actors; each has a CPU core, and a GPU where there are some.
+        workers: Number of actors; each has a CPU core, and a GPU if the cluster has some.
         max_bad_share: See `write_media`.
-        progress: Told how many items are done, of how many.
+        progress: Called with the number of items done and their total.
 
     Raises:
-        UserError: See `write_media`; or actors die again and again.
+        UserError: See `write_media`; or actors die repeatedly.
     """
     ray = require_package("ray", "--engine ray", "ray")
     if workers < 0:
         raise UserError(f"workers {workers} must be at least 1 with Ray, or 0 for one")
-    with _connected(ray), _told(ray):
+    with _connected(ray), _local_errors(ray):
         there = ray.cluster_resources()
         gpus = min(1, there.get("GPU", 0))
-        # An actor for which there is no room would be waited for without end.
+        # Ray would wait for ever for an actor that does not fit.
         most = int(min(there.get("CPU", 0), there["GPU"] if gpus else math.inf))
         if most < max(1, workers):
             raise UserError(f"Ray has room for {most} workers, not for {max(1, workers)}")
@@ -58,7 +58,7 @@ def write_with_ray(
             num_cpus=1, num_gpus=gpus, max_restarts=_RESTARTS, max_task_retries=_RESTARTS
         )(_Writer)
         actors = [made.remote(vqgan.absolute(), options)]
-        # Here no accelerator is touched, which an actor of this machine may want.
+        # This process uses no accelerator: an actor on this machine may need it.
         job = job_of(ray.get(actors[0].codebook.remote()))
         shared, total = ray.put(job), job.shards.size
 
@@ -78,21 +78,21 @@ def write_with_ray(
 
 
 class _Writer:
-    """Writes shards, in a process of Ray's."""
+    """An actor that writes shards."""
 
     def __init__(self, vqgan: Path, options: dict[str, Any]) -> None:
-        # Opened later: what goes wrong in here, Ray tells in its own words.
+        # Opened later: Ray wraps errors of a constructor.
         self._open = lambda: VisionTokenizer.open(vqgan, **options)
         self._vision: VisionTokenizer | None = None
 
     def codebook(self) -> CodebookInfo:
-        """Opens the VQGAN, and says what it is."""
+        """Opens the VQGAN, and returns the facts about it."""
         if self._vision is None:
             self._vision = self._open()
         return self._vision.codebook
 
     def write(self, job: MediaJob, number: int) -> int:
-        """Writes one shard; returns which."""
+        """Writes one shard; returns its number."""
         if self.codebook().fingerprint != job.codebook.fingerprint:
             raise UserError("the VQGAN is not the same on all machines; give each the same file")
         assert self._vision is not None
@@ -103,7 +103,7 @@ class _Writer:
 
 @contextlib.contextmanager
 def _connected(ray: Any) -> Iterator[None]:
-    """Connects to a cluster, or starts one, unless the program did."""
+    """Connects to a cluster or starts one, unless the program has done so."""
     if ray.is_initialized():
         yield
         return
@@ -115,8 +115,8 @@ def _connected(ray: Any) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _told(ray: Any) -> Iterator[None]:
-    """Has faults of actors told as if they had come about here."""
+def _local_errors(ray: Any) -> Iterator[None]:
+    """Raises errors of actors as local exceptions."""
     try:
         yield
     except ray.exceptions.RayTaskError as error:
@@ -125,6 +125,6 @@ def _told(ray: Any) -> Iterator[None]:
         raise
     except ray.exceptions.RayActorError:
         raise UserError(
-            "a process of Ray that tokenized died again and again, perhaps for lack of memory; run "
-            "again with fewer workers: the shards that are whole are kept"
+            "a Ray process died repeatedly, perhaps for lack of memory; run again with fewer "
+            "workers: complete shards are kept"
         ) from None

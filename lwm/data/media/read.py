@@ -1,4 +1,4 @@
-"""Items read: their frames as pixels, by this process or by others, ahead of who takes them."""
+"""Reads the frames of items as pixels, in this process or ahead of time in others."""
 
 import concurrent.futures
 import contextlib
@@ -23,9 +23,9 @@ from lwm.media.frames import read_frames
 from lwm.media.limits import Limits, colour
 
 _AHEAD_BYTES = 1 << 30
-"""Of frames that are read before they are wanted, if no item is larger than those before it."""
+"""Bytes of frames to read ahead, if no item is larger than those before it."""
 _AHEAD_ITEMS = 4
-"""For each process."""
+"""Items to read ahead for each process."""
 _TIME_DIGITS = 6
 _NAMED_MEDIA = (
     "apng,asf,avi,avif,bmp,flv,gif,heic,heif,ico,j2k,jfif,jp2,jpe,jpeg,jpg,m2ts,m4v,mjpeg,mkv,mov,"
@@ -39,20 +39,20 @@ _NAMED_OTHER = (
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Sampling:
-    """Which frames of a file are taken, and how they are made square; see `read_frames`."""
+    """Choice of frames of a file and their resizing; see `read_frames`."""
 
     resolution: int
     max_frames: int | None = 8
-    """None is all."""
+    """Frames of a file at most; None for all."""
     fps: float | None = None
     fit: Literal["crop", "letterbox"] = "crop"
     background: str = "white"
 
     def __post_init__(self):
-        """Refuses what no file can be read with.
+        """Checks the values.
 
         Raises:
-            UserError: The value.
+            UserError: A value is out of range.
         """
         if self.max_frames is not None and self.max_frames < 1:
             raise UserError(f"max_frames {self.max_frames} must be at least 1")
@@ -62,27 +62,27 @@ class Sampling:
 
     @property
     def largest(self) -> int:
-        """Bytes of the frames of a file, at most."""
+        """Upper bound on the bytes of the frames of a file."""
         most = Limits().returned_bytes
         return min(most, (self.max_frames or most) * 3 * self.resolution**2)
 
 
 class Pictures(NamedTuple):
-    """An item whose frames are there, but not yet their codes."""
+    """An item with its frames as pixels, not yet encoded."""
 
     name: str
     record: dict[str, Any]
     parts: list[dict[str, Any]]
-    """What gets the codes, each for some frames: parts of the record, or the record."""
+    """Parts of the record, or the record itself, that the codes of the frames go to."""
     pixels: list[UInt8[np.ndarray, "N R R 3"]]
 
 
 Result = Pictures | Bad | None
-"""None of a file that is something else than media, and was not asked for."""
+"""None for a file that is not media and was not named by the user."""
 
 
 def read_item(items: Items, index: int, sampling: Sampling, *, threads: int = 1) -> Result:
-    """Reads the frames of one item; whatever is wrong with it becomes its reason."""
+    """Reads the frames of one item; returns `Bad` with a reason if it cannot be read."""
     try:
         with reading(f"item {index + 1}"):
             item = items[index]
@@ -103,7 +103,7 @@ def read_item(items: Items, index: int, sampling: Sampling, *, threads: int = 1)
             return Bad(item.name, str(error))
         left -= frames.pixels.nbytes
         times = [round(time, _TIME_DIGITS) for time in frames.times.tolist()]
-        # The codes come first, and later.
+        # The key of the codes comes first; they are added later.
         part |= {"vision": [], "frames": len(times), "times": times, "is_video": frames.is_video}
         parts.append(part)
         pixels.append(frames.pixels)
@@ -113,12 +113,12 @@ def read_item(items: Items, index: int, sampling: Sampling, *, threads: int = 1)
 def read_items(
     items: Items, numbers: Iterable[int], sampling: Sampling, workers: int
 ) -> Generator[Result]:
-    """Yields items in the order of their numbers, read by so many processes; 0 is this one.
+    """Yields items in the order of `numbers`, read by `workers` processes; 0 for this process.
 
-    An item at which a process dies is a bad one, and the others are read all the same.
+    An item that crashes a process is bad; the others are read all the same.
 
     Raises:
-        UserError: Processes die whatever they do.
+        UserError: Processes die without reading an item.
     """
     if not workers:
         for number in numbers:
@@ -146,14 +146,14 @@ def read_items(
 
 
 class _Processes:
-    """Processes that read items, and are started again when one of them dies."""
+    """A pool of processes that read items, restarted when one of them dies."""
 
     def __init__(self, items: Items, sampling: Sampling, workers: int) -> None:
         self._items, self._sampling, self._workers = items, sampling, workers
         self._start()
 
     def submit(self, number: int) -> Future[Result]:
-        """Has an item read."""
+        """Schedules an item."""
         try:
             return self._pool.submit(_work, number)
         except BrokenProcessPool as error:
@@ -162,7 +162,7 @@ class _Processes:
             return broken
 
     def read_alone(self, number: int) -> Result:
-        """Reads an item by itself, in new processes; if one dies again, the item is why."""
+        """Reads one item in new processes; if one dies again, the item is bad."""
         self._restart()
         with contextlib.suppress(BrokenProcessPool):
             return self._pool.submit(_work, number).result()
@@ -171,16 +171,16 @@ class _Processes:
             self._pool.submit(_nothing).result()
         except BrokenProcessPool:
             raise UserError(
-                "processes that read media end as soon as they start, perhaps for lack of memory; "
-                "run again with --workers 0: the shards that are whole are kept"
+                "processes that read media die as soon as they start, perhaps for lack of memory; "
+                "run again with --workers 0: complete shards are kept"
             ) from None
         with contextlib.suppress(UserError):
             item = self._items[number]
-            return Bad(item.name, f"{item.name}: the process that read it crashed, or was ended")
-        return Bad(f"item {number + 1}", "the process that read it crashed, or was ended")
+            return Bad(item.name, f"{item.name}: the process that read it crashed or was killed")
+        return Bad(f"item {number + 1}", "the process that read it crashed or was killed")
 
     def close(self) -> None:
-        """Ends the processes, once they are done with what they are at."""
+        """Ends the processes after their current items."""
         self._pool.shutdown(cancel_futures=True)
 
     def _restart(self) -> None:
@@ -201,7 +201,7 @@ _here: tuple[Items, Sampling] | None = None
 
 
 def _begin(items: Items, sampling: Sampling) -> None:
-    """Makes a process ready to read items."""
+    """Prepares a process for reading items."""
     global _here
     _here = items, sampling
     follow_parent()
@@ -230,14 +230,14 @@ def _read(medium: Medium, sampling: Sampling, limits: Limits, threads: int) -> A
 
 
 def _is_other(item: Item, medium: Medium) -> bool:
-    """Returns whether a file that cannot be read was never meant to be an image or a video."""
+    """Returns whether an unreadable file is something else than an image or a video."""
     ending = PurePosixPath(medium.name).suffix.lower().removeprefix(".")
     if len(item.media) != 1 or ending in _NAMED_MEDIA.split(","):
         return False
     if ending in _NAMED_OTHER.split(","):
         return True
     head = medium.content[:4096] if isinstance(medium.content, bytes) else _head(medium.content)
-    # Text may be cut in the middle of a character.
+    # The last character of a text may be cut.
     return b"\0" not in head and "�" not in head[:-3].decode(errors="replace")
 
 

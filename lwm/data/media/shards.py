@@ -1,7 +1,7 @@
 """Encodes images and videos once, into shards; a second run continues where the first stopped.
 
-A shard appears when it is whole, with a note on it; when all are there, `bad.jsonl` and then
-`media.json` take the place of the notes.
+A shard appears once it is complete, together with a note. When all shards exist, `bad.jsonl` and
+then `media.json` replace the notes.
 """
 
 import contextlib
@@ -34,7 +34,7 @@ _SHARD_ITEMS = 256
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MediaJob:
-    """All that who writes a shard needs, but for the VQGAN."""
+    """The inputs and settings of a set of shards, without the VQGAN."""
 
     items: Items
     sampling: Sampling
@@ -50,10 +50,10 @@ class MediaJob:
         folder: Path,
         shards: int | None = None,
     ) -> "MediaJob":
-        """Says which shards a folder is to have.
+        """Plans the shards of a folder.
 
         Raises:
-            UserError: There are not so many items.
+            UserError: There are fewer items than shards.
         """
         shards = -(-len(items) // _SHARD_ITEMS) if shards is None else shards
         if not 1 <= shards <= len(items):
@@ -75,15 +75,15 @@ class MediaJob:
         number: int,
         results: Iterator[Result],
         vision: VisionTokenizer,
-        tell: Callable[[int], None] = lambda done: None,
+        progress: Callable[[int], None] = lambda done: None,
     ) -> None:
-        """Writes one shard, which appears when it is whole.
+        """Writes one shard, which appears once it is complete.
 
         Args:
-            number: Which.
-            results: Its items, and perhaps those of others after them.
+            number: The number of the shard.
+            results: Its items, perhaps followed by those of other shards.
             vision: Encodes the frames.
-            tell: Called after each item with how many are read.
+            progress: Called after each item with the number of items read.
         """
 
         def fill(file: Path) -> dict[str, Any]:
@@ -91,21 +91,25 @@ class MediaJob:
             with record_writer(file) as write:
                 encoder = BatchEncoder(vision, write)
                 for done in range(len(self.shards.part(number))):
-                    # Results are shared with the next shard: the last must not be asked for more.
+                    # Results are shared with the next shard: take no more than the own ones.
                     result = next(results)
                     counts += _count(result)
                     if isinstance(result, Bad):
                         bad.append(result._asdict())
                     elif result is not None:
                         encoder.add(result)
-                    tell(done + 1)
+                    progress(done + 1)
                 encoder.finish()
             return {"counts": dataclasses.asdict(counts), "bad": bad}
 
         self.shards.write(number, fill)
 
     def finish(self, max_bad_share: float) -> MediaSummary:
-        """Writes what is bad, and what all shards are, in place of the notes on each."""
+        """Writes the bad items and the summary, and removes the notes.
+
+        Raises:
+            UserError: No item can be read, or too many are bad.
+        """
         job, totals, shards, first = self.shards, MediaCounts(), [], ""
 
         def fill(file: Path) -> None:
@@ -125,12 +129,12 @@ class MediaJob:
 
         job.write_file(BAD, fill)
         if not totals.items:
-            reason = first or "nothing is an image or a video"
+            reason = first or "there is no image or video"
             raise UserError(f"no item can be read; the first: {reason}")
         if totals.bad_share > max_bad_share:
             raise UserError(
                 f"{totals.bad_share:.1%} of the items are bad, more than {max_bad_share:.1%}; see "
-                f"{job.folder / BAD}, mend them, or allow more with --max-bad-share; the first: "
+                f"{job.folder / BAD}, repair them, or allow more with --max-bad-share; the first: "
                 f"{first}"
             )
         summary = MediaSummary(
@@ -153,16 +157,16 @@ def write_media(
     max_bad_share: float = 1.0,
     progress: Progress = lambda done, total: None,
 ) -> MediaSummary:
-    """Writes all shards; those that are there already are kept.
+    """Writes all shards; complete ones are kept.
 
     Args:
-        job: What is written.
+        job: The items and the settings.
         vision: Encodes the frames.
-        workers: How many processes read media; 0 is this process. A program that asks for some
-            must not do so when it is merely imported.
-        max_bad_share: More items than this may not be bad. `media.json` is then missing, and a
-            second call with a higher share only has to add it.
-        progress: Told how many items are done, of how many.
+        workers: Processes that read media; 0 for this process. They are spawned, so a script needs
+            `if __name__ == "__main__":` around the call.
+        max_bad_share: Largest allowed share of bad items. If it is exceeded, `media.json` is not
+            written; a second call with a higher share only adds it.
+        progress: Called with the number of items done and their total.
 
     Raises:
         UserError: The folder holds shards of another input or is being written to, too many items
@@ -188,7 +192,7 @@ def write_media(
 def complete(
     job: MediaJob, write: Callable[[Sequence[int]], None], max_bad_share: float
 ) -> MediaSummary:
-    """Has the shards written that are missing, and says what all of them are.
+    """Writes the missing shards and the summary; returns the summary.
 
     Raises:
         UserError: See `write_media`.

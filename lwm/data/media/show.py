@@ -22,15 +22,16 @@ from lwm.vqgan.checkpoint import find_shipped
 from lwm.vqgan.tokenizer import VisionTokenizer
 
 _FRAMES = 24
-"""Frames of a video that are shown, at most."""
+"""Frames shown of a video, at most."""
 _BAD = 200
+"""Bad items listed, at most."""
 _PER_SECOND = (1.0, 12.0)
-"""How slow and how fast videos are played."""
+"""Lowest and highest frame rate of a video."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Picture:
-    """An image or a video of the page."""
+    """An image or a video on the page."""
 
     source: str
     """A data URI."""
@@ -41,7 +42,7 @@ class Picture:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Line:
-    """A text of an item, and who says it."""
+    """A text of an item with its label, such as a role."""
 
     label: str
     text: str = ""
@@ -50,7 +51,7 @@ class Line:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Card:
-    """An item of the page."""
+    """An item on the page."""
 
     name: str
     picture: Picture | None
@@ -102,13 +103,13 @@ def show(
 
 
 class _Pictures:
-    """Makes codes pictures."""
+    """Decodes codes to pictures."""
 
     def __init__(self, vision: VisionTokenizer, folder: Path) -> None:
         self._vision, self._folder = vision, folder
 
     def __call__(self, part: dict[str, Any]) -> Picture | None:
-        """Returns the picture of a record or of a part of a message, if it has codes."""
+        """Returns the picture of a record or a part of a message; None if it has no codes."""
         if not part.get("vision"):
             return None
         codes = np.asarray(part["vision"], np.int32).reshape(-1, self._vision.tokens_per_frame)
@@ -168,11 +169,11 @@ def _render(folder: Path, summary: MediaSummary, cards: list[Card]) -> str:
         "Frames": f"{counts.frames:,}",
         "Codes": f"{counts.frames * codebook.tokens_per_frame:,}",
         "Bad": f"{counts.bad:,}",
-        "Passed over": f"{counts.passed_over:,}",
-        "A frame": f"{codebook.resolution} × {codebook.resolution} pixels, "
+        "Skipped": f"{counts.passed_over:,}",
+        "Frame": f"{codebook.resolution} × {codebook.resolution} pixels, "
         f"{codebook.tokens_per_frame} codes of {codebook.codes:,}",
         "Frames of a video": frames,
-        "Fitted by": sampling["fit"],
+        "Fit": sampling["fit"],
         "VQGAN": f"{Path(codebook.source).name}, {codebook.fingerprint[:12]}",
         "Shards": f"{len(summary.shards):,}, {sum(s.size for s in summary.shards) / 1e6:,.1f} MB",
     }

@@ -1,9 +1,9 @@
-"""Images and videos as codes of a VQGAN: records in ArrayRecord files, and what they are.
+"""The files of a set of images and videos that are encoded by a VQGAN.
 
-media-00000-of-00002.arrayrecord   a record each: JSON, such as {"caption": ..., "vision": [...]}
+media-00000-of-00002.arrayrecord   records: JSON, such as {"caption": ..., "vision": [...]}
 media-00001-of-00002.arrayrecord
 bad.jsonl                          name and reason of each item that could not be read
-media.json                         what they are; written last, so that with it all is whole
+media.json                         the summary; written last, so a set that has it is complete
 """
 
 import dataclasses
@@ -18,12 +18,12 @@ SUMMARY, BAD = "media.json", "bad.jsonl"
 KIND = "media"
 VERSION = 1
 RESERVED = ("vision", "frames", "times", "is_video")
-"""Keys of a record at which the codes stand, and what is known of them."""
+"""Keys of a record for the codes and their properties."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MediaCounts:
-    """What some items hold."""
+    """Counts over items."""
 
     items: int = 0
     """Records."""
@@ -31,29 +31,23 @@ class MediaCounts:
     videos: int = 0
     frames: int = 0
     bad: int = 0
-    """Items that could not be read, and are in no shard."""
+    """Items that could not be read; they are in no shard."""
     passed_over: int = 0
-    """Files beside the media that are something else, and were not asked for by name."""
+    """Files that are not media and were not named by the user."""
 
     @property
     def bad_share(self) -> float:
-        """Bad items among all."""
+        """Share of bad items."""
         return self.bad / max(1, self.bad + self.items)
 
     def __add__(self, other: "MediaCounts") -> "MediaCounts":
-        return MediaCounts(
-            items=self.items + other.items,
-            images=self.images + other.images,
-            videos=self.videos + other.videos,
-            frames=self.frames + other.frames,
-            bad=self.bad + other.bad,
-            passed_over=self.passed_over + other.passed_over,
-        )
+        mine, theirs = vars(self), vars(other)
+        return MediaCounts(**{name: count + theirs[name] for name, count in mine.items()})
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MediaShard:
-    """One file."""
+    """One file of a set."""
 
     name: str
     size: int
@@ -63,10 +57,10 @@ class MediaShard:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MediaSummary:
-    """What a folder of such records holds: its `media.json`."""
+    """The content of `media.json`."""
 
     input: dict[str, Any]
-    """What the shards were made from and how, to tell another input."""
+    """Input and settings of the shards, to detect another input."""
     codebook: CodebookInfo
     sampling: dict[str, Any]
     counts: MediaCounts
@@ -77,11 +71,11 @@ class MediaSummary:
         """Reads the file.
 
         Raises:
-            UserError: It is not there, is damaged, or is of a version that is not known.
+            UserError: It is missing, damaged, or of an unknown version.
         """
         file = folder / SUMMARY
         if not file.is_file():
-            raise UserError(f"{folder} holds no whole set of media shards: there is no {SUMMARY}")
+            raise UserError(f"{folder} has no complete set of media shards: {SUMMARY} is missing")
         value = read_versioned(file, VERSION)
         with reading(file):
             value |= {
@@ -92,7 +86,7 @@ class MediaSummary:
             return cls(**value)
 
     def write(self, file: Path) -> None:
-        """Writes the file, which `read` reads."""
+        """Writes the file for `read`."""
         write_versioned(dataclasses.asdict(self), file, VERSION)
 
     def rows(self) -> list[tuple[str, str]]:
@@ -101,10 +95,10 @@ class MediaSummary:
         size = sum(shard.size for shard in self.shards)
         codes = counts.frames * codebook.tokens_per_frame
         return [
-            ("items", f"{counts.items:,}  bad {counts.bad:,}  passed over {counts.passed_over:,}"),
+            ("items", f"{counts.items:,}  bad {counts.bad:,}  skipped {counts.passed_over:,}"),
             ("media", f"{counts.images:,} images, {counts.videos:,} videos"),
             ("frames", f"{counts.frames:,} of {codebook.resolution} × {codebook.resolution}"),
-            ("codes", f"{codes:,}  {codebook.tokens_per_frame} a frame, of {codebook.codes:,}"),
+            ("codes", f"{codes:,}  {codebook.tokens_per_frame} per frame, of {codebook.codes:,}"),
             ("shards", f"{len(self.shards):,}"),
             ("bytes", f"{size:,}"),
         ]
@@ -116,10 +110,10 @@ def is_media(folder: Path) -> bool:
 
 
 def media_files(folder: Path) -> list[Path]:
-    """Returns the shards of a folder.
+    """Returns the shards of a folder that hold items.
 
     Raises:
-        UserError: Not all are there, or one has not the size that it was written with.
+        UserError: A shard is missing, or its size has changed.
     """
     files = []
     for shard in MediaSummary.read(folder).shards:

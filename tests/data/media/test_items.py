@@ -1,4 +1,4 @@
-"""What images and videos come in: each way gives the same items, and faults are told one by one."""
+"""Inputs of images and videos: each kind gives the same items, and faults are reported singly."""
 
 import io
 import os
@@ -115,7 +115,7 @@ def test_the_same_content_is_the_same_input(tmp_path):
 
 
 def test_what_else_lies_in_a_folder(tmp_path):
-    """Content decides what is media; the rest is passed over if it was never meant to be."""
+    """Content decides what is media; the rest is skipped if it was never meant to be."""
     folder = lay(
         tmp_path / "x",
         {
@@ -146,7 +146,7 @@ def test_what_else_lies_in_a_folder(tmp_path):
     }
     bad = {each.name: each.reason for each in found if isinstance(each, Bad)}
     assert bad.keys() == {"broken.png", "odd", "dangling.png", "more/z.zip"}
-    assert bad["broken.png"].startswith("broken.png is no image and no video that can be read")
+    assert bad["broken.png"].startswith("broken.png is not a readable image or video")
     assert bad["dangling.png"] == "dangling.png: No such file or directory"
     assert bad["more/z.zip"].endswith("z.zip cannot be read: File is not a zip file")
     assert found.count(None) == 4, "nothing, readme.md, array.npy and list.csv"
@@ -198,7 +198,7 @@ def test_damaged_tars(tmp_path):
         file.addfile(out, io.BytesIO(MEDIA["a.png"]))
     found = read(path)
     assert (found[0].name, found[0].record["vision"]) == ("../../up.png", []), "a name, no more"
-    assert found[1].reason == "../../etc/link.png: it is a link or no plain file"
+    assert found[1].reason == "../../etc/link.png: it is a link or not a plain file"
     path.write_bytes(b"no tar at all" * 100)
     with pytest.raises(UserError, match=r"x\.tar cannot be read: "):
         open_items([str(path)])
@@ -243,7 +243,7 @@ def test_the_folder_that_is_written_to_is_no_input(tmp_path):
     for path in (tmp_path / "x", tmp_path / "x" / "*"):
         items = open_items([str(path)], leave=out)
         assert sorted(items[i].name.removeprefix("x/") for i in range(len(items))) == list(MEDIA)
-    with pytest.raises(UserError, match="out is read; choose another folder to write shards to"):
+    with pytest.raises(UserError, match="out is an input; choose another output folder"):
         open_items([str(out)], leave=out)
 
 
@@ -268,4 +268,4 @@ def test_inputs_that_are_none(tmp_path):
     ]:
         with pytest.raises(UserError, match=says):
             open_items([str(tmp_path / each) for each in inputs])
-    assert "x.png is no image" in read(tmp_path / "x.png")[0].reason
+    assert "x.png is not a readable image" in read(tmp_path / "x.png")[0].reason

@@ -1,4 +1,4 @@
-"""Lists of images and videos: their rows as records, and faults told one by one."""
+"""Lists of images and videos: their rows as records, and faults reported one by one."""
 
 import datetime
 
@@ -13,20 +13,20 @@ from .media_files import MEDIA, ROWS, jsonl, lay, parquet_of, read
 BAD_ROWS = [
     ("{", ":1: not JSON"),
     ({"caption": "no path"}, ":1: no path; give it in a column path, file"),
-    ({"path": "a.png", "caption": 3}, ":1: caption is no text, but 3"),
-    ({"path": "a.png", "answer": ["x"]}, ":1: answer is no text"),
-    ({"path": "a.png", "name": 5}, ":1: name is no text"),
-    ({"path": 7}, ":1: 7 is no path"),
-    ({"path": ""}, ":1: '' is no path"),
+    ({"path": "a.png", "caption": 3}, ":1: caption is not text, but 3"),
+    ({"path": "a.png", "answer": ["x"]}, ":1: answer is not text"),
+    ({"path": "a.png", "name": 5}, ":1: name is not text"),
+    ({"path": 7}, ":1: 7 is not a path"),
+    ({"path": ""}, ":1: '' is not a path"),
     ({"path": "nowhere.png"}, "nowhere.png cannot be read: No such file"),
-    ({"path": "."}, ". is no file"),
-    ({"path": "sub"}, "sub is no file"),
-    ({"path": "https://example.org/a.png"}, ":1: https://example.org/a.png is an address"),
+    ({"path": "."}, ". is not a file"),
+    ({"path": "sub"}, "sub is not a file"),
+    ({"path": "https://example.org/a.png"}, ":1: https://example.org/a.png is a URL"),
     ({"path": "a.png", "vision": [1]}, ":1: column 'vision' is where the codes go"),
-    ({"path": "list.jsonl"}, "list.jsonl is no image and no video"),
-    ({"messages": "hi"}, ":1: messages is no list of objects"),
+    ({"path": "list.jsonl"}, "list.jsonl is not a readable image or video"),
+    ({"messages": "hi"}, ":1: messages is not a list of objects"),
     ({"messages": [{"role": "user", "content": 3}]}, ":1: content of a message is neither text"),
-    ({"messages": [{"role": "user", "content": ["x"]}]}, ":1: a part is none of"),
+    ({"messages": [{"role": "user", "content": ["x"]}]}, ":1: a part is not of type"),
     ({"messages": [{"role": "user", "content": [{"type": "image"}]}]}, "but has no path"),
     (
         {"messages": [{"role": "u", "content": [{"type": "video", "path": "gone.mp4"}]}]},
@@ -35,7 +35,7 @@ BAD_ROWS = [
 ]
 
 
-def test_bad_rows_are_told_one_by_one(tmp_path):
+def test_bad_rows_are_reported_one_by_one(tmp_path):
     folder = lay(tmp_path / "x", MEDIA)
     for row, says in BAD_ROWS:
         (folder / "list.jsonl").write_text(jsonl([row, ROWS[0]]))
@@ -51,7 +51,7 @@ def test_bad_rows_of_csv(tmp_path):
     first, short, strange, last = read(lay(tmp_path / "x", MEDIA | {"l.csv": rows}) / "l.csv")
     assert first.record["caption"] == "one\nbreak"
     assert short == Bad("l.csv:5", f"{tmp_path}/x/l.csv:5: 1 cells for 2 columns")
-    assert strange.reason.endswith("l.csv:6: no row of CSV in UTF-8")
+    assert strange.reason.endswith("l.csv:6: not a row of CSV in UTF-8")
     assert (last.name, last.record["caption"]) == ("sub/b.gif", "last")
     for header in (b"", b"a,a\n1,2\n"):
         (tmp_path / "x" / "l.csv").write_bytes(header)
@@ -135,7 +135,7 @@ def test_tables_that_describe_a_folder(tmp_path):
     assert read(tmp_path / "x")[-1].reason.startswith("metadata.csv: the first line should name")
 
 
-def test_what_json_cannot_hold_goes_and_nothing_else(tmp_path):
+def test_values_that_json_cannot_hold_are_dropped(tmp_path):
     now = datetime.datetime(2020, 1, 1)
     parts = [
         {"type": "text", "text": "See", "at": now},

@@ -19,7 +19,7 @@ Image = pytest.importorskip("PIL.Image", reason="Pillow is not installed")
         ({"max_frames": 0}, "max_frames 0 must be at least 1"),
         ({"fps": 0.0}, r"fps 0\.0 must be a number above 0"),
         ({"fps": float("inf")}, "fps inf must be a number"),
-        ({"background": "wite"}, "'wite' is no colour"),
+        ({"background": "wite"}, "'wite' is not a colour"),
     ],
 )
 def test_wrong_sampling(changes, says):
@@ -53,7 +53,7 @@ def test_processes_read_in_order_and_outlive_a_crash(tmp_path):
     items, sampling = open_items([str(tmp_path)]), Sampling(resolution=8, max_frames=2)
     found: list = list(read_items(Deadly(items, 4), range(9), sampling, 2))
     assert [each.name for each in found] == [f"{i}.png" for i in range(9)]
-    assert found[4].reason == "4.png: the process that read it crashed, or was ended"
+    assert found[4].reason == "4.png: the process that read it crashed or was killed"
     for number in (0, 3, 5, 8):
         expected: Any = read_item(items, number, sampling)
         np.testing.assert_array_equal(found[number].pixels[0], expected.pixels[0])

@@ -38,12 +38,12 @@ SECONDS = 120
 
 
 @pytest.fixture(scope="module")
-def coder(vqgan):
+def encoder(vqgan):
     return VisionTokenizer.open(vqgan, batch=4)
 
 
-def draw(folder: Path, count: int) -> Path:
-    """Draws stills and clips of one to five frames; every tenth file is damaged."""
+def make_media(folder: Path, count: int) -> Path:
+    """Writes stills and clips of one to five frames; every tenth file is damaged."""
     folder.mkdir()
     for number in range(count):
         rng = np.random.default_rng(number)
@@ -59,7 +59,7 @@ def draw(folder: Path, count: int) -> Path:
 
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory):
-    return draw(tmp_path_factory.mktemp("media") / "pictures", 20)
+    return make_media(tmp_path_factory.mktemp("media") / "pictures", 20)
 
 
 def records(folder: Path) -> list[dict]:
@@ -71,18 +71,22 @@ def files(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
 
 
-def write(pictures, coder, out, *, shards=3, sampling=None, items=None, **options):
+def write(pictures, encoder, out, *, shards=3, sampling=None, items=None, **options):
     items = items or open_items([str(pictures)])
     sampling = sampling or Sampling(resolution=32, max_frames=4)
-    return write_media(MediaJob.of(items, sampling, coder.codebook, out, shards), coder, **options)
+    return write_media(
+        MediaJob.of(items, sampling, encoder.codebook, out, shards), encoder, **options
+    )
 
 
-def test_shards_hold_the_codes_in_their_order(tmp_path, pictures, coder, vqgan):
-    told = []
-    summary = write(pictures, coder, tmp_path / "out", progress=lambda *done: told.append(done))
+def test_shards_hold_the_codes_in_their_order(tmp_path, pictures, encoder, vqgan):
+    reported = []
+    summary = write(
+        pictures, encoder, tmp_path / "out", progress=lambda *done: reported.append(done)
+    )
     found = records(tmp_path / "out")
     assert [each["name"] for each in found] == [f"{i:04}.gif" for i in range(20) if i % 10 != 9]
-    model = coder.vqgan
+    model = encoder.vqgan
     for record in found:
         number = int(record["name"][:4])
         (item,) = read_pictures(pictures / record["name"])
@@ -96,8 +100,8 @@ def test_shards_hold_the_codes_in_their_order(tmp_path, pictures, coder, vqgan):
             "is_video": number % 5 > 0,
         }
         assert len(record["times"]) == record["frames"]
-    assert len({tuple(each["vision"]) for each in found}) == 18, "pictures are told apart"
-    assert told[-1] == (20, 20)
+    assert len({tuple(each["vision"]) for each in found}) == 18, "pictures have different codes"
+    assert reported[-1] == (20, 20)
     counts = summary.counts
     frames = sum(each["frames"] for each in found)
     assert (counts.items, counts.bad, counts.frames) == (18, 2, frames)
@@ -119,8 +123,8 @@ def read_pictures(path: Path):
     yield read_frames(path, resolution=32, max_frames=4).pixels
 
 
-def test_records_train_as_they_are(tmp_path, pictures, coder, byte_tokenizer):
-    write(pictures, coder, tmp_path / "out", shards=2)
+def test_records_train_as_they_are(tmp_path, pictures, encoder, byte_tokenizer):
+    write(pictures, encoder, tmp_path / "out", shards=2)
     tokens = TokenSpace.of(byte_tokenizer.vocab_size, 64)
     format = ExampleFormat(fields="[caption],vision", tokens_per_frame=64)
     examples = open_set((str(tmp_path / "out"),), format, byte_tokenizer, tokens)
@@ -135,14 +139,14 @@ def test_records_train_as_they_are(tmp_path, pictures, coder, byte_tokenizer):
         examples[0]
 
 
-def test_a_conversation_gets_codes_where_its_media_stand(tmp_path, pictures, coder):
+def test_a_conversation_gets_codes_where_its_media_stand(tmp_path, pictures, encoder):
     content = [{"type": "text", "text": "A"}, *({"type": "image", "path": "0000.gif"},) * 2]
     rows = [{"messages": [{"role": "user", "content": content}]}, {"path": "0001.gif"}]
     (tmp_path / "x.jsonl").write_text("\n".join(map(json.dumps, rows)))
     for number in range(2):
         (tmp_path / f"000{number}.gif").write_bytes((pictures / f"000{number}.gif").read_bytes())
     items = open_items([str(tmp_path / "x.jsonl")])
-    write(pictures, coder, tmp_path / "out", shards=1, items=items)
+    write(pictures, encoder, tmp_path / "out", shards=1, items=items)
     talk, alone = records(tmp_path / "out")
     parts = talk["messages"][0]["content"]
     assert len(parts[1]["vision"]) == 64
@@ -151,10 +155,10 @@ def test_a_conversation_gets_codes_where_its_media_stand(tmp_path, pictures, cod
     assert MediaSummary.read(tmp_path / "out").counts.frames == 4
 
 
-def test_batch_and_processes_make_no_difference(tmp_path, pictures, coder, vqgan):
+def test_batch_and_processes_make_no_difference(tmp_path, pictures, encoder, vqgan):
     """The size of a batch may, in the last bits of a float, which here change no code."""
-    write(pictures, coder, tmp_path / "here")
-    write(pictures, coder, tmp_path / "processes", workers=2)
+    write(pictures, encoder, tmp_path / "here")
+    write(pictures, encoder, tmp_path / "processes", workers=2)
     assert files(tmp_path / "here") == files(tmp_path / "processes")
     spread = VisionTokenizer.open(vqgan, batch=4, mesh=make_mesh("4,1,1,1"))
     assert spread.frames_per_batch == 16
@@ -162,8 +166,8 @@ def test_batch_and_processes_make_no_difference(tmp_path, pictures, coder, vqgan
     assert records(tmp_path / "here") == records(tmp_path / "devices")
 
 
-def test_a_run_that_stopped_goes_on(tmp_path, pictures, coder):
-    write(pictures, coder, tmp_path / "whole")
+def test_a_run_that_stopped_goes_on(tmp_path, pictures, encoder):
+    write(pictures, encoder, tmp_path / "whole")
     whole, out = files(tmp_path / "whole"), tmp_path / "out"
 
     def stop(done, total):
@@ -171,27 +175,27 @@ def test_a_run_that_stopped_goes_on(tmp_path, pictures, coder):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        write(pictures, coder, out, progress=stop)
+        write(pictures, encoder, out, progress=stop)
     assert sum(name in whole for name in files(out)) == 2, "two shards and no more"
-    with pytest.raises(UserError, match="out holds no whole set of media shards"):
+    with pytest.raises(UserError, match="out has no complete set of media shards"):
         open_source(out)
     (out / ".partial-00002-1").write_bytes(b"left by a process that was killed")
-    before, told = (out / sorted(whole)[1]).stat().st_mtime_ns, []
-    write(pictures, coder, out, progress=lambda done, _: told.append(done))
-    assert min(told) > 13, "the first shards were not written again"
+    before, reported = (out / sorted(whole)[1]).stat().st_mtime_ns, []
+    write(pictures, encoder, out, progress=lambda done, _: reported.append(done))
+    assert min(reported) > 13, "the first shards were not written again"
     assert (out / sorted(whole)[1]).stat().st_mtime_ns == before
     assert files(out) == whole
-    told.clear()
-    write(pictures, coder, out, progress=lambda done, _: told.append(done))
-    assert not told
+    reported.clear()
+    write(pictures, encoder, out, progress=lambda done, _: reported.append(done))
+    assert not reported
 
 
 @pytest.mark.parametrize("whole", [True, False])
-def test_another_input_is_refused(tmp_path, pictures, coder, whole):
+def test_another_input_is_refused(tmp_path, pictures, encoder, whole):
     out = tmp_path / "out"
 
     def again(**changes):
-        options = {"coder": coder, "max_bad_share": 1.0 if whole else 0.0} | changes
+        options = {"encoder": encoder, "max_bad_share": 1.0 if whole else 0.0} | changes
         return write(pictures, out=out, **options)
 
     if whole:
@@ -202,41 +206,41 @@ def test_another_input_is_refused(tmp_path, pictures, coder, whole):
         assert len((out / "bad.jsonl").read_text().splitlines()) == 2
     few = Sampling(resolution=32, max_frames=2)
     other = VisionTokenizer.__new__(VisionTokenizer)
-    other.__dict__ |= vars(coder) | {
-        "codebook": dataclasses.replace(coder.codebook, fingerprint="0", dtype="bfloat16")
+    other.__dict__ |= vars(encoder) | {
+        "codebook": dataclasses.replace(encoder.codebook, fingerprint="0", dtype="bfloat16")
     }
     for says, change in [
-        ("items", {"items": open_items([str(draw(tmp_path / "more", 21))])}),
+        ("items", {"items": open_items([str(make_media(tmp_path / "more", 21))])}),
         ("sampling", {"sampling": few}),
         ("number of shards", {"shards": 2}),
-        ("VQGAN, dtype", {"coder": other}),
+        ("VQGAN, dtype", {"encoder": other}),
     ]:
         with pytest.raises(UserError, match=rf"out holds shards of another input \({says}\): rem"):
             again(**change)
     assert again(max_bad_share=0.1).counts.items == 18
 
 
-def test_one_process_at_a_time(tmp_path, pictures, coder):
+def test_one_process_at_a_time(tmp_path, pictures, encoder):
     def intrude(done, total):
         with pytest.raises(UserError, match="another process is writing shards to"):
-            write(pictures, coder, tmp_path / "out")
+            write(pictures, encoder, tmp_path / "out")
         seen.append(done)
 
     seen = []
-    write(pictures, coder, tmp_path / "out", progress=intrude)
+    write(pictures, encoder, tmp_path / "out", progress=intrude)
     assert seen
 
 
-def test_nothing_to_keep(tmp_path, coder):
+def test_nothing_to_keep(tmp_path, encoder):
     lay = tmp_path / "x"
     lay.mkdir()
     (lay / "a.png").write_bytes(b"")
     with pytest.raises(UserError, match=r"no item can be read; the first: a\.png is empty"):
-        write(lay, coder, tmp_path / "a", shards=1)
+        write(lay, encoder, tmp_path / "a", shards=1)
     (lay / "a.png").unlink()
     (lay / "notes.md").write_text("text")
-    with pytest.raises(UserError, match="the first: nothing is an image or a video"):
-        write(lay, coder, tmp_path / "b", shards=1)
+    with pytest.raises(UserError, match="the first: there is no image or video"):
+        write(lay, encoder, tmp_path / "b", shards=1)
 
 
 @pytest.mark.parametrize(
@@ -275,13 +279,13 @@ def test_the_command(tmp_path, pictures, vqgan, capsys):
     printed = capsys.readouterr().out.splitlines()
     tokenize((str(folder),), **options)
     assert capsys.readouterr().out.splitlines() == printed, "the shards are no input"
-    assert printed[:2] == ["items      18  bad 2  passed over 0", "media      4 images, 14 videos"]
-    assert printed[3].endswith("16 a frame, of 64")
+    assert printed[:2] == ["items      18  bad 2  skipped 0", "media      4 images, 14 videos"]
+    assert printed[3].endswith("16 per frame, of 64")
     summary = MediaSummary.read(out)
     assert len(summary.shards) == 1
     assert (summary.sampling["max_frames"], summary.sampling["fps"]) == (None, 25.0)
     assert max(each["frames"] for each in records(out)) == 5
-    with pytest.raises(UserError, match="out holds media shards, whose frames are codes already"):
+    with pytest.raises(UserError, match="out holds media shards, whose frames are already encoded"):
         open_items([str(out)])
     shard = out / summary.shards[0].name
     shard.write_bytes(shard.read_bytes()[:-1])
@@ -326,7 +330,7 @@ def kill_at(pictures, vqgan, out, shards, count, workers, delay=0.0) -> None:
     raise AssertionError("processes outlive the one that started them")
 
 
-def test_a_killed_run_goes_on(tmp_path, pictures, vqgan, coder):
+def test_a_killed_run_goes_on(tmp_path, pictures, vqgan, encoder):
     out = tmp_path / "out"
     kill_at(pictures, vqgan, out, 10, 3, 1)
     left = len(list(out.glob("media-*")))
@@ -339,7 +343,7 @@ def test_a_killed_run_goes_on(tmp_path, pictures, vqgan, coder):
 
 @pytest.mark.slow
 def test_a_run_killed_five_times_is_as_one(tmp_path, vqgan):
-    many = draw(tmp_path / "many", 500)
+    many = make_media(tmp_path / "many", 500)
     out, whole = tmp_path / "out", tmp_path / "whole"
     for kill, (count, delay) in enumerate([(0, 1.0), (1, 0.0), (7, 0.013), (18, 0.1), (29, 0.03)]):
         kill_at(many, vqgan, out, 40, count, kill % 3, delay)

@@ -77,7 +77,7 @@ def test_the_page_shows_frames_and_texts(shards, capsys):
     for each in ("<b>number 8</b>", "Look:", "A & B", "What?", "Dots", "x.jsonl:10", "3 frames"):
         assert each in text, each
     assert "<gone>.png cannot be read: No such file or directory" in text
-    assert "x.jsonl:13: caption is no text, but 3" in text
+    assert "x.jsonl:13: caption is not text, but 3" in text
     assert "<b>number" not in page
     assert not re.search(r'(src|href)="(?!data:)', page), "it stands alone"
     assert len(open_source(shards)) == 11, "the page is no shard"
@@ -105,7 +105,7 @@ def test_only_the_vqgan_that_made_the_codes_will_do(shards, tmp_path, draw_vqgan
         show(moved, vqgan=Path("vqgan-64"))
     with pytest.raises(UserError, match="count 0 must be at least 1"):
         show(moved, count=0)
-    with pytest.raises(UserError, match="holds no whole set of media shards"):
+    with pytest.raises(UserError, match="has no complete set of media shards"):
         show(tmp_path)
     with pytest.raises(UserError, match="cannot be written"):
         show(moved, vqgan=vqgan, out=tmp_path / "no" / "x.html", count=1)
