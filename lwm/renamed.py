@@ -1,5 +1,6 @@
 """Names of the last release, which still work for one release: modules, classes, settings."""
 
+import dataclasses
 import functools
 import importlib
 import importlib.abc
@@ -88,33 +89,43 @@ def new_options(
 def takes_old_settings(place: str) -> Callable[[T], T]:
     """Returns a class decorator: the settings at `place` in a run keep their old names, too.
 
-    Old keywords and attributes work and warn. An old keyword wins over a new one, since
-    `dataclasses.replace` gives all new ones.
+    Old keywords work and warn, attributes as well unless they moved to another class. An old
+    keyword wins over a new one, since `dataclasses.replace` gives all new ones.
     """
-    prefix = f"{place}." if place else ""
-    names = {
-        old.removeprefix(prefix): new.removeprefix(prefix)
+    new_paths = {
+        old.rpartition(".")[2]: new
         for old, new in SETTINGS.items()
-        if old.rpartition(".")[0] == new.rpartition(".")[0] == place
+        if old.rpartition(".")[0] == place
     }
 
     def decorate(cls: T) -> T:
         init = cls.__init__
 
-        def renewed(name: str) -> str:
-            message = f"{cls.__name__}.{name} is now {names[name]}; the old name goes with the next"
-            warnings.warn(f"{message} release", DeprecationWarning, stacklevel=3)
-            return names[name]
+        def renewed(name: str) -> tuple[str, str]:
+            parent, _, leaf = new_paths[name].rpartition(".")
+            new = leaf if parent == place else f"{leaf} of `{parent}` in a run"
+            message = f"{cls.__name__}.{name} is now {new}; the old name goes with the next release"
+            warnings.warn(message, DeprecationWarning, stacklevel=3)
+            return parent, leaf
 
         @functools.wraps(init)
         def __init__(self: Any, *args: Any, **settings: Any) -> None:
-            for old in names.keys() & settings.keys():
-                settings[renewed(old)] = settings.pop(old)
+            moved: dict[str, dict[str, Any]] = {}
+            for old in new_paths.keys() & settings.keys():
+                parent, leaf = renewed(old)
+                target = settings if parent == place else moved.setdefault(parent, {})
+                target[leaf] = settings.pop(old)
+            for part in [*settings.values()]:
+                for field, values in getattr(part, "_moved", {}).items():
+                    own = settings.get(field, getattr(cls, field, None))
+                    settings[field] = dataclasses.replace(own, **values)
             init(self, *args, **settings)
+            if moved:
+                object.__setattr__(self, "_moved", moved)  # for the run, which takes it
 
         def __getattr__(self: Any, name: str) -> Any:
-            if name in names:
-                return getattr(self, renewed(name))
+            if name in new_paths and new_paths[name].rpartition(".")[0] == place:
+                return getattr(self, renewed(name)[1])
             raise AttributeError(f"{cls.__name__!r} object has no attribute {name!r}")
 
         type.__setattr__(cls, "__init__", __init__)

@@ -177,6 +177,10 @@ def test_old_names_of_settings_work_in_recipes():
     run, found = debug(), tiny_vision().sampling
     with pytest.warns(DeprecationWarning, match=r"Run\.drawings is now sampling"):
         assert dataclasses.replace(run, **cast(Any, {"drawings": found})).sampling == found
+    with pytest.warns(DeprecationWarning, match="dtype is now dtype of `compute` in a run"):
+        model = dataclasses.replace(run.model, **cast(Any, {"dtype": "bfloat16"}))
+    assert dataclasses.replace(run, model=model).compute == Compute(dtype="bfloat16")
+    assert dataclasses.replace(run, model=model).model == run.model
     with pytest.raises(AttributeError, match="'Run' object has no attribute 'drawing'"):
         _ = cast(Any, run).drawing
     with pytest.raises(TypeError, match="courses"):
@@ -188,6 +192,7 @@ def test_old_names_of_settings_work_in_recipes():
     [
         ("debug", "--training.optimizer.schedule.course", "--training.optimizer.schedule.shape"),
         ("vqgan-64", "--training.codebook.continuous=9", "--training.codebook.warmup=9"),
+        ("debug", "--model.loss-chunk", "--compute.loss-chunk"),
         ("debug", "--drawings.image.top_k", "--sampling.image.top-k"),
     ],
 )
@@ -197,8 +202,8 @@ def test_old_options_work_with_a_hint(capsys, recipe, old, new):
     old, new = (option.partition("=")[0] for option in (old, new))
     hint = f"lwm: {old} is now {new}; the old name goes with the next release\n"
     assert capsys.readouterr().err == hint
-    assert commands([recipe, "--seed", "1"])[1] == [recipe, "--seed", "1"]
-    assert commands([])[1] == []
+    kept = [["debug", "--seed", "1"], ["vqgan-64", "--model.dtype", "bfloat16"], []]
+    assert [commands(arguments)[1] for arguments in kept] == kept
     assert not capsys.readouterr().err
 
 

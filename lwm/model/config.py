@@ -5,6 +5,7 @@ import math
 from typing import Any, Literal, get_args
 
 from lwm.errors import UserError
+from lwm.renamed import takes_old_settings
 from lwm.tokens import TokenSpace
 
 Dtype = Literal["float32", "bfloat16"]
@@ -43,6 +44,7 @@ class Rope:
     scaling: RopeScaling | None = None
 
 
+@takes_old_settings("model")
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LlamaConfig:
     """The shape of a dense decoder of the Llama kind."""
