@@ -1,5 +1,6 @@
 """Runs the commands of README and docs, from a folder that holds what a clone holds."""
 
+import importlib
 import os
 import re
 import subprocess
@@ -8,7 +9,11 @@ from pathlib import Path
 
 import pytest
 
+import lwm
+
 ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT / "tools"))
+code_map = importlib.import_module("code_map")
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 # These make the environment that the tests run in, or wait for somebody to type.
 SKIPPED = ("python3 -m venv", ".venv/bin/pip", ".venv/bin/pytest", "lwm chat ./my-model")
@@ -82,6 +87,31 @@ def test_pages_are_in_the_navigation_and_links_lead_somewhere():
     for page in PAGES:
         for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text()):
             assert (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+@pytest.mark.parametrize("page", code_map.PAGES)
+def test_what_is_made_from_the_code_is_current(page):
+    text = (ROOT / page).read_text()
+    assert text == code_map.current(ROOT / page), "run python tools/code_map.py"
+
+
+def test_every_module_has_a_caption():
+    for line in (*code_map.modules().splitlines(), *code_map.folders().splitlines()):
+        assert line.startswith("```") or len(line.split(maxsplit=1)) == 2, line
+
+
+def test_the_reference_has_all_public_names_and_configurations():
+    named = set(
+        re.findall(r"^::: ([\w.]+)$", (ROOT / "docs/reference.md").read_text(), re.MULTILINE)
+    )
+    assert {f"lwm.{name}" for name in lwm.__all__ if name != "__version__"} <= named
+    for module in ("train.config", "train.vqgan.config", "data.format", "eval.needle.config"):
+        path = ROOT / "lwm" / f"{module.replace('.', '/')}.py"
+        for name in re.findall(r"^class ([A-Z]\w+)", path.read_text(), re.MULTILINE):
+            assert f"lwm.{module}.{name}" in named
+    for name in named:
+        module, _, attribute = name.rpartition(".")
+        assert hasattr(importlib.import_module(module), attribute)
 
 
 def test_every_command_and_option_of_the_docs_exists():

@@ -1,4 +1,4 @@
-"""The command line: it parses, opens, prints; nothing else in the package prints."""
+"""Command line: parses arguments, calls the library and prints. No other package prints."""
 
 from lwm.cli.app import main
 

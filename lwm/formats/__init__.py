@@ -1,1 +1,1 @@
-""""""
+"""Readers and writers of file formats: GGUF, Flax msgpack streams, pickles. No model."""

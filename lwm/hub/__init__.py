@@ -1,1 +1,1 @@
-""""""
+"""Catalogue of known models, and downloads from hubs and package indexes."""

@@ -1,1 +1,1 @@
-""""""
+"""Forms of operations that XLA compiles well for CPUs."""

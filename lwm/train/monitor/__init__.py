@@ -1,1 +1,1 @@
-""""""
+"""Monitoring of runs: console, log sinks, trackers and plots."""

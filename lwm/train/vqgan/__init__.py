@@ -1,1 +1,1 @@
-""""""
+"""Training of VQGANs: task, step, discriminator, perceptual loss, validation."""
