@@ -1,9 +1,8 @@
-"""The two libraries that cut text into tokens, behind one small interface.
+"""The two tokenizer libraries behind one interface.
 
 `FastTokenizer` wraps `tokenizers` (a `tokenizer.json`, or byte-pair tables), `SentencePiece` wraps
-`sentencepiece` (a `tokenizer.model`, or LLaMA-2's tables). Each turns a list of parts, which are
-text or ids, into ids, and one id into bytes. Text never yields a special token: that is
-`Tokenizer`'s decision.
+`sentencepiece` (a `tokenizer.model`, or LLaMA-2's tables). Each encodes a list of texts and ids,
+and decodes one id to bytes. Text never yields a special token here; `Tokenizer` handles these.
 """
 
 import json
@@ -15,8 +14,8 @@ from typing import Any
 
 from lwm.errors import UserError
 
-# Stands for an id among text in one call to `tokenizers`, so that the text around it is cut just as
-# it is around a special token. Unicode guarantees that no text uses it.
+# Placeholder of an id in one call to `tokenizers`, so that the text around it is split as at a
+# special token. Unicode guarantees that no text uses it.
 _MARK = "\ufdd0"
 
 _NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED, _UNUSED, _BYTE = range(1, 7)
@@ -39,7 +38,7 @@ _SPLITS = {
 
 
 def _byte_alphabet() -> dict[str, int]:
-    """Returns the printable character that byte-level BPE writes for each byte, as GPT-2 chose."""
+    """Returns the byte of each printable character of GPT-2's byte-level BPE."""
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
     others = [byte for byte in range(256) if byte not in printable]
     shifted = {chr(256 + i): byte for i, byte in enumerate(others)}
@@ -75,13 +74,13 @@ class FastTokenizer:
         steps = _decoder_steps(tokenizer.decoder)
         self._bytewise = any(step["type"] == "ByteLevel" for step in steps)
         self.strips_space: bool = any(map(_strips_space, steps))
-        tokenizer.encode_special_tokens = True  # which means: as if they were ordinary text
+        tokenizer.encode_special_tokens = True  # that is, as ordinary text
         tokenizer.add_tokens([AddedToken(_MARK, normalized=False, special=False)])
         self._mark_id = tokenizer.token_to_id(_MARK)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        # `tokenizers` forgets it when it is pickled, and a text could then write any token.
+        # `tokenizers` does not pickle this; without it, text could yield any token.
         self._tokenizer.encode_special_tokens = True
 
     @classmethod
@@ -99,7 +98,7 @@ class FastTokenizer:
     def from_tables(
         cls, tokens: list[str], merges: list[str], kinds: list[int], pre: str
     ) -> "FastTokenizer":
-        """Builds byte-level BPE from the tables in a GGUF file, whose word splitting is `pre`."""
+        """Builds byte-level BPE from the tables of a GGUF file; `pre` names its word splitting."""
         from tokenizers import (
             AddedToken,
             Regex,
@@ -136,23 +135,23 @@ class FastTokenizer:
         return cls(tokenizer)
 
     def adds(self, bos_id: int) -> bool:
-        """Returns whether the tokenizer's own post-processing starts a text with this id."""
+        """Returns whether the tokenizer's post-processing starts a text with this id."""
         return self._tokenizer.encode("", add_special_tokens=True).ids[:1] == [bos_id]
 
     def name(self, token: int) -> str | None:
-        """Returns how the vocabulary writes an id."""
+        """Returns the name of an id in the vocabulary."""
         return self._tokenizer.id_to_token(token)
 
     def find(self, name: str) -> int | None:
-        """Returns the id that the vocabulary writes so, special or not."""
+        """Returns the id of a name in the vocabulary, special or not."""
         return self._tokenizer.token_to_id(name)
 
     def save(self, folder: Path, *, start: int | None) -> dict[str, Any]:
-        """Writes `tokenizer.json`, and returns what `tokenizer_config.json` has to say with it.
+        """Writes `tokenizer.json`; returns its entries of `tokenizer_config.json`.
 
         Args:
-            folder: Where to.
-            start: The id with which the file starts each text, unless it says itself how to start.
+            folder: The folder.
+            start: The id to start each text with, unless the tokenizer has a rule of its own.
         """
         from tokenizers import Tokenizer, processors
 
@@ -168,7 +167,7 @@ class FastTokenizer:
         return {"tokenizer_class": "PreTrainedTokenizerFast"}
 
     def encode(self, parts: Sequence[str | int]) -> list[int]:
-        """Returns the ids of text, special tokens in it taken literally, and of the ids given."""
+        """Encodes texts, with special tokens as plain text, and passes ids through."""
         text = "".join(
             _MARK if isinstance(part, int) else part.replace(_MARK, "\ufffd") for part in parts
         )
@@ -177,7 +176,7 @@ class FastTokenizer:
         return [next(given) if token == self._mark_id else token for token in ids]
 
     def spell(self, token: int) -> bytes:
-        """Returns the bytes that an id stands for; none for an id outside the vocabulary."""
+        """Returns the bytes of an id; none for an id outside the vocabulary."""
         if token in self._added:
             return self._added[token]
         text = self._tokenizer.id_to_token(token) if 0 <= token < self.vocab_size else None
@@ -189,7 +188,7 @@ class FastTokenizer:
 
 
 class SentencePiece:
-    """A `sentencepiece.SentencePieceProcessor`, with any tokens that were added to it."""
+    """A `sentencepiece.SentencePieceProcessor` with added tokens."""
 
     def __init__(self, model: Any, added: dict[str, int]) -> None:
         self._model = model
@@ -228,31 +227,31 @@ class SentencePiece:
         return cls(_load(data, "the GGUF tokenizer"), {})
 
     def name(self, token: int) -> str | None:
-        """Returns how the vocabulary writes an id."""
+        """Returns the name of an id in the vocabulary."""
         names = {i: name for name, i in self.special.items()}
         if token in names or not 0 <= token < self._model.vocab_size():
             return names.get(token)
         return self._model.id_to_piece(token)
 
     def find(self, name: str) -> int | None:
-        """Returns the id that the vocabulary writes so, special or not."""
+        """Returns the id of a name in the vocabulary, special or not."""
         if name in self.special:
             return self.special[name]
         found = self._model.piece_to_id(name)
         return found if self._model.id_to_piece(found) == name else None
 
     def save(self, folder: Path, *, start: int | None) -> dict[str, Any]:
-        """Writes `tokenizer.model`, and returns what `tokenizer_config.json` has to say with it.
+        """Writes `tokenizer.model`; returns its entries of `tokenizer_config.json`.
 
         Args:
-            folder: Where to.
-            start: Not used: such a file does not say what starts a text.
+            folder: The folder.
+            start: Not used: such a file has no rule for the start of a text.
         """
         (folder / "tokenizer.model").write_bytes(self._model.serialized_model_proto())
         plain = dict.fromkeys(("lstrip", "rstrip", "normalized", "single_word"), False)
         return {
             "tokenizer_class": "LlamaTokenizer",
-            "legacy": True,  # text after a special token is cut as at the start of a text
+            "legacy": True,  # text after a special token is encoded like the start of a text
             "add_prefix_space": self.strips_space,
             "unk_token": self._model.id_to_piece(self._model.unk_id()),
             "added_tokens_decoder": {
@@ -262,14 +261,14 @@ class SentencePiece:
         }
 
     def encode(self, parts: Sequence[str | int]) -> list[int]:
-        """Returns the ids of text, special tokens in it taken literally, and of the ids given."""
+        """Encodes texts, with special tokens as plain text, and passes ids through."""
         ids: list[int] = []
         for part in parts:
             ids += [part] if isinstance(part, int) else self._model.encode(part)
         return ids
 
     def spell(self, token: int) -> bytes:
-        """Returns the bytes that an id stands for; none for an id outside the vocabulary."""
+        """Returns the bytes of an id; none for an id outside the vocabulary."""
         if token in self._added:
             return self._added[token]
         if not 0 <= token < self._model.vocab_size():
@@ -292,14 +291,14 @@ def _load(data: bytes, source: str) -> Any:
 
 
 def _names(tokens: list[str], kinds: list[int]) -> Iterable[bytes]:
-    """Name the unknown piece, which SentencePiece requires, as the tables do."""
+    """Yields the field that names the unknown piece, which SentencePiece requires."""
     for token, kind in zip(tokens, kinds, strict=True):
         if kind == _UNKNOWN:
             yield _field(45, token.encode())
 
 
 def _field(number: int, value: int | float | bytes) -> bytes:
-    """Write one protobuf field."""
+    """Encodes one protobuf field."""
     if isinstance(value, bytes):
         return _varint(number << 3 | 2) + _varint(len(value)) + value
     if isinstance(value, float):
@@ -329,7 +328,7 @@ def _decoder_steps(decoder: Any) -> list[dict[str, Any]]:
 
 
 def _strips_space(step: dict[str, Any]) -> bool:
-    """Returns whether a step drops the space that encoding put before the first word."""
+    """Returns whether a decoder step removes the space that encoding adds before the first word."""
     if step["type"] == "Metaspace":
         return step.get("prepend_scheme", "always") != "never"
     return step["type"] == "Strip" and step["start"] > 0

@@ -1,4 +1,4 @@
-"""Training a tokenizer: byte-level pairs, so that every text comes back exactly."""
+"""Training of byte-level BPE tokenizers, which reproduce every text exactly."""
 
 import json
 from collections.abc import Iterable, Iterator
@@ -13,21 +13,20 @@ _LEAST = 256 + len(_SPECIAL)
 
 
 def train_tokenizer(texts: Iterable[str], *, size: int, folder: Path) -> Tokenizer:
-    """Trains byte-pair encoding on texts, and stores it as Hugging Face and `Tokenizer` read it.
+    """Trains byte-pair encoding on texts, and saves it for Hugging Face and `Tokenizer`.
 
-    Words are split as GPT-2 splits them, and digits stand one by one. `<s>` begins a document and
-    `</s>` ends one; in the texts these names are letters like any others. The same texts and size
-    give the same tokenizer.
+    Words are split as in GPT-2, and digits one by one. `<s>` begins a document and `</s>` ends it;
+    in the texts these names are plain text. The same texts and size give the same tokenizer.
 
     Args:
-        texts: What to learn from; each is read once.
-        size: The number of ids, special ones included. Short texts may offer fewer pairs that
-            occur twice; then the vocabulary is smaller.
-        folder: Gets `tokenizer.json` and `tokenizer_config.json`; others there are kept.
+        texts: The training texts; each is read once.
+        size: Number of ids, including special ones. If too few pairs occur twice in the texts,
+            the vocabulary is smaller.
+        folder: Receives `tokenizer.json` and `tokenizer_config.json`; other files are kept.
 
     Raises:
-        UserError: The size has no room for all bytes, there is no text, or the folder cannot be
-            written.
+        UserError: The size is below the number of bytes and special tokens, there is no text, or
+            the folder is not writable.
     """
     from tokenizers import Tokenizer as Trained, decoders, models, pre_tokenizers, processors
     from tokenizers.trainers import BpeTrainer
@@ -46,7 +45,7 @@ def train_tokenizer(texts: Iterable[str], *, size: int, folder: Path) -> Tokeniz
         ]
     )
     trained.decoder = decoders.ByteLevel()
-    # GPT-2's split parts letters from marks, so that no pairs ever spell a special token.
+    # GPT-2's split separates letters from punctuation: merges never spell a special token.
     trainer = BpeTrainer(
         vocab_size=size,
         min_frequency=2,
@@ -78,11 +77,11 @@ def train_tokenizer(texts: Iterable[str], *, size: int, folder: Path) -> Tokeniz
 
 
 def _some(texts: Iterable[str]) -> Iterator[str]:
-    """Yields the texts, of which at least one must hold something."""
+    """Yields the texts; refuses if all are empty."""
     found = False
     for text in texts:
         found = found or bool(text)
-        # Half of a surrogate pair, which JSON may hold, has no bytes to learn.
+        # Half of a surrogate pair, which JSON may hold, has no UTF-8 bytes.
         yield text.encode("utf-8", "replace").decode("utf-8")
     if not found:
         raise UserError("there is no text to train a tokenizer on")

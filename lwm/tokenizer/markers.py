@@ -1,9 +1,9 @@
-"""How images and videos stand among the ids of a stream.
+"""Token layout of images and videos.
 
     <vision> c c … c EOF c c … c EOV </vision>
     text ids ^ codes     ^ codes     text ids
 
-The two marks are ordinary text, each encoded by itself.
+The two markers are ordinary text, each encoded by itself.
 """
 
 import dataclasses
@@ -26,11 +26,11 @@ class VisionMarkers:
     opening: tuple[int, ...]
     closing: tuple[int, ...]
     openings: tuple[tuple[int, ...], ...]
-    """All runs of ids that the tokenizer may write for `<vision>`: alone, in a line, in a word."""
+    """All encodings of `<vision>`: alone, after a space, inside a word."""
 
     @classmethod
     def of(cls, tokenizer: Tokenizer, tokens: TokenSpace) -> "VisionMarkers":
-        """Returns those of a model.
+        """Returns the markers of a model.
 
         Raises:
             UserError: The model reads no vision.
@@ -53,7 +53,7 @@ class VisionMarkers:
         )
 
     def frames(self, codes: Int[np.ndarray, "frames codes"]) -> Int[np.ndarray, " n"]:
-        """Returns the ids of frames, the marker after each included: of the last, end of vision.
+        """Returns the ids of frames, each followed by end-of-frame, the last by end-of-vision.
 
         Raises:
             UserError: A code is not in the codebook.
@@ -64,16 +64,16 @@ class VisionMarkers:
         if outside.size:
             raise UserError(
                 f"{flat[outside[0]]} at place {outside[0]} is not a code from 0 to "
-                f"{tokens.codes - 1}; leave ends of frames out, they are added"
+                f"{tokens.codes - 1}; leave out ends of frames, they are added"
             )
         ids = np.full((len(codes), codes.shape[1] + 1), tokens.end_of_frame, np.int32)
-        # Not added before: codes may be of a type too narrow for ids.
+        # Added in place: the type of the codes may be too narrow for ids.
         ids[:, :-1] = codes
         ids[:, :-1] += tokens.text
         ids[-1, -1] = tokens.end_of_vision
         return ids.ravel()
 
     def wrap(self, codes: Int[np.ndarray, "frames codes"]) -> Int[np.ndarray, " n"]:
-        """Returns `<vision>`, each frame's codes and its end, `</vision>`."""
+        """Returns the ids of `<vision>`, the frames and `</vision>`."""
         ids = [self.opening, self.frames(codes), self.closing]
         return np.concatenate(ids).astype(np.int32)

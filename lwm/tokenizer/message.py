@@ -1,4 +1,4 @@
-"""What is said in a conversation: text, images and video, in any order, by people and by models."""
+"""Messages of a conversation: text, images and videos in any order."""
 
 import dataclasses
 import reprlib
@@ -19,25 +19,25 @@ class Vision:
     """An image, which is one frame, or a video."""
 
     codes: Int[np.ndarray, "frames codes"]
-    """What a model reads and writes: the codes of a VQGAN, frame after frame."""
+    """VQGAN codes of each frame, which the model reads and writes."""
     is_video: bool
     pixels: UInt8[np.ndarray, "frames R R 3"] | None = None
-    """What people see, where that is known."""
+    """The decoded frames, if available."""
     times: Float[np.ndarray, " frames"] | None = None
-    """Seconds from the start of the file that it was read from."""
+    """Time of each frame in seconds from the start of its file."""
     name: str = ""
-    """That file, for messages."""
+    """Name of the file, for messages."""
 
     @property
     def kind(self) -> Literal["image", "video"]:
-        """What it is called."""
+        """Returns `image` or `video`."""
         return "video" if self.is_video else "image"
 
     def save(self, path: str | Path, *, fps: float = 4.0) -> None:
         """Writes an image as .png, .jpg or .webp, a video as .mp4, .gif or .webp.
 
         Raises:
-            UserError: The pixels are not known, the ending is another, or it cannot be written.
+            UserError: There are no pixels, the file name ends otherwise, or it cannot be written.
         """
         from lwm.media.write import write_image, write_video
 
@@ -53,11 +53,11 @@ class Vision:
         """Reads codes as records hold them: one flat list under `vision`.
 
         Args:
-            value: A record, or a part of a message; `frames` says how many there are.
-            tokens_per_frame: Codes of a frame, where `frames` is missing.
+            value: A record, or a part of a message; `frames` is the number of frames.
+            tokens_per_frame: Codes of a frame, if `frames` is missing.
 
         Raises:
-            UserError: There is no frame, or no whole number of them.
+            UserError: There is no frame, or the codes do not divide into frames.
         """
         codes = flat_codes(value.get("vision"), "vision")
         frames, times = value.get("frames"), value.get("times")
@@ -85,14 +85,14 @@ Part = str | Vision
 
 @dataclasses.dataclass(frozen=True)
 class Message:
-    """One turn: who says it, and what."""
+    """One turn of a conversation."""
 
     role: str
     parts: tuple[Part, ...] = ()
-    """Texts, images and videos, in their order."""
+    """Texts, images and videos, in order."""
 
     def __post_init__(self):
-        """Refuses a role that no template knows.
+        """Refuses unknown roles.
 
         Raises:
             UserError: The role.
@@ -105,7 +105,7 @@ class Message:
     def of(
         cls, value: "Message | Mapping[str, Any]", *, tokens_per_frame: int | None = None
     ) -> "Message":
-        """Reads a message as JSON has it: `content` is text, or a list of parts with a `type`.
+        """Reads a message in JSON form: `content` is text, or a list of parts with a `type`.
 
         A part is `{"type": "text", "text": ...}`, or of type `image` or `video` and has codes
         under `vision`.
@@ -128,12 +128,12 @@ class Message:
 
     @property
     def text(self) -> str:
-        """All that is text in it."""
+        """All text of the message."""
         return "".join(part for part in self.parts if isinstance(part, str))
 
     @property
     def visions(self) -> tuple[Vision, ...]:
-        """The images and videos in it."""
+        """The images and videos of the message."""
         return tuple(part for part in self.parts if isinstance(part, Vision))
 
 
@@ -141,7 +141,7 @@ def part_of(value: Any, *, tokens_per_frame: int | None = None) -> Part:
     """Reads a part of a message or a document.
 
     Raises:
-        UserError: It is none.
+        UserError: The part is malformed.
     """
     if isinstance(value, Vision):
         return value
@@ -168,7 +168,7 @@ def flat_codes(value: Any, key: str) -> Int[np.ndarray, " n"]:
     """Reads a flat list of codes.
 
     Raises:
-        UserError: It is empty, nested, or not of whole numbers.
+        UserError: The list is empty, nested, or not of integers.
     """
     try:
         codes = np.asarray(value)

@@ -1,8 +1,8 @@
-"""Conversations to ids, in the model's own format or in LWM's.
+"""Chat templates: conversations to ids, in the model's own format or in LWM's.
 
-What a user says is text and never more: a special token typed into a message stays the letters it
-is made of, whatever the template does with the message. An image or a video stands between the
-same marks in every format; text around it is cut as around a special token.
+Messages of users are plain text: the name of a special token in a message never becomes that token,
+whatever the template does with the message. Images and videos have the same markers in every
+format; text around them is tokenized as around a special token.
 """
 
 import functools
@@ -23,16 +23,16 @@ from lwm.tokenizer.tokenizer import Tokenizer
 LWM_TEMPLATE = "lwm"
 LWM_SYSTEM = "You are a helpful assistant."
 
-# Put inside a special token's name that a user typed, it keeps the name from being recognised in
-# the rendered text, while the template may still strip or search the message. Unicode guarantees
-# that no text uses it.
+# Breaks the name of a special token in a message, so that it is not recognised in the rendered
+# text, while the template may still strip or search the message. Unicode guarantees that no text
+# uses this character.
 _BREAK = "\ufdd1"
-# Such as "\ufdd212\ufdd3": where in the rendered text the vision with this number stands.
+# Such as "\ufdd212\ufdd3": the place of image or video 12 in the rendered text.
 _SHOWN = re.compile("\ufdd2([0-9]+)\ufdd3")
 _RESERVED = re.compile("[\ufdd1-\ufdd3]")
 
 MessageLike = Message | Mapping[str, Any]
-"""A message, or the same as JSON has it."""
+"""A message, or its JSON form."""
 
 
 def render_chat(
@@ -43,18 +43,18 @@ def render_chat(
     add_generation_prompt: bool = True,
     marks: VisionMarkers | None = None,
 ) -> list[int]:
-    """Returns the ids of a conversation, up to where the assistant is to answer.
+    """Returns the ids of a conversation, up to the assistant's next answer.
 
     Args:
         messages: The turns.
         tokenizer: The model's.
-        template: "lwm", Jinja source, or None for the model's own (LWM's where it has none).
-        add_generation_prompt: Whether the assistant is to answer.
-        marks: What stands around the frames of images and videos, if the model sees any.
+        template: "lwm", Jinja source, or None for the model's own (LWM's if it has none).
+        add_generation_prompt: End with the prompt for an answer of the assistant.
+        marks: The ids around images and videos, if the model reads vision.
 
     Raises:
-        UserError: There is nothing to render, the template cannot, or there is an image that the
-            model cannot see.
+        UserError: There is no message, the template fails, or there is an image and the model
+            reads no vision.
     """
     said = [Message.of(message) for message in messages]
     parts = chat_parts(
@@ -71,7 +71,7 @@ def chat_parts(
     template: str | None = None,
     add_generation_prompt: bool = True,
 ) -> list[str | int]:
-    """Returns a conversation as text and ids; vision n of it, from 0 on, stands there as -1 - n.
+    """Returns a conversation as text and ids; image or video n, from 0, is the id -1 - n.
 
     Raises:
         UserError: See `render_chat`.
@@ -101,20 +101,20 @@ def chat_parts(
 def insert_visions(
     ids: Int[np.ndarray, " n"], messages: Sequence[Message], marks: VisionMarkers | None
 ) -> tuple[Int[np.ndarray, " m"], Int[np.ndarray, " n"]]:
-    """Puts images and videos where -1 - n stands for the n-th of a conversation.
+    """Replaces each id -1 - n by the ids of image or video n.
 
     Returns:
-        The ids, and how many of them each of the given ones became.
+        The ids, and the number of them that each given id became.
 
     Raises:
-        UserError: The model sees none, or a code is not in its codebook.
+        UserError: The model reads no vision, or a code is not in its codebook.
     """
     visions = [vision for message in messages for vision in message.visions]
     counts = np.ones(len(ids), np.int64)
     if not visions:
         return ids, counts
     if marks is None:
-        raise UserError("a message holds a picture, but the model reads no vision")
+        raise UserError("a message holds an image or a video, but the model reads no vision")
     runs: list[np.ndarray] = []
     end = 0
     for place in np.flatnonzero(ids < 0):
@@ -124,64 +124,63 @@ def insert_visions(
     return np.concatenate([*runs, ids[end:]]), counts
 
 
-class _Written:
-    """Text and ids on their way: neighbouring texts are one, and visions are numbered."""
+class _Parts:
+    """Builds text and ids: joins adjacent texts, and numbers images and videos."""
 
     def __init__(self, *start: str | int | None):
         self.parts: list[str | int] = [part for part in start if part is not None]
         self._count = 0
 
-    def say(self, text: str) -> None:
+    def add_text(self, text: str) -> None:
         if self.parts and isinstance(self.parts[-1], str):
             text = self.parts.pop() + text  # type: ignore[operator]
         self.parts += [text] if text else []
 
-    def show(self) -> None:
-        """Adds a vision; what ends in a role's colon or in a line is not parted from it."""
+    def add_vision(self) -> None:
+        """Adds an image or a video, without the space before it."""
         if self.parts and isinstance(self.parts[-1], str):
             self.parts[-1] = self.parts[-1].rstrip(" ")
         self._count += 1
         self.parts.append(-self._count)
 
-    def end(self, token: int | None) -> None:
+    def add_id(self, token: int | None) -> None:
         self.parts += [] if token is None else [token]
 
 
 def _lwm_parts(
     messages: Sequence[Message], tokenizer: Tokenizer, add_generation_prompt: bool
 ) -> list[str | int]:
-    """Returns LWM's format, with each answer ended by `</s>`.
+    """Returns LWM's format, in which `</s>` ends each answer.
 
     LWM published the prompt of one turn only. Its loader ends an example with `</s>` and encodes
-    what follows one as a text of its own, which is Vicuna's format; that is what is done here. As
-    in its script for chats about video, a question stands on a line of its own before what it is
-    about.
+    the text after it separately, as in Vicuna's format; so does this function. As in LWM's script
+    for chats about video, the question is on a line of its own before the image or video.
     """
-    written = _Written(tokenizer.bos_id)
+    written = _Parts(tokenizer.bos_id)
     turns = list(messages)
     system = _only_text(turns.pop(0)) if turns[0].role == "system" else LWM_SYSTEM
-    written.say(f"{system} " if system else "")
+    written.add_text(f"{system} " if system else "")
     for turn in turns:
         if turn.role not in ("user", "assistant"):
             raise UserError(f"LWM's format has no {turn.role} message after the first")
-        written.say("USER: " if turn.role == "user" else "ASSISTANT: ")
+        written.add_text("USER: " if turn.role == "user" else "ASSISTANT: ")
         for part in _laid_out(turn):
-            written.show() if isinstance(part, Vision) else written.say(part)
+            written.add_vision() if isinstance(part, Vision) else written.add_text(part)
         if turn.role == "user":
-            written.say(" ")
+            written.add_text(" ")
         else:
-            written.end(tokenizer.eos_id)
+            written.add_id(tokenizer.eos_id)
     if add_generation_prompt:
-        written.say("ASSISTANT:")
+        written.add_text("ASSISTANT:")
     if written.parts and isinstance(written.parts[-1], str):
         written.parts[-1] = written.parts[-1].rstrip(" ")
     return [part for part in written.parts if part != ""]
 
 
 def _laid_out(turn: Message) -> Iterator[Part]:
-    """Yields the parts of a turn; what a user asks stands on a line of its own before a picture.
+    """Yields the parts of a turn; a user's question ends with a line break before an image.
 
-    Texts side by side are one: in two pieces, the name of a special token would not be found.
+    Adjacent texts are joined: the name of a special token split in two would not be found.
     """
     text = ""
     for part in turn.parts:
@@ -200,7 +199,7 @@ def _laid_out(turn: Message) -> Iterator[Part]:
 
 def _only_text(message: Message) -> str:
     if message.visions:
-        raise UserError(f"a {message.role} message holds text only, in LWM's format")
+        raise UserError(f"a {message.role} message holds text only in LWM's format")
     return message.text
 
 
@@ -261,7 +260,7 @@ def _compile(template: str) -> Any:
 
 
 def _tojson(value: Any, ensure_ascii: bool = False, indent: int | None = None, **rest: Any) -> str:
-    """Write JSON as it is: Jinja's own filter would escape HTML."""
+    """Writes plain JSON; Jinja's own filter would escape HTML."""
     return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, **rest)
 
 
@@ -276,7 +275,7 @@ def _now(form: str) -> str:
 
 
 def _generation() -> type:
-    """Returns the extension for `{% generation %}`, with which templates mark what is learnt."""
+    """Returns the extension for `{% generation %}`, which marks answers for training."""
     from jinja2 import nodes
     from jinja2.ext import Extension
 

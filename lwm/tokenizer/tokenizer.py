@@ -1,7 +1,7 @@
-"""Text to ids and back, from a Hugging Face folder, a raw SentencePiece model or a GGUF file.
+"""Text to ids and back, from a Hugging Face folder, a SentencePiece model or a GGUF file.
 
-Nothing here adds a beginning or an end of text by itself: whoever builds a prompt puts `bos_id`
-where it belongs, and `add_bos` says whether the model was trained to see it first.
+No method adds a beginning or end of text: the caller adds `bos_id`; `add_bos` is true if the model
+was trained with it.
 """
 
 import codecs
@@ -15,14 +15,14 @@ from typing import Any, SupportsIndex
 from lwm.errors import UserError
 from lwm.tokenizer.backends import FastTokenizer, SentencePiece
 
-# What instruction-tuned models end a turn with; some configs name only the end of a document.
+# Ends of turns of instruction-tuned models; some configs name only the end of a document.
 _TURN_ENDS = ("<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<|endoftext|>", "<|end_of_text|>")
 _LOOKED_FOR = "tokenizer.json, tokenizer.model or one .gguf file"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Tokenizer:
-    """A vocabulary, how text is cut into it, and which of its ids are special."""
+    """A tokenizer: its library, special ids and chat template."""
 
     backend: FastTokenizer | SentencePiece = field(repr=False)
     bos_id: int | None
@@ -30,11 +30,11 @@ class Tokenizer:
     eos_id: int | None
     """The id that ends a document, if there is one."""
     eos_ids: frozenset[int]
-    """Every id at which generation stops: `eos_id` and the chat's end of turn."""
+    """All ids that stop generation: `eos_id` and the chat's end of turn."""
     pad_id: int
-    """The id that fills empty slots: the model's own, else its unknown or end id, else 0."""
+    """The padding id: the model's own, else its unknown or end id, else 0."""
     add_bos: bool
-    """Whether the model's own tokenizer starts each text with `bos_id`."""
+    """True if the model's own tokenizer starts each text with `bos_id`."""
     chat_template: str | None = field(default=None, repr=False)
     """The model's own chat template, in Jinja."""
 
@@ -93,16 +93,16 @@ class Tokenizer:
             eos_id=get("eos_token_id"),
             eos_ids=[get("eot_token_id"), get("eom_token_id")],
             pad_ids=[get("padding_token_id"), get("unknown_token_id")],
-            # The same defaults as the runtime that these files are written for.
+            # The defaults of llama.cpp, for which these files are written.
             add_bos=get("add_bos_token", kind == "llama" or pre in ("llama-bpe", "llama3")),
             chat_template=metadata.get("tokenizer.chat_template"),
         )
 
     def save(self, folder: Path) -> None:
-        """Writes files that `open` and Hugging Face read, into a folder without any such file.
+        """Writes files for `open` and Hugging Face into a folder without a tokenizer.
 
-        Stops and padding that are not told by the names of special tokens belong into the
-        `generation_config.json` of the model.
+        Stop and padding ids that special tokens do not name belong in the model's
+        `generation_config.json`.
         """
         start = self.bos_id if self.add_bos else None
         config = self.backend.save(folder, start=start) | {
@@ -111,7 +111,9 @@ class Tokenizer:
             "add_bos_token": self.add_bos,
             "clean_up_tokenization_spaces": False,
         }
-        if self.pad_id in self.backend.special.values():  # else all would skip an ordinary token
+        if (
+            self.pad_id in self.backend.special.values()
+        ):  # else decoders would skip an ordinary token
             config["pad_token"] = self._name(self.pad_id)
         if self.chat_template is not None:
             config["chat_template"] = self.chat_template
@@ -131,19 +133,19 @@ class Tokenizer:
         return self.backend.special.get(token)
 
     def text_of(self, token: int) -> str:
-        """Returns the text of one id as it stands in the vocabulary, special tokens included."""
+        """Returns the text of one id in the vocabulary, special or not."""
         return self.backend.spell(token).decode("utf-8", errors="replace")
 
     def encode(self, text: str, *, special: bool = True) -> list[int]:
         """Returns the ids of a text, with nothing added.
 
-        With `special`, the names of special tokens become their ids, as prompts written by
-        templates need. Without, they are ordinary text: what a user types controls nothing.
+        With `special`, names of special tokens become their ids, as in prompts of templates.
+        Without, they are ordinary text, as in the input of users.
         """
         return self.encode_parts(self.split(text) if special else [text])
 
     def split(self, text: str) -> list[str | int]:
-        """Cuts a text at its special tokens, and put their ids in their places."""
+        """Splits a text at its special tokens, and replaces these by their ids."""
         pattern, special = self.backend.special_pattern, self.backend.special
         if pattern is None:
             return [text]
@@ -156,7 +158,7 @@ class Tokenizer:
         return [part for part in [*parts, text[at:]] if part != ""]
 
     def encode_parts(self, parts: Sequence[str | int]) -> list[int]:
-        """Returns the ids of literal text with ids in between, cut as around special tokens."""
+        """Returns the ids of plain text with given ids in between, split as at special tokens."""
         return self.backend.encode(
             [_well_formed(part) if isinstance(part, str) else part for part in parts]
         )
@@ -166,14 +168,14 @@ class Tokenizer:
     ) -> str:
         """Returns the text of some ids; bytes that are not UTF-8 become U+FFFD.
 
-        `continues`: the ids follow other text, so that a leading space belongs to them.
+        `continues`: the ids follow other text, so that their leading space is kept.
         """
         stream = TextStream(self, skip_special=skip_special, continues=continues)
         return "".join([stream.push(token) for token in ids]) + stream.finish()
 
 
 class TextStream:
-    """Decodes ids one at a time; all that it returns, joined, is what `decode` returns."""
+    """Decodes ids one at a time; the joined results equal those of `decode`."""
 
     def __init__(
         self, tokenizer: Tokenizer, *, skip_special: bool = True, continues: bool = False
@@ -184,7 +186,7 @@ class TextStream:
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
 
     def push(self, token: SupportsIndex) -> str:
-        """Returns the text that this id completes, which may be none."""
+        """Returns the text that this id completes, possibly none."""
         token = operator.index(token)
         data = b"" if token in self._skipped else self._spell(token)
         if self._strips and data:
@@ -192,12 +194,12 @@ class TextStream:
         return self._decoder.decode(data)
 
     def finish(self) -> str:
-        """Returns U+FFFD for a character that never became whole, else nothing."""
+        """Returns U+FFFD for an incomplete character at the end, else nothing."""
         return self._decoder.decode(b"", final=True)
 
 
 def _well_formed(text: str) -> str:
-    """Joins the halves of surrogate pairs, which JSON may hold, and replace lone ones."""
+    """Joins surrogate pairs, which JSON may hold, and replaces lone surrogates."""
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -206,7 +208,7 @@ def _well_formed(text: str) -> str:
 
 
 class _Config:
-    """The small JSON files beside a Hugging Face tokenizer."""
+    """The JSON files beside a Hugging Face tokenizer."""
 
     def __init__(self, folder: Path) -> None:
         self.main = _read_json(folder / "tokenizer_config.json")

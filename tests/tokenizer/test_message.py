@@ -240,7 +240,9 @@ def test_a_model_of_text_refuses_every_vision(byte_tokenizer):
     tokens = TokenSpace(text=byte_tokenizer.vocab_size)
     with pytest.raises(UserError, match="the model reads no vision"):
         VisionMarkers.of(byte_tokenizer, tokens)
-    with pytest.raises(UserError, match=r"holds a picture, but the model reads no vision"):
+    with pytest.raises(
+        UserError, match=r"holds an image or a video, but the model reads no vision"
+    ):
         render_chat([Message("user", (image(1),))], byte_tokenizer)
     encoder = RecordEncoder(tokenizer=byte_tokenizer, tokens=tokens)
     for record in (
