@@ -67,6 +67,7 @@ def measure_lwm(config: Benchmark) -> dict[str, float]:
 
     import lwm
     from lwm.generate.engine import Session, chunks
+    from lwm.generate.plan import GenerationPlan
 
     model = lwm.load(MODEL, dtype=config.dtype)
 
@@ -81,7 +82,7 @@ def measure_lwm(config: Benchmark) -> dict[str, float]:
 
     def write(reading: Session) -> tuple[int, float]:
         begun = time.perf_counter()
-        bursts = reading.generate(max_tokens=config.new_tokens)
+        bursts = reading.generate(GenerationPlan(max_tokens=config.new_tokens))
         written = sum(burst.ids.shape[1] for burst in bursts)
         return written, time.perf_counter() - begun
 

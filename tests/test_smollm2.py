@@ -8,6 +8,7 @@ import pytest
 
 import lwm
 from lwm.generate.engine import Session
+from lwm.generate.plan import GenerationPlan
 from lwm.hub import catalog
 
 # In one process: to read the file as transformers does takes a minute.
@@ -61,7 +62,9 @@ def test_64_greedy_tokens(theirs, ours, english):
         )[0, len(prompt) :].tolist()
     session = Session(ours.llama, ours.mesh, slots=512)
     session.read([prompt])
-    written = np.concatenate([burst.ids for burst in session.generate(max_tokens=64)], axis=1)[0]
+    written = np.concatenate(
+        [burst.ids for burst in session.generate(GenerationPlan(max_tokens=64))], axis=1
+    )[0]
     assert written.tolist() == wanted
 
 

@@ -1,4 +1,4 @@
-"""How an evaluation asks a model: greedy, and so that no answer hangs on what was asked before."""
+"""Greedy answers for evaluations, each independent of the prompts before it."""
 
 import hashlib
 from collections.abc import Callable, Sequence
@@ -9,15 +9,17 @@ import numpy as np
 
 from lwm.errors import UserError
 from lwm.generate.engine import LONG, Session
-from lwm.generate.language_model import LanguageModel
+from lwm.generate.loaded import LoadedModel
+from lwm.generate.plan import GenerationPlan
+from lwm.generate.prefix import Prefix
 from lwm.tokenizer.tokenizer import TextStream
 
 Answerer = Callable[[Sequence[int]], str]
-"""Takes the ids of a prompt and returns the text that follows: a model, or a program in tests."""
+"""Takes the ids of a prompt and returns the text that follows."""
 
 
 class ModelAnswerer:
-    """Answers prompts one after another, reading only what the one before did not begin with.
+    """Answers prompts one after another; a prefix shared with the prompt before is not read again.
 
     A prompt is read in blocks from its start, and only whole blocks are kept for the next. So
     each block is always computed in the same way, and an answer is the same to the last bit
@@ -26,19 +28,19 @@ class ModelAnswerer:
 
     def __init__(
         self,
-        model: LanguageModel,
+        model: LoadedModel,
         *,
         longest: int,
         max_tokens: int,
         progress: Callable[[int], None] = lambda done: None,
     ):
-        """Makes room for prompts and answers of `longest` tokens.
+        """Allocates a cache for prompts and answers of `longest` tokens.
 
         Args:
-            model: Which model answers.
+            model: The model that answers.
             longest: Tokens of a prompt and its answer together, at most.
             max_tokens: Tokens of an answer, at most.
-            progress: Told, between blocks, how many tokens of a prompt are read; may raise.
+            progress: Called between blocks with the tokens of a prompt read so far; may raise.
 
         Raises:
             UserError: The devices have no memory for so many tokens.
@@ -49,49 +51,41 @@ class ModelAnswerer:
         self._max_tokens = max_tokens
         self._progress = progress
         self._session = Session(model.llama, model.mesh, slots=slots)
-        self._blocks: list[tuple[int, ...]] = []
+        self._prefix = Prefix()
         self.num_asked = 0
         """Tokens of all prompts so far."""
         self.num_read = 0
-        """Those of them that had to be read."""
+        """Tokens of all prompts that had to be read."""
 
     def __call__(self, ids: Sequence[int]) -> str:
         """Returns the answer, without the token that ends it."""
         self._read(ids)
         stops, stream = self._tokenizer.eos_ids, TextStream(self._tokenizer)
         pieces = []
-        for burst in self._session.generate(max_tokens=self._max_tokens, stop_ids=stops):
+        plan = GenerationPlan(max_tokens=self._max_tokens, stop_ids=stops)
+        for burst in self._session.generate(plan):
             written = burst.ids[0].tolist()
             pieces += [stream.push(token) for token in written if token not in stops]
             self._progress(len(ids))
         return "".join(pieces) + stream.finish()
 
     def _read(self, ids: Sequence[int]) -> None:
-        # At least one id is always left to read, for the answer goes on from it.
-        starts = range(0, len(ids) - LONG, LONG)
-        blocks = [tuple(ids[start : start + LONG]) for start in starts]
-        shared = 0
-        for old, new in zip(self._blocks, blocks, strict=False):
-            if old != new:
-                break
-            shared += 1
-        del self._blocks[shared:]
-        self._session.rewind(shared * LONG)
-        for block in blocks[shared:]:
-            self._session.read([block])
-            self._blocks.append(block)
-            self._progress(len(self._blocks) * LONG)
-        self._session.read([ids[len(blocks) * LONG :]])
+        shared, whole = self._prefix.match(ids, multiple=LONG), (len(ids) - 1) // LONG * LONG
+        self._prefix.rewind(self._session, shared)
+        for start in range(shared, whole, LONG):
+            self._prefix.read(self._session, ids[start : start + LONG])
+            self._progress(start + LONG)
+        self._session.read([ids[whole:]])
         self._progress(len(ids))
         self.num_asked += len(ids)
-        self.num_read += len(ids) - shared * LONG
+        self.num_read += len(ids) - shared
 
 
 def require_context(length: int, context: int, name: str) -> None:
-    """Refuses a length that the model cannot hold.
+    """Refuses a length above the model's context.
 
     Raises:
-        UserError: The two numbers.
+        UserError: The length is above the context.
     """
     if length > context:
         raise UserError(
@@ -99,8 +93,8 @@ def require_context(length: int, context: int, name: str) -> None:
         )
 
 
-def describe_model(model: LanguageModel) -> dict[str, Any]:
-    """Returns what tells this model from another, a further trained one included."""
+def describe_model(model: LoadedModel) -> dict[str, Any]:
+    """Returns a description that differs between models, also between stages of training."""
     leaves = jax.tree.leaves(model.llama)
     template = model.template or model.tokenizer.chat_template or "lwm"
     return {
@@ -114,7 +108,7 @@ def describe_model(model: LanguageModel) -> dict[str, Any]:
 
 
 def _sample(leaves: Sequence[jax.Array]) -> str:
-    """Digests a few numbers of every tensor: to read all of them would take too long."""
+    """Hashes a few numbers of every tensor, which is fast for any size."""
     found = hashlib.sha256()
     for leaf in leaves:
         shard = leaf.addressable_shards[0].data

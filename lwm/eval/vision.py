@@ -20,6 +20,7 @@ from lwm.files import make_folder, write_bytes
 from lwm.generate.engine import Session, chunks
 from lwm.generate.grammar import TEXT_ONLY
 from lwm.generate.language_model import LanguageModel
+from lwm.generate.plan import GenerationPlan, VisionPlan
 from lwm.generate.vision import draw_whole
 from lwm.progress import Progress
 from lwm.sampling_params import FrameSampling, VisionSampling
@@ -141,13 +142,16 @@ def _tell(model: LanguageModel, pairs: Sequence[Pair]) -> list[str]:
     model.require_memory(slots, rows=len(runs))
     session = Session(model.llama, model.mesh, rows=len(runs), slots=slots)
     session.read(runs)
-    bursts = session.generate(
+    grammar = model.grammar
+    text_only = grammar.start([TEXT_ONLY] * len(runs), room=_ANSWER)
+    plan = GenerationPlan(
         max_tokens=_ANSWER,
         stop_ids=model.tokenizer.eos_ids,
-        grammar=model.grammar,
-        state=model.grammar.start([TEXT_ONLY] * len(runs), room=_ANSWER),
+        vision=VisionPlan(grammar=grammar, state=text_only),
     )
-    ids: Int[np.ndarray, "B T"] = np.concatenate([burst.ids for burst in bursts], axis=1)
+    ids: Int[np.ndarray, "B T"] = np.concatenate(
+        [burst.ids for burst in session.generate(plan)], axis=1
+    )
     return [model.tokenizer.decode(row[row >= 0]).strip() for row in ids]
 
 

@@ -9,6 +9,7 @@ import numpy as np
 from lwm.errors import UserError
 from lwm.generate.engine import Session, chunks
 from lwm.generate.loaded import LoadedModel
+from lwm.generate.plan import GenerationPlan
 from lwm.generate.sampling import sampler
 from lwm.generate.stopping import StoppingText
 from lwm.progress import Progress
@@ -62,13 +63,13 @@ def complete(
     session = Session(model.llama, model.mesh, rows=len(runs), slots=slots)
     session.read(runs, progress=progress)
     rows = [_Row(model, prompt, writing) for prompt in prompts]
-    bursts = session.generate(
+    plan = GenerationPlan(
         max_tokens=writing.max_tokens,
         stop_ids=model.tokenizer.eos_ids,
         sampler=sampler(writing),
         seed=writing.seed,
     )
-    for burst in bursts:
+    for burst in session.generate(plan):
         for number, row in enumerate(rows):
             row.take(burst.ids[number], burst.logprobs[number])
             session.done[number] |= row.is_done

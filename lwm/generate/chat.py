@@ -5,13 +5,13 @@ import itertools
 from collections.abc import Generator, Iterator, Sequence
 from typing import Any
 
-import numpy as np
-
 from lwm.errors import UserError
 from lwm.generate.engine import LONG, Session, chunks
-from lwm.generate.grammar import FrameLimits, VisionGrammar
+from lwm.generate.grammar import FrameLimits
 from lwm.generate.loaded import LoadedModel
 from lwm.generate.output import AnswerReader, Frame, assemble, joined
+from lwm.generate.plan import GenerationPlan, VisionPlan
+from lwm.generate.prefix import Prefix
 from lwm.generate.sampling import sampler
 from lwm.progress import Progress
 from lwm.sampling_params import SamplingParams, VisionSampling
@@ -32,17 +32,16 @@ class Reader:
         """Starts with nothing read."""
         self._model = model
         self._session: Session | None = None
-        self._ids: list[int] = []
-        self._ends: list[int] = []  # the slot after each id; padding makes it run ahead
+        self._prefix = Prefix()
         self.was_cut = False
-        """Whether the last answer ended for want of tokens."""
+        """True if the last answer ended because `max_tokens` were written."""
         self.stopped_by: str | None = None
         """The stop string that ended the last answer."""
 
     @property
     def num_tokens(self) -> int:
         """Tokens that are read and written so far."""
-        return len(self._ids)
+        return len(self._prefix.ids)
 
     def answer(
         self,
@@ -70,18 +69,17 @@ class Reader:
         stops = self._model.tokenizer.eos_ids
         grammar = None if drawings is None else self._model.grammar
         parts = AnswerReader(stream, writing.stop, grammar)
-        bursts = session.generate(
+        plan = GenerationPlan(
             max_tokens=writing.max_tokens,
             stop_ids=stops,
             sampler=sampler(writing),
             seed=writing.seed,
-            **({} if drawings is None else _drawn_by(drawings)),
-            **_under(grammar, writing.max_tokens),
+            vision=None if drawings is None else self._vision_plan(drawings, writing.max_tokens),
         )
         self.was_cut, self.stopped_by = True, None
-        for burst in bursts:
+        for burst in session.generate(plan):
             written = burst.ids[0].tolist()
-            self._remember(session, written)
+            self._prefix.add(session, written)
             self.was_cut = written[-1] not in stops
             found = [parts.push(token) for token in written if token not in stops]
             yield from joined(itertools.chain.from_iterable(found))
@@ -91,22 +89,27 @@ class Reader:
         if piece := parts.finish():
             yield piece
 
+    def _vision_plan(self, drawings: VisionSampling, room: int) -> VisionPlan:
+        grammar = self._model.grammar
+        return VisionPlan(
+            grammar=grammar,
+            state=grammar.start([FrameLimits()], room=room),
+            image=sampler(drawings.image.writing()),
+            video=sampler(drawings.video.writing()),
+        )
+
     def _read(self, ids: Sequence[int], max_tokens: int, progress: Progress) -> Session:
         """Reads what the cache does not hold yet: at least the last id, to go on from it."""
         if self._session is not None and self._session.is_lost:
-            self._session, self._ids, self._ends = None, [], []
-        shared = min(_common(self._ids, ids), len(ids) - 1)
-        start = self._ends[shared - 1] if shared else 0
-        slots = start + sum(chunks(len(ids) - shared)) + max_tokens
+            self._session, self._prefix = None, Prefix()
+        shared = self._prefix.match(ids)
+        slots = self._prefix.end(shared) + sum(chunks(len(ids) - shared)) + max_tokens
         if slots > self._most:
             # Padding takes up the room: all is read again, without that of earlier turns.
-            shared, start, slots = 0, 0, sum(chunks(len(ids))) + max_tokens
+            shared, slots = 0, sum(chunks(len(ids))) + max_tokens
         session = self._with_room(slots)
-        session.rewind(start)
-        new = list(ids[shared:])
-        del self._ids[shared:], self._ends[shared:]
-        session.read([new], progress=progress)
-        self._remember(session, new)
+        self._prefix.rewind(session, shared)
+        self._prefix.read(session, ids[shared:], progress)
         return session
 
     @property
@@ -130,12 +133,6 @@ class Reader:
             self._session = session
         session.reserve(slots)
         return session
-
-    def _remember(self, session: Session, ids: list[int]) -> None:
-        """Notes that the last slots of the session hold these ids."""
-        end = session.length + 1
-        self._ids += ids
-        self._ends += range(end - len(ids), end)
 
 
 class Conversation:
@@ -278,26 +275,7 @@ class Conversation:
         return bool(self._model.llama.config.tokens.vision)
 
 
-def _under(grammar: VisionGrammar | None, room: int) -> dict[str, Any]:
-    """Returns what lets the engine write under a grammar."""
-    if grammar is None:
-        return {}
-    return {"grammar": grammar, "state": grammar.start([FrameLimits()], room=room)}
-
-
-def _drawn_by(drawings: VisionSampling) -> dict[str, Any]:
-    image, video = (each.writing() for each in (drawings.image, drawings.video))
-    return {"image_sampler": sampler(image), "video_sampler": sampler(video)}
-
-
 def _room(slots: int) -> int:
     """Rounds up so that a growing conversation compiles few programs and wastes little."""
     step = 8192
     return -(-slots // step) * step if slots > step else 1 << max(10, (slots - 1).bit_length())
-
-
-def _common(first: Sequence[int], second: Sequence[int]) -> int:
-    """Counts the ids with which both begin."""
-    length = min(len(first), len(second))
-    differs = np.asarray(first[:length]) != np.asarray(second[:length])
-    return int(np.argmax(differs)) if differs.any() else length

@@ -1,6 +1,5 @@
-"""The compiled loop that writes ids: logits, guidance, the grammar, a choice, and one step more."""
+"""The compiled decoding loop: logits, guidance, grammar, choice of an id, and the next step."""
 
-import dataclasses
 import functools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -12,33 +11,33 @@ from jax.sharding import PartitionSpec as P, reshard
 from jaxtyping import Array, Bool, Float, Int, Key, UInt32
 
 from lwm.generate.grammar import Grammar
-from lwm.generate.sampling import Sampler
+from lwm.generate.sampling import RowSampling, choose
 from lwm.model.cache import EMPTY, KVCache
 from lwm.model.llama import Llama
 from lwm.sharding import BATCH, TOKENS
 from lwm.tokens import TokenSpace
 
 BURST = 8
-"""Tokens decoded by one call of the compiled loop, and so between two looks from outside."""
+"""Tokens decoded per call of the compiled loop, after which the caller regains control."""
 
 
 class Guidance(NamedTuple):
-    """Which row guides which, as data (classifier-free guidance, Ho and Salimans 2022)."""
+    """Pairs of rows for classifier-free guidance (Ho and Salimans 2022), as data."""
 
     leader: Int[Array | np.ndarray, " B"]
-    """The row whose ids each row writes: its own, or those of the row that it guides."""
+    """The row whose ids each row writes: itself, or the row that it guides."""
     away_from: Int[Array | np.ndarray, " B"]
-    """The row without the condition, or the row itself."""
+    """The unconditional row, or the row itself."""
     image: Float[Array | np.ndarray, " B"]
     """The scale for the first frame of an image or video."""
     video: Float[Array | np.ndarray, " B"]
-    """And for those after it."""
+    """The scale for the frames after it."""
 
     @classmethod
     def of_pairs(
         cls, image: Sequence[float], rows: int, video: Sequence[float] | None = None
     ) -> "Guidance":
-        """Lets row n + i guide row i, for n scales; rows after the pairs are left alone."""
+        """Pairs row i with the unconditional row n + i, for n scales; later rows are unguided."""
         pairs, alone = len(image), np.arange(rows, dtype=np.int32)
         leader, away_from = alone.copy(), alone.copy()
         leader[pairs : 2 * pairs] = alone[:pairs]
@@ -55,83 +54,86 @@ def guide(
     return logits + (scale[:, None] - 1) * (logits - logits[guidance.away_from])
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Chooser:
-    """Chooses one id of each row. Static: what differs between rows is in the arguments."""
+class RowInputs(NamedTuple):
+    """All that differs between requests, as data; arrays have an entry per row."""
 
-    tokens: TokenSpace
-    sampler: Sampler
-    image_sampler: Sampler
+    text: RowSampling
+    image: RowSampling
     """For the first frame of an image or video."""
-    video_sampler: Sampler
-    """For those after it."""
-    grammar: Grammar | None
-    """None: text only, and the logits of vision are never looked at."""
-
-    def __call__(
-        self,
-        logits: Float[Array, "B R"],
-        *,
-        seen: Bool[Array, "B V"],
-        keys: Key[Array, " B"],
-        done: Bool[Array, " B"],
-        state: Any = None,
-        guidance: Guidance | None = None,
-    ) -> tuple[Int[Array, " B"], Float[Array, " B"]]:
-        """Returns the ids, and the logarithm of each one's chance in its row's own distribution.
-
-        That distribution is over the legal ids of the row's modality, before guidance and rules.
-        """
-        split, end = self.tokens.text, self.tokens.size
-        text = logits[:, :split]
-        if self.grammar is None:
-            return _draw(self.sampler, text, text, seen, keys, guidance)
-        grammar, vision = self.grammar, logits[:, split:end]
-        draws, legal = grammar.in_vision(state), grammar.legal(state)
-        later = draws & grammar.in_video(state)
-
-        def write():
-            # A row of the other modality keeps its logits: nothing is drawn from -inf alone.
-            own = jnp.where(legal[:, :split] | draws[:, None], text, -jnp.inf)
-            return _draw(self.sampler, own, own, seen, keys, guidance)
-
-        def draw(sampler: Sampler, scale: Array | np.ndarray | None):
-            allowed = legal[:, split:] | ~draws[:, None]
-            own = jnp.where(allowed, vision, -jnp.inf)
-            guided = own
-            if guidance is not None and scale is not None:
-                guided = jnp.where(allowed, guide(vision, guidance, scale), -jnp.inf)
-            # A sky repeats its codes: a penalty on what was seen is for text only.
-            unseen = jnp.zeros(vision.shape, bool)
-            ids, chances = _draw(sampler, own, guided, unseen, keys, guidance)
-            return split + ids, chances
-
-        def skip():
-            return jnp.zeros(done.shape, jnp.int32), jnp.zeros(done.shape)
-
-        scales = (None, None) if guidance is None else (guidance.image, guidance.video)
-        ids, chances = skip()
-        for rows, choose in (
-            (~draws, write),
-            (draws & ~later, functools.partial(draw, self.image_sampler, scales[0])),
-            (later, functools.partial(draw, self.video_sampler, scales[1])),
-        ):
-            found = jax.lax.cond(jnp.any(rows & ~done), choose, skip)
-            ids, chances = (
-                jnp.where(rows, new, old) for new, old in zip(found, (ids, chances), strict=True)
-            )
-        return ids, chances
+    video: RowSampling
+    """For the frames after it."""
+    seeds: UInt32[Array | np.ndarray, " B"]
+    stops: Int[Array | np.ndarray, "B E"]
+    """Ids that end a row, padded with -1."""
+    guidance: Guidance | None
 
 
-def _draw(
-    sampler: Sampler,
+def choose_ids(
+    logits: Float[Array, "B R"],
+    inputs: RowInputs,
+    grammar: Grammar | None,
+    *,
+    tokens: TokenSpace,
+    seen: Bool[Array, "B V"],
+    keys: Key[Array, " B"],
+    done: Bool[Array, " B"],
+    state: Any = None,
+) -> tuple[Int[Array, " B"], Float[Array, " B"]]:
+    """Chooses one id per row; also returns its log-probability in the row's own distribution.
+
+    That distribution is over the legal ids of the row's modality, before guidance and rules.
+    Without a grammar all rows write text, and the logits of vision ids are not read.
+    """
+    split, end, guidance = tokens.text, tokens.size, inputs.guidance
+    text = logits[:, :split]
+    if grammar is None:
+        return _choose(inputs.text, text, text, seen, keys, guidance)
+    vision = logits[:, split:end]
+    in_vision, legal = grammar.in_vision(state), grammar.legal(state)
+    later = in_vision & grammar.in_video(state)
+
+    def write():
+        # A row of the other modality keeps its logits: no row is all -inf.
+        own = jnp.where(legal[:, :split] | in_vision[:, None], text, -jnp.inf)
+        return _choose(inputs.text, own, own, seen, keys, guidance)
+
+    def sample_code(sampling: RowSampling, scale: Array | np.ndarray | None):
+        allowed = legal[:, split:] | ~in_vision[:, None]
+        own = jnp.where(allowed, vision, -jnp.inf)
+        guided = own
+        if guidance is not None and scale is not None:
+            guided = jnp.where(allowed, guide(vision, guidance, scale), -jnp.inf)
+        # Frames repeat codes (a sky does): the repetition penalty is for text only.
+        unseen = jnp.zeros(vision.shape, bool)
+        ids, logprobs = _choose(sampling, own, guided, unseen, keys, guidance)
+        return split + ids, logprobs
+
+    def skip():
+        return jnp.zeros(done.shape, jnp.int32), jnp.zeros(done.shape)
+
+    scales = (None, None) if guidance is None else (guidance.image, guidance.video)
+    ids, logprobs = skip()
+    for rows, choice in (
+        (~in_vision, write),
+        (in_vision & ~later, functools.partial(sample_code, inputs.image, scales[0])),
+        (later, functools.partial(sample_code, inputs.video, scales[1])),
+    ):
+        found = jax.lax.cond(jnp.any(rows & ~done), choice, skip)
+        ids, logprobs = (
+            jnp.where(rows, new, old) for new, old in zip(found, (ids, logprobs), strict=True)
+        )
+    return ids, logprobs
+
+
+def _choose(
+    sampling: RowSampling,
     own: Float[Array, "B V"],
     guided: Float[Array, "B V"],
     seen: Bool[Array, "B V"],
     keys: Key[Array, " B"],
     guidance: Guidance | None,
 ) -> tuple[Int[Array, " B"], Float[Array, " B"]]:
-    ids = sampler(guided, seen=seen, keys=keys)
+    ids = choose(guided, sampling, seen=seen, keys=keys)
     if guidance is not None:
         ids = ids[guidance.leader]
     return ids, jnp.take_along_axis(jax.nn.log_softmax(own), ids[:, None], axis=1)[:, 0]
@@ -153,26 +155,26 @@ class Decoded(NamedTuple):
     logprobs: Float[Array, "B C"]
 
 
-@functools.partial(jax.jit, static_argnames="chooser", donate_argnames="cache")
+@functools.partial(jax.jit, static_argnames="grammar", donate_argnames="cache")
 def decode(
     model: Llama,
     cache: KVCache,
     last: Float[Array, "B D"],
     seen: Bool[Array, "B V"],
     done: Bool[Array, " B"],
-    seeds: UInt32[Array, " B"],
     start: Int[Array, ""],
-    stops: Int[Array, " E"],
     steps: Int[Array, ""],
     state: Any,
-    guidance: Guidance | None,
+    inputs: RowInputs,
     *,
-    chooser: Chooser,
+    grammar: Grammar | None,
 ) -> Decoded:
-    """Decodes up to `steps` ids, fewer if all rows stop; the key of a step is its number's."""
+    """Decodes up to `steps` ids per row, fewer if all rows stop.
+
+    The random key of a step is the row's seed folded with the step's number, from `start`.
+    """
     rows = last.shape[0]
-    row_keys = jax.vmap(jax.random.key)(seeds)
-    grammar = chooser.grammar
+    row_keys = jax.vmap(jax.random.key)(inputs.seeds)
 
     def going(now: Decoded):
         return (now.count < steps) & ~jnp.all(now.done)
@@ -182,8 +184,15 @@ def decode(
         # All devices choose the same ids from all logits: no collective inside a sort.
         logits = reshard(model.logits(now.last[:, None])[:, 0], P())
         keys = jax.vmap(jax.random.fold_in, (0, None))(row_keys, start + i)
-        chosen, chances = chooser(
-            logits, seen=now.seen, keys=keys, done=done, state=state, guidance=guidance
+        chosen, logprobs = choose_ids(
+            logits,
+            inputs,
+            grammar,
+            tokens=model.config.tokens,
+            seen=now.seen,
+            keys=keys,
+            done=done,
+            state=state,
         )
         segments = jnp.where(done, EMPTY, 0)
         last, cache = model.extend(
@@ -191,7 +200,7 @@ def decode(
         )
         # A row that is done may be continued by a later call, from where it ended.
         last = jnp.where(reshard(done, P(BATCH))[:, None], now.last, last)
-        stopped = jnp.any(chosen[:, None] == stops[None, :], axis=1)
+        stopped = jnp.any(chosen[:, None] == inputs.stops, axis=1)
         if grammar is not None:
             state = _where(done, state, grammar.advance(state, chosen))
             stopped |= grammar.is_done(state)
@@ -203,14 +212,14 @@ def decode(
             done=done | stopped,
             state=state,
             ids=now.ids.at[:, i].set(jnp.where(done, -1, chosen)),
-            logprobs=now.logprobs.at[:, i].set(chances),
+            logprobs=now.logprobs.at[:, i].set(logprobs),
         )
 
     if grammar is not None:
         done |= grammar.is_done(state)
-    ids, chances = jnp.full((rows, BURST), -1, jnp.int32), jnp.zeros((rows, BURST))
+    ids, logprobs = jnp.full((rows, BURST), -1, jnp.int32), jnp.zeros((rows, BURST))
     zero = jnp.zeros((), jnp.int32)
-    first = Decoded(zero, cache, last, seen, done, state, ids, chances)
+    first = Decoded(zero, cache, last, seen, done, state, ids, logprobs)
     return jax.lax.while_loop(going, step, first)
 
 

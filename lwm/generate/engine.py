@@ -1,7 +1,7 @@
 """Reads prompts into a cache and continues them. Knows ids and not text."""
 
 import math
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -10,9 +10,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
 from jaxtyping import Array, Bool, Float, Int
 
 from lwm.errors import UserError
-from lwm.generate.decoding import BURST, Chooser, Guidance, decode
-from lwm.generate.grammar import Grammar
-from lwm.generate.sampling import GREEDY, Sampler
+from lwm.generate.decoding import BURST, RowInputs, decode
+from lwm.generate.plan import GenerationPlan
 from lwm.model.cache import EMPTY, KVCache
 from lwm.model.llama import Llama
 from lwm.progress import Progress
@@ -23,12 +22,12 @@ LONG, SHORT = 512, 64
 
 
 class Burst(NamedTuple):
-    """Ids written to each row, -1 where it has stopped, and how likely the model found each."""
+    """Ids written to each row, -1 where it has stopped, with their log-probabilities."""
 
     ids: Int[np.ndarray, "B C"]
     logprobs: Float[np.ndarray, "B C"]
-    """Natural logarithms, of the row's own distribution over the ids that may come next: before
-    guidance and any rule of sampling."""
+    """Natural logarithms, in the row's own distribution over the ids that may come next: before
+    guidance and all sampling rules."""
 
 
 def chunks(length: int) -> list[int]:
@@ -40,14 +39,14 @@ def chunks(length: int) -> list[int]:
 
 
 class Session:
-    """Rows of a batch that are read and continued together, and the cache that they share.
+    """Rows of a batch that are read and continued together in one cache.
 
     The rows of a batch write the same slots, so a shorter prompt is padded on the left with
     empty ones. Rows are added, and stay empty, until the batch divides over the mesh.
     """
 
     def __init__(self, model: Llama, mesh: Mesh, *, rows: int = 1, slots: int):
-        """Makes room for `slots` tokens and padding in each row.
+        """Allocates a cache of `slots` tokens and padding per row.
 
         Raises:
             UserError: The mesh splits the sequence.
@@ -99,72 +98,33 @@ class Session:
             start += size
             progress(max(0, max(lengths) - (width - start)), max(lengths))
 
-    def generate(
-        self,
-        *,
-        max_tokens: int,
-        stop_ids: Collection[int] = (),
-        sampler: Sampler = GREEDY,
-        image_sampler: Sampler | None = None,
-        video_sampler: Sampler | None = None,
-        grammar: Grammar | None = None,
-        state: Any = None,
-        guidance: float | Sequence[float] | None = None,
-        video_guidance: float | Sequence[float] | None = None,
-        seed: int | Sequence[int] = 0,
-    ) -> Iterator[Burst]:
-        """Continues every row, and yields what is written up to `BURST` ids at a time.
+    def generate(self, plan: GenerationPlan) -> Iterator[Burst]:
+        """Continues every row by a plan, and yields up to `BURST` ids of each row at a time.
 
         A stop id is yielded and read like any other, and ends its row. Between two bursts, the
         caller may end rows by setting `done`.
 
-        With guidance, row n + i of 2n rows is row i without its condition. Both write the ids
-        that are chosen for row i, whose seed, state and end count for both.
-
-        Args:
-            max_tokens: Ids to write at most.
-            stop_ids: Ids that end a row.
-            sampler: How an id is chosen.
-            image_sampler: How the first frame of an image or video is drawn; None: as text is.
-            video_sampler: How the frames after it are drawn; None: as the first one.
-            grammar: Which ids may follow which; None: text only.
-            state: Where each row stands in the grammar; `self.state` to go on from the last call.
-            guidance: How far vision ids are pushed away from what the model draws without the
-                condition: one scale for all pairs of rows, or one for each; 1 changes nothing.
-            video_guidance: The same for frames after the first; None: as for the first.
-            seed: One for all rows, or one for each. A row's draws depend on its seed alone.
-
         Raises:
-            ValueError: Nothing has been read, or `max_tokens` more do not fit, or the arguments
-                do not go together.
+            ValueError: Nothing has been read, `max_tokens` more do not fit, or the plan is for
+                another number of rows.
         """
         if self._last is None:
             raise ValueError("there is nothing to continue; read a prompt first")
-        self._require_room(max_tokens)
-        _require_fitting(self.rows, grammar, state, guidance)
-        image_sampler = sampler if image_sampler is None else image_sampler
-        chooser = Chooser(
-            tokens=self.model.config.tokens,
-            sampler=sampler,
-            image_sampler=image_sampler,
-            video_sampler=image_sampler if video_sampler is None else video_sampler,
-            grammar=grammar,
-        )
-        pairs = self._pairs(guidance, guidance if video_guidance is None else video_guidance)
-        self._state = jax.tree.map(lambda leaf: self._put(self._each(leaf, pairs)), state)
-        seeds = self._each(np.broadcast_to(np.asarray(seed, np.uint32), self.rows), pairs)
-        stops = np.fromiter(stop_ids, np.int32)
+        self._require_room(plan.max_tokens)
+        plan.check(self.rows)
+        inputs, state = plan.lower(self.rows, self._padded_rows)
+        inputs, self._state = jax.tree.map(self._put, (inputs, state))
         self.done = np.arange(self._padded_rows) >= self.rows
-        return self._bursts(chooser, seeds, stops, max_tokens, pairs)
+        return self._bursts(plan, inputs)
 
     def reserve(self, slots: int) -> None:
-        """Sees to it that there is room for `slots` tokens and padding in all."""
+        """Grows the cache to at least `slots` tokens and padding."""
         if slots > self.cache.slots:
             with jax.set_mesh(self.mesh):
                 self.cache = self.cache.grow(slots)
 
     def rewind(self, length: int) -> None:
-        """Forgets every slot from `length` on; something must be read before going on.
+        """Forgets every slot from `length` on; the next call must be `read`.
 
         Raises:
             ValueError: Fewer slots are in use.
@@ -183,27 +143,21 @@ class Session:
 
     @property
     def is_lost(self) -> bool:
-        """Whether a program that was to update the cache was broken off, and took it along."""
+        """True if a program was interrupted after it had taken the cache."""
         return any(leaf.is_deleted() for leaf in jax.tree.leaves(self.cache))
 
     @property
     def state(self) -> Any:
-        """Where each row stands in the grammar after the last burst."""
+        """The state of each row in the grammar after the last burst."""
         return jax.tree.map(lambda leaf: np.asarray(leaf)[: self.rows], self._state)
 
-    def _bursts(
-        self,
-        chooser: Chooser,
-        seeds: np.ndarray,
-        stops: np.ndarray,
-        max_tokens: int,
-        pairs: Guidance | None,
-    ) -> Iterator[Burst]:
+    def _bursts(self, plan: GenerationPlan, inputs: RowInputs) -> Iterator[Burst]:
         assert self._last is not None
         last, seen = self._last, self._put(self._seen())
-        for start in range(0, max_tokens, BURST):
-            done = self.done if pairs is None else self.done[np.asarray(pairs.leader)]
-            steps = min(BURST, max_tokens - start)
+        leader = slice(None) if inputs.guidance is None else np.asarray(inputs.guidance.leader)
+        for start in range(0, plan.max_tokens, BURST):
+            done = self.done[leader]
+            steps = min(BURST, plan.max_tokens - start)
             with jax.set_mesh(self.mesh):
                 now = decode(
                     self.model,
@@ -211,13 +165,11 @@ class Session:
                     last,
                     seen,
                     done,
-                    seeds,
                     start,
-                    stops,
                     steps,
                     self._state,
-                    pairs,
-                    chooser=chooser,
+                    inputs,
+                    grammar=plan.grammar,
                 )
             last, seen = now.last, now.seen
             self.cache, self._last, self._state = now.cache, last, now.state
@@ -231,31 +183,13 @@ class Session:
             if self.done.all():
                 return
 
-    def _pairs(
-        self,
-        image: float | Sequence[float] | None,
-        video: float | Sequence[float] | None,
-    ) -> Guidance | None:
-        if image is None or video is None:
-            return None
-        first, later = (
-            np.broadcast_to(np.asarray(scale, np.float32), self.rows // 2).tolist()
-            for scale in (image, video)
-        )
-        return Guidance.of_pairs(first, self._padded_rows, later)
-
-    def _each(self, values: Any, pairs: Guidance | None) -> np.ndarray:
-        """Lengthens what is given for each row to the padded rows, those of a pair alike."""
-        rows = np.arange(self._padded_rows) if pairs is None else np.asarray(pairs.leader)
-        return np.asarray(values)[np.minimum(rows, self.rows - 1)]
-
     def _put(self, whole: np.ndarray) -> jax.Array:
-        """Puts all of it onto each device, as the loop leaves it: or it would be traced twice."""
+        """Replicates an array over the devices, as the loop returns it, to avoid a second trace."""
         place = NamedSharding(self.mesh, P(*[None] * whole.ndim))
         return jax.make_array_from_callback(whole.shape, place, whole.__getitem__)
 
     def _seen(self) -> Bool[np.ndarray, "B V"]:
-        """Says which text ids each row has read or written."""
+        """Returns which text ids each row has read or written."""
         text = self.model.config.tokens.text
         seen = np.zeros((self._padded_rows, text + 1), bool)
         # Empty slots and vision ids mark the last column.
@@ -276,17 +210,3 @@ class Session:
             )
         ids = np.where(segments == EMPTY, -1, tokens)
         self._history = np.concatenate([self._history, ids], axis=1)
-
-
-def _require_fitting(
-    rows: int, grammar: Grammar | None, state: Any, guidance: float | Sequence[float] | None
-) -> None:
-    lengths = {len(leaf) for leaf in jax.tree.leaves(state)}
-    if (grammar is None) != (state is None) or lengths - {rows}:
-        raise ValueError(f"a grammar needs a state of {rows} rows, not {sorted(lengths)}")
-    if guidance is None:
-        return
-    if grammar is None:
-        raise ValueError("guidance acts on vision ids, which are written under a grammar only")
-    if rows % 2 or np.size(guidance) not in (1, rows // 2):
-        raise ValueError(f"{np.size(guidance)} scales of guidance do not pair {rows} rows")

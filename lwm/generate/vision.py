@@ -11,6 +11,7 @@ from lwm.generate.engine import Session, chunks
 from lwm.generate.grammar import FrameLimits
 from lwm.generate.loaded import LoadedModel
 from lwm.generate.output import Frame, FrameReader
+from lwm.generate.plan import GenerationPlan, VisionPlan
 from lwm.generate.sampling import Sampler, sampler
 from lwm.progress import Progress
 from lwm.sampling_params import FrameSampling, VisionSampling
@@ -68,19 +69,22 @@ def draw(
     model.require_memory(slots, rows=len(rows))
     session = Session(model.llama, model.mesh, rows=len(rows), slots=slots)
     session.read(rows)
-    bursts = session.generate(
+    limits = [FrameLimits.exactly(frames, given=given)] * len(rows)
+    plan = GenerationPlan(
         max_tokens=count,
-        image_sampler=_sampler(drawings.image),
-        video_sampler=_sampler(drawings.video),
-        grammar=grammar,
-        state=grammar.start([FrameLimits.exactly(frames, given=given)] * len(rows), room=count),
-        guidance=drawings.image.guidance if drawings.are_guided else None,
-        video_guidance=drawings.video.guidance if drawings.are_guided else None,
         seed=seeds * (len(rows) // len(runs)),
+        vision=VisionPlan(
+            grammar=grammar,
+            state=grammar.start(limits, room=count),
+            image=_sampler(drawings.image),
+            video=_sampler(drawings.video),
+            guidance=drawings.image.guidance if drawings.are_guided else None,
+            video_guidance=drawings.video.guidance if drawings.are_guided else None,
+        ),
     )
     readers = [FrameReader(grammar, given=given) for _ in runs]
     written = 0
-    for burst in bursts:
+    for burst in session.generate(plan):
         for row, reader in enumerate(readers):
             for found in map(reader.push, burst.ids[row].tolist()):
                 if isinstance(found, Frame):

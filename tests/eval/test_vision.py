@@ -11,6 +11,7 @@ from lwm.errors import UserError
 from lwm.eval.vision import measure, read_pairs
 from lwm.generate.engine import Session
 from lwm.generate.grammar import FrameLimits
+from lwm.generate.plan import GenerationPlan, VisionPlan
 from lwm.generate.sampling import Sampler, Temperature
 from lwm.tokenizer.template import render_chat
 
@@ -56,14 +57,13 @@ def test_a_thousand_videos_at_temperature_two_are_legal(tiny_vision):
         session = Session(tiny_vision.llama, tiny_vision.mesh, rows=250, slots=384)
         session.read([prompt] * 250)
         rows = [FrameLimits(least=1, most=3, inside=True, is_all=True)] * 250
-        bursts = session.generate(
+        plan = GenerationPlan(
             max_tokens=195,
             sampler=Sampler(rules=(Temperature(2.0),)),
-            grammar=grammar,
-            state=grammar.start(rows, room=195),
             seed=range(start, start + 250),
+            vision=VisionPlan(grammar=grammar, state=grammar.start(rows, room=195)),
         )
-        ids = np.concatenate([burst.ids for burst in bursts], axis=1)
+        ids = np.concatenate([burst.ids for burst in session.generate(plan)], axis=1)
         counts += [frames_of(row[row >= 0], tokens, grammar.tokens_per_frame) for row in ids]
     assert len(counts) == 1000
     assert set(counts) == {1, 2, 3}

@@ -74,7 +74,7 @@ def test_answers_end_at_the_end_of_turn(model):
     text = "".join(map(str, free.answer(prompt, TextStream(tokenizer), SHORT)))
     assert free.was_cut
     assert free.num_tokens == len(prompt) + 16
-    assert text == tokenizer.decode(free._ids[len(prompt) :])
+    assert text == tokenizer.decode(free._prefix.ids[len(prompt) :])
 
 
 def test_generate_continues_a_text(model):

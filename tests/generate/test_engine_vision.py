@@ -1,5 +1,7 @@
 """Text and vision written together, under the grammar and with guidance."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,6 +10,7 @@ import pytest
 from lwm.generate.decoding import decode
 from lwm.generate.engine import Session
 from lwm.generate.grammar import TEXT_ONLY, FrameLimits, VisionGrammar
+from lwm.generate.plan import GenerationPlan, VisionPlan
 from lwm.generate.sampling import GREEDY, RepetitionPenalty, Sampler
 from lwm.sharding import make_mesh
 from lwm.tokens import TokenSpace
@@ -30,10 +33,20 @@ def paint(model, mesh, given, rows, *, count=18, grammar=GRAMMAR, **options):
     """Returns ids and logprobs that are written after prompts."""
     session = Session(model, mesh, rows=len(given), slots=256)
     session.read(given)
-    state = None if grammar is None else grammar.start(rows)
-    bursts = session.generate(max_tokens=count, grammar=grammar, state=state, **options)
-    ids, logprobs = zip(*bursts, strict=True)
+    vision = None
+    if grammar is not None:
+        of_vision = {"image", "guidance"} & set(options)
+        how = {name: options.pop(name) for name in of_vision}
+        vision = VisionPlan(grammar=grammar, state=grammar.start(rows), **how)
+    plan = GenerationPlan(max_tokens=count, vision=vision, **options)
+    ids, logprobs = zip(*session.generate(plan), strict=True)
     return np.concatenate(ids, axis=1), np.concatenate(logprobs, axis=1)
+
+
+def painting(count, state, **how):
+    """Returns the plan of rows that go on from a state of the grammar."""
+    vision = VisionPlan(grammar=GRAMMAR, state=state, **how)
+    return GenerationPlan(max_tokens=count, vision=vision)
 
 
 def texts(*lengths):
@@ -137,7 +150,7 @@ def test_text_and_vision_are_sampled_by_rules_of_their_own(mesh, painter):
     model, given = painter(), texts(12, 30, 4, 4)
     rows = [TEXT_ONLY, PICTURE] * 2
     greedy, _ = paint(model, mesh, given, rows)
-    ids, _ = paint(model, mesh, given, rows, sampler=Sampler(), image_sampler=GREEDY)
+    ids, _ = paint(model, mesh, given, rows, sampler=Sampler(), image=GREEDY)
     assert (ids[0] != greedy[0]).any()
     np.testing.assert_array_equal(ids[1], greedy[1])
     free, _ = paint(model, mesh, given, rows, sampler=Sampler())
@@ -155,8 +168,7 @@ def test_vision_goes_on_where_it_was_left(mesh, painter):
     session.read(given)
     state, pieces = GRAMMAR.start(rows), []
     for count in (3, 8, 7):
-        bursts = session.generate(max_tokens=count, grammar=GRAMMAR, state=state)
-        pieces.append(collect(bursts))
+        pieces.append(collect(session.generate(painting(count, state))))
         state = session.state
     np.testing.assert_array_equal(np.concatenate(pieces, axis=1), whole)
     np.testing.assert_array_equal(GRAMMAR.start(rows).left - state.left, [6, 18, 6, 18])
@@ -166,13 +178,9 @@ def test_no_code_ends_a_row_and_its_caller_ends_a_pair(mesh, painter):
     model, given = painter(), texts(12, 30, 4, 4)
     session = Session(model, mesh, rows=4, slots=256)
     session.read(given)
-    bursts = session.generate(
-        max_tokens=18,
-        grammar=GRAMMAR,
-        state=GRAMMAR.start([PICTURE] * 4),
-        guidance=2.0,
-        stop_ids=range(TOKENS.text),
-    )
+    pictures = GRAMMAR.start([PICTURE] * 4)
+    plan = painting(18, pictures, guidance=2.0)
+    bursts = session.generate(dataclasses.replace(plan, stop_ids=range(TOKENS.text)))
     assert (next(bursts).ids >= TOKENS.text).all()
     session.done[1] = True
     ids = collect(bursts)
@@ -185,8 +193,8 @@ def test_there_is_no_burst_of_nothing(mesh, painter):
     session = Session(painter(), mesh, rows=4, slots=256)
     session.read(texts(12, 30, 4, 4))
     picture = GRAMMAR.start([FrameLimits.exactly(1)] * 4)
-    list(session.generate(max_tokens=18, grammar=GRAMMAR, state=picture))
-    assert not list(session.generate(max_tokens=18, grammar=GRAMMAR, state=session.state))
+    list(session.generate(painting(18, picture)))
+    assert not list(session.generate(painting(18, session.state)))
 
 
 def test_arguments_that_do_not_go_together_are_refused(mesh, painter):
@@ -194,13 +202,15 @@ def test_arguments_that_do_not_go_together_are_refused(mesh, painter):
     session.read(texts(5, 5, 5))
     rows = [PICTURE] * 3
     with pytest.raises(ValueError, match="needs a state of 3 rows"):
-        session.generate(max_tokens=1, grammar=GRAMMAR)
+        session.generate(painting(1, None))
     with pytest.raises(ValueError, match=r"state of 3 rows, not \[2\]"):
-        session.generate(max_tokens=1, grammar=GRAMMAR, state=GRAMMAR.start(rows[:2]))
-    with pytest.raises(ValueError, match="under a grammar only"):
-        session.generate(max_tokens=1, guidance=2.0)
+        session.generate(painting(1, GRAMMAR.start(rows[:2])))
     with pytest.raises(ValueError, match="1 scales of guidance do not pair 3 rows"):
-        session.generate(max_tokens=1, grammar=GRAMMAR, state=GRAMMAR.start(rows), guidance=2.0)
+        session.generate(painting(1, GRAMMAR.start(rows), guidance=2.0))
+    with pytest.raises(ValueError, match="2 samplers or seeds for 3 rows"):
+        session.generate(GenerationPlan(max_tokens=1, sampler=[GREEDY] * 2))
+    with pytest.raises(ValueError, match="2 samplers or seeds for 3 rows"):
+        session.generate(GenerationPlan(max_tokens=1, seed=[1, 2]))
 
 
 def traces():
@@ -213,10 +223,10 @@ def test_the_loop_is_traced_once_for_all_calls_alike(mesh, painter):
     session, before = Session(painter(), mesh, rows=2, slots=512), traces()
     for seed in (0, [1, 2]):
         session.read(texts(5, 80))
-        collect(session.generate(max_tokens=9, seed=seed))
+        collect(session.generate(GenerationPlan(max_tokens=9, seed=seed)))
     assert traces() == before + 1
     state = GRAMMAR.start([PICTURE] * 2)
     for count in (9, 3):
-        collect(session.generate(max_tokens=count, grammar=GRAMMAR, state=state))
+        collect(session.generate(painting(count, state)))
         state = session.state
     assert traces() == before + 2

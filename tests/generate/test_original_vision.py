@@ -15,6 +15,7 @@ import pytest
 from lwm.generate.decoding import Guidance, guide
 from lwm.generate.engine import Session
 from lwm.generate.grammar import FrameLimits, VisionGrammar
+from lwm.generate.plan import GenerationPlan, VisionPlan
 from lwm.generate.sampling import GREEDY, Temperature, TopK, TopP
 from lwm.sharding import make_mesh
 from lwm.tokens import TokenSpace
@@ -74,12 +75,17 @@ def prompts(given, kind="vision"):
     return [row[seen > 0].tolist() for row, seen in zip(ids, mask, strict=True)]
 
 
-def paint(painter, runs, count, **options):
+def paint(painter, runs, count, *, stop_ids=(), **vision):
     mesh, model = painter
     session = Session(model, mesh, rows=len(runs), slots=1088)
     session.read(runs)
-    bursts = list(session.generate(max_tokens=count, sampler=GREEDY, **options))
-    return np.concatenate([burst.ids for burst in bursts], axis=1)
+    plan = GenerationPlan(
+        max_tokens=count,
+        stop_ids=stop_ids,
+        sampler=GREEDY,
+        vision=VisionPlan(**vision) if vision else None,
+    )
+    return np.concatenate([burst.ids for burst in session.generate(plan)], axis=1)
 
 
 def forward(painter, place, runs, written):

@@ -4,6 +4,8 @@ import numpy as np
 import pytest
 
 from lwm.errors import UserError
+from lwm.generate.chat import Reader
+from lwm.generate.decoding import decode
 from lwm.generate.sampling import (
     GREEDY,
     MinP,
@@ -12,9 +14,11 @@ from lwm.generate.sampling import (
     Temperature,
     TopK,
     TopP,
+    _kth_largest,
     sampler,
 )
 from lwm.sampling_params import SamplingParams
+from lwm.tokenizer.tokenizer import TextStream
 
 RNG = np.random.default_rng(0)
 LOGITS = (3 * RNG.normal(size=(64, 20))).astype(np.float32)
@@ -131,6 +135,47 @@ def test_rules_that_change_nothing_are_left_out():
     assert sampler(SamplingParams(temperature=0.0, top_k=5)) == GREEDY
     penalised = sampler(SamplingParams(repetition_penalty=2.0))
     assert penalised == Sampler(rules=(RepetitionPenalty(2.0),), is_greedy=True)
+
+
+def test_rules_apply_in_one_order():
+    with pytest.raises(ValueError, match="in the order RepetitionPenalty, Temperature, TopK"):
+        Sampler(rules=(TopP(0.5), Temperature(2.0)))
+    with pytest.raises(ValueError, match="each once"):
+        Sampler(rules=(TopK(5), TopK(3)))
+
+
+@pytest.mark.parametrize("k", [1, 2, 5, 19, 20])
+def test_the_kth_largest_is_found_among_all_kinds_of_numbers(k):
+    rows = np.array(LOGITS[:8])
+    rows[0] = 0
+    rows[1, ::2] = -0.0
+    rows[2, 3:] = -np.inf
+    rows[3] = np.inf
+    rows[4] *= 1e37
+    rows[5] *= 1e-37
+    rows[6] = np.repeat(rows[6, :4], 5)
+    found = _kth_largest(jnp.asarray(rows), jnp.full(8, k))
+    np.testing.assert_array_equal(found, jax.lax.top_k(rows, k)[0][:, -1])
+
+
+def test_forty_generations_share_one_decoding_program(model):
+    """They differ in all that a request may set but the length; see `decode`."""
+    decodings = []
+    reader = Reader(model)
+    for number in range(40):
+        params = SamplingParams(
+            max_tokens=4,
+            temperature=[0.0, 0.5, 1.0, 1.3][number % 4],
+            top_k=[0, 5, 50][number % 3],
+            top_p=[1.0, 0.9, 0.4][number // 2 % 3],
+            min_p=[0.0, 0.1][number // 3 % 2],
+            repetition_penalty=[1.0, 1.2, 0.8][number // 4 % 3],
+            seed=number,
+            stop=tuple("abc"[: number % 3]),
+        )
+        list(reader.answer([1, 2, 3, number], TextStream(model.tokenizer), params))
+        decodings.append(vars(type(decode))["_cache_size"](decode))
+    assert len(set(decodings)) == 1, "none after the first"
 
 
 @pytest.mark.parametrize(

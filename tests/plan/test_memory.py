@@ -13,9 +13,9 @@ from lwm.convert.names import HUGGING_FACE, dimensions
 from lwm.convert.weights import build_llama
 from lwm.devices import Machine, free_bytes, host_memory
 from lwm.errors import UserError
-from lwm.generate.decoding import BURST, Chooser, decode
+from lwm.generate.decoding import BURST, decode
 from lwm.generate.engine import LONG, Session
-from lwm.generate.sampling import GREEDY
+from lwm.generate.plan import GenerationPlan
 from lwm.model.cache import EMPTY, KVCache, Slots
 from lwm.model.config import Compute, Storage, compute_dtype, preset
 from lwm.model.llama import _extend_block, embed
@@ -115,22 +115,15 @@ def measure(config, mesh, *, rows, slots, dtype):
         on((rows, D), wide, P(BATCH, None)),
         on((rows, config.tokens.text), jnp.bool_),
         on((rows,), jnp.bool_),
-        on((rows,), jnp.uint32),
     )
-    rest = 0, on((1,), jnp.int32), BURST, None, None
-    chooser = Chooser(
-        tokens=config.tokens,
-        sampler=GREEDY,
-        image_sampler=GREEDY,
-        video_sampler=GREEDY,
-        grammar=None,
-    )
+    inputs, _ = GenerationPlan(max_tokens=BURST).lower(rows, rows)
+    inputs = jax.tree.map(lambda leaf: on(leaf.shape, leaf.dtype), inputs)
     assert isinstance(model.blocks, tuple)
     with jax.set_mesh(mesh):
         programs = (
             embed.lower(model.embedding, ids, dtype=wide),
             _extend_block.lower(model.blocks[0], x, (turn, turn), cache.layers[0], where),
-            decode.lower(model, cache, *state, *rest, chooser=chooser),
+            decode.lower(model, cache, *state, 0, BURST, None, inputs, grammar=None),
         )
         used = [each for one in programs if (each := one.compile().memory_analysis())]
     assert len(used) == len(programs)
