@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 if __name__ == "__main__":
-    os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=1"
+    os.environ["XLA_FLAGS"] += " --xla_force_host_platform_device_count=1"
     os.environ["JAX_PLATFORMS"] = "cpu"
 
 import jax

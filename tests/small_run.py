@@ -45,7 +45,7 @@ def small(*, mesh: str = "1,1,1,1", vocabulary: int = 300, **training: Any) -> R
 
 if __name__ == "__main__":
     folder, mesh, vocabulary, coordinator, count, index = sys.argv[1:]
-    os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=2"
+    os.environ["XLA_FLAGS"] += " --xla_force_host_platform_device_count=2"
     jax.config.update("jax_platforms", "cpu")
     join(Processes(coordinator=coordinator, count=int(count), index=int(index)))
     try:

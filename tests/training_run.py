@@ -28,7 +28,7 @@ from lwm.train.task import LanguageTask
 
 COORDINATOR, COUNT, INDEX = sys.argv[4:] or (None, 1, 0)
 # Four devices, those of all processes together.
-os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={4 // int(COUNT)}"
+os.environ["XLA_FLAGS"] += f" --xla_force_host_platform_device_count={4 // int(COUNT)}"
 jax.config.update("jax_platforms", "cpu")
 
 SPACE = TokenSpace(text=64)
