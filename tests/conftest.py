@@ -44,13 +44,22 @@ from lwm.vqgan.config import VQGANConfig  # noqa: E402
 from lwm.vqgan.model import VQGAN  # noqa: E402
 
 
+class Fixtures:
+    """Inputs and outputs of the original LWM: a selection here, the rest beside the checkout."""
+
+    folders = (ROOT / "tests" / "fixtures" / "original", ROOT.parent / "shared" / "fixtures")
+
+    def __truediv__(self, name: str) -> Path:
+        for folder in self.folders:
+            if (path := folder / name).exists():
+                return path
+        pytest.skip(f"the selection of the original's outputs is without {name}")
+
+
 @pytest.fixture(scope="session")
-def fixtures() -> Path:
-    """Inputs and outputs of the original LWM, which only the developers' checkout has."""
-    folder = ROOT.parent / "shared" / "fixtures"
-    if not folder.is_dir():
-        pytest.skip(f"the original's outputs are not at {folder}")
-    return folder
+def fixtures() -> Fixtures:
+    """Finds a file of the original's inputs and outputs."""
+    return Fixtures()
 
 
 @pytest.fixture
@@ -178,12 +187,27 @@ def original(fixtures):
 
     def load(mesh, *, name="text_tiny", theta=None, stored="noscan"):
         given = ModelOverrides(
-            config=f"json::{fixtures / name}_config.json", theta=theta and float(theta)
+            config=f"json::{fixtures / f'{name}_config.json'}", theta=theta and float(theta)
         )
         config, tensors = open_lwm(fixtures / f"{name}_params_{stored}.msgpack", given=given)
         return build_llama(config, tensors, TABLE, mesh=mesh)
 
     return load
+
+
+@pytest.fixture(scope="session")
+def original_vqgan(fixtures, tmp_path_factory) -> Path:
+    """A VQGAN of the original's, pickled again from its weights, whose bytes are stored apart."""
+    shapes = json.loads((fixtures / "vqgan_small_param_shapes.json").read_text())
+    tree: dict = {}
+    with np.load(fixtures / "vqgan_small_params.npz") as stored:
+        for name, (shape, dtype) in shapes.items():
+            *parents, last = name.split("/")
+            inner = functools.reduce(lambda inner, key: inner.setdefault(key, {}), parents, tree)
+            inner[last] = stored[name].T.copy().view(dtype).reshape(shape)
+    path = tmp_path_factory.mktemp("original") / "vqgan"
+    path.write_bytes(pickle.dumps(tree))
+    return path
 
 
 @pytest.fixture

@@ -105,7 +105,7 @@ def test_marks_of_vision_are_those_trained_with(fixtures, tiny):
         tensors={},
         table=opening.TABLE,
         tokenizer=tokenizer,
-        source=fixtures,
+        source=fixtures / "tokenizer",
     )
     with pytest.raises(UserError, match=r"<vision> as .* trained with \[529, 4924, 29958\]; give"):
         opening._require_vocabulary(opened)

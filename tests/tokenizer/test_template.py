@@ -13,7 +13,6 @@ from lwm.hub.catalog import find_model, locate
 from lwm.tokenizer.template import render_chat
 from lwm.tokenizer.tokenizer import Tokenizer
 
-FIXTURE = Path(__file__).parents[3] / "shared" / "fixtures" / "tokenizer"
 SPECIAL = ["<s>", "</s>", "<|im_start|>", "<|im_end|>", "<|eot_id|>", "[INST]", "[/INST]"]
 
 CHATML = (
@@ -171,11 +170,9 @@ def test_reserved_characters_are_replaced(folder: Path):
 
 
 @pytest.fixture
-def llama() -> Tokenizer:
+def llama(fixtures) -> Tokenizer:
     """Return a tokenizer with LLaMA-2's kind of vocabulary."""
-    if not FIXTURE.is_dir():
-        pytest.skip("the reference fixtures are not on this machine")
-    return Tokenizer.open(FIXTURE)
+    return Tokenizer.open(fixtures / "tokenizer")
 
 
 def test_lwm_format_of_one_turn(llama: Tokenizer):

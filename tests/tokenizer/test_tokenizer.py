@@ -16,18 +16,14 @@ from lwm.tokenizer.tokenizer import TextStream, Tokenizer
 
 from .texts import BOOK, TEXTS
 
-FIXTURES = Path(__file__).parents[3] / "shared" / "fixtures"
 FOLDERS = ["tokenizer", "tokenizer_addbos"]
 NAMED = ["<s>inside</s> text<unk>x", "</s></s>", "a <s> b", "<s>"]
 
 
 @pytest.fixture(params=FOLDERS)
-def folder(request: pytest.FixtureRequest) -> Path:
+def folder(request: pytest.FixtureRequest, fixtures) -> Path:
     """Return a folder with both tokenizer files."""
-    path = FIXTURES / request.param
-    if not path.is_dir():
-        pytest.skip("the reference fixtures are not on this machine")
-    return path
+    return fixtures / request.param
 
 
 def train_bytewise(path: Path, *, post_bos: bool = False) -> tokenizers.Tokenizer:
@@ -243,16 +239,13 @@ def test_chat_template_from_every_place(tmp_path: Path):
 
 
 @pytest.mark.parametrize("kind", ["bytewise", "fast", "pieces"])
-def test_stream_joins_to_decode(tmp_path: Path, kind: str):
+def test_stream_joins_to_decode(tmp_path: Path, fixtures, kind: str):
     if kind == "bytewise":
         train_bytewise(tmp_path)
         tokenizer = Tokenizer.open(tmp_path)
     else:
         name = "tokenizer.json" if kind == "fast" else "tokenizer.model"
-        path = FIXTURES / "tokenizer" / name
-        if not path.exists():
-            pytest.skip("the reference fixtures are not on this machine")
-        tokenizer = Tokenizer.open(path)
+        tokenizer = Tokenizer.open(fixtures / "tokenizer" / name)
     rng = random.Random(1)
     noise = [[rng.randrange(-2, tokenizer.vocab_size + 9) for _ in range(99)] for _ in range(30)]
     for ids in [*map(tokenizer.encode, TEXTS), *noise]:

@@ -84,8 +84,8 @@ def test_names_are_the_originals():
     assert "decoder/UpsamplingBlock_4/Upsample_0/Conv_0/bias" not in shapes
 
 
-def test_the_originals_file(fixtures):
-    model = read_vqgan(fixtures / "vqgan_small.pkl")
+def test_the_originals_file(fixtures, original_vqgan):
+    model = read_vqgan(original_vqgan)
     theirs = json.loads((fixtures / "vqgan_small_config.json").read_text())
     config = model.config
     assert [config.resolution, config.hidden, list(config.multipliers), config.res_blocks] == [

@@ -49,8 +49,8 @@ def frames(count, height=16, width=16):
     return pixels.astype(np.float32)
 
 
-def test_the_original(mesh, fixtures):
-    model = read_vqgan(fixtures / "vqgan_small.pkl", mesh=mesh)
+def test_the_original(mesh, fixtures, original_vqgan):
+    model = read_vqgan(original_vqgan, mesh=mesh)
     with np.load(fixtures / "vqgan_small.npz") as stored:
         their = {name: jnp.asarray(array) for name, array in stored.items()}
     latents = jax.jit(VQGAN.latents)(model, their["pixels"])
