@@ -5,7 +5,6 @@ import hashlib
 import json
 import tarfile
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.random as jr
@@ -33,10 +32,9 @@ from lwm.model.llama import Llama
 from lwm.sampling_params import FrameSampling
 from lwm.tokenizer.tokenizer import Tokenizer
 from lwm.tokens import TokenSpace
-from lwm.train import run as language
 from lwm.train.config import AdamW, Data, DataSet, Keep, Run, Schedule, Training
 from lwm.train.optimizer import matrices
-from lwm.train.vqgan import task as vqgan
+from lwm.train.run import run
 from lwm.train.vqgan.config import (
     CodebookConfig,
     FrameData,
@@ -123,10 +121,7 @@ VQGAN_RUN = VQGANRun(
         sheet=2,
     ),
 )
-RUNS: dict[str, tuple[Any, Run | VQGANRun]] = {
-    "text-run": (language.run, TEXT_RUN),
-    "vqgan-run": (vqgan.run, VQGAN_RUN),
-}
+RUNS: dict[str, Run | VQGANRun] = {"text-run": TEXT_RUN, "vqgan-run": VQGAN_RUN}
 
 
 @pytest.fixture
@@ -148,7 +143,6 @@ def same_files(one: Path, other: Path, *, leave: str = "") -> bool:
 
 @pytest.mark.parametrize("name", RUNS)
 def test_a_run_goes_on(before, monkeypatch, name):
-    run, config = RUNS[name]
     fetch, batches = lwm.train.loop.fetch, []
 
     def hashing(*arguments):
@@ -159,7 +153,7 @@ def test_a_run_goes_on(before, monkeypatch, name):
         return given, *rest
 
     monkeypatch.setattr(lwm.train.loop, "fetch", hashing)
-    run(config, Path(name))
+    run(RUNS[name], Path(name))
     lines = [json.loads(line) for line in (Path(name) / "log.jsonl").read_text().splitlines()]
     losses = [line["loss"] for line in lines if "loss" in line]
     assert batches == EXPECTED[name]["batches"]
@@ -171,7 +165,7 @@ def test_another_run_is_refused_by_name(before):
     training = dataclasses.replace(TEXT_RUN.training, steps=5)
     other = dataclasses.replace(TEXT_RUN, training=training)
     with pytest.raises(lwm.UserError, match=r"training\.steps was 4 and is 5"):
-        language.run(other, Path("text-run"))
+        run(other, Path("text-run"))
 
 
 def encoder() -> RecordEncoder:

@@ -24,6 +24,7 @@ from lwm.renamed import new_setting
 from lwm.sharding import AXES
 from lwm.tokens import TokenSpace
 from lwm.train.config import (
+    DataSet,
     Schedule,
     Training,
     read_run,
@@ -229,6 +230,9 @@ def test_options_without_effect_are_refused():
 
 def test_what_cannot_be_is_refused():
     run = debug()
+    two = DataSet(files=("a",)), DataSet(files=("b",))
+    with pytest.raises(UserError, match="two held-out sets are called 'data'"):
+        dataclasses.replace(run.data, held_out=two)
     for change in ({"sets": ()}, {"rows": 0}, {"held_out_rows": 0}, {"codes": -1}):
         with pytest.raises(UserError):
             dataclasses.replace(run.data, **cast(Any, change))

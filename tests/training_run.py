@@ -90,7 +90,7 @@ def main(folder: Path, steps: int, text: str = "1,1,1,1") -> None:
         Loader([Counting()], SPACE, packing, mixture, rows=ROWS, own=own_rows(mesh, ROWS)),
         mesh,
     )
-    state = train(training, task, mesh, folder, follower=Printing())
+    state = train(training, task, mesh, folder, sink=Printing())
     np.savez(folder / "final.npz", *map(np.asarray, jax.tree.leaves(state)))
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tyro
+from rich.console import Console
 
 from lwm.distributed import Processes
 from lwm.errors import UserError
@@ -88,22 +89,23 @@ def train(name: str, run: Run | VQGANRun, options: Options) -> None:
     """Runs, and says where the model is; a run that is asked to stop says how to go on."""
     from lwm.distributed import join
     from lwm.train.loop import Stopped
+    from lwm.train.run import run as run_training
 
     join(options.processes)
     folder = options.out or Path("runs") / name.rpartition(":")[2]
     try:
-        if isinstance(run, VQGANRun):
-            from lwm.train.vqgan import task as vqgan
-
-            model = vqgan.run(run, folder, track=options.track, profile=options.profile)
-            use = f"Use it: lwm tokenize FILES --vqgan {model} --out SHARDS"
-        else:
-            from lwm.train import run as language
-
-            model = language.run(run, folder, track=options.track, profile=options.profile)
-            use = f"Talk to it: lwm chat {model}"
+        model = run_training(
+            run,
+            folder,
+            console=Console(stderr=True),
+            track=options.track,
+            profile=options.profile,
+        )
     except Stopped as stopped:
         print(f"lwm: {stopped}", file=sys.stderr)
         # A scheduler that stops a run is content; a person's `&&` should not go on.
         sys.exit(130 if stopped.by == signal.SIGINT else 0)
+    use = f"Talk to it: lwm chat {model}"
+    if isinstance(run, VQGANRun):
+        use = f"Use it: lwm tokenize FILES --vqgan {model} --out SHARDS"
     print(f"{model}\n{use}\nSee the run: lwm plot {folder}")

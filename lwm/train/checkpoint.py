@@ -6,7 +6,6 @@ import json
 import logging
 import os
 import shutil
-import sys
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -48,13 +47,13 @@ class Checkpoints:
     Each is written in the background and appears whole, its checksums with it, or not at all.
     """
 
-    def __init__(
-        self,
-        folder: Path,
-        keep: Keep,
-        warn: Callable[[str], None] = lambda line: print(line, file=sys.stderr),
-    ):
-        """Opens or makes the folder, and clears what a killed process left half written.
+    def __init__(self, folder: Path, keep: Keep, warn: Callable[[str], object] = lambda line: None):
+        """Opens or makes the folder, and removes what a killed process left half written.
+
+        Args:
+            folder: Shared by all processes.
+            keep: Policy of retention.
+            warn: Receives a line for each damaged checkpoint.
 
         Raises:
             UserError: The folder cannot be made.

@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -166,6 +166,17 @@ class DataSet:
     format: ExampleFormat = ExampleFormat()
 
 
+def require_names(held_out: Sequence[Any]) -> None:
+    """Refuses held-out sets that share a name.
+
+    Raises:
+        UserError: The name.
+    """
+    names = [one.name for one in held_out]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise UserError(f"two held-out sets are called {twice[0]!r}; give each a name of its own")
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Data:
     """What a model learns from, and how that becomes batches."""
@@ -201,7 +212,8 @@ class Data:
             UserError: The value.
         """
         if not self.sets:
-            raise UserError("there is no data set to learn from; give its files")
+            raise UserError("there is no data set to train on; give its files")
+        require_names(self.held_out)
         if self.held_out_rows < 1 or self.rows < 1:
             raise UserError(
                 f"{self.rows} rows a batch and {self.held_out_rows} held-out rows: "

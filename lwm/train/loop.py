@@ -1,6 +1,7 @@
-"""A run: batches go through a task, numbers into a log, now and then all into a checkpoint."""
+"""Training loop: batches go through a task, numbers into a log, states into checkpoints."""
 
 import contextlib
+import dataclasses
 import json
 import resource
 import signal
@@ -14,50 +15,51 @@ from typing import Any, Protocol, runtime_checkable
 import jax
 from jax.sharding import Mesh
 
-from lwm import processes as together
 from lwm.data.loader import Delivered, require_few_bad
 from lwm.errors import UserError
 from lwm.files import reading, writing
+from lwm.model.config import LlamaConfig
+from lwm.processes import agree_on, all_or_none, gather
 from lwm.train.checkpoint import Checkpointable, Checkpoints, abstract_state
 from lwm.train.config import LoopConfig
 
 MOST_BAD = 3
-"""Updates in a row that may fail to be finite."""
+"""Non-finite updates in a row after which a run ends."""
 
 LogLine = dict[str, Any]
 """One line of the log."""
 
 _PROFILED_AFTER = 2
-"""Updates before a profile begins: the first compiles."""
+"""Updates before a profile begins; the first compiles."""
 _MOST_NAMED = 20
 
 
 class Stopped(Exception):
-    """The run was asked to stop, and has saved all that it needs to go on."""
+    """Raised when a signal stopped the run after a checkpoint was saved."""
 
     def __init__(self, step: int, by: int):
-        """Says after which step, and by which signal."""
+        """Names the last step and the signal."""
         super().__init__(f"stopped after step {step}; run the same again to go on")
         self.by = by
 
 
 @runtime_checkable
 class LogSink(Protocol):
-    """Who is told of a run."""
+    """Receives the log of a run."""
 
     def begin(self, last: int) -> None:
-        """Is told the step that the run goes on after, 0 at first."""
+        """Receives the last step of the checkpoint that the run resumes from, 0 without one."""
 
     def __call__(self, line: LogLine) -> None:
-        """Is told each line of the log, in process 0."""
+        """Receives each line of the log, in process 0."""
 
     def warn(self, text: str) -> None:
-        """Is told what is passed over: bad examples, damaged checkpoints."""
+        """Receives warnings: examples left out, damaged checkpoints."""
 
 
 @runtime_checkable
 class Batches(Protocol):
-    """What is learnt from, without end."""
+    """An endless stream of training batches."""
 
     max_bad_share: float
 
@@ -67,68 +69,83 @@ class Batches(Protocol):
         """Goes on after the batch with which `state` was delivered."""
 
     def merge(self, states: Sequence[dict[str, Any]]) -> dict[str, Any]:
-        """Returns the state of all processes out of the state of each."""
+        """Combines the states of each process into one."""
         ...
 
 
 @runtime_checkable
 class Task(Protocol):
-    """What a run trains: all its methods are called under the mesh."""
+    """A model with its data and its update; the loop calls all methods under the mesh.
+
+    It stands beside the loop, its one caller, which thus imports no model.
+    """
 
     @property
     def batches(self) -> Batches:
-        """What is learnt from, not yet begun."""
+        """Training batches, from their beginning."""
         ...
 
     def abstract(self) -> Any:
-        """Makes a state; it is only asked what that would be like."""
+        """Makes a state; only its shapes and types are used."""
 
     def start(self) -> Any:
         """Makes the first state."""
 
-    def update(self, state: Any, given: list[Delivered]) -> tuple[Any, LogLine]:
-        """Returns the state after one more update, the old one consumed, and what the log says.
+    def update(self, state: Any, batches: list[Delivered]) -> tuple[Any, LogLine]:
+        """Returns the state after one more update, the old one consumed, and its line of the log.
 
-        A line has at least `loss` and `finite`. Where this is false, the update was not made.
+        A line has at least `loss` and `finite`. If this is false, the update was skipped.
         """
         ...
 
     def measure(self, state: Any, number: int) -> dict[str, Any]:
-        """Looks at each held-out set after update `number`; returns what the log says of each."""
+        """Returns the scores on each held-out set after update `number`, for the log."""
         ...
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class OpenTask:
+    """A task with all that a run needs around it."""
+
+    task: Task
+    units: str
+    """Number of ids or codes of the model, in words."""
+    save: Callable[[Any, Path], None]
+    """Saves the model of a state to a folder; called by all processes."""
+    model: LlamaConfig | None = None
+    """The model, if it is a language model."""
+
+
 def train(
-    course: LoopConfig,
+    config: LoopConfig,
     task: Task,
     mesh: Mesh,
     folder: Path,
     *,
-    follower: LogSink,
+    sink: LogSink,
     profile: int = 0,
 ) -> Any:
     """Trains, from the newest checkpoint in `folder` if there is one; returns the last state.
 
     Args:
-        course: How long.
-        task: What is trained, and on what.
+        config: Number of steps, checkpoints and validations.
+        task: The model and its data.
         mesh: The devices.
-        folder: Gets `checkpoints` and `log.jsonl`: a line for each update, and one for each look
-            at the held-out sets.
-        follower: Told what happens.
-        profile: Updates of which a trace is written to the folder `profile`.
+        folder: Gets `checkpoints` and `log.jsonl`: a line for each update and each validation.
+        sink: Receives the lines of the log and warnings.
+        profile: Number of updates to trace into the folder `profile`.
 
     Raises:
-        Stopped: SIGTERM or Ctrl-C came; run again, it goes on.
+        Stopped: SIGTERM or Ctrl-C came; the same run goes on from here.
         UserError: The data or the disk failed, or three updates in a row were not finite; the last
             good checkpoint is whole.
     """
     batches = task.batches
     with (
         jax.set_mesh(mesh),
-        Checkpoints(folder / "checkpoints", course.keep, follower.warn) as checkpoints,
+        Checkpoints(folder / "checkpoints", config.keep, sink.warn) as checkpoints,
         contextlib.closing(iter(batches)) as delivered,
-        asked_to_stop() as asked,
+        stop_signals() as request,
     ):
         found = checkpoints.restore(abstract_state(task.abstract, mesh))
         if found is None:
@@ -136,15 +153,15 @@ def train(
         else:
             start, state, data = found
             batches.restore(data)
-        with together.all_or_none():
-            follower.begin(start)
-            log = Log(folder / "log.jsonl", start, follower)
-        told = DataWarnings(follower.warn)
-        with Profile(folder / "profile", start, course.steps, profile) as traced:
-            for number in range(start + 1, course.steps + 1):
+        with all_or_none():
+            sink.begin(start)
+            log = Log(folder / "log.jsonl", start, sink)
+        warnings = DataWarnings(sink.warn)
+        with Profile(folder / "profile", start, config.steps, profile) as traced:
+            for number in range(start + 1, config.steps + 1):
                 begun = time.perf_counter()
-                given, read, stop = fetch(delivered, course.accumulate, asked)
-                told.tell(given)
+                given, read, stop = fetch(delivered, config.accumulate, request)
+                warnings.report(given)
                 require_few_bad(read, batches.max_bad_share)
                 with traced.update(number):
                     state, line = task.update(state, given)
@@ -154,24 +171,24 @@ def train(
                     line["examples"] = names(given)
                 log.write(line | {"seconds": time.perf_counter() - begun})
                 require_finite(state, number, folder)
-                if validation_is_due(course, number) and (scores := task.measure(state, number)):
+                if validation_is_due(config, number) and (scores := task.measure(state, number)):
                     log.write({"step": number, "held_out": scores})
-                if number == course.steps or stop or course.keep.due(number):
-                    states = together.gather(given[-1].state())
+                if number == config.steps or stop or config.keep.due(number):
+                    states = gather(given[-1].state())
                     checkpoints.save(number, state, batches.merge(states))
-                if stop and number < course.steps:
+                if stop and number < config.steps:
                     checkpoints.wait()
                     raise Stopped(number, stop)
     return state
 
 
 def fetch(
-    batches: Iterator[Delivered], count: int, asked: "StopRequest"
+    batches: Iterator[Delivered], count: int, request: "StopRequest"
 ) -> tuple[list[Delivered], dict[str, int], int]:
-    """Returns some batches, what all processes have read, and the signal if any was asked to stop.
+    """Returns batches, counts of examples read by all processes, and a stop signal or 0.
 
     Raises:
-        UserError: This process cannot read its data, or another one cannot.
+        UserError: This process or another one cannot read its data.
     """
     given, failure, counts = [], None, [0, 0, 0, 0]
     try:
@@ -179,29 +196,28 @@ def fetch(
         counts = list(given[-1].read.values())
     except Exception as error:
         failure = error
-    told = together.agree_on(failure, [asked.signal, *counts])
-    signals, *counts = zip(*told, strict=True)
+    signals, *counts = zip(*agree_on(failure, [request.signal, *counts]), strict=True)
     read = dict(zip(given[-1].read, map(sum, counts), strict=True))
     return given, read, max(signals)
 
 
-def validation_is_due(course: LoopConfig, number: int) -> bool:
-    """Says whether held-out sets are looked at after an update."""
-    every = course.validate_every
-    return number == course.steps or bool(every and number % every == 0)
+def validation_is_due(config: LoopConfig, number: int) -> bool:
+    """Returns whether a validation follows update `number`."""
+    every = config.validate_every
+    return number == config.steps or bool(every and number % every == 0)
 
 
 def names(given: list[Delivered]) -> list[str]:
-    """Returns the examples of batches, those of all processes, the first few of many."""
+    """Returns the names of the examples of batches on all processes, at most the first few."""
     own = [name for one in given for row in one.examples for name in row]
-    found = list(dict.fromkeys(name for part in together.gather(own) for name in part))
+    found = list(dict.fromkeys(name for part in gather(own) for name in part))
     more = [f"and {len(found) - _MOST_NAMED} more"] if len(found) > _MOST_NAMED else []
     return found[:_MOST_NAMED] + more
 
 
 def memory() -> int:
-    """Returns the bytes in use at the peak so far: of the fullest device here, or of the process
-    where devices do not say."""
+    """Returns the peak bytes in use: on the fullest local device, or, where devices do not report
+    it, in this process."""
     stats = [device.memory_stats() or {} for device in jax.local_devices()]
     peak = max(found.get("peak_bytes_in_use", 0) for found in stats)
     unit = 1 if sys.platform == "darwin" else 1024
@@ -209,65 +225,65 @@ def memory() -> int:
 
 
 def require_finite(state: Checkpointable, number: int, folder: Path) -> None:
-    """Ends a run that has come off the rails.
+    """Ends a run that has diverged.
 
     Raises:
-        UserError: As many updates in a row as are allowed were not finite.
+        UserError: `MOST_BAD` updates in a row were not finite.
     """
     if int(state.bad) >= MOST_BAD:
         raise UserError(
             f"the updates of steps {number - MOST_BAD + 1} to {number} are not finite; the last "
-            f"good checkpoint in {folder} is whole. The log names the examples: leave them out, "
-            "or lower the learning rate, and start anew in another folder"
+            f"good checkpoint in {folder} is whole. The log names the examples: remove them, or "
+            "lower the learning rate, and start again in another folder"
         )
 
 
 class StopRequest:
-    """Whether the run was asked to stop."""
+    """Request to stop the run after the current update."""
 
     signal: int = 0
-    """The number of the signal that asked; 0 for none."""
+    """Number of the signal; 0 for none."""
 
 
 @contextlib.contextmanager
-def asked_to_stop() -> Iterator[StopRequest]:
-    """Keeps SIGTERM and the first Ctrl-C as a question; the second Ctrl-C ends at once.
+def stop_signals() -> Iterator[StopRequest]:
+    """Turns SIGTERM and the first Ctrl-C into a request; the second Ctrl-C interrupts at once.
 
-    Elsewhere than in the main thread nothing is ever asked.
+    Signals arrive in the main thread only; in other threads there is no request.
     """
-    asked = StopRequest()
+    request = StopRequest()
     if threading.current_thread() is not threading.main_thread():
-        yield asked
+        yield request
         return
 
-    def ask(number: int, _: Any) -> None:
-        if number == signal.SIGINT and asked.signal:
+    def receive(number: int, _: Any) -> None:
+        if number == signal.SIGINT and request.signal:
             raise KeyboardInterrupt
-        asked.signal = number
+        request.signal = number
 
-    before = {number: signal.signal(number, ask) for number in (signal.SIGTERM, signal.SIGINT)}
+    before = {number: signal.signal(number, receive) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
-        yield asked
+        yield request
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
 
 
 class DataWarnings:
-    """Says what becomes of examples that are not simply learnt."""
+    """Warns of examples that are left out, dropped or split."""
 
     def __init__(self, warn: Callable[[str], None]):
         self._warn = warn
         self._seen: set[str] = set()
 
-    def tell(self, given: list[Delivered]) -> None:
-        """Names each example that was passed over; once, that long ones are dropped or split."""
+    def report(self, given: list[Delivered]) -> None:
+        """Names each bad example; reports once that long ones are dropped or split."""
         for fault in (fault for one in given for fault in one.faults):
-            self._warn(f"passed over: {fault}")
+            self._warn(f"left out: {fault}")
         read = given[-1].read
         for what, text in (
-            ("dropped", "some examples are longer than a row, or have no target: they are dropped"),
-            ("split", "some examples are longer than a row: they are split"),
+            ("dropped", "some examples are longer than a row, or have no target, and are dropped"),
+            ("split", "some examples are longer than a row and are split"),
         ):
             if read[what] and what not in self._seen:
                 self._seen.add(what)
@@ -275,16 +291,15 @@ class DataWarnings:
 
 
 class Profile:
-    """A trace of some updates, for TensorBoard or Perfetto."""
+    """Trace of some updates, for TensorBoard or Perfetto."""
 
     def __init__(self, folder: Path, start: int, end: int, count: int):
-        """Prepares one of `count` updates of a run from `start` to `end`.
+        """Prepares a trace of `count` updates of a run from `start` to `end`.
 
         Raises:
-            UserError: The run has no such updates left.
+            UserError: Too few updates are left.
         """
         self._folder = folder
-        # The first updates compile.
         first = start + _PROFILED_AFTER + 1
         self._traced = range(first, min(first + count, end + 1))
         self._runs = False
@@ -303,7 +318,7 @@ class Profile:
 
     @contextlib.contextmanager
     def update(self, number: int) -> Iterator[None]:
-        """Begins before the first update that is traced, and ends after the last."""
+        """Begins the trace before its first update and ends it after its last."""
         if self._traced and number == self._traced[0]:
             jax.profiler.start_trace(str(self._folder))
             self._runs = True
@@ -314,10 +329,10 @@ class Profile:
 
 
 class Log:
-    """Lines of JSON; those after the checkpoint gone on from are dropped. Process 0 writes it."""
+    """Log of a run as JSON lines, written by process 0."""
 
     def __init__(self, path: Path, last: int, report: Callable[[LogLine], None]):
-        """Opens the log of a run that goes on after update `last`.
+        """Opens the log of a run that resumes after update `last`; drops later lines.
 
         Raises:
             UserError: The file cannot be read or written.
@@ -329,7 +344,7 @@ class Log:
         kept = 0
         with reading(path), path.open("rb+") as file:
             for line in file:
-                # A last line without an end was cut off where the run was killed.
+                # A last line without a line break was cut off when the run was killed.
                 if not line.endswith(b"\n") or json.loads(line)["step"] > last:
                     break
                 kept += len(line)

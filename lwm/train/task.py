@@ -1,24 +1,46 @@
-"""The training of a language model, of text and vision alike, as the loop has it."""
+"""Training task of a language model, of text and vision alike."""
 
+import dataclasses
+import itertools
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import jax
+import jax.random as jr
 import numpy as np
 from jax.sharding import Mesh
 
+from lwm.convert.export import save_model
+from lwm.convert.open import ModelFiles, open_model_files, read_llama
+from lwm.data.captions import PHRASES
 from lwm.data.example import MODALITIES, Batch
 from lwm.data.loader import Delivered, Loader
-from lwm.model.llama import Llama
-from lwm.train.config import Training
+from lwm.data.sets import open_set, require_codes_of, texts
+from lwm.data.stream import Mixture
+from lwm.errors import UserError
+from lwm.model.config import LlamaConfig
+from lwm.model.llama import Llama, check_mesh
+from lwm.processes import first_alone
+from lwm.sharding import require_batch
+from lwm.tokenizer.bpe import train_tokenizer
+from lwm.tokenizer.tokenizer import Tokenizer
+from lwm.tokens import TokenSpace
+from lwm.train.config import Run, Training
+from lwm.train.loop import OpenTask
 from lwm.train.optimizer import build_optimizer, build_schedule
-from lwm.train.placing import shard_batch
+from lwm.train.placing import own_rows, shard_batch
 from lwm.train.step import StepMetrics, TrainState, TrainStep
 from lwm.train.validate import HeldOut, measure_all
+from lwm.vqgan.checkpoint import read_vqgan
+from lwm.vqgan.model import VQGAN
+
+_MOST_CHARACTERS = 50_000_000
+"""Characters that a tokenizer is trained on; more take memory and change it little."""
 
 
 class LanguageTask:
-    """A model, packed rows to learn, and others to be measured by."""
+    """A language model, packed rows to train on, and held-out sets."""
 
     def __init__(
         self,
@@ -29,16 +51,16 @@ class LanguageTask:
         mesh: Mesh,
         held_out: Mapping[str, HeldOut] | None = None,
     ) -> None:
-        """Prepares to train.
+        """Prepares training.
 
         Args:
-            config: How.
+            config: Optimizer, loss and layout.
             init: Calls `Llama.init`; only the shapes of its result are used.
-            make_model: Draws or reads the weights to start from, under the mesh in use; they are
+            make_model: Initialises or reads the first weights, under the mesh in use; they are
                 stacked, and placed as by `Llama.init`.
-            loader: The batches, not yet begun.
+            loader: Batches, from their beginning.
             mesh: The devices.
-            held_out: Sets that are only looked at, by name.
+            held_out: Held-out sets by name.
         """
         self.batches = loader
         self._config, self._init, self._make = config, init, make_model
@@ -56,36 +78,167 @@ class LanguageTask:
         return TrainState.start(self._make(), self._optimizer)
 
     def update(
-        self, state: TrainState, given: list[Delivered]
+        self, state: TrainState, batches: list[Delivered]
     ) -> tuple[TrainState, dict[str, Any]]:
-        """Returns the state after one more update, and what the log says."""
-        fields = zip(*(one.batch for one in given), strict=True)
+        """Returns the state after one more update, and its line of the log."""
+        fields = zip(*(one.batch for one in batches), strict=True)
         stacked = Batch._make(np.stack(field) for field in fields)
         layout, rows = self._config.layout, self.batches.rows
         placed, index = shard_batch(stacked, self._mesh, layout, rows=rows)
-        state, found = self._step(state, placed, index)
-        line = _describe(jax.device_get(found), placed.segments.size)
-        return state, line | {"learning_rate": float(np.asarray(self._rate(found.updates)))}
+        state, metrics = self._step(state, placed, index)
+        line = _describe(jax.device_get(metrics), placed.segments.size)
+        return state, line | {"learning_rate": float(np.asarray(self._rate(metrics.updates)))}
 
     def measure(self, state: TrainState, number: int) -> dict[str, Any]:
         """Returns the losses on each held-out set."""
-        del number  # Nothing but the log tells of them.
+        del number  # nothing but the log holds them
         return measure_all(self._held_out, state.model, self._mesh)
 
 
-def _describe(found: StepMetrics, slots: int) -> dict[str, Any]:
-    """Returns what the log says of one update; of modalities, those that had targets."""
+def _describe(metrics: StepMetrics, slots: int) -> dict[str, Any]:
+    """Returns the line of the log of one update, with the modalities that had targets."""
     line = {
-        "loss": float(found.loss),
-        "gradient_norm": float(found.gradient_norm),
-        "tokens": int(found.tokens),
+        "loss": float(metrics.loss),
+        "gradient_norm": float(metrics.gradient_norm),
+        "tokens": int(metrics.tokens),
         "slots": slots,
-        "pairs": float(found.pairs),
-        "packing": int(found.tokens) / slots,
-        "finite": bool(found.finite),
+        "pairs": float(metrics.pairs),
+        "packing": int(metrics.tokens) / slots,
+        "finite": bool(metrics.finite),
     }
-    of_each = zip(MODALITIES, found.nll, found.accuracy, found.targets, strict=True)
+    of_each = zip(MODALITIES, metrics.nll, metrics.accuracy, metrics.targets, strict=True)
     for modality, nll, accuracy, targets in of_each:
         if targets:
             line |= {f"{modality}_loss": float(nll), f"{modality}_accuracy": float(accuracy)}
     return line
+
+
+def open_task(
+    config: Run, folder: Path, mesh: Mesh, *, warn: Callable[[str], None], resumed: bool
+) -> OpenTask:
+    """Opens the model, tokenizer and data that a run names.
+
+    Args:
+        config: All settings.
+        folder: Gets the tokenizer, if one is trained.
+        mesh: The devices.
+        warn: Receives warnings.
+        resumed: Whether `folder` holds this run already.
+
+    Raises:
+        UserError: A file is missing, or sizes do not fit together.
+    """
+    require_batch(mesh, rows=config.data.rows, length=config.data.packing.length)
+    files = None if config.init is None else open_model_files(config.init)
+    tokenizer = _tokenizer(config, files, folder, resumed=resumed)
+    vqgan = None if config.data.vqgan is None else read_vqgan(config.data.vqgan)
+    model = _model_config(config, files, tokenizer, vqgan, warn)
+    check_mesh(model, mesh)
+
+    def init() -> Llama:
+        return Llama.init(model, config.compute, key=jr.key(config.seed))
+
+    def start() -> Llama:
+        if files is None:
+            return jax.jit(init)()
+        return read_llama(files, model, compute=config.compute, mesh=mesh, seed=config.seed)
+
+    def save(state: TrainState, place: Path) -> None:
+        save_model(state.model, tokenizer, place, vqgan=vqgan, drawings=config.sampling)
+
+    loader = _loader(config, tokenizer, model, mesh)
+    held_out = _held_out(config, tokenizer, model)
+    return OpenTask(
+        task=LanguageTask(config.training, init, start, loader, mesh, held_out),
+        units=f"{model.tokens.size:,} ids",
+        save=save,
+        model=model,
+    )
+
+
+def _tokenizer(config: Run, files: ModelFiles | None, folder: Path, *, resumed: bool) -> Tokenizer:
+    data = config.data
+    if files is not None:
+        if data.tokenizer is not None:
+            raise UserError(
+                f"data.tokenizer {data.tokenizer} is given beside init {config.init}, which has "
+                "its own; leave one of them out"
+            )
+        return files.tokenizer
+    if data.tokenizer is not None:
+        return Tokenizer.open(Path(data.tokenizer))
+    if not data.vocabulary:
+        raise UserError("give a tokenizer: init, data.tokenizer, or data.vocabulary to train one")
+    place = folder / "tokenizer"
+    with first_alone() as is_first:
+        if is_first and not resumed:
+            given = (text for one in data.sets for text in texts(one.files, most=_MOST_CHARACTERS))
+            phrases = PHRASES if data.codes or data.vqgan else ()
+            train_tokenizer(itertools.chain(phrases, given), size=data.vocabulary, folder=place)
+    return Tokenizer.open(place)
+
+
+def _model_config(
+    config: Run,
+    files: ModelFiles | None,
+    tokenizer: Tokenizer,
+    vqgan: VQGAN | None,
+    warn: Callable[[str], None],
+) -> LlamaConfig:
+    """Returns the shape of the model to train, with its token space."""
+    model, codes = config.model, config.data.codes
+    if vqgan is not None:
+        if codes not in (0, vqgan.config.codes):
+            raise UserError(
+                f"data.codes is {codes}, but {config.data.vqgan} has {vqgan.config.codes}; "
+                "leave it out"
+            )
+        codes = vqgan.config.codes
+        for one in config.data.sets + config.data.held_out:
+            require_codes_of(one.files, vqgan)
+    if files is not None:
+        model = files.training_config(codes=codes)
+    else:
+        model = dataclasses.replace(model, tokens=TokenSpace.of(tokenizer.vocab_size, codes))
+    length = config.data.packing.length
+    if length > model.max_context:
+        warn(
+            f"rows of {length} tokens exceed the model's context of {model.max_context}; "
+            f"RoPE's theta stays {model.rope.theta:g}"
+        )
+    return dataclasses.replace(model, max_context=max(model.max_context, length))
+
+
+def _loader(config: Run, tokenizer: Tokenizer, model: LlamaConfig, mesh: Mesh) -> Loader:
+    data = config.data
+    mixture = Mixture(
+        weights=tuple(one.weight for one in data.sets),
+        streams=data.streams,
+        seed=config.seed,
+        shuffle=data.shuffle,
+    )
+    return Loader(
+        [open_set(one.files, one.format, tokenizer, model.tokens) for one in data.sets],
+        model.tokens,
+        data.packing,
+        mixture,
+        rows=data.rows,
+        own=own_rows(mesh, data.rows),
+        max_bad_share=data.max_bad_share,
+        threads=data.threads,
+    )
+
+
+def _held_out(config: Run, tokenizer: Tokenizer, model: LlamaConfig) -> dict[str, HeldOut]:
+    data = config.data
+    return {
+        one.name: HeldOut.read(
+            open_set(one.files, one.format, tokenizer, model.tokens),
+            data.packing,
+            model.tokens,
+            most=data.held_out_rows,
+            num_rows=data.rows,
+            layout=config.training.layout,
+        )
+        for one in data.held_out
+    }

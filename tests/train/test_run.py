@@ -22,7 +22,7 @@ from lwm.data.pack import PackingConfig
 from lwm.data.shards import open_shards
 from lwm.errors import UserError
 from lwm.recipes import debug
-from lwm.train import run as runs
+from lwm.train import run as runs, task
 from lwm.train.config import AdamW, DataSet, Schedule
 
 replace = dataclasses.replace
@@ -115,7 +115,6 @@ def test_training_goes_on_from_a_model_with_vision_added(whole, tmp_path, monkey
 def test_mistakes_are_told_before_anything_runs(whole, tmp_path):
     run, folder = small(), tmp_path / "run"
     data = run.data
-    two = (*data.held_out, *data.held_out)
     long = replace(data, rows=3)
     (tmp_path / "run" / "model").mkdir(parents=True)
     (tmp_path / "run" / "model" / "notes.txt").write_text("mine")
@@ -132,7 +131,6 @@ def test_mistakes_are_told_before_anything_runs(whole, tmp_path):
         ),
         (replace(run, data=replace(data, vocabulary=0)), "give a tokenizer: init, data.tokenizer"),
         (replace(run, data=replace(data, vocabulary=99)), "vocabulary of 99 has no room"),
-        (replace(run, data=replace(data, held_out=two)), "two held-out sets have one name"),
         (replace(run, init=str(tmp_path / "none")), "none does not exist"),
         (replace(run, data=replace(data, sets=(DataSet(files=("books:all",)),))), "books:train"),
         (replace(run, data=replace(data, sets=(DataSet(files=("no/file",)),))), "does not exist"),
@@ -198,7 +196,7 @@ def test_updates_that_are_not_finite_name_their_examples(tmp_path, monkeypatch, 
         model = read_llama(*given, **options)
         return replace(model, embedding=model.embedding * jnp.nan)
 
-    monkeypatch.setattr(runs, "read_llama", broken)
+    monkeypatch.setattr(task, "read_llama", broken)
     run = replace(small(), init=str(whole / "model"))
     with pytest.raises(UserError, match="the updates of steps 1 to 3 are not finite"):
         runs.run(run, tmp_path / "run")

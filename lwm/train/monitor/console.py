@@ -1,4 +1,4 @@
-"""What a person sees of a run: one live line on a terminal, else a plain line now and then."""
+"""Progress of a run on a console: one live line on a terminal, else a plain line at intervals."""
 
 import dataclasses
 import time
@@ -16,24 +16,23 @@ from lwm.model.config import Dtype, LlamaConfig
 from lwm.plan.flops import peak_flops, training_flops
 
 WINDOW = 50
-"""Steps that the rates are the mean of."""
-OFTEN = 10.0
+"""Steps over which rates are averaged."""
+INTERVAL = 10.0
 """Seconds between plain lines."""
 SHARE = 0.05
-"""Of all steps, after which there is a plain line in any case."""
+"""Share of all steps after which a plain line is printed in any case."""
 
 _BAR = 20
 _MOST_NAMED = 3
 
 
 class ConsoleSink:
-    """Shows the lines of a run's log as they come; the first step told is in no rate.
+    """Shows the lines of a run's log as they come.
 
-    The first step is the one that waits for the compiler. What is shown is tokens a second, empty
-    slots left out; the model FLOPs utilization (`lwm.plan.flops`), where the peak of the devices
-    is known, and with a `≥`, attention left out, where lines do not tell their `pairs`; the memory
-    and the packing of the line; and the time that is left, in which validation and checkpoints take
-    the part that they took so far.
+    It shows tokens per second without padding; the model FLOPs utilization (`lwm.plan.flops`), if
+    the devices' peak is known, with a `≥` and without attention if lines lack `pairs`; memory and
+    packing; and the time left, with the share of validation and checkpoints as it was so far. Rates
+    leave out the first step, which compiles.
     """
 
     def __init__(
@@ -43,33 +42,33 @@ class ConsoleSink:
         devices: Sequence[jax.Device],
         *,
         dtype: Dtype = "float32",
-        console: Console | None = None,
+        console: Console,
         clock: Callable[[], float] = time.monotonic,
     ):
-        """Prepares to watch.
+        """Prepares the display.
 
         Args:
-            steps: Of the whole run, those before it was resumed included.
-            config: The language model; None of what has no tokens.
-            devices: All that the run uses, those of other processes, too.
+            steps: Steps of the whole run, with those before it was resumed.
+            config: The model, if it is a language model.
+            devices: All devices of the run, with those of other processes.
             dtype: Type that the model is computed in.
-            console: Where to write; if not given, the stderr of the first process.
-            clock: Tells the seconds.
+            console: Where to print.
+            clock: Returns the time in seconds.
         """
         self._rates = Rates(config)
         self._steps, self._devices, self._dtype = steps, devices, dtype
-        self._console = console or Console(stderr=True, quiet=jax.process_index() != 0)
-        self._clock = clock
+        self._console, self._clock = console, clock
         self._bar: Progress | None = None
         self._last: dict[str, Any] | None = None
         self._shown: tuple[float, int] | None = None
-        """When the newest plain line was printed, and of which step."""
+        """Time and step of the newest plain line."""
 
     def __enter__(self) -> "ConsoleSink":
-        # Before the run, which would disturb the measuring of a processor.
+        # Before the run, which would disturb the measurement of a CPU.
         if self._rates.config is not None:
             self._rates.peak = total_peak(self._devices, self._dtype)
-        if self._console.is_terminal and not self._console.is_dumb_terminal:
+        is_first = jax.process_index() == 0
+        if is_first and self._console.is_terminal and not self._console.is_dumb_terminal:
             self._bar = Progress(
                 SpinnerColumn(),
                 BarColumn(bar_width=_BAR),
@@ -89,40 +88,44 @@ class ConsoleSink:
         if self._bar is not None:
             self._bar.stop()
         elif self._last is not None and self._shown and self._shown[1] != self._last["step"]:
-            self.say(self._text(self._last))
+            self._print(self._text(self._last))
 
     def __call__(self, line: dict[str, Any]) -> None:
         """Shows one line of the log."""
         if "held_out" in line:
             for name, found in line["held_out"].items():
-                self.say(f"step {line['step']}  held-out {name}: {describe_held_out(found)}")
+                self._print(f"step {line['step']}  held-out {name}: {describe_held_out(found)}")
             return
         self._last = line
         self._rates.add(line, self._clock())
         if not line["finite"]:
-            self.say(describe_skipped(line))
+            self._print(describe_skipped(line))
         if self._bar is not None:
             text = self._text(line, width=self._console.width - _BAR - 4)
             self._bar.update(self._task, completed=line["step"], description=text)
         elif self._due(line["step"]):
             self._shown = self._clock(), line["step"]
-            self.say(self._text(line))
+            self._print(self._text(line))
 
     def _due(self, step: int) -> bool:
         if self._shown is None or step == self._steps:
             return True
         when, last = self._shown
         part = max(1.0, SHARE * self._steps)
-        return self._clock() - when >= OFTEN or step // part > last // part
+        return self._clock() - when >= INTERVAL or step // part > last // part
 
-    def say(self, text: str) -> None:
-        """Prints a line, above the live one if there is one."""
-        self._console.print(text, markup=False, highlight=False, soft_wrap=True)
+    def warn(self, text: str) -> None:
+        """Prints a warning, above the live line; processes but the first add their number."""
+        index = jax.process_index()
+        self._print(f"process {index}: {text}" if index else text)
+
+    def _print(self, text: str) -> None:
+        print_line(self._console, text)
 
     def _text(self, line: dict[str, Any], width: int | None = None) -> str:
-        """Describes an update; in `width` columns, the least important parts are left out."""
+        """Returns the line of an update; parts of least importance give way in `width` columns."""
         rates, left = self._rates, self._steps - line["step"]
-        # The higher the number, the sooner a part gives way.
+        # The part with the highest number gives way first.
         parts = [(0, f"step {line['step']}/{self._steps}"), (0, f"loss {line['loss']:.3f}")]
         for what in ("tokens", "frames"):
             if what in line and (rate := rates.of(what)) is not None:
@@ -146,7 +149,7 @@ class ConsoleSink:
 
 @dataclasses.dataclass
 class Rates:
-    """How fast a run is, by its newest steps."""
+    """Speed of a run over its newest steps."""
 
     config: LlamaConfig | None
     peak: float | None = None
@@ -155,14 +158,14 @@ class Rates:
     def __post_init__(self):
         self._window: deque[dict[str, Any]] = deque(maxlen=WINDOW)
         self._begun: float | None = None
-        """When the first step, which is left out, was done."""
+        """Time at the end of the first step, which is left out."""
         self._inside = 0.0
-        """Seconds in steps since then; the rest goes to validation and checkpoints."""
+        """Seconds in steps since then; the rest is validation and checkpoints."""
         self._outside = 1.0
-        """How many times longer it all takes than the steps alone."""
+        """Ratio of all time to time in steps."""
 
     def add(self, line: dict[str, Any], now: float) -> None:
-        """Takes the line of an update that was done at `now`."""
+        """Adds the line of an update that ended at `now`."""
         if self._begun is None:
             self._begun = now
             return
@@ -171,19 +174,19 @@ class Rates:
         if self._inside > 0:
             self._outside = max(1.0, (now - self._begun) / self._inside)
 
-    def of(self, what: str) -> float | None:
-        """Returns how much of something goes through a second; None while there is one step."""
+    def of(self, key: str) -> float | None:
+        """Returns a count per second, such as `tokens`; None during the first step."""
         seconds = self._sum("seconds")
-        return self._sum(what) / seconds if seconds else None
+        return self._sum(key) / seconds if seconds else None
 
     @property
     def step(self) -> float | None:
-        """Seconds from one step to the next, what lies between them included."""
+        """Seconds from one step to the next, with validation and checkpoints between them."""
         return self._outside * self._sum("seconds") / len(self._window) if self._window else None
 
     @property
     def utilization(self) -> float | None:
-        """The share of what the devices can do, at least; None where either is not known."""
+        """Model FLOPs utilization, or a lower bound; None if the peak is not known."""
         seconds = self._sum("seconds")
         if not seconds or self.peak is None or self.config is None:
             return None
@@ -192,7 +195,7 @@ class Rates:
 
     @property
     def exact(self) -> bool:
-        """Whether the lines tell all that the utilization needs, the pairs that attention sees."""
+        """Whether all lines count the pairs of attention, which an exact utilization needs."""
         return all("pairs" in line for line in self._window)
 
     def _sum(self, key: str) -> float:
@@ -201,6 +204,11 @@ class Rates:
 
 def _joined(parts: list[tuple[int, str]]) -> str:
     return "  ".join(text for _, text in parts)
+
+
+def print_line(console: Console, text: str) -> None:
+    """Prints plain text, without markup and wrapping."""
+    console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
 def total_peak(devices: Sequence[jax.Device], dtype: Dtype) -> float | None:
@@ -215,9 +223,9 @@ def total_peak(devices: Sequence[jax.Device], dtype: Dtype) -> float | None:
 
 
 def describe_held_out(found: dict[str, Any]) -> str:
-    """Returns what a validation says of one held-out set, such as `loss 2.91 (text)`."""
+    """Returns the scores of one held-out set in words, such as `loss 2.91 (text)`."""
     if "psnr" in found:
-        seen = f"PSNR {found['psnr']:.2f} dB, {found['psnr_foreground']:.2f} of what is drawn"
+        seen = f"PSNR {found['psnr']:.2f} dB, {found['psnr_foreground']:.2f} in the foreground"
         return f"{seen}, {found['codes_used']:.0%} of the codes used"
     losses = [
         f"{found[f'{modality}_loss']:.2f} ({modality})"
@@ -232,7 +240,7 @@ def describe_held_out(found: dict[str, Any]) -> str:
 
 
 def describe_skipped(line: dict[str, Any]) -> str:
-    """Returns what is said of an update that was not made, with some of its examples."""
+    """Returns a warning of a skipped update, with some of its examples."""
     examples = line.get("examples") or []
     named = ", ".join(examples[:_MOST_NAMED])
     if len(examples) > _MOST_NAMED:

@@ -1,42 +1,43 @@
-"""Those who are told of a run: a person, and other programs."""
+"""Log sinks of a run: console and experiment trackers."""
 
 import contextlib
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import jax
 from jax.sharding import Mesh
+from rich.console import Console
 
 from lwm.model.config import LlamaConfig
 from lwm.train.config import to_json
-from lwm.train.monitor.console import ConsoleSink
+from lwm.train.monitor.console import ConsoleSink, print_line
 from lwm.train.monitor.trackers import Tracker, TrackerKind, open_tracker
 
 
-class _Followers:
-    """Those who are told of a run: a person, and other programs."""
+class RunSinks:
+    """Sends the lines of a log to a console and to trackers, warnings to the console."""
 
-    def __init__(self, watch: ConsoleSink, open_trackers: Callable[[int], list[Tracker]]):
-        self._watch, self._open = watch, open_trackers
+    def __init__(self, console: ConsoleSink, open_trackers: Callable[[int], list[Tracker]]):
+        self._console, self._open = console, open_trackers
         self._trackers: list[Tracker] = []
 
     def begin(self, last: int) -> None:
+        """Opens the trackers; see `LogSink`."""
         self._trackers = self._open(last)
 
     def __call__(self, line: dict[str, Any]) -> None:
-        self._watch(line)
+        """Sends a line to all."""
+        self._console(line)
         for tracker in self._trackers:
             tracker(line)
 
     def warn(self, text: str) -> None:
-        if jax.process_index():
-            print(f"process {jax.process_index()}: {text}", file=sys.stderr)
-        else:
-            self._watch.say(text)
+        """Prints a warning of this process."""
+        self._console.warn(text)
 
     def close(self) -> None:
+        """Closes the trackers."""
         for tracker in self._trackers:
             tracker.close()
 
@@ -48,18 +49,20 @@ def open_sinks(
     mesh: Mesh,
     track: tuple[TrackerKind, ...],
     *,
+    console: Console,
     size: str,
     model: LlamaConfig | None = None,
-) -> Iterator[_Followers]:
-    """Opens those who follow a run.
+) -> Iterator[RunSinks]:
+    """Opens the sinks of a run.
 
     Args:
-        config: What decides the run; it has `training` and `mesh`.
-        folder: The run's.
+        config: Settings of the run, with `training` and `mesh`.
+        folder: Folder of the run.
         mesh: Its devices.
-        track: The other programs.
-        size: How large it is, in words.
-        model: The language model that is trained, if it is one.
+        track: Trackers to log to.
+        console: Shows progress and warnings.
+        size: Size of the model, in words.
+        model: The model, if it is a language model.
     """
 
     def open_trackers(last: int) -> list[Tracker]:
@@ -68,11 +71,11 @@ def open_sinks(
         return [open_tracker(kind, folder, to_json(config), last=last) for kind in track]
 
     if jax.process_index() == 0:
-        print(f"{size}, mesh {config.mesh}, folder {folder}", file=sys.stderr)
+        print_line(console, f"{size}, mesh {config.mesh}, folder {folder}")
     devices, dtype = list(mesh.devices.flat), config.compute.dtype if model else "float32"
-    with ConsoleSink(config.training.steps, model, devices, dtype=dtype) as watch:
-        followers = _Followers(watch, open_trackers)
+    with ConsoleSink(config.training.steps, model, devices, dtype=dtype, console=console) as shown:
+        sinks = RunSinks(shown, open_trackers)
         try:
-            yield followers
+            yield sinks
         finally:
-            followers.close()
+            sinks.close()

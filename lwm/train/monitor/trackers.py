@@ -1,4 +1,4 @@
-"""A run's log in other programs: TensorBoard, and Weights & Biases (W&B)."""
+"""Experiment trackers: TensorBoard, and Weights & Biases (W&B)."""
 
 import json
 import os
@@ -15,18 +15,18 @@ TrackerKind = Literal["tensorboard", "wandb"]
 _LIBRARIES = {"tensorboard": ("tensorboardX", "TensorBoard"), "wandb": ("wandb", "W&B")}
 
 WANDB_ID = "wandb-id"
-"""The file in a run's folder that keeps what W&B knows the run by."""
+"""File in a run's folder that holds its id in W&B."""
 
 
 @runtime_checkable
 class Tracker(Protocol):
-    """Is told each line of the log, and closed at the end."""
+    """Receives each line of the log; closed at the end."""
 
     def __call__(self, line: dict[str, Any]) -> None:
-        """Takes one line of the log."""
+        """Records one line of the log."""
 
     def close(self) -> None:
-        """Writes what is left."""
+        """Writes all that is pending."""
 
 
 def require_trackers(kinds: Iterable[TrackerKind]) -> None:
@@ -40,18 +40,18 @@ def require_trackers(kinds: Iterable[TrackerKind]) -> None:
 
 
 def open_tracker(kind: TrackerKind, folder: Path, run: dict[str, Any], *, last: int = 0) -> Tracker:
-    """Opens the record of a run, or goes on with it.
+    """Opens the record of a run, or resumes it.
 
-    Numbers are called as in the log: `train/loss`, `train/learning_rate`,
+    Tags are named as in the log: `train/loss`, `train/learning_rate`,
     `held_out/books/text_loss`. TensorBoard's files lie in `tensorboard` in the run's folder; for
     W&B, `WANDB_MODE`, `WANDB_PROJECT` and its other variables are respected.
 
     Args:
-        kind: Whose record.
-        folder: The run's, which also names it.
-        run: What decides the run, as plain values.
-        last: The step that the run goes on after. What a killed run has written of later steps is
-            replaced (TensorBoard) or stands (W&B); lines up to it are passed over.
+        kind: The tracker.
+        folder: Folder of the run, which also names it.
+        run: Settings of the run, as plain values.
+        last: Last step of the checkpoint that the run resumes from. Later steps that a killed run
+            has recorded are replaced (TensorBoard) or kept (W&B); lines up to it are ignored.
 
     Raises:
         UserError: The package is not installed, or the service refuses.
@@ -69,9 +69,9 @@ class TensorBoard:
         self._last = last
         self._writer = library.SummaryWriter(
             str(folder / "tensorboard"),
-            # Tells readers to forget the steps from here on that were written before.
+            # Readers drop earlier records of this step and later ones.
             purge_step=last + 1 if last else 0,
-            # Without it, two files begun in one second would be one; readers go by this order.
+            # Two files begun in one second would share a name; readers sort by it.
             filename_suffix=f".{time.time_ns()}",
             flush_secs=30,
         )
@@ -79,18 +79,18 @@ class TensorBoard:
             self._writer.add_text("run", f"```json\n{json.dumps(run, indent=2, default=str)}\n```")
 
     def __call__(self, line: dict[str, Any]) -> None:
-        """Takes one line of the log."""
+        """Records one line of the log."""
         if line["step"] > self._last:
             for name, value in scalars(line):
                 self._writer.add_scalar(name, value, line["step"])
 
     def close(self) -> None:
-        """Writes what is left."""
+        """Writes all that is pending."""
         self._writer.close()
 
 
 class WandB:
-    """Sends to Weights & Biases, or keeps what is to be sent in the folder (WANDB_MODE=offline)."""
+    """Logs to Weights & Biases, or to the folder to be sent later (WANDB_MODE=offline)."""
 
     def __init__(self, folder: Path, run: dict[str, Any], *, last: int):
         library = _library("wandb")
@@ -108,21 +108,21 @@ class WandB:
             raise UserError(
                 f"W&B: {reason}; WANDB_MODE=offline keeps the record in {folder}"
             ) from None
-        # W&B keeps what it has of a step; where it is reached, it knows which is the next.
+        # W&B keeps the first record of a step; online, it knows the next one.
         self._last = max(last, self._run.step - 1)
 
     def __call__(self, line: dict[str, Any]) -> None:
-        """Takes one line of the log."""
+        """Records one line of the log."""
         if line["step"] > self._last:
             self._run.log(dict(scalars(line)), step=line["step"])
 
     def close(self) -> None:
-        """Writes what is left."""
+        """Writes all that is pending."""
         self._run.finish()
 
 
 def scalars(line: dict[str, Any]) -> Iterator[tuple[str, float]]:
-    """Yields the numbers of a line of the log, by name; what is unknown there is left out."""
+    """Yields tags and numbers of a line of the log, without unknown ones."""
     rest = {key: value for key, value in line.items() if key not in ("step", "held_out")}
     yield from _numbers("train", rest)
     yield from _numbers("held_out", line.get("held_out", {}))
@@ -137,7 +137,7 @@ def _numbers(name: str, value: Any) -> Iterator[tuple[str, float]]:
 
 
 def _stable_id(path: Path) -> str:
-    """Returns what a file holds, or draws it and writes it there."""
+    """Returns the id in a file, or writes a new random one."""
     known = path.read_text().strip() if path.exists() else ""
     if not known:
         known = uuid.uuid4().hex[:12]

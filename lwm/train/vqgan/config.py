@@ -6,7 +6,7 @@ from typing import Literal
 
 from lwm.errors import UserError, require_share
 from lwm.renamed import takes_old_settings
-from lwm.train.config import AdamW, LoopConfig
+from lwm.train.config import AdamW, LoopConfig, require_names
 from lwm.vqgan.config import GROUPS, VQGANConfig
 
 
@@ -151,7 +151,8 @@ class FrameData:
             UserError: The value.
         """
         if not self.sets:
-            raise UserError("there is no set of frames to learn from; give its files")
+            raise UserError("there is no set of frames to train on; give its files")
+        require_names(self.held_out)
         require_share("max_bad_share", self.max_bad_share)
         for one in self.held_out:
             if not one.name or "/" in one.name or "\0" in one.name:

@@ -1,8 +1,7 @@
-"""The training of a VQGAN: what `lwm train vqgan-64` does."""
+"""Training task of a VQGAN."""
 
 import dataclasses
-import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,18 +11,14 @@ import jax.random as jr
 import numpy as np
 from jax.sharding import Mesh, PartitionSpec as P
 
-from lwm.convert.folder import require_ours
 from lwm.data.loader import Delivered
 from lwm.data.media.inputs import open_items
 from lwm.data.media.read import Sampling
 from lwm.errors import UserError
 from lwm.files import LRUCache, make_folder
-from lwm.processes import all_or_none, first_alone
-from lwm.sharding import AXES, make_mesh, on_mesh, require_divisible
-from lwm.train.config import require_same, write_run
-from lwm.train.loop import train
-from lwm.train.monitor.sinks import open_sinks
-from lwm.train.monitor.trackers import TrackerKind, require_trackers
+from lwm.processes import first_alone
+from lwm.sharding import AXES, on_mesh, require_divisible
+from lwm.train.loop import OpenTask
 from lwm.train.optimizer import build_optimizer, build_schedule
 from lwm.train.step import updates_made
 from lwm.train.vqgan.batches import FrameBatches, FrameFiles, RandomCrop, evenly
@@ -36,13 +31,13 @@ from lwm.vqgan.checkpoint import read_vqgan, save_vqgan
 from lwm.vqgan.model import VQGAN
 
 _FRAMES = P(None, AXES)
-"""How batches of frames are spread."""
-_LOOKED_AT = 4
-"""Frames of a held-out video."""
+"""Sharding of batches of frames."""
+_PER_VIDEO = 4
+"""Frames taken of a held-out video."""
 
 
 class VQGANTask:
-    """A VQGAN, frames to learn, and others to be measured by."""
+    """A VQGAN, frames to train on, and held-out sets."""
 
     def __init__(
         self,
@@ -56,17 +51,17 @@ class VQGANTask:
         seed: int,
         trained: bool = False,
     ) -> None:
-        """Prepares to train.
+        """Prepares training.
 
         Args:
-            config: How.
-            model: The weights to start from, whole on each device.
-            batches: Not yet begun.
+            config: Optimizer, losses and codebook.
+            model: First weights, replicated.
+            batches: Batches, from their beginning.
             mesh: The devices.
-            held_out: Sets that are only looked at, by name.
-            sheets: The folder for contact sheets.
-            seed: Of the discriminator and of the latents that replace dead codes.
-            trained: Whether the model is no random one: then its codes are kept, and used at once.
+            held_out: Held-out sets by name.
+            sheets: Folder for contact sheets.
+            seed: Seeds the discriminator and the choice of latents that replace dead codes.
+            trained: Whether the model is trained already; its codes then stay, without warm-up.
 
         Raises:
             UserError: A loss needs a package that is not installed, or larger frames.
@@ -96,8 +91,8 @@ class VQGANTask:
         return self._state(VQGAN.init(self._model.config, key=jr.key(0)))
 
     def start(self) -> VQGANState:
-        """Makes the first state, once: it takes the weights."""
-        # Given away, as there would be two of them to the end of the run.
+        """Makes the first state, once: it consumes the weights."""
+        # Donated, or a second copy would stay to the end of the run.
         return jax.jit(self._state, donate_argnums=0)(self._model)
 
     def _state(self, model: VQGAN) -> VQGANState:
@@ -107,81 +102,70 @@ class VQGANTask:
         chosen = latents / model.config.codes if self._trained else 0.0
         return VQGANState.start(model, discriminator, self._optimizer, chosen)
 
-    def update(self, state: VQGANState, given: list[Delivered]) -> tuple[VQGANState, dict]:
-        """Returns the state after one more update, and what the log says."""
-        frames = _placed(np.stack([one.batch for one in given]), self._mesh, self.batches)
+    def update(self, state: VQGANState, batches: list[Delivered]) -> tuple[VQGANState, dict]:
+        """Returns the state after one more update, and its line of the log."""
+        frames = _placed(np.stack([one.batch for one in batches]), self._mesh, self.batches)
         rate = self._rate(updates_made(state.optimizer))
         key = jr.fold_in(self._key, int(state.step))
-        state, found = self._step(state, frames, key, self._lpips)
-        line: dict[str, Any] = {name: float(each) for name, each in found.items()}
-        line |= {"finite": bool(found["finite"]), "frames": frames.shape[0] * frames.shape[1]}
+        state, metrics = self._step(state, frames, key, self._lpips)
+        line: dict[str, Any] = {name: float(each) for name, each in metrics.items()}
+        line |= {"finite": bool(metrics["finite"]), "frames": frames.shape[0] * frames.shape[1]}
         return state, line | {"learning_rate": float(np.asarray(rate))}
 
     def measure(self, state: VQGANState, number: int) -> dict[str, Any]:
-        """Measures each held-out set; draws `sheets/NAME-STEP.png` of each."""
+        """Returns the scores on each held-out set; writes a contact sheet of each."""
         make_folder(self._sheets)
         file = self._sheets / f"{number:07}.png"
         return measure_frames(self._held_out, state.model, file, count=self._config.sheet)
 
 
-def run(
-    config: VQGANRun, folder: Path, *, track: tuple[TrackerKind, ...] = (), profile: int = 0
-) -> Path:
-    """Trains as `config` says, going on where the run in `folder` stopped; returns the VQGAN's.
+def open_vqgan_task(
+    config: VQGANRun, folder: Path, mesh: Mesh, *, warn: Callable[[str], None]
+) -> OpenTask:
+    """Opens the weights and frames that a run names.
 
     Args:
-        config: What decides the run; `run.json` in the folder keeps it.
-        folder: Gets everything. Several processes share it.
-        track: Other programs that are told the numbers.
-        profile: Updates of which a trace is written.
+        config: All settings.
+        folder: Gets the folder `sheets`.
+        mesh: The devices.
+        warn: Receives warnings.
 
     Raises:
-        Stopped: The run was asked to stop; run again, it goes on.
-        UserError: Something cannot be had, does not fit, or went wrong on the way.
+        UserError: A file or package is missing, or sizes do not fit together.
     """
-    data, training = config.data, config.training
-    with all_or_none():
-        goes_on = require_same(config, folder / "run.json")
-        require_trackers(track)
-        require_ours(folder / "model")
-        mesh = make_mesh(config.mesh)
-        require_divisible(mesh, "frames of the batch", data.batch, AXES)
-        batches = open_batches(config, mesh)
-        held_out = open_held_out(data, config.model.resolution)
-        task = VQGANTask(
-            training,
-            _first(config, mesh),
-            batches,
-            mesh,
-            held_out=held_out,
-            sheets=folder / "sheets",
-            seed=config.seed,
-            trained=config.init is not None,
-        )
-    # Not before: what was refused so far can be mended and tried again.
-    with first_alone() as is_first:
-        if is_first and not goes_on:
-            write_run(config, folder / "run.json")
-    size = f"{_num_weights(config):,} parameters, {config.model.codes:,} codes"
-    with open_sinks(config, folder, mesh, track, size=size) as follower:
-        state = train(training, task, mesh, folder, follower=follower, profile=profile)
-    with first_alone() as is_first:
-        if is_first:
-            save_vqgan(state.model, folder / "model")
-    return folder / "model"
+
+    def save(state: VQGANState, place: Path) -> None:
+        with first_alone() as is_first:
+            if is_first:
+                save_vqgan(state.model, place)
+
+    require_divisible(mesh, "frames of the batch", config.data.batch, AXES)
+    batches = open_batches(config, mesh)
+    held_out = open_held_out(config.data, config.model.resolution, warn)
+    task = VQGANTask(
+        config.training,
+        _first_weights(config, mesh),
+        batches,
+        mesh,
+        held_out=held_out,
+        sheets=folder / "sheets",
+        seed=config.seed,
+        trained=config.init is not None,
+    )
+    return OpenTask(task=task, units=f"{config.model.codes:,} codes", save=save)
 
 
 def open_batches(config: VQGANRun, mesh: Mesh) -> FrameBatches:
-    """Opens what a run learns from.
+    """Opens the training sets of a run.
 
     Raises:
-        UserError: There is nothing, or it cannot be read.
+        UserError: A set is empty or cannot be read.
     """
     data, resolution = config.data, config.model.resolution
     sampling, kept = _sampling(data, round(data.zoom * resolution)), LRUCache(data.cache)
     return FrameBatches(
         [
-            # Not by name, which several may have.
+            # By number, as several may share a name.
             FrameFiles(open_items(one.files), sampling, kept, str(place))
             for place, one in enumerate(data.sets)
         ],
@@ -206,8 +190,7 @@ def _sampling(data: FrameData, resolution: int) -> Sampling:
     )
 
 
-def _first(config: VQGANRun, mesh: Mesh) -> VQGAN:
-    """Draws or reads the weights to start from."""
+def _first_weights(config: VQGANRun, mesh: Mesh) -> VQGAN:
     if config.init is None:
         with jax.set_mesh(mesh):
             return jax.jit(lambda: VQGAN.init(config.model, key=jr.key(config.seed)))()
@@ -219,16 +202,16 @@ def _first(config: VQGANRun, mesh: Mesh) -> VQGAN:
     return dataclasses.replace(weights, config=config.model)
 
 
-def open_held_out(data: FrameData, resolution: int) -> dict[str, HeldOutFrames]:
-    """Reads what is only looked at, and says on stderr what of it is bad.
+def open_held_out(
+    data: FrameData, resolution: int, warn: Callable[[str], None]
+) -> dict[str, HeldOutFrames]:
+    """Reads held-out sets; warns of bad items.
 
     Raises:
-        UserError: Of a set nothing can be read, or two have one name.
+        UserError: Nothing can be read of a set.
     """
-    if len({one.name for one in data.held_out}) < len(data.held_out):
-        raise UserError("two held-out sets have one name; logs could not tell them apart")
     lpips = LPIPS.read("alexnet") if installed() and data.held_out else None
-    sampling = dataclasses.replace(_sampling(data, resolution), max_frames=_LOOKED_AT)
+    sampling = dataclasses.replace(_sampling(data, resolution), max_frames=_PER_VIDEO)
 
     def read(one: FrameSet) -> HeldOutFrames:
         files = FrameFiles(open_items(one.files), sampling, LRUCache(0), one.name)
@@ -236,31 +219,21 @@ def open_held_out(data: FrameData, resolution: int) -> dict[str, HeldOutFrames]:
             files,
             data.held_out_frames,
             threads=data.threads,
-            warn=lambda text: _say(f"held-out {one.name}: {text}"),
+            warn=lambda text: warn(f"held-out {one.name}: {text}"),
         )
         return HeldOutFrames(frames, background=data.background, lpips=lpips)
 
     return {one.name: read(one) for one in data.held_out}
 
 
-def _say(text: str) -> None:
-    if jax.process_index() == 0:
-        print(text, file=sys.stderr)
-
-
-def _num_weights(config: VQGANRun) -> int:
-    shapes = jax.eval_shape(lambda: VQGAN.init(config.model, key=jr.key(0)))
-    return sum(leaf.size for leaf in jax.tree.leaves(shapes))
-
-
 def _own_frames(mesh: Mesh, count: int) -> list[int]:
-    """Returns which frames of a batch the devices of this process hold."""
+    """Returns the frames of a batch that the devices of this process hold."""
     held = on_mesh(mesh, P(AXES)).addressable_devices_indices_map((count,))
     return sorted({frame for at in held.values() if at for frame in range(count)[at[0]]})
 
 
 def _placed(frames: np.ndarray, mesh: Mesh, batches: FrameBatches) -> jax.Array:
-    """Spreads frames, of which this process gives its own, over all devices."""
+    """Shards frames over all devices; each process gives its own."""
     local = {frame: place for place, frame in enumerate(batches.own)}
 
     def part(at: tuple[slice, ...] | None) -> np.ndarray:
