@@ -10,7 +10,7 @@ from typing import Annotated
 import tyro
 
 from lwm.cli.chat import chat
-from lwm.cli.common import Flat, LoadOptions
+from lwm.cli.common import Flat, LoadOptions, print_table
 from lwm.cli.convert import convert
 from lwm.cli.data import data_check, data_show, data_tokenize, tokenize
 from lwm.cli.eval import eval_needle, eval_vision, eval_vqgan
@@ -68,9 +68,7 @@ def models() -> None:
                 str(path) if path else "-",
             )
         )
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]) - 1)]
-    for *cells, last in rows:
-        print(*(cell.ljust(width) for cell, width in zip(cells, widths, strict=True)), last)
+    print_table(rows)
 
 
 Command = Callable[..., None]

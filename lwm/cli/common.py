@@ -2,7 +2,7 @@
 
 import contextlib
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -77,7 +77,18 @@ def stoppable(
         yield progress
 
 
-def print_rows(rows: list[tuple[str, str]], *, width: int = 10) -> None:
-    """Prints names and values in two columns."""
-    for name, value in rows:
-        print(f"{name:<{width}} {value}")
+def print_table(rows: Iterable[tuple[str, ...]], *, first: int = 0, numbers: bool = False) -> None:
+    """Prints rows in columns.
+
+    Args:
+        rows: Cells, as many in each row.
+        first: The least width of the first column.
+        numbers: Right-aligns the columns after the first.
+    """
+    columns = list(zip(*rows, strict=True))
+    aligned = []
+    for number, column in enumerate(columns):
+        width = max(map(len, column), default=0) if number else max(first, *map(len, column))
+        aligned.append([c.rjust(width) if numbers and number else c.ljust(width) for c in column])
+    for cells in zip(*aligned, strict=True):
+        print("  ".join(cells).rstrip())

@@ -1,4 +1,4 @@
-"""`lwm convert`: a model of any kind that opens, written as a folder of ours."""
+"""`lwm convert`: writes any model that opens as a Hugging Face folder."""
 
 from pathlib import Path
 from typing import Annotated, Literal
@@ -19,16 +19,16 @@ def convert(
     shard_gb: float = 2.0,
     given: tyro.conf.OmitArgPrefixes[ModelOverrides] = NO_OVERRIDES,
 ) -> None:
-    """Writes a model as a folder that opens at once: safetensors, tokenizer, VQGAN, model card.
+    """Writes a model as a folder of safetensors, with tokenizer, VQGAN and model card.
 
     Args:
         source: A name from `lwm models`, LWM's parameters (their folder, their file, or
             params::FILE), a Hugging Face folder, a GGUF file, or a hub's org/name.
-        folder: Where to write it; run again after an interruption, it goes on from there.
-        to: The form; lwm is a Hugging Face folder that says which ids are vision.
-        dtype: What the weights are stored in; by default, what they are in.
-        shard_gb: GB (10⁹ bytes) of weights in a file at most, which are in memory at a time.
-        given: What the files do not say.
+        folder: The folder to write; run again after an interruption to continue.
+        to: The format; lwm is a Hugging Face folder whose config names the vision ids.
+        dtype: Type of the stored weights; by default, their own.
+        shard_gb: The largest size of a file in GB (10⁹ bytes); so much is in memory at a time.
+        given: Values that the files lack.
     """
     if not 0 < shard_gb <= 1000:
         raise UserError(f"--shard-gb {shard_gb:g} must be above 0 and at most 1000")

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from lwm.cli.common import Flat, print_rows
+from lwm.cli.common import Flat, print_table
 from lwm.data.format import ExampleFormat
 from lwm.errors import UserError, require_share
 
@@ -44,7 +44,7 @@ def data_check(
     encoder = RecordEncoder(tokenizer=opened, tokens=space, format=format)
     with waiting("checking", "records") as progress:
         report = check(source, encoder, progress=progress)
-    print_rows(report.rows())
+    print_table(report.rows(), first=9)
     _print_reasons(report.reasons, report.num_bad)
     if report.bad_share > max_bad_share:
         raise UserError(
@@ -99,7 +99,7 @@ def data_tokenize(
             max_bad_share=max_bad_share,
             progress=progress,
         )
-    print_rows(summary.rows())
+    print_table(summary.rows(), first=9)
     _print_reasons(summary.reasons, summary.counts.bad)
 
 
@@ -183,7 +183,7 @@ def tokenize(
 
             vision = VisionTokenizer.open(path, mesh=make_mesh(mesh), **encoding)
             summary = write_media(job_of(vision.codebook), vision, **options, progress=progress)
-    print_rows(summary.rows())
+    print_table(summary.rows(), first=9)
 
 
 def data_show(

@@ -1,4 +1,4 @@
-"""`lwm demo`: two small real models at work, on one page that needs no server and no network."""
+"""`lwm demo`: runs two small models and writes one web page, without server or network."""
 
 import base64
 import dataclasses
@@ -34,24 +34,24 @@ WRITING = SamplingParams(max_tokens=128)
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Turn:
-    """One question and its answer, as shown on the page."""
+    """A question and its answer on the page."""
 
     question: str
     answer: str
     seconds: float
     num_tokens: int
-    """Tokens of prompt and answer together."""
+    """Tokens of prompt and answer."""
     was_cut: bool
-    """Whether the answer ended for want of tokens."""
+    """True if the answer reached its token limit."""
     document: str | None = None
     title: str | None = None
 
 
 def run(out: Path, *, model: str, load: LoadOptions) -> Path:
-    """Asks the demo's questions, has pictures drawn, writes `index.html`; returns its path.
+    """Asks questions, generates images, writes `index.html`; returns its path.
 
     Raises:
-        UserError: The folder cannot be written, or the model cannot be had.
+        UserError: The folder cannot be written, or a model cannot be opened.
     """
     page = _claim(out)
     begun = time.monotonic()
@@ -69,7 +69,7 @@ def run(out: Path, *, model: str, load: LoadOptions) -> Path:
 
 
 def read_chapter() -> str:
-    """Returns the chapter of a public-domain book that the package carries."""
+    """Returns a chapter of a public-domain book in the package."""
     asset = importlib.resources.files(lwm) / "assets" / "moby-dick" / "chapter-1.txt"
     return asset.read_text(encoding="utf-8")
 

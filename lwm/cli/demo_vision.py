@@ -1,4 +1,4 @@
-"""The part of `lwm demo` that sees and draws, by a small model that comes with the package."""
+"""Images and video in `lwm demo`, by a small model in the package."""
 
 import base64
 import dataclasses
@@ -20,39 +20,39 @@ _FPS = 4.0
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Shown:
-    """A picture of the page, and what was asked and answered."""
+    """An image of the page, with question and answer."""
 
     question: str
     source: str
-    """A data URI of an image that browsers play by themselves where it moves."""
+    """A data URI of an image or an animation."""
     answer: str | None
-    """None where the picture is the answer."""
+    """None if the image is the answer."""
     num_tokens: int
-    """Ids of the picture."""
+    """Token ids of the image."""
     seconds: float
-    """After what has to be done once."""
+    """Time without compilation."""
 
 
 def show(load: LoadOptions) -> list[Shown]:
-    """Draws an image and a clip from words, and answers a question about a clip.
+    """Generates an image and a clip from text, and answers a question about a clip.
 
     Raises:
         UserError: The model cannot be opened.
     """
     model = open_model(MODEL, load)
-    return [_drawn(model, IMAGE, 1), _drawn(model, VIDEO, FRAMES), _told(model)]
+    return [_generated(model, IMAGE, 1), _generated(model, VIDEO, FRAMES), _answered(model)]
 
 
-def _drawn(model: LanguageModel, prompt: str, frames: int) -> Shown:
+def _generated(model: LanguageModel, prompt: str, frames: int) -> Shown:
     what = "an image" if frames == 1 else "a clip"
-    print(f"> Draw {what} of: {prompt}")
+    print(f"> Generate {what} of: {prompt}")
     for _ in range(2):  # the first one also compiles
         begun = time.monotonic()
         (vision,) = model.draw(prompt, frames=frames, drawings=VisionSampling())
         seconds = time.monotonic() - begun
     print(f"[{frames} frame{'s' * (frames > 1)} in {seconds:.1f} s]\n")
     return Shown(
-        question=f"Draw {what} of: {prompt}",
+        question=f"Generate {what} of: {prompt}",
         source=_source(vision),
         answer=None,
         num_tokens=vision.codes.size + frames,
@@ -60,7 +60,7 @@ def _drawn(model: LanguageModel, prompt: str, frames: int) -> Shown:
     )
 
 
-def _told(model: LanguageModel) -> Shown:
+def _answered(model: LanguageModel) -> Shown:
     print(f"> {QUESTION} [{CLIP}]")
     clip = model.see(CLIPS / CLIP, max_frames=FRAMES)
     for _ in range(2):

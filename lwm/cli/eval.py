@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from lwm.cli.common import Flat, LoadOptions, Model, open_model, print_rows, stoppable
+from lwm.cli.common import Flat, LoadOptions, Model, open_model, print_table, stoppable
 from lwm.errors import UserError
 from lwm.eval.needle.config import NeedleConfig
 
@@ -106,17 +106,17 @@ def run_vision(
         UserError: See `evaluate`.
     """
     from lwm.console import waiting
-    from lwm.eval.vision import REPORT, evaluate
+    from lwm.eval.vision import CAPTIONED, GENERATED, REPORT, evaluate
 
     with waiting("generating and captioning", "answers") as progress:
         found = evaluate(model, files, out, count=count, progress=progress)
     pairs = found["pairs"]
     rows = [
         ("codes, given those before", f"{found['codes_accuracy']:.2%}"),
-        ("captions generated right", f"{found['drawn']} of {pairs}"),
-        ("images captioned right", f"{found['told']} of {pairs}"),
+        ("captions generated right", f"{found[GENERATED]} of {pairs}"),
+        ("images captioned right", f"{found[CAPTIONED]} of {pairs}"),
     ]
-    print_rows(rows, width=27)
+    print_table(rows)
     print(out / REPORT)
 
 
@@ -160,5 +160,5 @@ def eval_vqgan(
     rows = [
         (name, form.format(scores[k])) for k, (name, form) in _VQGAN_ROWS.items() if k in scores
     ]
-    print_rows(rows, width=1 + max(len(name) for name, _ in _VQGAN_ROWS.values()))
+    print_table(rows)
     print(out / SHEET)

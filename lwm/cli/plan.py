@@ -1,4 +1,4 @@
-"""`lwm plan`: what a model would need, before it or the devices are there."""
+"""`lwm plan`: memory that a model needs, without the model and without the devices."""
 
 import dataclasses
 import sys
@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
+from lwm.cli.common import print_table
 from lwm.errors import UserError
 from lwm.files import read_json
 from lwm.hub import catalog
@@ -32,15 +33,15 @@ def plan(
     dtype: Literal["float32", "bfloat16", "int8"] = "float32",
     memory: float | None = None,
 ) -> None:
-    """Says whether a model fits, on devices that need not be there; loads nothing.
+    """Reports whether a model fits the memory of given devices; loads nothing.
 
     Args:
         model: A name from `lwm models`, a Hugging Face folder, a GGUF file, or a hub's org/name.
-        context: Tokens to read and write in all; by default, several up to the model's own.
-        rows: Prompts that are continued together.
+        context: Tokens of prompt and answer; by default, several up to the model's own.
+        rows: Prompts in a batch.
         mesh: Devices: dp,fsdp,tp,sp such as 1,1,32,1, or tp=32.
-        dtype: What weights are stored and computed in; int8 is stored so, and computed in float32.
-        memory: GB (10⁹ bytes) of each device, a GPU or TPU, in place of this machine's.
+        dtype: Type of weights and computation; int8 weights are stored so and computed in float32.
+        memory: GB (10⁹ bytes) of each GPU or TPU; by default, that of this machine's devices.
     """
     for option, value in (("--context", context), ("--rows", rows), ("--memory", memory)):
         if value is not None and not 0 < value < _TOO_MUCH:
@@ -59,14 +60,14 @@ def plan(
     else:
         table = _by_part(asked, machine)
     print(f"{model} in {dtype}; devices: {asked.devices}; prompts at a time: {rows}\n")
-    _show(table)
+    print_table(table, numbers=True)
     print("\n" + "\n".join(_verdict(asked, machine)))
 
 
 def _config(model: str) -> "LlamaConfig":
-    """Finds the shape of a model: of LWM's by name, of others by what their files begin with.
+    """Finds the shape of a model: LWM's by name, others from the headers of their files.
 
-    Of a hub's model that is not here nothing but that is fetched.
+    Only `config.json` of a hub's model is downloaded.
     """
     from lwm.convert.lwm_config import known_config
 
@@ -87,7 +88,7 @@ def _read_mesh(text: str) -> "MeshSizes":
 
     if "-1" in text:
         raise UserError(
-            f"mesh {text!r} leaves a size open, but a plan is for devices that need not be there; "
+            f"mesh {text!r} has an open size, but a plan is for a known number of devices; "
             "write the number in place of -1"
         )
     return parse_mesh(text, sys.maxsize)
@@ -101,7 +102,7 @@ def _machine(used: int, memory: float | None) -> "Machine":
     here = machine()
     if used <= here.count:
         return here
-    # Of devices that are not there nothing is known.
+    # The memory of devices that are not on this machine is unknown.
     return Machine(count=used, memory=None, platform="gpu")
 
 
@@ -139,12 +140,12 @@ def _verdict(plan: "Plan", machine: "Machine") -> list[str]:
 
     lines = []
     if plan.mesh[-1] > 1:
-        lines.append("Writing text refuses a mesh with sp above 1, which splits rows in training.")
+        lines.append("Generation refuses a mesh with sp above 1, which splits rows in training.")
     if plan.context > plan.config.max_context:
         lines.append(f"The model was trained for {plan.config.max_context:,} tokens.")
     room = machine.room(plan.devices)
     if room is None:
-        return [*lines, "What the devices have is not known: give --memory, in GB of each."]
+        return [*lines, "The memory of the devices is not known: give --memory, in GB of each."]
     fits = plan.fits(machine)
     lines.append(
         f"A device has {gigabytes(room)}: {plan.context:,} tokens {'' if fits else 'do not '}fit."
@@ -153,10 +154,3 @@ def _verdict(plan: "Plan", machine: "Machine") -> list[str]:
         return lines
     found = [way.text for way in options(plan, machine)]
     return [*lines, "To make them fit:", *(f"  {text}" for text in found or [NO_WAY])]
-
-
-def _show(table: Table) -> None:
-    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-    for first, *cells in table:
-        after = (cell.rjust(width) for cell, width in zip(cells, widths[1:], strict=True))
-        print("  ".join([first.ljust(widths[0]), *after]))

@@ -1,4 +1,4 @@
-"""`lwm train`: each recipe a command, each value in it an option. Free of JAX until it runs."""
+"""`lwm train`: a command for each recipe, an option for each of its values."""
 
 import dataclasses
 import signal
@@ -22,16 +22,16 @@ ABOUT = "Trains a model by a recipe; run again, it goes on where it stopped."
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Options:
-    """What does not change the numbers."""
+    """Options that do not change the numbers."""
 
     out: Path | None = None
-    """The folder for checkpoints, log and model; by default `runs` and the recipe's name."""
+    """Folder for checkpoints, log and model; by default `runs` and the recipe's name."""
     track: tuple[Literal["tensorboard", "wandb"], ...] = ()
-    """Other programs that are told the numbers."""
+    """Experiment trackers that also log the numbers."""
     profile: int = 0
-    """Steps of which a trace is written."""
+    """Number of steps to trace."""
     processes: Processes = Processes()
-    """For a run of several processes: the same command is given to each, with its own index."""
+    """For a run of several processes: start the same command in each, with its own index."""
 
 
 def commands(arguments: list[str]) -> tuple[dict[str, Callable[..., None]], list[str]]:

@@ -1,4 +1,4 @@
-"""A file of answers that survives whatever stops the program: a line is there whole or not."""
+"""A JSONL file of results that survives a kill: each line is either complete or absent."""
 
 import json
 import os
@@ -13,10 +13,10 @@ ResultRow = Mapping[str, Any]
 
 
 class Results:
-    """What was asked and answered so far, in a JSONL file whose first line says of what."""
+    """Results so far, in a JSONL file; its first line is a header that describes the evaluation."""
 
     def __init__(self, path: Path, header: Mapping[str, Any]):
-        """Opens the file, or starts it; a last line that was torn is dropped.
+        """Opens the file or starts it; an incomplete last line is dropped.
 
         Raises:
             UserError: It belongs to another evaluation, is damaged, or cannot be written.
@@ -39,7 +39,7 @@ class Results:
                 os.truncate(path, len(whole))
 
     def append(self, row: ResultRow) -> None:
-        """Adds an answer, and returns when it is safe on the disk."""
+        """Appends a row, and returns when it is on the disk."""
         with writing(self.path), self.path.open("ab") as file:
             file.write(_line(row))
             file.flush()
@@ -48,7 +48,7 @@ class Results:
 
 
 def require_same(path: Path, part: ResultRow) -> None:
-    """Refuses a file of results whose header has other values for some of its fields.
+    """Refuses a file of results whose header differs in some fields.
 
     Raises:
         UserError: The first field that differs.

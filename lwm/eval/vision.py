@@ -1,4 +1,4 @@
-"""What `lwm eval vision` does: captions drawn, pictures told, codes foretold, of known pairs."""
+"""Text to image, image to text and teacher-forced code accuracy on captioned media."""
 
 import dataclasses
 import json
@@ -29,17 +29,17 @@ from lwm.tokenizer.template import render_chat
 from lwm.train.validate import HeldOut
 
 REPORT = "report.json"
-_TOGETHER = 16
-"""Rows that are written together."""
-_ANSWER = 48
-"""Tokens of a caption, at most."""
+GENERATED, CAPTIONED = "drawn", "told"
+"""Keys of the report: right results from text to image, and from image to text."""
+_BATCH = 16
+_CAPTION_TOKENS = 48
 
 GREEDY = FrameSampling(guidance=1.0, temperature=0.0)
 
 
 @dataclasses.dataclass(frozen=True)
 class Pair:
-    """A picture and what it is called."""
+    """An image or a video with its caption."""
 
     caption: str
     vision: Vision
@@ -48,15 +48,15 @@ class Pair:
 def read_pairs(
     files: tuple[str, ...], *, count: int | None = None, tokens_per_frame: int | None = None
 ) -> list[Pair]:
-    """Reads records with a caption and codes, evenly over the set if there are too many.
+    """Reads records with a caption and codes.
 
     Args:
         files: See `open_records`.
-        count: Pairs, at most.
-        tokens_per_frame: Codes of a frame, where a record does not say how many frames it has.
+        count: The largest number of pairs, taken evenly over the set; None is all.
+        tokens_per_frame: Codes of a frame, for records without a number of frames.
 
     Raises:
-        UserError: A record has no caption or no codes, or there is none.
+        UserError: A record has no caption or no codes, or there is no record.
     """
     source = open_records(files)
     number = len(source) if count is None else min(count, len(source))
@@ -68,54 +68,56 @@ def read_pairs(
             raise UserError(f"{record.name}: it should have a 'caption' and codes under 'vision'")
         pairs.append(Pair(caption, Vision.of(record.value, tokens_per_frame=tokens_per_frame)))
     if len({pair.vision.codes.shape for pair in pairs}) > 1:
-        raise UserError("the pictures differ in their number of frames; tokenize them alike")
+        raise UserError(
+            "the records differ in their number of frames; tokenize them with the same --max-frames"
+        )
     return pairs
 
 
 def measure(
     model: LanguageModel, pairs: Sequence[Pair], *, progress: Progress = lambda done, total: None
 ) -> dict[str, Any]:
-    """Returns how well a model knows pairs of pictures and captions.
+    """Evaluates a model on pairs of images or videos and captions.
 
-    Of the codes, `codes_accuracy` are the likeliest, the caption and all codes before given;
-    `drawn` is the share of captions whose greedy drawing has more codes in common with the
-    picture than with any other of these; `told` that of pictures whose greedy caption is theirs.
+    Returns:
+        `codes_accuracy`: the share of codes with the highest probability, given the caption and
+        all codes before. `drawn`: the number of captions whose greedy codes match their own pair
+        better than any other of these pairs. `told`: the number of images or videos whose greedy
+        caption is right. `rows`: the results of each pair.
 
     Raises:
-        UserError: The frames are not those of the model, or do not fit.
+        UserError: The frames do not fit the model or its context.
     """
     for pair in pairs:
         model.require_frames(pair.vision)
     total = 2 * len(pairs)
-    drawn: list[np.ndarray] = []
-    told: list[str] = []
-    for start in range(0, len(pairs), _TOGETHER):
-        some = pairs[start : start + _TOGETHER]
-        drawn += [vision.codes for vision in _draw(model, some)]
-        told += _tell(model, some)
-        progress(2 * len(drawn), total)
+    generated: list[np.ndarray] = []
+    captions: list[str] = []
+    for start in range(0, len(pairs), _BATCH):
+        batch = pairs[start : start + _BATCH]
+        generated += [vision.codes for vision in _generate(model, batch)]
+        captions += _caption(model, batch)
+        progress(2 * len(generated), total)
     known = np.stack([pair.vision.codes for pair in pairs])
-    nearest = [int(np.argmax((known == codes).mean(axis=(1, 2)))) for codes in drawn]
-    right_drawn = [near == number for number, near in enumerate(nearest)]
-    right_told = [text == pair.caption for text, pair in zip(told, pairs, strict=True)]
+    nearest = [int(np.argmax((known == codes).mean(axis=(1, 2)))) for codes in generated]
     return {
         "pairs": len(pairs),
         "codes_accuracy": _accuracy(model, pairs),
-        "drawn": sum(right_drawn),
-        "told": sum(right_told),
+        GENERATED: sum(near == number for number, near in enumerate(nearest)),
+        CAPTIONED: sum(text == pair.caption for text, pair in zip(captions, pairs, strict=True)),
         "rows": [
             {
                 "caption": pair.caption,
                 "nearest": pairs[near].caption,
-                "overlap": float((known[number] == drawn[number]).mean()),
-                "told": text,
+                "overlap": float((known[number] == generated[number]).mean()),
+                CAPTIONED: text,
             }
-            for number, (pair, near, text) in enumerate(zip(pairs, nearest, told, strict=True))
+            for number, (pair, near, text) in enumerate(zip(pairs, nearest, captions, strict=True))
         ],
     }
 
 
-def _draw(model: LanguageModel, pairs: Sequence[Pair]) -> list[Vision]:
+def _generate(model: LanguageModel, pairs: Sequence[Pair]) -> list[Vision]:
     return draw_whole(
         model,
         [pair.caption for pair in pairs],
@@ -125,8 +127,8 @@ def _draw(model: LanguageModel, pairs: Sequence[Pair]) -> list[Vision]:
     )
 
 
-def _tell(model: LanguageModel, pairs: Sequence[Pair]) -> list[str]:
-    """Returns the captions that a model writes, all together."""
+def _caption(model: LanguageModel, pairs: Sequence[Pair]) -> list[str]:
+    """Returns the greedy captions of a batch."""
     runs = [
         render_chat(
             [Message("user", (ASK[pair.vision.kind], pair.vision))],
@@ -137,15 +139,15 @@ def _tell(model: LanguageModel, pairs: Sequence[Pair]) -> list[str]:
         for pair in pairs
     ]
     longest = max(map(len, runs))
-    model.require_fit(longest, _ANSWER)
-    slots = sum(chunks(longest)) + _ANSWER
+    model.require_fit(longest, _CAPTION_TOKENS)
+    slots = sum(chunks(longest)) + _CAPTION_TOKENS
     model.require_memory(slots, rows=len(runs))
     session = Session(model.llama, model.mesh, rows=len(runs), slots=slots)
     session.read(runs)
     grammar = model.grammar
-    text_only = grammar.start([TEXT_ONLY] * len(runs), room=_ANSWER)
+    text_only = grammar.start([TEXT_ONLY] * len(runs), room=_CAPTION_TOKENS)
     plan = GenerationPlan(
-        max_tokens=_ANSWER,
+        max_tokens=_CAPTION_TOKENS,
         stop_ids=model.tokenizer.eos_ids,
         vision=VisionPlan(grammar=grammar, state=text_only),
     )
@@ -156,7 +158,7 @@ def _tell(model: LanguageModel, pairs: Sequence[Pair]) -> list[str]:
 
 
 def _accuracy(model: LanguageModel, pairs: Sequence[Pair]) -> float:
-    """Returns the share of codes that are the likeliest, each after those before it."""
+    """Returns the share of codes with the highest probability, given all ids before."""
     examples = []
     for pair in pairs:
         asked = request(pair.caption, pair.vision.kind)

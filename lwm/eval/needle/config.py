@@ -1,4 +1,4 @@
-"""What a needle evaluation asks. Free of JAX, so that a command line can show it at once."""
+"""Configuration of a needle evaluation."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -10,31 +10,31 @@ from lwm.errors import UserError
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class NeedleConfig:
-    """A grid of context lengths and depths, and what is asked in each of its cells."""
+    """Grid of context lengths and depths, and the questions of each cell."""
 
     lengths: tuple[int, ...] = (1024, 2048, 4096)
-    """Context lengths in the model's tokens; prompt and answer together fit into each."""
+    """Context lengths in the model's tokens, prompt and answer included."""
     num_lengths: int | None = None
-    """Spreads so many lengths evenly from the least to the greatest, as LWM's script does."""
+    """Number of lengths, spaced evenly from the smallest to the largest, as in LWM's script."""
     depths: tuple[float, ...] = (0.0, 25.0, 50.0, 75.0, 100.0)
-    """Where the needle is put: 0 before the haystack, 100 after it."""
+    """Positions of the needle in percent: 0 before the haystack, 100 after it."""
     num_depths: int | None = None
-    """Spreads so many depths evenly from the least to the greatest."""
+    """Number of depths, spaced evenly from the smallest to the largest."""
     rounds: int = 1
-    """Questions to a cell, each with a needle and, where there is enough, a text of its own."""
+    """Questions per cell, each with its own needle and, if the haystack is long enough, text."""
     seed: int = 1234
-    """The same seed hides the same needles."""
+    """Seed of the needles."""
     max_tokens: int = 64
-    """Tokens that an answer may have; they count against the length."""
+    """Largest length of an answer in tokens; it counts against the context length."""
     prompt: Literal["chat", "lwm"] = "chat"
-    """The model's chat template, or the prompt of LWM's script to the letter."""
+    """The model's chat template, or exactly the prompt of LWM's script."""
     haystack: Path | None = None
-    """A text or JSONL file (`{"text": ...}` a line), or a folder of .txt; else Moby-Dick 1-3."""
+    """A text or JSONL file (`{"text": ...}` per line), or a folder of .txt; else Moby-Dick 1-3."""
     repeat: bool = False
-    """Repeats a haystack that is shorter than the greatest length."""
+    """Repeats a haystack that is shorter than the largest length."""
 
     def __post_init__(self):
-        """Refuses a grid that nothing can be asked in.
+        """Refuses an impossible grid.
 
         Raises:
             UserError: The value.
@@ -49,7 +49,7 @@ class NeedleConfig:
             if wanted is not None and (wanted < 2 or len(values) < 2):
                 raise UserError(
                     f"num_{name} {wanted} spreads values between two ends; "
-                    f"give 2 or more, and the least and the greatest of {name}"
+                    f"give 2 or more, and the smallest and the largest of {name}"
                 )
         if not all(0 <= depth <= 100 for depth in self.depths):
             raise UserError(f"depths {_listed(self.depths)} must be percents from 0 to 100")

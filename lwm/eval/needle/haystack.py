@@ -1,4 +1,4 @@
-"""The text that needles are hidden in, where it may be cut, and how many tokens lie before."""
+"""Haystack: the text around a needle, the places where it may be cut, and its token counts."""
 
 import dataclasses
 import hashlib
@@ -16,7 +16,7 @@ from lwm.tokenizer.tokenizer import Tokenizer
 
 BOOK = "Moby-Dick, chapters 1-3"
 _JSONL = (".jsonl", ".ndjson", ".json")
-_BLOCK = 1 << 16  # characters that are tokenised at a time
+_BLOCK = 1 << 16  # characters tokenized at a time
 _SENTENCE_END = re.compile(
     r"""[.!?…]+["'”’)\]]*(?=\s|$) | [。！？]+[」』”’]* | (?<=\S)(?=\n[^\S\n]*\n)""", re.VERBOSE
 )
@@ -25,14 +25,14 @@ _WORD_END = re.compile(r"\S+")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Haystack:
-    """A text with the places at which it may be cut."""
+    """Text with the places where it may be cut."""
 
     name: str
     text: str
     is_repeated: bool
-    """Whether the source was shorter than asked for and stands here more than once."""
+    """True if the source was too short and is repeated here."""
     token_ends: Int[np.ndarray, " T"]
-    """For each token, the characters up to its end."""
+    """Number of characters up to the end of each token."""
     sentence_ends: Int[np.ndarray, " S"]
     word_ends: Int[np.ndarray, " W"]
 
@@ -40,7 +40,7 @@ class Haystack:
     def open(
         cls, source: Path | None, tokenizer: Tokenizer, *, least: int = 0, most: int
     ) -> "Haystack":
-        """Reads the source up to some `most` tokens, and repeats it until it has `least`.
+        """Reads at most about `most` tokens of the source, and repeats it up to `least`.
 
         Raises:
             UserError: The source cannot be read, or is empty.
@@ -71,12 +71,12 @@ class Haystack:
 
     @property
     def num_tokens(self) -> int:
-        """Tokens of the text that was read."""
+        """Number of tokens of the text."""
         return len(self.token_ends)
 
     @property
     def sha256(self) -> str:
-        """A digest of the text that was read."""
+        """SHA-256 of the text."""
         return hashlib.sha256(self.text.encode()).hexdigest()
 
     def tokens_before(self, place: int) -> int:
@@ -84,9 +84,9 @@ class Haystack:
         return int(np.searchsorted(self.token_ends, place, side="right"))
 
     def start(self, round: int, rounds: int, longest: int) -> int:
-        """Returns where a round's own stretch of `longest` tokens starts, after a sentence.
+        """Returns the character at which the part of `longest` tokens of a round starts.
 
-        The stretches lie side by side where the text suffices, else they overlap evenly.
+        It follows a sentence. Parts are disjoint if the text is long enough; else they overlap.
         """
         spare = max(0, self.num_tokens - longest)
         if round == 0 or spare == 0:
@@ -96,20 +96,20 @@ class Haystack:
         return following.start() if following else end
 
     def place_after(self, tokens: int) -> int:
-        """Returns the place at which so many tokens end."""
+        """Returns the character at which the first `tokens` tokens end."""
         return int(self.token_ends[min(tokens, self.num_tokens) - 1]) if tokens > 0 else 0
 
     def sentence_at(self, tokens: int, *, start: int) -> int:
-        """Returns the last end of a sentence at or before so many tokens; `start` if none."""
+        """Returns the last end of a sentence within the first `tokens` tokens; `start` if none."""
         index = np.searchsorted(self.sentence_ends, self.place_after(tokens), side="right")
         return max(start, int(self.sentence_ends[index - 1]) if index else 0)
 
 
 def require_readable(source: Path | None, *, least: int, repeat: bool) -> None:
-    """Refuses a source that certainly will not do, before any tokenizer is there to count.
+    """Refuses a source that is certainly too short, before a tokenizer is available.
 
     Raises:
-        UserError: It cannot be read, or has fewer bytes than tokens are needed.
+        UserError: It cannot be read, or has fewer bytes than the needed tokens.
     """
     size = 0
     for document in _documents(source):
@@ -123,12 +123,12 @@ def require_readable(source: Path | None, *, least: int, repeat: bool) -> None:
 
 
 def name_of(source: Path | None) -> str:
-    """Returns what a report calls a source."""
+    """Returns the name of a source in reports."""
     return BOOK if source is None else source.name
 
 
 def _documents(source: Path | None) -> Iterator[str]:
-    """Yields the texts of a source, each ending a paragraph.
+    """Yields the texts of a source, each with the end of a paragraph.
 
     Raises:
         UserError: A file cannot be read.
@@ -160,12 +160,12 @@ def _texts(lines: Iterator[str], file: Path) -> Iterator[str]:
             text = None
         if not isinstance(text, str):
             raise UserError(f'haystack {file}, line {number}: not a JSON object with a "text"')
-        # Halves of surrogate pairs, which JSON may hold, are no text.
+        # JSON may hold halves of surrogate pairs, which UTF-8 cannot.
         yield text.encode(errors="replace").decode().strip()
 
 
 def _blocks(documents: Iterator[str]) -> Iterator[str]:
-    """Joins short documents, for a tokenizer takes a few long texts faster than many short."""
+    """Joins short documents: a tokenizer is faster on few long texts than on many short ones."""
     held: list[str] = []
     size = 0
     for document in documents:
@@ -179,9 +179,9 @@ def _blocks(documents: Iterator[str]) -> Iterator[str]:
 
 
 def _token_ends(text: str, tokenizer: Tokenizer) -> Int[np.ndarray, " T"]:
-    """Returns, for each token of a text, the characters that are whole at its end.
+    """Returns the number of complete characters at the end of each token of a text.
 
-    A tokenizer that puts a space before the text, or changes it, is off by as much.
+    If the tokenizer adds a space before the text, or changes it, the counts are off by as much.
     """
     ids = tokenizer.encode(text, special=False)
     if not ids:

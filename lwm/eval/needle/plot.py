@@ -1,23 +1,23 @@
-"""The picture of an evaluation, after the needle figures of the LWM paper."""
+"""Heat map of an evaluation, after the needle figures of the LWM paper."""
 
 import io
 
 from lwm.eval.needle.report import NeedleReport
 
-# Red to green, and ever lighter on the way, so that it can be read in grey.
+# Red to green with increasing lightness, so that it also works in grey.
 COLOURS = ("#7f0f1d", "#c8402f", "#e57a3c", "#edb34b", "#b5e39a")
 DPI = 150
 _MOST_LABELS = 20
 
 
 def heat_map(report: NeedleReport) -> bytes:
-    """Draws accuracy over context length (to the right) and depth (down); returns a PNG."""
+    """Plots accuracy over context length (horizontal) and depth (vertical); returns a PNG."""
     from matplotlib.colors import LinearSegmentedColormap
     from matplotlib.figure import Figure
 
     lengths, depths = report.lengths, report.depths
     accuracy = [[report.score(length=n, depth=d).accuracy for n in lengths] for d in depths]
-    # Not through pyplot: no global state, no display, safe beside a program's own figures.
+    # Not pyplot: it has global state and may open a display.
     figure = Figure(
         figsize=(3.2 + 0.6 * min(len(lengths), 24), 1.9 + 0.4 * min(len(depths), 24)),
         dpi=DPI,
@@ -49,12 +49,12 @@ def heat_map(report: NeedleReport) -> bytes:
 
 
 def _labelled(count: int) -> range:
-    """Chooses which of many ticks get a label."""
+    """Returns the numbers of the ticks that get a label."""
     return range(0, count, -(-count // _MOST_LABELS))
 
 
 def _short(length: int) -> str:
-    """Writes powers of two as people say them."""
+    """Writes multiples of 1024 and 1024² as K and M."""
     for unit, name in ((1 << 20, "M"), (1 << 10, "K")):
         if length % unit == 0:
             return f"{length // unit}{name}"

@@ -1,8 +1,8 @@
-"""The prompts of the single needle test, cut to their lengths. Free of JAX.
+"""Prompts of the single-needle test, cut to their context lengths.
 
 The protocol is that of LWM's `scripts/eval_needle.py`: needle, question, instruction, cities.
-Different here: the length counts everything, in the model's own tokens; the needle stands at the
-end of a sentence; and each cell's needle hangs on nothing but the seed and the cell.
+Differences: the length includes everything, in the model's own tokens; the needle stands at the
+end of a sentence; and the needle of a cell depends only on the seed and the cell.
 """
 
 import dataclasses
@@ -22,9 +22,9 @@ INSTRUCTION = (
     "Don't give information outside the document or repeat your findings. "
     "Keep your response short and direct."
 )
-# The space at its end is LWM's too; the chat template has none there.
+# LWM's prompt ends in a space; the chat template does not.
 LWM_PROMPT = "You are a helpful assistant. USER: {message} ASSISTANT: "
-# The distinct ones of LWM's list.
+# The distinct cities of LWM's list.
 CITIES = """Almaty, Amman, Amsterdam, Antananarivo, Astana, Athens, Baghdad, Bangalore, Bangkok,
 Barcelona, Beirut, Belgrade, Berlin, Bratislava, Brussels, Bucharest, Budapest, Buenos Aires, Cairo,
 Chicago, Colombo, Copenhagen, Dakar, Damascus, Delhi, Doha, Dubai, Helsinki, Ho Chi Minh City,
@@ -37,30 +37,31 @@ Yerevan""".replace("\n", " ").split(", ")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Cell:
-    """One question: where in the grid it stands, and in which round."""
+    """One question: its place in the grid, and its round."""
 
     length: int
     depth: float
     round: int
 
     def needle(self, seed: int) -> tuple[str, str]:
-        """Draws the city and the seven digits of its number."""
-        draw = random.Random(f"{seed}/{self.length}/{self.depth:g}/{self.round}")
-        return CITIES[draw.randrange(len(CITIES))], str(draw.randrange(10**6, 10**7))
+        """Samples the city and the seven digits of its number."""
+        generator = random.Random(f"{seed}/{self.length}/{self.depth:g}/{self.round}")
+        city = CITIES[generator.randrange(len(CITIES))]
+        return city, str(generator.randrange(10**6, 10**7))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Prompt:
-    """What the model reads for a cell."""
+    """Prompt of a cell."""
 
     ids: list[int]
     length: int
-    """Tokens of the prompt and the answer's budget together."""
+    """Tokens of the prompt and of the room for its answer."""
     city: str
     number: str
     needle: str
     depth: float
-    """The share of the haystack's tokens before the needle, in percent."""
+    """Percentage of the haystack's tokens before the needle."""
 
 
 class Prompts:
@@ -86,11 +87,11 @@ class Prompts:
             for depth in config.all_depths
             for round in range(config.rounds)
         ]
-        # The deepest needle first: each prompt then begins as the one before, up to its needle.
+        # The deepest needle first: each prompt then shares its start with the one before.
         self.cells = sorted(
             cells, key=lambda c: (self._start(c.round), -c.depth * c.length, -c.length, c.round)
         )
-        """Every cell, in the order in which asking them takes the least reading."""
+        """All cells, in an order that shares the longest prefixes."""
         for cell in self.cells:
             if cell.length == min(config.all_lengths):
                 self._bare(cell)
@@ -98,14 +99,14 @@ class Prompts:
             self.build(Cell(length=self._longest, depth=depth, round=0))
 
     def build(self, cell: Cell) -> Prompt:
-        """Returns the longest prompt that leaves room for the answer; only the haystack gives way.
+        """Returns the longest prompt that leaves room for the answer, by cutting the haystack.
 
         Raises:
             UserError: The needle and the question alone do not fit, or the haystack is too short.
         """
         room = cell.length - self._config.max_tokens
         start = self._start(cell.round)
-        # What ends in a needle ends with a sentence, anything else with a word.
+        # Before a needle the text ends with a sentence, otherwise with a word.
         ends = self.haystack.sentence_ends if cell.depth == 100 else self.haystack.word_ends
         ends = np.concatenate([[start], ends[ends > start]])
         # Each guess is measured in tokens of the whole prompt; `fits` does and `fails` does not.

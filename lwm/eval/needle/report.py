@@ -1,4 +1,4 @@
-"""What the answers over a grid come to: accuracies with their intervals, as JSON and as a table."""
+"""Accuracies over a grid with their confidence intervals, as JSON and as a table."""
 
 import dataclasses
 import json
@@ -9,11 +9,11 @@ from typing import Any
 from lwm.eval.results import ResultRow
 
 Z95 = 1.959963984540054
-"""Standard deviations on either side that hold 95% of a normal distribution."""
+"""Two-sided 95% quantile of the standard normal distribution."""
 
 
 def wilson(correct: int, asked: int, *, z: float = Z95) -> tuple[float, float]:
-    """Returns the score interval of a proportion.
+    """Returns Wilson's score interval of a proportion.
 
     E. B. Wilson, Probable Inference, the Law of Succession, and Statistical Inference,
     Journal of the American Statistical Association 22 (1927), 209-212.
@@ -27,18 +27,18 @@ def wilson(correct: int, asked: int, *, z: float = Z95) -> tuple[float, float]:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Score:
-    """How many of some questions were answered correctly."""
+    """Counts of correct answers and of questions."""
 
     correct: int
     asked: int
 
     @property
     def accuracy(self) -> float:
-        """The share that was answered correctly."""
+        """Share of correct answers."""
         return self.correct / self.asked
 
     def to_json(self) -> dict[str, Any]:
-        """Returns counts, accuracy and interval, rounded to what they can tell."""
+        """Returns counts, accuracy and interval, rounded to six digits."""
         interval = [round(bound, 6) for bound in wilson(self.correct, self.asked)]
         accuracy = round(self.accuracy, 6)
         return {
@@ -55,10 +55,10 @@ class Score:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class NeedleReport:
-    """The answers of one evaluation, whatever the order in which they were given."""
+    """Answers of one evaluation, in any order."""
 
     header: ResultRow
-    """The model, the configuration and the versions: the first line of the results."""
+    """Model, configuration and versions: the first line of the results."""
     rows: Sequence[ResultRow]
 
     @property
@@ -77,7 +77,7 @@ class NeedleReport:
         return sorted({row["depth_percent"] for row in self.rows})
 
     def score(self, *, length: int | None = None, depth: float | None = None) -> Score:
-        """Counts all answers, or those of a length, of a depth, or of a cell."""
+        """Counts the answers of the whole grid, a length, a depth or a cell."""
         chosen = [
             row["correct"]
             for row in self.rows
@@ -86,7 +86,7 @@ class NeedleReport:
         return Score(correct=sum(chosen), asked=len(chosen))
 
     def to_json(self) -> str:
-        """Returns the report; the same answers always give the same text."""
+        """Returns the report; equal answers give equal text."""
         lengths, depths = self.lengths, self.depths
         cells = [
             {"context_length": n, "depth_percent": d} | self.score(length=n, depth=d).to_json()
@@ -107,12 +107,12 @@ class NeedleReport:
         return json.dumps(whole, ensure_ascii=False, indent=2) + "\n"
 
     def _built(self, length: int) -> list[int]:
-        """Returns the least and the greatest length that a prompt really had."""
+        """Returns the smallest and the largest length of the built prompts."""
         built = [row["built_length"] for row in self.rows if row["context_length"] == length]
         return [min(built), max(built)]
 
     def table(self) -> str:
-        """Returns the grid in Markdown, the margins with 95% Wilson intervals in percent."""
+        """Returns the grid in Markdown; margins have 95% Wilson intervals in percent."""
         lengths = self.lengths
         rows = [["depth", *(f"{n:,}" for n in lengths), "all lengths"]]
         for d in self.depths:
