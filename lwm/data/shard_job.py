@@ -13,17 +13,28 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 from lwm.errors import UserError
 from lwm.files import PARTIAL, reading, replacing, require_package
+from lwm.progress import Progress
 
 _NOTE = ".note-"
 # The smallest files that still read at tens of millions of tokens per second; a group is the
 # number of records that are decompressed together.
 _OPTIONS = "group_size:1,zstd:1"
+
+
+@runtime_checkable
+class _Summary(Protocol):
+    @property
+    def input(self) -> dict[str, Any]: ...
+    def write(self, file: Path, /) -> None: ...
+
+
+S = TypeVar("S", bound=_Summary)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -53,6 +64,55 @@ class ShardJob:
     def missing(self) -> list[int]:
         """Returns the numbers of the unfinished shards."""
         return [number for number in range(self.shards) if self.finished(number) is None]
+
+    def num_finished(self, missing: Sequence[int]) -> int:
+        """Returns the number of records in all but the missing shards."""
+        return self.size - sum(len(self.part(number)) for number in missing)
+
+    def complete(
+        self,
+        summary: str,
+        read: Callable[[Path], S],
+        write: Callable[[list[int]], None],
+        finish: Callable[[], S],
+    ) -> S:
+        """Returns the summary of the folder, after writing the missing shards and the summary.
+
+        Raises:
+            UserError: The folder holds shards of another input or is being written to.
+        """
+        require_package("array_record.python.array_record_module", "ArrayRecord")
+        with exclusive(self.folder):
+            if (self.folder / summary).is_file():
+                found = read(self.folder)
+                self.require_same(found.input)
+                self.remove_notes()
+                return found
+            self.sweep()
+            if missing := self.missing():
+                write(missing)
+            made = finish()
+            self.write_file(summary, made.write)
+            self.remove_notes()
+            return made
+
+    def write_each(
+        self,
+        missing: Sequence[int],
+        write: Callable[[int, Callable[[int], None]], None],
+        progress: Progress,
+        *,
+        every: int = 1,
+    ) -> None:
+        """Writes shards in turn, and reports the number of records done in all, `every` records."""
+        for i, number in enumerate(missing):
+            before, last = self.num_finished(missing[i:]), len(self.part(number))
+
+            def report(done: int, before: int = before, last: int = last) -> None:
+                if done % every == 0 or done == last:
+                    progress(before + done, self.size)
+
+            write(number, report)
 
     def require_same(self, there: dict[str, Any]) -> None:
         """Refuses shards of another input.

@@ -63,7 +63,7 @@ def write_with_ray(
         shared, total = ray.put(job), job.shards.size
 
         def write(missing: Sequence[int]) -> None:
-            done = total - sum(len(job.shards.part(number)) for number in missing)
+            done = job.shards.num_finished(missing)
             while len(actors) < min(workers, len(missing)):
                 actors.append(made.remote(vqgan.absolute(), options))
             pool = ray.util.ActorPool(actors)

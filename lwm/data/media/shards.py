@@ -22,9 +22,8 @@ from lwm.data.media.summary import (
     MediaShard,
     MediaSummary,
 )
-from lwm.data.shard_job import ShardJob, digest, exclusive, record_writer
+from lwm.data.shard_job import ShardJob, digest, record_writer
 from lwm.errors import UserError
-from lwm.files import require_package
 from lwm.progress import Progress
 from lwm.vqgan.config import CodebookInfo
 from lwm.vqgan.tokenizer import VisionTokenizer
@@ -105,7 +104,7 @@ class MediaJob:
         self.shards.write(number, fill)
 
     def finish(self, max_bad_share: float) -> MediaSummary:
-        """Writes the bad items and the summary, and removes the notes.
+        """Writes the bad items; returns the summary of all shards.
 
         Raises:
             UserError: No item can be read, or too many are bad.
@@ -137,16 +136,13 @@ class MediaJob:
                 f"{job.folder / BAD}, repair them, or allow more with --max-bad-share; the first: "
                 f"{first}"
             )
-        summary = MediaSummary(
+        return MediaSummary(
             input=job.input,
             codebook=self.codebook,
             sampling=dataclasses.asdict(self.sampling),
             counts=totals,
             shards=tuple(shards),
         )
-        job.write_file(SUMMARY, summary.write)
-        job.remove_notes()
-        return summary
 
 
 def write_media(
@@ -175,14 +171,10 @@ def write_media(
 
     def write(missing: Sequence[int]) -> None:
         numbers = (number for shard in missing for number in job.shards.part(shard))
-        before = job.shards.size - sum(len(job.shards.part(shard)) for shard in missing)
         with contextlib.closing(read_items(job.items, numbers, job.sampling, workers)) as results:
-            for shard in missing:
-                start = before
-                job.write(
-                    shard, results, vision, lambda n, s=start: progress(s + n, job.shards.size)
-                )
-                before += len(job.shards.part(shard))
+            job.shards.write_each(
+                missing, lambda shard, report: job.write(shard, results, vision, report), progress
+            )
 
     if workers < 0:
         raise UserError(f"workers {workers} must be 0 (this process) or above")
@@ -197,18 +189,7 @@ def complete(
     Raises:
         UserError: See `write_media`.
     """
-    require_package("array_record.python.array_record_module", "ArrayRecord")
-    folder = job.shards.folder
-    with exclusive(folder):
-        if (folder / SUMMARY).is_file():
-            summary = MediaSummary.read(folder)
-            job.shards.require_same(summary.input)
-            job.shards.remove_notes()
-            return summary
-        job.shards.sweep()
-        if missing := job.shards.missing():
-            write(missing)
-        return job.finish(max_bad_share)
+    return job.shards.complete(SUMMARY, MediaSummary.read, write, lambda: job.finish(max_bad_share))
 
 
 def _count(result: Result) -> MediaCounts:
