@@ -158,7 +158,7 @@ def tokenize(
     if engine == "ray" and mesh != "1,1,1,1":
         raise UserError("--mesh is for one process; with --engine ray, give --workers")
     path = find_vqgan(model, vqgan)
-    items = open_items(inputs, leave=out)
+    items = open_items(inputs, exclude=out)
 
     def job_of(codebook: CodebookInfo) -> MediaJob:
         sampling = Sampling(

@@ -71,7 +71,7 @@ def read_frames(
     """
     label = name or ("the given bytes" if isinstance(source, bytes) else str(source))
     limits = limits or Limits()
-    _require(resolution, max_frames, fps, fit)
+    check_settings(resolution, max_frames, fps, fit)
     resize = Resizer(resolution=resolution, fit=fit, background=colour(background))
     most = limits.returned_bytes // (3 * resolution**2)
     selector = FrameSelector(name=label, max_frames=max_frames, fps=fps, most=most)
@@ -83,7 +83,12 @@ def read_frames(
         return _read(file, selector, resize, Budget(label, size, limits), threads)
 
 
-def _require(resolution: int, max_frames: int | None, fps: float | None, fit: str) -> None:
+def check_settings(resolution: int, max_frames: int | None, fps: float | None, fit: str) -> None:
+    """Checks arguments of `read_frames`.
+
+    Raises:
+        UserError: One is out of range.
+    """
     if not 1 <= resolution <= 1 << 14:
         raise UserError(f"resolution is {resolution}; give 1 to {1 << 14} pixels")
     if max_frames is not None and max_frames < 1:

@@ -185,7 +185,7 @@ def _read_original(path: Path) -> tuple[VQGANConfig, _Arrays]:
     arrays: dict[str, np.ndarray] = {}
     for name, value in _flat(read_pickle(path)):
         if not isinstance(value, np.ndarray) or value.dtype.kind not in "fV":
-            raise UserError(f"{path} holds {name or 'something'} that is no array of weights")
+            raise UserError(f"{path} holds {name or 'something'} that is not an array of weights")
         arrays[name] = value
     config = _infer(path, {name: array.shape for name, array in arrays.items()})
     return config, {name: (array.shape, lambda a=array: a) for name, array in arrays.items()}
@@ -206,7 +206,7 @@ def _infer(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> VQGANConfig:
         shape = shapes.get(name, ())
         if len(shape) <= axis % 4:
             raise UserError(
-                f"{path} is no VQGAN of LWM's kind: {name} is missing or misshapen; "
+                f"{path} is not a VQGAN of LWM: {name} is missing or misshapen; "
                 f"it holds {_few(list(shapes)) or 'no array'}"
             )
         return shape[axis]
@@ -233,7 +233,7 @@ def _config(path: Path, **values: Any) -> VQGANConfig:
     try:
         return VQGANConfig(**values)
     except ValueError as error:
-        raise UserError(f"{path} is no VQGAN that can be run: {error}") from None
+        raise UserError(f"{path} is not a valid VQGAN: {error}") from None
 
 
 def _build(path: Path, config: VQGANConfig, arrays: _Arrays, mesh: Mesh, *, flat: bool) -> VQGAN:

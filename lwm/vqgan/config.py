@@ -110,7 +110,7 @@ class VQGANConfig:
         if not names - {"channels", "dtype"} <= values.keys() <= names:
             raise ValueError(f"it should have {', '.join(sorted(names))}")
         if not isinstance(values["multipliers"], list):
-            raise ValueError("multipliers is no list")
+            raise ValueError("multipliers is not a list")
         for name, value in values.items():
             sizes = value if name == "multipliers" else [value]
             if name != "dtype" and any(type(size) is not int for size in sizes):

@@ -29,27 +29,27 @@ class Conv(eqx.Module):
         """Convolves with stride 1 and zero padding to the same size, in the type of `x`."""
         return convolve(x, self.kernel.astype(x.dtype)) + self.bias.astype(x.dtype)
 
-    def halved(self, x: Float[Array, "B H W I"]) -> Float[Array, "B h w O"]:
+    def downsample(self, x: Float[Array, "B H W I"]) -> Float[Array, "B h w O"]:
         """Convolves with stride 2; zero padding is at the right and the bottom only."""
         return convolve_halved(x, self.kernel.astype(x.dtype)) + self.bias.astype(x.dtype)
 
-    def doubled(self, x: Float[Array, "B h w I"]) -> Float[Array, "B H W O"]:
+    def upsample(self, x: Float[Array, "B h w I"]) -> Float[Array, "B H W O"]:
         """Convolves the frame enlarged twofold by nearest neighbours, as a call does."""
         return convolve_doubled(x, self.kernel.astype(x.dtype)) + self.bias.astype(x.dtype)
 
 
-class GroupNorm(eqx.Module):
+class GroupNormSiLU(eqx.Module):
     """Group normalisation of 32 groups (Wu and He 2018, arXiv 1803.08494), followed by SiLU."""
 
     weight: Float[Array, " C"]
     bias: Float[Array, " C"]
 
     @classmethod
-    def init(cls, channels: int) -> "GroupNorm":
+    def init(cls, channels: int) -> "GroupNormSiLU":
         """Starts with a scale of 1 and a shift of 0."""
         return cls(jnp.ones(channels), jnp.zeros(channels))
 
-    def gated(self, x: Float[Array, "B H W C"]) -> Float[Array, "B H W C"]:
+    def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B H W C"]:
         """Normalises each group of a frame, scales and shifts each channel, and applies SiLU.
 
         Computes in float32; the result has the type of `x`.
@@ -74,9 +74,9 @@ class GroupNorm(eqx.Module):
 class ResBlock(eqx.Module):
     """A residual block: twice GroupNorm, SiLU and a 3 × 3 convolution."""
 
-    norm1: GroupNorm
+    norm1: GroupNormSiLU
     conv1: Conv
-    norm2: GroupNorm
+    norm2: GroupNormSiLU
     conv2: Conv
     shortcut: Conv | None
 
@@ -85,15 +85,15 @@ class ResBlock(eqx.Module):
         """Adds a 1 × 1 convolution to the shortcut where the number of channels changes."""
         first, second, third = jr.split(key, 3)
         return cls(
-            norm1=GroupNorm.init(inputs),
+            norm1=GroupNormSiLU.init(inputs),
             conv1=Conv.init(inputs, outputs, key=first),
-            norm2=GroupNorm.init(outputs),
+            norm2=GroupNormSiLU.init(outputs),
             conv2=Conv.init(outputs, outputs, key=second),
             shortcut=None if inputs == outputs else Conv.init(inputs, outputs, 1, key=third),
         )
 
     def __call__(self, x: Float[Array, "B H W I"]) -> Float[Array, "B H W O"]:
         """Returns `x`, or its shortcut, plus the residual."""
-        y = self.conv1(self.norm1.gated(x))
-        y = self.conv2(self.norm2.gated(y))
+        y = self.conv1(self.norm1(x))
+        y = self.conv2(self.norm2(y))
         return y + (x if self.shortcut is None else self.shortcut(x))

@@ -19,7 +19,7 @@ from lwm.errors import UserError
 from lwm.media.pixels import from_bytes
 from lwm.sharding import AXES, make_mesh, manual, on_mesh
 from lwm.vqgan.config import VQGANConfig
-from lwm.vqgan.layers import Conv, GroupNorm, ResBlock
+from lwm.vqgan.layers import Conv, GroupNormSiLU, ResBlock
 
 SEARCHED = 1 << 22
 """Distances from latents to codes computed at a time, at most; at least one latent per frame."""
@@ -60,7 +60,7 @@ class Encoder(eqx.Module):
     conv_in: Conv
     levels: tuple[Level, ...]
     middle: tuple[ResBlock, ResBlock]
-    norm: GroupNorm
+    norm: GroupNormSiLU
     conv_out: Conv
 
     @classmethod
@@ -76,7 +76,7 @@ class Encoder(eqx.Module):
                 for i, o, key in sizes
             ),
             middle=(ResBlock.init(top, top, key=one), ResBlock.init(top, top, key=two)),
-            norm=GroupNorm.init(top),
+            norm=GroupNormSiLU.init(top),
             conv_out=Conv.init(top, config.z_channels, key=last),
         )
 
@@ -86,10 +86,10 @@ class Encoder(eqx.Module):
         for level in self.levels:
             x = level(x)
             if level.resample is not None:
-                x = level.resample.halved(x)
+                x = level.resample.downsample(x)
         for block in self.middle:
             x = block(x)
-        return self.conv_out(self.norm.gated(x))
+        return self.conv_out(self.norm(x))
 
 
 class Decoder(eqx.Module):
@@ -98,7 +98,7 @@ class Decoder(eqx.Module):
     conv_in: Conv
     middle: tuple[ResBlock, ResBlock]
     levels: tuple[Level, ...]
-    norm: GroupNorm
+    norm: GroupNormSiLU
     conv_out: Conv
 
     @classmethod
@@ -114,7 +114,7 @@ class Decoder(eqx.Module):
                 Level.init(i, o, config.res_blocks + 1, last=key is keys[-1], key=key)
                 for i, o, key in zip((top, *widths), widths, keys, strict=False)
             ),
-            norm=GroupNorm.init(config.widths[0]),
+            norm=GroupNormSiLU.init(config.widths[0]),
             conv_out=Conv.init(config.widths[0], config.channels, key=last),
         )
 
@@ -126,8 +126,8 @@ class Decoder(eqx.Module):
         for level in self.levels:
             x = level(x)
             if level.resample is not None:
-                x = level.resample.doubled(x)
-        return self.conv_out(self.norm.gated(x))
+                x = level.resample.upsample(x)
+        return self.conv_out(self.norm(x))
 
 
 class Quantizer(eqx.Module):
@@ -267,8 +267,8 @@ def decode_frames(
         strange = part[(part < 0) | (part >= config.codes)]
         if strange.size:
             raise UserError(
-                f"{strange[0]} is no code of a codebook of {config.codes}; "
-                "give codes alone, without ends of frames"
+                f"{strange[0]} is not a code of a codebook of {config.codes}; "
+                "give codes only, without end-of-frame ids"
             )
         done = _spread(VQGAN.decode, model, part.astype(np.int32))
         frames[at : at + len(part)] = done[: len(codes) - at]

@@ -1,4 +1,4 @@
-"""The vision tokenizer: images and video frames to codes of a VQGAN, and back."""
+"""The vision tokenizer: frames of images and videos to codes of a VQGAN, and back."""
 
 import functools
 import hashlib
@@ -24,16 +24,16 @@ from lwm.vqgan.model import VQGAN, decode_frames, encode_frames, mesh_of
 class VisionTokenizer:
     """A VQGAN as a tokenizer of frames, for language models and data sets.
 
-    Letters of shapes: N frames, R pixels along a side, T codes of a frame, row after row.
+    Axes: N frames, R × R pixels, T codes of a frame in row-major order.
     """
 
     def __init__(self, vqgan: VQGAN, *, batch: int = 8, source: str = "") -> None:
-        """Takes a VQGAN on its mesh.
+        """Wraps a VQGAN on its mesh.
 
         Args:
-            vqgan: Its configuration says the size of the frames.
+            vqgan: Its configuration has the size of the frames.
             batch: Frames that each device encodes or decodes at a time.
-            source: Where the VQGAN was read from, for `codebook`.
+            source: The path of the VQGAN, for `codebook`.
 
         Raises:
             UserError: The batch is below 1.
@@ -46,7 +46,7 @@ class VisionTokenizer:
         self.grid = vqgan.config.grid(side, side)
         """Rows and columns of codes."""
         self.frames_per_batch = batch * mesh_of(vqgan).size
-        """Frames in a batch of all devices."""
+        """Frames that all devices encode at a time."""
 
     @classmethod
     def open(
@@ -63,15 +63,15 @@ class VisionTokenizer:
 
         Args:
             path: See `read_vqgan`.
-            mesh: The devices, each of which gets the weights; by default the first one alone.
-            tokens: The token space of a model that is to read the codes.
+            mesh: See `read_vqgan`.
+            tokens: The token space of the language model that reads the codes, if there is one.
             dtype: See `read_vqgan`.
             resolution: See `read_vqgan`.
             batch: Frames that each device encodes or decodes at a time.
 
         Raises:
-            UserError: There is no VQGAN, it has not the codes of the model, or the resolution does
-                not divide into codes.
+            UserError: There is no VQGAN, its codes are not those of the model, or the resolution
+                does not divide into codes.
         """
         vqgan = read_vqgan(path, mesh=mesh, dtype=dtype, resolution=resolution)
         if tokens is not None and vqgan.config.codes != tokens.codes:
@@ -93,7 +93,7 @@ class VisionTokenizer:
 
     @functools.cached_property
     def codebook(self) -> CodebookInfo:
-        """The facts that data sets keep about the VQGAN that made their codes."""
+        """Facts about the VQGAN that data sets store with its codes."""
         config = self.vqgan.config
         return CodebookInfo(
             source=self._source,
@@ -109,10 +109,9 @@ class VisionTokenizer:
         return encode_frames(self.vqgan, frames, batch=self._batch).reshape(len(frames), -1)
 
     def encode_batch(self, frames: UInt8[np.ndarray, "N R R 3"]) -> Int[np.ndarray, "N T"]:
-        """Encodes at most `frames_per_batch` frames, filled up to that number.
+        """Encodes at most `frames_per_batch` frames, padded to that number.
 
-        One program is compiled, and the codes of a frame do not depend on how many others there
-        are.
+        So only one program is compiled, and the codes do not depend on the number of frames.
 
         Raises:
             UserError: A device has too little memory for a batch.

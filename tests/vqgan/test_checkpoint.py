@@ -151,11 +151,11 @@ def test_what_is_no_vqgan_is_refused(read, weights, tmp_path):
     narrow = {name: jax.tree.map(np.copy, part) for name, part in weights.items()}
     narrow["encoder"]["Conv_0"]["kernel"] = np.zeros((3, 3, 3, 16), np.float32)
     for tree, fault in (
-        ({}, "is no VQGAN of LWM's kind: encoder/Conv_0/kernel is missing .* holds no array"),
+        ({}, "is not a VQGAN of LWM: encoder/Conv_0/kernel is missing .* holds no array"),
         ({"a": {"b": zeros}}, "encoder/Conv_0/kernel is missing or misshapen; it holds a/b"),
-        ([1, 2], "holds something that is no array of weights"),
-        ({"step": 7}, "holds step that is no array"),
-        (weights | {"quant_conv": "x"}, "holds quant_conv that is no array"),
+        ([1, 2], "holds something that is not an array of weights"),
+        ({"step": 7}, "holds step that is not an array"),
+        (weights | {"quant_conv": "x"}, "holds quant_conv that is not an array"),
         (weights | {"quantize": {"embeddings": zeros}}, "quantize/embeddings is missing or miss"),
         (narrow, "hidden 16 with multipliers .* do not divide into 32 groups"),
     ):
@@ -176,7 +176,7 @@ def test_damaged_folders_are_refused(model, tmp_path):
         (text.replace("hidden", "width"), "vqgan.json: it should have channels, code_dim"),
         (text.replace('"res_blocks": 1', '"res_blocks": 1000000000'), "at most 64 res_blocks"),
         (text.replace("float32", "int8"), "dtype is 'int8', none of float32, bfloat16"),
-        (json.dumps(json.loads(text) | {"multipliers": 3}), "multipliers is no list"),
+        (json.dumps(json.loads(text) | {"multipliers": 3}), "multipliers is not a list"),
         (json.dumps(json.loads(text) | {"multipliers": [1, "2"]}), "multipliers is "),
         ("{", "is no JSON"),
     ):

@@ -230,8 +230,11 @@ def test_wrong_frames_and_codes_are_refused_by_name(mesh):
         (lambda: encode_frames(model, frames(1, 16, 15)), "frames of 16 × 15 pixels do not divide"),
         (lambda: encode_frames(model, 255 * frames(1)), r"numbers outside \[-1, 1\]"),
         (lambda: encode_frames(model, np.nan * frames(1)), r"numbers outside \[-1, 1\]"),
-        (lambda: decode_frames(model, np.full((1, 8, 8), 24)), "24 is no code of a codebook of 24"),
-        (lambda: decode_frames(model, np.full((1, 8, 8), -1)), "-1 is no code"),
+        (
+            lambda: decode_frames(model, np.full((1, 8, 8), 24)),
+            "24 is not a code of a codebook",
+        ),
+        (lambda: decode_frames(model, np.full((1, 8, 8), -1)), "-1 is not a code"),
     ):
         with pytest.raises(UserError, match=fault):
             run()

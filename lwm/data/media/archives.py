@@ -46,21 +46,21 @@ class Folder:
     """The files of a folder and its subfolders, sorted by name; hidden ones are skipped."""
 
     def __init__(
-        self, root: Path, files: list[Path] | None = None, *, leave: Path | None = None
+        self, root: Path, files: list[Path] | None = None, *, exclude: Path | None = None
     ) -> None:
         """Lists the files.
 
         Args:
             root: The folder; names are relative to it.
             files: The files to list; None lists all.
-            leave: A subfolder to skip.
+            exclude: A subfolder to skip.
         """
         self._root = root
         self.names: list[str] = []
         self.faults: list[tuple[str, str]] = []
         self._sizes: list[int] = []
         if files is None:
-            names = self._walk(leave)
+            names = self._walk(exclude)
         else:
             names = (os.path.relpath(file, root) for file in files)
         for name in sorted(names):
@@ -83,12 +83,12 @@ class Folder:
         named = zip(map(readable, self.names), self._sizes, strict=True)
         return [*map(list, named), *map(list, self.faults)]
 
-    def _walk(self, leave: Path | None) -> Iterator[str]:
+    def _walk(self, exclude: Path | None) -> Iterator[str]:
         def note(error: OSError) -> None:
             name = os.path.relpath(error.filename, self._root)
             self.faults.append((readable(name), reason_of(error)))
 
-        seen = set() if leave is None else {os.path.realpath(leave)}
+        seen = set() if exclude is None else {os.path.realpath(exclude)}
         for folder, inner, files in os.walk(self._root, onerror=note, followlinks=True):
             # A link may lead back to a folder above.
             if (real := os.path.realpath(folder)) in seen:

@@ -31,8 +31,8 @@ class MediaFiles:
         tree: Tree,
         *,
         prefix: str = "",
-        asked: bool = False,
-        leave: Container[int] = (),
+        required: bool = False,
+        exclude: Container[int] = (),
         bad: Sequence[Bad] = (),
     ) -> None:
         """Assigns descriptions to files.
@@ -40,11 +40,11 @@ class MediaFiles:
         Args:
             tree: The files.
             prefix: The start of all names of items.
-            asked: Whether the user named all files, so that each must be media.
-            leave: Numbers of files to skip.
+            required: Whether the user named all files, so that each must be media.
+            exclude: Numbers of files to skip.
             bad: Further items that could not be opened.
         """
-        self._tree, self._prefix, self._asked = tree, prefix, asked
+        self._tree, self._prefix, self._required = tree, prefix, required
         self._numbers = {name: number for number, name in enumerate(tree.names)}
         self._sides = {
             _lowered(name): number for name, number in self._numbers.items() if is_side(name)
@@ -54,13 +54,13 @@ class MediaFiles:
             self._bad.append(Bad(readable(prefix + name), f"{readable(prefix + name)}: {reason}"))
         rows: dict[int, list[tuple[str, bytes]]] = {}
         for number, name in enumerate(tree.names):
-            if posixpath.basename(name) in DESCRIBING and number not in leave:
+            if posixpath.basename(name) in DESCRIBING and number not in exclude:
                 self._describe(number, rows)
         stems = {stem for name in tree.names if not is_side(name) for stem in _stems(name)}
         self._entries: list[tuple[int, str, bytes]] = []
         for number, name in enumerate(tree.names):
             beside = is_side(name) and _stems(name)[0] in stems
-            if number in leave or beside or posixpath.basename(name) in DESCRIBING:
+            if number in exclude or beside or posixpath.basename(name) in DESCRIBING:
                 continue
             for where, row in rows.get(number, [("", b"{}")]):
                 self._entries.append((number, where, row))
@@ -84,7 +84,7 @@ class MediaFiles:
                 where=where or label,
                 locate=lambda value, at: self._locate(value, at, above),
                 medium=self._medium(number),
-                asked=self._asked or bool(where),
+                required=self._required or bool(where),
             )
         except UserError as error:
             return Bad(label, str(error))

@@ -19,7 +19,7 @@ _LISTS = (".jsonl", ".ndjson", ".json", ".parquet", ".arrayrecord", ".array_reco
 _PACKED = (b"\x1f\x8b", b"\x28\xb5\x2f\xfd", b"BZh", b"\xfd7zXZ", b"7z\xbc\xaf", b"Rar!")
 
 
-def open_items(inputs: Sequence[str], *, leave: Path | None = None) -> Items:
+def open_items(inputs: Sequence[str], *, exclude: Path | None = None) -> Items:
     """Opens images and videos as items.
 
     Each input is a file, a folder, a zip or tar file, a list of paths (CSV, JSON lines, Parquet,
@@ -29,26 +29,26 @@ def open_items(inputs: Sequence[str], *, leave: Path | None = None) -> Items:
 
     Args:
         inputs: Paths and patterns.
-        leave: The output folder, which is skipped inside of an input.
+        exclude: The output folder, which is skipped inside of an input.
 
     Raises:
-        UserError: An input does not exist, is of an unknown kind, or is `leave` itself.
+        UserError: An input does not exist, is of an unknown kind, or is `exclude` itself.
     """
     if not inputs:
         raise UserError("give files, folders, archives or lists of images and videos")
-    found = [each for text in inputs for each in _expand(text, leave)]
+    found = [each for text in inputs for each in _expand(text, exclude)]
     loose = [(Path(path), named) for path, named in found if not _is_collection(path)]
     parts: list[Items] = [_loose(loose)] if loose else []
     for path in _collections(found, loose):
         prefix = f"{os.path.basename(os.path.abspath(path))}/" if len(found) > 1 else ""
-        parts += _open(path, prefix, leave)
+        parts += _open(path, prefix, exclude)
     items = Chain(parts)
     if not len(items):
         raise UserError(f"{', '.join(inputs)}: no file, no row of a list")
     return items
 
 
-def _expand(text: str, leave: Path | None) -> list[tuple[str, bool]]:
+def _expand(text: str, exclude: Path | None) -> list[tuple[str, bool]]:
     """Returns the paths of one input, each with whether the user named it literally.
 
     Raises:
@@ -60,18 +60,18 @@ def _expand(text: str, leave: Path | None) -> list[tuple[str, bool]]:
     if not matched:
         raise UserError(f"{text} does not exist, nor does any file match it")
     folders = {str(PurePath(path)) for path in matched if os.path.isdir(path)}
-    left = {folder for folder in folders if _is_same(folder, leave)}
+    excluded = {folder for folder in folders if _is_same(folder, exclude)}
     # Files in a folder that matched are read with the folder; they must not be read twice.
-    above = folders - left
+    above = folders - excluded
     return [
         (path, False)
         for path, plain in zip(matched, map(PurePath, matched), strict=True)
-        if str(plain) not in left and above.isdisjoint(map(str, plain.parents))
+        if str(plain) not in excluded and above.isdisjoint(map(str, plain.parents))
     ]
 
 
-def _is_same(path: str, leave: Path | None) -> bool:
-    return leave is not None and os.path.realpath(path) == os.path.realpath(leave)
+def _is_same(path: str, exclude: Path | None) -> bool:
+    return exclude is not None and os.path.realpath(path) == os.path.realpath(exclude)
 
 
 def _collections(found: list[tuple[str, bool]], loose: list[tuple[Path, bool]]) -> Iterator[str]:
@@ -122,29 +122,29 @@ def _loose(files: list[tuple[Path, bool]]) -> Items:
     root = Path(os.path.commonpath([path.parent for path in paths]))
     for path in list(paths):
         paths |= dict.fromkeys(sides_beside(path))
-    return MediaFiles(Folder(root, list(paths)), asked=any(named for _, named in files))
+    return MediaFiles(Folder(root, list(paths)), required=any(named for _, named in files))
 
 
-def _open(text: str, prefix: str, leave: Path | None) -> list[Items]:
+def _open(text: str, prefix: str, exclude: Path | None) -> list[Items]:
     path = Path(text)
     if text.startswith(HUB):
         return [Listed(open_source(text), Path())]
     if path.is_dir():
-        if _is_same(text, leave):
+        if _is_same(text, exclude):
             raise UserError(f"{path} is an input; choose another output folder")
         if is_media(path):
             raise UserError(f"{path} holds media shards, whose frames are already encoded")
         if is_saved(path):
             return [Listed(open_source(path), path)]
-        return _open_folder(path, prefix, leave)
+        return _open_folder(path, prefix, exclude)
     if is_archive(path):
         return [MediaFiles(open_archive(path), prefix=prefix)]
     return [Listed(Csv(path) if is_csv(path) else open_source(path), path.parent)]
 
 
-def _open_folder(path: Path, prefix: str, leave: Path | None) -> list[Items]:
+def _open_folder(path: Path, prefix: str, exclude: Path | None) -> list[Items]:
     """Opens a folder: its files as one part, then each archive in it as another."""
-    tree = Folder(path, leave=leave)
+    tree = Folder(path, exclude=exclude)
     inner: dict[int, Items] = {}
     bad: list[Bad] = []
     for number, name in enumerate(tree.names):
@@ -156,4 +156,4 @@ def _open_folder(path: Path, prefix: str, leave: Path | None) -> list[Items]:
         except UserError as error:
             inner[number] = Chain([])
             bad.append(Bad(f"{prefix}{name}", str(error)))
-    return [MediaFiles(tree, prefix=prefix, leave=inner, bad=bad), *inner.values()]
+    return [MediaFiles(tree, prefix=prefix, exclude=inner, bad=bad), *inner.values()]

@@ -39,7 +39,7 @@ class Item(NamedTuple):
     record: dict[str, Any]
     media: list[tuple[dict[str, Any], Medium]]
     """Media, each with the part of the record, or the record itself, that its codes go to."""
-    asked: bool = True
+    required: bool = True
     """False for a file found in a folder: if it is no image or video, it is skipped, not bad."""
 
 
@@ -133,7 +133,7 @@ def item_of(
     where: str,
     locate: Callable[[Any, str], Medium],
     medium: Medium | None = None,
-    asked: bool = True,
+    required: bool = True,
 ) -> Item:
     """Makes an item from the columns of a row.
 
@@ -142,7 +142,7 @@ def item_of(
         where: File and line, for messages.
         locate: Finds the image or video for a path in the row.
         medium: The image or video of the row, if it is not in a column.
-        asked: See `Item`.
+        required: See `Item`.
 
     Raises:
         UserError: A column is missing or invalid.
@@ -170,7 +170,7 @@ def item_of(
     record = {"name": readable(name), **_plain(values)}
     if medium is not None:
         media.insert(0, (record, medium))
-    return Item(record["name"], record, media, asked)
+    return Item(record["name"], record, media, required)
 
 
 def _messages(value: Any, where: str, locate: Any, media: list) -> list[dict[str, Any]]:

@@ -3,7 +3,6 @@
 import concurrent.futures
 import contextlib
 import dataclasses
-import math
 import multiprocessing
 from collections import deque
 from collections.abc import Generator, Iterable
@@ -19,7 +18,7 @@ from lwm.data.media.items import Bad, Item, Items, Medium
 from lwm.data.shard_job import follow_parent
 from lwm.errors import UserError
 from lwm.files import reading
-from lwm.media.frames import read_frames
+from lwm.media.frames import check_settings, read_frames
 from lwm.media.limits import Limits, colour
 
 _AHEAD_BYTES = 1 << 30
@@ -54,10 +53,7 @@ class Sampling:
         Raises:
             UserError: A value is out of range.
         """
-        if self.max_frames is not None and self.max_frames < 1:
-            raise UserError(f"max_frames {self.max_frames} must be at least 1")
-        if self.fps is not None and not (math.isfinite(self.fps) and self.fps > 0):
-            raise UserError(f"fps {self.fps} must be a number above 0")
+        check_settings(self.resolution, self.max_frames, self.fps, self.fit)
         colour(self.background)
 
     @property
@@ -96,9 +92,15 @@ def read_item(items: Items, index: int, sampling: Sampling, *, threads: int = 1)
         try:
             with reading(item.name):
                 limits = Limits(returned_bytes=left)
-                frames = _read(medium, sampling, limits, threads)
+                frames = read_frames(
+                    medium.content,
+                    **vars(sampling),
+                    limits=limits,
+                    threads=threads,
+                    name=medium.name,
+                )
         except UserError as error:
-            if not item.asked and _is_other(item, medium):
+            if not item.required and _is_other(item, medium):
                 return None
             return Bad(item.name, str(error))
         left -= frames.pixels.nbytes
@@ -213,20 +215,6 @@ def _work(number: int) -> Result:
 
 
 def _nothing() -> None: ...
-
-
-def _read(medium: Medium, sampling: Sampling, limits: Limits, threads: int) -> Any:
-    return read_frames(
-        medium.content,
-        resolution=sampling.resolution,
-        max_frames=sampling.max_frames,
-        fps=sampling.fps,
-        fit=sampling.fit,
-        background=sampling.background,
-        limits=limits,
-        threads=threads,
-        name=medium.name,
-    )
 
 
 def _is_other(item: Item, medium: Medium) -> bool:

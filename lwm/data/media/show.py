@@ -66,17 +66,17 @@ def show(
     count: int = 64,
     progress: Progress = lambda done, total: None,
 ) -> Path:
-    """Writes a page of items, evenly drawn over a set; returns its path.
+    """Writes a page of items, evenly spaced over a set; returns its path.
 
     Args:
-        folder: What `lwm tokenize` wrote.
-        vqgan: Where the VQGAN is that made the codes; by default where it was then.
+        folder: A folder that `lwm tokenize` wrote.
+        vqgan: The path of the VQGAN that made the codes; by default its path at that time.
         out: The page; by default `sheet.html` in the folder.
-        count: How many items.
+        count: Items on the page, at most.
         progress: Called with the number of items done and their total.
 
     Raises:
-        UserError: The folder holds no such set, the VQGAN is not there or is another, or the page
+        UserError: The folder has no complete set, the VQGAN is missing or another one, or the page
             cannot be written.
     """
     if count < 1:
@@ -84,7 +84,7 @@ def show(
     summary = MediaSummary.read(folder)
     path = find_shipped(vqgan or summary.codebook.source)
     if not path.exists():
-        raise UserError(f"{path}, which made the codes, is not there; say where with --vqgan")
+        raise UserError(f"{path}, which made the codes, does not exist; give its path with --vqgan")
     vision = VisionTokenizer.open(path, resolution=summary.codebook.resolution)
     if vision.codebook.fingerprint != summary.codebook.fingerprint:
         raise UserError(f"{path} is not the VQGAN that made the codes of {folder}; give that one")
@@ -97,7 +97,7 @@ def show(
             cards.append(_card(source[number].value, pictures))
             progress(done, len(numbers))
     page = out or folder / "sheet.html"
-    # Names and captions may hold bytes that are no text.
+    # Names and captions may hold bytes that are not text.
     write_bytes(page, _render(folder, summary, cards).encode(errors="replace"))
     return page
 

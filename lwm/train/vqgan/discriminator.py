@@ -5,7 +5,7 @@ import jax
 import jax.random as jr
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from lwm.vqgan.model import Conv, GroupNorm
+from lwm.vqgan.layers import Conv, GroupNormSiLU
 
 
 class Discriminator(eqx.Module):
@@ -13,7 +13,7 @@ class Discriminator(eqx.Module):
 
     first: Conv
     convs: tuple[Conv, ...]
-    norms: tuple[GroupNorm, ...]
+    norms: tuple[GroupNormSiLU, ...]
     last: Conv
 
     @classmethod
@@ -24,13 +24,13 @@ class Discriminator(eqx.Module):
         return cls(
             first=Conv.init(channels, width, key=first),
             convs=tuple(Conv.init(i, o, key=k) for (i, o), k in zip(sizes, keys, strict=True)),
-            norms=tuple(GroupNorm.init(o) for _, o in sizes),
+            norms=tuple(GroupNormSiLU.init(o) for _, o in sizes),
             last=Conv.init(4 * width, 1, key=last),
         )
 
     def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B h w 1"]:
         """Returns a number for each patch: above 0, it looks real."""
-        x = jax.nn.silu(self.first.halved(x))
+        x = jax.nn.silu(self.first.downsample(x))
         for conv, norm in zip(self.convs, self.norms, strict=True):
-            x = norm.gated(conv.halved(x))
+            x = norm(conv.downsample(x))
         return self.last(x)

@@ -241,10 +241,10 @@ def test_the_folder_that_is_written_to_is_no_input(tmp_path):
     lay(tmp_path / "x", MEDIA | {"out/media-00000-of-00001.arrayrecord": b"\0", "out/a.png": b""})
     out = tmp_path / "x" / "out"
     for path in (tmp_path / "x", tmp_path / "x" / "*"):
-        items = open_items([str(path)], leave=out)
+        items = open_items([str(path)], exclude=out)
         assert sorted(items[i].name.removeprefix("x/") for i in range(len(items))) == list(MEDIA)
     with pytest.raises(UserError, match="out is an input; choose another output folder"):
-        open_items([str(out)], leave=out)
+        open_items([str(out)], exclude=out)
 
 
 def test_bad_descriptions_say_of_which_input(tmp_path):

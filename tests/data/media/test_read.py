@@ -1,4 +1,4 @@
-"""Items are read in their order, by several processes, whatever becomes of these."""
+"""Items are read in their order, by several processes, even if some of these die."""
 
 import os
 from typing import Any
@@ -16,9 +16,9 @@ Image = pytest.importorskip("PIL.Image", reason="Pillow is not installed")
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        ({"max_frames": 0}, "max_frames 0 must be at least 1"),
-        ({"fps": 0.0}, r"fps 0\.0 must be a number above 0"),
-        ({"fps": float("inf")}, "fps inf must be a number"),
+        ({"max_frames": 0}, "max_frames is 0; give at least 1"),
+        ({"fps": 0.0}, r"fps is 0\.0; give a number above 0"),
+        ({"fps": float("inf")}, "fps is inf; give a number"),
         ({"background": "wite"}, "'wite' is not a colour"),
     ],
 )

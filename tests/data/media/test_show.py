@@ -96,7 +96,7 @@ def test_only_the_vqgan_that_made_the_codes_will_do(shards, tmp_path, draw_vqgan
     facts = json.loads((moved / "media.json").read_text())
     facts["codebook"]["source"] = str(tmp_path / "gone")
     (moved / "media.json").write_text(json.dumps(facts))
-    with pytest.raises(UserError, match="gone, which made the codes, is not there; say where"):
+    with pytest.raises(UserError, match="which made the codes, does not exist; give its path"):
         show(moved)
     assert show(moved, vqgan=vqgan, count=1).exists()
     with pytest.raises(UserError, match="is not the VQGAN that made the codes of"):
