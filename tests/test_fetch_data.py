@@ -134,7 +134,7 @@ def stills(shelf: Shelf) -> Any:
 
 def provide(package: Any, root: Path) -> Path:
     with archives.workplace(root) as work:
-        archives.provide(package, root / "stills", root / "archives", work, tell=str)
+        archives.provide(package, root / "stills", root / "archives", work, log=str)
     return root / "stills"
 
 
@@ -261,7 +261,7 @@ def test_a_killed_run_leaves_nothing_half_done(tmp_path: Path, shelf: Shelf, sti
         "from archives import Package, provide, workplace\n"
         f"root, package = Path({str(root := tmp_path / 'data')!r}), {stills!r}\n"
         "with workplace(root) as work:\n"
-        "    provide(package, root / 'stills', root / 'archives', work, tell=str)\n"
+        "    provide(package, root / 'stills', root / 'archives', work, log=str)\n"
     )
     environment = os.environ | {"PYTHONPATH": str(ROOT / "tools")}
     killed = subprocess.run([sys.executable, "-c", script], env=environment, check=False)
@@ -330,7 +330,7 @@ def test_sets_are_fetched_and_listed(
 def test_a_set_added_later_moves_nothing(tmp_path: Path, shelf: Shelf):
     root = tmp_path / "data"
     for name in ("clips-1", "clips-2"):
-        fetch_data.fetch_sets(fetch_data.Fetching(sets=(name,), folder=root), tell=str)
+        fetch_data.fetch_sets(fetch_data.Fetching(sets=(name,), folder=root), log=str)
         clips = listed(root / "clips")
         assert "1F44B" in {each["base"] for each in clips["train"]}
     assert sum(map(len, clips.values())) == 41
@@ -352,7 +352,7 @@ def test_prose_has_titles_and_sides(tmp_path: Path):
 @pytest.mark.network
 def test_real_stills_all_have_a_caption(tmp_path: Path):
     config = fetch_data.Fetching(sets=("stills",), folder=tmp_path)
-    (row,) = fetch_data.fetch_sets(config, tell=str)
+    (row,) = fetch_data.fetch_sets(config, log=str)
     assert (row.items, row.captioned) == (3391, 3391)
     assert row.train + row.held_out == 3391
     stills = listed(tmp_path / "stills")

