@@ -151,16 +151,6 @@ def bwd(
     return _unrows(dq * scale, q.shape), dk, dv
 
 
-def tiles_computed(
-    mask: Mask, *, blocks: tuple[int, int] | None = None, heads: int = 1
-) -> Int[Array, ""]:
-    """Counts the tiles that `fwd` and `bwd` execute, all rows of the batch together."""
-    bq, bk = blocks or block_sizes(mask.q_index.size, mask.k_index.size, heads)
-    q_side, k_side = _sides(mask, bq, bk)
-    full, partly, _ = jax.vmap(jax.vmap(_plan, (0, None)))(q_side, k_side)
-    return jnp.sum(full + partly)
-
-
 def _forward(q, scores, summands, mask, K, blocks):
     """Attends to K heads of keys and values that are had tile by tile.
 

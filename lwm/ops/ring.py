@@ -15,10 +15,10 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.sharding import PartitionSpec as P, reshard
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
 from lwm.ops.attention import Blocks, choose, kernel, save
-from lwm.ops.blockwise import block_sizes, tiles_computed
+from lwm.ops.blockwise import block_sizes
 from lwm.ops.mask import Mask
 from lwm.sharding import BATCH, HEADS, TOKENS, manual
 
@@ -49,26 +49,6 @@ def ring_attention(
     name = choose(q, k, v, implementation=implementation)
     q, k, v = (reshard(x, HEADS) for x in (q, k, v))
     return _ring(q, k, v, _spread(mask, TOKENS), name, blocks)
-
-
-def ring_tiles(mask: Mask, *, blocks: Blocks) -> Int[Array, "sp sp"]:
-    """Counts the tiles that each device executes at each step of the ring: [device, step].
-
-    Of a batch that is not split, by the plan that attention itself follows, going the same way
-    round.
-    """
-    whole = P(None, AXIS)
-
-    def local(mask):
-        def visit(part, state):
-            step, counts = state
-            seen = mask._replace(k_index=part[0], k_segments=part[1])
-            return step + 1, counts.at[step].set(tiles_computed(seen, blocks=blocks))
-
-        start = (0, jnp.zeros(lax.axis_size(AXIS), jnp.int32))
-        return _travel((mask.k_index, mask.k_segments), start, visit)[1][None]
-
-    return manual(local, (_mask_specs(whole),), P(AXIS, None))(_spread(mask, whole))
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(4, 5))

@@ -11,7 +11,7 @@ from jax.sharding import AxisType, PartitionSpec as P
 
 from lwm.ops import attention as module, reference
 from lwm.ops.attention import attention
-from lwm.ops.blockwise import block_sizes, bwd, fwd, tiles_computed
+from lwm.ops.blockwise import block_sizes, bwd, fwd
 from lwm.ops.mask import Mask
 
 
@@ -208,28 +208,28 @@ def test_documents_do_not_leak(changed):
 
 
 @pytest.mark.parametrize(("tiles", "block"), [(1, 16), (4, 16), (16, 8)])
-def test_causal_tiles(tiles, block):
+def test_causal_tiles(count_tiles, tiles, block):
     mask = where(np.zeros((3, tiles * block)))
-    assert tiles_computed(mask, blocks=(block, block)) == 3 * tiles * (tiles + 1) // 2
+    assert count_tiles(mask, block=block) == 3 * tiles * (tiles + 1) // 2
 
 
-def test_packed_tiles():
+def test_packed_tiles(count_tiles):
     mask = where(np.repeat(np.arange(16), 32)[None])
-    assert tiles_computed(mask, blocks=(16, 16)) <= 0.1 * 32**2
-    assert tiles_computed(mask, blocks=(32, 32)) == 16
+    assert count_tiles(mask, block=16) <= 0.1 * 32**2
+    assert count_tiles(mask, block=32) == 16
 
 
-def test_tiles_of_each_row():
+def test_tiles_of_each_row(count_tiles):
     empty, whole = np.full(64, -1), np.zeros(64)
-    assert tiles_computed(where([empty, empty]), blocks=(16, 16)) == 0
-    assert tiles_computed(where([empty, whole]), blocks=(16, 16)) == 10
+    assert count_tiles(where([empty, empty]), block=16) == 0
+    assert count_tiles(where([empty, whole]), block=16) == 10
 
 
-def test_tiles_of_an_unfilled_cache():
+def test_tiles_of_an_unfilled_cache(count_tiles):
     index = jnp.arange(64)
     cached = jnp.where(index < 20, 0, -1)[None]
     mask = Mask(index[16:20], index, jnp.zeros((1, 4), jnp.int32), cached)
-    assert tiles_computed(mask, blocks=(4, 8)) == 3
+    assert count_tiles(mask, block=4, key_block=8) == 3
 
 
 def test_skipped_tiles_are_not_read():

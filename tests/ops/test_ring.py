@@ -13,7 +13,7 @@ from lwm.ops import reference
 from lwm.ops.attention import IMPLEMENTATIONS
 from lwm.ops.layout import order
 from lwm.ops.mask import Mask
-from lwm.ops.ring import ring_attention, ring_tiles
+from lwm.ops.ring import ring_attention
 from lwm.sharding import HEADS, TOKENS, make_mesh
 
 S, HEAD = 128, 8
@@ -129,16 +129,19 @@ def test_documents_do_not_leak(sp, implementation, changed):
         assert np.any(x[~outside] != y[~outside])
 
 
-def tiles(layout, segments, *, sp=8, block):
-    with jax.set_mesh(make_mesh(f"sp={sp}")):
-        there = order(layout, segments.shape[1], sp)
-        count = jax.jit(functools.partial(ring_tiles, blocks=(block, block)))
-        index, laid = jnp.asarray(there), jnp.asarray(segments[:, there], jnp.int32)
-        return np.asarray(count(Mask(index, index, laid, laid)))
+@pytest.fixture
+def tiles(count_tiles_in_ring):
+    def count(layout, segments, *, sp=8, block):
+        with jax.set_mesh(make_mesh(f"sp={sp}")):
+            there = order(layout, segments.shape[1], sp)
+            index, laid = jnp.asarray(there), jnp.asarray(segments[:, there], jnp.int32)
+            return np.asarray(count_tiles_in_ring(Mask(index, index, laid, laid), block))
+
+    return count
 
 
 @pytest.mark.parametrize("block", [16, 32, 64])
-def test_zigzag_balances_every_step(block):
+def test_zigzag_balances_every_step(tiles, block):
     counts = tiles("zigzag", np.zeros((1, 1024)), block=block)
     side = 1024 // block
     assert counts.sum() == side * (side + 1) // 2
@@ -146,17 +149,17 @@ def test_zigzag_balances_every_step(block):
     assert counts.sum() <= 0.57 * side**2
 
 
-def test_contiguous_does_not():
+def test_contiguous_does_not(tiles):
     counts = tiles("contiguous", np.zeros((1, 1024)), block=32)
     assert counts.max(axis=0).sum() > 1.5 * counts.sum(axis=1).mean()
 
 
-def test_striped_balances_every_step():
+def test_striped_balances_every_step(tiles):
     counts = tiles("striped", np.zeros((1, 2048)), block=16)
     assert counts.max(axis=0).sum() <= 1.15 * counts.sum(axis=1).mean()
 
 
-def test_packed_rows_cost_what_their_documents_do():
+def test_packed_rows_cost_what_their_documents_do(tiles):
     counts = tiles("zigzag", np.repeat(np.arange(16), 64)[None], block=32)
     assert counts.sum() <= 0.1 * 32**2
     np.testing.assert_array_equal(counts.sum(axis=1), counts.sum() // 8)
