@@ -40,7 +40,7 @@ def share(config: Captions, line: int, variant: int) -> float:
     return (random.Random(line).random() + variant / config.variants) % 1
 
 
-def said(
+def compose(
     record: Mapping[str, Any], vision: Vision, config: Captions, share: float
 ) -> Sequence[Message] | Sequence[Part]:
     """Returns a conversation, or the parts of a document if the caption is dropped or chat is off.

@@ -1,15 +1,15 @@
-"""One record, a JSON object, to one example: a chat, a document, a picture and its caption…
+"""Encodes records, JSON objects, as training examples: chats, documents, captioned images and more.
 
     {"fields": "[question],[vision],answer", "question": ..., "vision": [codes], "answer": ...}
     {"messages": [{"role": "user", "content": ...}, {"role": "assistant", "content": ...}]}
     {"parts": [{"type": "text", "text": ...}, {"type": "image", "vision": [codes]}, ...]}
-    {"caption": ..., "vision": [codes]}, perhaps with a "question" and an "answer" in its place
+    {"caption": ..., "vision": [codes]}, or "question" and "answer" in place of "caption"
     {"text": ...}
-    {"ids": [ids of the model's token space], "learn": [0 or 1 for each; left out, all are learnt]}
+    {"ids": [ids of the model's token space], "learn": [loss mask of 0 and 1; default: all 1]}
 
-The first is LWM's: a key whose name contains "vision" and whose value is a list holds the codes
-of an image or a video, frame after frame; the marks around them are added here. The `content` of
-a message may be a list of parts as in a document. "frames" beside codes says how many there are.
+The first is LWM's: a list under a key that contains "vision" holds the codes of an image or a
+video, frame after frame, without markers. The `content` of a message may be a list of parts as in a
+document. "frames" beside codes is the number of frames.
 """
 
 import dataclasses
@@ -17,7 +17,7 @@ import functools
 import itertools
 import random
 import reprlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -40,7 +40,7 @@ LWM_TOKENS_PER_FRAME = 256
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RecordEncoder:
-    """Turns records into examples."""
+    """Encodes records as examples."""
 
     tokenizer: Tokenizer
     tokens: TokenSpace
@@ -48,22 +48,22 @@ class RecordEncoder:
 
     @functools.cached_property
     def marks(self) -> VisionMarkers | None:
-        """What stands around frames; None if the model sees none."""
+        """The ids around frames; None if the model reads no vision."""
         return VisionMarkers.of(self.tokenizer, self.tokens) if self.tokens.vision else None
 
     def encode(
         self, record: Mapping[str, Any], *, name: str = "record", line: int = 0, variant: int = 0
     ) -> Example:
-        """Returns the example that a record stands for.
+        """Encodes a record.
 
         Args:
             record: One JSON object; a key that holds null counts as missing.
-            name: What messages call it.
-            line: Its line in its file, from 0, which seeds what is drawn.
-            variant: In which of `format.captions.variants` ways, from 0.
+            name: Its name in messages.
+            line: Its line in its file, from 0: the seed of random choices.
+            variant: Its number among `format.captions.variants`, from 0.
 
         Raises:
-            UserError: The record is not what its format asks for; the key is named.
+            UserError: The record does not fit its format; the key is named.
         """
         present = {key: value for key, value in record.items() if value is not None}
         try:
@@ -72,9 +72,7 @@ class RecordEncoder:
             raise UserError(f"{name}: {error}") from None
 
     def _encode(self, record: Mapping[str, Any], name: str, line: int, variant: int) -> Example:
-        kind = self.format.format
-        if kind == "auto":
-            kind = self._guess(record)
+        kind = self._guess(record) if self.format.format == "auto" else self.format.format
         if kind == "messages":
             return self._chat(self._messages(_get(record, "messages")), name)
         if kind == "captioned":
@@ -83,50 +81,57 @@ class RecordEncoder:
             return self._document(self._parts(_get(record, "parts")), name)
         if kind == "ids":
             ids = _ids(_get(record, "ids"), self.tokens)
-            return Example(ids=ids, loss_mask=_learn(record.get("learn"), len(ids)), name=name)
+            mask = _loss_mask(record.get("learn"), len(ids))
+            return Example(ids=ids, loss_mask=mask, name=name)
         if kind == "text":
             return self._plain(record, name)
-        body = list(self._fields(record, self._fields_of(record, line)))
+        return self._join(self._fields(record, self._fields_of(record, line)), name)
+
+    def _join(self, pieces: Iterable[MaskedIds], name: str) -> Example:
+        """Joins pieces between the beginning and the end of text."""
         first, last = self._ends(True)
-        return Example.join([(first, False), *body, (last, True)], name=name)
+        return Example.join([(first, False), *pieces, (last, True)], name=name)
 
     def _plain(self, record: Mapping[str, Any], name: str) -> Example:
         text = _get_text(record, "text")
         if not text or text.isspace():
             raise UserError("key 'text' is empty")
         first, last = self._ends(self.tokenizer.add_bos)
-        # Not joined of pieces: of short texts that would be a tenth of the time.
+        # `Example.join` would take a tenth of the time of short texts.
         ids = np.asarray([*first, *self._text(text), *last], np.int32)
-        learn = np.ones(len(ids), bool)
-        learn[: len(first)] = False
-        return Example(ids=ids, loss_mask=learn, name=name)
+        mask = np.ones(len(ids), bool)
+        mask[: len(first)] = False
+        return Example(ids=ids, loss_mask=mask, name=name)
 
     def _captioned(self, record: Mapping[str, Any], name: str, line: int, variant: int) -> Example:
         config = self.format.captions
-        said = captions.said(record, self._seen(record), config, share(config, line, variant))
-        if messages := [each for each in said if isinstance(each, Message)]:
+        size = self.format.tokens_per_frame
+        if "frames" not in record and size is None:
+            size = LWM_TOKENS_PER_FRAME
+        vision = self._thinned(Vision.of(record, tokens_per_frame=size))
+        composed = captions.compose(record, vision, config, share(config, line, variant))
+        if messages := [each for each in composed if isinstance(each, Message)]:
             return self._chat(messages, name)
-        return self._document([each for each in said if not isinstance(each, Message)], name)
+        return self._document([each for each in composed if not isinstance(each, Message)], name)
 
     def _chat(self, messages: Sequence[Message], name: str) -> Example:
-        ids, learn = chat_ids(
+        ids, mask = chat_ids(
             messages, self.tokenizer, template=self.format.template, marks=self.marks
         )
-        return Example(ids=ids, loss_mask=learn, name=name)
+        return Example(ids=ids, loss_mask=mask, name=name)
 
     def _document(self, parts: Sequence[Part], name: str) -> Example:
-        """Returns texts and visions one after the other, all of them learnt."""
-        first, last = self._ends(True)
+        """Encodes texts, images and videos in order, with loss on all."""
         body: list[MaskedIds] = []
         for is_text, group in itertools.groupby(parts, lambda part: isinstance(part, str)):
             same: list[Any] = list(group)
-            # Texts side by side are one text.
+            # Adjacent texts are one text.
             runs = [self._text("".join(same))] if is_text else [self._wrapped(v) for v in same]
             body += [(run, True) for run in runs]
-        return Example.join([(first, False), *body, (last, True)], name=name)
+        return self._join(body, name)
 
     def _ends(self, add_bos: bool) -> tuple[list[int], list[int]]:
-        """Returns what comes before an example and after it."""
+        """Returns the ids before and after an example."""
         if self.format.add_bos is not None:
             add_bos = self.format.add_bos
         bos, eos = self.tokenizer.bos_id, self.tokenizer.eos_id
@@ -138,22 +143,22 @@ class RecordEncoder:
     def _guess(self, record: Mapping[str, Any]) -> str:
         if self.format.fields or self.format.fields_from_example:
             return "fields"
-        # An example as it stands may keep the text that it was.
+        # A record of ids may keep its text.
         for kind in ("fields", "ids", "messages", "parts"):
             if kind in record:
-                return _whole(kind, record)
+                return _require_no_vision(kind, record)
         caption = self.format.captions.key
         if "vision" in record and (caption in record or "question" in record):
             return "captioned"
         if "text" in record:
-            return _whole("text", record)
+            return _require_no_vision("text", record)
         raise UserError(
             f"no key 'fields', 'messages', 'parts', 'text' or 'ids', nor {caption!r} beside "
             f"'vision'; it has {_keys(record)}"
         )
 
     def _fields_of(self, record: Mapping[str, Any], line: int) -> str:
-        """Returns the fields to take of a record, such as `[question],answer`."""
+        """Returns the fields of a record, such as `[question],answer`."""
         if self.format.fields:
             return self.format.fields
         key = self.format.fields_from_example or "fields"
@@ -161,7 +166,7 @@ class RecordEncoder:
         if isinstance(fields, list) and fields:
             if index is not None and not 0 <= index < len(fields):
                 raise UserError(f"key {key!r} lists {len(fields)} fields; there is no {index}")
-            # As LWM draws, so that its data gives the same examples.
+            # The random choice of LWM, so that its data give the same examples.
             fields = random.Random(line).choice(fields) if index is None else fields[index]
         if not isinstance(fields, str):
             raise UserError(
@@ -171,24 +176,24 @@ class RecordEncoder:
 
     def _fields(self, record: Mapping[str, Any], fields: str) -> Iterator[MaskedIds]:
         prepend = self.format.prepend_text
-        for field, is_learnt in parse_fields(fields):
+        for field, is_target in parse_fields(fields):
             if field in (BOS, EOS):
-                yield [self._special(field)], is_learnt
+                yield [self._special(field)], is_target
             else:
                 for ids in self._joined(record, field, prepend):
-                    yield ids, is_learnt
+                    yield ids, is_target
             prepend = ""
 
     def _special(self, field: str) -> int:
         token = self.tokenizer.bos_id if field == BOS else self.tokenizer.eos_id
         if token is None:
-            raise UserError(f"the fields ask for {field}, which the tokenizer lacks")
+            raise UserError(f"the fields name {field}, which the tokenizer lacks")
         return token
 
     def _joined(
         self, record: Mapping[str, Any], field: str, prepend: str
     ) -> Iterator[Sequence[int] | np.ndarray]:
-        """Yields the ids of `a+b`: texts side by side are one text; vision stands by itself."""
+        """Yields the ids of `a+b`: adjacent texts as one text, and vision by itself."""
         texts: list[str] = []
         for key in field.split("+"):
             key = key.strip()
@@ -206,32 +211,31 @@ class RecordEncoder:
         return self.tokenizer.encode(text, special=self.format.special_tokens)
 
     def _vision(self, key: str, value: Any) -> Int[np.ndarray, " n"]:
-        """Returns the ids of codes under a key of LWM's."""
-        self._require_sight(key)
-        size = self.format.tokens_per_frame or LWM_TOKENS_PER_FRAME
+        """Returns the ids of the codes under a key of LWM's fields."""
+        self._require_vision(key)
+        size = self._frame_size
         codes = flat_codes(value, key)
         if len(codes) % size:
             raise UserError(
-                f"key {key!r} has {len(codes)} codes, which is no multiple of "
-                f"tokens_per_frame {size}"
+                f"key {key!r} has {len(codes)} codes, not a multiple of tokens_per_frame {size}"
             )
         return self._wrapped(Vision(codes=codes.reshape(-1, size), is_video=False), key)
 
     def _wrapped(self, vision: Vision, key: str = "vision") -> Int[np.ndarray, " n"]:
-        """Returns `<vision>`, each frame's codes and its end, `</vision>`."""
-        marks = self._require_sight(key)
+        """Returns the ids of an image or a video with its markers."""
+        marks = self._require_vision(key)
         try:
             return marks.wrap(self._thinned(vision).codes)
         except UserError as error:
             raise UserError(f"key {key!r}: {error}") from None
 
-    def _require_sight(self, key: str) -> VisionMarkers:
+    def _require_vision(self, key: str) -> VisionMarkers:
         if self.marks is None:
             raise UserError(f"key {key!r} holds vision codes, but the model reads no vision")
         return self.marks
 
     def _thinned(self, vision: Vision) -> Vision:
-        """Takes frames evenly where there are more than are wanted."""
+        """Keeps at most `max_n_frames` frames, evenly spaced."""
         most, count = self.format.max_n_frames, len(vision.codes)
         if not 0 < most < count:
             return vision
@@ -240,45 +244,40 @@ class RecordEncoder:
             vision, codes=vision.codes[kept], is_video=most > 1, pixels=None, times=None
         )
 
-    def _seen(self, record: Mapping[str, Any]) -> Vision:
-        """Returns the vision of a record or of a part."""
-        size = self.format.tokens_per_frame
-        if "frames" not in record and size is None:
-            size = LWM_TOKENS_PER_FRAME
-        return self._thinned(Vision.of(record, tokens_per_frame=size))
+    @property
+    def _frame_size(self) -> int:
+        return self.format.tokens_per_frame or LWM_TOKENS_PER_FRAME
 
     def _messages(self, value: Any) -> list[Message]:
         if not isinstance(value, list) or not all(isinstance(each, Mapping) for each in value):
             raise UserError("key 'messages' should be a list of objects with role and content")
-        size = self.format.tokens_per_frame or LWM_TOKENS_PER_FRAME
-        said = [Message.of(each, tokens_per_frame=size) for each in value]
+        messages = [Message.of(each, tokens_per_frame=self._frame_size) for each in value]
         return [
-            dataclasses.replace(each, parts=tuple(map(self._thinned_part, each.parts)))
-            for each in said
+            dataclasses.replace(each, parts=tuple(self._thinned_parts(each.parts)))
+            for each in messages
         ]
 
     def _parts(self, value: Any) -> list[Part]:
         if not isinstance(value, list):
             raise UserError("key 'parts' should be a list of objects with a type")
-        size = self.format.tokens_per_frame or LWM_TOKENS_PER_FRAME
-        return [self._thinned_part(part_of(each, tokens_per_frame=size)) for each in value]
+        return self._thinned_parts(part_of(x, tokens_per_frame=self._frame_size) for x in value)
 
-    def _thinned_part(self, part: Part) -> Part:
-        return self._thinned(part) if isinstance(part, Vision) else part
+    def _thinned_parts(self, parts: Iterable[Part]) -> list[Part]:
+        return [self._thinned(part) if isinstance(part, Vision) else part for part in parts]
 
 
 def parse_fields(fields: str) -> list[tuple[str, bool]]:
-    """Returns each field of `[a+b],<|eos|>,c`, and whether it is learnt.
+    """Returns each field of `[a+b],<|eos|>,c`, and whether it is in the loss mask.
 
     Raises:
-        UserError: A field is empty, a bracket stands alone, or a token is unknown.
+        UserError: A field is empty, a bracket has no partner, or a token is unknown.
     """
     parsed = []
     for field in map(str.strip, fields.split(",")):
         opens, closes = field.startswith("["), field.endswith("]")
         if opens != closes:
             raise UserError(
-                f"fields {fields!r}: brackets go round one field; write [a],[b] or [a+b]"
+                f"fields {fields!r}: brackets enclose one field; write [a],[b] or [a+b]"
             )
         inner = field[1:-1].strip() if opens else field
         if not inner:
@@ -289,11 +288,11 @@ def parse_fields(fields: str) -> list[tuple[str, bool]]:
     return parsed
 
 
-def _whole(kind: str, record: Mapping[str, Any]) -> str:
-    """Returns what a record was guessed to be, unless its picture would be lost.
+def _require_no_vision(kind: str, record: Mapping[str, Any]) -> str:
+    """Returns the kind of a record, unless its image would be left out.
 
     Raises:
-        UserError: It would.
+        UserError: The record has an image beside a text.
     """
     if kind in ("messages", "parts", "text") and "vision" in record:
         raise UserError(
@@ -306,7 +305,7 @@ def _whole(kind: str, record: Mapping[str, Any]) -> str:
 def _ids(value: Any, tokens: TokenSpace) -> Int[np.ndarray, " n"]:
     ids = _flat(value)
     if ids is None or ids.dtype.kind not in "iu":
-        raise UserError("key 'ids' should be one flat list of whole numbers")
+        raise UserError("key 'ids' should be one flat list of integers")
     if ids.min() < 0 or ids.max() >= tokens.size:
         place = int(np.argmax((ids < 0) | (ids >= tokens.size)))
         raise UserError(
@@ -316,19 +315,19 @@ def _ids(value: Any, tokens: TokenSpace) -> Int[np.ndarray, " n"]:
     return ids.astype(np.int32)
 
 
-def _learn(value: Any, length: int) -> Bool[np.ndarray, " n"]:
+def _loss_mask(value: Any, length: int) -> Bool[np.ndarray, " n"]:
     if value is None:
         return np.ones(length, bool)
-    learn = _flat(value)
-    if learn is None or learn.dtype.kind not in "iub" or learn.min() < 0 or learn.max() > 1:
+    mask = _flat(value)
+    if mask is None or mask.dtype.kind not in "iub" or mask.min() < 0 or mask.max() > 1:
         raise UserError("key 'learn' should be one flat list of 0 and 1, or false and true")
-    if len(learn) != length:
-        raise UserError(f"key 'learn' has {len(learn)} entries for {length} ids")
-    return learn.astype(bool)
+    if len(mask) != length:
+        raise UserError(f"key 'learn' has {len(mask)} entries for {length} ids")
+    return mask.astype(bool)
 
 
 def _flat(value: Any) -> np.ndarray | None:
-    """Returns a list as an array; None if it is empty, nested, or none."""
+    """Returns a list as an array; None if it is empty, nested or not a list."""
     try:
         array = np.asarray(value)
     except (ValueError, OverflowError):

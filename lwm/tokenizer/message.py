@@ -177,5 +177,5 @@ def flat_codes(value: Any, key: str) -> Int[np.ndarray, " n"]:
     if codes.size == 0:
         raise UserError(f"key {key!r} holds no frame")
     if codes.ndim != 1 or codes.dtype.kind not in "iu":
-        raise UserError(f"key {key!r} should be one flat list of whole numbers")
+        raise UserError(f"key {key!r} should be one flat list of integers")
     return codes

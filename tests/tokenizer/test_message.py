@@ -216,7 +216,7 @@ BAD: dict[str, tuple[Any, str]] = {
     "other frames": (part("video", 1, 2, 3, frames=2), "3 codes, which do not divide"),
     "no frames": (part("video", 1, 2, frames=0), "2 codes, which do not divide"),
     "half a frame": (part("video", 1, 2, frames=1.5), "2 codes, which do not divide"),
-    "nested": ({"type": "image", "vision": [[1, 2]]}, "should be one flat list of whole numbers"),
+    "nested": ({"type": "image", "vision": [[1, 2]]}, "should be one flat list of integers"),
     "above": (part("image", 1, 8), "8 at place 1 is not a code from 0 to 7"),
     "below": (part("image", -1, 2), "-1 at place 0 is not a code from 0 to 7"),
 }
