@@ -1,4 +1,4 @@
-"""Several processes that run one program together."""
+"""Start of a program on several processes."""
 
 import dataclasses
 
@@ -7,19 +7,19 @@ from lwm.errors import UserError
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Processes:
-    """Which of several processes this one is; the same program is started once for each."""
+    """Number of this process among several; the same command is started once for each."""
 
     coordinator: str | None = None
-    """Address of the first process, such as `10.0.0.1:1234`; `auto` asks the cluster (SLURM,
-    Kubernetes, Open MPI, a TPU pod) for all three."""
+    """Address of the first process, such as `10.0.0.1:1234`; `auto` takes all three from the
+    cluster (SLURM, Kubernetes, Open MPI, a TPU pod)."""
     count: int | None = None
-    """How many processes there are."""
+    """Number of processes."""
     index: int | None = None
-    """The number of this one, from 0."""
+    """Number of this process, from 0."""
 
 
 def join(processes: Processes) -> None:
-    """Joins the others, before any device is used; alone if no coordinator is given.
+    """Joins the other processes, before any device is used; does nothing without a coordinator.
 
     Raises:
         UserError: One of the three is missing or out of range, or the others cannot be reached.
@@ -30,7 +30,7 @@ def join(processes: Processes) -> None:
             raise UserError("several processes need a coordinator: give its address, host:port")
         return
     if coordinator == "auto":
-        _initialize("the cluster does not say which process this is", {})
+        _initialize("the cluster does not number this process", {})
         return
     if count is None or index is None:
         raise UserError(f"coordinator {coordinator} is given without a count and an index")
@@ -45,7 +45,7 @@ def join(processes: Processes) -> None:
 
 
 def _initialize(failure: str, arguments: dict) -> None:
-    import jax  # Not before: a command line shows `Processes` at once.
+    import jax  # only now: help texts do not need it
 
     try:
         jax.distributed.initialize(**arguments)

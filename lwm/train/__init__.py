@@ -1,1 +1,1 @@
-"""Training: the loss, the step, and what a run keeps."""
+"""Training of language models and VQGANs: settings, losses, updates, checkpoints, whole runs."""

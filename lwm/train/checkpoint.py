@@ -1,4 +1,4 @@
-"""What a run keeps on disk to go on after it was stopped: sharded, checked, written beside it."""
+"""Checkpoints of a run: sharded, with checksums, written in the background."""
 
 import concurrent.futures
 import contextlib
@@ -23,7 +23,7 @@ from lwm.errors import UserError, is_full_disk
 from lwm.train.config import Keep
 
 CHECKSUMS = "checksums.json"
-"""Lies in each checkpoint: the size and CRC-32 of its other files."""
+"""File in each checkpoint: size and CRC-32 of its other files."""
 
 # Orbax logs each failure with its traceback, and `Checkpoints` raises or names all of them.
 logging.getLogger("absl").addFilter(
@@ -33,18 +33,18 @@ logging.getLogger("absl").addFilter(
 
 @runtime_checkable
 class Checkpointable(Protocol):
-    """A pytree of arrays on a mesh: all that a run has to keep to go on."""
+    """State of a run: a pytree of arrays on a mesh."""
 
     step: Any
-    """Updates made or skipped."""
+    """Number of updates, with skipped ones."""
     bad: Any
-    """Updates skipped in a row because they were not finite."""
+    """Number of updates in a row that were skipped as not finite."""
 
 
 class Checkpoints:
-    """The checkpoints in one folder, which all processes of a run share and use together.
+    """Checkpoints in a folder that all processes of a run share; they call its methods together.
 
-    Each is written in the background and appears whole, its checksums with it, or not at all.
+    Each is written in the background and appears whole, with its checksums, or not at all.
     """
 
     def __init__(self, folder: Path, keep: Keep, warn: Callable[[str], object] = lambda line: None):
@@ -83,13 +83,13 @@ class Checkpoints:
     def save(self, step: int, state: Checkpointable, data: dict) -> None:
         """Begins to write a checkpoint, once the one before is written.
 
-        The arrays may be donated as soon as this returns. Nothing is done if this object has
-        saved or restored that step. Checkpoints found damaged by `restore` are removed.
+        The arrays may be donated as soon as this returns. A step that this object has saved or
+        restored is not written again. Checkpoints found damaged by `restore` are removed.
 
         Args:
-            step: The name of the checkpoint.
-            state: Its arrays are stored; what is static is not.
-            data: Where the data loader stands, the same on every process; fit for JSON.
+            step: Name of the checkpoint.
+            state: Its arrays are stored, its static fields are not.
+            data: State of the data loader, the same on all processes; fit for JSON.
 
         Raises:
             UserError: The disk is or would be full, or the folder holds another run's later steps.
@@ -102,15 +102,15 @@ class Checkpoints:
         self._damaged.clear()
         if later := [other for other in self._manager.all_steps() if other >= step]:
             raise UserError(
-                f"{self._folder} already holds step {max(later)}, so that step {step} would be lost"
-                " behind it; go on from there or choose another folder"
+                f"{self._folder} already holds step {max(later)}, which is later than {step}; "
+                "resume from there or choose another folder"
             )
         leaves = named_leaves(state)
-        # All processes write to one disk, and have to come to the same answer.
+        # All processes write to one disk and must decide alike.
         self._needed = sum(leaf.nbytes for leaf in leaves.values())
         if shutil.disk_usage(self._folder).free < self._needed:
             raise self._full(step)
-        # A copy, since it is written later; and what is not JSON fails here.
+        # A copy, as it is written later; values that do not fit JSON fail here.
         facts = json.loads(json.dumps({"leaves": _shapes(leaves), "data": data}))
         items = args.Composite(state=args.PyTreeSave(leaves), data=args.JsonSave(facts))
         self._saving = step
@@ -120,7 +120,7 @@ class Checkpoints:
             self._give_up(error)
 
     def wait(self) -> None:
-        """Returns when what was saved is on disk.
+        """Waits until the checkpoint being saved is on disk.
 
         Raises:
             UserError: The disk is full; the partial checkpoint is removed.
@@ -135,10 +135,10 @@ class Checkpoints:
         self._saving = None
 
     def restore(self, abstract: Any) -> tuple[int, Any, dict] | None:
-        """Reads the newest checkpoint that is whole; None if there is none at all.
+        """Reads the newest undamaged checkpoint; returns None if there is no checkpoint.
 
         Args:
-            abstract: Shapes, types and the shardings to restore onto; see `abstract_state`.
+            abstract: Shapes, types and shardings to restore to; see `abstract_state`.
 
         Returns:
             The step, the state and the `data` that were saved.
@@ -164,12 +164,12 @@ class Checkpoints:
         if faults:
             raise UserError(
                 f"every checkpoint in {self._folder} is damaged: {', '.join(faults)}; "
-                "bring one back from a copy, or start anew in another folder"
+                "restore one from a copy, or start again in another folder"
             )
         return None
 
     def close(self) -> None:
-        """Waits, and lets go of the folder.
+        """Waits, and closes the folder.
 
         Raises:
             UserError: See `wait`.
@@ -199,10 +199,10 @@ class Checkpoints:
         return state, facts["data"]
 
     def _seal(self) -> None:
-        """Writes the checksums. Orbax calls this when all is written and not yet renamed."""
+        """Writes the checksums. Orbax calls this when all is written, before it renames."""
         if jax.process_index() == 0:
             (place,) = self._partial()
-            # Orbax's own notes beside the items still change, and are not needed to read.
+            # Orbax's own files beside the items still change, and reading does not need them.
             files = [path for path in place.glob("*/**/*") if path.is_file()]
             names = [str(path.relative_to(place)) for path in files]
             sizes = [path.stat().st_size for path in files]
@@ -213,7 +213,7 @@ class Checkpoints:
         return list(self._folder.glob(f"{self._saving}.orbax-checkpoint-tmp*"))
 
     def _fault(self, step: int) -> str | None:
-        """Says what is wrong with the files of a checkpoint; each process checks its part."""
+        """Returns the first fault in the files of a checkpoint; each process checks its part."""
         place = self._folder / str(step)
         try:
             sums = json.loads((place / CHECKSUMS).read_text(encoding="utf-8"))
@@ -231,7 +231,7 @@ class Checkpoints:
         return f"{wrong[0]} has other bytes than were written" if wrong else None
 
     def _give_up(self, error: Exception) -> None:
-        """Removes what was begun and raises `error`, as one of the user if it is a full disk."""
+        """Removes the partial checkpoint and raises `error`, a full disk as a UserError."""
         step, self._saving, partial = self._saving, None, self._partial()
         with contextlib.suppress(Exception):  # It may raise the same error again.
             self._manager.close()
@@ -247,17 +247,17 @@ class Checkpoints:
         return UserError(
             f"no space for the checkpoint of step {step} in {self._folder}: it needs "
             f"{self._needed / 1e9:.3g} GB and {free / 1e9:.3g} GB are free; make room or "
-            "keep fewer. The checkpoints written before are whole"
+            "keep fewer. Earlier checkpoints are whole"
         )
 
 
 def abstract_state(make: Callable[[], Any], mesh: Mesh) -> Any:
-    """Returns shapes, types and shardings on `mesh` of the state that `make` would make."""
+    """Returns shapes, types and shardings on `mesh` of the state that `make` returns."""
     with jax.set_mesh(mesh):
         shapes = jax.eval_shape(make)
 
     def place(leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
-        # Tracing knows only an abstract mesh, without devices.
+        # Tracing has an abstract mesh only, without devices.
         spec = leaf.sharding.spec if isinstance(leaf.sharding, NamedSharding) else P()
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=NamedSharding(mesh, spec))
 
@@ -289,7 +289,7 @@ def _require_same(source: str, stored: dict[str, str], wanted: dict[str, str]) -
 
 
 def _agree(fault: str | None) -> str | None:
-    """Makes a fault that any process found one of all, so that all choose the same step."""
+    """Returns the first fault of any process on all of them, so that all choose one step."""
     if jax.process_count() == 1:
         return fault
     text = np.zeros(500, np.uint8)
@@ -301,7 +301,7 @@ def _agree(fault: str | None) -> str | None:
 
 
 def _checksums(files: list[Path]) -> list[int]:
-    # CRC-32 gives the interpreter lock free, so that threads read as fast as the disk.
+    # CRC-32 releases the interpreter lock, so threads read as fast as the disk.
     with concurrent.futures.ThreadPoolExecutor() as pool:
         return list(pool.map(_checksum, files))
 

@@ -57,31 +57,33 @@ class AdamW:
     eps: float = 1e-8
     weight_decay: float = 0.1
     decays: Literal["matrices", "all"] = "matrices"
-    """Which weights decay: all but norms and biases, or, as in LWM, all."""
+    """Weights that decay: all but norms and biases, or, as in LWM, all."""
     clip: float = 1.0
-    """The largest norm of all gradients together; longer ones are scaled down to it."""
+    """Largest global norm of the gradients; larger ones are scaled down to it."""
     moment_dtype: Literal["float32", "bfloat16"] = "float32"
-    """What the first moment is stored in."""
+    """Type that the first moment is stored in."""
     second_moment_dtype: Literal["float32", "bfloat16"] = "float32"
-    """What the second moment is stored in; bfloat16 loses what changes it by less than 1/256, so
-    that b2 may then be at most 0.98."""
+    """Type that the second moment is stored in. In bfloat16 changes below 1/256 are lost, so b2
+    is then at most 0.98."""
 
     def __post_init__(self):
-        """Refuses a second moment that would stand still.
+        """Refuses a second moment that would never change.
 
         Raises:
             UserError: The value.
         """
         if self.second_moment_dtype == "bfloat16" and self.b2 > 0.98:
-            raise UserError(f"a second moment in bfloat16 stands still with b2 {self.b2}; use 0.98")
+            raise UserError(
+                f"a second moment in bfloat16 never changes with b2 {self.b2}; use 0.98"
+            )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Loss:
-    """What is minimised."""
+    """Weights of the parts of the loss."""
 
     text: float = 0.5
-    """Weight of the text loss, where there is vision beside it."""
+    """Weight of the text loss in a model with vision."""
     vision: float = 0.5
     """Weight of the vision loss."""
     z: float = 0.0
@@ -90,17 +92,17 @@ class Loss:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Keep:
-    """When a checkpoint is written, and how long it stays."""
+    """Checkpoints: interval and retention."""
 
     every: int = 500
     """Steps between checkpoints."""
     last: int = 3
-    """How many of the newest are kept."""
+    """Number of the newest that are kept."""
     milestones: int = 0
-    """A checkpoint is written and kept for ever at each multiple of this; 0 for none."""
+    """Steps between checkpoints that are kept for ever; 0 for none."""
 
     def __post_init__(self):
-        """Refuses what keeps nothing.
+        """Refuses values that keep no checkpoint.
 
         Raises:
             UserError: The values.
@@ -112,21 +114,21 @@ class Keep:
             )
 
     def due(self, step: int) -> bool:
-        """Says whether a checkpoint is to be written after `step` updates."""
+        """Returns whether a checkpoint is due after `step` updates."""
         return step % self.every == 0 or bool(self.milestones and step % self.milestones == 0)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LoopConfig:
-    """How long a run is, and what happens on the way, whatever it trains."""
+    """Training loop of any model: steps, optimizer, checkpoints, validation."""
 
     steps: int
     accumulate: int = 1
-    """Batches whose gradients are added for one update."""
+    """Batches whose gradients are summed for one update."""
     optimizer: AdamW = AdamW()
     keep: Keep = Keep()
     validate_every: int = 500
-    """Steps between looks at the held-out sets; there is one at the end, too. 0: only that."""
+    """Steps between validations on the held-out sets; 0: only at the end."""
 
     def __post_init__(self):
         """Refuses a run without steps.
@@ -144,25 +146,25 @@ class LoopConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Training(LoopConfig):
-    """How a model is trained, apart from the model and the data."""
+    """Training of a language model, apart from model and data."""
 
     loss: Loss = Loss()
     layout: Layout = "zigzag"
-    """How rows are laid out over `sp`."""
+    """Layout of rows over `sp`."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DataSet:
-    """Some examples."""
+    """Training or held-out examples."""
 
     files: tuple[str, ...]
     """JSON lines, Parquet, ArrayRecord or text files, folders of them, patterns, folders of
     tokenized shards; `books:train` and `books:held-out` are fetched, `shipped:moby-dick/*` comes
     with the package."""
     name: str = "data"
-    """What logs call it."""
+    """Name in logs."""
     weight: float = 1.0
-    """How often it is drawn from, beside other sets."""
+    """Sampling weight relative to other sets."""
     format: ExampleFormat = ExampleFormat()
 
 
@@ -179,34 +181,34 @@ def require_names(held_out: Sequence[Any]) -> None:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Data:
-    """What a model learns from, and how that becomes batches."""
+    """Data of a language model: sets, tokenizer and batches."""
 
     sets: tuple[DataSet, ...]
     held_out: tuple[DataSet, ...] = ()
-    """Never learnt: only looked at."""
+    """Sets for validation only."""
     held_out_rows: int = 64
-    """How many rows of each held-out set are looked at, at most."""
+    """Largest number of rows of each held-out set."""
     tokenizer: str | None = None
-    """A folder or file of a tokenizer; by default that of the model that training starts from."""
+    """Folder or file of a tokenizer; by default that of the model in `init`."""
     vocabulary: int = 0
-    """Where no tokenizer is given: train one of so many ids on the sets first."""
+    """Number of ids of a tokenizer that is trained on the sets first, if none is given."""
     codes: int = 0
-    """Entries of the vision codebook; 0: text only, or those of `vqgan`."""
+    """Entries of the vision codebook; 0: text only, or as many as `vqgan` has."""
     vqgan: str | None = None
-    """What made the codes, which is saved with the model: a folder, LWM's file, or `vqgan-64`."""
+    """VQGAN of the codes, saved with the model: a folder, LWM's file, or `vqgan-64`."""
     packing: PackingConfig
     rows: int
-    """Rows of a batch, on all devices together."""
+    """Rows of a batch over all devices."""
     streams: int = 8
-    """Logical streams; they decide which rows there are, whatever the mesh."""
+    """Logical streams that rows are packed from; they make rows independent of the mesh."""
     shuffle: bool = True
     max_bad_share: float = 0.01
-    """The run ends when more than this share of the examples is bad."""
+    """Share of bad examples above which the run ends."""
     threads: int = 0
-    """How many read ahead for each stream, where files are slow; 0: one for all."""
+    """Threads that read ahead for each stream, for slow files; 0: one thread for all."""
 
     def __post_init__(self):
-        """Refuses sizes that cannot be.
+        """Refuses sizes out of range.
 
         Raises:
             UserError: The value.
@@ -226,24 +228,24 @@ class Data:
 @takes_old_settings("")
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Run:
-    """All that decides what comes out of a run."""
+    """All settings of a training run."""
 
     model: LlamaConfig
     """Shape of the model; its token space comes from the tokenizer. Has no effect with `init`."""
     compute: Compute = Compute()
     init: str | None = None
-    """A model to start from: a known name, a folder, a GGUF file or a hub's org/name."""
+    """Model to start from: a known name, a folder, a GGUF file or a hub's org/name."""
     data: Data
     training: Training
     mesh: str = "1,1,1,1"
     """Devices: dp,fsdp,tp,sp such as 1,8,1,4 (one -1 is inferred), or sp=8."""
     seed: int = 0
-    """Of the first weights and of the order of the data."""
+    """Seed of the first weights and of the order of the data."""
     sampling: VisionSampling = LWM_SAMPLING
     """Default sampling of images and videos by the trained model; saved with it."""
 
 
-# What may change when a run goes on: none of it changes the numbers, but by rounding.
+# Settings that may change when a run is resumed; they change numbers by rounding at most.
 _FREE = (
     "mesh",
     "compute.remat",
@@ -261,7 +263,7 @@ _FREE = (
 
 
 def to_json(run: Any) -> dict[str, Any]:
-    """Returns a run, of whatever is trained, as plain values."""
+    """Returns all settings of a run as plain values."""
     return json.loads(json.dumps(dataclasses.asdict(run)))
 
 
@@ -278,7 +280,7 @@ def write_run(run: Any, path: Path) -> None:
 
 
 def require_same(run: Any, path: Path) -> bool:
-    """Refuses to go on with a run other than the one at `path`; returns whether there is one.
+    """Returns whether `path` exists; refuses a run with other settings than those in it.
 
     Raises:
         UserError: The runs differ; the first differences are named.

@@ -12,14 +12,14 @@ from lwm.train.config import Loss
 
 
 class Sums(NamedTuple):
-    """What is known of some rows, by modality; sums of several batches can be added."""
+    """Sums over rows by modality; those of several batches can be added."""
 
     nll: Float[Array, " M"]
     """Weighted negative log-likelihoods, not yet divided."""
     correct: Float[Array, " M"]
-    """Learnt targets that no id was found likelier than."""
+    """Number of trained targets that are the most likely id."""
     targets: Float[Array, " M"]
-    """Learnt targets."""
+    """Number of trained targets, those with a weight above 0."""
 
 
 def loss(
@@ -29,31 +29,31 @@ def loss(
     counts: Float[Array, " M"],
     config: Loss,
 ) -> tuple[Float[Array, ""], Sums]:
-    """Returns this batch's part of the loss of a step.
+    """Returns the part of the loss of a step that one of its batches contributes.
 
-    Summed over the batches of a step, of which each is given the same `counts`, the parts are the
-    loss; the mean of their own losses would be another number where their counts differ.
+    With the same `counts` for each batch of a step, the parts add up to its loss. The mean of the
+    batches' own losses would differ where their counts differ.
 
     Args:
         model: The model.
         batch: Some of the rows of the step.
-        index: The order in which rows are laid out, `lwm.ops.layout`.
+        index: Order of the tokens of a row, see `lwm.ops.layout`.
         counts: `Batch.counts` summed over all rows of the step.
-        config: The weights.
+        config: Weights of the parts.
     """
     packing = Packing(segments=batch.segments, positions=batch.positions, index=index)
     found = model.losses(batch.tokens, batch.targets, packing)
     tokens = model.config.tokens
     is_vision = batch.targets >= tokens.text
-    learnt = batch.weights > 0
+    trained = batch.weights > 0
 
     def by_modality(values: Float[Array, "B S"]) -> Float[Array, " M"]:
-        values = jnp.where(learnt, values, 0)
+        values = jnp.where(trained, values, 0)
         return jnp.stack([jnp.sum(values * ~is_vision), jnp.sum(values * is_vision)])
 
     nll = by_modality(batch.weights * found.nll)
     squared = by_modality(batch.weights * jnp.square(found.lse))
     shares = jnp.array([config.text, config.vision] if tokens.vision else [1.0, 0.0])
-    # Without a count there is nothing to learn either: 0, not 0 / 0.
+    # Without targets the loss is 0, not 0 / 0.
     total = jnp.sum(shares * (nll + config.z * squared) / jnp.maximum(counts, 1e-10))
     return total, Sums(nll, by_modality(1.0 * found.correct), by_modality(jnp.ones_like(found.nll)))

@@ -12,15 +12,15 @@ from lwm.train.config import AdamW, Schedule
 
 
 def build_schedule(config: Schedule, steps: int) -> optax.Schedule:
-    """Returns the rate of each of `steps` updates, the first of which is numbered 0.
+    """Returns the learning rate of each of `steps` updates, counted from 0.
 
     Raises:
-        UserError: The warm-up and the fall do not fit into the run.
+        UserError: Warm-up and decay do not fit into the run.
     """
     peak, warmup, decay = config.peak, config.warmup, config.decay
     if warmup + decay >= steps:
         raise UserError(
-            f"a warm-up of {warmup} steps and a fall of {decay} do not fit into "
+            f"a warm-up of {warmup} steps and a decay of {decay} do not fit into "
             f"{steps} steps; shorten them"
         )
     if config.shape == "cosine":
@@ -28,14 +28,14 @@ def build_schedule(config: Schedule, steps: int) -> optax.Schedule:
     rise = optax.linear_schedule(0.0, peak, warmup)
     if config.shape == "constant":
         return optax.join_schedules([rise, optax.constant_schedule(peak)], [warmup])
-    fall = optax.linear_schedule(peak, config.end, decay)
+    falling = optax.linear_schedule(peak, config.end, decay)
     return optax.join_schedules(
-        [rise, optax.constant_schedule(peak), fall], [warmup, steps - decay]
+        [rise, optax.constant_schedule(peak), falling], [warmup, steps - decay]
     )
 
 
 def build_optimizer(config: AdamW, steps: int) -> optax.GradientTransformation:
-    """Returns the transformation of gradients into updates for a run of `steps`.
+    """Returns the optimizer of a run of `steps`.
 
     Raises:
         UserError: See `build_schedule`.
@@ -54,7 +54,7 @@ def build_optimizer(config: AdamW, steps: int) -> optax.GradientTransformation:
 
 
 def matrices(model: PyTree) -> PyTree:
-    """Says which weights are matrices: not those of norms, not biases, and no codebook."""
+    """Marks the weights that are matrices: all but those of norms, biases and codebooks."""
 
     def is_matrix(path, _):
         name = jax.tree_util.keystr(path, simple=True, separator=".")
@@ -67,7 +67,7 @@ def matrices(model: PyTree) -> PyTree:
 def _second_moment_stored_as(
     adam: optax.GradientTransformation, dtype: jnp.dtype
 ) -> optax.GradientTransformation:
-    """Stores what optax offers no type for; it is computed in float32."""
+    """Stores the second moment in a type, as optax offers for the first; computes in float32."""
     if dtype == jnp.float32:
         return adam
 

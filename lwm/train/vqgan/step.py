@@ -1,4 +1,4 @@
-"""One update of a VQGAN, of its codebook, and of the discriminator that it is to deceive."""
+"""One update of a VQGAN, of its codebook, and of the discriminator."""
 
 import dataclasses
 from functools import partial
@@ -20,24 +20,24 @@ from lwm.train.vqgan.perceptual import LPIPS
 from lwm.vqgan.model import VQGAN
 
 VQGANMetrics = dict[str, Float[Array, ""]]
-"""What one update says of itself, by the names of the log."""
+"""Measurements of one update, by their names in the log."""
 
 
 class Usage(eqx.Module):
-    """Moving means over updates of what chooses each code; the codebook is their quotient."""
+    """Moving means of the latents assigned to each code; the codebook is `sums / counts`."""
 
     counts: Float[Array, " K"]
     sums: Float[Array, "K E"]
 
     @classmethod
     def start(cls, codebook: Float[Array, "K E"], chosen: float = 0.0) -> "Usage":
-        """Begins as if each code had been chosen so often; where none was, latents take over."""
-        # Without a type they would be of another than what an update returns, and it compile twice.
+        """Returns first means, with each code `chosen` times; with 0, latents replace the codes."""
+        # With the type that an update returns, or the step would compile twice.
         return cls(jnp.full(len(codebook), chosen, codebook.dtype), codebook * chosen)
 
 
 class VQGANState(eqx.Module):
-    """All that a run has to keep to go on."""
+    """State of a run: weights, optimizers, codebook usage and counters."""
 
     model: VQGAN
     optimizer: optax.OptState
@@ -45,9 +45,9 @@ class VQGANState(eqx.Module):
     discriminator: Discriminator
     discriminator_optimizer: optax.OptState
     step: Int[Array, ""]
-    """Updates made or skipped."""
+    """Number of updates, with skipped ones."""
     bad: Int[Array, ""]
-    """Updates skipped in a row because they were not finite."""
+    """Number of updates in a row that were skipped as not finite."""
 
     @classmethod
     def start(
@@ -57,14 +57,14 @@ class VQGANState(eqx.Module):
         optimizer: optax.GradientTransformation,
         chosen: float = 0.0,
     ) -> "VQGANState":
-        """Begins with a model, each of whose codes is taken to be chosen so often by an update."""
+        """Returns the first state; see `Usage.start` for `chosen`."""
         return cls(
             model=model,
             optimizer=optimizer.init(cast(Any, model)),
             usage=Usage.start(model.quantizer.codebook, chosen),
             discriminator=discriminator,
             discriminator_optimizer=optimizer.init(cast(Any, discriminator)),
-            # Two zeros, not one twice: both are given away at the first step.
+            # Two zeros, not one twice: both are donated at the first step.
             step=jnp.zeros((), jnp.int32),
             bad=jnp.zeros((), jnp.int32),
         )
@@ -72,7 +72,7 @@ class VQGANState(eqx.Module):
 
 @dataclasses.dataclass(frozen=True)
 class VQGANStep:
-    """An update out of frames that are spread over all devices, on each of which is all else."""
+    """Update from frames sharded over all devices; all else is replicated."""
 
     optimizer: optax.GradientTransformation
     config: VQGANTraining
@@ -85,14 +85,13 @@ class VQGANStep:
         key: PRNGKeyArray,
         lpips: LPIPS | None,
     ) -> tuple[VQGANState, VQGANMetrics]:
-        """Updates all, unless a number is not finite: then only the counters change.
+        """Updates all; if a number is not finite, only the counters change.
 
         Args:
             state: Consumed.
-            frames: Those of each entry of A go through the model together, their gradients are
-                added up.
-            key: Of the latents that take the places of dead codes.
-            lpips: What the perceptual loss compares by, if it has a weight.
+            frames: A batches of B frames; the gradients of the batches are averaged.
+            key: Key for the choice of latents that replace dead codes.
+            lpips: Network of the perceptual loss, if it has a weight.
         """
         local = manual(self._local, in_specs=(P(), P(None, AXES), P(), P()), out_specs=P())
         return local(state, frames, key, lpips)
@@ -129,7 +128,7 @@ class VQGANStep:
     def _differentiate(
         self, state: VQGANState, frames: Array, lpips: LPIPS | None
     ) -> tuple[tuple[VQGAN, Discriminator, VQGANMetrics], Float[Array, "n E"]]:
-        """Returns the gradients of both, what to tell, and the latents."""
+        """Returns the gradients of both models, measurements, and the latents."""
         config, weights = self.config, self.config.loss
         real = from_bytes(frames)
         quantized = state.step >= config.codebook.warmup
@@ -138,7 +137,7 @@ class VQGANStep:
             latents = model.latents(real)
             codes = model.quantize(jax.lax.stop_gradient(latents))
             nearest = jax.lax.stop_gradient(model.quantizer.codebook[codes])
-            # Straight through: the gradient passes the choice as if there were none.
+            # Straight-through: the gradient skips the quantization.
             chosen = latents + jax.lax.stop_gradient(nearest - latents)
             pixels = model.pixels(jnp.where(quantized, chosen, latents))
             commitment = jnp.mean(jnp.square(latents - nearest)) * quantized
@@ -159,11 +158,11 @@ class VQGANStep:
         opposed = jax.tree.map(jnp.zeros_like, state.discriminator)
         if weights.adversarial:
             active = self._is_opposed(state)
-            more, opposed, told = oppose(state.discriminator, pixels, real)
+            more, opposed, losses = oppose(state.discriminator, pixels, real)
             scale = _norm(grad) / jnp.maximum(_norm(more), 1e-8)
             grad += jnp.where(active, weights.adversarial * scale, 0) * more
             opposed = jax.tree.map(lambda x: jnp.where(active, x, 0), opposed)
-            metrics |= told
+            metrics |= losses
         (grads,) = back((grad, jnp.asarray(weights.commitment, jnp.float32)))
         loss += weights.commitment * commitment
         metrics |= {"loss": loss, "commitment": commitment}
@@ -176,7 +175,7 @@ class VQGANStep:
     def _used(
         self, state: VQGANState, latents: Float[Array, "n E"], key: PRNGKeyArray
     ) -> tuple[Usage, Float[Array, ""]]:
-        """Returns the means after an update, dead codes moved, and how many these were."""
+        """Returns the moving means with dead codes replaced, and the number of these."""
         config, codebook = self.config.codebook, state.model.quantizer.codebook
         codes = state.model.quantize(latents[None, None])[0, 0]
         counts = jax.lax.psum(jnp.zeros(len(codebook)).at[codes].add(1.0), AXES)
@@ -186,8 +185,8 @@ class VQGANStep:
         sums = config.decay * state.usage.sums + share * sums
         mean = len(latents) * jax.lax.axis_size(AXES) / len(codebook)
         dead = counts < config.dead_below * mean
-        others = _drawn(latents, len(codebook), key)
-        # As if chosen half as often as the mean, so that they stay a while.
+        others = _sample(latents, len(codebook), key)
+        # Counted as used half as often as the mean, so that they stay for some updates.
         counts = jnp.where(dead, mean / 2, counts)
         sums = jnp.where(dead[:, None], others * mean / 2, sums)
         return Usage(counts, sums), jnp.sum(dead).astype(jnp.float32)
@@ -204,7 +203,7 @@ class VQGANStep:
         updates, against = self.optimizer.update(
             cast(Any, opposed), state.discriminator_optimizer, discriminator
         )
-        # Until its turn comes nothing decays, and its steps are not counted.
+        # Before it starts, nothing decays and its steps are not counted.
         discriminator, against = jax.tree.map(
             partial(jnp.where, self._is_opposed(state)),
             (optax.apply_updates(discriminator, updates), against),
@@ -224,20 +223,20 @@ class VQGANStep:
 def oppose(
     discriminator: Discriminator, pixels: Array, real: Array
 ) -> tuple[Array, Discriminator, VQGANMetrics]:
-    """Returns how pixels would look more real, how a discriminator would tell better, and losses.
+    """Returns the gradients of the pixels and of a discriminator, and both losses.
 
-    Its loss is the hinge of both kinds of patches (Lim and Ye 2017).
+    The discriminator has the hinge loss (Lim and Ye 2017).
     """
 
-    def seems_false(pixels: Array) -> Array:
+    def generator_loss(pixels: Array) -> Array:
         return -jnp.mean(discriminator(pixels))
 
-    def mistakes(discriminator: Discriminator) -> Array:
+    def hinge_loss(discriminator: Discriminator) -> Array:
         on_real = jnp.mean(jax.nn.relu(1 - discriminator(real)))
         return (on_real + jnp.mean(jax.nn.relu(1 + discriminator(pixels)))) / 2
 
-    adversarial, more = jax.value_and_grad(seems_false)(pixels)
-    hinge, opposed = jax.value_and_grad(mistakes)(discriminator)
+    adversarial, more = jax.value_and_grad(generator_loss)(pixels)
+    hinge, opposed = jax.value_and_grad(hinge_loss)(discriminator)
     return more, opposed, {"adversarial": adversarial, "discriminator": hinge}
 
 
@@ -246,12 +245,12 @@ def _norm(x: Array) -> Array:
     return jnp.sqrt(jax.lax.psum(jnp.sum(jnp.square(x)), AXES))
 
 
-def _drawn(latents: Float[Array, "n E"], count: int, key: PRNGKeyArray) -> Float[Array, "K E"]:
-    """Draws some of the latents of all devices, the same on each."""
+def _sample(latents: Float[Array, "n E"], count: int, key: PRNGKeyArray) -> Float[Array, "K E"]:
+    """Samples from the latents of all devices, the same on each."""
     own = len(latents)
-    drawn = jr.randint(key, (count,), 0, own * jax.lax.axis_size(AXES))
-    here = drawn // own == jax.lax.axis_index(AXES)
-    return jax.lax.psum(jnp.where(here[:, None], latents[drawn % own], 0), AXES)
+    places = jr.randint(key, (count,), 0, own * jax.lax.axis_size(AXES))
+    here = places // own == jax.lax.axis_index(AXES)
+    return jax.lax.psum(jnp.where(here[:, None], latents[places % own], 0), AXES)
 
 
 def _perplexity(counts: Float[Array, " K"]) -> Float[Array, ""]:

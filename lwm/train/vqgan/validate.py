@@ -1,7 +1,7 @@
-"""What a VQGAN makes of frames that it never learnt: how near, with how many codes, how it looks.
+"""Reconstruction of held-out frames by a VQGAN: PSNR, codes used, LPIPS, contact sheets.
 
-PSNR is 10 log10(255² / MSE) in dB, of frames of bytes. The plain one is the mean over frames of
-each one's, as is usual; the pooled one, of the mean error, is the lower.
+PSNR is 10 log10(255² / MSE) in dB, of frames of bytes. The plain score is the mean over frames, as
+is usual; the pooled score is of the mean error, and lower.
 """
 
 from collections.abc import Mapping
@@ -27,7 +27,7 @@ Pixels = UInt8[np.ndarray, "N H W 3"]
 
 
 class HeldOutFrames:
-    """Frames of one set, and what is made of them."""
+    """Held-out frames of one set, and the measurement of a VQGAN on them."""
 
     def __init__(
         self, frames: Pixels, *, background: str = "white", lpips: LPIPS | None = None
@@ -36,27 +36,27 @@ class HeldOutFrames:
 
         Args:
             frames: All of them, on every process.
-            background: The colour of pixels that nothing is drawn on.
-            lpips: The network whose features tell how alike two sets look, if it is installed.
-                It is left out where frames are too small for it.
+            background: Colour of the background; all other pixels are foreground.
+            lpips: Network of perceptual scores, if it is installed; unused if frames are too small
+                for it.
         """
         self.frames = frames
         self._lpips = lpips if lpips and min(frames.shape[1:3]) >= lpips.smallest else None
-        self._drawn = np.any(frames != np.asarray(colour(background), np.uint8), axis=-1)
+        self._foreground = np.any(frames != np.asarray(colour(background), np.uint8), axis=-1)
 
     def measure(self, model: VQGAN) -> tuple[dict[str, Any], Pixels]:
-        """Returns plain values for a log, and the frames decoded from their codes."""
+        """Returns scores as plain values for a log, and the frames decoded from their codes."""
         codes = encode_frames(model, self.frames, batch=_TOGETHER)
         decoded = to_bytes(decode_frames(model, codes, batch=_TOGETHER))
         used = len(np.unique(codes)) / model.config.codes
-        scores = describe_scores(self.frames, decoded, self._drawn)
+        scores = describe_scores(self.frames, decoded, self._foreground)
         scores |= {"frames": len(self.frames), "codes_used": used}
         if self._lpips is not None:
             scores |= by_features(self._lpips, self.frames, decoded)
         return scores, decoded
 
     def sheet(self, decoded: Pixels, count: int) -> UInt8[np.ndarray, "R S 3"]:
-        """Returns some frames, evenly over the set, each row of them above what came back."""
+        """Returns a contact sheet of frames, evenly over the set; each row above its decoding."""
         chosen = np.linspace(0, len(decoded) - 1, min(count, len(decoded))).astype(int)
         shown: list[Pixels] = []
         for start in range(0, len(chosen), _COLUMNS):
@@ -68,14 +68,11 @@ class HeldOutFrames:
 
 
 def describe_scores(
-    frames: Pixels, decoded: Pixels, drawn: Bool[np.ndarray, "N H W"]
+    frames: Pixels, decoded: Pixels, foreground: Bool[np.ndarray, "N H W"]
 ) -> dict[str, float]:
-    """Returns PSNR over all pixels, and over those that something is drawn on (`foreground`).
-
-    The latter is NaN where nothing is drawn on any frame.
-    """
+    """Returns PSNR over all pixels and over the foreground, NaN if no frame has one."""
     errors = np.mean(np.square(frames.astype(np.float64) - decoded), axis=-1)
-    sums, counts = (errors * drawn).sum((1, 2)), drawn.sum((1, 2))
+    sums, counts = (errors * foreground).sum((1, 2)), foreground.sum((1, 2))
     there = counts > 0
     scores = {
         "psnr": np.mean(_psnr(errors.mean((1, 2)))),
@@ -92,12 +89,12 @@ def describe_scores(
 def measure_frames(
     sets: Mapping[str, HeldOutFrames], model: VQGAN, sheet: Path, *, count: int
 ) -> dict[str, Any]:
-    """Measures each of several sets, and draws a contact sheet of each.
+    """Measures each of several sets, and writes a contact sheet of each.
 
     Args:
-        sets: By name.
-        model: Whole on each device of the mesh in use.
-        sheet: The picture; the set's name comes before its own.
+        sets: Held-out sets by name.
+        model: Replicated over the mesh in use.
+        sheet: Path of an image; its name is prefixed by that of a set.
         count: Frames on a sheet.
     """
     found = {}
@@ -110,7 +107,7 @@ def measure_frames(
 
 
 def _held_here(model: VQGAN) -> VQGAN:
-    """Returns the model on the devices of this process alone: each one looks at all frames."""
+    """Returns the model on the devices of this process alone; each process measures all frames."""
     if jax.process_count() == 1:
         return model
     devices = [shard.device for shard in model.quantizer.codebook.addressable_shards]
@@ -124,12 +121,12 @@ def _held_here(model: VQGAN) -> VQGAN:
 
 
 def _psnr(error: Any) -> Any:
-    # Frames that come back to the byte would be infinitely near; an eighth of a level is enough.
+    # Exact frames would have an infinite PSNR; an error of an eighth of a level bounds it.
     return 10 * np.log10(255**2 / np.maximum(error, 1 / 64))
 
 
 def by_features(lpips: LPIPS, frames: Pixels, decoded: Pixels) -> dict[str, float]:
-    """Returns the mean LPIPS, and of more than one frame the Fréchet distance by its features."""
+    """Returns the mean LPIPS, and the Fréchet distance by its features for two frames or more."""
     distances, one, two = [], [], []
     for start in range(0, len(frames), _TOGETHER):
         a, b = (from_bytes(x[start : start + _TOGETHER]) for x in (frames, decoded))

@@ -111,7 +111,7 @@ def test_bad_files_are_named_and_another_takes_their_place(pictures):
     assert shown[-1].read["bad"] == len(faults)
     assert shown[-1].read["read"] == 28 + len(faults)
     with pytest.raises(
-        UserError, match=r"1000 draws from a set of 1 items met only bad ones; the last: .*torn"
+        UserError, match=r"1000 items in a row of a set of 1 are bad; the last: .*torn"
     ):
         take(batches([files(pictures, "torn.png")]), 1)
 
