@@ -1,4 +1,4 @@
-"""`lwm chat`: answers one question, or talks in the terminal; imports JAX only when it runs."""
+"""`lwm chat`: answers one question, or chats in the terminal."""
 
 import contextlib
 import os
@@ -42,17 +42,17 @@ def chat(
     sampling: Flat[SamplingParams] = SamplingParams(),
     load: Flat[LoadOptions] = LoadOptions(),
 ) -> None:
-    """Asks a model; without a question, talks with it turn by turn.
+    """Answers a question; without one, starts an interactive chat.
 
     Args:
         model: A name from `lwm models`, a Hugging Face folder, a GGUF file, or a hub's org/name.
-        question: What to ask.
+        question: The question.
         document: A text file to ask about.
         image: An image to ask about; give it again for more.
         video: A video to ask about; give it again for more.
-        max_frames: Take at most so many frames of a video, evenly spaced; 0 is all.
+        max_frames: The largest number of frames of a video, evenly spaced; 0 is all.
         fps: Take the frames shown at each 1/fps seconds.
-        out: Let the answer hold images and videos too, and save them in this folder.
+        out: Allow images and videos in the answer, and save them in this folder.
         vision: How images and videos are sampled.
         sampling: How the answer is sampled.
         load: How the model is loaded.
