@@ -3,7 +3,7 @@
 import dataclasses
 import itertools
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 from lwm.devices import Machine
 from lwm.errors import UserError
@@ -12,9 +12,6 @@ from lwm.plan.memory import MemoryNeed, MeshSizes, inference_need
 
 _MOST_DEVICES = 4096
 _LEAST_CONTEXT = 1024
-# What it costs to give way, the least first. A sum of some is below the next one, so that ways are
-# in order by what is the worst of each.
-_PLACE, _BFLOAT16, _INT8, _CONTEXT, _DEVICES = 1, 2, 4, 8, 16
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -106,73 +103,65 @@ NO_WAY = "no mesh, type or context makes it fit; take devices with more memory"
 def options(plan: Plan, machine: Machine, *, most: int = 3, shorter: bool = True) -> list[Option]:
     """Returns the cheapest changes that make a plan fit, the cheapest first.
 
-    In order of cost: another mesh of devices that are here, which changes no answer; bfloat16;
-    int8; less context, but as much as fits; more devices, but no more than it takes. Several are
-    joined where one is not enough, and left out where fewer of them do as well.
+    In order: another mesh of the devices here, which changes no answer; bfloat16; int8; the
+    longest context that fits; the fewest devices that suffice. Changes are joined where none of
+    the first three is enough by itself.
 
     Args:
-        plan: What does not fit.
+        plan: The plan that does not fit.
         machine: The devices.
-        most: Ways at most.
-        shorter: Whether less context is among them.
+        most: Options at most.
+        shorter: Whether a shorter context may be among them.
     """
-    found: list[tuple[int, Plan]] = []
-    for cost, other in _changes(plan, machine):
-        if cost & _CONTEXT and not shorter:
-            continue
-        if len(found) == most:
-            break
-        # Who would take more devices could as well use those here.
-        given = cost | (_PLACE if cost & _DEVICES else 0)
-        fewer = (before for had, before in found if had & given == had or had & cost & _CONTEXT)
-        if not any(_is_as_good(before, other, machine) for before in fewer):
-            found.append((cost, other))
-    return [Option(plan=other, text=_describe(plan, other, machine)) for _, other in found]
+    types: tuple[Storage, ...] = "bfloat16", "int8"
+    stored = [dataclasses.replace(plan, dtype=each) for each in types if each != plan.dtype]
+    here, more = (_meshes(plan, machine, more=more) for more in (False, True))
+    found = [_first_fit(each, machine) for each in (_on(here, plan), *([one] for one in stored))]
+    if not any(found):
+        found = [_first_fit(_on(here, each), machine) for each in stored]
+    joined = [] if any(found) else stored
+    if shorter:
+        cut = [_longest([each], machine) for each in (plan, *joined)]
+        cut += [_longest(_on(here, each), machine) for each in (plan, *joined) if joined]
+        found += _improving(cut, lambda each: -each.context)
+    larger = [_first_fit(_on(more, each), machine) for each in (plan, *joined)]
+    found += _improving(larger, lambda each: each.devices)
+    plans = [each for each in found if each is not None][:most]
+    return [Option(plan=each, text=_describe(plan, each, machine)) for each in plans]
 
 
-def _changes(plan: Plan, machine: Machine) -> Iterator[tuple[int, Plan]]:
-    """Yields plans that fit, by cost: of each kind of change the one that takes least."""
-    for cost in range(1, 2 * _DEVICES):
-        both = _BFLOAT16 | _INT8
-        both_places = _PLACE | _DEVICES
-        if cost & both == both or cost & both_places == both_places:
-            continue
-        if found := _least(plan, cost, machine):
-            yield cost, found
+def _improving(plans: Sequence[Plan | None], cost: Callable[[Plan], int]) -> Iterator[Plan]:
+    """Yields the plans that cost less than all before them."""
+    least = math.inf
+    for plan in plans:
+        if plan is not None and cost(plan) < least:
+            least = cost(plan)
+            yield plan
 
 
-def _least(plan: Plan, cost: int, machine: Machine) -> Plan | None:
-    stored = plan
-    if cost & (_BFLOAT16 | _INT8):
-        stored = dataclasses.replace(plan, dtype="int8" if cost & _INT8 else "bfloat16")
-        if stored.dtype == plan.dtype:
-            return None
-    meshes: Iterable[MeshSizes] = [plan.mesh]
-    if cost & (_PLACE | _DEVICES):
-        meshes = _meshes(plan, machine, more=bool(cost & _DEVICES))
-    placed = (dataclasses.replace(stored, mesh=mesh) for mesh in meshes)
-    if not cost & _CONTEXT:
-        return next((each for each in placed if each.fits(machine)), None)
-    fitting = [each for one in placed if (each := _shortened(one, machine))]
-    # Of equal contexts the first, which takes the fewest devices.
-    return max(fitting, key=lambda each: each.context, default=None)
+def _on(meshes: Sequence[MeshSizes], *plans: Plan) -> list[Plan]:
+    return [dataclasses.replace(plan, mesh=mesh) for plan in plans for mesh in meshes]
+
+
+def _first_fit(plans: Sequence[Plan], machine: Machine) -> Plan | None:
+    return next((each for each in plans if each.fits(machine)), None)
+
+
+def _longest(plans: Sequence[Plan], machine: Machine) -> Plan | None:
+    """Returns the plan with the longest context that fits; the first of several."""
+    cut = [each for plan in plans if (each := _shortened(plan, machine))]
+    return max(cut, key=lambda each: each.context, default=None)
 
 
 def _shortened(plan: Plan, machine: Machine) -> Plan | None:
     """Returns the plan with the largest power of two of tokens that fits, if one does."""
-    least = dataclasses.replace(plan, context=_LEAST_CONTEXT)
-    if plan.context <= _LEAST_CONTEXT or not least.fits(machine):
-        return None
-    context = 1 << (plan.context - 1).bit_length()
-    while (context := context // 2) > _LEAST_CONTEXT:
-        shorter = dataclasses.replace(plan, context=context)
-        if shorter.fits(machine):
-            return shorter
-    return least
+    largest = (plan.context - 1).bit_length() - 1
+    contexts = (1 << bits for bits in range(largest, _LEAST_CONTEXT.bit_length() - 2, -1))
+    return _first_fit([dataclasses.replace(plan, context=n) for n in contexts], machine)
 
 
-def _meshes(plan: Plan, machine: Machine, *, more: bool) -> Iterator[MeshSizes]:
-    """Yields meshes of the devices here, or of more, fewest first; heads and rows are split."""
+def _meshes(plan: Plan, machine: Machine, *, more: bool) -> list[MeshSizes]:
+    """Returns meshes of the devices here, or of more, fewest first; heads and rows are split."""
     config, here = plan.config, machine.count
     splits = math.gcd(config.num_kv_heads, config.mlp_dim, config.tokens.rows)
     tps = [tp for tp in range(1, splits + 1) if splits % tp == 0]
@@ -187,15 +176,7 @@ def _meshes(plan: Plan, machine: Machine, *, more: bool) -> Iterator[MeshSizes]:
         for dp, tp in itertools.product(dps, tps)
         if (here < dp * tp <= _MOST_DEVICES if more else dp * tp <= here)
     ]
-    for mesh in sorted(sizes, key=lambda mesh: (mesh[0] * mesh[2], mesh[0])):
-        if mesh != plan.mesh:
-            yield mesh
-
-
-def _is_as_good(cheaper: Plan, plan: Plan, machine: Machine) -> bool:
-    """Says whether what is cheaper has as long a context, and asks for no more devices."""
-    asked = (max(each.devices, machine.count) for each in (cheaper, plan))
-    return cheaper.context >= plan.context and next(asked) <= next(asked)
+    return sorted({*sizes} - {plan.mesh}, key=lambda mesh: (mesh[0] * mesh[2], mesh[0]))
 
 
 def _describe(plan: Plan, other: Plan, machine: Machine) -> str:
