@@ -1,4 +1,4 @@
-"""What a person sees while waiting, and how they stop it. All of it goes to stderr."""
+"""Progress bar, preview images and Ctrl-C in a terminal; all output goes to stderr."""
 
 import contextlib
 import signal
@@ -22,10 +22,10 @@ from lwm.progress import Progress
 
 
 @contextlib.contextmanager
-def waiting(what: str, unit: str = "", *, console: Console | None = None) -> Iterator[Progress]:
-    """Shows a bar that goes away at the end; yields a function to tell it (done, total).
+def waiting(label: str, unit: str = "", *, console: Console | None = None) -> Iterator[Progress]:
+    """Shows a progress bar until the block ends; yields the callback that updates it.
 
-    What is printed meanwhile stands above the bar only if it is printed by the same console.
+    Output printed meanwhile stands above the bar only if the same console prints it.
     """
     console = console or Console(stderr=True)
     columns = (
@@ -37,21 +37,21 @@ def waiting(what: str, unit: str = "", *, console: Console | None = None) -> Ite
         TimeElapsedColumn(),
     )
     with Bar(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task(what, total=None)
+        task = bar.add_task(label, total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
 class Preview:
-    """Shows pictures side by side in a terminal, above a bar if there is one."""
+    """Shows images side by side in a terminal, above the progress bar if there is one."""
 
     def __init__(self, count: int):
-        """Prepares for so many side by side; only a terminal with colours shows them."""
+        """Prepares for `count` images; only a terminal with colours shows them."""
         self.console = Console(stderr=True)
         self._count = count
         self._waiting: dict[int, np.ndarray] = {}
 
     def show(self, place: int, pixels: UInt8[np.ndarray, "R R 3"]) -> None:
-        """Takes a picture for one of the places, and shows them once all are there."""
+        """Sets the image of one place, and shows them all once they are complete."""
         self._waiting[place] = pixels
         if len(self._waiting) < self._count:
             return
@@ -68,7 +68,7 @@ class Preview:
 
 
 def half_blocks(pixels: UInt8[np.ndarray, "H W 3"], *, width: int) -> str:
-    """Draws a picture with coloured half blocks: two pixels, one above the other, a character."""
+    """Renders an image with coloured half blocks: each character is two pixels, one above the other."""
     high, wide, _ = pixels.shape
     rows = max(2, round(high * width / wide) // 2 * 2)
     down = (np.arange(rows) * high // rows)[:, None]
@@ -84,28 +84,28 @@ def half_blocks(pixels: UInt8[np.ndarray, "H W 3"], *, width: int) -> str:
 
 
 class Interruptible:
-    """Within it, the first Ctrl-C only asks to stop at the next safe point; the second stops."""
+    """Context in which the first Ctrl-C requests a stop at the next safe point; the second stops."""
 
     def __init__(self):
-        self.asked = False
+        self.requested = False
 
     def __enter__(self) -> "Interruptible":
-        self._before = signal.signal(signal.SIGINT, self._ask)
+        self._before = signal.signal(signal.SIGINT, self._request)
         return self
 
     def __exit__(self, *_: object) -> None:
         signal.signal(signal.SIGINT, self._before)
 
-    def _ask(self, number: int, frame: FrameType | None) -> None:
-        if self.asked:
+    def _request(self, number: int, frame: FrameType | None) -> None:
+        if self.requested:
             raise KeyboardInterrupt
-        self.asked = True
+        self.requested = True
 
     def check(self) -> None:
-        """Stops here if that was asked for.
+        """Stops here if a stop was requested.
 
         Raises:
             KeyboardInterrupt: Ctrl-C was pressed.
         """
-        if self.asked:
+        if self.requested:
             raise KeyboardInterrupt

@@ -1,11 +1,11 @@
-"""The one exception that means "your input, not our code", and the fault of a full disk."""
+"""The exception for mistakes of users, and a check for full disks."""
 
 import errno
 import os
 
 
 class UserError(Exception):
-    """Something that the user can put right, told in one clear line that names the remedy."""
+    """A mistake that the user can correct: one clear line that names the remedy."""
 
 
 def require_share(name: str, value: float) -> None:
@@ -19,9 +19,9 @@ def require_share(name: str, value: float) -> None:
 
 
 def is_full_disk(error: BaseException | None) -> bool:
-    """Returns whether an exception, or one that it came from, means a full disk or quota.
+    """Returns whether an exception, or one of its causes, means a full disk or quota.
 
-    The words are looked for: libraries such as safetensors and tensorstore pass on only them.
+    Compares the system's messages: safetensors and tensorstore pass on nothing else.
     """
     words = [os.strerror(code) for code in (errno.ENOSPC, errno.EDQUOT)]
     while error is not None:

@@ -26,12 +26,12 @@ _EDGE = 1 << 16
 
 @contextlib.contextmanager
 def reading(path: Path | str, what: str = "read") -> Generator[None]:
-    """Turns what goes wrong while a file is read into one line that names it."""
+    """Turns an error while a file is read into one line that names it."""
     try:
         yield
     except UserError:
         raise
-    except Exception as error:  # the libraries raise what they like
+    except Exception as error:  # libraries raise errors of any type
         raise UserError(f"{path} cannot be {what}: {reason_of(error)}") from None
 
 
@@ -94,7 +94,7 @@ def require_package(module: str, what: str, extra: str = "data") -> Any:
     """Imports an optional library.
 
     Raises:
-        UserError: It is not installed; the extra that brings it is named.
+        UserError: It is not installed; the message names the extra to install.
     """
     try:
         return importlib.import_module(module)
@@ -104,7 +104,7 @@ def require_package(module: str, what: str, extra: str = "data") -> Any:
 
 
 def state_of(path: Path) -> tuple[int, int]:
-    """Returns what changes when a file does."""
+    """Returns size and modification time of a file."""
     found = path.stat()
     return found.st_size, found.st_mtime_ns
 
@@ -112,8 +112,7 @@ def state_of(path: Path) -> tuple[int, int]:
 def edges_of(path: Path) -> list:
     """Returns a file's name, its size, and a digest of its first and last bytes.
 
-    A copy is the same file, and what was written anew with other content almost never is, at the
-    cost of two reads however large the file.
+    Equal for copies, and almost certainly different for other content; two reads at any size.
     """
     with reading(path), path.open("rb") as file:
         size = path.stat().st_size
@@ -124,7 +123,7 @@ def edges_of(path: Path) -> list:
 
 
 def within(index: SupportsIndex, length: int) -> int:
-    """Returns an index as an int; raises what ends a loop over a source."""
+    """Returns an index as an int; raises IndexError if it is out of range."""
     number = operator.index(index)
     if not 0 <= number < length:
         raise IndexError(f"record {number} of {length}")
@@ -132,10 +131,7 @@ def within(index: SupportsIndex, length: int) -> int:
 
 
 class LRUCache:
-    """The values used last, up to a number of bytes; several threads may use it.
-
-    A copy by pickle starts empty.
-    """
+    """The values used last, up to a number of bytes. Thread-safe; a pickled copy starts empty."""
 
     def __init__(self, most: int) -> None:
         self._most = most
@@ -144,7 +140,7 @@ class LRUCache:
         self._lock = threading.Lock()
 
     def get(self, key: Any) -> Any:
-        """Returns a value; None if it is not kept."""
+        """Returns a value; None if it is not cached."""
         with self._lock:
             if key not in self._values:
                 return None
@@ -152,7 +148,7 @@ class LRUCache:
             return self._values[key][0]
 
     def put(self, key: Any, value: Any, size: int) -> None:
-        """Keeps a value, however large, at the cost of those that were used longest ago."""
+        """Adds a value, of any size, and drops the least recently used ones."""
         with self._lock:
             if key in self._values:
                 return
@@ -166,16 +162,16 @@ class LRUCache:
 
 
 def require_size(file: Path, size: int) -> None:
-    """Refuses a shard that has not the size that it was written with.
+    """Refuses a shard whose size is not the one it was written with.
 
     Raises:
-        UserError: It has not, or is missing.
+        UserError: The size differs, or the file is missing.
     """
     with reading(file):
         found = file.stat().st_size
     if found != size:
         raise UserError(
-            f"{file} is damaged: it has {found} bytes in place of {size}; bring it back from a "
+            f"{file} is damaged: it has {found} bytes in place of {size}; restore it from a "
             "copy, or tokenize again"
         )
 
@@ -231,10 +227,10 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def read_versioned(file: Path, version: int) -> dict[str, Any]:
-    """Reads what `write_versioned` wrote.
+    """Reads the values that `write_versioned` wrote.
 
     Raises:
-        UserError: It is damaged, or of another version.
+        UserError: The file is damaged, or of another version.
     """
     with reading(file):
         value = json.loads(file.read_text(encoding="utf-8"))
@@ -244,7 +240,7 @@ def read_versioned(file: Path, version: int) -> dict[str, Any]:
 
 
 def write_versioned(value: dict[str, Any], file: Path, version: int) -> None:
-    """Writes plain values, with the version of what they mean."""
+    """Writes plain values with the version of their format."""
     text = json.dumps({"version": version, **value}, indent=1, ensure_ascii=False)
-    # A path may be of bytes that are no text; JSON reads it from what stands for them.
+    # Paths may hold bytes that are no text; JSON reads their escapes.
     file.write_text(text + "\n", encoding="utf-8", errors="backslashreplace")

@@ -1,11 +1,10 @@
-"""Files of arrays in msgpack: LWM's streams of one object for each array, and Flax's nested maps.
+"""Reads arrays from msgpack files: LWM's streams, one object per array, and Flax's nested maps.
 
-Only the headers are read to find out what a file holds; arrays are passed over, and read later
-from where they lie.
+Opening a file reads only the headers and skips the arrays; each is read later from its offset.
 
-A stream holds objects `[path, blob]`, the path a list of names and the blob a value as Flax writes
-it, in bytes. It has no header and no count, so one that is cut between two objects is only noticed
-by the tensors that are missing.
+A stream holds objects `[path, blob]`: the path a list of names, the blob a value in Flax's
+encoding. It has no header and no count, so a file cut between two objects is only noticed by the
+tensors that are missing.
 """
 
 import math
@@ -21,48 +20,48 @@ import numpy as np
 
 from lwm.devices import host_memory
 from lwm.errors import UserError
-from lwm.formats.msgpack_headers import Cursor, Fault
+from lwm.formats.msgpack_headers import Cursor, FormatError
 
 _DTYPES = frozenset(
     ["bool", "bfloat16", "float16", "float32", "float64"]
     + [f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)]
 )
 _CHUNKED = "__msgpack_chunked_array__"
-"""Marks a map that stands for an array of more than 2**30 bytes, cut into flat pieces."""
+"""Key of a map that holds an array of more than 2**30 bytes as flat pieces."""
 
-# No model comes near these; a file that declares more is damaged, and would fill the memory.
+# Far above any model; a file that declares more is damaged, and would fill the memory.
 _MAX_ARRAYS = 100_000
 _MAX_DEPTH = 32
 _MAX_NAME = 1024
 _MAX_DIMS = 8
 
 _SMALL = 1 << 24
-"""Bytes up to which an array is read whole for one of its slices, in place of many small reads."""
+"""Arrays up to this many bytes are read whole for a slice, in place of many small reads."""
 
 
 @dataclass(frozen=True)
 class StoredArray:
-    """Where an array lies in a file, in the order of its flat pieces, and what it is."""
+    """Shape, type and place in the file of an array."""
 
     shape: tuple[int, ...]
     dtype: np.dtype
     pieces: tuple[tuple[int, int], ...]
-    """Offset in the file and length of each piece, in bytes."""
+    """Offset in the file and length of each flat piece, in order, in bytes."""
 
     @property
     def num_bytes(self) -> int:
-        """How many bytes the array has."""
+        """Size of the array in bytes."""
         return math.prod(self.shape) * self.dtype.itemsize
 
 
 class FlaxFile:
-    """The arrays of one file by their paths, names joined by a slash."""
+    """The arrays of a file by path: names joined by a slash."""
 
     def __init__(self, path: Path):
-        """Finds out what the file holds.
+        """Reads the headers.
 
         Raises:
-            UserError: The file is missing, cut off, damaged or something else.
+            UserError: The file is missing, cut off, damaged or of another format.
         """
         self.path = path
         try:
@@ -72,12 +71,12 @@ class FlaxFile:
             raise UserError(f"{path} cannot be read: {error.strerror or error}") from None
         if not self.arrays:
             raise UserError(f"{path} holds no array; give the file of LWM's parameters")
-        # Beside arrays of its own size, a larger file could not stay in the memory anyway.
+        # A larger file does not stay in the page cache beside arrays of its own size.
         room = host_memory()
         self._is_kept = room is None or 2 * path.stat().st_size < room
 
     def read(self, name: str, out: np.ndarray) -> None:
-        """Reads an array whole into another of its shape and type; each row of it lies in order."""
+        """Reads an array into `out`, which has its shape and type and contiguous rows."""
         stored = self.arrays[name]
         rows = [out.reshape(-1)] if out.flags.c_contiguous else out
         with self.path.open("rb", buffering=0) as file:
@@ -85,7 +84,7 @@ class FlaxFile:
                 self._fill(file, stored, number * row.size, row)
 
     def read_slice(self, name: str, index: int, *, axis: int, out: np.ndarray) -> None:
-        """Reads `array.take(index, axis)`, and of large arrays no more of the file than that."""
+        """Reads `array.take(index, axis)` into `out`; of large arrays, only those bytes."""
         stored = self.arrays[name]
         runs = math.prod(stored.shape[:axis])
         if runs > 1 and stored.num_bytes <= _SMALL:
@@ -98,7 +97,7 @@ class FlaxFile:
                 self._fill(file, stored, (run * stored.shape[axis] + index) * part.size, part)
 
     def _fill(self, file: RawIOBase, stored: StoredArray, start: int, out: np.ndarray) -> None:
-        """Reads the numbers from `start` on, of the array laid flat."""
+        """Reads elements of the flattened array from `start` on."""
         into = out.view(np.uint8).data
         at = start * stored.dtype.itemsize
         for offset, length in stored.pieces:
@@ -122,7 +121,7 @@ def _read_whole(file: RawIOBase, into: memoryview, path: Path) -> None:
 
 
 def _forget(file: RawIOBase, start: int, length: int) -> None:
-    """Lets the system use the memory again that holds what was read, before it runs short."""
+    """Drops bytes that were read from the page cache, before memory runs short."""
     if hasattr(os, "posix_fadvise"):
         os.posix_fadvise(file.fileno(), start, length, os.POSIX_FADV_DONTNEED)
 
@@ -131,7 +130,7 @@ def _arrays(cursor: Cursor) -> Iterator[tuple[str, StoredArray]]:
     """Yields the arrays of either kind of file.
 
     Raises:
-        UserError: What is wrong, and after which array.
+        UserError: The file is damaged; the array before the damage is named.
     """
     _refuse_other_formats(cursor)
     last, count = "", 0
@@ -141,15 +140,15 @@ def _arrays(cursor: Cursor) -> Iterator[tuple[str, StoredArray]]:
         for name, stored in values:
             count += 1
             if name in seen:
-                raise Fault(f"{name} comes twice")
+                raise FormatError(f"{name} comes twice")
             if count > _MAX_ARRAYS:
-                raise Fault(f"there are more than {_MAX_ARRAYS:,} arrays")
+                raise FormatError(f"there are more than {_MAX_ARRAYS:,} arrays")
             seen.add(name)
             last = name
             yield name, stored
-    except Fault as fault:
+    except FormatError as error:
         place = f"after {last}" if last else "in its first array"
-        raise UserError(f"{cursor.path} is damaged {place}: {fault}; fetch it again") from None
+        raise UserError(f"{cursor.path} is damaged {place}: {error}; fetch it again") from None
 
 
 _OTHER_FORMATS = (
@@ -164,9 +163,9 @@ _OTHER_FORMATS = (
 
 def _refuse_other_formats(cursor: Cursor) -> None:
     start = cursor.peek(32)
-    for magic, what in _OTHER_FORMATS:
+    for magic, problem in _OTHER_FORMATS:
         if start.startswith(magic):
-            raise UserError(f"{cursor.path} {what}")
+            raise UserError(f"{cursor.path} {problem}")
     if start[8:9] == b"{" and start[:8] != b"{" * 8:
         raise UserError(f"{cursor.path} is a safetensors file; give its folder with config.json")
     if not start:
@@ -181,13 +180,13 @@ def _stream(cursor: Cursor) -> Iterator[tuple[str, StoredArray]]:
     while cursor.at < cursor.end:
         kind, length = cursor.header()
         if (kind, length) != ("array", 2):
-            raise Fault("an object is no pair of a path and an array")
+            raise FormatError("an object is no pair of a path and an array")
         names = _value(cursor)
         if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-            raise Fault("an object has no path of names")
+            raise FormatError("an object has no path of names")
         kind, length = cursor.header()
         if kind != "bin":
-            raise Fault("an object holds no bytes")
+            raise FormatError("an object holds no bytes")
         inside = cursor.within(length)
         yield from _leaves(_value(inside), "/".join(names))
         inside.require_end()
@@ -208,9 +207,9 @@ def _leaves(tree: Any, prefix: str) -> Iterator[tuple[str, StoredArray]]:
 
 
 def _value(cursor: Cursor, depth: int = 0) -> Any:
-    """Reads one value: maps, lists, names and numbers as they are, of an array only the place."""
+    """Reads one value: maps, lists, names and numbers; of an array, only its place."""
     if depth > _MAX_DEPTH:
-        raise Fault("values are nested too deeply")
+        raise FormatError("values are nested too deeply")
     kind, content = cursor.header()
     if kind == "array":
         count = _plausible(cursor, content)
@@ -230,19 +229,19 @@ def _value(cursor: Cursor, depth: int = 0) -> Any:
 
 
 def _plausible(cursor: Cursor, count: int) -> int:
-    # Every value has a byte at least.
+    # Every value takes at least one byte.
     if count > min(cursor.end - cursor.at, _MAX_ARRAYS):
-        raise Fault(f"{count:,} values are declared in one place")
+        raise FormatError(f"{count:,} values are declared in one place")
     return count
 
 
 def _name(cursor: Cursor, length: int) -> str:
     if length > _MAX_NAME:
-        raise Fault(f"a name has {length:,} letters")
+        raise FormatError(f"a name has {length:,} letters")
     try:
         return cursor.take(length).decode()
     except UnicodeDecodeError:
-        raise Fault("a name is no text") from None
+        raise FormatError("a name is no text") from None
 
 
 def _map(cursor: Cursor, length: int, depth: int) -> Any:
@@ -250,49 +249,49 @@ def _map(cursor: Cursor, length: int, depth: int) -> Any:
     for _ in range(length):
         name = _value(cursor, depth + 1)
         if not isinstance(name, str) or name in found:
-            raise Fault(f"the key {str(name)[:40]!r} of a map is no name, or comes twice")
+            raise FormatError(f"the key {str(name)[:40]!r} of a map is no name, or comes twice")
         found[name] = _value(cursor, depth + 1)
     return _joined(found) if _CHUNKED in found else found
 
 
 def _joined(found: dict[str, Any]) -> StoredArray:
-    """Makes one array of the flat pieces of a chunked one."""
+    """Joins the pieces of a chunked array."""
     shape, chunks = found.get("shape"), found.get("chunks")
     if not isinstance(shape, dict) or not isinstance(chunks, dict):
-        raise Fault("an array in pieces lacks its shape or its pieces")
+        raise FormatError("an array in pieces lacks its shape or its pieces")
     numbered = [chunks.get(str(number)) for number in range(len(chunks))]
     pieces = [piece for piece in numbered if isinstance(piece, StoredArray)]
     if not pieces or len(pieces) < len(numbered) or len({piece.dtype for piece in pieces}) > 1:
-        raise Fault("an array in pieces lacks a piece, or they are of several types")
+        raise FormatError("an array in pieces lacks a piece, or they are of several types")
     sizes = _shape([shape.get(str(number)) for number in range(len(shape))])
     spans = tuple(span for piece in pieces for span in piece.pieces)
     whole = StoredArray(sizes, pieces[0].dtype, spans)
     held = sum(length for _, length in whole.pieces)
     if held != whole.num_bytes:
-        raise Fault(f"an array of shape {sizes} in pieces holds {held:,} bytes")
+        raise FormatError(f"an array of shape {sizes} in pieces holds {held:,} bytes")
     return whole
 
 
 def _array(cursor: Cursor) -> StoredArray:
-    """Reads what Flax says of an array: its shape, the name of its type, its bytes in C order."""
+    """Reads an array in Flax's encoding: shape, name of the type, bytes in C order."""
     if cursor.header() != ("array", 3):
-        raise Fault("an array is not made of shape, type and numbers")
+        raise FormatError("an array is not made of shape, type and numbers")
     shape, dtype = _shape(_value(cursor)), _value(cursor)
     if not isinstance(dtype, str) or dtype not in _DTYPES:
-        raise Fault(f"an array is of the unknown type {str(dtype)[:40]!r}")
+        raise FormatError(f"an array is of the unknown type {str(dtype)[:40]!r}")
     kind, length = cursor.header()
     if kind != "bin":
-        raise Fault("an array holds no bytes")
+        raise FormatError("an array holds no bytes")
     stored = StoredArray(shape, np.dtype(dtype), ((cursor.within(length).at, length),))
     cursor.require_end()
     if stored.num_bytes != length:
-        raise Fault(f"an array of shape {shape} and type {dtype} holds {length:,} bytes")
+        raise FormatError(f"an array of shape {shape} and type {dtype} holds {length:,} bytes")
     return stored
 
 
 def _shape(value: Any) -> tuple[int, ...]:
     if not isinstance(value, list) or len(value) > _MAX_DIMS:
-        raise Fault("an array has no shape, or too many dimensions")
+        raise FormatError("an array has no shape, or too many dimensions")
     if not all(type(size) is int and 0 <= size < 2**48 for size in value):
-        raise Fault(f"an array has the shape {str(value)[:60]}")
+        raise FormatError(f"an array has the shape {str(value)[:60]}")
     return tuple(value)

@@ -9,7 +9,7 @@ import msgpack
 import numpy as np
 
 _PIECE = 1 << 30
-"""Bytes of an array from which Flax cuts it into pieces."""
+"""Flax cuts arrays above this many bytes into pieces."""
 
 
 def write_stream(
@@ -17,13 +17,13 @@ def write_stream(
 ) -> None:
     """Writes arrays one after another, as LWM's `StreamingCheckpointer` does.
 
-    Of an array, one index of its first dimension is copied at a time: it may be mapped from a
-    file, or broadcast.
+    One index of an array's first dimension is copied at a time, so that arrays may be mapped from
+    files or broadcast.
 
     Args:
         path: The file to make.
-        arrays: Each with the names of its path, joined by a slash.
-        piece: Bytes from which an array is cut into pieces.
+        arrays: Pairs of a path (names joined by a slash) and an array.
+        piece: Arrays above this many bytes are cut into pieces.
     """
     with path.open("wb") as file:
         for name, array in arrays:
@@ -37,7 +37,7 @@ def write_stream(
 
 
 def _value(array: np.ndarray, piece: int) -> tuple[bytes, list[tuple[bytes, int, int]]]:
-    """Returns what comes before an array's pieces, and of each its header, start and end."""
+    """Returns the bytes before an array's pieces, and the header, start and end of each."""
     if array.nbytes <= piece:
         return b"", [(_header(array.shape, array.dtype, array.nbytes), 0, array.nbytes)]
     step = piece // array.itemsize * array.itemsize
@@ -55,7 +55,7 @@ def _value(array: np.ndarray, piece: int) -> tuple[bytes, list[tuple[bytes, int,
 
 
 def _header(shape: tuple[int, ...], dtype: np.dtype, num_bytes: int) -> bytes:
-    """Returns Flax's extension of type 1 up to where the numbers begin."""
+    """Returns the start of Flax's extension of type 1, up to the elements."""
     inside = b"\x93" + _pack(shape) + _pack(dtype.name)
     inside += b"\xc6" + num_bytes.to_bytes(4, "big")
     return b"\xc9" + (len(inside) + num_bytes).to_bytes(4, "big") + b"\x01" + inside

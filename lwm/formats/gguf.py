@@ -1,7 +1,7 @@
-"""GGUF files of Llama-kind models, seen as a Hugging Face checkpoint: its names, layout and config.
+"""Reads GGUF files of Llama-type models as Hugging Face checkpoints: names, layout and config.
 
-The header is read here rather than by the `gguf` package, which takes ten times as long over a
-vocabulary and cannot say what is wrong with a damaged file; the package decodes quantised blocks.
+The header is read here, not by the `gguf` package, which takes ten times as long for a vocabulary
+and gives no useful message for a damaged file. The package decodes quantised blocks.
 """
 
 import itertools
@@ -49,7 +49,7 @@ _NOT_WEIGHTS = re.compile(r"rope_freqs\.weight|blk\.\d+\.attn_rot_embd(\.weight)
 
 @dataclass(frozen=True, kw_only=True)
 class TensorEntry:
-    """Where one tensor lies in the file; `shape` is in NumPy's order, rows first."""
+    """Place and type of a tensor in the file; `shape` is in NumPy's order, rows first."""
 
     name: str
     shape: tuple[int, ...]
@@ -59,7 +59,7 @@ class TensorEntry:
 
 
 class _Header:
-    """A cursor over the header that knows what it is reading, so that it can say so."""
+    """A cursor over the header; `reading` names the present entry for messages."""
 
     def __init__(self, path: Path, data: mmap.mmap) -> None:
         self.path, self.data, self.at, self.reading = path, memoryview(data), 0, "the file header"
@@ -79,7 +79,7 @@ class _Header:
         return value
 
     def count(self) -> int:
-        """Reads a length, which no honest file sets beyond its own size."""
+        """Reads a length, and refuses one beyond the end of the file."""
         size = self.scalar("Q")
         if size > len(self.data) - self.at:
             raise self.fail(f"a length of {size} runs past the end")
@@ -115,7 +115,7 @@ class _Header:
         return list(values)
 
     def open(self) -> tuple[int, int]:
-        """Checks the magic and version; return the numbers of tensors and of metadata entries."""
+        """Checks the magic and version; returns the numbers of tensors and of metadata entries."""
         if bytes(self.data[:4]) != b"GGUF":
             raise UserError(f"{self.path} is not a GGUF file: it does not start with 'GGUF'")
         self.at = 4
@@ -135,7 +135,7 @@ class _Header:
         return found
 
     def entries(self, count: int, alignment: Any) -> dict[str, TensorEntry]:
-        """Reads the table of tensors and check that each lies within the file."""
+        """Reads the table of tensors and checks that each lies within the file."""
         if not isinstance(alignment, int) or alignment <= 0:
             raise self.fail(f"an alignment of {alignment!r} appears")
         found = {}
@@ -183,13 +183,13 @@ def _num_bytes(path: Path, name: str, shape: tuple[int, ...], kind: int) -> int:
 
 
 def _unpermute(weight: np.ndarray, num_heads: int) -> np.ndarray:
-    """Returns a projection whose RoPE pairs are interleaved with its pairs half a head apart."""
+    """Moves interleaved RoPE pairs of a projection half a head apart."""
     pairs = weight.reshape(num_heads, -1, 2, *weight.shape[1:])
     return pairs.swapaxes(1, 2).reshape(weight.shape)
 
 
-class Tensors(Mapping):  # unparametrised, or run-time type checks would decode values to look
-    """The weights by Hugging Face name, each decoded to fp32 when it is asked for."""
+class Tensors(Mapping):  # without parameters: run-time type checks would decode values
+    """The weights by Hugging Face name, each decoded to fp32 on access."""
 
     def __init__(
         self, path: Path, entries: dict[str, TensorEntry], heads_by_role: dict[str, int]

@@ -23,7 +23,11 @@ _LLAMA3 = {
 
 
 def refuse_unsupported(path: Path, metadata: Mapping[str, Any]) -> str:
-    """Returns the file's architecture, or say why it cannot be read."""
+    """Returns the architecture of a file.
+
+    Raises:
+        UserError: It is not supported, or the file is one of several parts.
+    """
     arch = metadata.get("general.architecture")
     if "moe" in str(arch) or metadata.get(f"{arch}.expert_count", 0):
         raise UserError(
@@ -72,7 +76,7 @@ def config_of(
         "head_dim": int(head_dim),
         "intermediate_size": int(get("feed_forward_length")),
         "hidden_act": "silu",
-        # It was stored in fp32: read back plainly, 1e-5 becomes 9.999999747378752e-06.
+        # Stored in fp32: without rounding, 1e-5 becomes 9.999999747378752e-06.
         "rms_norm_eps": float(str(np.float32(get("attention.layer_norm_rms_epsilon")))),
         "rope_theta": float(theta),
         "rope_scaling": _rope_scaling(path, metadata, theta, head_dim, rope_factors),
@@ -89,7 +93,7 @@ def config_of(
 
 
 def _llama3_factors(theta: float, head_dim: int, factor: float) -> Float[np.ndarray, " K"]:
-    """Returns how much longer Llama 3's scaling makes each wavelength."""
+    """Returns the factors by which Llama 3's scaling stretches each wavelength."""
     low, high, original = _LLAMA3.values()
     turns = original / (2 * np.pi * theta ** (np.arange(0, head_dim, 2) / head_dim))
     smooth = np.clip((turns - low) / (high - low), 0, 1)

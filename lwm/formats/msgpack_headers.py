@@ -1,6 +1,6 @@
-"""The headers of msgpack values: their kind and length, or what they are if they are numbers.
+"""Reads headers of msgpack values: kind and length, or the value of a number.
 
-The msgpack package cannot pass over what it does not want, and a file may have gigabytes of that.
+The msgpack package cannot skip values, and a file may hold gigabytes of them.
 """
 
 import itertools
@@ -10,15 +10,15 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 _MAX_VALUES = 3_000_000
-"""Of a file with as many arrays as are allowed, and a map for each of their names."""
+"""Limit for a file; the largest number of arrays, each in nested maps, stays below it."""
 
 
-class Fault(Exception):
-    """What is wrong at the place where the cursor stands."""
+class FormatError(Exception):
+    """The bytes at the cursor are not as the format has them."""
 
 
 class Cursor:
-    """A place in a file, before whose end all that is read must lie."""
+    """A position in a file; nothing is read beyond its end."""
 
     def __init__(
         self,
@@ -29,14 +29,14 @@ class Cursor:
         end: int | None = None,
         count: Iterator[int] | None = None,
     ):
-        """Stands at the start of the file unless told otherwise.
+        """Makes a cursor.
 
         Args:
-            file: What is read.
-            path: Its name, for messages.
-            start: Where to stand.
-            end: Where the last value ends; None for the end of the file.
-            count: Numbers the values, of all cursors of a file together.
+            file: The open file.
+            path: Its path, for messages.
+            start: First position.
+            end: End of the last value; None for the end of the file.
+            count: Counter of values, shared by the cursors of a file.
         """
         self.path = path
         self.at = start
@@ -45,32 +45,32 @@ class Cursor:
         self._count = itertools.count() if count is None else count
 
     def peek(self, count: int) -> bytes:
-        """Returns the next bytes, fewer at the end, and stays."""
+        """Returns the next bytes (fewer at the end) without moving."""
         self._file.seek(self.at)
         return self._file.read(min(count, self.end - self.at))
 
     def take(self, count: int) -> bytes:
-        """Returns the next bytes and goes on."""
+        """Returns the next bytes and moves behind them."""
         taken = self.peek(self._checked(count))
         if len(taken) != count:
-            raise Fault("the file is cut off there")
+            raise FormatError("the file is cut off there")
         self.at += count
         return taken
 
     def within(self, count: int) -> "Cursor":
-        """Passes over so many bytes; returns a cursor to read inside them."""
+        """Skips `count` bytes; returns a cursor over them."""
         start, self.at = self.at, self.at + self._checked(count)
         return Cursor(self._file, self.path, start=start, end=self.at, count=self._count)
 
     def require_end(self) -> None:
-        """Refuses what comes after the last value."""
+        """Refuses bytes after the last value."""
         if self.at != self.end:
-            raise Fault("there is more after the end of a value")
+            raise FormatError("there is more after the end of a value")
 
     def header(self) -> tuple[str, Any]:
-        """Reads the kind of the next value, and its length or, of a number, the value."""
+        """Reads the kind of the next value, and its length or, for a number, its value."""
         if next(self._count) == _MAX_VALUES:
-            raise Fault(f"there are more than {_MAX_VALUES:,} values")
+            raise FormatError(f"there are more than {_MAX_VALUES:,} values")
         byte = self.take(1)[0]
         if byte < 0x80 or byte >= 0xE0:
             return "number", byte if byte < 0x80 else byte - 256
@@ -93,7 +93,7 @@ class Cursor:
         if byte in (0xCA, 0xCB):
             self.take(4 if byte == 0xCA else 8)
             return "number", None
-        raise Fault("a byte there is no msgpack")
+        raise FormatError("a byte there is no msgpack")
 
     def _number(self, width: int) -> int:
         return int.from_bytes(self.take(width), "big")
@@ -103,7 +103,7 @@ class Cursor:
 
     def _checked(self, count: int) -> int:
         if count > self.end - self.at:
-            raise Fault("the file is cut off there")
+            raise FormatError("the file is cut off there")
         return count
 
 
@@ -122,7 +122,7 @@ _LENGTHS = {
     0xDE: ("map", 2),
     0xDF: ("map", 4),
 }
-"""Values whose length follows their first byte: their kind, and the bytes of that length."""
+"""Kinds of values whose length follows the first byte, and the width of that length."""
 _FIXED_EXT = {0xD4: 1, 0xD5: 2, 0xD6: 4, 0xD7: 8, 0xD8: 16}
 _NUMBERS = {
     0xCC: (1, False),

@@ -1,7 +1,7 @@
-"""What stands for the values in a pickle while it is read: names, types, arrays, records.
+"""Stand-ins for the values of a pickle while it is read: names, types, arrays, records.
 
-A name of the file is looked up in a table of ours and never imported. An array keeps the bytes as
-read until its place is known and its sizes are checked.
+A name in the file is looked up in a table here and never imported. An array keeps its bytes until
+its path is known and its sizes are checked.
 """
 
 import math
@@ -20,7 +20,7 @@ MISTRUST = "do not trust this file"
 AGAIN = "fetch it again"
 
 _CONFIGS = "ml_collections.config_dict.config_dict"
-# Every name that a file may hold, and what it stands for here.
+# Allowed names, and their meaning here.
 NAMES = {
     "numpy ndarray": "ndarray",
     "numpy dtype": "dtype",
@@ -41,7 +41,7 @@ for _module in ("numpy.core", "numpy._core"):
         f"{_module}.multiarray scalar": "scalar",
         f"{_module}.numeric _frombuffer": "frombuffer",
     }
-# Under Python 2's names too, which protocols before 3 write.
+# Protocols before 3 write Python 2's names.
 for _module in ("builtins", "__builtin__"):
     NAMES[f"{_module} bytes"] = "bytes"
     for _type in ("bool", "dict", "float", "int", "list", "long", "object", "str", "tuple"):
@@ -52,13 +52,13 @@ for _module in ("copyreg", "copy_reg"):
 _NUMBERS = re.compile(r"[<>|=]?(b1|[iu][1248]|f[248])")
 
 
-class Fault(Exception):
-    """What is wrong with a file, as the end of a sentence that begins with its path."""
+class FormatError(Exception):
+    """A file is not as the format has it; the message follows the path of the file."""
 
 
 @dataclass(frozen=True)
 class Name:
-    """A function or class that a file names, and what it stands for."""
+    """A function or class that a file names, and its meaning here."""
 
     full: str
     meaning: str
@@ -69,28 +69,28 @@ class Name:
 
 @dataclass
 class Dtype:
-    """A type of numbers, as NumPy writes it, or `bfloat16`."""
+    """A type of numbers in NumPy's notation, or `bfloat16`."""
 
     code: str
 
     def build(self, state: Any) -> None:
-        """Sets the order of bytes."""
+        """Sets the byte order."""
         order, rest = state[1], state[2:5]
         if rest != (None, None, None) or order not in ("<", ">", "|", "="):
-            raise Fault(f"holds an array of records, which are no numbers; {MISTRUST}")
+            raise FormatError(f"holds an array of records, which are no numbers; {MISTRUST}")
         if self.code != "bfloat16":
             self.code = order + self.code.lstrip("<>|=")
         elif order == ">":
-            raise Fault("holds bfloat16 of a big-endian machine; save it as float32")
+            raise FormatError("holds bfloat16 of a big-endian machine; save it as float32")
 
     def real(self) -> np.dtype:
-        """Returns what it stands for."""
+        """Returns NumPy's type."""
         return np.dtype(ml_dtypes.bfloat16 if self.code == "bfloat16" else self.code)
 
 
 @dataclass
 class Array:
-    """An array or scalar, its bytes still those of the file."""
+    """An array or scalar with the bytes of the file."""
 
     dtype: Any = None
     shape: Any = None
@@ -99,29 +99,29 @@ class Array:
     is_scalar: bool = False
 
     def build(self, state: Any) -> None:
-        """Takes shape, type, order and bytes."""
+        """Sets shape, type, order and bytes."""
         if self.data is not None:
             raise ValueError
         self.shape, self.dtype, self.by_columns, self.data = state[-4:]
 
     def real(self, path: tuple) -> Any:
-        """Returns the array or scalar, whose place in the file's tree is `path`.
+        """Returns the array or scalar; `path` is its place in the tree.
 
         Raises:
-            Fault: Its sizes do not fit its bytes.
+            FormatError: Its sizes do not fit its bytes.
         """
         shape = self.shape
         if not isinstance(shape, tuple) or len(shape) > _AXES_MOST:
-            raise Fault(f"is damaged: {_array(path)} has no shape; {AGAIN}")
+            raise FormatError(f"is damaged: {_array(path)} has no shape; {AGAIN}")
         if not all(type(axis) is int and 0 <= axis < _AXIS_MOST for axis in shape):
-            raise Fault(f"is damaged: {_array(path)} has an impossible shape; {AGAIN}")
+            raise FormatError(f"is damaged: {_array(path)} has an impossible shape; {AGAIN}")
         data = isinstance(self.data, bytes | bytearray)
         if not data or not isinstance(self.dtype, Dtype):
-            raise Fault(f"is damaged: {_array(path)} has no type or content; {AGAIN}")
+            raise FormatError(f"is damaged: {_array(path)} has no type or content; {AGAIN}")
         dtype = self.dtype.real()
         declared, held = math.prod(shape) * dtype.itemsize, len(self.data)
         if declared != held:
-            raise Fault(
+            raise FormatError(
                 f"is damaged: {_array(path)} declares {declared} bytes but holds {held}; {AGAIN}"
             )
         flat = np.frombuffer(self.data, dtype) if held else np.empty(0, dtype)
@@ -135,13 +135,13 @@ class Record:
     """A dict or reference of `ml_collections`."""
 
     content: str
-    """Under which key of its state the value lies."""
+    """Key of the state that holds the value."""
     state: Any = None
 
     def build(self, state: Any) -> None:
-        """Takes the attributes."""
+        """Sets the attributes."""
         if self.state is not None or not isinstance(state, dict) or state.get("_ops"):
-            raise Fault(f"holds a value that is computed from others; {MISTRUST}")
+            raise FormatError(f"holds a value that is computed from others; {MISTRUST}")
         self.state = state
 
 
@@ -153,7 +153,7 @@ def _dtype(code: Any, align: bool, copy: bool) -> Dtype:
     if isinstance(code, Name) and code.meaning == "bfloat16":
         return Dtype("bfloat16")
     if not _NUMBERS.fullmatch(code):
-        raise Fault(f"holds an array of {shown([code])}, which are no numbers; {MISTRUST}")
+        raise FormatError(f"holds an array of {shown([code])}, which are no numbers; {MISTRUST}")
     return Dtype(code)
 
 
@@ -185,9 +185,9 @@ def _dict(items: Any = None) -> dict:
 
 
 def record(name: Any, base: Any = None, state: None = None) -> Record:
-    """Makes an object without attributes yet."""
+    """Makes an object without attributes."""
     if not isinstance(name, Name) or name.meaning not in ("_fields", "_value"):
-        raise Fault(f"makes an object that is neither array nor container; {MISTRUST}")
+        raise FormatError(f"makes an object that is neither array nor container; {MISTRUST}")
     return Record(name.meaning)
 
 
@@ -201,24 +201,24 @@ CALLS: dict[str, Callable[..., Any]] = {
     "bytes": lambda: b"",
     "new": record,
 }
-"""What is done where a file calls a name, by its meaning; but for `encode`."""
+"""Functions by the meaning of the name that a file calls; `encode` is handled elsewhere."""
 
 
 def set_items(target: dict, items: list) -> dict:
-    """Adds keys and values, which take turns."""
+    """Adds alternating keys and values."""
     for key, value in zip(items[::2], items[1::2], strict=True):
-        # Others could be made to take a long time as keys.
+        # Hashing other keys can take long.
         parts = key if type(key) is tuple and len(key) <= _AXES_MOST else (key,)
         if not all(
             type(part) in (str, bytes, bool, type(None))
             or (type(part) is int and abs(part) < _KEY_MOST)
             for part in parts
         ):
-            raise Fault("has a key that is neither text nor small number; use texts as keys")
+            raise FormatError("has a key that is neither text nor small number; use texts as keys")
         target[key] = value
     return target
 
 
 def shown(path: Iterable, by: str = "/") -> str:
-    """Returns names of the file in a form that fits into a line."""
+    """Formats names of the file for a one-line message."""
     return repr(by.join(str(part)[:60] for part in path)[:120])[1:-1]

