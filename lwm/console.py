@@ -68,7 +68,7 @@ class Preview:
 
 
 def half_blocks(pixels: UInt8[np.ndarray, "H W 3"], *, width: int) -> str:
-    """Renders an image with coloured half blocks: each character is two pixels, one above the other."""
+    """Renders an image with coloured half blocks, two pixels (upper and lower) per character."""
     high, wide, _ = pixels.shape
     rows = max(2, round(high * width / wide) // 2 * 2)
     down = (np.arange(rows) * high // rows)[:, None]
@@ -84,7 +84,7 @@ def half_blocks(pixels: UInt8[np.ndarray, "H W 3"], *, width: int) -> str:
 
 
 class Interruptible:
-    """Context in which the first Ctrl-C requests a stop at the next safe point; the second stops."""
+    """Context in which the first Ctrl-C requests a stop at a safe point, and the second stops."""
 
     def __init__(self):
         self.requested = False
