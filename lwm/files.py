@@ -142,10 +142,9 @@ class LRUCache:
     def get(self, key: Any) -> Any:
         """Returns a value; None if it is not cached."""
         with self._lock:
-            if key not in self._values:
-                return None
-            self._values.move_to_end(key)
-            return self._values[key][0]
+            if key in self._values:
+                self._values.move_to_end(key)
+            return self._values.get(key, (None,))[0]
 
     def put(self, key: Any, value: Any, size: int) -> None:
         """Adds a value, of any size, and drops the least recently used ones."""

@@ -105,14 +105,16 @@ class ShardJob:
         every: int = 1,
     ) -> None:
         """Writes shards in turn, and reports the number of records done in all, `every` records."""
-        for i, number in enumerate(missing):
-            before, last = self.num_finished(missing[i:]), len(self.part(number))
+        before = self.num_finished(missing)
+        for number in missing:
+            size = len(self.part(number))
 
-            def report(done: int, before: int = before, last: int = last) -> None:
-                if done % every == 0 or done == last:
+            def report(done: int, before: int = before, size: int = size) -> None:
+                if done % every == 0 or done == size:
                     progress(before + done, self.size)
 
             write(number, report)
+            before += size
 
     def require_same(self, there: dict[str, Any]) -> None:
         """Refuses shards of another input.
