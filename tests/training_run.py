@@ -1,4 +1,4 @@
-"""A small run of training, to be killed; prints each step as it is made.
+"""A small run of training, to be killed; prints each step as it is made. Also imported by a test.
 
 python tests/training_run.py FOLDER STEPS [MESH [COORDINATOR COUNT INDEX]]
 """
@@ -6,6 +6,7 @@ python tests/training_run.py FOLDER STEPS [MESH [COORDINATOR COUNT INDEX]]
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.random as jr
@@ -25,11 +26,6 @@ from lwm.train.config import AdamW, Keep, Schedule, Training
 from lwm.train.loop import Stopped, train
 from lwm.train.placing import own_rows
 from lwm.train.task import LanguageTask
-
-COORDINATOR, COUNT, INDEX = sys.argv[4:] or (None, 1, 0)
-# Four devices, those of all processes together.
-os.environ["XLA_FLAGS"] += f" --xla_force_host_platform_device_count={4 // int(COUNT)}"
-jax.config.update("jax_platforms", "cpu")
 
 SPACE = TokenSpace(text=64)
 CONFIG = LlamaConfig(
@@ -69,7 +65,7 @@ class Printing:
 ROWS = 4
 
 
-def main(folder: Path, steps: int, text: str = "1,1,1,1") -> None:
+def main(folder: Path, steps: int, text: str = "1,1,1,1", sink: Any = None) -> None:
     mesh = make_mesh(text)
     training = Training(
         steps=steps,
@@ -90,13 +86,16 @@ def main(folder: Path, steps: int, text: str = "1,1,1,1") -> None:
         Loader([Counting()], SPACE, packing, mixture, rows=ROWS, own=own_rows(mesh, ROWS)),
         mesh,
     )
-    state = train(training, task, mesh, folder, sink=Printing())
+    state = train(training, task, mesh, folder, sink=sink or Printing())
     np.savez(folder / "final.npz", *map(np.asarray, jax.tree.leaves(state)))
 
 
 if __name__ == "__main__":
-    if COORDINATOR:
-        join(Processes(coordinator=COORDINATOR, count=int(COUNT), index=int(INDEX)))
+    coordinator, count, index = sys.argv[4:] or (None, 1, 0)
+    if coordinator:
+        # Four devices, those of all processes together.
+        os.environ["XLA_FLAGS"] += f" --xla_force_host_platform_device_count={4 // int(count)}"
+        join(Processes(coordinator=coordinator, count=int(count), index=int(index)))
     try:
         main(Path(sys.argv[1]), int(sys.argv[2]), *sys.argv[3:4])
     except Stopped as stopped:

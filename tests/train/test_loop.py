@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import runpy
 import signal
 import socket
 import subprocess
@@ -14,38 +15,49 @@ import pytest
 
 from lwm.errors import UserError
 from lwm.train.config import Training
+from lwm.train.loop import Stopped
 
 SCRIPT = Path(__file__).parents[1] / "training_run.py"
+main = runpy.run_path(str(SCRIPT))["main"]
+
+
+class Noting:
+    """Keeps what a run reports, and asks this process to stop after some step."""
+
+    def __init__(self, stop_at=None):
+        self.stop_at, self.losses, self.warnings = stop_at, [], []
+
+    def begin(self, last):
+        pass
+
+    def __call__(self, line):
+        self.losses.append(line["loss"])
+        if line["step"] == self.stop_at:
+            signal.raise_signal(signal.SIGTERM)
+
+    def warn(self, text):
+        self.warnings.append(text)
+
+
+def finish(folder, mesh="1,1,1,1"):
+    main(folder, 60, mesh, sink := Noting())
+    return sink
+
+
+def stop(folder, step):
+    """Asks a run to stop once a step has been made."""
+    with pytest.raises(Stopped, match="run the same again to go on"):
+        main(folder, 60, sink=Noting(stop_at=step))
 
 
 def start(folder, *more):
-    cache = {"JAX_COMPILATION_CACHE_DIR": str(folder.parent / "compiled")}
+    """Starts the same in a process of its own."""
     return subprocess.Popen(
         [sys.executable, SCRIPT, folder, "60", *map(str, more)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        env=os.environ | cache | {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"},
     )
-
-
-def finish(folder, *more):
-    run = start(folder, *more)
-    out, errors = run.communicate(timeout=300)
-    assert run.returncode == 0, errors
-    return out, errors
-
-
-def interrupt(folder, step, how):
-    """Sends a signal once a step has been made; returns what the run said, and how it ended."""
-    run = start(folder)
-    assert run.stdout is not None
-    for line in run.stdout:
-        if int(line.split()[0]) >= step:
-            break
-    run.send_signal(how)
-    out, _ = run.communicate(timeout=300)
-    return out, run.returncode
 
 
 def final(folder):
@@ -67,49 +79,50 @@ def test_a_run_without_steps_is_refused():
 def whole(tmp_path_factory):
     """The run that nobody disturbed."""
     folder = tmp_path_factory.mktemp("runs") / "whole"
-    out, _ = finish(folder)
-    losses = [float(line.split()[1]) for line in out.splitlines()]
+    losses = finish(folder).losses
     assert len(losses) == 60
     assert np.mean(losses[-5:]) < 0.7 * losses[0]
     return folder
 
 
-def kill(whole, times):
+def kill(folder, step):
+    """Kills a process once it has made a step."""
+    run = start(folder)
+    assert run.stdout is not None
+    for line in run.stdout:
+        if int(line.split()[0]) >= step:
+            break
+    run.kill()
+    run.communicate(timeout=300)
+    assert run.returncode == -signal.SIGKILL
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("times", [pytest.param(2, marks=pytest.mark.representative), 10])
+def test_killed(whole, times):
     folder = whole.parent / f"killed {times} times"
     draw = random.Random(0)
     reached = 0
     for _ in range(times):
-        step = min(59, reached + draw.randint(1, max(1, 2 * 58 // times)))
-        _, code = interrupt(folder, step, signal.SIGKILL)
-        assert code == -signal.SIGKILL
-        log = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
-        reached = log[-1]["step"] // 4 * 4
-    finish(folder)
+        kill(folder, min(59, reached + draw.randint(1, max(1, 2 * 58 // times))))
+        lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+        reached = lines[-1]["step"] // 4 * 4
+    run = start(folder)
+    _, errors = run.communicate(timeout=300)
+    assert run.returncode == 0, errors
     same(final(folder), final(whole))
     steps = [json.loads(line)["step"] for line in (folder / "log.jsonl").read_text().splitlines()]
     assert steps == list(range(1, 61))
 
 
-def test_killed_twice(whole):
-    kill(whole, 2)
-
-
-@pytest.mark.slow
-def test_killed_ten_times(whole):
-    kill(whole, 10)
-
-
 def test_stopped_and_damaged(whole):
     """SIGTERM saves and says how to go on; a checkpoint that is cut off is passed over."""
     folder = whole.parent / "stopped"
-    out, code = interrupt(folder, 21, signal.SIGTERM)
-    assert code == 0
-    assert "run the same again to go on" in out
+    stop(folder, 21)
     newest = max((folder / "checkpoints").glob("[0-9]*"), key=lambda path: int(path.name))
     largest = max(newest.rglob("*"), key=lambda path: path.stat().st_size)
     os.truncate(largest, largest.stat().st_size // 2)
-    _, errors = finish(folder)
-    assert f"checkpoint {newest.name}" in errors
+    assert any(f"checkpoint {newest.name}" in text for text in finish(folder).warnings)
     same(final(folder), final(whole))
 
 
@@ -120,13 +133,15 @@ def alike(one, other):
 
 def test_on_another_mesh_the_numbers_are_the_same(whole):
     folder = whole.parent / "mesh"
-    interrupt(folder, 10, signal.SIGTERM)
+    stop(folder, 10)
     finish(folder, "1,1,2,2")
     alike(final(folder), final(whole))
 
 
+@pytest.mark.slow
+@pytest.mark.representative
 def test_two_processes_train_together_and_one_goes_on(whole):
-    """One of them is told to stop; both do, and their checkpoint is as good as any."""
+    """One of them is asked to stop; both do, and their checkpoint is as good as any."""
     folder = whole.parent / "processes"
     with socket.socket() as probe:
         probe.bind(("localhost", 0))
