@@ -1,1 +1,1 @@
-"""Weights and configurations of other formats, read into ours."""
+"""Model files of other formats: opening them, reading weights onto a mesh, writing folders."""

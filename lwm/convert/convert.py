@@ -1,8 +1,7 @@
-"""A model of any kind that opens, rewritten as a folder of ours, one file of weights at a time."""
+"""Converts a model of any format to a folder, one file of weights at a time."""
 
 import functools
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
@@ -16,6 +15,7 @@ from lwm.convert.open import ModelFiles
 from lwm.convert.weights import Weights, contiguous, layout_of, sizes_in, weight_paths
 from lwm.errors import UserError
 from lwm.hub.catalog import KnownModel
+from lwm.progress import Progress
 from lwm.vqgan.checkpoint import read_vqgan, save_vqgan
 
 SHARD_BYTES = 2_000_000_000
@@ -35,23 +35,23 @@ def convert_model(
     *,
     dtype: Literal["float32", "bfloat16"] | None = None,
     max_shard_bytes: int = SHARD_BYTES,
-    progress: Callable[[int, int], None] = lambda done, total: None,
+    progress: Progress = lambda done, total: None,
 ) -> None:
     """Writes weights, configuration, tokenizer, VQGAN, model card and licence into a new folder.
 
-    The weights of one file are in memory at a time. What an interrupted run has written is kept
-    beside the folder, and not written again by the next one.
+    The weights of one file are in memory at a time. Files of an interrupted run are kept beside
+    the folder; the next run resumes after them.
 
     Args:
         opened: The model.
-        folder: Is made; a model that was written here before is replaced.
-        dtype: What the weights are stored in; None for what they are in.
-        max_shard_bytes: Of weights in a file, unless one tensor alone has more.
-        progress: Told how many bytes of how many are written.
+        folder: Folder to make; replaces a model that was converted to it before.
+        dtype: Type to store; None for the type of the weights.
+        max_shard_bytes: Bytes of weights per file, unless one tensor alone is larger.
+        progress: Called with the number of bytes written and their total.
 
     Raises:
-        UserError: The folder holds something else or cannot be written, the disk has no room, or
-            the weights cannot be read.
+        UserError: The folder holds other files or cannot be written, the disk is full, or the
+            weights cannot be read.
     """
     _require_apart(opened.source, folder)
     paths = weight_paths(opened.config)
@@ -62,7 +62,7 @@ def convert_model(
         paths,
         lambda name: is_not_weight(name, opened.config),
     )
-    # Norms may be kept in more digits than the matrices, of which nearly all is made.
+    # Norms may be stored in a wider type than the matrices, which decide.
     stored = dtype or str(weights.unpadded("blocks.0.mlp.w_gate").dtype)
     sizes, width = sizes_in(HUGGING_FACE, opened.config), np.dtype(stored).itemsize
     layouts = {path: layout_of(HUGGING_FACE, path) for path in paths}
@@ -86,10 +86,10 @@ def convert_model(
         theirs = layouts[path].to_theirs(weights.unpadded(path), sizes)
         return contiguous(theirs, stored)
 
-    source = _told(opened, stored, max_shard_bytes)
+    source = _identity(opened, stored, max_shard_bytes)
     with FolderWriter(folder, total + _size(opened.vqgan), source=source) as writer:
         writer.run(functools.partial(writer.begin, small, opened.tokenizer))
-        if opened.vqgan is not None:  # first: a damaged one is told of at once
+        if opened.vqgan is not None:  # first, so that a damaged one fails at once
             save = functools.partial(save_vqgan, read_vqgan(opened.vqgan))
             writer.run(functools.partial(writer.beside, save))
         done = 0
@@ -103,7 +103,7 @@ def convert_model(
 
 
 def card(opened: ModelFiles, dtype: str) -> str:
-    """Returns the model card: what the model is, where it comes from and how to run it."""
+    """Returns the model card: facts, origin, licence and how to run the model."""
     config, known = opened.config, opened.known
     name = known.name if known else _name(opened.source)
     reads = "text, images and video" if config.tokens.vision else "text"
@@ -136,14 +136,14 @@ def card(opened: ModelFiles, dtype: str) -> str:
 
 
 def _name(source: Path) -> str:
-    """Returns what a model may be called: the name of its folder, where the file has none."""
+    """Returns a name for a model: of its file, or of its folder if the file has none."""
     if source.is_dir():
         return source.name
     return source.parent.name if source.name == "params" else source.stem
 
 
 def _legal(opened: ModelFiles) -> dict[str, str]:
-    """Returns the licence files beside the model, or what its licence asks to be said."""
+    """Returns the licence files beside the model, or the notice that its licence requires."""
     beside = opened.source if opened.source.is_dir() else opened.source.parent
     found = {
         path.name: path.read_text(encoding="utf-8", errors="replace")
@@ -157,8 +157,8 @@ def _legal(opened: ModelFiles) -> dict[str, str]:
     return found
 
 
-def _told(opened: ModelFiles, dtype: str, max_shard_bytes: int) -> str:
-    """Says what is converted to what, so that another file or form is not gone on with."""
+def _identity(opened: ModelFiles, dtype: str, max_shard_bytes: int) -> str:
+    """Returns a text that identifies source and target, to resume only the same conversion."""
     files = [opened.source]
     if opened.source.is_dir():
         files = sorted(opened.source.glob("*.safetensors"))
@@ -170,11 +170,11 @@ def _told(opened: ModelFiles, dtype: str, max_shard_bytes: int) -> str:
 def _require_apart(source: Path, folder: Path) -> None:
     inside = source if source.is_dir() else source.parent
     if folder.expanduser().resolve() == inside.resolve():
-        raise UserError(f"{folder} is where the model itself lies; choose another folder")
+        raise UserError(f"{folder} holds the model itself; choose another folder")
 
 
 def _size(path: Path | None) -> int:
-    """Returns the bytes of what a VQGAN is written from, which is about what it needs."""
+    """Returns the size of a VQGAN's files, about that of its copy, in bytes."""
     if path is None:
         return 0
     files = [path] if path.is_file() else path.glob("vqgan*")

@@ -1,4 +1,4 @@
-"""A model written as a Hugging Face folder, which `lwm.load`, transformers and others open."""
+"""Writes a model as a Hugging Face folder, which `lwm.load`, transformers and others open."""
 
 import dataclasses
 import functools
@@ -39,21 +39,21 @@ def save_model(
     vqgan: VQGAN | None = None,
     drawings: VisionSampling = LWM_SAMPLING,
 ) -> None:
-    """Writes configuration, safetensors and tokenizer; the folder appears whole or not at all.
+    """Writes configuration, safetensors and tokenizer; the folder appears complete or not at all.
 
-    All processes of a run call this together, and the first one writes. Each holds the tensors of
-    one file in host memory at a time; with several, a device also holds one tensor whole.
+    All processes of a run call this, and the first one writes. Each holds the tensors of one file
+    in host memory at a time; with several processes, a device also holds one tensor unsharded.
 
     Args:
         model: Stacked or not, on any mesh. With vision ids it becomes a plain Llama over all ids,
-            whose `config.json` has one more key that says which they are.
-        tokenizer: That of the model.
-        folder: Is made; a model that this function wrote there before is replaced.
-        dtype: What the weights are stored in; None for what they are in.
-        max_shard_bytes: Of tensors in a file, unless one tensor alone has more.
-        card: The model card, which becomes README.md.
-        vqgan: What makes pictures the model's codes, to be written beside it.
-        drawings: How the model draws where nothing else is asked for.
+            whose `config.json` has one more key for the token space.
+        tokenizer: The model's tokenizer.
+        folder: Folder to make; replaces a model that this function wrote there.
+        dtype: Type to store; None for the type of the weights.
+        max_shard_bytes: Bytes of tensors per file, unless one tensor alone is larger.
+        card: The model card, written as README.md.
+        vqgan: VQGAN to write beside the model.
+        drawings: Default sampling of images and video.
 
     Raises:
         UserError: The folder holds something else or cannot be written, the disk is full, or the
@@ -89,10 +89,10 @@ def save_model(
 
 
 def hugging_face_config(config: LlamaConfig, tokenizer: Tokenizer, dtype: str) -> dict[str, Any]:
-    """Returns the `config.json` of a model, of the plainest type that has its features.
+    """Returns the `config.json` of a model, with the simplest `model_type` for its features.
 
     Raises:
-        UserError: There is no such type, or the tokenizer is of another model.
+        UserError: No type has the features, or the tokenizer is of another model.
     """
     if config.qkv_bias and config.qk_norm:
         raise UserError("no Hugging Face model has both qkv_bias and qk_norm as this one has")
@@ -119,7 +119,7 @@ def hugging_face_config(config: LlamaConfig, tokenizer: Tokenizer, dtype: str) -
         "bos_token_id": tokenizer.bos_id,
         "eos_token_id": tokenizer.eos_id,
         "pad_token_id": tokenizer.pad_id,
-        # Transformers has renamed it; each version reads its own.
+        # Transformers renamed the key; each version reads its own.
         "dtype": dtype,
         "torch_dtype": dtype,
         **WRITER,
@@ -138,7 +138,7 @@ def hugging_face_config(config: LlamaConfig, tokenizer: Tokenizer, dtype: str) -
 def generation_config(
     tokenizer: Tokenizer, config: LlamaConfig, drawings: VisionSampling = LWM_SAMPLING
 ) -> dict[str, Any]:
-    """Returns how a model writes unless it is told otherwise."""
+    """Returns the `generation_config.json` of a model: special ids and default sampling."""
     values = {
         "bos_token_id": tokenizer.bos_id,
         "eos_token_id": sorted(tokenizer.eos_ids) or None,
@@ -153,10 +153,10 @@ class _Weight:
     layout: TensorLayout
     array: jax.Array
     layer: int | None
-    """Which layer of the array it is, if that stacks them."""
+    """Index of the layer in a stacked array."""
 
     def read(self, sizes: dict[str, int], dtype: str) -> np.ndarray:
-        """Brings it to the host, into their order, without the rows that only pad a table."""
+        """Returns the tensor on the host in Hugging Face's layout, without padding rows."""
         ours = self.array if self.layer is None else _layer(self.array, self.layer)
         letters = self.layout.order.split(" -> ")[1]
         real = tuple(slice(sizes[letter] if letter == "V" else None) for letter in letters)

@@ -1,4 +1,4 @@
-"""A model's folder: what is in it, how it is divided into files, and how it comes to its place."""
+"""Writes model folders: names of files, sharding into files, atomic replacement."""
 
 import contextlib
 import errno
@@ -21,7 +21,7 @@ from lwm.files import read_json, replacing
 from lwm.tokenizer.tokenizer import Tokenizer
 
 WRITER = {"written_by": "lwm"}
-"""Stands in `config.json`, beside which transformers would write its own version."""
+"""Marks a `config.json` as ours; transformers would add its own version."""
 
 _FILES = (
     r"(generation_|tokenizer_)?config\.json|tokenizer\.(json|model)|README\.md|"
@@ -30,20 +30,20 @@ _FILES = (
 )
 
 _SOURCE = ".source"
-"""Says what is being written into a folder that is not whole."""
+"""File in an unfinished folder that identifies its model, dtype and sharding."""
 
 
 def to_text(values: Mapping[str, Any]) -> str:
-    """Returns JSON as the files of a folder have it."""
+    """Formats JSON for the files of a folder."""
     return json.dumps(values, indent=2) + "\n"
 
 
 def split(sizes: Mapping[str, int], most: int) -> dict[str, list[str]]:
-    """Shares tensors out to files, in their order, and names these as Hugging Face does.
+    """Assigns tensors to files, in order, with the names that Hugging Face uses.
 
     Args:
-        sizes: The bytes of each tensor.
-        most: Bytes of tensors in a file, unless one tensor alone has more.
+        sizes: Bytes of each tensor.
+        most: Bytes of tensors per file, unless one tensor alone is larger.
     """
     groups: list[list[str]] = [[]]
     held = 0
@@ -60,7 +60,7 @@ def split(sizes: Mapping[str, int], most: int) -> dict[str, list[str]]:
 
 
 def index_of(shards: Mapping[str, list[str]], num_bytes: int) -> dict[str, str]:
-    """Returns the file that says which tensor is in which, if there are several."""
+    """Returns the index of tensors to files; empty if there is one file."""
     if len(shards) == 1:
         return {}
     named = {name: file for file, names in shards.items() for name in names}
@@ -69,19 +69,19 @@ def index_of(shards: Mapping[str, list[str]], num_bytes: int) -> dict[str, str]:
 
 
 class FolderWriter:
-    """Writes a folder beside its place, and then puts it there."""
+    """Writes a folder beside its final path, and then moves it there."""
 
     def __init__(self, folder: Path, num_bytes: int, *, source: str | None = None):
-        """Begins nothing yet.
+        """Prepares a writer; nothing is written yet.
 
         Args:
-            folder: Where it is to be.
-            num_bytes: Of all weights.
-            source: Says what is written, so that one who is interrupted goes on with the same;
-                None to begin anew each time.
+            folder: The final path.
+            num_bytes: Size of all weights.
+            source: Identifies the contents, so that an interrupted run of the same can be
+                resumed; None to start over each time.
 
         Raises:
-            UserError: It is the root of a file system.
+            UserError: The path is the root of a file system.
         """
         self._folder = Path(folder).expanduser().resolve()
         if not self._folder.name:
@@ -100,11 +100,11 @@ class FolderWriter:
         if self._source is None:
             shutil.rmtree(self._beside, ignore_errors=True)
         with contextlib.suppress(OSError):
-            self._beside.rmdir()  # of an attempt that has written nothing
+            self._beside.rmdir()  # if nothing was written
         self._release()
 
     def run(self, act: Callable[[], None]) -> None:
-        """Does it on the first process; where that fails, every process raises."""
+        """Calls `act` on the first process; if it fails, every process raises."""
         error = None
         if jax.process_index() == 0:
             try:
@@ -117,14 +117,14 @@ class FolderWriter:
         if error is not None:
             raise error
         if failed:
-            raise UserError(f"{self._folder} is not written; the first process says why")
+            raise UserError(f"{self._folder} is not written; see the error of the first process")
 
     def begin(self, small: dict[str, str], tokenizer: Tokenizer) -> None:
-        """Writes all but the weights, once it is clear that there is a place for them."""
+        """Writes all but the weights, if there is room for these."""
         require_ours(self._folder)
         self._folder.parent.mkdir(parents=True, exist_ok=True)
         self._claim()
-        self._clear(goes_on=self._source is not None and self._left() == self._source)
+        self._clear(resumes=self._source is not None and self._left() == self._source)
         there = sum(path.stat().st_size for path in self._beside.glob("*.safetensors"))
         if self._free() + there < self._num_bytes:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -135,20 +135,20 @@ class FolderWriter:
             (self._beside / _SOURCE).write_text(self._source, encoding="utf-8")
 
     def has(self, file: str) -> bool:
-        """Says whether an interrupted attempt has written these weights."""
+        """Returns whether an interrupted run has written this file of weights."""
         return (self._beside / file).is_file()
 
     def add(self, file: str, tensors: dict[str, np.ndarray]) -> None:
-        """Writes some of the weights."""
+        """Writes a file of weights."""
         with replacing(self._beside / file, durable=True) as partial:
             save_file(tensors, partial, {"format": "pt"})
 
     def beside(self, act: Callable[[Path], None]) -> None:
-        """Lets something else be written into the folder before it is published."""
+        """Calls `act` with the unfinished folder, to write other files there."""
         act(self._beside)
 
     def publish(self) -> None:
-        """Puts the folder into its place, and takes away what was there."""
+        """Moves the folder to its final path, and removes an older one."""
         (self._beside / _SOURCE).unlink(missing_ok=True)
         old = self._folder.with_name(f".{self._folder.name}.old")
         if self._folder.exists():
@@ -156,10 +156,10 @@ class FolderWriter:
             self._folder.rename(old)
         self._beside.rename(self._folder)
         shutil.rmtree(old, ignore_errors=True)
-        self._release()  # what is beside the folder from now on is another's
+        self._release()  # from now on, another process may write there
 
     def _claim(self) -> None:
-        """Makes the folder beside the place, and keeps other processes from writing there too."""
+        """Makes the unfinished folder and locks it against other processes."""
         import fcntl
 
         while self._lock is None:
@@ -174,8 +174,8 @@ class FolderWriter:
                     "another folder"
                 ) from None
             except OSError:
-                pass  # Some network file systems know no locks.
-            # Another may have published what it wrote there since it was opened.
+                pass  # some network file systems have no locks
+            # Another process may have published the folder since it was opened.
             if self._beside.is_dir() and os.path.samestat(os.fstat(opened), self._beside.stat()):
                 self._lock = opened
             else:
@@ -186,13 +186,13 @@ class FolderWriter:
             os.close(self._lock)
             self._lock = None
 
-    def _clear(self, *, goes_on: bool) -> None:
-        """Takes away what other attempts have left, but for whole files of weights to go on with.
+    def _clear(self, *, resumes: bool) -> None:
+        """Removes files of other runs; complete files of weights stay if the run is resumed.
 
-        The folder itself stays: it is what is locked.
+        The folder itself stays, since it is locked.
         """
         for path in self._beside.iterdir():
-            if goes_on and (path.suffix == ".safetensors" or path.name == _SOURCE):
+            if resumes and (path.suffix == ".safetensors" or path.name == _SOURCE):
                 continue
             if path.is_dir() and not path.is_symlink():
                 shutil.rmtree(path)
@@ -200,7 +200,7 @@ class FolderWriter:
                 path.unlink()
 
     def _explain(self, error: Exception) -> Exception:
-        """Tells what the disk says in one line."""
+        """Turns errors of the disk into one line."""
         if is_full_disk(error):
             return UserError(
                 f"no space for the model in {self._folder}: it needs {self._num_bytes / 1e9:.3g} "
@@ -211,7 +211,7 @@ class FolderWriter:
         return UserError(f"{self._folder} cannot be written ({error}); choose another folder")
 
     def _left(self) -> str | None:
-        """Returns what the attempt was about that left its files here."""
+        """Returns the source of the run that left files here."""
         with contextlib.suppress(OSError, UnicodeDecodeError):
             return (self._beside / _SOURCE).read_text(encoding="utf-8")
         return None
@@ -222,10 +222,10 @@ class FolderWriter:
 
 
 def require_ours(folder: Path) -> None:
-    """Refuses a folder that `save_model` would: one neither empty nor wholly our own work.
+    """Refuses a folder that is neither empty nor a model folder written by this package.
 
     Raises:
-        UserError: What lies there.
+        UserError: The first foreign file is named.
     """
     folder = Path(folder).expanduser()
     if folder.exists() and not folder.is_dir():

@@ -1,4 +1,4 @@
-"""Hugging Face model folders: `config.json` and safetensors, read into ours.
+"""Reads Hugging Face model folders: `config.json` and safetensors.
 
 `lwm.convert.export` writes them.
 """
@@ -18,7 +18,7 @@ from lwm.tokens import TokenSpace
 from lwm.vqgan.config import WEIGHTS
 
 SUPPORTED = ("llama", "mistral", "qwen2", "qwen3")
-"""Values of `model_type` whose models are of the Llama kind."""
+"""Values of `model_type` for models of the Llama type."""
 
 KEYS = {
     "dim": "hidden_size",
@@ -28,20 +28,20 @@ KEYS = {
     "max_context": "max_position_embeddings",
     "norm_eps": "rms_norm_eps",
 }
-"""Fields of a configuration that `config.json` has under other names."""
+"""Fields of `LlamaConfig` with other names in `config.json`."""
 
 MOST_LAYERS = 10_000
-"""No model comes near; one that declares more is damaged, and would take for ever to look at."""
+"""Far above any model; a file that declares more is damaged, and would take too long to check."""
 
 _MOST_HEADER = 100_000_000
-"""Bytes of a safetensors header, as the library allows."""
+"""Largest header of a safetensors file in bytes, as in the library."""
 
 OWN = "lwm"
 """The key of `config.json` that holds a token space with vision ids, as `TokenSpace` has it."""
 
 
 def read_config(values: Mapping[str, Any], *, source: str = "config.json") -> LlamaConfig:
-    """Reads the configuration of a model of the Llama kind.
+    """Reads the configuration of a model of the Llama type.
 
     Raises:
         UserError: The architecture or a feature of it is not supported, or a value is missing;
@@ -75,7 +75,7 @@ def read_config(values: Mapping[str, Any], *, source: str = "config.json") -> Ll
 
 
 def _require_numbers(values: Mapping[str, Any], source: str) -> None:
-    """Refuses what would otherwise fail far from the file, or take for ever to look at."""
+    """Refuses values that would fail later without the name of the file, or take too long."""
     optional = ("num_key_value_heads", "head_dim", "sliding_window")
     for key in (*KEYS.values(), "vocab_size", *(key for key in optional if values.get(key))):
         value = values[key]
@@ -89,17 +89,17 @@ def _require_numbers(values: Mapping[str, Any], source: str) -> None:
 
 
 def is_norm_eps(value: Any) -> bool:
-    """Returns whether a value can be what RMS norms add."""
+    """Returns whether a value is valid as the epsilon of RMS norms."""
     return isinstance(value, int | float) and 0 < value < 1
 
 
 def is_theta(value: Any) -> bool:
-    """Returns whether a value can be RoPE's base."""
+    """Returns whether a value is valid as RoPE's base."""
     return isinstance(value, int | float) and 1 < value < 1e30
 
 
 def shown(value: Any) -> str:
-    """Returns a value of a file in a form that fits into a line."""
+    """Formats a value of a file for a one-line message."""
     return json.dumps(value, default=str)[:60]
 
 
@@ -177,13 +177,13 @@ def _rope(values: Mapping[str, Any], source: str) -> Rope:
 
 
 def is_not_weight(name: str, config: LlamaConfig) -> bool:
-    """Says whether checkpoints hold a tensor of this name that no model reads."""
+    """Returns whether a tensor of this name may be in checkpoints and is not read."""
     tied_head = config.tie_embeddings and name == "lm_head.weight"
     return tied_head or name.endswith("rotary_emb.inv_freq")
 
 
 class SafetensorsFolder(Mapping[str, np.ndarray]):
-    """The tensors of a folder's safetensors files, mapped into memory and read when asked for."""
+    """The tensors of a folder's safetensors files, mapped into memory and read on access."""
 
     def __init__(self, folder: Path):
         """Opens every file and checks that none is cut short.
@@ -209,7 +209,7 @@ class SafetensorsFolder(Mapping[str, np.ndarray]):
             return file.get_tensor(name)
 
     def __iter__(self) -> Iterator[str]:
-        """Goes through the names of all files."""
+        """Iterates over the names of all files."""
         return iter(self._files)
 
     def __len__(self) -> int:
@@ -241,7 +241,7 @@ def _weight_files(folder: Path) -> list[Path]:
 
 
 def _require_whole(path: Path) -> None:
-    """Names the first tensor that a truncated file no longer holds; safetensors only says no."""
+    """Refuses a truncated file, and names the first missing tensor, unlike the library."""
     size = path.stat().st_size
     with path.open("rb") as file:
         header_size = int.from_bytes(file.read(8), "little")

@@ -1,6 +1,6 @@
-"""LWM's own weights: found in a stream or a train state, one name for each layer, one vocabulary.
+"""Weights of the original LWM, from a stream or a train state: one name per layer, one vocabulary.
 
-`lwm.formats.flax_file` reads the files, `lwm.convert.lwm_config` finds out what model it is.
+`lwm.formats.flax_file` reads the files, `lwm.convert.lwm_config` finds the configuration.
 """
 
 import itertools
@@ -20,24 +20,24 @@ from lwm.hub.catalog import KnownModel
 from lwm.model.config import LlamaConfig, ModelOverrides
 
 PREFIXES = ("params", "trainstate_params", "trainstate", "flax_params")
-"""What LWM's command line puts before a path, with `::`; the file itself says which it is."""
+"""Prefixes of paths on LWM's command line, followed by `::`; the file itself shows its kind."""
 
 TABLE = {path: layout for path, layout in LWM_NAMES.items() if not path.startswith("vision_")}
-"""Names and layouts of the tensors as they are seen here: text and vision tables are one."""
+"""Names and layouts of the tensors, text and vision tables joined."""
 
 _JOINED = {
     LWM_NAMES["embedding"].name: (LWM_NAMES["vision_embedding"].name, 0),
     LWM_NAMES["head"].name: (LWM_NAMES["vision_head"].name, 1),
 }
-"""Tables whose rows, or columns, are followed by those of a vision table."""
+"""Vision tables to append to the text tables, and the axis."""
 
 _MAX_TENSORS = 100_000
-"""No model comes near; a stack that declares more layers is damaged, and would fill the memory."""
+"""Far above any model; a stack that declares more layers is damaged, and would fill the memory."""
 
 
 @dataclass(frozen=True)
 class _Place:
-    """Where a tensor is in the file: an array, or one layer of an array."""
+    """Place of a tensor in the file: an array, or one layer of it."""
 
     name: str
     shape: tuple[int, ...]
@@ -46,13 +46,13 @@ class _Place:
 
 
 class LwmTensors(Mapping[str, np.ndarray]):
-    """The weights of one model, by layer, each read when it is asked for."""
+    """The weights of a model by layer, each read on access."""
 
     def __init__(self, path: Path):
-        """Finds out what the file holds.
+        """Reads the headers.
 
         Raises:
-            UserError: It is missing, damaged, or holds no model.
+            UserError: The file is missing, damaged, or holds no model.
         """
         self._file = FlaxFile(path)
         found = itertools.islice(_unstacked(_parameters(self._file)), _MAX_TENSORS + 1)
@@ -65,28 +65,28 @@ class LwmTensors(Mapping[str, np.ndarray]):
 
     @property
     def sizes(self) -> LwmSizes:
-        """What the shapes say of the model.
+        """Sizes of the model, from the shapes.
 
         Raises:
-            UserError: A tensor that says it is missing.
+            UserError: A tensor that shows a size is missing.
         """
         return LwmSizes.read(self.shapes(), self._file.path)
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Returns the shapes of all tensors, text and vision tables apart."""
+        """Returns the shapes of all tensors, text and vision tables separately."""
         return {name: place.shape for name, place in self._places.items()}
 
     def require_fit(self, config: LlamaConfig) -> None:
-        """Refuses weights that are not those of a model.
+        """Refuses weights that do not fit a model.
 
         Raises:
-            UserError: Tensors are missing, unexpected or of another shape: all of them are named,
-                with the model that they would fit.
+            UserError: Tensors are missing, unexpected or of another shape; they are named, with
+                the model that they would fit.
         """
         require_same_tensors(
             self.shapes(),
             _wanted(config),
-            what=f"{self._file.path} does not fit {describe(config)}",
+            problem=f"{self._file.path} does not fit {describe(config)}",
             hint=f"; the tensors that it has are of {self._would_fit()}",
         )
 
@@ -97,7 +97,7 @@ class LwmTensors(Mapping[str, np.ndarray]):
             return "no model of LWM's kind"
 
     def __getitem__(self, name: str) -> np.ndarray:
-        """Reads one tensor; of a table, the entries for text and then those for vision."""
+        """Reads one tensor; a table holds the text entries, then the vision entries."""
         dtype = self._file.arrays[self._places[name].name].dtype
         out = aligned_empty(self.shape(name), dtype)
         if name not in self._joined:
@@ -110,7 +110,7 @@ class LwmTensors(Mapping[str, np.ndarray]):
         return out
 
     def __iter__(self) -> Iterator[str]:
-        """Goes through the names, those of vision tables left out."""
+        """Iterates over the names, without vision tables."""
         hidden = {other for other, _ in _JOINED.values()}
         return (name for name in self._places if name not in hidden)
 
@@ -138,15 +138,15 @@ class LwmTensors(Mapping[str, np.ndarray]):
 def open_lwm(
     path: Path, *, given: ModelOverrides, known: KnownModel | None = None
 ) -> tuple[LlamaConfig, LwmTensors]:
-    """Opens a file of LWM's parameters, and finds out what model it is.
+    """Opens a file of LWM's parameters, and finds its configuration.
 
     Args:
         path: The file.
-        given: What the user says about the model.
-        known: The entry of the model, if its name is known.
+        given: Settings from the user.
+        known: The entry of a known model.
 
     Raises:
-        UserError: The file cannot be read, does not say enough, or does not fit the model.
+        UserError: The file cannot be read, lacks information, or does not fit the model.
     """
     tensors = LwmTensors(path)
     config, training = read_config_of(tensors.sizes, path, given, known)
@@ -155,10 +155,10 @@ def open_lwm(
 
 
 def split_prefix(text: str) -> tuple[str, str] | None:
-    """Splits LWM's `type::path`; of another text, returns None.
+    """Splits LWM's `type::path`; returns None for other texts.
 
     Raises:
-        UserError: There is no such type.
+        UserError: The type is unknown.
     """
     kind, colons, path = text.partition("::")
     if not colons:
@@ -169,7 +169,7 @@ def split_prefix(text: str) -> tuple[str, str] | None:
 
 
 def _parameters(file: FlaxFile) -> dict[str, tuple[int, ...]]:
-    """Returns the shapes of the parameters alone, by full names; of a train state also these."""
+    """Returns the shapes of the parameters by full name; a train state holds others, too."""
     shapes = {name: stored.shape for name, stored in file.arrays.items()}
     for prefix in ("params/params/", "params/"):
         inside = {name: shape for name, shape in shapes.items() if name.startswith(prefix)}
@@ -179,7 +179,7 @@ def _parameters(file: FlaxFile) -> dict[str, tuple[int, ...]]:
 
 
 def _unstacked(shapes: dict[str, tuple[int, ...]]) -> Iterator[tuple[str, _Place]]:
-    """Yields each tensor under the name that it has where layers are not stacked."""
+    """Yields the tensors of unstacked layers, by name."""
     axis = _layer_axis(shapes)
     for full, shape in shapes.items():
         name = re.sub(r"^(params/){0,2}", "", full)
@@ -193,9 +193,9 @@ def _unstacked(shapes: dict[str, tuple[int, ...]]) -> Iterator[tuple[str, _Place
 
 
 def _layer_axis(shapes: dict[str, tuple[int, ...]]) -> int:
-    """Says along which axis layers are stacked (`param_scan_axis`).
+    """Returns the axis along which layers are stacked (`param_scan_axis`).
 
-    Gates end in the width of the feed-forward layer; the matrices back begin with it on axis 1.
+    w1 ends in the width of the feed-forward layer; w2 begins with it after the stacked axis.
     """
     parts = {
         name.rpartition("/scan_decoder/feed_forward/")[2]: shape for name, shape in shapes.items()
@@ -205,7 +205,7 @@ def _layer_axis(shapes: dict[str, tuple[int, ...]]) -> int:
 
 
 def _wanted(config: LlamaConfig) -> dict[str, tuple[int, ...]]:
-    """Returns the tensors that a file of this model has."""
+    """Returns names and shapes of the tensors of a model."""
     sizes, wanted = dimensions(config), {}
     for path, layout in LWM_NAMES.items():
         if "vision" in path and not config.tokens.vision:

@@ -1,4 +1,4 @@
-"""What model a file of LWM's parameters holds: its shapes say much of it, not all."""
+"""Configurations of original LWM models, from tensor shapes, metadata, names and settings."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -16,7 +16,7 @@ from lwm.tokens import TokenSpace
 CODES = 8192
 """Entries of LWM's vision codebook; the ids after them are end-of-frame, end-of-vision, unused."""
 VISION = TokenSpace(text=32_000, vision=8448, codes=CODES)
-"""The ids of the models that read images and video."""
+"""The token space of the models that read images and video."""
 
 _NEEDED = (
     "vocab_size",
@@ -29,16 +29,16 @@ _NEEDED = (
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainedWith:
-    """What weights were trained with, as far as it is known."""
+    """Settings of training that no tensor shows, as far as they are known."""
 
     theta: float | None
     context: int | None
 
     def applied(self, config: LlamaConfig, path: Path) -> LlamaConfig:
-        """Returns the whole configuration.
+        """Returns the complete configuration.
 
         Raises:
-            UserError: One of the two is not known.
+            UserError: Theta or the context is not known.
         """
         if self.theta is None or self.context is None:
             raise UserError(
@@ -52,7 +52,7 @@ class TrainedWith:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LwmSizes:
-    """What shapes say of a model."""
+    """Sizes of a model that its tensors show."""
 
     text: int
     vision: int
@@ -62,10 +62,10 @@ class LwmSizes:
 
     @classmethod
     def read(cls, shapes: Mapping[str, tuple[int, ...]], path: Path) -> "LwmSizes":
-        """Reads the shapes of unstacked tensors.
+        """Reads sizes from the shapes of unstacked tensors.
 
         Raises:
-            UserError: One that says a size is missing.
+            UserError: A tensor that shows a size is missing.
         """
 
         def shape(name: str) -> tuple[int, int]:
@@ -90,7 +90,7 @@ class LwmSizes:
 
     @property
     def preset(self) -> str | None:
-        """LWM's name for a model of this size, if it has one."""
+        """LWM's name for a model of this size; None if there is none."""
         sizes = self.dim, self.mlp_dim, self.num_layers
         known = {name: preset(name) for name in PRESETS}
         return next(
@@ -103,14 +103,14 @@ class LwmSizes:
         )
 
     def __str__(self):
-        """Names the model for a message."""
+        """Returns a description for messages."""
         known = f"LWM's {self.preset}" if self.preset else "a model"
         layers = f"{self.num_layers} layers of {self.dim} and {self.mlp_dim}"
         return f"{known} ({layers}, {self.text} text and {self.vision} vision ids)"
 
 
 def known_config(entry: KnownModel) -> LlamaConfig | None:
-    """Returns the configuration of a model of LWM's; None for others, whose files say it."""
+    """Returns the configuration of an original LWM model; None for others."""
     if not any(repo.startswith("LargeWorldModel/") for repo in entry.repos):
         return None
     tokens = VISION if "image" in entry.modality else TokenSpace(text=32_000)
@@ -118,7 +118,7 @@ def known_config(entry: KnownModel) -> LlamaConfig | None:
 
 
 def describe(config: LlamaConfig) -> str:
-    """Names a model for a message."""
+    """Returns a description of a model for messages."""
     tokens = config.tokens
     sizes = LwmSizes(
         text=tokens.text,
@@ -133,13 +133,13 @@ def describe(config: LlamaConfig) -> str:
 def read_config_of(
     sizes: LwmSizes, path: Path, given: ModelOverrides, known: KnownModel | None
 ) -> tuple[LlamaConfig, TrainedWith]:
-    """Finds out what model a file holds, and how it was trained as far as that is written down.
+    """Finds the configuration of a file's model, and the known settings of its training.
 
     Args:
-        sizes: Those of the file.
-        path: The file, beside which the metadata of LWM's run may lie.
-        given: What the user says; nothing is looked for elsewhere then.
-        known: The entry of the model, if its name is known.
+        sizes: Sizes from the file.
+        path: The file; metadata of LWM's run may be beside it.
+        given: Settings from the user, which take precedence.
+        known: The entry of a known model.
 
     Raises:
         UserError: The number of heads is not known, or a configuration cannot be read.
@@ -177,7 +177,7 @@ def _from_sizes(sizes: LwmSizes, path: Path, name: str | None) -> LlamaConfig:
 
 
 def _values(text: str) -> dict[str, Any]:
-    """Returns LWM's values of a configuration; none for the name of a preset."""
+    """Returns the values of LWM's configuration file; none for the name of a preset."""
     kind, colons, file = text.partition("::")
     if not colons:
         preset(text)

@@ -1,7 +1,7 @@
-"""How other formats name and lay out each weight: tables that can be read in both directions.
+"""Names and layouts of weights in other formats: tables for both directions.
 
-A layout such as `(NH)D -> DNH` says that their matrix has N·H rows and D columns, and that ours
-is the array D × N × H of the same numbers. Letters as in `lwm.model.llama`; `2` is a literal two.
+A layout such as `(NH)D -> DNH` means: the matrix of the other format has N·H rows and D columns,
+and the model's array is D × N × H. Letters as in `lwm.model.llama`; `2` is a literal two.
 """
 
 import dataclasses
@@ -14,25 +14,25 @@ from lwm.model.config import LlamaConfig
 
 @dataclasses.dataclass(frozen=True)
 class TensorLayout:
-    """One weight of another format: its name there, and how its numbers are ordered."""
+    """Name and layout of a weight in another format."""
 
     name: str
     """A `*` stands for the number of the layer."""
     order: str
 
     def shape(self, sizes: dict[str, int]) -> tuple[int, ...]:
-        """Returns the shape that the tensor has in the other format."""
+        """Returns the shape of the tensor in the other format."""
         groups = re.findall(r"\((\w+)\)|(\w)", self.order.split(" -> ")[0])
         return tuple(int(np.prod([sizes[d] for d in many or one])) for many, one in groups)
 
     def to_ours(self, theirs: np.ndarray, sizes: dict[str, int]) -> np.ndarray:
-        """Reorders a tensor of theirs; the result has one dimension for each letter of ours."""
+        """Reorders a tensor of the other format; the result has one dimension per letter."""
         source, target = self._letters()
         split = theirs.reshape([sizes[d] for d in source])
         return split.transpose([source.index(d) for d in target])
 
     def to_theirs(self, ours: np.ndarray, sizes: dict[str, int]) -> np.ndarray:
-        """Undoes `to_ours`."""
+        """Inverts `to_ours`."""
         source, target = self._letters()
         split = ours.reshape([sizes[d] for d in target])
         return split.transpose([target.index(d) for d in source]).reshape(self.shape(sizes))
@@ -85,7 +85,7 @@ HUGGING_FACE = {
     "head": TensorLayout("lm_head.weight", "VD -> DV"),
 }
 
-# LWM turns neighbouring pairs (2i, 2i + 1) by RoPE; ours are (i, i + H/2).
+# LWM applies RoPE to neighbouring pairs (2i, 2i + 1); `Llama` to pairs (i, i + H/2).
 LWM_NAMES = {
     "embedding": TensorLayout("transformer/wte/embedding", "VD -> VD"),
     "vision_embedding": TensorLayout("transformer/vte/embedding", "UD -> UD"),

@@ -2,7 +2,7 @@
 
 import dataclasses
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +23,7 @@ from lwm.formats.gguf import read_gguf
 from lwm.hub import catalog
 from lwm.model.config import NO_OVERRIDES, Compute, LlamaConfig, ModelOverrides
 from lwm.model.llama import Llama
+from lwm.progress import Progress
 from lwm.sampling_params import LWM_SAMPLING, VisionSampling
 from lwm.tokenizer.markers import CLOSING, OPENING
 from lwm.tokenizer.tokenizer import Tokenizer
@@ -35,20 +36,20 @@ _LLAMA2_MARKS = {"<vision>": (529, 4924, 29958), "</vision>": (1533, 4924, 29958
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ModelFiles:
-    """A model of which all is known but its weights, which are not read yet."""
+    """An opened model: everything but its weights, which are not read yet."""
 
     config: LlamaConfig
     tensors: Mapping[str, np.ndarray] = dataclasses.field(repr=False)
     table: dict[str, TensorLayout] = dataclasses.field(repr=False)
-    """The names and layouts of the tensors, by the path of ours."""
+    """Names and layouts of the tensors, by path of the weight."""
     tokenizer: Tokenizer
     source: Path
     vqgan: Path | None = None
-    """The file or folder of the tokenizer of images, if there is one beside the model."""
+    """The file or folder of the VQGAN beside the model; None if there is none."""
     drawings: VisionSampling = LWM_SAMPLING
-    """How the model draws where nothing else is asked for."""
+    """Default sampling of images and video."""
     known: catalog.KnownModel | None = None
-    """What is known of the model by its name."""
+    """The entry of a known model."""
 
     def training_config(self, *, vision: int = 0, codes: int = 0) -> LlamaConfig:
         """Returns what `read_llama` is to make of this model.
@@ -92,7 +93,7 @@ def open_model_files(
     """Finds a model as `load` does, and reads all but its weights.
 
     Raises:
-        UserError: The model cannot be had or read.
+        UserError: The model cannot be fetched or read.
     """
     path = find_files(name_or_path)
     params = _lwm_file(path, name_or_path)
@@ -139,7 +140,7 @@ def _open_lwm(params: Path, given: ModelOverrides, known: catalog.KnownModel | N
 
 
 def _lwm_file(path: Path, name: str | Path) -> Path | None:
-    """Returns LWM's parameters if that is what lies there."""
+    """Returns the file of LWM's parameters; None for other models."""
     if path.is_dir():
         file = path / "params"
         return file if file.is_file() and not (path / "config.json").is_file() else None
@@ -149,9 +150,9 @@ def _lwm_file(path: Path, name: str | Path) -> Path | None:
 
 
 def _entry(name: str | Path, path: Path) -> catalog.KnownModel | None:
-    """Returns the model known by this name, or by that of its folder, if there is one."""
+    """Returns the known model of this name, or of the name of its folder; None if unknown."""
     folder = path.absolute().parent
-    # The hub's cache has `models--OWNER--NAME` above the folder of a revision.
+    # The hub's cache holds revisions under `models--OWNER--NAME`.
     cached = [part.rpartition("--")[2] for part in folder.parts if part.startswith("models--")]
     names = [str(name), path.name, folder.name, *cached]
     return next((entry for each in names if (entry := catalog.known(each))), None)
@@ -187,20 +188,20 @@ def read_llama(
     compute: Compute = Compute(),
     mesh: Mesh,
     seed: int = 0,
-    progress: Callable[[int, int], None] = lambda done, total: None,
+    progress: Progress = lambda done, total: None,
 ) -> Llama:
     """Reads the weights into a model to be trained: float32, stacked, placed as by `Llama.init`.
 
-    Rows of the token table that the files lack, and columns of the head, are drawn from a normal
-    distribution as wide as those that they have. The scores of text ids do not change by them.
+    Rows of the token table that the files lack, and columns of the head, are sampled from a normal
+    distribution with the standard deviation of the others. Logits of text ids do not change.
 
     Args:
-        opened: Where the weights are.
-        config: What to make of them: `opened.training_config(…)`.
+        opened: The files with the weights.
+        config: The model to make: `opened.training_config(…)`.
         compute: How the model is computed.
-        mesh: The devices; what is drawn does not depend on them.
-        seed: Of what is drawn.
-        progress: Told how many tensors of how many are loaded.
+        mesh: The devices; samples do not depend on them.
+        seed: Seed of the samples.
+        progress: Called with the number of tensors read and their total.
 
     Raises:
         UserError: The weights cannot be read or put on the mesh.
@@ -222,10 +223,10 @@ def read_llama(
 
 
 def find_files(name_or_path: str | Path) -> Path:
-    """Returns a model's file or folder, fetched if need be.
+    """Returns the file or folder of a model, fetched if needed.
 
     Raises:
-        UserError: It cannot be had.
+        UserError: It does not exist or cannot be fetched.
     """
     prefixed = split_prefix(str(name_or_path))
     if prefixed is None:
@@ -237,7 +238,7 @@ def find_files(name_or_path: str | Path) -> Path:
 
 
 def _drawings(path: Path) -> VisionSampling:
-    """Returns how a folder says that its model draws."""
+    """Returns the default sampling of images and video in a model folder."""
     file = path / "generation_config.json"
     if not file.is_file():
         return LWM_SAMPLING
@@ -248,7 +249,7 @@ def _drawings(path: Path) -> VisionSampling:
 
 
 def _open(path: Path) -> ModelFiles:
-    """Opens a Hugging Face folder or a GGUF file, nothing large of which is read yet."""
+    """Opens a Hugging Face folder or a GGUF file; weights are read later."""
     if path.suffix == ".gguf":
         gguf = read_gguf(path)
         tokenizer = Tokenizer.from_gguf(gguf.metadata)

@@ -1,4 +1,4 @@
-"""Named tensors of another format, put onto a mesh as a model of ours."""
+"""Reads named tensors of another format onto a mesh, as a `Llama`."""
 
 import collections
 import contextlib
@@ -24,10 +24,11 @@ from lwm.errors import UserError
 from lwm.model.config import Compute, LlamaConfig
 from lwm.model.llama import Llama, check_mesh
 from lwm.model.quantize import CONTRACTED, QuantizedWeight, quantize
+from lwm.progress import Progress
 from lwm.sharding import dotted, make_mesh
 
 _THREADS = 2
-"""That read ahead: one alone leaves a fast disk waiting while it puts a tensor into our order."""
+"""Threads that read ahead: with one, a fast disk waits while tensors are reordered."""
 _ALIGNMENT = 64
 _LARGE = 1 << 20
 
@@ -44,25 +45,25 @@ def build_llama(
     compute: Compute = Compute(),
     int8: bool = False,
     ignore: Callable[[str], bool] = lambda name: False,
-    progress: Callable[[int, int], None] = lambda done, total: None,
+    progress: Progress = lambda done, total: None,
 ) -> Llama:
-    """Reads every weight of an unstacked model straight to its place on the mesh.
+    """Reads every weight of an unstacked model directly to its place on the mesh.
 
-    Weights are stored as `compute.dtype`. Three tensors at most are in host memory at a time, and
-    on a CPU they become the weights themselves, uncopied.
+    Weights are stored as `compute.dtype`. At most three tensors are in host memory at a time; on a
+    CPU they become the weights without a copy.
 
     Args:
         config: The model that the tensors must fit.
-        tensors: Theirs, by name; each is read when it is asked for.
-        table: Their names and layouts, by the path of ours.
+        tensors: Tensors of the other format by name; each is read on access.
+        table: Names and layouts in the other format, by path of the weight.
         mesh: The devices to put them on.
         compute: How the model is computed.
-        int8: Store the matrices of the layers and the head in eight bits.
-        ignore: Says which of their names are known to be no weight of ours.
-        progress: Told how many tensors of how many are done.
+        int8: Whether to store the matrices of the layers and the head in eight bits.
+        ignore: Returns whether a tensor of this name is known to be no weight.
+        progress: Called with the number of tensors done and their total.
 
     Raises:
-        UserError: Tensors are missing, unexpected or of another shape: all of them are named.
+        UserError: Tensors are missing, unexpected or of another shape; they are named.
     """
     found, tree = jax.tree.flatten_with_path(_abstract(config, mesh, compute, stacked=False))
     wanted = [(dotted(path), leaf) for path, leaf in found]
@@ -91,11 +92,11 @@ def build_stacked(
     mesh: Mesh,
     compute: Compute = Compute(),
     ignore: Callable[[str], bool] = lambda name: False,
-    progress: Callable[[int, int], None] = lambda done, total: None,
+    progress: Progress = lambda done, total: None,
 ) -> Llama:
-    """Reads every weight into a model to be trained: float32, stacked, as `Llama.init` places it.
+    """Reads every weight into a model for training: float32, stacked, placed as by `Llama.init`.
 
-    Each tensor goes into the stack of its layers on the devices; three at most wait in host memory.
+    Each tensor goes into the stack of layers on the devices; at most three are in host memory.
     Arguments and errors are those of `build_llama`.
     """
     wanted, tree = jax.tree.flatten_with_path(_abstract(config, mesh, compute, stacked=True))
@@ -111,21 +112,21 @@ def build_stacked(
     with contextlib.closing(
         _ahead(lambda path: weights.read(path, shapes[path], "float32"), paths)
     ) as arrays:
-        told = _told(arrays, progress, len(paths))
+        read = _reporting(arrays, progress, len(paths))
         for (path, group), (_, leaf) in zip(parts.items(), wanted, strict=True):
             spec = leaf.sharding.spec
             if group == [path]:
-                leaves.append(_place(next(told), mesh, spec))
+                leaves.append(_place(next(read), mesh, spec))
             else:
-                layers = itertools.islice(told, len(group))
+                layers = itertools.islice(read, len(group))
                 leaves.append(_stack(layers, leaf.shape, mesh, spec))
     return jax.tree.unflatten(tree, leaves)
 
 
 class VisionRows(Mapping[str, np.ndarray]):
-    """A text model's tensors, with entries for vision ids after those of its own in both tables.
+    """A text model's tensors, with rows for vision ids appended to both of its tables.
 
-    They are drawn as far apart as the entries that there are, on the host: the same on every mesh.
+    New rows are sampled on the host with the standard deviation of the table: alike on any mesh.
     """
 
     def __init__(
@@ -136,14 +137,14 @@ class VisionRows(Mapping[str, np.ndarray]):
         *,
         seed: int,
     ):
-        """Adds so many entries to each table, when it is asked for."""
+        """Appends `rows` rows to each table when it is read."""
         self._tensors, self._rows, self._seed = tensors, rows, seed
         layouts = table["embedding"], table["head"]
         self._names = [layout.name for layout in layouts]
         self._axes = {layout.name: layout.order.index("V") for layout in layouts}
 
     def __getitem__(self, name: str) -> np.ndarray:
-        """Reads one tensor, and lengthens it if it is a table."""
+        """Reads one tensor; a table gets its new rows."""
         array = self._tensors[name]
         if name not in self._axes:
             return array
@@ -153,7 +154,7 @@ class VisionRows(Mapping[str, np.ndarray]):
         return np.concatenate([array, array.std() * np.moveaxis(rows, 0, axis)], axis=axis)
 
     def __iter__(self) -> Iterator[str]:
-        """Goes through the names, which stay the same."""
+        """Iterates over the names, which stay the same."""
         return iter(self._tensors)
 
     def __len__(self) -> int:
@@ -169,7 +170,7 @@ class VisionRows(Mapping[str, np.ndarray]):
 
 
 class Weights:
-    """Their tensors by our paths."""
+    """Tensors of another format by the paths of the model's weights."""
 
     def __init__(
         self,
@@ -179,27 +180,27 @@ class Weights:
         paths: Iterable[str],
         ignore: Callable[[str], bool],
     ):
-        """Refuses tensors that are not those of the model; see `require_same_tensors`."""
+        """Refuses tensors that do not fit the model; see `require_same_tensors`."""
         self._tensors, self._sizes = tensors, sizes_in(table, config)
         self._layouts = {path: layout_of(table, path) for path in paths}
         wanted = {each.name: each.shape(self._sizes) for each in self._layouts.values()}
         require_same_tensors(
             {name: _shape(tensors, name) for name in tensors if not ignore(name)},
             wanted,
-            what="the weights do not fit the configuration",
+            problem="the weights do not fit the configuration",
             hint="; they are of different models",
         )
 
     def read(self, path: str, shape: tuple[int, ...], dtype: DTypeLike | None = None) -> np.ndarray:
-        """Reads one into our order and shape; of a table, the rows that only pad it are added."""
+        """Reads a weight in the model's layout and shape; tables are padded."""
         ours = self.unpadded(path)
         return _padded(contiguous(ours, dtype or ours.dtype), shape)
 
     def unpadded(self, path: str) -> np.ndarray:
-        """Reads one with a dimension for each letter of ours, its numbers in any order.
+        """Reads a weight with a dimension for each letter of its layout, in any memory order.
 
         Raises:
-            UserError: Its numbers are of a type that weights are not of.
+            UserError: The tensor holds integers, booleans or complex numbers.
         """
         layout = self._layouts[path]
         theirs = self._tensors[layout.name]
@@ -212,7 +213,7 @@ class Weights:
 
 
 def _ahead(read: Callable[[A], B], items: Iterable[A]) -> Generator[B]:
-    """Yields what is read of each item, in order, while two threads read the next ones."""
+    """Yields `read(item)` for each item, in order, while two threads read the next ones."""
     waiting: collections.deque[Future[B]] = collections.deque()
     with ThreadPoolExecutor(_THREADS) as pool:
         try:
@@ -226,7 +227,7 @@ def _ahead(read: Callable[[A], B], items: Iterable[A]) -> Generator[B]:
             pool.shutdown(cancel_futures=True)
 
 
-def _told(arrays: Iterable[B], progress: Callable[[int, int], None], total: int) -> Iterator[B]:
+def _reporting(arrays: Iterable[B], progress: Progress, total: int) -> Iterator[B]:
     for number, array in enumerate(arrays, start=1):
         progress(number, total)
         yield array
@@ -236,7 +237,7 @@ def _put(parts: tuple[np.ndarray, ...], mesh: Mesh, spec: P) -> jax.Array | Quan
     if len(parts) == 1:
         return _place(parts[0], mesh, spec)
     values, scale = parts
-    # A scale is one number where the product sums, and whole there on every device.
+    # Scales have size 1 along contracted dimensions, which are not sharded.
     kept = P(*(None if size == 1 else name for size, name in zip(scale.shape, spec, strict=False)))
     return QuantizedWeight(_place(values, mesh, spec), _place(scale, mesh, kept))
 
@@ -281,7 +282,7 @@ def weight_paths(config: LlamaConfig) -> list[str]:
 
 
 def layer_paths(path: str, num_layers: int) -> list[str]:
-    """Returns the paths of the layers in a leaf that stacks them; of another, its own."""
+    """Returns the paths of the layers in a stacked leaf; for other leaves, the path itself."""
     stacked = re.fullmatch(r"blocks\.(?!\d)(.*)", path)
     if stacked is None:
         return [path]
@@ -289,7 +290,7 @@ def layer_paths(path: str, num_layers: int) -> list[str]:
 
 
 def layout_of(table: dict[str, TensorLayout], path: str) -> TensorLayout:
-    """Returns their name and layout of a weight of ours, which is of one layer if of any."""
+    """Returns name and layout in the other format of a weight of an unstacked model."""
     number = re.search(r"(?<=blocks\.)\d+", path)
     if number is None:
         return table[path]
@@ -298,13 +299,13 @@ def layout_of(table: dict[str, TensorLayout], path: str) -> TensorLayout:
 
 
 def sizes_in(table: dict[str, TensorLayout], config: LlamaConfig) -> dict[str, int]:
-    """Returns what the letters of a table mean: without a table for vision, V counts all ids."""
+    """Returns the sizes of a table's letters; without a vision table, V counts all ids."""
     sizes = dimensions(config)
     return sizes if "vision_embedding" in table else sizes | {"V": config.tokens.size}
 
 
 def aligned_empty(shape: tuple[int, ...], dtype: DTypeLike) -> np.ndarray:
-    """Returns memory such as JAX on a CPU takes for its own, where it would copy other."""
+    """Returns memory aligned so that JAX on a CPU uses it without a copy."""
     num_bytes = math.prod(shape) * np.dtype(dtype).itemsize
     raw = np.frombuffer(_pages(num_bytes + _ALIGNMENT), np.uint8)
     start = -raw.ctypes.data % _ALIGNMENT
@@ -312,10 +313,10 @@ def aligned_empty(shape: tuple[int, ...], dtype: DTypeLike) -> np.ndarray:
 
 
 def _pages(num_bytes: int) -> bytearray | mmap.mmap:
-    """Returns memory of the small pages.
+    """Returns memory in small pages.
 
-    NumPy asks for huge ones; beside a file that fills the rest of the memory Linux then moves
-    pages about for longer than the reading takes.
+    NumPy requests huge pages; if the page cache fills the memory, Linux then compacts pages for
+    longer than the reading takes.
     """
     if num_bytes < _LARGE or not hasattr(mmap, "MAP_PRIVATE"):
         return bytearray(num_bytes)
@@ -323,12 +324,12 @@ def _pages(num_bytes: int) -> bytearray | mmap.mmap:
 
 
 def contiguous(array: np.ndarray, dtype: DTypeLike) -> np.ndarray:
-    """Returns the array as it is if its numbers lie in order and are of this type, or a copy."""
+    """Returns the array if it is contiguous and of this type, else such a copy."""
     if array.dtype == dtype and array.flags.c_contiguous:
         return array
     out = aligned_empty(array.shape, dtype)
     if array.dtype == dtype and array.itemsize == 2:
-        # As integers: NumPy knows no fast way to move bfloat16, and holds Python's lock.
+        # As integers: NumPy moves bfloat16 slowly and holds the GIL.
         out.view(np.uint16)[...] = array.view(np.uint16)
     else:
         out[...] = array
@@ -336,7 +337,7 @@ def contiguous(array: np.ndarray, dtype: DTypeLike) -> np.ndarray:
 
 
 def _padded(array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """Gives the array the shape of ours: merges split heads, pads the rows of a token table."""
+    """Gives a weight its shape in the model: merges split heads, pads the rows of a table."""
     if array.size == math.prod(shape):
         return array.reshape(shape)
     return np.pad(array, [(0, want - have) for want, have in zip(shape, array.shape, strict=True)])
@@ -346,19 +347,19 @@ def require_same_tensors(
     found: Mapping[str, tuple[int, ...]],
     wanted: Mapping[str, tuple[int, ...]],
     *,
-    what: str,
+    problem: str,
     hint: str,
 ) -> None:
-    """Refuses tensors that are not those of a model.
+    """Refuses tensors that do not fit a model.
 
     Args:
         found: Names and shapes in the files.
-        wanted: Those of the model.
-        what: What to say of them.
-        hint: What to say at the end.
+        wanted: Names and shapes of the model.
+        problem: Start of the message.
+        hint: End of the message.
 
     Raises:
-        UserError: All that are missing, unexpected or of another shape; some of them by name.
+        UserError: Tensors are missing, unexpected or of another shape; some are named.
     """
     shapes = {
         f"{name} has {found[name]}, not {wanted[name]}"
@@ -375,10 +376,10 @@ def require_same_tensors(
             more = f" and {len(names) - 3} more" if len(names) > 3 else ""
             faults.append(f"{word}: {', '.join(sorted(names)[:3])}{more}")
     if faults:
-        raise UserError(f"{what}; {'; '.join(faults)}{hint}")
+        raise UserError(f"{problem}; {'; '.join(faults)}{hint}")
 
 
 def _shape(tensors: Mapping[str, np.ndarray], name: str) -> tuple[int, ...]:
-    """Returns the shape of a tensor, unread if the mapping can tell."""
-    tell = getattr(tensors, "shape", None)
-    return tensors[name].shape if tell is None else tuple(tell(name))
+    """Returns the shape of a tensor, without reading it if the mapping has `shape`."""
+    shape_of = getattr(tensors, "shape", None)
+    return tensors[name].shape if shape_of is None else tuple(shape_of(name))

@@ -129,7 +129,7 @@ def test_licences_of_any_name_can_be_replaced(source, tmp_path):
 
 
 def test_where_it_cannot_be_written(source, tmp_path, monkeypatch):
-    with pytest.raises(UserError, match="is where the model itself lies; choose another folder"):
+    with pytest.raises(UserError, match="holds the model itself; choose another folder"):
         convert_model(source, source.source.parent)
     with pytest.raises(UserError, match="/ is no place for a model; choose another folder"):
         convert_model(source, Path("/"))
