@@ -1,4 +1,4 @@
-"""What memory this machine's devices have free."""
+"""Free memory of the devices of this machine."""
 
 import dataclasses
 import math
@@ -8,31 +8,31 @@ from pathlib import Path
 import jax
 
 _PROGRAM = 500_000_000
-"""Bytes that a process itself takes on a host, to compile most of all: 0.4 to 0.5 GB measured with
-a model of 30 layers, beyond its weights, cache and activations."""
+"""Bytes of host memory that a process itself needs, mostly to compile: 0.4 to 0.5 GB measured with
+a model of 30 layers, besides its weights, cache and activations."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Machine:
-    """The devices at hand."""
+    """Devices of this machine, or of one to plan for."""
 
     count: int
     memory: int | None
-    """Bytes free on each device, or on the host that all of them share; None: not known."""
+    """Free bytes of each device, or of the host memory that all of them share; None: unknown."""
     platform: str
     is_shared: bool = False
-    """Whether the devices are threads of one processor, with one memory."""
+    """True if the devices are threads of one processor with one memory."""
     hosts: int = 1
-    """Processes, each with devices of its own and, if shared, a memory of its own."""
+    """Number of processes, each with its own devices and, if shared, its own memory."""
 
     def room(self, used: int) -> int | None:
-        """Returns the bytes that each of so many devices has, also of more than there are."""
+        """Returns the free bytes per device if `used` devices share the memory."""
         if self.memory is None or not self.is_shared:
             return self.memory
         return self.memory // math.ceil(used / self.hosts)
 
     def without(self, held: int, used: int) -> "Machine":
-        """Returns the machine as if each of so many devices had given back these bytes."""
+        """Returns the machine as if each of `used` devices had freed `held` bytes."""
         if self.memory is None:
             return self
         parts = math.ceil(used / self.hosts) if self.is_shared else 1
@@ -40,7 +40,7 @@ class Machine:
 
 
 def machine(devices: Sequence[jax.Device] | None = None) -> Machine:
-    """Asks the devices what they have free: all there are, unless some are given."""
+    """Returns the number and free memory of the given devices, or of all devices."""
     devices = list(jax.devices() if devices is None else devices)
     platform, hosts = devices[0].platform, len({device.process_index for device in devices})
     if platform == "cpu":
@@ -52,29 +52,29 @@ def machine(devices: Sequence[jax.Device] | None = None) -> Machine:
             is_shared=True,
             hosts=hosts,
         )
-    # Those of other processes cannot be asked.
+    # Devices of other processes do not report their memory.
     own = [device for device in devices if device.process_index == jax.process_index()]
-    said = [free_bytes(device.memory_stats()) for device in own]
-    known = [bytes_free for bytes_free in said if bytes_free is not None]
+    found = [free_bytes(device.memory_stats()) for device in own]
+    known = [bytes_free for bytes_free in found if bytes_free is not None]
     memory = min(known) if len(known) == len(own) > 0 else None
     return Machine(count=len(devices), memory=memory, platform=platform, hosts=hosts)
 
 
 def free_bytes(stats: Mapping[str, int] | None) -> int | None:
-    """Reads what a device says of its memory; None if it does not say enough."""
+    """Returns the free bytes in a device's memory statistics; None if they are incomplete."""
     if not stats or "bytes_limit" not in stats:
         return None
     return stats["bytes_limit"] - stats.get("bytes_in_use", 0)
 
 
 def host_memory(root: Path = Path("/")) -> int | None:
-    """Returns the bytes that a process may still take: free memory, bounded by its cgroups.
+    """Returns the bytes that a process can still allocate: free memory, limited by its cgroups.
 
     Args:
-        root: Where `proc` and `sys` are.
+        root: Parent folder of `proc` and `sys`.
 
     Returns:
-        None if the machine does not say, as where it is no Linux.
+        None if unknown, as on other systems than Linux.
     """
     free = _numbers(root / "proc/meminfo").get("MemAvailable")
     if free is None:
@@ -83,7 +83,7 @@ def host_memory(root: Path = Path("/")) -> int | None:
 
 
 def _cgroup_rooms(root: Path) -> list[int]:
-    """Returns what each limit on the way up from the process's own cgroup leaves."""
+    """Returns the free bytes of the process's own cgroup and of each of its parents."""
     try:
         lines = (root / "proc/self/cgroup").read_text().splitlines()
     except OSError:
@@ -99,7 +99,7 @@ def _cgroup_rooms(root: Path) -> list[int]:
             names = "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"
         else:
             continue
-        # In a container the path may be one of the host's, which is not to be seen.
+        # In a container the path may be one of the host, which is not visible.
         own = Path(path.strip("/"))
         rooms += [_room(base / part, *names) for part in (own, *own.parents)]
     return [room for room in rooms if room is not None]
@@ -111,12 +111,12 @@ def _room(folder: Path, limit: str, usage: str, cached: str) -> int | None:
         used = int((folder / usage).read_text())
     except (OSError, ValueError):  # "max" is no limit
         return None
-    # Pages of files are given up when memory is wanted.
+    # Cached pages of files are freed on demand.
     return most - used + _numbers(folder / "memory.stat").get(cached, 0)
 
 
 def _numbers(file: Path) -> dict[str, int]:
-    """Reads lines of a name and a number."""
+    """Reads lines that hold a name and a number."""
     try:
         rows = [line.replace(":", " ").split() for line in file.read_text().splitlines()]
     except OSError:

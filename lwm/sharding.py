@@ -1,7 +1,7 @@
-"""The device mesh and the few partition specs that `lwm` is made of.
+"""Device mesh and partition specs.
 
     dp    copies of the model, each with its own rows of the batch
-    fsdp  rows of the batch again, with the weights split among them
+    fsdp  rows of the batch too, with the weights split over the devices
     tp    attention heads, feed-forward columns and the vocabulary
     sp    the sequence
 
@@ -21,9 +21,9 @@ from lwm.errors import UserError
 AXES = ("dp", "fsdp", "tp", "sp")
 
 BATCH = ("dp", "fsdp")
-"""The axes over which the rows of a batch are spread."""
+"""Axes over which the rows of a batch are split."""
 SHARD = ("fsdp", "sp")
-"""The axes over which a weight is stored in parts, gathered when it is used."""
+"""Axes over which a weight is stored in parts, gathered when it is used."""
 
 TOKENS = P(BATCH, "sp")
 ACTS = P(BATCH, "sp", None)
@@ -36,12 +36,12 @@ ROWS = P(BATCH, None)
 def parse_mesh(
     text: str, num_devices: int, *, platform: str | None = None
 ) -> tuple[int, int, int, int]:
-    """Reads `1,-1,4,1` (dp, fsdp, tp, sp) or `dp=1,sp=8`; one -1 takes the devices left over.
+    """Parses `1,-1,4,1` (dp, fsdp, tp, sp) or `dp=1,sp=8`; one -1 takes the remaining devices.
 
     Args:
         text: The sizes.
-        num_devices: How many devices there are.
-        platform: What they are, such as `cpu`, which can be made more of.
+        num_devices: Number of devices.
+        platform: Platform of the devices; `cpu` devices can be split into more.
 
     Raises:
         UserError: The text is no mesh, or its sizes do not fit `num_devices`.
@@ -87,10 +87,10 @@ def _read_sizes(text: str) -> list[int]:
 
 
 def make_mesh(text: str = "1,1,1,1", devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """Makes the mesh that `text` describes out of the first devices that it needs.
+    """Makes the mesh described by `text` of as many of the first devices as it needs.
 
     Raises:
-        UserError: See `parse_mesh`; or several processes would leave devices of one unused.
+        UserError: See `parse_mesh`; or there are several processes and some device stays unused.
     """
     devices = list(jax.devices() if devices is None else devices)
     sizes = parse_mesh(text, len(devices), platform=devices[0].platform)
@@ -110,10 +110,10 @@ def make_mesh(text: str = "1,1,1,1", devices: Sequence[jax.Device] | None = None
 
 
 def inside_host(sizes: tuple[int, int, int, int], devices: int) -> tuple[int, int, int, int]:
-    """Says how much of each axis (dp, fsdp, tp, sp) lies among the devices of one host.
+    """Returns the size of each axis (dp, fsdp, tp, sp) within the devices of one host.
 
-    What talks most stays inside: tensor parallelism with each layer's sums, then the ring, then
-    the gathering of weights, then the sum of gradients.
+    Axes that communicate most stay inside a host: tensor parallelism with the sums of each layer,
+    then the ring, then the gathering of weights, then the sum of gradients.
 
     Raises:
         UserError: The sizes cannot fill a host.
@@ -126,59 +126,59 @@ def inside_host(sizes: tuple[int, int, int, int], devices: int) -> tuple[int, in
     if left > 1:
         shown = ",".join(map(str, sizes))
         raise UserError(
-            f"mesh {shown} cannot be spread over hosts of {devices} devices each; "
-            "choose sizes of which some divide that number"
+            f"mesh {shown} cannot be split over hosts of {devices} devices each; "
+            "choose sizes whose factors fill a host"
         )
     dp, fsdp, tp, sp = inner
     return dp, fsdp, tp, sp
 
 
 def _joined_by_slow_links(devices: Sequence[jax.Device]) -> int:
-    """Counts the hosts, or on TPU the slices, within which devices are joined by fast links."""
+    """Returns the number of hosts, or of TPU slices, whose devices share fast links."""
     if devices[0].platform == "tpu":
         return len({getattr(device, "slice_index", 0) for device in devices})
     return len({device.process_index for device in devices})
 
 
 def require_divisible(mesh: Mesh, what: str, size: int, axes: tuple[str, ...]) -> None:
-    """Refuses a mesh whose `axes` do not divide `size`, naming the number and its divisor.
+    """Checks that `axes` of the mesh divide `size`.
 
     Raises:
-        UserError: The number, the axes and their product.
+        UserError: They do not; names the size, the axes and their product.
     """
     parts = math.prod(mesh.shape[axis] for axis in axes)
     if size % parts:
         names = " × ".join(f"{axis} {mesh.shape[axis]}" for axis in axes)
         total = f" = {parts}" if len(axes) > 1 else ""
-        raise UserError(f"the mesh cannot work: {size} {what} do not divide by {names}{total}")
+        raise UserError(f"the mesh does not fit: {size} {what} do not divide by {names}{total}")
 
 
 def require_batch(mesh: Mesh, *, rows: int, length: int, block: int = 1) -> None:
-    """Refuses a batch that does not divide over the mesh: rows by dp·fsdp, length by sp·block.
+    """Checks that a batch divides over the mesh: rows by dp·fsdp, length by sp·block.
 
     Raises:
-        UserError: The number and its divisor.
+        UserError: It does not; names the size and its divisor.
     """
     require_divisible(mesh, "rows of the batch", rows, BATCH)
     require_divisible(mesh, "tokens of a row", length, ("sp",))
     local = length // mesh.shape["sp"]
     if local % block:
         raise UserError(
-            f"the mesh cannot work: {length} tokens over sp {mesh.shape['sp']} leave {local} "
+            f"the mesh does not fit: {length} tokens over sp {mesh.shape['sp']} leave {local} "
             f"a device, which do not divide by the block {block}"
         )
 
 
 def manual(local: Callable[..., Any], in_specs: Any, out_specs: Any) -> Callable[..., Any]:
-    """Maps a function of what one device holds over the mesh in use; gradients never cross it.
+    """Maps a function of one device's arrays over the mesh in use; JAX never differentiates it.
 
-    Called anew at each use: a shard_map made at import keeps the first mesh that it meets.
+    To be called at each use: a shard_map made at import keeps the first mesh that it meets.
     """
     return jax.shard_map(local, in_specs=in_specs, out_specs=out_specs, check_vma=False)
 
 
 def on_mesh(mesh: Mesh, spec: P) -> NamedSharding:
-    """The concrete sharding of `spec`, for data that comes from the host."""
+    """Returns the concrete sharding of `spec`, for data that comes from the host."""
     return NamedSharding(mesh, spec)
 
 

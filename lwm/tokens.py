@@ -1,4 +1,4 @@
-"""The one range of ids that text and vision share; the only place that knows its numbers.
+"""Token ids of text and vision in one range; the only place that knows their numbers.
 
     [0, V)        text
     [V, V + U)    vision: the codebook, then end-of-frame, end-of-vision, then unused ids
@@ -16,22 +16,26 @@ _ROW_MULTIPLE = 128
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TokenSpace:
-    """The ids of one model: how many are text, how many vision, and what the vision ids mean."""
+    """Token space of one model: numbers of text and vision ids, and the vision markers."""
 
     text: int
-    """V: the size of the text tokenizer's vocabulary."""
+    """V: size of the text tokenizer's vocabulary."""
     vision: int = 0
-    """U: all vision ids, special and unused ones included."""
+    """U: number of vision ids, markers and unused ids included."""
     codes: int = 0
-    """Entries of the vision codebook: the first of the vision ids."""
+    """Entries of the vision codebook, which come first among the vision ids."""
 
     @classmethod
     def of(cls, text: int, codes: int) -> "TokenSpace":
-        """Returns the space of a vocabulary and a codebook; 0 codes are no vision."""
+        """Returns the space of a vocabulary and a codebook; without codes, of text alone."""
         return cls(text=text, vision=codes + 2 if codes else 0, codes=codes)
 
     def __post_init__(self):
-        """Refuses a space in which the codebook and its two markers do not fit."""
+        """Checks that the codebook and its two markers fit.
+
+        Raises:
+            ValueError: They do not.
+        """
         if self.vision and self.codes + 2 > self.vision:
             raise ValueError(
                 f"{self.codes} codes, end-of-frame and end-of-vision need "
@@ -40,20 +44,20 @@ class TokenSpace:
 
     @property
     def size(self) -> int:
-        """V + U: the ids that mean something."""
+        """V + U: number of ids in use."""
         return self.text + self.vision
 
     @property
     def rows(self) -> int:
-        """Rows of the embedding table and columns of the head, padding included."""
+        """Number of rows of the embedding table and columns of the head, padding included."""
         return -(-self.size // _ROW_MULTIPLE) * _ROW_MULTIPLE
 
     @property
     def end_of_frame(self) -> int:
-        """The id after every frame of a video but the last."""
+        """Id after every frame of a video but the last."""
         return self.text + self.codes
 
     @property
     def end_of_vision(self) -> int:
-        """The id after an image or the last frame of a video."""
+        """Id after an image or the last frame of a video."""
         return self.text + self.codes + 1

@@ -85,5 +85,5 @@ def test_fast_axes_lie_inside_a_host(sizes, devices, inner):
 
 
 def test_what_does_not_fill_a_host_is_refused():
-    with pytest.raises(UserError, match="mesh 3,1,1,5 cannot be spread over hosts of 8"):
+    with pytest.raises(UserError, match="mesh 3,1,1,5 cannot be split over hosts of 8"):
         inside_host((3, 1, 1, 5), 8)

@@ -1,1 +1,1 @@
-"""The transformer of the Llama kind, its attention and its key/value cache."""
+"""Dense decoder of the Llama kind over one token space, and its key/value cache."""

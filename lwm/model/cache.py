@@ -1,8 +1,8 @@
-"""The key/value cache: passed in and returned, never hidden.
+"""Key/value cache: an argument and a result, never hidden state.
 
-Every row of a batch writes the same slot at the same time. Which slots hold a token of the row's
-own document is data (`segments`), so left padding, prompts of unequal length and a gap between
-two turns need no special case. Only this file knows how keys and values lie in memory.
+All rows of a batch write the same slot at the same time. The segment of each slot is data, so left
+padding, prompts of unequal length and gaps between turns need no special case. Only this file
+depends on the memory layout of keys and values.
 """
 
 import math
@@ -33,7 +33,7 @@ class Slots(NamedTuple):
 
 
 class LayerCache(eqx.Module):
-    """The keys and values of one layer, head-major: decoding reads one head in a run.
+    """Keys and values of one layer, head-major: decoding reads one head contiguously.
 
     Keys are stored transposed, in the order in which a matrix product with a query reads them.
     Bfloat16 is held as bits (`lwm.ops.cpu.bits`).
@@ -81,7 +81,7 @@ class KVCache(eqx.Module):
     layers: tuple[LayerCache, ...]
     segments: Int[Array, "B T"]
     length: Int[Array, ""]
-    """Slots in use; the next token goes to this one."""
+    """Number of slots in use, and so the slot of the next token."""
 
     @classmethod
     def empty(cls, config: LlamaConfig, dtype: Dtype, *, rows: int, slots: int) -> "KVCache":
@@ -107,7 +107,7 @@ class KVCache(eqx.Module):
         return self.segments.shape[1]
 
     def tokens(self) -> Int[Array, " B"]:
-        """Counts the tokens that each row holds: the next one's position."""
+        """Returns the number of tokens in each row, which is the position of the next one."""
         return jnp.sum(self.segments != EMPTY, axis=1)
 
     def claim(self, segments: Int[Array, "B S"]) -> tuple[Slots, Int[Array, "B S"]]:
@@ -142,7 +142,7 @@ class KVCache(eqx.Module):
         return KVCache(layers, lengthen(self.segments, 1, EMPTY), self.length)
 
     def rewind(self, length: int) -> "KVCache":
-        """Forgets every slot from `length` on."""
+        """Returns the cache without the slots from `length` on."""
         kept = jnp.arange(self.slots) < length
         segments = jnp.where(kept[None, :], self.segments, EMPTY)
         return KVCache(self.layers, reshard(segments, ROWS), jnp.asarray(length, jnp.int32))

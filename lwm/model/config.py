@@ -47,7 +47,7 @@ class Rope:
 @takes_old_settings("model")
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LlamaConfig:
-    """The shape of a dense decoder of the Llama kind."""
+    """Shape of a dense decoder of the Llama kind."""
 
     tokens: TokenSpace
     dim: int
@@ -61,10 +61,10 @@ class LlamaConfig:
     rope: Rope = Rope()
     norm_eps: float = 1e-6
     tie_embeddings: bool = False
-    """Whether the head is the embedding table."""
+    """True if the head is the embedding table."""
     qkv_bias: bool = False
     qk_norm: bool = False
-    """Whether each head's query and key are RMS-normalised before RoPE, as in Qwen3."""
+    """True if each head's query and key are RMS-normalised before RoPE, as in Qwen3."""
     init_std: float = 0.02
 
     def __post_init__(self):
@@ -154,7 +154,7 @@ class ModelOverrides:
 NO_OVERRIDES = ModelOverrides()
 
 
-# name: dim, mlp_dim, layers, heads, context, norm_eps; the sizes that LWM's code names.
+# name: dim, mlp_dim, layers, heads, context, norm_eps; the presets of LWM's code.
 _PRESETS = {
     "debug": (256, 256, 2, 2, 2048, 1e-6),
     "200m": (1024, 2048, 14, 8, 2048, 1e-6),
@@ -169,10 +169,10 @@ PRESETS = tuple(_PRESETS)
 
 
 def preset(name: str, **changes: Any) -> LlamaConfig:
-    """Returns one of LWM's named sizes (`PRESETS`), with fields changed as asked.
+    """Returns one of LWM's named sizes (`PRESETS`), with some fields changed.
 
     Raises:
-        UserError: The name is not among them.
+        UserError: No preset has this name.
     """
     if name not in _PRESETS:
         raise UserError(f"no preset is called {name!r}; there are {', '.join(PRESETS)}")

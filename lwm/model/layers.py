@@ -1,4 +1,4 @@
-"""The parts of a layer: RMSNorm, Attention, MLP, Block, and the Packing of their rows."""
+"""Parts of a decoder layer: RMSNorm, Attention, MLP and Block; and Packing, the layout of rows."""
 
 from collections.abc import Callable
 
@@ -19,7 +19,7 @@ from lwm.sharding import ACTS, BATCH, SHARD, TOKENS
 
 
 class Packing(eqx.Module):
-    """Where each token stands: its document, its position there, and its index in the row."""
+    """Document of each token in packed rows, its position there, and its index in the row."""
 
     segments: Int[Array, "B S"]
     positions: Int[Array, "B S"]
@@ -36,21 +36,22 @@ class Packing(eqx.Module):
         )
 
     def mask(self) -> Mask:
-        """Says which tokens each one sees: those before it, of its own document."""
+        """Returns the causal mask: a token sees its own document up to itself."""
         return Mask(self.index, self.index, self.segments, self.segments)
 
 
 class RMSNorm(eqx.Module):
-    """Divides by the root mean square of the last dimension, in float32, and scales."""
+    """Root-mean-square normalisation of the last dimension in float32 (Zhang and Sennrich 2019)."""
 
     weight: Float[Array, " D"]
     eps: float = eqx.field(static=True)
 
     @classmethod
     def init(cls, dim: int, eps: float) -> "RMSNorm":
-        """Starts with a scale of 1."""
+        """Initialises the scale to 1."""
         return cls(jnp.ones(dim), eps)
 
+    @jax.named_scope("norm")
     def __call__(self, x: Float[Array, "*B D"]) -> Float[Array, "*B D"]:
         """Normalises the last dimension."""
         wide = x.astype(jnp.float32)
@@ -73,7 +74,7 @@ class Attention(eqx.Module):
 
     @classmethod
     def init(cls, config: LlamaConfig, *, key: PRNGKeyArray) -> "Attention":
-        """Draws projections from N(0, init_std²); biases start at 0."""
+        """Samples projections from N(0, init_std²); biases start at 0."""
         D, N, K, H = config.dim, config.num_heads, config.num_kv_heads, config.head_dim
         keys = jr.split(key, 4)
 
@@ -99,12 +100,14 @@ class Attention(eqx.Module):
             k_norm=norm(),
         )
 
+    @jax.named_scope("attention")
     def __call__(
         self, x: Float[Array, "B S D"], cos_sin: tuple[Array, Array], packing: Packing
     ) -> Float[Array, "B S D"]:
-        """Attends over whole rows."""
+        """Attends within whole, possibly packed, rows."""
         return self._merge(ring_attention(*self._project(x, cos_sin), packing.mask()))
 
+    @jax.named_scope("attention")
     def extend(
         self,
         x: Float[Array, "B S D"],
@@ -131,7 +134,7 @@ class Attention(eqx.Module):
 
 
 class MLP(eqx.Module):
-    """The gated feed-forward layer, SwiGLU (Shazeer 2020); its columns are split over `tp`."""
+    """Gated feed-forward layer, SwiGLU (Shazeer 2020); its columns are split over `tp`."""
 
     w_gate: Float[Array, "D F"]
     w_up: Float[Array, "D F"]
@@ -139,7 +142,7 @@ class MLP(eqx.Module):
 
     @classmethod
     def init(cls, config: LlamaConfig, *, key: PRNGKeyArray) -> "MLP":
-        """Draws all weights from N(0, init_std²)."""
+        """Samples all weights from N(0, init_std²)."""
         D, F = config.dim, config.mlp_dim
         gate, up, down = (
             config.init_std * jr.normal(key, shape)
@@ -148,13 +151,14 @@ class MLP(eqx.Module):
         into = P(SHARD, "tp")
         return cls(reshard(gate, into), reshard(up, into), reshard(down, P("tp", SHARD)))
 
+    @jax.named_scope("mlp")
     def __call__(self, x: Float[Array, "B S D"]) -> Float[Array, "B S D"]:
-        """Maps each token by itself."""
+        """Applies the layer to each token."""
         hidden = jax.nn.silu(linear(x, self.w_gate)) * linear(x, self.w_up)
         return linear(hidden, self.w_down, out_sharding=ACTS)
 
     def gathered(self) -> "MLP":
-        """Returns the layer with its weights whole but for `tp`, gathered once for many uses."""
+        """Returns the layer with weights gathered over all axes but `tp`, once for many chunks."""
         into, out = P(None, "tp"), P("tp", None)
         return MLP(reshard(self.w_gate, into), reshard(self.w_up, into), reshard(self.w_down, out))
 
@@ -165,10 +169,10 @@ def by_chunks(
     *,
     chunk: int | None,
 ) -> Float[Array, "B S D"]:
-    """Applies what maps each token by itself to at most `chunk` tokens of each device at a time.
+    """Applies a token-wise function in chunks of at most `chunk` tokens per device.
 
-    What `run` makes on its way is never kept: the backward pass makes it again, chunk by chunk
-    (Liu and Abbeel 2023, Blockwise Parallel Transformer, arXiv 2305.19370).
+    Intermediate results of `run` are not saved: the backward pass computes them again, chunk by
+    chunk (Liu and Abbeel 2023, Blockwise Parallel Transformer, arXiv 2305.19370).
     """
     rows, length, dim = x.shape
     sp = jax.sharding.get_abstract_mesh().shape["sp"]
@@ -185,13 +189,13 @@ def by_chunks(
         part = jnp.reshape(part, (rows, -1, dim), out_sharding=ACTS)
         return jnp.reshape(run(part), (rows, sp, -1, dim), out_sharding=P(BATCH, "sp", None, None))
 
-    cut = jnp.reshape(x, (rows, sp, pieces, -1, dim), out_sharding=parts)
-    done = jnp.moveaxis(jax.lax.map(one, jnp.moveaxis(cut, 2, 0)), 0, 2)
+    chunks = jnp.reshape(x, (rows, sp, pieces, -1, dim), out_sharding=parts)
+    done = jnp.moveaxis(jax.lax.map(one, jnp.moveaxis(chunks, 2, 0)), 0, 2)
     return jnp.reshape(done, x.shape, out_sharding=ACTS)
 
 
 class Block(eqx.Module):
-    """One layer: attention, then feed-forward, each normalised before and added after."""
+    """Decoder layer: attention, then feed-forward; each with a norm before and a residual sum."""
 
     attention_norm: RMSNorm
     attention: Attention
@@ -200,7 +204,7 @@ class Block(eqx.Module):
 
     @classmethod
     def init(cls, config: LlamaConfig, *, key: PRNGKeyArray) -> "Block":
-        """Draws the layer's weights."""
+        """Samples the weights of the layer."""
         attention, mlp = jr.split(key)
         return cls(
             attention_norm=RMSNorm.init(config.dim, config.norm_eps),
@@ -217,7 +221,7 @@ class Block(eqx.Module):
         *,
         mlp_chunk: int | None = None,
     ) -> Float[Array, "B S D"]:
-        """Runs over whole rows, with `mlp_chunk` tokens a device in the feed-forward layer."""
+        """Runs over whole rows; the feed-forward layer takes `mlp_chunk` tokens per device."""
         x = x + self.attention(self.attention_norm(x), cos_sin, packing)
         mlp = self.mlp if mlp_chunk is None else self.mlp.gathered()
         return x + by_chunks(lambda x: mlp(self.mlp_norm(x)), x, chunk=mlp_chunk)

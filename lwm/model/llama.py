@@ -1,4 +1,4 @@
-"""A dense decoder of the Llama kind over one token space for text and vision.
+"""Dense decoder of the Llama kind over one token space for text and vision.
 
 Letters of shapes: B batch rows, S sequence, T cache slots, D model width, F feed-forward width,
 N heads, K key/value heads, H head width, R rotated pairs, L layers, V table rows.
@@ -25,11 +25,11 @@ from lwm.sharding import ACTS, BATCH, LOGITS, SHARD, TOKENS, require_divisible
 
 
 class Llama(eqx.Module):
-    """Token ids in, logits over the whole token space out.
+    """Language model: token ids in, logits over the whole token space out.
 
-    `blocks` is either one Block whose arrays have a leading layer axis, which is scanned
-    (training: one layer is compiled), or a tuple of Blocks, which is looped over (generation:
-    on a CPU a scan would copy every weight before it is used).
+    `blocks` is either one Block whose arrays have a leading layer axis and is scanned (training:
+    only one layer is compiled), or a tuple of Blocks in a loop (generation: on a CPU, a scan would
+    copy every weight before use).
     """
 
     embedding: Float[Array, "V D"]
@@ -43,7 +43,7 @@ class Llama(eqx.Module):
     def init(
         cls, config: LlamaConfig, compute: Compute = Compute(), *, key: PRNGKeyArray
     ) -> "Llama":
-        """Draws stacked weights under the mesh in use; their random bits do not depend on it."""
+        """Samples stacked weights under the mesh in use; their values do not depend on the mesh."""
         embedding, blocks, head = jr.split(key, 3)
         V, D = config.tokens.rows, config.dim
         table = reshard(config.init_std * jr.normal(embedding, (V, D)), P("tp", SHARD))
@@ -83,7 +83,7 @@ class Llama(eqx.Module):
         return self.logits(self.hidden(tokens, packing))
 
     def hidden(self, tokens: Int[Array, "B S"], packing: Packing) -> Float[Array, "B S D"]:
-        """Returns the normalised state after the last layer."""
+        """Returns the normalised states after the last layer."""
         cos_sin = rotation(packing.positions, self.config.rope, self.config.head_dim)
         x = embed(self.embedding, tokens, dtype=self.compute.dtype)
 
@@ -102,9 +102,9 @@ class Llama(eqx.Module):
     def extend(
         self, tokens: Int[Array, "B S"], segments: Int[Array, "B S"], cache: KVCache
     ) -> tuple[Float[Array, "B D"], KVCache]:
-        """Reads S more tokens into the cache; returns the state after the last of them.
+        """Reads S more tokens into the cache; returns the state after the last one.
 
-        Slots whose segment is -1 are skipped: they are seen by no token and take no position.
+        Slots of segment -1 hold no token: no token sees them, and they take no position.
         """
         blocks = self.unstack().blocks
         assert isinstance(blocks, tuple)
@@ -116,9 +116,10 @@ class Llama(eqx.Module):
             layers.append(layer)
         return _last(self.norm, x), cache.extended(layers, where, num_tokens=tokens.shape[1])
 
+    @jax.named_scope("head")
     def logits(self, x: Float[Array, "B S D"]) -> Float[Array, "B S V"]:
-        """Scores every id in float32; the padding rows of the table get -inf."""
-        # A tied table is used as it lies: transposed, it would be copied.
+        """Returns the logits of every id in float32; padding rows of the table get -inf."""
+        # A tied table is used as it is stored: transposed, it would be copied.
         scores = linear(
             x,
             self.embedding if self.head is None else self.head,
@@ -135,22 +136,18 @@ class Llama(eqx.Module):
     def losses(
         self, tokens: Int[Array, "B S"], targets: Int[Array, "B S"], packing: Packing
     ) -> TokenLoss:
-        """Scores each target as what follows its token; no row's logits ever exist as a whole."""
+        """Returns the loss of each target; the logits of a whole row are never in memory."""
         table = self.embedding if self.head is None else self.head.T
-        return cross_entropy(
-            self.hidden(tokens, packing),
-            table,
-            targets,
-            tokens=self.config.tokens,
-            chunk=self.compute.loss_chunk,
-        )
+        x, chunk = self.hidden(tokens, packing), self.compute.loss_chunk
+        with jax.named_scope("loss"):
+            return cross_entropy(x, table, targets, tokens=self.config.tokens, chunk=chunk)
 
 
 def check_mesh(config: LlamaConfig, mesh: Mesh) -> None:
-    """Refuses a mesh over which the model's weights do not divide.
+    """Checks that the weights divide evenly over a mesh.
 
     Raises:
-        UserError: The number and its divisor.
+        UserError: They do not; names the size and its divisor.
     """
     for what, size, axes in (
         ("attention heads", config.num_heads, ("tp",)),
@@ -184,8 +181,8 @@ def _rematerialise(layer, remat: Remat):
     return jax.checkpoint(layer, policy=policy)
 
 
-# `extend` runs these pieces one by one, so that one layer is compiled and not L of them; within
-# an outer jit, as in the decoding loop, they simply become part of it.
+# `extend` runs these functions one by one, so that one layer is compiled and not L of them; inside
+# an outer jit, as in the decoding loop, they become part of its program.
 
 
 @functools.partial(jax.jit, static_argnames="config")
@@ -198,10 +195,11 @@ def _place(
 
 
 @functools.partial(jax.jit, static_argnames="dtype")
+@jax.named_scope("embedding")
 def embed(
     table: Float[Array, "V D"], tokens: Int[Array, "B S"], *, dtype: str
 ) -> Float[Array, "B S D"]:
-    """Looks each id up in a table whose rows are split over `tp`."""
+    """Looks up each id in a table whose rows are split over `tp`."""
 
     def local(table, tokens):
         row = tokens - jax.lax.axis_index("tp") * table.shape[0]

@@ -1,4 +1,4 @@
-"""Weights in eight bits, widened where they are used; activations stay as they are."""
+"""Weights in eight bits, converted to the type of the activations where they are used."""
 
 import equinox as eqx
 import numpy as np
@@ -14,18 +14,18 @@ CONTRACTED = {
     "mlp.w_down": (0,),
     "head": (0,),
 }
-"""The weights that are quantised, and the dimensions that a product with each sums over."""
+"""Weights that are quantised, and the dimensions over which a product with each sums."""
 
 
 class QuantizedWeight(eqx.Module):
-    """A matrix whose columns share a scale each; `astype` is all that a weight is asked for."""
+    """Matrix of int8 values with one scale per column; has `astype`, as an array does."""
 
     values: Int8[Array, "..."]
     scale: Float[Array, "..."]
-    """Broadcasts against the values: its size is 1 where a product sums."""
+    """Scale that broadcasts against the values: its size is 1 where a product sums."""
 
     def astype(self, dtype) -> Float[Array, "..."]:
-        """Returns the weight itself, rounded as it is stored."""
+        """Returns the weight as it was rounded."""
         return self.values.astype(dtype) * self.scale.astype(dtype)
 
 

@@ -1,4 +1,4 @@
-"""The attention that everything trains and prefills with, over a table of implementations."""
+"""Attention on one device: a table of implementations; the first that accepts the inputs runs."""
 
 from collections.abc import Callable
 from functools import partial
@@ -9,28 +9,28 @@ from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float
 
 from lwm.ops import blockwise, reference
-from lwm.ops.mask import Mask
+from lwm.ops.mask import Mask, MaskKind
 
 Blocks = tuple[int, int]
-"""The queries and the keys of a tile."""
+"""Queries and keys per tile."""
 
 
 class Implementation(NamedTuple):
-    """One way to attend on one device, forwards and backwards.
+    """Forward and backward pass of attention on one device.
 
     `fwd(q, k, v, mask) -> (out, lse)` and `bwd(q, k, v, out, lse, dout, mask) -> (dq, dk, dv)`
-    return float32; natural logarithms; -inf where a query sees no key. `out` and `lse` that `bwd`
-    is given may cover more keys than `k` holds, as they do in a ring. Both take `blocks` if the
-    implementation works in tiles.
+    return float32. `lse` is the natural logarithm, -inf where a query sees no key. `out` and `lse`
+    passed to `bwd` may cover more keys than `k` holds, as they do in a ring. Both take `blocks` if
+    the implementation works in tiles.
     """
 
     fwd: Callable[..., tuple[Array, Array]]
     bwd: Callable[..., tuple[Array, Array, Array]]
-    refuses: Callable[[Array, Array, Array], str | None]
-    """Says why some inputs cannot be taken; None: they can."""
+    refuses: Callable[[Array, Array, Array, MaskKind, str], str | None]
+    """`refuses(q, k, v, kind, platform)` returns why it cannot run, or None if it can."""
 
 
-def _never(q, k, v):
+def _never(*_: object) -> None:
     return None
 
 
@@ -45,17 +45,18 @@ def choose(
     k: Float[Array, "B T K H"],
     v: Float[Array, "B T K H"],
     *,
+    kind: MaskKind,
     implementation: str | None = None,
 ) -> str:
     """Returns the name of the first implementation that accepts the inputs, or the one named.
 
     Raises:
-        ValueError: None does; the reason of each.
+        ValueError: None accepts them; gives the reason of each.
     """
     names = IMPLEMENTATIONS if implementation is None else [implementation]
-    reasons = []
+    platform, reasons = jax.default_backend(), []
     for name in names:
-        reason = _refusal(name, q, k, v)
+        reason = _refusal(name, q, k, v, kind, platform)
         if reason is None:
             return name
         reasons.append(f"{name}: {reason}")
@@ -73,19 +74,22 @@ def attention(
 ) -> Float[Array, "B S N H"]:
     """Attends to the keys of the same segment whose index is not later; segment -1 is empty.
 
-    Works on what one device holds; `ring_attention` spreads rows over a mesh.
+    Works on the arrays of one device; `ring_attention` works on rows that are split over a mesh.
+
+    Raises:
+        ValueError: No implementation accepts the inputs, or the one named does not.
     """
-    name = choose(q, k, v, implementation=implementation)
+    name = choose(q, k, v, kind=mask.kind, implementation=implementation)
     return _attention(q, k, v, mask, name, blocks)
 
 
 def save(out: Array, lse: Array) -> tuple[Array, Array]:
-    """Names what a remat policy should keep, or attention runs again in the backward pass."""
+    """Names results for remat policies; unless saved, attention runs again in the backward pass."""
     return checkpoint_name(out, "attention_out"), checkpoint_name(lse, "attention_lse")
 
 
 def kernel(name: str, which: str, blocks: Blocks | None) -> Callable:
-    """Returns `fwd` or `bwd` of an implementation, with its tiles chosen if they are given."""
+    """Returns `fwd` or `bwd` of an implementation, with tiles of the given size, if any."""
     function = getattr(IMPLEMENTATIONS[name], which)
     return function if blocks is None else partial(function, blocks=blocks)
 
@@ -110,12 +114,12 @@ def _backward(name, blocks, saved, dout):
 _attention.defvjp(_forward, _backward)
 
 
-def _refusal(name, q, k, v):
-    """Says why an implementation cannot be used, the faults of the inputs themselves first."""
+def _refusal(name, q, k, v, kind, platform):
+    """Returns why an implementation cannot be used; errors of the inputs themselves come first."""
     if name not in IMPLEMENTATIONS:
         return f"unknown, there are {', '.join(IMPLEMENTATIONS)}"
     if q.shape[2] % k.shape[2]:
         return f"{q.shape[2]} query heads do not divide over {k.shape[2]} key heads"
     if not q.dtype == k.dtype == v.dtype:
         return f"q, k, v are {q.dtype}, {k.dtype}, {v.dtype}, not of one type"
-    return IMPLEMENTATIONS[name].refuses(q, k, v)
+    return IMPLEMENTATIONS[name].refuses(q, k, v, kind, platform)

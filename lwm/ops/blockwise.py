@@ -1,7 +1,7 @@
-"""Attention in tiles, in plain JAX: memory grows with S, and empty tiles are not computed.
+"""Attention in tiles, in plain JAX: memory is linear in S, and empty tiles are skipped.
 
 After FlashAttention-2 (Dao 2023, arXiv 2307.08691), algorithms 1 and 2. A tile holds all heads, so
-that each product is large enough to occupy every core.
+that each product is large enough for all cores.
 """
 
 from functools import partial
@@ -19,18 +19,18 @@ from lwm.ops.mask import EMPTY, Mask
 CACHE_TILE = 512
 """Slots of a cache that are read at a time."""
 
-NOWHERE = -1e30  # a running maximum before any key is seen; finite, so that no difference is NaN
+NOWHERE = -1e30  # running maximum before any key is seen; finite, so that no difference is NaN
 
 
 class Side(NamedTuple):
-    """The index and segment of each slot of some tiles; a tile is the last axis."""
+    """Index and segment of each slot of some tiles; a tile is the last axis."""
 
     index: Int[Array, "... b"]
     segments: Int[Array, "... b"]
 
 
 class Extent(NamedTuple):
-    """What each tile holds: the range of indexes and of segments, and whether no slot is empty."""
+    """Range of indexes and of segments in each tile, and whether all its slots are filled."""
 
     index: tuple[Array, Array]
     segments: tuple[Array, Array]
@@ -38,9 +38,9 @@ class Extent(NamedTuple):
 
 
 def block_sizes(S: int, T: int, N: int) -> tuple[int, int]:
-    """Chooses the queries and keys of a tile, which holds all N heads."""
-    # More queries to a tile run faster, but waste more of the diagonal: worth it in long rows.
-    # With many heads the scores of a tile would leave the caches.
+    """Returns queries and keys per tile; a tile holds all N heads."""
+    # More queries per tile are faster but waste more of the diagonal: better for long rows only.
+    # With many heads the scores of a large tile would not fit the processor's caches.
     bq, bk = min(1024 if S >= 8192 else 512, max(8192 // N, 64)), 512
     # Tiles of equal length, so that the last is not mostly padding.
     return _even(S, bq), _even(T, bk)
@@ -71,13 +71,13 @@ def read_cache(
     values: Float[Array, "B K T H"] | UInt16[Array, "B K T H"],
     mask: Mask,
 ) -> Float[Array, "B S N H"]:
-    """Attends to a cache as it lies, taking from it only the tiles that the mask leaves.
+    """Attends to a cache in its own memory layout; reads only tiles that the mask leaves visible.
 
     Args:
         q: Queries.
-        keys: Bfloat16 may be held as bits; T divides by `CACHE_TILE`, or is smaller.
+        keys: Bfloat16 may be held as bits; T is a multiple of `CACHE_TILE`, or smaller.
         values: Likewise.
-        mask: Of all T slots.
+        mask: Mask of all T slots.
     """
     K, H, T = keys.shape[1:]
     bk = min(CACHE_TILE, T)
@@ -111,7 +111,7 @@ def bwd(
     bq, bk = blocks or block_sizes(S, T, N)
     q_side, k_side = _sides(mask, bq, bk)
     dout = dout.astype(q.dtype)
-    # Rows that see nothing have p = exp(s - inf) = 0 for every s.
+    # Rows that see no key have p = exp(s - inf) = 0 for every s.
     lse = jnp.where(lse == -jnp.inf, jnp.inf, lse)[..., None]
     ks, vs = _rows(k, K, bk), _rows(v, K, bk)
     scale = H**-0.5
@@ -119,8 +119,8 @@ def bwd(
     def query_tile(grads, tile):
         row, query, out, do, lse, side = tile
         delta = jnp.sum(out.astype(jnp.float32) * do.astype(jnp.float32), -1, keepdims=True)
-        # Transposed once a row of tiles, so that dk and dv grow as columns: on CPU a product whose
-        # left side is read by columns runs at half speed.
+        # Transposed once per row of tiles, so that dk and dv are summed as columns: on CPU a
+        # product that reads its left side by columns runs at half speed.
         query_t, do_t = query.swapaxes(1, 2), do.swapaxes(1, 2)
         full, partly, order = _plan(side, jax.tree.map(lambda x: x[row], k_side))
 
@@ -152,10 +152,10 @@ def bwd(
 
 
 def _forward(q, scores, summands, mask, K, blocks):
-    """Attends to K heads of keys and values that are had tile by tile.
+    """Attends to K heads of keys and values, read tile by tile.
 
-    `scores(query, row, j)` multiplies with the keys of a tile, and `summands(row, j)` are its
-    values beside a column of ones, with which the product also sums each row's weights.
+    `scores(query, row, j)` multiplies with the keys of a tile; `summands(row, j)` returns its
+    values and a column of ones, so that the product also sums the weights of each query.
     """
     B, S, N, H = q.shape
     bq, bk = blocks
@@ -173,7 +173,7 @@ def _forward(q, scores, summands, mask, K, blocks):
             if masked:
                 s = jnp.where(_visible(side, k_side, row, j, N // K), s, -jnp.inf)
             new_top = jnp.maximum(top, s.max(-1))
-            # Scaled here, where it costs no pass of its own over the tile.
+            # Scaled here, where it needs no extra pass over the tile.
             p = jnp.exp((s - new_top[..., None]) * scale)
             shrink = jnp.exp((top - new_top) * scale)
             v = summands(row, j)
@@ -204,7 +204,7 @@ def _even(length, most):
 
 
 def _sides(mask, bq, bk):
-    """Cuts indexes and segments into tiles, the slots past the end empty."""
+    """Cuts indexes and segments into tiles; slots past the end are empty."""
     B = mask.q_segments.shape[0]
 
     def side(index, segments, b):
@@ -217,7 +217,7 @@ def _sides(mask, bq, bk):
 
 
 def _extent(side):
-    """Reduces each tile to what decides whether another can see it."""
+    """Returns the extent of each tile, which decides which tiles it can see."""
     filled = side.segments >= 0
     most = jnp.iinfo(jnp.int32).max
 
@@ -228,7 +228,7 @@ def _extent(side):
 
 
 def _plan(q_side, k_side):
-    """Orders the key tiles for one query tile: those seen whole, those seen in part, the rest."""
+    """Orders the key tiles of one query tile: fully visible, partly visible, invisible."""
     q, k = _extent(q_side), _extent(k_side)
     (q_from, q_to), (k_from, k_to) = q.index, k.index
     (q_first, q_last), (k_first, k_last) = q.segments, k.segments
@@ -240,7 +240,7 @@ def _plan(q_side, k_side):
 
 
 def _visible(q_side, k_side, row, j, G):
-    """The mask of one tile, the same for each of the G query heads that share it."""
+    """Returns the mask of one tile, the same for each of the G query heads that share it."""
     k_index, k_segments = k_side.index[row, j], k_side.segments[row, j]
     later = q_side.index[:, None] >= k_index
     same = (q_side.segments[:, None] == k_segments) & (k_segments >= 0)
@@ -248,13 +248,13 @@ def _visible(q_side, k_side, row, j, G):
 
 
 def _each(B, qs, *rest):
-    """Flattens the batch and the query tiles into one axis of work items, each with its row."""
+    """Flattens batch and query tiles into one axis of work items, each with its row number."""
     rows = jnp.repeat(jnp.arange(B), qs.shape[1])
     return rows, *jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), (qs, *rest))
 
 
 def _rows(x, K, b):
-    """B S N H -> B tiles K G·b H: the rows of one key head's tile are those of all its queries."""
+    """Reshapes B S N H to B tiles K G·b H: all query heads of a key head share one tile."""
     B, S, N, H = x.shape
     x = jnp.pad(x, ((0, 0), (0, -S % b), (0, 0), (0, 0)))
     x = x.reshape(B, -1, b, K, N // K, H).transpose(0, 1, 3, 4, 2, 5)
@@ -276,7 +276,7 @@ def _uncolumns(x, shape):
 
 
 def _vary(tree, like):
-    """Gives constants the manual mesh axes over which the inputs vary, as loop carries need."""
+    """Marks constants as varying over the mesh axes of the inputs, as loop carries require."""
 
     def axes(x):
         return jax.typeof(x).manual_axis_type.varying

@@ -1,8 +1,8 @@
-"""Cross-entropy over a vocabulary split over `tp`, without ever holding the logits of a row.
+"""Cross-entropy over a vocabulary split over `tp`, without the logits of a whole row in memory.
 
-The logits of a few tokens at a time are made, reduced and dropped, and made again in the backward
-pass. Each token is scored within its own modality: text among the text ids, vision among the
-vision ids, as in LWM.
+The logits of a few tokens at a time are computed, reduced and discarded, and computed again in the
+backward pass. Each token is scored within its own modality: text among the text ids, vision among
+the vision ids, as in LWM.
 """
 
 from functools import partial
@@ -20,14 +20,14 @@ from lwm.tokens import TokenSpace
 
 
 class TokenLoss(NamedTuple):
-    """What the model made of each target, within the target's own modality."""
+    """Loss of each target, within the target's own modality."""
 
     nll: Float[Array, "B S"]
     """Negative log-likelihood in nats."""
     lse: Float[Array, "B S"]
-    """Log-sum-exp of the logits, on which z-loss is."""
+    """Log-sum-exp of the logits, for z-loss."""
     correct: Bool[Array, "B S"]
-    """Whether no id was found likelier."""
+    """True where no other id has a higher score."""
 
 
 def cross_entropy(
@@ -41,11 +41,11 @@ def cross_entropy(
     """Scores the targets under the logits `x · tableᵀ`; differentiable in both.
 
     Args:
-        x: The states after the last layer.
-        table: The head, one row for each id.
-        targets: Ids; any id where there is none to be scored.
-        tokens: The token space, which says where text ends.
-        chunk: Tokens of a device whose logits exist at a time.
+        x: States after the last layer.
+        table: The head, one row per id.
+        targets: Ids; any id where no target is to be scored.
+        tokens: The token space.
+        chunk: Tokens per device whose logits exist at a time.
     """
     x, table = reshard(x, ACTS), reshard(table, P("tp", SHARD))
     return TokenLoss(*_cross_entropy(x, table, reshard(targets, TOKENS), tokens, chunk))
@@ -113,7 +113,7 @@ def _logits(x, table, target, tokens):
 
 
 def _chunks(arrays, chunk):
-    """Cuts B s … into pieces of at most `chunk` tokens, the last one filled up with zeros."""
+    """Cuts arrays B s … into pieces of at most `chunk` tokens; the last is padded with zeros."""
     tokens = arrays[0].shape[0] * arrays[0].shape[1]
     pieces = -(-tokens // chunk)
     size = -(-tokens // pieces)

@@ -1,4 +1,4 @@
-"""One new query a row against a key/value cache, reading only the part in use."""
+"""Attention of one new token per row to a key/value cache, reading only the slots in use."""
 
 import jax
 import jax.numpy as jnp
@@ -7,7 +7,7 @@ from jaxtyping import Array, Float, Int, UInt16
 from lwm.ops.cpu.bits import from_bits
 
 BLOCK = 256
-"""Slots read at a time; a cache's size is a multiple of it."""
+"""Slots read at a time; the size of a cache is a multiple of it."""
 
 
 def decode_attention(
@@ -19,10 +19,8 @@ def decode_attention(
 ) -> Float[Array, "B 1 N H"]:
     """Attends from the token at `slot` to those of its segment in the slots up to it.
 
-    The cache may hold bfloat16 as bits.
-
-    An online softmax over blocks (Milakov and Gimelshein 2018), so that the time grows with the
-    tokens read, not with the room that was made for them.
+    The cache may hold bfloat16 as bits. An online softmax over blocks (Milakov and Gimelshein
+    2018) makes the time grow with the tokens in the cache, not with its size.
     """
     B, _, N, H = q.shape
     K, T = values.shape[1:3]
@@ -40,7 +38,7 @@ def decode_attention(
         scores = jnp.einsum("bkgh,bkht->bkgt", grouped, k, preferred_element_type=jnp.float32)
         scores = jnp.where(seen[:, None, None, :], scores, -jnp.inf)
         higher = jnp.maximum(top, jnp.max(scores, axis=-1))
-        # A row that has seen nothing yet has -inf - -inf here.
+        # A row that has seen no key yet has -inf - -inf here.
         level = jnp.where(jnp.isfinite(higher), higher, 0.0)
         weights = jnp.exp(scores - level[..., None])
         fade = jnp.exp(top - level)

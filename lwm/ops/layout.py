@@ -1,10 +1,10 @@
 """Orders in which a row is laid out over the devices of `sp`, so that causal work is balanced.
 
-A causal query attends to all that came before it, so a device that holds the end of a row has
-more to do than one that holds its beginning. Attention is told each token's index in the row
-(`Mask`), and so the order of a row is only a permutation, applied once, to the batch.
+A causal query attends to all tokens before it, so a device with the end of a row has more work
+than a device with its beginning. Attention takes each token's index in the row as data (`Mask`),
+so a layout is only a permutation of the batch, applied once.
 
-    contiguous   0 0 1 1 2 2 3 3   the row as it is: the last device works, the first waits
+    contiguous   0 0 1 1 2 2 3 3   the original order: the last device has most work
     zigzag       0 1 2 3 3 2 1 0   a piece from each end: equal work at every step of the ring
     striped      0 1 2 3 0 1 2 3   token by token in turn (Brandon et al. 2023, arXiv 2311.09431)
 """
@@ -20,9 +20,9 @@ Layout = Literal["contiguous", "zigzag", "striped"]
 
 
 def order(layout: Layout, length: int, sp: int) -> Int[np.ndarray, " S"]:
-    """Returns the index in the row of the token that stands at each place.
+    """Returns the index in the original row of the token at each place.
 
-    `x[:, order(...)]` lays a batch out, and `x[:, np.argsort(order(...))]` undoes it.
+    `x[:, order(...)]` lays out a batch, and `x[:, np.argsort(order(...))]` restores it.
 
     Raises:
         UserError: The row does not divide over the devices.

@@ -1,4 +1,4 @@
-"""The obvious version of each op, quadratic and fp32: what the tests compare with."""
+"""Reference implementation of attention, quadratic and in float32: the oracle of the tests."""
 
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
@@ -7,7 +7,7 @@ from lwm.ops.mask import EMPTY, Mask
 
 
 def visible(mask: Mask) -> Bool[Array, "B S T"]:
-    """Says which keys each query sees: those of its segment that do not come after it."""
+    """Returns True where a query sees a key: of its own segment and not after it."""
     q, k = mask.q_segments[:, :, None], mask.k_segments[:, None, :]
     return (q == k) & (q != EMPTY) & (mask.q_index[:, None] >= mask.k_index[None, :])
 
@@ -18,10 +18,10 @@ def attention(
     v: Float[Array, "B T K H"],
     mask: Mask,
 ) -> tuple[Float[Array, "B S N H"], Float[Array, "B S N"]]:
-    """Attends over the whole square at once; returns the output and each row's log-sum-exp."""
+    """Returns the output and the log-sum-exp of each query, computed over the whole square."""
     B, S, N, _ = q.shape
     scores = _scores(q, k, mask)
-    # A row that sees no key has a maximum of -inf, which must meet no subtraction.
+    # A row that sees no key has a maximum of -inf, which must not be subtracted.
     top = jnp.max(scores, axis=-1, keepdims=True, initial=jnp.finfo(jnp.float32).min)
     p = jnp.exp(scores - top)
     total = p.sum(-1, keepdims=True)
@@ -59,5 +59,5 @@ def _scores(q, k, mask):
 
 
 def _grouped(x, k):
-    """B S N H -> B S K G H."""
+    """Reshapes B S N H to B S K G H."""
     return x.reshape(*x.shape[:2], k.shape[2], -1, x.shape[3]).astype(jnp.float32)

@@ -1,12 +1,12 @@
 """RingAttention (Liu, Zaharia and Abbeel 2023, arXiv 2310.01889) over the mesh axis `sp`.
 
-Each device keeps its queries, and the keys and values go round: while a device attends to those
-it has, the next arrive. No device ever holds more than two of the parts. What is saved for the
-backward pass is local, too: q, k, v, the output and its log-sum-exp; the backward pass sends keys
-and values round once more, and with them the gradients that they gather on their way.
+Each device keeps its queries, while keys and values travel around the ring: while a device attends
+to one part, the next part arrives, so that no device ever holds more than two parts. Everything
+saved for the backward pass is local: q, k, v, the output and its log-sum-exp. The backward pass
+sends keys and values around once more, together with the gradients accumulated for them.
 
-The mask goes along with the keys it tells of, so neither the order of a row nor its packing is
-known here, and tiles that they empty are skipped on every device.
+The mask of the keys travels with them, so any order and packing of a row works, and tiles without
+a visible pair are skipped on every device.
 """
 
 from functools import partial
@@ -41,12 +41,17 @@ def ring_attention(
         q: Queries; as for keys and values, heads are split over `tp`.
         k: Keys.
         v: Values.
-        mask: Of the whole rows, its index the order in which they are laid out
+        mask: Mask of whole rows; its indexes are the order in which rows are laid out
             (`lwm.ops.layout`).
-        implementation: Of the attention between two parts, see `lwm.ops.attention`.
-        blocks: The size of its tiles.
+        implementation: Implementation of attention between two parts, see `lwm.ops.attention`.
+        blocks: Size of its tiles.
+
+    Raises:
+        ValueError: No implementation accepts the inputs, or the one named does not.
     """
-    name = choose(q, k, v, implementation=implementation)
+    is_ring = jax.sharding.get_abstract_mesh().shape[AXIS] > 1
+    kind = "parts" if is_ring else mask.kind
+    name = choose(q, k, v, kind=kind, implementation=implementation)
     q, k, v = (reshard(x, HEADS) for x in (q, k, v))
     return _ring(q, k, v, _spread(mask, TOKENS), name, blocks)
 
@@ -84,7 +89,7 @@ def _backward(name, blocks, saved, dout):
             k, v, k_index, k_segments = part
             seen = mask._replace(k_index=k_index, k_segments=k_segments)
             dq, dk, dv = differentiate(q, k, v, out, lse, dout, seen)
-            # The gradients leave with their keys, and are home after the last step.
+            # The gradients travel with their keys, and are back at home after the last step.
             return state[0] + dq, _pass_on(state[1] + dk), _pass_on(state[2] + dv)
 
         if lax.axis_size(AXIS) == 1:
@@ -112,11 +117,11 @@ def _spread(mask, segments):
 
 
 def _travel(part, state, visit):
-    """Calls `visit(part, state)` once for the part of each device, the own one first."""
+    """Calls `visit(part, state)` once for the part of each device, its own part first."""
 
     def step(carry, _):
         part, state = carry
-        # Sent before it is used here, so that transfer and arithmetic overlap.
+        # Sent before it is used here, so that communication and computation overlap.
         coming = jax.tree.map(_pass_on, part)
         return (coming, visit(part, state)), None
 
@@ -130,16 +135,16 @@ def _pass_on(x):
 
 
 def _merge(out, lse, new_out, new_lse):
-    """Joins attention to two sets of keys, each normalised by its own sum."""
+    """Combines attention to two sets of keys, each normalised by its own sum."""
     both = jnp.logaddexp(lse, new_lse)
-    # A row that has seen nothing yet has -inf - -inf here.
+    # A row that has seen no key yet has -inf - -inf here.
     level = jnp.where(both == -jnp.inf, 0, both)
     old, new = jnp.exp(lse - level)[..., None], jnp.exp(new_lse - level)[..., None]
     return out * old + new_out * new, both
 
 
 def _tiles(name, q, blocks):
-    """Chooses tiles that divide the half of a part, of which a zigzag row's have two."""
+    """Chooses tiles that divide half a part: in zigzag layout, a part has two halves."""
     length = q.shape[1]
     if blocks is not None or name != "blockwise" or lax.axis_size(AXIS) == 1 or length % 2:
         return blocks

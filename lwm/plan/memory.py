@@ -102,7 +102,7 @@ def require_divisible_weights(config: LlamaConfig, mesh: MeshSizes) -> None:
             if size % _parts(mesh, axes):
                 over = " × ".join(f"{axis} {mesh[AXES.index(axis)]}" for axis in axes)
                 raise UserError(
-                    f"the mesh cannot work: weight {leaf.path} has a dimension of {size}, which "
+                    f"the mesh does not fit: weight {leaf.path} has a dimension of {size}, which "
                     f"does not divide by {over}"
                 )
 

@@ -10,6 +10,7 @@ from jax.sharding import AbstractMesh, AxisType
 
 from lwm.model.cache import EMPTY, KVCache
 from lwm.model.config import PRESETS, Compute, LlamaConfig, Rope, preset
+from lwm.model.layers import Packing
 from lwm.model.llama import Llama
 from lwm.sharding import AXES, TOKENS, make_mesh, on_mesh
 
@@ -151,8 +152,6 @@ def test_every_preset_fits_a_mesh_of_its_real_size(name):
         tokens = jax.ShapeDtypeStruct((32, 2048), jnp.int32)
 
         def logits(model, tokens):
-            from lwm.model.layers import Packing
-
             tokens = jax.sharding.reshard(tokens, TOKENS)
             return model(tokens, Packing.whole(*tokens.shape))
 
@@ -161,6 +160,18 @@ def test_every_preset_fits_a_mesh_of_its_real_size(name):
     count = sum(leaf.size for leaf in jax.tree.leaves(model))
     if name == "7b":
         assert count == 6_738_415_616
+
+
+def test_parts_are_named_in_profiles(mesh, tiny, init):
+    model, ids = init(tiny()), jnp.zeros((1, 8), jnp.int32, out_sharding=TOKENS)
+
+    def both(model, ids):
+        packing = Packing.whole(1, 8)
+        return model(ids, packing), model.losses(ids, ids, packing).nll
+
+    text = jax.jit(both).lower(model, ids).as_text(debug_info=True)
+    for part in ("embedding", "norm", "attention", "mlp", "head", "loss"):
+        assert f"{part}/" in text or f'"{part}"' in text, part
 
 
 def test_configuration_survives_json():

@@ -13,6 +13,8 @@ from lwm.ops import attention as module, reference
 from lwm.ops.attention import attention
 from lwm.ops.blockwise import block_sizes, bwd, fwd
 from lwm.ops.mask import Mask
+from lwm.ops.ring import ring_attention
+from lwm.sharding import make_mesh
 
 
 def draw(B, S, T, N, K, H, dtype=jnp.float32):
@@ -314,12 +316,25 @@ def test_refusals_are_listed(monkeypatch):
     with pytest.raises(ValueError, match="blockwise: q, k, v are float32, bfloat16, float32"):
         attention(q, k.astype(jnp.bfloat16), v, mask)
     table = {
-        name: module.Implementation(fwd, bwd, lambda q, k, v, name=name: f"no {name} here")
+        name: module.Implementation(fwd, bwd, lambda *_, name=name: f"no {name} here")
         for name in ("gpu", "tpu")
     }
     monkeypatch.setattr(module, "IMPLEMENTATIONS", table)
     with pytest.raises(ValueError, match="gpu: no gpu here; tpu: no tpu here"):
         attention(q, k, v, mask)
+
+
+def test_implementations_see_the_kind_of_mask_and_the_platform(monkeypatch):
+    q, k, v, _ = draw(1, 16, 16, 2, 1, 8)
+    rows, seen = where(np.zeros((1, 16))), []
+    fussy = module.Implementation(fwd, bwd, lambda *given: seen.append(given[3:]) or "not now")
+    monkeypatch.setattr(module, "IMPLEMENTATIONS", {"fussy": fussy} | module.IMPLEMENTATIONS)
+    attention(q, k, v, rows)
+    attention(q, k, v, rows._replace(k_index=rows.k_index + 0))
+    for mesh in ("sp=1", "sp=2"):
+        with jax.set_mesh(make_mesh(mesh)):
+            ring_attention(q, k, v, rows)
+    assert seen == [(kind, "cpu") for kind in ("rows", "parts", "rows", "parts")]
 
 
 @pytest.mark.parametrize("padded", [False, True])

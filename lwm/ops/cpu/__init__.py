@@ -1,1 +1,1 @@
-"""Forms of operations that XLA compiles well for CPUs."""
+"""Forms of products, convolutions and caches that XLA compiles to fast code on CPU."""

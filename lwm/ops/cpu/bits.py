@@ -1,4 +1,4 @@
-"""Caches of bfloat16 as raw bits: to touch one slot, XLA on CPU would widen all the others too."""
+"""Bfloat16 caches as raw bits: to update one slot, XLA on CPU would convert all of them."""
 
 import jax.numpy as jnp
 from jax import lax
@@ -7,7 +7,7 @@ from jaxtyping import Array, Float, UInt16
 
 
 def to_bits(x: Float[Array, "*A"]) -> Float[Array, "*A"] | UInt16[Array, "*A"]:
-    """Returns bfloat16 as the integers that it is stored as, and other types as they are."""
+    """Returns bfloat16 as integers of the same bits, and other types unchanged."""
     return lax.bitcast_convert_type(x, jnp.uint16) if x.dtype == jnp.bfloat16 else x
 
 
@@ -17,5 +17,5 @@ def from_bits(x: Float[Array, "*A"] | UInt16[Array, "*A"]) -> Float[Array, "*A"]
 
 
 def stored_as(dtype: DTypeLike) -> DTypeLike:
-    """The type of what `to_bits` returns."""
+    """Returns the type of the result of `to_bits`."""
     return jnp.uint16 if dtype == jnp.bfloat16 else dtype

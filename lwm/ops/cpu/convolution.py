@@ -1,9 +1,9 @@
-"""Convolutions, and gradients of them, that a processor computes faster than XLA's own.
+"""Convolutions and their gradients in forms that are faster on CPU than XLA's own.
 
-On a processor XLA's convolution is near the speed of its products of matrices in float32, so that
-only fewer multiplications are faster; and it does not use the processor's units for bfloat16, which
-a product of matrices does if it returns float32. Elsewhere XLA's convolution is kept. What is
-measured here is of two cores with AVX-512 and AMX.
+On CPU, XLA's float32 convolution is about as fast as its matrix products, so only fewer
+multiplications are faster. In bfloat16 it does not use the processor's matrix units, which a matrix
+product does if it returns float32. On other platforms XLA's convolution is used. Speeds were
+measured on two cores with AVX-512 and AMX.
 
 Letters of shapes: B frames, H × W pixels, I channels in, O channels out, S the side of a kernel.
 """
@@ -20,21 +20,21 @@ from jaxtyping import Array, Float
 from lwm.ops.cpu.product import product
 
 Convolution = Callable[[Array, Array], Array]
-"""Of frames and a kernel."""
+"""Function of frames and a kernel."""
 
 _LAYOUT = ("NHWC", "HWIO", "NHWC")
 _WIDE = 128
-"""From so many channels in and out on, fewer multiplications win more than their sums cost."""
+"""Minimum channels, in and out, from which fewer multiplications save more than their sums cost."""
 _MANY_PIXELS = 32 * 32
-"""From so many pixels a frame on, XLA's gradient of a kernel is slow on a processor, and it pays to
-transform a kernel."""
+"""Minimum pixels per frame from which XLA's gradient of a kernel is slow on CPU, and transforming a
+kernel is worth its cost."""
 
 
 @jax.custom_vjp
 def convolve(
     x: Float[Array, "B H W I"], kernel: Float[Array, "S S I O"]
 ) -> Float[Array, "B H W O"]:
-    """Returns as many pixels as there are: beyond the edges lie zeros. The side S is odd."""
+    """Convolves with zero padding; the frame keeps its size. The side S is odd."""
     on_cpu = _convolve_by_xla
     if len(kernel) == 1:
         on_cpu = _convolve_by_pixel
@@ -67,7 +67,7 @@ convolve.defvjp(_forward, _backward)
 
 
 def _with_gradient_of(plain: Convolution) -> Callable[[Convolution], Convolution]:
-    """Makes a function that computes the same as a plain one have the plain one's gradient."""
+    """Returns a decorator: a fast form of a plain function gets the plain function's gradient."""
 
     def wrap(fast: Convolution) -> Convolution:
         made = jax.custom_vjp(fast)
@@ -93,7 +93,7 @@ def _convolve_halved_by_xla(x: Array, kernel: Array) -> Array:
 def convolve_doubled(
     x: Float[Array, "B h w I"], kernel: Float[Array, "3 3 I O"]
 ) -> Float[Array, "B H W O"]:
-    """Returns what `convolve` does of `x` with each pixel repeated, as two rows of two."""
+    """Convolves frames of twice the side, in which each pixel of `x` is repeated as 2 × 2."""
     if min(kernel.shape[2:]) < _WIDE:
         return _convolve_repeated(x, kernel)
     return jax.lax.platform_dependent(
@@ -105,9 +105,9 @@ def convolve_doubled(
 def convolve_halved(
     x: Float[Array, "B H W I"], kernel: Float[Array, "3 3 I O"]
 ) -> Float[Array, "B h w O"]:
-    """Returns every second pixel along each side; zeros lie beyond the right and the bottom."""
+    """Convolves with stride 2; zero padding at the right and bottom only."""
     odd = x.shape[1] % 2 or x.shape[2] % 2
-    # In float32 XLA's reaches two thirds of the speed of products, and copying costs that third.
+    # In float32 XLA's has two thirds of the speed of products, and copying would cost that third.
     if odd or x.dtype == jnp.float32 or min(kernel.shape[2:]) < _WIDE:
         return _convolve_halved_by_xla(x, kernel)
     return jax.lax.platform_dependent(
@@ -128,7 +128,7 @@ Matrix = tuple[tuple[float | int, ...], ...]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _Transform:
-    """For `size` outputs of three taps along one axis: matrices by rows."""
+    """Winograd transform for `size` outputs of three taps along one axis: matrices by rows."""
 
     size: int
     of_inputs: Matrix
@@ -146,7 +146,7 @@ class _Transform:
 
 
 def _combined(matrix: Matrix, arrays: list[Array]) -> list[Array]:
-    """Returns a sum of the arrays for each row; each is computed once, however often it is used."""
+    """Returns a weighted sum of the arrays for each row; each sum is computed only once."""
     sums: list[Array] = []
     for row in matrix:
         first, *others = [w * array for w, array in zip(row, arrays, strict=True) if w]
@@ -155,7 +155,7 @@ def _combined(matrix: Matrix, arrays: list[Array]) -> list[Array]:
 
 
 _A, _B = 2**-0.5, 2**0.5
-# The points ±√½ and ±√2 leave a third of the error of the usual ±1 and ±2: 2 to 4 times XLA's.
+# The points ±√½ and ±√2 have a third of the error of the usual ±1 and ±2: 2 to 4 times XLA's.
 _TRANSFORMS = {
     2: _Transform(
         size=2,
@@ -196,10 +196,10 @@ def convolve_by_tiles(
 ) -> Float[Array, "B H W O"]:
     """Convolves with a quarter or a third of the multiplications (Winograd 1980).
 
-    As by Lavin and Gray 2015 (arXiv 1509.09308): tiles of pixels are transformed along both sides,
+    As in Lavin and Gray 2015 (arXiv 1509.09308): tiles of pixels are transformed along both sides,
     multiplied by transformed taps, and transformed back. Each transform is a sum of whole arrays: a
     product with a small matrix would have to move the channels first. A tile has 4 × 4 pixels, or
-    4 × 2 where there are so few that the taps would take longer than is won.
+    4 × 2 for few pixels, where transforming the taps would take longer than it saves.
     """
     batch, height, width, _ = x.shape
     few = batch * height * width < 16 * max(kernel.shape[2:])
@@ -222,7 +222,7 @@ def convolve_by_rows(
 ) -> Float[Array, "B H W O"]:
     """Convolves by a product for each row of the kernel, summed in float32.
 
-    The three columns lie beside each other as channels, so that each pixel is copied thrice, not
+    The three columns are concatenated as channels, so that each pixel is copied three times, not
     nine times.
     """
     bits = _bits(x)
@@ -241,10 +241,10 @@ def convolve_by_rows(
 def convolve_halved_by_pairs(
     x: Float[Array, "B H W I"], kernel: Float[Array, "3 3 I O"]
 ) -> Float[Array, "B h w O"]:
-    """Does as `convolve_halved` by six products, summed in float32. H and W are even.
+    """Computes `convolve_halved` by six products, summed in float32. H and W are even.
 
-    Two pixels beside each other are one of twice the channels, without a copy: the first two taps
-    of each row of the kernel see a pair, and the third one the first half of the next pair.
+    Two neighbouring pixels are one pixel of twice the channels, without a copy: the first two taps
+    of each row of the kernel see a pair, and the third tap the first half of the next pair.
     """
     batch, height, width, inputs = x.shape
     tall = jnp.pad(_bits(x), ((0, 0), (0, 2), (0, 0), (0, 0)))
@@ -267,8 +267,8 @@ def convolve_by_differences(
     """Convolves repeated pixels without repeating them: with a quarter of the multiplications.
 
     Along one side, the two outputs of a pixel see it twice and one neighbour once: they are the
-    pixel times the sum of all three taps, plus the difference of the neighbour times the first tap,
-    or the last one.
+    pixel times the sum of all three taps, plus the difference to the neighbour times the first or
+    the last tap.
     """
     taps = [_to_differences(each, 1) for each in _to_differences(kernel.astype(jnp.float32), 0)]
     parts = [_differences(each, 2) for each in _differences(x, 1)]
@@ -298,7 +298,7 @@ def _to_differences(kernel: Array, axis: int) -> list[Array]:
 
 
 def _shifted(x: Array, axis: int, step: int) -> Array:
-    """Returns at each place what lies a step before or after it; beyond the edges lie zeros."""
+    """Shifts an axis by one step, with zeros beyond the edge."""
     count = x.shape[axis]
     nothing = jnp.zeros_like(jax.lax.slice_in_dim(x, 0, 1, axis=axis))
     if step < 0:
@@ -307,33 +307,33 @@ def _shifted(x: Array, axis: int, step: int) -> Array:
 
 
 def _tiles(x: Array, axis: int, transform: _Transform) -> list[Array]:
-    """Returns each of the inputs of all tiles, which overlap by two, along one axis."""
+    """Returns each input of all tiles along one axis; tiles overlap by two."""
     size = transform.size
     span = (-(-x.shape[axis] // size) - 1) * size + 1
     padding = [(0, 0)] * x.ndim
     padding[axis] = (1, span + size - x.shape[axis])
-    # XLA on CPU computes what is padded only once, where it would fuse the transforms along both
-    # sides into one that repeats most of the first.
+    # XLA on CPU computes the operand of a pad only once; otherwise it would fuse the transforms
+    # along both sides into one that repeats most of the first.
     padded = jnp.pad(x, padding)
     return [jax.lax.slice_in_dim(padded, at, at + span, size, axis) for at in range(size + 2)]
 
 
 def _woven(tiles: Sequence[Sequence[Array]]) -> Array:
-    """Returns the frames of which these are the rows and columns of each tile."""
+    """Joins the rows and columns of each tile into frames."""
     y = jnp.stack([jnp.stack(row, axis=3) for row in tiles], axis=2)
     batch, high, rows, wide, columns, channels = y.shape
     return _reshaped(y, (batch, high * rows, wide * columns, channels))
 
 
 def _reshaped(x: Array, shape: tuple[int, ...]) -> Array:
-    """Changes the shape of what only its first dimension may be sharded of."""
+    """Reshapes an array that is sharded over its first dimension at most."""
     there = jax.typeof(x).sharding
     where = NamedSharding(there.mesh, P(*there.spec[:1], *[None] * (len(shape) - 1)))
     return jax.lax.reshape(x, shape, out_sharding=where)
 
 
 def _bits(x: Array) -> Array:
-    """Returns numbers as XLA on CPU can move them: it moves bfloat16 as float32."""
+    """Returns the bits as integers, which XLA on CPU moves as they are; bfloat16 as float32."""
     return jax.lax.bitcast_convert_type(x, f"uint{8 * x.dtype.itemsize}")
 
 
@@ -349,12 +349,12 @@ def _kernel_gradient_by_xla(x: Array, grad: Array, *, side: int) -> Array:
 def kernel_gradient_by_frame(
     x: Float[Array, "B H W I"], grad: Float[Array, "B H W O"], *, side: int
 ) -> Float[Array, "S S I O"]:
-    """Returns the gradient of the kernel as products of matrices, one for each frame and row of it.
+    """Computes the gradient of the kernel by matrix products, one per frame and row of the kernel.
 
-    XLA's own on a processor, a convolution whose window is as large as the frame, reaches a quarter
-    of the speed. The factors are laid out as a product wants them before it begins, as one that
-    transposes on the way is half as fast: `x` by channels, of which each row of the kernel takes a
-    slice, and `grad` shifted once for each column.
+    XLA's own form on CPU, a convolution whose window is as large as the frame, has a quarter of the
+    speed. The factors are laid out for the product beforehand, since a product that transposes is
+    half as fast: `x` by channels, with a slice for each row of the kernel, and `grad` shifted once
+    for each column.
     """
     batch, height, width, inputs = x.shape
     outputs, edge, size = grad.shape[3], side // 2, height * width

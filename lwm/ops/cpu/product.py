@@ -1,4 +1,4 @@
-"""Products of low precision that XLA on CPU can also run."""
+"""Matrix products of low precision in a form that XLA on CPU can run."""
 
 from functools import partial
 
@@ -16,16 +16,16 @@ def product(
     aligned: bool = False,
     out_sharding: P | None = None,
 ) -> Float[Array, "..."]:
-    """An einsum of two arrays of one type, summed and returned in float32.
+    """Computes an einsum of two arrays of one type, summed and returned in float32.
 
     Args:
-        subscripts: As of `einsum`.
-        a: The left side.
-        b: The right side.
-        aligned: The dimension that is summed is the last one of `a` as it lies in memory. XLA
-            on CPU then multiplies bfloat16 on the processor's matrix units; where a transposition
-            comes before, it merges that into the product, and fails as it runs.
-        out_sharding: Where the result lies, if that does not follow from the inputs.
+        subscripts: Subscripts of `einsum`.
+        a: Left side.
+        b: Right side.
+        aligned: Promises that the summed dimension is the last one of `a` in memory. XLA on CPU
+            then multiplies bfloat16 on the processor's matrix units. If a transposition came
+            before, XLA would merge it into the product and fail at run time.
+        out_sharding: Sharding of the result, if it does not follow from the inputs.
     """
     multiply = partial(
         jnp.einsum, subscripts, preferred_element_type=jnp.float32, out_sharding=out_sharding
