@@ -250,7 +250,7 @@ def test_nothing_to_keep(tmp_path, encoder):
         ({"vqgan": Path("x"), "model": "y"}, "give --model or --vqgan"),
         ({"vqgan": Path("/nowhere")}, "/nowhere does not exist; give LWM's vqgan file"),
         ({"max_frames": -1}, r"--max-frames -1 must be 0 \(all\) or above"),
-        ({"vqgan": None, "fps": 0.0}, r"fps 0\.0 must be"),
+        ({"vqgan": None, "fps": 0.0}, r"fps is 0\.0; give"),
         ({"vqgan": None, "resolution": 30}, "frames of 30 × 30 pixels do not divide into codes"),
         ({"vqgan": None, "batch": 0}, "batch 0 must be at least 1"),
         ({"vqgan": None, "shards": 0}, "20 items cannot be written as 0 shards"),
