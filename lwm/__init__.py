@@ -13,16 +13,33 @@ from lwm import renamed
 
 if TYPE_CHECKING:
     from lwm.errors import UserError
+    from lwm.generate.batch import Completion
     from lwm.generate.chat import Conversation
     from lwm.generate.language_model import LanguageModel
+    from lwm.generate.output import Frame
     from lwm.loading import load
-    from lwm.model.config import Compute, LlamaConfig
+    from lwm.media.frames import Frames
+    from lwm.model.config import (
+        Compute,
+        Dtype,
+        LlamaConfig,
+        ModelOverrides,
+        Rope,
+        RopeScaling,
+        Storage,
+    )
+    from lwm.model.layers import Packing
     from lwm.model.llama import Llama
     from lwm.ops.attention import attention
-    from lwm.sampling_params import FrameSampling, SamplingParams, VisionSampling
+    from lwm.ops.mask import Mask
+    from lwm.progress import Progress
+    from lwm.sampling_params import FrameSampling, SamplingOptions, SamplingParams, VisionSampling
     from lwm.sharding import make_mesh
-    from lwm.tokenizer.message import Message, Vision
+    from lwm.tokenizer.markers import VisionMarkers
+    from lwm.tokenizer.message import Message, Part, Vision
+    from lwm.tokenizer.tokenizer import Tokenizer
     from lwm.tokens import TokenSpace
+    from lwm.vqgan.tokenizer import VisionTokenizer
 
 __version__ = "0.1.0"
 
@@ -31,35 +48,67 @@ _find_old = renamed.look_up(__name__)
 # Looked up at first use: `import lwm` costs little, and the command line prints its help without
 # JAX.
 _PUBLIC = {
+    "Completion": "lwm.generate.batch",
     "Compute": "lwm.model.config",
     "Conversation": "lwm.generate.chat",
+    "Dtype": "lwm.model.config",
+    "Frame": "lwm.generate.output",
     "FrameSampling": "lwm.sampling_params",
+    "Frames": "lwm.media.frames",
     "LanguageModel": "lwm.generate.language_model",
     "Llama": "lwm.model.llama",
     "LlamaConfig": "lwm.model.config",
+    "Mask": "lwm.ops.mask",
     "Message": "lwm.tokenizer.message",
+    "ModelOverrides": "lwm.model.config",
+    "Packing": "lwm.model.layers",
+    "Part": "lwm.tokenizer.message",
+    "Progress": "lwm.progress",
+    "Rope": "lwm.model.config",
+    "RopeScaling": "lwm.model.config",
+    "SamplingOptions": "lwm.sampling_params",
     "SamplingParams": "lwm.sampling_params",
+    "Storage": "lwm.model.config",
     "TokenSpace": "lwm.tokens",
+    "Tokenizer": "lwm.tokenizer.tokenizer",
     "UserError": "lwm.errors",
     "Vision": "lwm.tokenizer.message",
+    "VisionMarkers": "lwm.tokenizer.markers",
     "VisionSampling": "lwm.sampling_params",
+    "VisionTokenizer": "lwm.vqgan.tokenizer",
     "attention": "lwm.ops.attention",
     "load": "lwm.loading",
     "make_mesh": "lwm.sharding",
 }
 __all__ = [
+    "Completion",
     "Compute",
     "Conversation",
+    "Dtype",
+    "Frame",
     "FrameSampling",
+    "Frames",
     "LanguageModel",
     "Llama",
     "LlamaConfig",
+    "Mask",
     "Message",
+    "ModelOverrides",
+    "Packing",
+    "Part",
+    "Progress",
+    "Rope",
+    "RopeScaling",
+    "SamplingOptions",
     "SamplingParams",
+    "Storage",
     "TokenSpace",
+    "Tokenizer",
     "UserError",
     "Vision",
+    "VisionMarkers",
     "VisionSampling",
+    "VisionTokenizer",
     "__version__",
     "attention",
     "load",

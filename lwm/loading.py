@@ -1,6 +1,5 @@
 """Loads a model from files or by name onto a mesh, ready to generate."""
 
-from collections.abc import Callable
 from pathlib import Path
 
 from lwm import renamed
@@ -12,6 +11,7 @@ from lwm.generate.language_model import LanguageModel
 from lwm.model.config import NO_OVERRIDES, Compute, ModelOverrides, Storage, compute_dtype
 from lwm.model.llama import check_mesh
 from lwm.plan.fit import require_fit
+from lwm.progress import Progress
 from lwm.sampling_params import LWM_SAMPLING
 from lwm.sharding import make_mesh
 
@@ -29,23 +29,23 @@ def load(
     template: str | None = None,
     vqgan: str | Path | None = None,
     given: ModelOverrides = NO_OVERRIDES,
-    progress: Callable[[int, int], None] = lambda done, total: None,
+    progress: Progress = lambda done, total: None,
 ) -> LanguageModel:
-    """Opens a model; one that `lwm models` lists or a hub holds is fetched if need be.
+    """Loads a model; one that `lwm models` lists or that is on the hub is fetched first.
 
     Args:
         name_or_path: A known name, a Hugging Face folder, a GGUF file, LWM's parameters (their
             folder, their file, or `params::FILE`) or a hub's `org/name`.
-        mesh: The devices, such as `1,1,4,1` for tensor parallelism over four.
-        dtype: What the weights are stored and computed in; `int8` stores the matrices in eight
-            bits and computes in float32.
+        mesh: Devices per axis dp, fsdp, tp, sp; `1,1,4,1` is tensor parallelism over four.
+        dtype: Type of weights and activations; `int8` stores the matrices in eight bits and
+            computes in float32.
         template: `lwm` or Jinja source in place of the model's own chat template.
-        vqgan: What makes images codes, where it is not beside the model.
-        given: What the files do not say, or wrongly: RoPE's theta, the context, LWM's sizes.
-        progress: Told how many tensors of how many are loaded.
+        vqgan: The VQGAN of images, if it is not beside the model.
+        given: Values that the files lack or have wrong: RoPE theta, context, sizes of LWM's models.
+        progress: Called with the number of tensors loaded.
 
     Raises:
-        UserError: The model cannot be had, read or put on the mesh.
+        UserError: The model cannot be found, read or placed on the mesh, or does not fit.
     """
     opened = open_files(name_or_path, given=given)
     config, devices = opened.config, make_mesh(mesh)
@@ -75,6 +75,6 @@ def load(
         tokenizer=opened.tokenizer,
         mesh=devices,
         template=template,
-        drawings=opened.drawings.over(LWM_SAMPLING),
+        sampling=opened.sampling.over(LWM_SAMPLING),
         vqgan_file=opened.vqgan if vqgan is None else Path(vqgan),
     )

@@ -9,8 +9,10 @@ import sys
 import warnings
 from collections.abc import Callable, Collection
 from types import ModuleType
-from typing import Any, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
+P = ParamSpec("P")
+R = TypeVar("R")
 T = TypeVar("T", bound=type)
 
 MODULES = {
@@ -131,6 +133,23 @@ def takes_old_settings(place: str) -> Callable[[T], T]:
         type.__setattr__(cls, "__init__", __init__)
         type.__setattr__(cls, "__getattr__", __getattr__)
         return cls
+
+    return decorate
+
+
+def keywords(**names: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    """Returns a decorator: old keywords of a function, old to new, work and warn."""
+
+    def decorate(function: Callable[P, R]) -> Callable[P, R]:
+        @functools.wraps(function)
+        def call(*arguments: P.args, **options: P.kwargs) -> R:
+            for old in names.keys() & options:
+                message = f"{old}= is now {names[old]}=; the old keyword goes with the next release"
+                warnings.warn(message, DeprecationWarning, stacklevel=2)
+                options[names[old]] = options.pop(old)
+            return function(*arguments, **options)
+
+        return call
 
     return decorate
 

@@ -3,34 +3,34 @@
 import dataclasses
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypedDict
 
 from lwm.errors import UserError
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SamplingParams:
-    """How an answer is written."""
+    """Length, sampling and end of a generated text."""
 
     max_tokens: int = 512
-    """Tokens that the answer may have; they are kept free in the context."""
+    """Tokens of the answer at most; they are kept free in the context."""
     temperature: float = 0.0
     """Randomness; 0 takes the most likely token each time."""
     top_k: int = 0
-    """Draw from this many likeliest tokens only; 0 is all."""
+    """Sample from this many likeliest tokens only; 0 is all."""
     top_p: float = 1.0
-    """Draw from the fewest tokens that have this probability together."""
+    """Sample from the fewest tokens whose probabilities sum to this."""
     min_p: float = 0.0
-    """Draw from tokens at least this many times as likely as the likeliest."""
+    """Sample from tokens at least this many times as likely as the likeliest."""
     repetition_penalty: float = 1.0
     """Above 1, tokens of the prompt and the answer become less likely."""
     seed: int = 0
-    """The same seed, from 0 to 2³² - 1, draws the same answer, whatever the batch."""
+    """From 0 to 2³² - 1; the same seed samples the same answer, whatever the batch."""
     stop: tuple[str, ...] = ()
-    """The answer ends before the first of these."""
+    """Strings; the answer ends before the first of them."""
 
     def __post_init__(self):
-        """Refuses what no answer can be written with.
+        """Refuses values out of range.
 
         Raises:
             UserError: The value.
@@ -38,7 +38,7 @@ class SamplingParams:
         if self.max_tokens < 1:
             raise UserError(f"max_tokens {self.max_tokens} leaves no room for an answer")
         for name, allowed, wanted in (
-            # Below, logits overflow, and it would not be the likeliest token that is taken.
+            # A lower temperature overflows logits: the likeliest token would be lost.
             (
                 "temperature",
                 self.temperature == 0 or 1e-4 <= self.temperature < math.inf,
@@ -55,34 +55,47 @@ class SamplingParams:
                 raise UserError(f"{name} {getattr(self, name)} must be {wanted}")
 
 
+class SamplingOptions(TypedDict, total=False):
+    """The fields of `SamplingParams` as keywords; one that is left out has its default."""
+
+    max_tokens: int
+    temperature: float
+    top_k: int
+    top_p: float
+    min_p: float
+    repetition_penalty: float
+    seed: int
+    stop: tuple[str, ...]
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class FrameSampling:
-    """How the codes of a frame are drawn; what is not said here the model says, or LWM's scripts.
+    """Sampling of a frame's codes; None: the model's own value, or that of LWM's scripts.
 
-    Those have guidance 5 and top-k 8192 for an image, 1 and 1000 for the frames of a video.
+    LWM's scripts have guidance 5 and top-k 8192 for an image, 1 and 1000 for the frames of a video.
     """
 
     guidance: float | None = None
-    """How far to go away from what would be drawn without the prompt; 1 is no guidance."""
+    """Classifier-free guidance scale (Ho and Salimans 2022); 1 disables it."""
     temperature: float | None = None
     """Randomness; 0 takes the most likely code each time."""
     top_k: int | None = None
-    """Draw from this many likeliest codes only; 0 is all."""
+    """Sample from this many likeliest codes only; 0 is all."""
     top_p: float | None = None
-    """Draw from the fewest codes that have this probability together."""
+    """Sample from the fewest codes whose probabilities sum to this."""
 
     def __post_init__(self):
-        """Refuses what nothing can be drawn with.
+        """Refuses values out of range.
 
         Raises:
             UserError: The value.
         """
         if self.guidance is not None and not 0 <= self.guidance <= 1000:
             raise UserError(f"guidance {self.guidance} must be from 0 to 1000; 1 is none")
-        self.writing()
+        self.params()
 
-    def writing(self) -> SamplingParams:
-        """Returns the same rules, as they are for text; those that are not said change nothing."""
+    def params(self) -> SamplingParams:
+        """Returns the same rules as for text; a rule that is None is off."""
         return SamplingParams(
             temperature=1.0 if self.temperature is None else self.temperature,
             top_k=self.top_k or 0,
@@ -90,14 +103,14 @@ class FrameSampling:
         )
 
     def over(self, default: "FrameSampling") -> "FrameSampling":
-        """Returns this, and `default` where nothing is said."""
-        said = {name: value for name, value in vars(self).items() if value is not None}
-        return dataclasses.replace(default, **said)
+        """Returns these values, those of `default` in place of None."""
+        given = {name: value for name, value in vars(self).items() if value is not None}
+        return dataclasses.replace(default, **given)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class VisionSampling:
-    """How images and videos are drawn."""
+    """Sampling of images and videos."""
 
     image: FrameSampling = FrameSampling()
     """An image, and the first frame of a video."""
@@ -106,10 +119,10 @@ class VisionSampling:
 
     @classmethod
     def of(cls, values: Any) -> "VisionSampling":
-        """Reads what a model says in its `generation_config.json`.
+        """Reads the values of a model's `generation_config.json`.
 
         Raises:
-            UserError: It says what nothing can be drawn with.
+            UserError: A value is unknown or out of range.
         """
         if not isinstance(values, Mapping):
             return cls()
@@ -117,23 +130,23 @@ class VisionSampling:
             return cls(**{kind: FrameSampling(**how) for kind, how in values.items()})
         except TypeError:
             raise UserError(
-                "its way of drawing is not known here; mend it or leave it out"
+                "its sampling of images has unknown values; correct them or leave them out"
             ) from None
 
     def over(self, default: "VisionSampling") -> "VisionSampling":
-        """Returns these, and `default` where nothing is said."""
+        """Returns these values, those of `default` in place of None."""
         return VisionSampling(
             image=self.image.over(default.image), video=self.video.over(default.video)
         )
 
     def unguided(self) -> "VisionSampling":
-        """Returns these with no guidance where none is said."""
+        """Returns these without guidance where guidance is None."""
         none = FrameSampling(guidance=1.0)
         return self.over(VisionSampling(image=none, video=none))
 
     @property
-    def are_guided(self) -> bool:
-        """Whether rows without the prompt are needed."""
+    def is_guided(self) -> bool:
+        """True if guidance needs rows without the prompt."""
         return any(each.guidance not in (None, 1) for each in (self.image, self.video))
 
 
@@ -141,4 +154,4 @@ LWM_SAMPLING = VisionSampling(
     image=FrameSampling(guidance=5.0, temperature=1.0, top_k=8192, top_p=1.0),
     video=FrameSampling(guidance=1.0, temperature=1.0, top_k=1000, top_p=1.0),
 )
-"""How LWM's scripts draw."""
+"""Values of LWM's scripts."""

@@ -217,8 +217,8 @@ def test_vision_model(before):
     assert model.generate("ships sail", max_tokens=12) == expected["text"]
     sampled = model.generate("ships sail", max_tokens=12, temperature=0.8, seed=3)
     assert sampled == expected["sampled"]
-    assert model.drawings.image.guidance == 1.5
-    assert model.drawings.image != FrameSampling()
+    assert model.sampling.image.guidance == 1.5
+    assert model.sampling.image != FrameSampling()
     (drawn,) = model.draw("ships", seed=1)
     codes = np.asarray(drawn.codes, np.int32)
     assert hashlib.sha256(codes.tobytes()).hexdigest() == expected["drawn"]
@@ -228,7 +228,7 @@ def test_vision_model(before):
             model.tokenizer,
             Path("again"),
             card="# A small model\n",
-            drawings=model.drawings,
+            sampling=model.sampling,
         )
     for file in ("generation_config.json", "model.safetensors"):
         assert (Path("again") / file).read_bytes() == (Path("vision-model") / file).read_bytes()

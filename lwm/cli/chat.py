@@ -129,7 +129,7 @@ class TerminalChat:
         self._model, self._sampling, self._out = model, sampling, out
         self._max_frames, self._fps = max_frames, fps
         self.conversation = Conversation(
-            model, document=document, drawings=None if out is None else vision
+            model, document=document, sampling=None if out is None else vision
         )
         self._seen: list[Part] = []
         self._num_saved = 0
@@ -283,7 +283,7 @@ def watched(
             check()
             bar(done, total)
 
-        pieces = conversation.ask(question, writing=sampling, progress=progress)
+        pieces = conversation.ask(question, params=sampling, progress=progress)
         first = next(pieces, "")
     yield first
     yield from pieces

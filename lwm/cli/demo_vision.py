@@ -48,7 +48,7 @@ def _generated(model: LanguageModel, prompt: str, frames: int) -> Shown:
     print(f"> Generate {what} of: {prompt}")
     for _ in range(2):  # the first one also compiles
         begun = time.monotonic()
-        (vision,) = model.draw(prompt, frames=frames, drawings=VisionSampling())
+        (vision,) = model.draw(prompt, frames=frames, sampling=VisionSampling())
         seconds = time.monotonic() - begun
     print(f"[{frames} frame{'s' * (frames > 1)} in {seconds:.1f} s]\n")
     return Shown(

@@ -1,4 +1,4 @@
-"""`lwm generate`: texts, images and videos from words. Free of JAX until it runs."""
+"""`lwm generate`: texts, images and videos from text prompts."""
 
 from pathlib import Path
 from typing import Annotated
@@ -21,15 +21,15 @@ def generate_text(
     writing: Flat[SamplingParams] = SamplingParams(),
     load: Flat[LoadOptions] = LoadOptions(),
 ) -> None:
-    """Continues texts; several are written together, each as if it were alone.
+    """Continues texts in one batch; a text does not depend on the others.
 
     Args:
         model: A name from `lwm models`, a Hugging Face folder, a GGUF file, or a hub's org/name.
         prompts: The texts.
-        prompts_from: A file of more: a text a line, or JSONL with the field `prompt`.
+        prompts_from: A file of more prompts: one per line, or JSONL with the field `prompt`.
         out: A JSONL file for prompt, text, ids, logprobs and finish_reason of each, in place of
             the text alone on stdout.
-        writing: How the texts are written.
+        writing: Length and sampling of the texts.
         load: How the model is loaded.
     """
     from lwm.cli.generate_text import generate
@@ -49,23 +49,24 @@ def generate_image(
     drawing: Flat[FrameSampling] = FrameSampling(),
     load: Flat[LoadOptions] = LoadOptions(),
 ) -> None:
-    """Draws images of what a text says.
+    """Generates images from a text.
 
     Args:
-        model: A model that sees: a name from `lwm models`, a folder, or a hub's org/name.
-        prompt: What is to be seen.
+        model: A model with vision ids: a name from `lwm models`, a folder, or a hub's org/name.
+        prompt: Describes the image or video.
         out: The image: .png, .jpg or .webp; several are numbered.
-        n: How many, drawn together.
-        grid: Lay them out on one image instead.
-        seed: Of the first; the second has the next one, and so on, each as if it were alone.
-        drawing: How they are drawn.
+        n: Number of images, generated in one batch.
+        grid: Write one image with all of them.
+        seed: Seed of the first; each next one has the next seed.
+        drawing: Guidance and sampling.
         load: How the model is loaded.
     """
-    from lwm.cli.generate_vision import DrawRequest, draw_files
+    from lwm.cli.generate_vision import draw_files
+    from lwm.generate.vision import DrawRequest
 
-    asked = DrawRequest(prompt=prompt, kind="image", n=n, seed=seed)
-    drawings = VisionSampling(image=drawing, video=drawing)
-    draw_files(model, asked, out=out, grid=grid, drawings=drawings, load=load)
+    sampling = VisionSampling(image=drawing, video=drawing)
+    request = DrawRequest(prompts=(prompt,) * n, sampling=sampling, seed=seed)
+    draw_files(model, request, out=out, grid=grid, load=load)
 
 
 def generate_video(
@@ -81,34 +82,34 @@ def generate_video(
     n: int = 1,
     grid: bool = False,
     seed: int = 0,
-    drawings: Annotated[VisionSampling, tyro.conf.arg(name="")] = VisionSampling(),
+    sampling: Annotated[VisionSampling, tyro.conf.arg(name="")] = VisionSampling(),
     load: Flat[LoadOptions] = LoadOptions(),
 ) -> None:
-    """Draws videos of what a text says, perhaps going on from an image.
+    """Generates videos from a text, or continues an image or a video.
 
     Args:
-        model: A model that sees: a name from `lwm models`, a folder, or a hub's org/name.
-        prompt: What is to be seen.
+        model: A model with vision ids: a name from `lwm models`, a folder, or a hub's org/name.
+        prompt: Describes the image or video.
         out: The video: .mp4, .gif or .webp; several are numbered.
-        frames: How many, those that are given included.
-        fps: How many are shown in a second.
-        image: An image, or a video, that it goes on from.
-        first_as_image: Draw the first frame from the prompt for an image, as LWM does, then go on.
-        n: How many videos, drawn together.
-        grid: Lay them out on one video instead.
-        seed: Of the first; the second has the next one, and so on, each as if it were alone.
-        drawings: How the first frame is drawn, and those after it.
+        frames: Frames of each video, those of --image included.
+        fps: Frames per second of the file.
+        image: An image or a video to continue.
+        first_as_image: Generate the first frame from the prompt for an image, as LWM does.
+        n: Number of videos, generated in one batch.
+        grid: Write one video with all of them.
+        seed: Seed of the first; each next one has the next seed.
+        sampling: Guidance and sampling of the first frame, and of those after it.
         load: How the model is loaded.
     """
-    from lwm.cli.generate_vision import DrawRequest, draw_files
+    from lwm.cli.generate_vision import draw_files
+    from lwm.generate.vision import DrawRequest
 
-    asked = DrawRequest(
-        prompt=prompt,
+    request = DrawRequest(
+        prompts=(prompt,) * n,
         kind="video",
         frames=frames,
-        first=image,
         first_as_image=first_as_image,
-        n=n,
+        sampling=sampling,
         seed=seed,
     )
-    draw_files(model, asked, out=out, grid=grid, fps=fps, drawings=drawings, load=load)
+    draw_files(model, request, image=image, out=out, grid=grid, fps=fps, load=load)

@@ -75,7 +75,7 @@ def convert_model(
     small = {
         "config.json": to_text(hugging_face_config(opened.config, opened.tokenizer, stored)),
         "generation_config.json": to_text(
-            generation_config(opened.tokenizer, opened.config, opened.drawings)
+            generation_config(opened.tokenizer, opened.config, opened.sampling)
         ),
         "README.md": card(opened, stored),
         **_legal(opened),

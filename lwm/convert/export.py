@@ -37,7 +37,7 @@ def save_model(
     max_shard_bytes: int = 5_000_000_000,
     card: str | None = None,
     vqgan: VQGAN | None = None,
-    drawings: VisionSampling = LWM_SAMPLING,
+    sampling: VisionSampling = LWM_SAMPLING,
 ) -> None:
     """Writes configuration, safetensors and tokenizer; the folder appears complete or not at all.
 
@@ -53,7 +53,7 @@ def save_model(
         max_shard_bytes: Bytes of tensors per file, unless one tensor alone is larger.
         card: The model card, written as README.md.
         vqgan: VQGAN to write beside the model.
-        drawings: Default sampling of images and video.
+        sampling: Default sampling of images and video.
 
     Raises:
         UserError: The folder holds something else or cannot be written, the disk is full, or the
@@ -65,7 +65,7 @@ def save_model(
     stored = dtype or str(model.embedding.dtype)
     small = {
         "config.json": to_text(hugging_face_config(model.config, tokenizer, stored)),
-        "generation_config.json": to_text(generation_config(tokenizer, model.config, drawings)),
+        "generation_config.json": to_text(generation_config(tokenizer, model.config, sampling)),
     }
     if card is not None:
         small["README.md"] = card
@@ -136,14 +136,14 @@ def hugging_face_config(config: LlamaConfig, tokenizer: Tokenizer, dtype: str) -
 
 
 def generation_config(
-    tokenizer: Tokenizer, config: LlamaConfig, drawings: VisionSampling = LWM_SAMPLING
+    tokenizer: Tokenizer, config: LlamaConfig, sampling: VisionSampling = LWM_SAMPLING
 ) -> dict[str, Any]:
     """Returns the `generation_config.json` of a model: special ids and default sampling."""
     values = {
         "bos_token_id": tokenizer.bos_id,
         "eos_token_id": sorted(tokenizer.eos_ids) or None,
         "pad_token_id": tokenizer.pad_id,
-        OWN: dataclasses.asdict(drawings) if config.tokens.vision else None,
+        OWN: dataclasses.asdict(sampling) if config.tokens.vision else None,
     }
     return {key: value for key, value in values.items() if value is not None}
 

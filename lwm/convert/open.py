@@ -46,7 +46,7 @@ class ModelFiles:
     source: Path
     vqgan: Path | None = None
     """The file or folder of the VQGAN beside the model; None if there is none."""
-    drawings: VisionSampling = LWM_SAMPLING
+    sampling: VisionSampling = LWM_SAMPLING
     """Default sampling of images and video."""
     known: catalog.KnownModel | None = None
     """The entry of a known model."""
@@ -237,7 +237,7 @@ def find_files(name_or_path: str | Path) -> Path:
     return path
 
 
-def _drawings(path: Path) -> VisionSampling:
+def _sampling(path: Path) -> VisionSampling:
     """Returns the default sampling of images and video in a model folder."""
     file = path / "generation_config.json"
     if not file.is_file():
@@ -266,7 +266,7 @@ def _open(path: Path) -> ModelFiles:
             f"{path} holds no model: neither config.json nor params nor one GGUF file is there"
         )
     return ModelFiles(
-        drawings=_drawings(path),
+        sampling=_sampling(path),
         config=read_config(values, source=str(path)),
         tensors=tensors,
         table=HUGGING_FACE,

@@ -21,7 +21,7 @@ from lwm.generate.engine import Session, chunks
 from lwm.generate.grammar import TEXT_ONLY
 from lwm.generate.language_model import LanguageModel
 from lwm.generate.plan import GenerationPlan, VisionPlan
-from lwm.generate.vision import draw_whole
+from lwm.generate.vision import DrawRequest, generate_visions
 from lwm.progress import Progress
 from lwm.sampling_params import FrameSampling, VisionSampling
 from lwm.tokenizer.message import Message, Vision
@@ -118,13 +118,13 @@ def measure(
 
 
 def _generate(model: LanguageModel, pairs: Sequence[Pair]) -> list[Vision]:
-    return draw_whole(
-        model,
-        [pair.caption for pair in pairs],
+    request = DrawRequest(
+        prompts=tuple(pair.caption for pair in pairs),
         kind=pairs[0].vision.kind,
         frames=len(pairs[0].vision.codes),
-        drawings=VisionSampling(image=GREEDY, video=GREEDY),
+        sampling=VisionSampling(image=GREEDY, video=GREEDY),
     )
+    return generate_visions(model, request)
 
 
 def _caption(model: LanguageModel, pairs: Sequence[Pair]) -> list[str]:

@@ -1,1 +1,1 @@
-"""From prompts to answers: sampling, the engine that knows ids only, and chat."""
+"""Generates text, images and video: sampling, the engine over ids, and chat."""

@@ -1,4 +1,4 @@
-"""Many texts continued together."""
+"""Continues many texts in one batch."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -19,17 +19,17 @@ from lwm.tokenizer.tokenizer import TextStream
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Completion:
-    """What a model wrote after one prompt."""
+    """Text generated after one prompt."""
 
     prompt: str
     text: str
-    """Up to the end of text or a stop string, neither of which is part of it."""
+    """Without the end-of-text token or stop string that ended it."""
     ids: tuple[int, ...]
-    """All ids that were written, the end of text or those of a stop string included."""
+    """All generated ids, those of the end of text or of a stop string included."""
     logprobs: tuple[float, ...]
-    """Natural logarithm of each id's probability, before any rule of sampling."""
+    """Natural logarithm of each id's probability, before all sampling rules."""
     finish_reason: str
-    """`stop` for an end of text or a stop string, `length` for want of tokens."""
+    """`stop`: end of text or stop string; `length`: `max_tokens` were written."""
 
     def to_json(self) -> dict[str, Any]:
         """Returns the fields as plain values."""
@@ -39,15 +39,17 @@ class Completion:
 def complete(
     model: LoadedModel,
     prompts: Sequence[str],
-    writing: SamplingParams = SamplingParams(),
+    params: SamplingParams = SamplingParams(),
     *,
     progress: Progress = lambda done, total: None,
 ) -> list[Completion]:
-    """Continues prompts of any lengths in one batch; each answer is as if it were alone.
+    """Continues prompts of any lengths in one batch; a text does not depend on the other prompts.
+
+    The texts are in the order of the prompts.
 
     Raises:
-        UserError: A prompt is empty, it and its continuation do not fit into the context, or all
-            of them not into the devices' memory; nothing is read then.
+        UserError: A prompt is empty, a prompt and its text do not fit into the context, or the
+            batch does not fit into the devices' memory; nothing is read then.
     """
     if not prompts:
         return []
@@ -55,19 +57,19 @@ def complete(
     for number, prompt in enumerate(prompts, start=1):
         try:
             runs.append(model.encode_prompt(prompt))
-            model.require_fit(len(runs[-1]), writing.max_tokens)
+            model.require_fit(len(runs[-1]), params.max_tokens)
         except UserError as error:
             raise UserError(f"prompt {number} of {len(prompts)}: {error}") from None
-    slots = sum(chunks(max(map(len, runs)))) + writing.max_tokens
+    slots = sum(chunks(max(map(len, runs)))) + params.max_tokens
     model.require_memory(slots, rows=len(runs))
     session = Session(model.llama, model.mesh, rows=len(runs), slots=slots)
     session.read(runs, progress=progress)
-    rows = [_Row(model, prompt, writing) for prompt in prompts]
+    rows = [_Row(model, prompt, params) for prompt in prompts]
     plan = GenerationPlan(
-        max_tokens=writing.max_tokens,
+        max_tokens=params.max_tokens,
         stop_ids=model.tokenizer.eos_ids,
-        sampler=sampler(writing),
-        seed=writing.seed,
+        sampler=sampler(params),
+        seed=params.seed,
     )
     for burst in session.generate(plan):
         for number, row in enumerate(rows):
@@ -77,19 +79,19 @@ def complete(
 
 
 class _Row:
-    """One answer on its way."""
+    """The state of one row."""
 
-    def __init__(self, model: LoadedModel, prompt: str, writing: SamplingParams):
+    def __init__(self, model: LoadedModel, prompt: str, params: SamplingParams):
         self._prompt = prompt
         self._ends = model.tokenizer.eos_ids
-        self._text = StoppingText(TextStream(model.tokenizer, continues=True), writing.stop)
+        self._text = StoppingText(TextStream(model.tokenizer, continues=True), params.stop)
         self._pieces: list[str] = []
         self._ids: list[int] = []
         self._logprobs: list[float] = []
         self.is_done = False
 
     def take(self, ids: np.ndarray, logprobs: np.ndarray) -> None:
-        """Takes what a burst holds for this row, up to where it ends."""
+        """Adds the ids of a burst, up to the end of the row."""
         for token, logprob in zip(ids.tolist(), logprobs.tolist(), strict=True):
             if self.is_done or token < 0:
                 return
@@ -102,7 +104,7 @@ class _Row:
                 self.is_done = self._text.is_stopped
 
     def completion(self) -> Completion:
-        """Returns the whole answer."""
+        """Returns the finished text."""
         return Completion(
             prompt=self._prompt,
             text="".join([*self._pieces, self._text.finish()]),

@@ -1,10 +1,11 @@
-"""Questions and answers in text, images and video, over the engine that knows ids only."""
+"""Conversations in text, images and video."""
 
 import dataclasses
 import itertools
 from collections.abc import Generator, Iterator, Sequence
 from typing import Any
 
+from lwm import renamed
 from lwm.errors import UserError
 from lwm.generate.engine import LONG, Session, chunks
 from lwm.generate.grammar import FrameLimits
@@ -26,55 +27,55 @@ def _silent(done: int, total: int) -> None:
 
 
 class Reader:
-    """One row of the engine that reads a prompt again only from where it has changed."""
+    """Answers one prompt after another; each is read from where it differs from the one before."""
 
     def __init__(self, model: LoadedModel):
-        """Starts with nothing read."""
+        """Starts with an empty cache."""
         self._model = model
         self._session: Session | None = None
         self._prefix = Prefix()
         self.was_cut = False
         """True if the last answer ended because `max_tokens` were written."""
         self.stopped_by: str | None = None
-        """The stop string that ended the last answer."""
+        """The stop string that ended the last answer, if one did."""
 
     @property
     def num_tokens(self) -> int:
-        """Tokens that are read and written so far."""
+        """Tokens in the cache."""
         return len(self._prefix.ids)
 
     def answer(
         self,
         ids: Sequence[int],
         stream: TextStream,
-        writing: SamplingParams,
+        params: SamplingParams,
         progress: Progress = _silent,
         *,
-        drawings: VisionSampling | None = None,
+        sampling: VisionSampling | None = None,
     ) -> Generator[str | Frame]:
-        """Reads a whole prompt, then yields what follows as it is written.
+        """Reads a whole prompt, then yields the answer in pieces.
 
         Args:
             ids: The prompt.
-            stream: Makes ids text.
-            writing: How text is written.
-            progress: Told how much of the prompt is read.
-            drawings: How pictures are drawn; None: the answer is text only.
+            stream: Decodes ids to text.
+            params: Length, sampling and end of the text.
+            progress: Called with the number of prompt tokens read.
+            sampling: Sampling of images and videos; None: the answer is text only.
 
         Raises:
             UserError: Prompt and answer do not fit into the context or the devices' memory.
         """
-        self._model.require_fit(len(ids), writing.max_tokens)
-        session = self._read(ids, writing.max_tokens, progress)
+        self._model.require_fit(len(ids), params.max_tokens)
+        session = self._read(ids, params.max_tokens, progress)
         stops = self._model.tokenizer.eos_ids
-        grammar = None if drawings is None else self._model.grammar
-        parts = AnswerReader(stream, writing.stop, grammar)
+        grammar = None if sampling is None else self._model.grammar
+        parts = AnswerReader(stream, params.stop, grammar)
         plan = GenerationPlan(
-            max_tokens=writing.max_tokens,
+            max_tokens=params.max_tokens,
             stop_ids=stops,
-            sampler=sampler(writing),
-            seed=writing.seed,
-            vision=None if drawings is None else self._vision_plan(drawings, writing.max_tokens),
+            sampler=sampler(params),
+            seed=params.seed,
+            vision=None if sampling is None else self._vision_plan(sampling, params.max_tokens),
         )
         self.was_cut, self.stopped_by = True, None
         for burst in session.generate(plan):
@@ -89,13 +90,13 @@ class Reader:
         if piece := parts.finish():
             yield piece
 
-    def _vision_plan(self, drawings: VisionSampling, room: int) -> VisionPlan:
+    def _vision_plan(self, sampling: VisionSampling, room: int) -> VisionPlan:
         grammar = self._model.grammar
         return VisionPlan(
             grammar=grammar,
             state=grammar.start([FrameLimits()], room=room),
-            image=sampler(drawings.image.writing()),
-            video=sampler(drawings.video.writing()),
+            image=sampler(sampling.image.params()),
+            video=sampler(sampling.video.params()),
         )
 
     def _read(self, ids: Sequence[int], max_tokens: int, progress: Progress) -> Session:
@@ -105,9 +106,9 @@ class Reader:
         shared = self._prefix.match(ids)
         slots = self._prefix.end(shared) + sum(chunks(len(ids) - shared)) + max_tokens
         if slots > self._most:
-            # Padding takes up the room: all is read again, without that of earlier turns.
+            # Padding of earlier turns takes too much room: all is read again.
             shared, slots = 0, sum(chunks(len(ids))) + max_tokens
-        session = self._with_room(slots)
+        session = self._reserve(slots)
         self._prefix.rewind(session, shared)
         self._prefix.read(session, ids[shared:], progress)
         return session
@@ -117,7 +118,7 @@ class Reader:
         """Slots that a whole context takes, with the padding of one reading."""
         return self._model.context + LONG // 2
 
-    def _with_room(self, slots: int) -> Session:
+    def _reserve(self, slots: int) -> Session:
         """Returns the session with a cache for so many slots, and for more if memory allows."""
         session = self._session
         cache = None if session is None else session.cache
@@ -136,55 +137,58 @@ class Reader:
 
 
 class Conversation:
-    """Turns of questions and answers, perhaps about a document; the cache is kept between them."""
+    """Questions and answers in turn, optionally about a document; turns share one cache."""
 
+    @renamed.keywords(drawings="sampling")
     def __init__(
         self,
         model: LoadedModel,
         *,
         document: str | None = None,
-        drawings: VisionSampling | None = None,
+        sampling: VisionSampling | None = None,
     ):
-        """Starts without a turn.
+        """Starts an empty conversation.
 
         Args:
-            model: Who answers.
+            model: The model that answers.
             document: A text that is put before the first question.
-            drawings: How pictures are drawn in answers; None: answers are text only.
+            sampling: Sampling of images and videos in answers; None: answers are text only.
 
         Raises:
-            UserError: The model cannot draw, or not so.
+            UserError: The model cannot generate images, or guidance is asked for.
         """
-        if drawings is not None:
-            drawings = drawings.unguided().over(model.drawings)
-            if drawings.are_guided:
+        if sampling is not None:
+            sampling = sampling.unguided().over(model.sampling)
+            if sampling.is_guided:
                 raise UserError(
-                    "guidance leads a picture away from one without a prompt, which a conversation "
-                    "does not have; give guidance 1, or draw with `lwm generate`"
+                    "guidance needs a row without the prompt, which a conversation does not have; "
+                    "give guidance 1, or use `lwm generate image`"
                 )
-            model.grammar  # noqa: B018  (whether it can draw)
+            model.grammar  # noqa: B018  (raises if there is no VQGAN)
         self._model = model
         self._reader = Reader(model)
         self._document = document
-        self._drawings = drawings
+        self._sampling = sampling
         self.messages: list[Message] = []
 
+    @renamed.keywords(writing="params")
     def ask(
         self,
         question: str | Sequence[Part],
         *,
-        writing: SamplingParams = SamplingParams(),
+        params: SamplingParams = SamplingParams(),
         progress: Progress = _silent,
     ) -> Generator[str | Frame]:
-        """Yields the answer in pieces; a turn that is given up halfway is kept as far as it went.
+        """Yields the answer in pieces of text and frames, as they are generated.
 
-        The whole answer, with pixels of what was drawn, is then the last of `messages`; one that
-        is empty leaves no turn. Where nothing is drawn, an answer ends before its first picture.
+        The answer, with the pixels of its images, is then the last of `messages`. Closing the
+        generator keeps the pieces so far; an empty answer leaves no turn. Without `sampling` of
+        the conversation, an answer ends before its first image.
 
         Args:
             question: A text, or texts, images and videos in any order.
-            writing: How the answer is written.
-            progress: Told how much is read.
+            params: Length, sampling and end of the text.
+            progress: Called with the number of prompt tokens read.
 
         Raises:
             UserError: The conversation and the answer do not fit into the context; the question
@@ -194,13 +198,13 @@ class Conversation:
         ids = self.ids(turns)
         stream = TextStream(self._model.tokenizer)
         answer: list[str | Frame] = []
-        if self._drawings is None and self._sees:
-            writing = dataclasses.replace(writing, stop=(*writing.stop, OPENING))
-        pieces = self._reader.answer(ids, stream, writing, progress, drawings=self._drawings)
+        if self._sampling is None and self._sees:
+            params = dataclasses.replace(params, stop=(*params.stop, OPENING))
+        pieces = self._reader.answer(ids, stream, params, progress, sampling=self._sampling)
         try:
             for piece in pieces:
                 if isinstance(piece, str) and not answer:
-                    # Formats such as LWM's part an answer from the role by a space.
+                    # Formats such as LWM's put a space between role and answer.
                     piece = piece.lstrip(" ")
                     if not piece:
                         continue
@@ -220,10 +224,10 @@ class Conversation:
         )
 
     def question(self, question: str | Sequence[Part]) -> Message:
-        """Returns what a question is as the next message: the first one follows the document.
+        """Returns a question as the next message; the first one follows the document.
 
         Raises:
-            UserError: There is nothing in it, or a picture is of another model.
+            UserError: It is empty, or an image is encoded for another model.
         """
         parts = (question,) if isinstance(question, str) else tuple(question)
         if not parts:
@@ -237,7 +241,7 @@ class Conversation:
         return Message("user", parts)
 
     def _parts(self, answer: Sequence[str | Frame]) -> Iterator[Part]:
-        """Yields what was written as texts and whole pictures; a frame on its way is left out."""
+        """Yields the pieces of an answer as texts, images and videos."""
         for is_text, group in itertools.groupby(answer, lambda piece: isinstance(piece, str)):
             same: list[Any] = list(group)
             if is_text:
@@ -253,21 +257,21 @@ class Conversation:
 
     @property
     def was_cut(self) -> bool:
-        """Whether the last answer ended for want of tokens: see `max_tokens`."""
+        """True if the last answer ended because `max_tokens` were written."""
         return self._reader.was_cut
 
     @property
     def is_without_picture(self) -> bool:
-        """Whether the last answer ended before a picture that was not to be drawn."""
-        return self._drawings is None and self._reader.stopped_by == OPENING
+        """True if the last answer ended before an image for want of `sampling`."""
+        return self._sampling is None and self._reader.stopped_by == OPENING
 
     @property
     def num_tokens(self) -> int:
-        """Tokens that are read and written so far."""
+        """Tokens in the cache."""
         return self._reader.num_tokens
 
     def clear(self) -> None:
-        """Forgets all turns, not the document."""
+        """Removes all turns, not the document."""
         self.messages = []
 
     @property

@@ -140,7 +140,7 @@ def _choose(
 
 
 class Decoded(NamedTuple):
-    """What the loop carries from step to step, and leaves behind."""
+    """State of the decoding loop, and its result."""
 
     count: Int[Array, ""]
     """Steps taken."""
@@ -150,7 +150,7 @@ class Decoded(NamedTuple):
     """The text ids that each row has read or written."""
     done: Bool[Array, " B"]
     state: Any
-    """Where each row stands in the grammar."""
+    """The state of each row in the grammar."""
     ids: Int[Array, "B C"]
     logprobs: Float[Array, "B C"]
 

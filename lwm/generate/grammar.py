@@ -1,9 +1,9 @@
-"""Which id may follow which: text, frames of vision codes, and the markers between them.
+"""The grammar of ids: text, frames of vision codes, and the markers between them.
 
     text … <vision> c c … c EOF c c … c EOV text …
 
-A grammar is static; where each row stands in it is data. Only ids that the model has sampled move
-a row on: a `<vision>` that a user typed is in the prompt, which the grammar never sees.
+A grammar is static; the state of each row is data. Only sampled ids change it: a `<vision>` that a
+user typed is in the prompt, which the grammar never reads.
 """
 
 import dataclasses
@@ -20,21 +20,21 @@ _NO_LIMIT = 1 << 30
 
 @runtime_checkable
 class Grammar(Protocol):
-    """Rules out ids, row by row. Hashable; its state is a tree of arrays with a row for each row.
+    """Rules out ids, row by row. Hashable; its state is a tree of arrays with one entry per row.
 
-    The decoding loop keeps the state of a row that is done as it was.
+    The decoding loop does not change the state of a row that is done.
     """
 
     def in_vision(self, state: Any) -> Bool[Array, " B"]:
-        """Says which rows write a vision id next; the others write a text id."""
+        """Returns which rows write a vision id next; the others write a text id."""
         ...
 
     def in_video(self, state: Any) -> Bool[Array, " B"]:
-        """Says which rows write of a frame that is not the first of its image or video."""
+        """Returns which rows are in a frame after the first of a video."""
         ...
 
     def legal(self, state: Any) -> Bool[Array, "B V"]:
-        """Says which ids of the whole space may come next: at least one of the row's modality."""
+        """Returns which ids may come next: at least one of the row's modality."""
         ...
 
     def advance(self, state: Any, ids: Int[Array, " B"]) -> Any:
@@ -42,27 +42,27 @@ class Grammar(Protocol):
         ...
 
     def is_done(self, state: Any) -> Bool[Array, " B"]:
-        """Says which rows have written all that was asked of them."""
+        """Returns which rows are complete."""
         ...
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class FrameLimits:
-    """What one row may draw: the same for every image or video that it writes."""
+    """Limits on the images and videos of one row."""
 
     least: int = 1
-    """Frames of an image or video, at least."""
+    """Frames per image or video, at least."""
     most: int | None = None
-    """And at most; None: as many as the model likes; 0: the row writes text only."""
+    """Frames per image or video, at most; None: no limit; 0: text only."""
     inside: bool = False
-    """Whether the prompt ends in vision, where the first code of a frame comes next."""
+    """The prompt ends inside an image or video: the next id is the first code of a frame."""
     given: int = 0
-    """Whole frames of it that the prompt holds: they count."""
+    """Whole frames of it in the prompt, which count."""
     is_all: bool = False
-    """Whether the row is done after the first end of vision."""
+    """The row is done after the first image or video."""
 
     def __post_init__(self):
-        """Refuses numbers that no row can obey."""
+        """Refuses limits that contradict each other."""
         if self.least < 1 or (self.most and self.most < self.least) or (self.most or 0) < 0:
             raise ValueError(f"no image has from {self.least} to {self.most} frames")
         if self.inside and self.most == 0:
@@ -72,11 +72,11 @@ class FrameLimits:
 
     @classmethod
     def exactly(cls, count: int, *, given: int = 0) -> "FrameLimits":
-        """Returns what is asked after a prompt that ends in vision: these frames, no more.
+        """Returns the limits of one image or video that the prompt has begun, and no text after it.
 
         Args:
-            count: Of the whole image or video.
-            given: How many of them the prompt holds.
+            count: Frames of the whole image or video.
+            given: Frames of it in the prompt.
         """
         return cls(least=count, most=count, inside=True, given=given, is_all=True)
 
@@ -85,14 +85,14 @@ TEXT_ONLY = FrameLimits(most=0)
 
 
 class VisionState(NamedTuple):
-    """Where each row stands, and what is asked of it."""
+    """Position of each row in the grammar, and its limits."""
 
     recent: Int[Array, "B L"]
-    """The ids that the row sampled last, -1 before the first; a vision id is in no opening."""
+    """The last sampled ids, -1 before the first; a vision id is in no opening."""
     place: Int[Array, " B"]
-    """Codes written of this frame; -1 in text."""
+    """Codes written in this frame; -1 in text."""
     frames: Int[Array, " B"]
-    """Whole frames written of this image or video."""
+    """Whole frames written in this image or video."""
     left: Int[Array, " B"]
     """Ids that the row may still write."""
     least: Int[Array, " B"]
@@ -103,11 +103,11 @@ class VisionState(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class VisionGrammar:
-    """LWM's stream: text until a sampled `<vision>` is complete, whole frames, and text again."""
+    """LWM's format: text until a sampled `<vision>` is complete, whole frames, then text again."""
 
     tokens: TokenSpace
     opening: tuple[tuple[int, ...], ...]
-    """The exact runs of text ids that are `<vision>`, however the tokenizer may write it."""
+    """All sequences of text ids that decode to `<vision>`."""
     tokens_per_frame: int
 
     def __post_init__(self):
@@ -124,9 +124,9 @@ class VisionGrammar:
         """Returns the state before the first id.
 
         Args:
-            rows: What each row may draw.
-            room: Ids that will be written at most, if that is known. No frame is then begun that
-                would not be complete, its marker included; a row that opens one is done.
+            rows: Limits of each row.
+            room: Ids that will be written at most, if known. A frame that would not be complete,
+                its marker included, is not begun; a row that opens one is done.
 
         Raises:
             ValueError: There is no room for the frames that must come.
@@ -153,11 +153,11 @@ class VisionGrammar:
         return frames * (self.tokens_per_frame + 1)
 
     def in_vision(self, state: VisionState) -> Bool[Array, " B"]:
-        """Says which rows are between `<vision>` and the end of vision."""
+        """Returns which rows are between `<vision>` and the end of vision."""
         return state.place >= 0
 
     def in_video(self, state: VisionState) -> Bool[Array, " B"]:
-        """Says which rows write of a frame after the first."""
+        """Returns which rows are in a frame after the first."""
         return self.in_vision(state) & (state.frames > 0)
 
     def legal(self, state: VisionState) -> Bool[Array, "B V"]:
@@ -190,7 +190,7 @@ class VisionGrammar:
         )
 
     def is_done(self, state: VisionState) -> Bool[Array, " B"]:
-        """Says which rows have drawn all that was asked of them, or have no room to draw."""
+        """Returns which rows have all their frames, or no room for one that they opened."""
         return state.is_done
 
     @property
@@ -198,7 +198,7 @@ class VisionGrammar:
         return max(map(len, self.opening), default=1)
 
     def _markers(self, state: VisionState) -> tuple[Bool[Array, " B"], Bool[Array, " B"]]:
-        """Says whether another frame may follow this one, and whether it may be the last."""
+        """Returns which rows may write another frame after this one, and which may end."""
         done = state.frames + 1
         goes_on = (done < state.most) & (state.left - 1 >= self.size(1))
         return goes_on, (done >= state.least) | ~goes_on
@@ -214,7 +214,7 @@ class VisionGrammar:
         return found
 
     def _forbidden(self, state: VisionState, ids: Int[Array, "1 V"]) -> Bool[Array, "B V"]:
-        """Says which ids would complete `<vision>` in rows of text only."""
+        """Returns which ids would complete `<vision>` in rows of text only."""
         last = jnp.zeros((state.place.shape[0], ids.shape[1]), bool)
         for run in self.opening:
             tail = state.recent[:, self._longest + 1 - len(run) :]

@@ -2,17 +2,18 @@
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Unpack
 
+from lwm import renamed
+from lwm.generate.batch import Completion, complete
 from lwm.generate.chat import Conversation, Reader
 from lwm.generate.loaded import LoadedModel
-from lwm.generate.vision import draw_whole
-from lwm.sampling_params import SamplingParams, VisionSampling
+from lwm.generate.vision import DrawRequest, generate_visions
+from lwm.media.frames import Frames, read_frames
+from lwm.progress import Progress
+from lwm.sampling_params import SamplingOptions, SamplingParams, VisionSampling
 from lwm.tokenizer.message import Part, Vision
 from lwm.tokenizer.tokenizer import TextStream
-
-if TYPE_CHECKING:
-    from lwm.media.frames import Frames
 
 
 class LanguageModel(LoadedModel):
@@ -25,22 +26,20 @@ class LanguageModel(LoadedModel):
         max_frames: int | None = 8,
         fps: float | None = None,
         background: str = "white",
-        check: "Callable[[Frames], None]" = lambda frames: None,
+        check: Callable[[Frames], None] = lambda frames: None,
     ) -> Vision:
-        """Reads an image or a video for a question about it.
+        """Reads an image or a video, and encodes it for a question about it.
 
         Args:
-            file: A path, or what a file holds; its content says what it is.
-            max_frames: Of a video, evenly spaced; None is all.
-            fps: The frames shown at each 1/fps seconds; `max_frames` then thins these out.
-            background: A colour, for where a picture is transparent.
-            check: Told of the frames before they are encoded, which takes far longer; may raise.
+            file: A path, or the bytes of a file; the format is found from its content.
+            max_frames: Frames of a video at most, evenly spaced; None is all.
+            fps: Takes the frames shown at each 1/fps seconds, of which `max_frames` remain.
+            background: A colour for transparent pixels.
+            check: Called with the frames before they are encoded, which takes longer; may raise.
 
         Raises:
-            UserError: It cannot be read, or the model sees nothing.
+            UserError: The file cannot be read, or the model has no vision ids or no VQGAN.
         """
-        from lwm.media.frames import read_frames
-
         frames = read_frames(
             file,
             resolution=self.vision.resolution,
@@ -59,22 +58,27 @@ class LanguageModel(LoadedModel):
         )
 
     def chat(
-        self, question: str | Sequence[Part], *, document: str | None = None, **writing
+        self,
+        question: str | Sequence[Part],
+        *,
+        document: str | None = None,
+        **params: Unpack[SamplingOptions],
     ) -> str:
-        """Answers one question in text, about a document if one is given.
+        """Answers one question in text; `lwm.Conversation` streams answers and keeps turns.
 
         Args:
-            question: What to ask: a text, or texts and what `see` returns, in any order.
+            question: A text, or texts and results of `see` in any order.
             document: A text that is put before the question.
-            **writing: The fields of `SamplingParams`, such as max_tokens, temperature, seed.
+            **params: Fields of `SamplingParams`, such as max_tokens, temperature, seed.
 
         Raises:
             UserError: The prompt and the answer do not fit into the context.
         """
         conversation = Conversation(self, document=document)
-        pieces = conversation.ask(question, writing=SamplingParams(**writing))
+        pieces = conversation.ask(question, params=SamplingParams(**params))
         return "".join(piece for piece in pieces if isinstance(piece, str))
 
+    @renamed.keywords(drawings="sampling")
     def draw(
         self,
         prompt: str,
@@ -83,39 +87,63 @@ class LanguageModel(LoadedModel):
         n: int = 1,
         seed: int = 0,
         first: Vision | None = None,
-        drawings: VisionSampling = VisionSampling(),
+        sampling: VisionSampling = VisionSampling(),
     ) -> list[Vision]:
-        """Draws images or videos of what a text says.
+        """Generates images or videos from a text.
 
         Args:
-            prompt: What is to be seen.
-            frames: One for an image, more for a video.
-            n: How many to draw, together.
-            seed: Of the first; the second has the next one, and so on.
-            first: An image or a video that each goes on from; its frames count.
-            drawings: How.
+            prompt: Describes the image or video.
+            frames: 1 for an image, more for a video.
+            n: Images or videos, generated together.
+            seed: Seed of the first; each next one has the next seed.
+            first: An image or a video that each continues; its frames count.
+            sampling: Guidance and sampling; values that are None are the model's own.
 
         Raises:
-            UserError: The model cannot draw, or it does not fit.
+            UserError: The model cannot generate images, or they do not fit into its context or
+                the devices' memory.
         """
-        kind = "video" if frames > 1 else "image"
-        return draw_whole(
-            self, [prompt] * n, kind=kind, frames=frames, first=first, drawings=drawings, seed=seed
+        request = DrawRequest(
+            prompts=(prompt,) * n,
+            kind="video" if frames > 1 else "image",
+            frames=frames,
+            first=() if first is None else (first,) * n,
+            sampling=sampling,
+            seed=seed,
         )
+        return generate_visions(self, request)
 
-    def generate(self, prompt: str, **writing) -> str:
+    def generate(self, prompt: str, **params: Unpack[SamplingOptions]) -> str:
         """Continues a text.
 
         Args:
-            prompt: The text; the beginning-of-text token is put before it where the model
-                was trained so.
-            **writing: The fields of `SamplingParams`, such as max_tokens, temperature, seed.
+            prompt: The text; the model's beginning-of-text token is put before it, if it has one.
+            **params: Fields of `SamplingParams`, such as max_tokens, temperature, seed.
 
         Raises:
             UserError: The prompt is empty, or it and the continuation do not fit.
         """
         ids = self.encode_prompt(prompt)
-        reader = Reader(self)
         stream = TextStream(self.tokenizer, continues=True)
-        pieces = reader.answer(ids, stream, SamplingParams(**writing))
+        pieces = Reader(self).answer(ids, stream, SamplingParams(**params))
         return "".join(piece for piece in pieces if isinstance(piece, str))
+
+    def generate_batch(
+        self,
+        prompts: Sequence[str],
+        *,
+        progress: Progress = lambda done, total: None,
+        **params: Unpack[SamplingOptions],
+    ) -> list[Completion]:
+        """Continues texts of any lengths in one batch; each is as `generate` would continue it.
+
+        Args:
+            prompts: The texts.
+            progress: Called with the number of prompt tokens read.
+            **params: Fields of `SamplingParams`, such as max_tokens, temperature, seed.
+
+        Raises:
+            UserError: A prompt is empty, or the prompts and their continuations do not fit into
+                the context or the devices' memory.
+        """
+        return complete(self, prompts, SamplingParams(**params), progress=progress)

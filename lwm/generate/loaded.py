@@ -35,17 +35,17 @@ class LoadedModel:
     mesh: Mesh
     template: str | None = None
     """`lwm`, Jinja source, or None for the model's own chat template."""
-    drawings: VisionSampling = LWM_SAMPLING
-    """How the model draws where nothing else is asked for."""
+    sampling: VisionSampling = LWM_SAMPLING
+    """Sampling of images and videos if a request names none."""
     vqgan_file: Path | None = None
-    """What turns images into codes and back, as `lwm.vqgan.checkpoint.read_vqgan` opens it."""
+    """The VQGAN of its images: a file or folder for `lwm.vqgan.checkpoint.read_vqgan`."""
 
     @functools.cached_property
     def marks(self) -> VisionMarkers:
-        """What stands around the frames that the model sees and draws.
+        """Ids around the frames of images and videos.
 
         Raises:
-            UserError: It has text ids only.
+            UserError: The model has text ids only.
         """
         if not self.llama.config.tokens.vision:
             raise UserError(f"{self.name} reads and writes text only")
@@ -53,7 +53,7 @@ class LoadedModel:
 
     @functools.cached_property
     def vision(self) -> "VisionTokenizer":
-        """What turns pictures into codes and back; read when it is first used.
+        """Turns images and videos into codes and back; read at first use.
 
         Raises:
             UserError: The model has text ids only, or no VQGAN.
@@ -67,10 +67,10 @@ class LoadedModel:
 
     @property
     def grammar(self) -> VisionGrammar:
-        """Which id may follow which, in what the model writes.
+        """Rules which id may follow which in generated text and frames.
 
         Raises:
-            UserError: It cannot draw; see `vision`.
+            UserError: The model cannot generate images; see `vision`.
         """
         return VisionGrammar(
             tokens=self.marks.tokens,
@@ -80,14 +80,14 @@ class LoadedModel:
 
     @property
     def context(self) -> int:
-        """Tokens that the model can read and write in all."""
+        """Tokens of prompt and answer together, at most."""
         return self.llama.config.max_context
 
     def require_fit(self, num_ids: int, max_tokens: int) -> None:
         """Refuses a prompt that leaves no room for the answer.
 
         Raises:
-            UserError: How many tokens there are, and how many would fit.
+            UserError: Names the tokens of the prompt, and how many would fit.
         """
         if num_ids + max_tokens > self.context:
             raise UserError(
@@ -99,15 +99,15 @@ class LoadedModel:
     def require_memory(
         self, slots: int, *, rows: int = 1, instead_of: KVCache | None = None
     ) -> None:
-        """Refuses a cache that the devices have no room for beside the model.
+        """Refuses a cache for which the devices have no memory beside the model.
 
         Args:
             slots: Tokens and padding of each row.
-            rows: Prompts that are continued together.
-            instead_of: A cache that is given up for it.
+            rows: Prompts in a batch.
+            instead_of: A cache that it replaces.
 
         Raises:
-            UserError: What is needed, what there is, and what can be done.
+            UserError: Names the memory needed and available, and remedies.
         """
         dp, fsdp, tp, sp = self.mesh.devices.shape
         held = sum(
@@ -131,7 +131,7 @@ class LoadedModel:
         """Refuses an image or a video whose frames are not those of the model.
 
         Raises:
-            UserError: How many codes a frame has there, and here.
+            UserError: Names the codes per frame of both.
         """
         theirs, ours = vision.codes.shape[1], self.vision.tokens_per_frame
         if theirs != ours:
@@ -141,10 +141,10 @@ class LoadedModel:
             )
 
     def encode_prompt(self, prompt: str) -> list[int]:
-        """Returns the ids of a text to continue, after the model's beginning of text if it has one.
+        """Returns the ids of a text to continue, after the beginning-of-text id if there is one.
 
         Raises:
-            UserError: There is nothing to continue.
+            UserError: The prompt is empty.
         """
         ids = self.tokenizer.encode(prompt, special=False)
         if self.tokenizer.add_bos and self.tokenizer.bos_id is not None:

@@ -1,12 +1,13 @@
-"""What a model writes, id by id, as what it is: text, and the frames of images and videos."""
+"""Turns generated ids into text, frames, images and videos."""
 
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Int, UInt8
 
+from lwm.data.captions import VisionKind
 from lwm.generate.grammar import VisionGrammar
 from lwm.generate.loaded import LoadedModel
 from lwm.generate.stopping import StoppingText, overlap
@@ -16,23 +17,23 @@ from lwm.tokenizer.tokenizer import TextStream
 
 
 class Frame(NamedTuple):
-    """A frame that is drawn."""
+    """A generated frame of an image or video."""
 
     codes: Int[np.ndarray, " codes"]
     number: int
-    """In its image or video, from 0."""
+    """Its place in the image or video, from 0."""
     is_last: bool
 
 
 class FrameReader:
-    """Parts the ids of one row into those of text, and frames."""
+    """Splits the ids of one row into text ids and frames."""
 
     def __init__(self, grammar: VisionGrammar, *, given: int = 0):
-        """Starts where nothing is written.
+        """Starts before the first id.
 
         Args:
-            grammar: Under which the ids are written.
-            given: Frames that came before the first id.
+            grammar: The grammar of the ids.
+            given: Frames before the first id.
         """
         self._tokens = grammar.tokens
         self._size = grammar.tokens_per_frame
@@ -40,7 +41,7 @@ class FrameReader:
         self._number = given
 
     def push(self, token: int) -> int | Frame | None:
-        """Returns an id of text as it is, and a frame once its marker is there."""
+        """Returns a text id as it is, and a frame at its end marker."""
         if token < self._tokens.text:
             return token
         if len(self._codes) < self._size:
@@ -53,17 +54,17 @@ class FrameReader:
 
 
 class AnswerReader:
-    """Turns ids into text up to the first stop string, and frames; the marks are not shown."""
+    """Turns ids into text up to the first stop string, and frames; removes the vision marks."""
 
     def __init__(
         self, stream: TextStream, stops: Sequence[str] = (), grammar: VisionGrammar | None = None
     ):
-        """Starts where nothing is written.
+        """Starts before the first id.
 
         Args:
-            stream: Makes ids text.
-            stops: The answer ends before the first of these.
-            grammar: Under which the ids are written; None: text only.
+            stream: Decodes ids to text.
+            stops: Stop strings; the answer ends before the first of them.
+            grammar: The grammar of the ids; None: text only.
         """
         self._unmarked = None if grammar is None else _Unmarked(stream)
         self._text = StoppingText(self._unmarked or stream, stops)
@@ -71,16 +72,16 @@ class AnswerReader:
 
     @property
     def met(self) -> str | None:
-        """The stop string that has been met."""
+        """The stop string that ended the answer."""
         return self._text.met
 
     @property
     def is_stopped(self) -> bool:
-        """Whether one has been met."""
+        """True if a stop string ended the answer."""
         return self._text.is_stopped
 
     def push(self, token: int) -> Iterator[str | Frame]:
-        """Yields what this id completes; after a stop string nothing."""
+        """Yields the text or frame that an id completes; nothing after a stop string."""
         if self.is_stopped:
             return
         found = token if self._frames is None else self._frames.push(token)
@@ -101,20 +102,55 @@ class AnswerReader:
 
 
 def assemble(model: LoadedModel, frames: Sequence[Frame]) -> Vision:
-    """Returns the frames of one image or video as one, with its pixels."""
+    """Returns an image or video of its frames, with pixels."""
     codes = np.stack([frame.codes for frame in frames])
     return Vision(codes=codes, is_video=len(codes) > 1, pixels=model.vision.decode(codes))
 
 
+class FrameCollector:
+    """Collects the frames of images or videos; decodes each once."""
+
+    def __init__(
+        self,
+        model: LoadedModel,
+        kind: VisionKind,
+        count: int,
+        first: Sequence[Vision] = (),
+    ):
+        """Starts with the frames that are given."""
+        self._model, self._kind = model, kind
+        self._codes: list[list[np.ndarray]] = [[] for _ in range(count)]
+        self._pixels: list[list[np.ndarray]] = [[] for _ in range(count)]
+        for row, vision in enumerate(first):
+            self._codes[row] += list(vision.codes)
+            seen = vision.pixels
+            self._pixels[row] += list(model.vision.decode(vision.codes) if seen is None else seen)
+
+    def add(self, row: int, frame: Frame) -> UInt8[np.ndarray, "R R 3"]:
+        """Adds a frame, and returns its pixels."""
+        (pixels,) = self._model.vision.decode(frame.codes[None])
+        self._codes[row].append(frame.codes)
+        self._pixels[row].append(pixels)
+        return pixels
+
+    def visions(self) -> list[Vision]:
+        """Returns the images or videos."""
+        is_video = self._kind == "video"
+        return [
+            Vision(codes=np.stack(codes), pixels=np.stack(pixels), is_video=is_video)
+            for codes, pixels in zip(self._codes, self._pixels, strict=True)
+        ]
+
+
 def joined(pieces: Iterable[str | Frame]) -> Iterator[str | Frame]:
-    """Yields pieces of an answer, those of text side by side as one."""
+    """Yields pieces of an answer; adjacent texts are joined."""
     for is_text, group in itertools.groupby(pieces, lambda piece: isinstance(piece, str)):
         same: list[Any] = list(group)
         yield from ["".join(same)] if is_text else same
 
 
 class _Unmarked:
-    """A stream of text without the marks around frames."""
+    """Decodes ids to text and removes the marks around frames."""
 
     def __init__(self, stream: TextStream):
         self._stream, self._held = stream, ""
@@ -128,7 +164,7 @@ class _Unmarked:
         return text[: len(text) - keep]
 
     def release(self) -> str:
-        """Returns what was held back, where no more text can follow it."""
+        """Returns the text held back, when no more can follow it."""
         held, self._held = self._held, ""
         return held
 

@@ -17,16 +17,16 @@ _STOPS = 8
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class VisionPlan:
-    """How rows write images and videos, beside text."""
+    """Images and videos that rows write, beside text."""
 
     grammar: Grammar
-    """Which ids may follow which."""
+    """Rules which id may follow which."""
     state: Any
     """The state of each row in the grammar; `Session.state` continues from the last call."""
     image: Sampler | Sequence[Sampler] | None = None
-    """For the first frame of an image or video; None: as for text."""
+    """Chooses codes of the first frame of an image or video; None: as for text."""
     video: Sampler | Sequence[Sampler] | None = None
-    """For the frames after it; None: as for the first."""
+    """Chooses codes of the frames after it; None: as for the first."""
     guidance: float | Sequence[float] | None = None
     """Classifier-free guidance scale of the first frame, for all pairs of rows or for each pair.
 
@@ -39,14 +39,14 @@ class VisionPlan:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class GenerationPlan:
-    """What to write after the prompts of a batch; one value stands for all rows, or one per row."""
+    """Ids to write after the prompts of a batch; a value is for all rows, or one per row."""
 
     max_tokens: int
     """Ids to write to each row at most."""
     stop_ids: Collection[int] = ()
     """Ids that end a row."""
     sampler: Sampler | Sequence[Sampler] = GREEDY
-    """How text ids are chosen."""
+    """Chooses text ids."""
     seed: int | Sequence[int] = 0
     """From 0 to 2³² - 1; what a row samples depends on its seed and not on other rows."""
     vision: VisionPlan | None = None

@@ -1,4 +1,4 @@
-"""How the next id is chosen from the logits: frozen rules as API, their values as data.
+"""Choice of the next id from the logits: frozen rules as API, their values as data.
 
 Rules apply in the order of Hugging Face transformers: penalty, temperature, top-k, top-p, min-p.
 Each sees the logits that the one before leaves. Values are arrays with an entry per row, so one

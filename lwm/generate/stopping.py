@@ -1,4 +1,4 @@
-"""Ends a text before the first of some strings, wherever tokens happen to divide it."""
+"""Stop strings: ends a text before the first of them, however tokens divide it."""
 
 from collections.abc import Sequence
 from typing import Protocol, runtime_checkable
@@ -6,19 +6,19 @@ from typing import Protocol, runtime_checkable
 
 @runtime_checkable
 class Detokenizer(Protocol):
-    """Makes ids text."""
+    """Decodes ids to text."""
 
     def push(self, token: int, /) -> str:
         """Returns the text that this id completes."""
         ...
 
     def finish(self) -> str:
-        """Returns what is left."""
+        """Returns the rest of the text."""
         ...
 
 
 class StoppingText:
-    """Turns ids into text up to the first stop string, holding back what might begin one."""
+    """Decodes ids up to the first stop string; holds back text that may begin one."""
 
     def __init__(self, stream: Detokenizer, stops: Sequence[str] = ()):
         """Starts with no text."""
@@ -26,19 +26,19 @@ class StoppingText:
         self._stops = tuple(stops)
         self._held = ""
         self.met: str | None = None
-        """The stop string that has been met; what follows it is not returned."""
+        """The stop string found; text after it is not returned."""
 
     @property
     def is_stopped(self) -> bool:
-        """Whether a stop string has been met."""
+        """True if a stop string was found."""
         return self.met is not None
 
     def push(self, token: int) -> str:
-        """Returns the text that this id completes and that is sure not to begin a stop string."""
+        """Returns the text that an id completes and that cannot begin a stop string."""
         return self.add(self._stream.push(token))
 
     def release(self) -> str:
-        """Returns what was held back, where no more text can follow it."""
+        """Returns the text held back, when no more can follow it."""
         held, self._held = self._held, ""
         return held
 
@@ -47,7 +47,7 @@ class StoppingText:
         return self.add(self._stream.finish()) + self.release()
 
     def add(self, more: str) -> str:
-        """Returns what of some more text is sure not to begin a stop string."""
+        """Adds text, and returns the part that cannot begin a stop string."""
         if self.is_stopped:
             return ""
         text = self._held + more

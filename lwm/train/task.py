@@ -144,7 +144,7 @@ def open_task(
         return read_llama(files, model, compute=config.compute, mesh=mesh, seed=config.seed)
 
     def save(state: TrainState, place: Path) -> None:
-        save_model(state.model, tokenizer, place, vqgan=vqgan, drawings=config.sampling)
+        save_model(state.model, tokenizer, place, vqgan=vqgan, sampling=config.sampling)
 
     loader = _loader(config, tokenizer, model, mesh)
     held_out = _held_out(config, tokenizer, model)

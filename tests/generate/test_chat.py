@@ -8,7 +8,7 @@ from lwm.generate import engine, loaded
 from lwm.generate.batch import complete
 from lwm.generate.chat import Conversation, Reader
 from lwm.plan.memory import inference_need
-from lwm.sampling_params import SamplingParams
+from lwm.sampling_params import SamplingParams, VisionSampling
 from lwm.tokenizer.message import Message
 from lwm.tokenizer.tokenizer import TextStream
 
@@ -20,12 +20,10 @@ def test_turns_continue_the_cache_and_answer_as_a_fresh_reading_would(model):
     read = []
     for question in ("What?", "Why?", "Who?"):
         turns = [*conversation.messages]
-        list(
-            conversation.ask(question, writing=SHORT, progress=lambda n, total: read.append(total))
-        )
+        list(conversation.ask(question, params=SHORT, progress=lambda n, total: read.append(total)))
         fresh = Conversation(model, document="A long text.\n")
         fresh.messages = turns
-        list(fresh.ask(question, writing=SHORT))
+        list(fresh.ask(question, params=SHORT))
         assert conversation.messages == fresh.messages
     first = "user: A long text.\n\nWhat?<|im_end|>assistant: "
     assert conversation.messages[0].text == "A long text.\n\nWhat?"
@@ -37,21 +35,21 @@ def test_prompt_that_does_not_fit_says_how_much_does(model):
     with pytest.raises(UserError, match=r"prompt has 6\d\d tokens, .* context of 512: 496 fit"):
         model.chat("x" * 600, max_tokens=16)
     conversation = Conversation(model)
-    list(conversation.ask("Hi", writing=SHORT))
+    list(conversation.ask("Hi", params=SHORT))
     before = list(conversation.messages)
     with pytest.raises(UserError, match="shorten the prompt or lower max_tokens"):
-        list(conversation.ask("x" * 600, writing=SHORT))
+        list(conversation.ask("x" * 600, params=SHORT))
     assert conversation.messages == before
-    assert list(conversation.ask("And?", writing=SHORT))
+    assert list(conversation.ask("And?", params=SHORT))
 
 
 def test_an_answer_given_up_halfway_is_kept_as_far_as_it_went(model):
     conversation = Conversation(model)
-    pieces = conversation.ask("Hi", writing=SamplingParams(max_tokens=100))
+    pieces = conversation.ask("Hi", params=SamplingParams(max_tokens=100))
     first = next(pieces)
     pieces.close()
     assert conversation.messages[-1] == Message("assistant", (str(first).strip(),))
-    assert list(conversation.ask("And?", writing=SHORT))
+    assert list(conversation.ask("And?", params=SHORT))
 
 
 def test_reading_given_up_leaves_the_conversation_as_it_was(model):
@@ -61,10 +59,10 @@ def test_reading_given_up_leaves_the_conversation_as_it_was(model):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        list(conversation.ask("Hi", writing=SHORT, progress=stop))
+        list(conversation.ask("Hi", params=SHORT, progress=stop))
     assert conversation.messages == []
     other = Conversation(model)
-    assert list(conversation.ask("Ho", writing=SHORT)) == list(other.ask("Ho", writing=SHORT))
+    assert list(conversation.ask("Ho", params=SHORT)) == list(other.ask("Ho", params=SHORT))
 
 
 def test_answers_end_at_the_end_of_turn(model):
@@ -94,15 +92,41 @@ def test_stop_strings_end_an_answer_wherever_tokens_divide_it(model):
 
 def test_prompts_together_are_completed_as_alone(model):
     prompts = ["Once upon a time", "x", "The sea " * 20]
-    writing = SamplingParams(max_tokens=24, temperature=1.0, seed=7)
-    together = complete(model, prompts, writing)
+    params = SamplingParams(max_tokens=24, temperature=1.0, seed=7)
+    together = complete(model, prompts, params)
     for prompt, completion in zip(prompts, together, strict=True):
-        alone = complete(model, [prompt], writing)[0]
+        alone = complete(model, [prompt], params)[0]
         assert (completion.prompt, completion.ids) == (prompt, alone.ids)
         assert completion.logprobs == pytest.approx(alone.logprobs, abs=1e-4)
         assert completion.text == model.generate(prompt, max_tokens=24, temperature=1.0, seed=7)
         assert len(completion.ids) == len(completion.logprobs)
         assert (completion.finish_reason == "length") == (len(completion.ids) == 24)
+
+
+def test_a_batch_is_generated_as_each_alone(model):
+    progress = []
+    found = model.generate_batch(
+        ["Once upon", "A tale"],
+        max_tokens=8,
+        stop=("never",),
+        progress=lambda done, total: progress.append((done, total)),
+    )
+    assert [each.text for each in found] == [
+        model.generate(prompt, max_tokens=8, stop=("never",)) for prompt in ("Once upon", "A tale")
+    ]
+    assert progress
+
+
+def test_old_keywords_work_and_warn(model):
+    conversation = Conversation(model)
+    with pytest.warns(DeprecationWarning, match="writing= is now params=; the old keyword goes"):
+        answer = list(conversation.ask("Hi", writing=SHORT))  # pyrefly: ignore
+    assert answer == list(Conversation(model).ask("Hi", params=SHORT))
+    with (
+        pytest.warns(DeprecationWarning, match="drawings= is now sampling="),
+        pytest.raises(UserError, match="reads and writes text only"),
+    ):
+        model.draw("a cat", drawings=VisionSampling())
 
 
 def test_rows_of_a_batch_stop_by_themselves(model):
@@ -130,8 +154,8 @@ def longer(model, context):
     return dataclasses.replace(model, llama=dataclasses.replace(model.llama, config=config))
 
 
-def text_of(reader, model, length, writing=SHORT):
-    return "".join(reader.answer([7] * length, TextStream(model.tokenizer), writing))
+def text_of(reader, model, length, params=SHORT):
+    return "".join(reader.answer([7] * length, TextStream(model.tokenizer), params))
 
 
 def session_of(reader):
@@ -148,17 +172,17 @@ def test_a_cache_is_no_larger_than_the_context_can_use(model):
 
 
 def test_padding_of_many_turns_does_not_outgrow_the_context(model):
-    writing, slots = SamplingParams(max_tokens=4), []
+    params, slots = SamplingParams(max_tokens=4), []
     conversation = Conversation(model)
     for turn in range(14):
         before = list(conversation.messages)
-        answer = list(conversation.ask(f"{turn}", writing=writing))
+        answer = list(conversation.ask(f"{turn}", params=params))
         slots.append(session_of(conversation._reader).length)
     assert max(slots) <= 512 + 256
     assert slots != sorted(slots), "the padding of earlier turns is given up"
     fresh = Conversation(model)
     fresh.messages = before
-    assert list(fresh.ask(f"{turn}", writing=writing)) == answer
+    assert list(fresh.ask(f"{turn}", params=params)) == answer
 
 
 @pytest.fixture
@@ -213,8 +237,8 @@ def test_a_cache_that_was_lost_to_an_interruption_is_read_again(model, monkeypat
 
     monkeypatch.setattr(engine, "decode", broken_off)
     with pytest.raises(KeyboardInterrupt):
-        list(conversation.ask("Hi", writing=SHORT))
+        list(conversation.ask("Hi", params=SHORT))
     monkeypatch.setattr(engine, "decode", decode)
-    assert list(conversation.ask("Ho", writing=SHORT)) == [
-        *Conversation(model).ask("Ho", writing=SHORT)
+    assert list(conversation.ask("Ho", params=SHORT)) == [
+        *Conversation(model).ask("Ho", params=SHORT)
     ]

@@ -4,6 +4,7 @@ import dataclasses
 import os
 import signal
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -13,11 +14,11 @@ from PIL import Image
 import lwm.cli.generate_vision
 from lwm.cli import chat as talk
 from lwm.cli.common import LoadOptions
-from lwm.cli.generate_vision import DrawRequest, draw_files
+from lwm.cli.generate_vision import draw_files
 from lwm.console import Preview
 from lwm.errors import UserError
 from lwm.generate.chat import Conversation
-from lwm.generate.vision import draw
+from lwm.generate.vision import DrawRequest
 from lwm.media.frames import read_frames
 from lwm.media.write import contact_sheet, write_image, write_video
 from lwm.sampling_params import FrameSampling, SamplingParams, VisionSampling
@@ -145,21 +146,21 @@ def test_a_talk_says_how_many_frames_fit(drawer, files, capsys, monkeypatch):
     assert f"clip.webp: 2 frames, 44 tokens; {more} more frames would fit" in told
 
 
+ONE = Vision(codes=np.zeros((1, SIZE), np.int32), is_video=False)
 BAD = {
     "no frames": ({"frames": 0}, "frames 0: an image is one frame, and a video at least one"),
-    "no prompt": ({"prompt": " "}, "the prompt is empty; say what is to be seen"),
+    "no prompt": ({"prompt": " "}, "the prompt is empty; describe the image"),
     "all given": ({"frames": 1}, "1 of 1 frames are given; ask for more"),
     "too many": ({"frames": 40}, r"40 frames do not fit into the context of 512 .* at most \d+"),
     "too long": ({"prompt": 600 * "x"}, r"has 6\d\d tokens, after which no frame of 17 fits"),
-    "seed": ({"n": 2, "seed": 2**32 - 1}, "seed 4294967296 must be from 0 to 4294967295"),
+    "seed": ({"n": 2, "seed": 2**32 - 1}, "seed 4294967295 must be from 0 to 4294967294"),
 }
 
 
 @pytest.mark.parametrize("fault", BAD)
 def test_what_cannot_be_drawn_is_refused_in_one_line(drawer, fault):
     options, says = BAD[fault]
-    given = Vision(codes=np.zeros((1, SIZE), np.int32), is_video=False)
-    first = given if fault == "all given" else None
+    first = ONE if fault == "all given" else None
     with pytest.raises(UserError, match=says) as caught:
         drawer.draw(**{"prompt": "a cat"} | options, first=first)
     assert "\n" not in str(caught.value)
@@ -173,7 +174,7 @@ def test_what_cannot_be_gone_on_from_is_refused(drawer):
     with pytest.raises(UserError, match="has 7 codes a frame, but tiny 16"):
         drawer.draw("a cat", frames=2, first=strange)
     with pytest.raises(UserError, match="differ in their number of frames"):
-        next(draw(drawer, ["a", "b"], kind="video", frames=3, first=[one, two]))
+        DrawRequest(prompts=("a", "b"), kind="video", frames=3, first=(one, two))
 
 
 def test_a_model_that_cannot_draw_says_why(model, drawer, draw_vqgan, files, tmp_path):
@@ -187,7 +188,7 @@ def test_a_model_that_cannot_draw_says_why(model, drawer, draw_vqgan, files, tmp
         for ask in (
             lambda unable: unable.draw("a cat"),
             lambda unable: unable.see(files / "one.png"),
-            lambda unable: Conversation(unable, drawings=CHAT),
+            lambda unable: Conversation(unable, sampling=CHAT),
             lambda unable: talk.TerminalChat(unable, out=tmp_path / "out"),
         ):
             with pytest.raises(UserError, match=says) as caught:
@@ -202,7 +203,7 @@ def test_a_conversation_refuses_guidance(drawer):
         VisionSampling(video=FrameSampling(guidance=2.0)),
     ):
         with pytest.raises(UserError, match="which a conversation does not have; give guidance 1"):
-            Conversation(drawer, drawings=rules)
+            Conversation(drawer, sampling=rules)
 
 
 def test_a_talk_refuses_a_folder_that_cannot_be_written(drawer, tmp_path):
@@ -223,9 +224,9 @@ def on_disk(published, draw_vqgan, tmp_path, monkeypatch):
 def test_files_are_drawn_and_named(on_disk, files, tmp_path, capsys, monkeypatch):
     name, load = on_disk
 
-    def make(file, *, grid=False, **asked):
-        asked = DrawRequest(prompt="a cat", **asked)
-        draw_files(name, asked, out=tmp_path / file, grid=grid, drawings=CHAT, load=load)
+    def make(file, *, n=1, grid=False, image=None, **asked):
+        request = DrawRequest(prompts=("a cat",) * n, sampling=CHAT, **asked)
+        draw_files(name, request, image=image, out=tmp_path / file, grid=grid, load=load)
         return [Path(line) for line in capsys.readouterr().out.splitlines()]
 
     def read(path):
@@ -241,11 +242,11 @@ def test_files_are_drawn_and_named(on_disk, files, tmp_path, capsys, monkeypatch
     np.testing.assert_array_equal(sheet, contact_sheet([one[0], two[0]], 2))
     (clip,) = make("c.webp", kind="video", frames=3, first_as_image=True)
     assert read(clip).shape == (3, SIDE, SIDE, 3)
-    (clip,) = make("d.webp", kind="video", frames=2, first=images[1])
+    (clip,) = make("d.webp", kind="video", frames=2, image=images[1])
     assert read(clip).shape == (2, SIDE, SIDE, 3)
     assert np.abs(read(clip)[0].astype(int) - two[0]).mean() < 20
     with pytest.raises(UserError, match=r"clip.webp has 3 of 2 --frames; ask for more"):
-        make("e.webp", kind="video", frames=2, first=files / "clip.webp")
+        make("e.webp", kind="video", frames=2, image=files / "clip.webp")
 
     def interrupt(preview, row, pixels):
         os.kill(os.getpid(), signal.SIGINT)
@@ -279,13 +280,12 @@ def test_files_that_cannot_be_written_are_found_before_a_model_is_opened(tmp_pat
         ("image", "c" * 250 + ".png", "cannot be written: File name too long"),
         ("video", "a.gif", "fps is 0.0; give"),
     ):
-        asked = DrawRequest(prompt="a cat", kind=kind, n=1 + (file == "b.png"))
+        request = DrawRequest(prompts=("a cat",) * (1 + (file == "b.png")), kind=kind)
         with pytest.raises(UserError, match=says) as caught:
             draw_files(
-                *("none", asked),
+                *("none", request),
                 out=tmp_path / file,
                 grid=False,
-                drawings=CHAT,
                 load=LoadOptions(),
                 fps=0.0,
             )
@@ -298,26 +298,39 @@ def test_a_vqgan_of_another_model_is_refused(on_disk, tmp_path):
     name, load = on_disk
     load, asked = (
         dataclasses.replace(load, vqgan=None),
-        DrawRequest(prompt="a cat", kind="image"),
+        DrawRequest(prompts=("a cat",)),
     )
     with pytest.raises(UserError, match="has 16 codes, but the model 8192"):
-        draw_files(name, asked, out=tmp_path / "a.png", grid=False, drawings=CHAT, load=load)
+        draw_files(name, asked, out=tmp_path / "a.png", grid=False, load=load)
 
 
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        ({"n": 0}, "n 0 must be"),
-        ({"frames": 0}, "frames 0 must be"),
+        ({"frames": 0}, "frames 0: an image is one frame, and a video at least one"),
+        ({"kind": "image", "frames": 2}, "frames 2: an image is one frame"),
         ({"seed": -1}, "seed -1 must be"),
         ({"seed": 2**32 - 1, "n": 2}, "seed 4294967295 must be from 0 to 4294967294"),
-        ({"first_as_image": True}, "at least 2 --frames"),
-        ({"first_as_image": True, "first": Path("a")}, "either says what comes first"),
+        ({"first_as_image": True}, "needs at least 2 frames in all"),
+        ({"frames": 3, "first_as_image": True, "first": (ONE,)}, "either given or generated"),
+        ({"frames": 1, "first": (ONE,)}, "1 of 1 frames are given; ask for more"),
+        ({"frames": 2, "n": 2, "first": (ONE,)}, "1 first frames for 2 prompts"),
     ],
 )
 def test_what_cannot_be_asked_is_refused(changes, says):
+    request: dict[str, Any] = {"kind": "video", **changes}
+    prompts = ("a cat",) * request.pop("n", 1)
     with pytest.raises(UserError, match=says):
-        DrawRequest(prompt="a cat", kind="video", **changes)
+        DrawRequest(prompts=prompts, **request)
+
+
+def test_options_that_contradict_each_other_are_refused(tmp_path):
+    options = {"grid": False, "load": LoadOptions(), "out": tmp_path / "a.gif"}
+    with pytest.raises(UserError, match="n 0 must be at least 1"):
+        draw_files("none", DrawRequest(prompts=(), kind="video"), **options)
+    request = DrawRequest(prompts=("a cat",), kind="video", frames=2, first_as_image=True)
+    with pytest.raises(UserError, match="give --image or --first-as-image"):
+        draw_files("none", request, image=Path("a"), **options)
 
 
 @pytest.mark.parametrize("guidance", [-1.0, float("nan"), float("inf"), 1e40])

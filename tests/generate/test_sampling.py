@@ -1,3 +1,5 @@
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -17,7 +19,7 @@ from lwm.generate.sampling import (
     _kth_largest,
     sampler,
 )
-from lwm.sampling_params import SamplingParams
+from lwm.sampling_params import SamplingOptions, SamplingParams
 from lwm.tokenizer.tokenizer import TextStream
 
 RNG = np.random.default_rng(0)
@@ -135,6 +137,12 @@ def test_rules_that_change_nothing_are_left_out():
     assert sampler(SamplingParams(temperature=0.0, top_k=5)) == GREEDY
     penalised = sampler(SamplingParams(repetition_penalty=2.0))
     assert penalised == Sampler(rules=(RepetitionPenalty(2.0),), is_greedy=True)
+
+
+def test_options_are_the_fields_of_the_parameters():
+    """So that editors complete `model.generate(…, max_tokens=8)` and type checkers check it."""
+    fields = {field.name: field.type for field in dataclasses.fields(SamplingParams)}
+    assert SamplingOptions.__annotations__ == fields
 
 
 def test_rules_apply_in_one_order():

@@ -10,7 +10,7 @@ import pytest
 from lwm.generate import vision as drawing
 from lwm.generate.chat import Conversation
 from lwm.generate.output import Frame
-from lwm.generate.vision import draw, draw_whole
+from lwm.generate.vision import DrawRequest, generate_frames, generate_visions
 from lwm.sampling_params import FrameSampling, SamplingParams, VisionSampling
 from lwm.sharding import make_mesh
 from lwm.tokenizer.message import Message, Vision
@@ -35,7 +35,7 @@ def require_alike(one, other):
 
 def drawn(drawer, *, image=FREE, video=FREE, **options):
     """Draws one picture by these rules."""
-    (found,) = drawer.draw("a cat", drawings=VisionSampling(image=image, video=video), **options)
+    (found,) = drawer.draw("a cat", sampling=VisionSampling(image=image, video=video), **options)
     return found
 
 
@@ -45,19 +45,16 @@ def test_frames_asked_for_are_frames_got(drawer):
             assert (found.kind, found.codes.shape) == (kind, (frames, SIZE))
             assert 0 <= found.codes.min() <= found.codes.max() < CODES
             require_alike(found.pixels, drawer.vision.decode(found.codes))
-    assert draw_whole(drawer, ["a"], kind="video")[0].is_video, "a video may be of one frame"
-    assert draw_whole(drawer, [], kind="image") == []
+    one = generate_visions(drawer, DrawRequest(prompts=("a",), kind="video"))
+    assert one[0].is_video, "a video may be of one frame"
+    assert generate_visions(drawer, DrawRequest(prompts=())) == []
 
 
 def test_frames_come_one_after_the_other(drawer):
     told = []
-    found = draw(
-        drawer,
-        ["a cat", "a dog"],
-        kind="video",
-        frames=3,
-        drawings=CHAT,
-        progress=lambda done, total: told.append((done, total)),
+    request = DrawRequest(prompts=("a cat", "a dog"), kind="video", frames=3, sampling=CHAT)
+    found = generate_frames(
+        drawer, request, progress=lambda done, total: told.append((done, total))
     )
     places = [(row, frame.number, frame.is_last) for row, frame in found]
     assert sorted(places) == [(row, n, n == 2) for row in (0, 1) for n in range(3)]
@@ -71,7 +68,9 @@ def test_a_picture_depends_on_its_seed_and_not_on_those_beside_it(drawer):
     for row, found in enumerate(together):
         assert same(found, drawer.draw("a cat", frames=2, seed=4 + row)[0])
     assert not same(together[0], together[1])
-    others = draw_whole(drawer, ["a dog", "a cat"], kind="video", frames=2, seed=3)
+    others = generate_visions(
+        drawer, DrawRequest(prompts=("a dog", "a cat"), kind="video", frames=2, seed=3)
+    )
     assert same(others[1], together[0])
     assert not same(others[0], drawer.draw("a cat", frames=2, seed=3)[0])
 
@@ -113,8 +112,8 @@ def test_guidance_of_one_needs_no_rows_and_is_no_guidance(drawer, rows):
 def test_guidance_of_zero_draws_as_if_nothing_were_asked(drawer):
     def both(guidance):
         rules = VisionSampling(image=FrameSampling(guidance=guidance, temperature=0.0))
-        prompts = ["a cat", "the sea at night"]
-        return draw_whole(drawer, prompts, kind="image", drawings=rules)
+        prompts = "a cat", "the sea at night"
+        return generate_visions(drawer, DrawRequest(prompts=prompts, sampling=rules))
 
     assert same(*both(0.0))
     assert not same(*both(1.0))
@@ -134,8 +133,27 @@ def test_frames_that_are_given_are_kept_and_count(drawer):
 
 
 def numbers_of(drawer, first):
-    found = draw(drawer, ["a"], kind="video", frames=4, first=[first], drawings=CHAT)
-    return [(frame.number, frame.is_last) for _, frame in found]
+    request = DrawRequest(prompts=("a",), kind="video", frames=4, first=(first,), sampling=CHAT)
+    return [(frame.number, frame.is_last) for _, frame in generate_frames(drawer, request)]
+
+
+def test_the_first_frame_may_be_drawn_as_an_image(drawer):
+    """As if it were drawn alone, and the video went on from it."""
+    told, frames = [], []
+    request = DrawRequest(
+        prompts=("a cat", "a dog"), kind="video", frames=3, first_as_image=True, sampling=CHAT
+    )
+    for row, frame in generate_frames(drawer, request, progress=lambda *n: told.append(n)):
+        frames.append((row, frame.number, frame.is_last))
+    assert sorted(frames) == [(row, n, n == 2) for row in (0, 1) for n in range(3)]
+    assert told == sorted(told)
+    assert told[-1] == (3 * (SIZE + 1), 3 * (SIZE + 1))
+    whole = generate_visions(drawer, request)
+    images = generate_visions(drawer, DrawRequest(prompts=request.prompts, sampling=CHAT))
+    after = dataclasses.replace(request, first=tuple(images), first_as_image=False)
+    for one, other in zip(whole, generate_visions(drawer, after), strict=True):
+        assert same(one, other)
+        np.testing.assert_array_equal(one.pixels, other.pixels)
 
 
 def test_what_is_said_of_video_holds_after_the_first_frame_only(drawer):
@@ -150,10 +168,10 @@ def test_what_is_said_of_video_holds_after_the_first_frame_only(drawer):
 DRAWING = SamplingParams(max_tokens=80, temperature=1.0)
 
 
-def pieces_of(conversation, question, writing=DRAWING):
+def pieces_of(conversation, question, params=DRAWING):
     read = []
     pieces = list(
-        conversation.ask(question, writing=writing, progress=lambda _, total: read.append(total))
+        conversation.ask(question, params=params, progress=lambda _, total: read.append(total))
     )
     return pieces, max(read)
 
@@ -164,9 +182,9 @@ def frames_of(pieces):
 
 def test_a_conversation_answers_with_text_and_pictures(drawer):
     for seed in range(3):
-        writing = dataclasses.replace(DRAWING, seed=seed)
-        conversation = Conversation(drawer, drawings=CHAT)
-        pieces, _ = pieces_of(conversation, "Hi", writing)
+        params = dataclasses.replace(DRAWING, seed=seed)
+        conversation = Conversation(drawer, sampling=CHAT)
+        pieces, _ = pieces_of(conversation, "Hi", params)
         answer = conversation.messages[-1]
         visions = answer.visions
         codes = [frame.codes.tolist() for frame in frames_of(pieces)]
@@ -185,42 +203,42 @@ def test_a_conversation_answers_with_text_and_pictures(drawer):
 def test_a_conversation_that_draws_keeps_its_cache(drawer, open_painter):
     """It reads the picture that it has just drawn no more, and answers as if it had."""
     eager = open_painter(drawer.mesh, eager=-30.0)
-    writing = SamplingParams(max_tokens=40)
+    params = SamplingParams(max_tokens=40)
     for question in "abcdefgh":
-        conversation = Conversation(eager, document="A long text. " * 5, drawings=CHAT)
-        pieces, prompt = pieces_of(conversation, question, writing)
+        conversation = Conversation(eager, document="A long text. " * 5, sampling=CHAT)
+        pieces, prompt = pieces_of(conversation, question, params)
         if isinstance(pieces[0], Frame):
             break
     else:
         pytest.fail("no answer begins with a picture")
     turns = list(conversation.messages)
-    again, read = pieces_of(conversation, "More", writing)
+    again, read = pieces_of(conversation, "More", params)
     whole = len(conversation.ids(conversation.messages[:-1]))
     assert read <= whole - prompt - (SIZE + 1)
-    fresh = Conversation(eager, document="A long text. " * 5, drawings=CHAT)
+    fresh = Conversation(eager, document="A long text. " * 5, sampling=CHAT)
     fresh.messages = turns
-    other, all_of_it = pieces_of(fresh, "More", writing)
+    other, all_of_it = pieces_of(fresh, "More", params)
     assert all_of_it == whole
     assert list(map(repr, other)) == list(map(repr, again))
 
 
 def test_a_video_given_up_halfway_is_kept_as_far_as_it_went(drawer):
-    conversation = Conversation(drawer, drawings=CHAT)
-    pieces = conversation.ask("Hi", writing=dataclasses.replace(DRAWING, max_tokens=200, seed=1))
+    conversation = Conversation(drawer, sampling=CHAT)
+    pieces = conversation.ask("Hi", params=dataclasses.replace(DRAWING, max_tokens=200, seed=1))
     first = next(piece for piece in pieces if isinstance(piece, Frame))
     assert not first.is_last
     pieces.close()
     (kept,) = conversation.messages[-1].visions
     assert kept.codes.tolist() == [first.codes.tolist()]
-    assert list(conversation.ask("And?", writing=DRAWING))
+    assert list(conversation.ask("And?", params=DRAWING))
 
 
 def test_what_is_drawn_fits_into_the_answer(drawer):
     for room in (SIZE + 1, SIZE + 2, 2 * SIZE, 3 * SIZE):
-        writing = dataclasses.replace(DRAWING, max_tokens=room)
+        params = dataclasses.replace(DRAWING, max_tokens=room)
         for seed in range(4):
-            conversation = Conversation(drawer, drawings=CHAT)
-            pieces, _ = pieces_of(conversation, "Hi", dataclasses.replace(writing, seed=seed))
+            conversation = Conversation(drawer, sampling=CHAT)
+            pieces, _ = pieces_of(conversation, "Hi", dataclasses.replace(params, seed=seed))
             frames = frames_of(pieces)
             assert len(frames) <= (room - 1) // (SIZE + 1)
             assert not frames or frames[-1].is_last
@@ -231,7 +249,7 @@ def test_marks_that_a_user_types_never_open_a_frame(drawer, open_painter):
     shy = open_painter(drawer.mesh, eager=0.0)
     shy = dataclasses.replace(shy, template="{% for m in messages %}{{ m.content }}{% endfor %}")
     for typed in (OPENING, f"a {OPENING}", f"{OPENING}{OPENING}"):
-        conversation = Conversation(shy, drawings=CHAT)
+        conversation = Conversation(shy, sampling=CHAT)
         prompt = conversation.ids([Message("user", (typed,))])
         assert prompt[-1] == shy.marks.opening[0]
         pieces, _ = pieces_of(conversation, typed, SamplingParams(max_tokens=24))
@@ -241,20 +259,20 @@ def test_marks_that_a_user_types_never_open_a_frame(drawer, open_painter):
 
 def test_an_answer_in_text_never_draws(drawer):
     for seed in range(4):
-        writing = dataclasses.replace(DRAWING, seed=seed)
-        draws, writes = Conversation(drawer, drawings=CHAT), Conversation(drawer)
-        pieces, _ = pieces_of(draws, "Hi", writing)
+        params = dataclasses.replace(DRAWING, seed=seed)
+        draws, writes = Conversation(drawer, sampling=CHAT), Conversation(drawer)
+        pieces, _ = pieces_of(draws, "Hi", params)
         text = "".join(itertools.takewhile(lambda piece: isinstance(piece, str), pieces))
         assert frames_of(pieces)
-        written, _ = pieces_of(writes, "Hi", writing)
-        assert "".join(written) == text == drawer.chat("Hi", **dataclasses.asdict(writing))
+        written, _ = pieces_of(writes, "Hi", params)
+        assert "".join(written) == text == drawer.chat("Hi", **dataclasses.asdict(params))
         assert writes.is_without_picture
         assert not writes.was_cut
         assert not draws.is_without_picture
 
 
 def test_an_answer_that_has_no_room_for_a_picture_is_cut(drawer):
-    conversation = Conversation(drawer, drawings=CHAT)
+    conversation = Conversation(drawer, sampling=CHAT)
     pieces, _ = pieces_of(conversation, "Hi", dataclasses.replace(DRAWING, max_tokens=SIZE))
     assert not frames_of(pieces)
     assert conversation.was_cut

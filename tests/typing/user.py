@@ -14,7 +14,7 @@ assert_type(model.chat("What is the capital of France?", max_tokens=40, temperat
 assert_type(model.generate("The sea", max_tokens=40, top_p=0.9, seed=1), str)
 
 conversation = lwm.Conversation(model, document="A long text.")
-stream = conversation.ask("What is it about?", writing=lwm.SamplingParams(max_tokens=20))
+stream = conversation.ask("What is it about?", params=lwm.SamplingParams(max_tokens=20))
 assert_type(stream, Generator[str | Frame])
 for piece in stream:
     print(piece if isinstance(piece, str) else piece.codes.tolist())
