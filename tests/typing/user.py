@@ -4,8 +4,6 @@ from collections.abc import Generator
 from typing import assert_type
 
 import lwm
-from lwm.generate.batch import Completion, complete
-from lwm.generate.output import Frame
 
 model = lwm.load("smollm2-135m-instruct", dtype="bfloat16", mesh="1,1,2,1")
 assert_type(model, lwm.LanguageModel)
@@ -15,7 +13,7 @@ assert_type(model.generate("The sea", max_tokens=40, top_p=0.9, seed=1), str)
 
 conversation = lwm.Conversation(model, document="A long text.")
 stream = conversation.ask("What is it about?", params=lwm.SamplingParams(max_tokens=20))
-assert_type(stream, Generator[str | Frame])
+assert_type(stream, Generator[str | lwm.Frame])
 for piece in stream:
     print(piece if isinstance(piece, str) else piece.codes.tolist())
 assert_type(conversation.messages, list[lwm.Message])
@@ -24,10 +22,11 @@ vision = model.see("tiger.gif", max_frames=4)
 assert_type(vision, lwm.Vision)
 assert_type(model.chat([vision, "What is shown?"], max_tokens=20), str)
 
-pictures = model.draw("a tiger", frames=4, n=2, seed=3)
+sampling = lwm.VisionSampling(image=lwm.FrameSampling(guidance=2.0))
+pictures = model.draw("a tiger", frames=4, n=2, seed=3, sampling=sampling)
 assert_type(pictures, list[lwm.Vision])
 
-completions = complete(model, ["Once", "Twice"], lwm.SamplingParams(max_tokens=8))
-assert_type(completions, list[Completion])
+completions = model.generate_batch(["Once", "Twice"], max_tokens=8)
+assert_type(completions, list[lwm.Completion])
 assert_type(completions[0].text, str)
 assert_type(completions[0].logprobs, tuple[float, ...])
