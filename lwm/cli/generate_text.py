@@ -1,4 +1,4 @@
-"""What `lwm generate text` does: prompts from the command line or a file, texts or JSONL out."""
+"""Texts of `lwm generate text`: prompts from the command line or a file, texts or JSONL out."""
 
 import json
 from collections.abc import Sequence
