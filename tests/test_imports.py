@@ -25,7 +25,7 @@ LIGHT = (
     "tokens.py",
 )
 """Modules that a command line needs for its help, and a server before it has a device."""
-HEAVY = {f"cli/{name}.py" for name in ("demo", "demo_vision", "generate_text", "generate_vision")}
+HEAVY = {"cli/demo.py", "cli/demo_vision.py"}
 """Parts of commands that are imported when they run."""
 
 

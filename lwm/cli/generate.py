@@ -1,12 +1,25 @@
-"""`lwm generate`: texts, images and videos from text prompts."""
+"""`lwm generate text|image|video`: texts, images and videos from prompts."""
 
+import dataclasses
+import json
+import tempfile
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from lwm.cli.common import Flat, LoadOptions, Model
+from lwm.cli.common import Flat, LoadOptions, Model, open_model, stoppable
+from lwm.errors import UserError
 from lwm.sampling_params import FrameSampling, SamplingParams, VisionSampling
+
+if TYPE_CHECKING:
+    import numpy as np
+    from jaxtyping import UInt8
+
+    from lwm.generate.language_model import LanguageModel
+    from lwm.generate.vision import DrawRequest
+    from lwm.media.frames import Frames
+    from lwm.tokenizer.message import Vision
 
 Prompt = Annotated[str, tyro.conf.Positional]
 
@@ -18,23 +31,66 @@ def generate_text(
     *,
     prompts_from: Path | None = None,
     out: Path | None = None,
-    writing: Flat[SamplingParams] = SamplingParams(),
+    sampling: Flat[SamplingParams] = SamplingParams(),
     load: Flat[LoadOptions] = LoadOptions(),
 ) -> None:
-    """Continues texts in one batch; a text does not depend on the others.
+    """Continues texts, in one batch.
 
     Args:
         model: A name from `lwm models`, a Hugging Face folder, a GGUF file, or a hub's org/name.
         prompts: The texts.
-        prompts_from: A file of more prompts: one per line, or JSONL with the field `prompt`.
+        prompts_from: A file of more texts: one per line, or JSONL with the field `prompt`.
         out: A JSONL file for prompt, text, ids, logprobs and finish_reason of each, in place of
             the text alone on stdout.
-        writing: Length and sampling of the texts.
+        sampling: How the texts are sampled.
         load: How the model is loaded.
     """
-    from lwm.cli.generate_text import generate
+    from lwm.console import waiting
+    from lwm.files import require_writable, write_bytes
+    from lwm.generate.batch import complete
 
-    generate(model, prompts, prompts_from=prompts_from, out=out, writing=writing, load=load)
+    texts = [*prompts, *(read_prompts(prompts_from) if prompts_from else ())]
+    if not texts:
+        raise UserError("there is no prompt; give some, or --prompts-from FILE")
+    if out is not None:
+        require_writable(out)
+    opened = open_model(model, load)
+    with waiting("generating", "tokens") as progress:
+        completions = complete(opened, texts, sampling, progress=progress)
+    if out is None:
+        for completion in completions:
+            print(completion.prompt + completion.text)
+        return
+    lines = [json.dumps(completion.to_json(), ensure_ascii=False) for completion in completions]
+    write_bytes(out, ("\n".join(lines) + "\n").encode())
+    print(out)
+
+
+def read_prompts(path: Path) -> list[str]:
+    """Reads one text per line, or the field `prompt` of each line of a JSONL file.
+
+    Raises:
+        UserError: The file is missing or is no text, or a line of JSON lacks a prompt.
+    """
+    try:
+        # Not `splitlines`: JSON may hold other ends of a line, such as U+2028.
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"prompts cannot be read from {path}: {error}") from None
+    numbered = [(number, line) for number, line in enumerate(lines, start=1) if line.strip()]
+    if path.suffix != ".jsonl":
+        return [line for _, line in numbered]
+    return [_prompt(path, number, line) for number, line in numbered]
+
+
+def _prompt(path: Path, number: int, line: str) -> str:
+    try:
+        prompt = json.loads(line)["prompt"]
+    except (ValueError, KeyError, TypeError):
+        prompt = None
+    if not isinstance(prompt, str):
+        raise UserError(f'{path}, line {number}: no JSON object with a text "prompt"')
+    return prompt
 
 
 def generate_image(
@@ -46,27 +102,26 @@ def generate_image(
     n: int = 1,
     grid: bool = False,
     seed: int = 0,
-    drawing: Flat[FrameSampling] = FrameSampling(),
+    sampling: Flat[FrameSampling] = FrameSampling(),
     load: Flat[LoadOptions] = LoadOptions(),
 ) -> None:
     """Generates images from a text.
 
     Args:
-        model: A model with vision ids: a name from `lwm models`, a folder, or a hub's org/name.
-        prompt: Describes the image or video.
+        model: A vision model: a name from `lwm models`, a folder, or a hub's org/name.
+        prompt: The text.
         out: The image: .png, .jpg or .webp; several are numbered.
         n: Number of images, generated in one batch.
         grid: Write one image with all of them.
-        seed: Seed of the first; each next one has the next seed.
-        drawing: Guidance and sampling.
+        seed: Seed of the first image; it counts up for the others.
+        sampling: How the codes are sampled.
         load: How the model is loaded.
     """
-    from lwm.cli.generate_vision import draw_files
     from lwm.generate.vision import DrawRequest
 
-    sampling = VisionSampling(image=drawing, video=drawing)
-    request = DrawRequest(prompts=(prompt,) * n, sampling=sampling, seed=seed)
-    draw_files(model, request, out=out, grid=grid, load=load)
+    both = VisionSampling(image=sampling, video=sampling)
+    request = DrawRequest(prompts=(prompt,) * n, sampling=both, seed=seed)
+    generate_files(model, request, out=out, grid=grid, load=load)
 
 
 def generate_video(
@@ -85,23 +140,22 @@ def generate_video(
     sampling: Annotated[VisionSampling, tyro.conf.arg(name="")] = VisionSampling(),
     load: Flat[LoadOptions] = LoadOptions(),
 ) -> None:
-    """Generates videos from a text, or continues an image or a video.
+    """Generates videos from a text, optionally continuing an image or a video.
 
     Args:
-        model: A model with vision ids: a name from `lwm models`, a folder, or a hub's org/name.
-        prompt: Describes the image or video.
+        model: A vision model: a name from `lwm models`, a folder, or a hub's org/name.
+        prompt: The text.
         out: The video: .mp4, .gif or .webp; several are numbered.
-        frames: Frames of each video, those of --image included.
-        fps: Frames per second of the file.
+        frames: Number of frames, those of --image included.
+        fps: Frames per second.
         image: An image or a video to continue.
-        first_as_image: Generate the first frame from the prompt for an image, as LWM does.
+        first_as_image: Generate the first frame with the prompt for an image, as LWM does.
         n: Number of videos, generated in one batch.
         grid: Write one video with all of them.
-        seed: Seed of the first; each next one has the next seed.
-        sampling: Guidance and sampling of the first frame, and of those after it.
+        seed: Seed of the first video; it counts up for the others.
+        sampling: How the codes are sampled.
         load: How the model is loaded.
     """
-    from lwm.cli.generate_vision import draw_files
     from lwm.generate.vision import DrawRequest
 
     request = DrawRequest(
@@ -112,4 +166,123 @@ def generate_video(
         sampling=sampling,
         seed=seed,
     )
-    draw_files(model, request, image=image, out=out, grid=grid, fps=fps, load=load)
+    generate_files(model, request, image=image, out=out, grid=grid, fps=fps, load=load)
+
+
+def generate_files(
+    name: str,
+    request: "DrawRequest",
+    *,
+    image: Path | None = None,
+    out: Path,
+    grid: bool,
+    load: LoadOptions,
+    fps: float = 1.0,
+) -> None:
+    """Generates images or videos, and prints the paths of the files.
+
+    Args:
+        name: The model.
+        request: The images or videos to generate.
+        image: An image or a video that each continues.
+        out: The file, numbered if there are several.
+        grid: Writes one file with all of them.
+        load: How the model is loaded.
+        fps: Frames per second of a video.
+
+    Raises:
+        UserError: The model cannot generate images, or the files cannot be written; the latter is
+            found before anything is generated.
+    """
+    import numpy as np
+
+    from lwm.media.write import contact_sheet
+
+    if not request.prompts:
+        raise UserError("n must be at least 1")
+    if image is not None and request.first_as_image:
+        raise UserError("give --image or --first-as-image: either is the first frame")
+    files = _files(request, out, grid=grid)
+    _try(request, out, fps)
+    model = open_model(name, load)
+    if image is not None:
+        first = (_first(model, image, request),) * len(request.prompts)
+        request = dataclasses.replace(request, first=first)
+    visions = _generate(model, request)
+    pixels = [vision.pixels for vision in visions if vision.pixels is not None]
+    if grid:
+        columns = int(np.ceil(np.sqrt(len(pixels))))
+        pixels = [np.stack([contact_sheet(list(at), columns) for at in zip(*pixels, strict=True)])]
+    # A reader of the paths may close the pipe after the first; by then all are written.
+    for file, shown in zip(files, pixels, strict=True):
+        _write(request, file, shown, fps)
+    for file in files:
+        print(file)
+
+
+def _files(request: "DrawRequest", out: Path, *, grid: bool) -> list[Path]:
+    """Returns the files to write."""
+    from lwm.files import require_writable
+    from lwm.media.write import IMAGES, VIDEOS
+
+    known = IMAGES if request.kind == "image" else VIDEOS
+    if out.suffix.lower() not in known:
+        raise UserError(f"{out} ends in none of {', '.join(known)}")
+    files = [out]
+    count = len(request.prompts)
+    if count > 1 and not grid:
+        width = len(str(count))
+        files = [out.with_stem(f"{out.stem}-{i:0{width}}") for i in range(1, count + 1)]
+    for file in files:
+        require_writable(file)
+    return files
+
+
+def _try(request: "DrawRequest", out: Path, fps: float) -> None:
+    """Writes a small file and deletes it, so that a bad file name fails before generation."""
+    import numpy as np
+
+    from lwm.files import reading
+
+    with reading(out, "written"), tempfile.TemporaryDirectory(dir=out.parent) as folder:
+        _write(request, Path(folder) / out.name, np.zeros((1, 16, 16, 3), np.uint8), fps)
+
+
+def _write(
+    request: "DrawRequest", file: Path, pixels: "UInt8[np.ndarray, 'N R C 3']", fps: float
+) -> None:
+    from lwm.media.write import write_image, write_video
+
+    if request.kind == "image":
+        write_image(file, pixels[0])
+    else:
+        write_video(file, pixels, fps)
+
+
+def _first(model: "LanguageModel", image: Path, request: "DrawRequest") -> "Vision":
+    """Reads the image or video to continue, which must have fewer frames than the request."""
+
+    def require_fewer(frames: "Frames") -> None:
+        if frames.count >= request.frames:
+            raise UserError(
+                f"{image} has {frames.count:,} of {request.frames} --frames; ask for more than "
+                "that, or give fewer"
+            )
+
+    # Checked before they are encoded, which takes longer.
+    return model.see(image, max_frames=request.frames, check=require_fewer)
+
+
+def _generate(model: "LanguageModel", request: "DrawRequest") -> "list[Vision]":
+    """Generates images or videos, and previews each frame."""
+    from lwm.console import Preview
+    from lwm.generate.output import FrameCollector
+    from lwm.generate.vision import generate_frames
+
+    count = len(request.prompts)
+    preview = Preview(count)
+    with stoppable("generating", "ids", console=preview.console) as progress:
+        collector = FrameCollector(model, request.kind, count, request.first)
+        for row, frame in generate_frames(model, request, progress=progress):
+            preview.show(row, collector.add(row, frame))
+        return collector.visions()

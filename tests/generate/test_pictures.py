@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import lwm.cli.generate_vision
+import lwm.cli.generate
 from lwm.cli import chat as talk
 from lwm.cli.common import LoadOptions
-from lwm.cli.generate_vision import draw_files
+from lwm.cli.generate import generate_files
 from lwm.console import Preview
 from lwm.errors import UserError
 from lwm.generate.chat import Conversation
@@ -226,7 +226,7 @@ def test_files_are_drawn_and_named(on_disk, files, tmp_path, capsys, monkeypatch
 
     def make(file, *, n=1, grid=False, image=None, **asked):
         request = DrawRequest(prompts=("a cat",) * n, sampling=CHAT, **asked)
-        draw_files(name, request, image=image, out=tmp_path / file, grid=grid, load=load)
+        generate_files(name, request, image=image, out=tmp_path / file, grid=grid, load=load)
         return [Path(line) for line in capsys.readouterr().out.splitlines()]
 
     def read(path):
@@ -260,7 +260,7 @@ def test_files_are_drawn_and_named(on_disk, files, tmp_path, capsys, monkeypatch
     def leave(file):
         raise BrokenPipeError
 
-    monkeypatch.setattr(lwm.cli.generate_vision, "print", leave, raising=False)
+    monkeypatch.setattr(lwm.cli.generate, "print", leave, raising=False)
     with pytest.raises(BrokenPipeError):
         make("f.png", kind="image", n=2)
     assert sorted(file.name for file in tmp_path.glob("f*")) == ["f-1.png", "f-2.png"]
@@ -282,7 +282,7 @@ def test_files_that_cannot_be_written_are_found_before_a_model_is_opened(tmp_pat
     ):
         request = DrawRequest(prompts=("a cat",) * (1 + (file == "b.png")), kind=kind)
         with pytest.raises(UserError, match=says) as caught:
-            draw_files(
+            generate_files(
                 *("none", request),
                 out=tmp_path / file,
                 grid=False,
@@ -301,7 +301,7 @@ def test_a_vqgan_of_another_model_is_refused(on_disk, tmp_path):
         DrawRequest(prompts=("a cat",)),
     )
     with pytest.raises(UserError, match="has 16 codes, but the model 8192"):
-        draw_files(name, asked, out=tmp_path / "a.png", grid=False, load=load)
+        generate_files(name, asked, out=tmp_path / "a.png", grid=False, load=load)
 
 
 @pytest.mark.parametrize(
@@ -326,11 +326,11 @@ def test_what_cannot_be_asked_is_refused(changes, says):
 
 def test_options_that_contradict_each_other_are_refused(tmp_path):
     options = {"grid": False, "load": LoadOptions(), "out": tmp_path / "a.gif"}
-    with pytest.raises(UserError, match="n 0 must be at least 1"):
-        draw_files("none", DrawRequest(prompts=(), kind="video"), **options)
+    with pytest.raises(UserError, match="n must be at least 1"):
+        generate_files("none", DrawRequest(prompts=(), kind="video"), **options)
     request = DrawRequest(prompts=("a cat",), kind="video", frames=2, first_as_image=True)
     with pytest.raises(UserError, match="give --image or --first-as-image"):
-        draw_files("none", request, image=Path("a"), **options)
+        generate_files("none", request, image=Path("a"), **options)
 
 
 @pytest.mark.parametrize("guidance", [-1.0, float("nan"), float("inf"), 1e40])

@@ -1,11 +1,11 @@
-"""What `lwm generate text` reads and writes besides the model's own part."""
+"""Prompts that `lwm generate text` reads."""
 
 import json
 
 import pytest
 
 from lwm.cli.chat import read_document
-from lwm.cli.generate_text import read_prompts
+from lwm.cli.generate import read_prompts
 from lwm.errors import UserError
 
 
