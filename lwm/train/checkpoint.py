@@ -12,14 +12,13 @@ from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import jax
-import numpy as np
 import orbax.checkpoint as ocp
-from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
 from orbax.checkpoint import args
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 from lwm.errors import UserError, is_full_disk
+from lwm.processes import gather
 from lwm.train.config import Keep
 
 CHECKSUMS = "checksums.json"
@@ -149,7 +148,7 @@ class Checkpoints:
         self.wait()
         faults = []
         for step in sorted(self._manager.all_steps(), reverse=True):
-            if fault := _agree(self._fault(step)):
+            if fault := next(filter(None, gather(self._fault(step))), None):
                 faults.append(f"{step} ({fault})")
                 self._damaged.add(step)
                 self._known.discard(step)
@@ -286,18 +285,6 @@ def _require_same(source: str, stored: dict[str, str], wanted: dict[str, str]) -
             f"{source} is of another model or optimizer: {'; '.join(differing[:3])}{more}; "
             "use that run's settings or another folder"
         )
-
-
-def _agree(fault: str | None) -> str | None:
-    """Returns the first fault of any process on all of them, so that all choose one step."""
-    if jax.process_count() == 1:
-        return fault
-    text = np.zeros(500, np.uint8)
-    encoded = (fault or "").encode()[: text.size]
-    text[: len(encoded)] = np.frombuffer(encoded, np.uint8)
-    found = multihost_utils.process_allgather(text)
-    lines = [bytes(row).rstrip(b"\0").decode(errors="replace") for row in found]
-    return next(filter(None, lines), None)
 
 
 def _checksums(files: list[Path]) -> list[int]:

@@ -36,11 +36,7 @@ class Schedule:
     """Steps of the linear decay of `wsd`."""
 
     def __post_init__(self):
-        """Refuses values that the shape would ignore.
-
-        Raises:
-            UserError: The value and the shape.
-        """
+        """Refuses values that the shape would ignore."""
         if self.decay and self.shape != "wsd":
             raise UserError(f"decay {self.decay} has no effect with shape {self.shape}; use wsd")
         if self.end and self.shape == "constant":
@@ -67,11 +63,7 @@ class AdamW:
     is then at most 0.98."""
 
     def __post_init__(self):
-        """Refuses a second moment that would never change.
-
-        Raises:
-            UserError: The value.
-        """
+        """Refuses a second moment that would never change."""
         if self.second_moment_dtype == "bfloat16" and self.b2 > 0.98:
             raise UserError(
                 f"a second moment in bfloat16 never changes with b2 {self.b2}; use 0.98"
@@ -102,11 +94,7 @@ class Keep:
     """Steps between checkpoints that are kept for ever; 0 for none."""
 
     def __post_init__(self):
-        """Refuses values that keep no checkpoint.
-
-        Raises:
-            UserError: The values.
-        """
+        """Refuses values that keep no checkpoint."""
         if self.every < 1 or self.last < 1 or self.milestones < 0:
             raise UserError(
                 f"checkpoints every {self.every} steps, the last {self.last} kept and milestones "
@@ -131,11 +119,7 @@ class LoopConfig:
     """Steps between validations on the held-out sets; 0: only at the end."""
 
     def __post_init__(self):
-        """Refuses a run without steps.
-
-        Raises:
-            UserError: The value.
-        """
+        """Refuses a run without steps."""
         if self.steps < 1 or self.accumulate < 1:
             raise UserError(
                 f"{self.steps} steps of {self.accumulate} batches: both must be at least 1"
@@ -208,11 +192,7 @@ class Data:
     """Threads that read ahead for each stream, for slow files; 0: one thread for all."""
 
     def __post_init__(self):
-        """Refuses sizes out of range.
-
-        Raises:
-            UserError: The value.
-        """
+        """Refuses sizes out of range."""
         if not self.sets:
             raise UserError("there is no data set to train on; give its files")
         require_names(self.held_out)

@@ -157,14 +157,18 @@ def train(
             sink.begin(start)
             log = Log(folder / "log.jsonl", start, sink)
         warnings = DataWarnings(sink.warn)
-        with Profile(folder / "profile", start, config.steps, profile) as traced:
+        traced = profiled(start, config.steps, profile)
+        with contextlib.ExitStack() as trace:
             for number in range(start + 1, config.steps + 1):
                 begun = time.perf_counter()
                 given, read, stop = fetch(delivered, config.accumulate, request)
                 warnings.report(given)
                 require_few_bad(read, batches.max_bad_share)
-                with traced.update(number):
-                    state, line = task.update(state, given)
+                if traced and number == traced[0]:
+                    trace.enter_context(jax.profiler.trace(str(folder / "profile")))
+                state, line = task.update(state, given)
+                if traced and number == traced[-1]:
+                    trace.close()
                 line = {"step": number} | line | {"memory": memory()}
                 line |= {f"examples_{what}": count for what, count in read.items()}
                 if not line["finite"]:
@@ -290,42 +294,20 @@ class DataWarnings:
                 self._warn(f"{text}; the log counts them")
 
 
-class Profile:
-    """Trace of some updates, for TensorBoard or Perfetto."""
+def profiled(start: int, end: int, count: int) -> range:
+    """Returns the updates to trace in a run from `start` to `end`.
 
-    def __init__(self, folder: Path, start: int, end: int, count: int):
-        """Prepares a trace of `count` updates of a run from `start` to `end`.
-
-        Raises:
-            UserError: Too few updates are left.
-        """
-        self._folder = folder
-        first = start + _PROFILED_AFTER + 1
-        self._traced = range(first, min(first + count, end + 1))
-        self._runs = False
-        if count and not self._traced:
-            raise UserError(
-                f"no step can be profiled: {end - start} are left, and the first {_PROFILED_AFTER} "
-                "compile"
-            )
-
-    def __enter__(self) -> "Profile":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._runs:
-            jax.profiler.stop_trace()
-
-    @contextlib.contextmanager
-    def update(self, number: int) -> Iterator[None]:
-        """Begins the trace before its first update and ends it after its last."""
-        if self._traced and number == self._traced[0]:
-            jax.profiler.start_trace(str(self._folder))
-            self._runs = True
-        yield
-        if self._traced and number == self._traced[-1]:
-            jax.profiler.stop_trace()
-            self._runs = False
+    Raises:
+        UserError: Too few updates are left.
+    """
+    first = start + _PROFILED_AFTER + 1
+    updates = range(first, min(first + count, end + 1))
+    if count and not updates:
+        raise UserError(
+            f"no step can be profiled: {end - start} are left, and the first {_PROFILED_AFTER} "
+            "compile"
+        )
+    return updates
 
 
 class Log:

@@ -31,7 +31,7 @@ from lwm.train.loop import OpenTask
 from lwm.train.optimizer import build_optimizer, build_schedule
 from lwm.train.placing import own_rows, shard_batch
 from lwm.train.step import StepMetrics, TrainState, TrainStep
-from lwm.train.validate import HeldOut, measure_all
+from lwm.train.validate import HeldOut
 from lwm.vqgan.checkpoint import read_vqgan
 from lwm.vqgan.model import VQGAN
 
@@ -92,7 +92,8 @@ class LanguageTask:
     def measure(self, state: TrainState, number: int) -> dict[str, Any]:
         """Returns the losses on each held-out set."""
         del number  # nothing but the log holds them
-        return measure_all(self._held_out, state.model, self._mesh)
+        sets = self._held_out.items()
+        return {name: held_out.measure(state.model, self._mesh) for name, held_out in sets}
 
 
 def _describe(metrics: StepMetrics, slots: int) -> dict[str, Any]:

@@ -5,7 +5,7 @@ falling with position, it does not use more context.
 """
 
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -151,8 +151,3 @@ def _describe(found: ValidationSums) -> dict[str, Any]:
         if count
     ]
     return line
-
-
-def measure_all(sets: Mapping[str, HeldOut], model: Llama, mesh: Mesh) -> dict[str, Any]:
-    """Measures each of several sets."""
-    return {name: held_out.measure(model, mesh) for name, held_out in sets.items()}

@@ -31,11 +31,7 @@ class VQGANLoss:
     """Updates before the discriminator starts; earlier its task is too easy."""
 
     def __post_init__(self):
-        """Refuses a loss without pixels.
-
-        Raises:
-            UserError: The values.
-        """
+        """Refuses a loss without pixels."""
         weights = (
             self.absolute,
             self.squared,
@@ -62,11 +58,7 @@ class CodebookConfig:
     """Warm-up updates without quantization, while codes move to the latents; none with `init`."""
 
     def __post_init__(self):
-        """Refuses values with which codes would become NaN or never settle.
-
-        Raises:
-            UserError: The values.
-        """
+        """Refuses values with which codes would become NaN or never settle."""
         if not 0 <= self.decay < 1 or not 0 < self.dead_below < 0.5 or self.warmup < 0:
             raise UserError(
                 f"decay {self.decay}, dead_below {self.dead_below} and warmup "
@@ -88,11 +80,7 @@ class VQGANTraining(LoopConfig):
     """Held-out frames of each set on the contact sheet of a validation; 0: no sheet."""
 
     def __post_init__(self):
-        """Refuses sizes out of range.
-
-        Raises:
-            UserError: The value.
-        """
+        """Refuses sizes out of range."""
         super().__post_init__()
         if self.discriminator_width < 1 or 2 * self.discriminator_width % GROUPS:
             raise UserError(
@@ -146,11 +134,7 @@ class FrameData:
     """Share of bad files above which the run ends."""
 
     def __post_init__(self):
-        """Refuses sizes out of range.
-
-        Raises:
-            UserError: The value.
-        """
+        """Refuses sizes out of range."""
         if not self.sets:
             raise UserError("there is no set of frames to train on; give its files")
         require_names(self.held_out)
@@ -184,11 +168,7 @@ class VQGANRun:
     """Seed of the first weights and of the order of the frames."""
 
     def __post_init__(self):
-        """Refuses models of anything but frames.
-
-        Raises:
-            UserError: The value.
-        """
+        """Refuses models of anything but frames."""
         if self.model.channels != 3:
             raise UserError(f"model.channels is {self.model.channels}, but frames have 3")
         if self.seed < 0:

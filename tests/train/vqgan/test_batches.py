@@ -68,7 +68,7 @@ def test_goes_on_where_it_stopped(pictures):
     again.restore(FrameBatches.merge([whole[2].state()]))
     for one, two in zip(whole[3:], take(again, 3), strict=True):
         np.testing.assert_array_equal(one.batch, two.batch)
-    with pytest.raises(UserError, match=r"out of sets of \[6, 1\] items, not 4 and \[6\]"):
+    with pytest.raises(UserError, match=r"from sets of \[6, 1\] items, not 4 and \[6\]"):
         batches(sets[:1]).restore(whole[2].state())
 
 
