@@ -101,7 +101,7 @@ class Checkpoints:
         self._damaged.clear()
         if later := [other for other in self._manager.all_steps() if other >= step]:
             raise UserError(
-                f"{self._folder} already holds step {max(later)}, which is later than {step}; "
+                f"{self._folder} already holds step {max(later)}, not before step {step}; "
                 "resume from there or choose another folder"
             )
         leaves = named_leaves(state)

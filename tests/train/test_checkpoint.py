@@ -263,13 +263,13 @@ from lwm.tokens import TokenSpace
 from lwm.train import checkpoint
 from lwm.train.config import AdamW, Keep
 from lwm.train.optimizer import build_optimizer
-from lwm.train.step import State
+from lwm.train.step import TrainState
 
 def kill(*_):
     os.kill(os.getpid(), signal.SIGKILL)
 
 def make():
-    return State.start(Llama.init({config}, key=jax.random.key(0)), OPTIMIZER)
+    return TrainState.start(Llama.init({config}, key=jax.random.key(0)), OPTIMIZER)
 
 OPTIMIZER = build_optimizer(AdamW(moment_dtype="bfloat16"), 1000)
 mesh = make_mesh()
