@@ -1,5 +1,6 @@
 """Converts a model of any format to a folder, one file of weights at a time."""
 
+import dataclasses
 import functools
 import json
 from pathlib import Path
@@ -163,7 +164,7 @@ def _identity(opened: ModelFiles, dtype: str, max_shard_bytes: int) -> str:
     if opened.source.is_dir():
         files = sorted(opened.source.glob("*.safetensors"))
     stats = [(str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns) for path in files]
-    values = opened.config.to_json(), stats, dtype, max_shard_bytes
+    values = dataclasses.asdict(opened.config), stats, dtype, max_shard_bytes
     return json.dumps(values)
 
 

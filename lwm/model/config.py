@@ -80,18 +80,6 @@ class LlamaConfig:
         if self.head_dim % 2:
             raise ValueError(f"RoPE rotates pairs, so head_dim {self.head_dim} must be even")
 
-    def to_json(self) -> dict[str, Any]:
-        """Returns the configuration as plain values; `from_json` reads them back."""
-        return dataclasses.asdict(self)
-
-    @classmethod
-    def from_json(cls, values: dict[str, Any]) -> "LlamaConfig":
-        """Reads what `to_json` wrote."""
-        rope = dict(values["rope"])
-        if rope.get("scaling"):
-            rope["scaling"] = RopeScaling(**rope["scaling"])
-        return cls(**values | {"tokens": TokenSpace(**values["tokens"]), "rope": Rope(**rope)})
-
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Compute:
