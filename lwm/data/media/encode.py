@@ -2,7 +2,7 @@
 
 import json
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -33,60 +33,36 @@ def find_vqgan(model: str | None, vqgan: Path | None) -> Path:
     return found
 
 
-class BatchEncoder:
-    """Encodes the frames of records in full batches; writes a record once it has all its codes."""
+def encode_records(items: Iterable[Pictures], vision: VisionTokenizer) -> Iterator[bytes]:
+    """Yields the record of each item, as JSON, with the codes of its frames.
 
-    def __init__(self, vision: VisionTokenizer, write: Callable[[bytes], object]) -> None:
-        """Starts with no record.
+    Frames of several items share a batch, so that all batches but the last are full.
+    """
+    size, waiting = vision.frames_per_batch, deque[Pictures]()
+    # Frames that are not encoded yet, each with the part of its record.
+    frames: list[tuple[dict[str, Any], np.ndarray]] = []
 
-        Args:
-            vision: Encodes the frames.
-            write: Called with each record, as JSON, in the order in which they are added.
-        """
-        self._vision, self._write = vision, write
-        self._frames: deque[tuple[dict[str, Any], np.ndarray]] = deque()
-        self._waiting = 0
-        self._records: deque[tuple[dict[str, Any], list[dict[str, Any]]]] = deque()
+    def encode() -> None:
+        batch = frames[:size]
+        del frames[:size]
+        codes = vision.encode_batch(np.stack([pixels for _, pixels in batch]))
+        for (part, _), row in zip(batch, codes, strict=True):
+            part["vision"] += row.tolist()
 
-    def add(self, item: Pictures) -> None:
-        """Takes a record with its frames, and writes the records that are ready."""
-        self._records.append((item.record, item.parts))
+    def finished() -> Iterator[bytes]:
+        while waiting and all(
+            len(part["vision"]) == part["frames"] * vision.tokens_per_frame
+            for part in waiting[0].parts
+        ):
+            yield json.dumps(waiting.popleft().record, separators=(",", ":")).encode()
+
+    for item in items:
+        waiting.append(item)
         for part, pixels in zip(item.parts, item.pixels, strict=True):
-            self._frames.append((part, pixels))
-            self._waiting += len(pixels)
-        while self._waiting >= self._vision.frames_per_batch:
-            self._encode()
-        self._write_ready()
-
-    def finish(self) -> None:
-        """Encodes and writes what is left."""
-        while self._waiting:
-            self._encode()
-        self._write_ready()
-        assert not self._records
-
-    def _encode(self) -> None:
-        """Encodes one batch."""
-        taken: list[tuple[dict[str, Any], np.ndarray]] = []
-        room = self._vision.frames_per_batch
-        while room and self._frames:
-            part, pixels = self._frames.popleft()
-            if len(pixels) > room:
-                self._frames.appendleft((part, pixels[room:]))
-            taken.append((part, pixels[:room]))
-            room -= len(taken[-1][1])
-        codes = self._vision.encode_batch(np.concatenate([pixels for _, pixels in taken]))
-        done = 0
-        for part, pixels in taken:
-            part["vision"] += codes[done : done + len(pixels)].ravel().tolist()
-            done += len(pixels)
-        self._waiting -= done
-
-    def _write_ready(self) -> None:
-        per_frame = self._vision.tokens_per_frame
-        while self._records:
-            record, parts = self._records[0]
-            if any(len(part["vision"]) < part["frames"] * per_frame for part in parts):
-                return
-            self._write(json.dumps(record, separators=(",", ":")).encode())
-            self._records.popleft()
+            frames += [(part, frame) for frame in pixels]
+        while len(frames) >= size:
+            encode()
+        yield from finished()
+    while frames:
+        encode()
+    yield from finished()

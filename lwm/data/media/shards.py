@@ -6,14 +6,15 @@ then `media.json` replace the notes.
 
 import contextlib
 import dataclasses
+import itertools
 import json
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from lwm.data.media.encode import BatchEncoder
+from lwm.data.media.encode import encode_records
 from lwm.data.media.items import Bad, Items
-from lwm.data.media.read import Result, Sampling, read_items
+from lwm.data.media.read import Pictures, Result, Sampling, read_items
 from lwm.data.media.summary import (
     BAD,
     KIND,
@@ -87,18 +88,22 @@ class MediaJob:
 
         def fill(file: Path) -> dict[str, Any]:
             counts, bad = MediaCounts(), []
-            with record_writer(file) as write:
-                encoder = BatchEncoder(vision, write)
-                for done in range(len(self.shards.part(number))):
-                    # Results are shared with the next shard: take no more than the own ones.
-                    result = next(results)
+
+            def pictures() -> Iterator[Pictures]:
+                nonlocal counts
+                # Results are shared with the next shard: take no more than the own ones.
+                own = itertools.islice(results, len(self.shards.part(number)))
+                for done, result in enumerate(own, 1):
                     counts += _count(result)
                     if isinstance(result, Bad):
                         bad.append(result._asdict())
                     elif result is not None:
-                        encoder.add(result)
-                    progress(done + 1)
-                encoder.finish()
+                        yield result
+                    progress(done)
+
+            with record_writer(file) as write:
+                for record in encode_records(pictures(), vision):
+                    write(record)
             return {"counts": dataclasses.asdict(counts), "bad": bad}
 
         self.shards.write(number, fill)
