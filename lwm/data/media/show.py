@@ -1,13 +1,13 @@
 """Writes a web page of a media set: frames decoded from their codes, with their texts."""
 
 import base64
-import dataclasses
+import functools
 import json
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import date
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jinja2
 import numpy as np
@@ -29,8 +29,7 @@ _PER_SECOND = (1.0, 12.0)
 """Lowest and highest frame rate of a video."""
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Picture:
+class Picture(NamedTuple):
     """An image or a video on the page."""
 
     source: str
@@ -40,22 +39,15 @@ class Picture:
     is_video: bool
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Line:
-    """A text of an item with its label, such as a role."""
+class Line(NamedTuple):
+    """A text or a picture of an item, with its label, such as a role."""
 
     label: str
     text: str = ""
     picture: Picture | None = None
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Card:
-    """An item on the page."""
-
-    name: str
-    picture: Picture | None
-    lines: list[Line]
+PictureOf = Callable[[dict[str, Any]], Picture | None]
 
 
 def show(
@@ -90,70 +82,57 @@ def show(
         raise UserError(f"{path} is not the VQGAN that made the codes of {folder}; give that one")
     source = open_source(folder)
     numbers = np.linspace(0, len(source) - 1, min(count, len(source))).astype(int)
-    cards = []
-    with tempfile.TemporaryDirectory() as temporary:
-        pictures = _Pictures(vision, Path(temporary))
-        for done, number in enumerate(numbers.tolist(), 1):
-            cards.append(_card(source[number].value, pictures))
-            progress(done, len(numbers))
+    picture_of, cards = functools.partial(_picture_of, vision=vision), []
+    for done, number in enumerate(numbers.tolist(), 1):
+        cards.append(_card(source[number].value, picture_of))
+        progress(done, len(numbers))
     page = out or folder / "sheet.html"
     # Names and captions may hold bytes that are not text.
     write_bytes(page, _render(folder, summary, cards).encode(errors="replace"))
     return page
 
 
-class _Pictures:
-    """Decodes codes to pictures."""
-
-    def __init__(self, vision: VisionTokenizer, folder: Path) -> None:
-        self._vision, self._folder = vision, folder
-
-    def __call__(self, part: dict[str, Any]) -> Picture | None:
-        """Returns the picture of a record or a part of a message; None if it has no codes."""
-        if not part.get("vision"):
-            return None
-        codes = np.asarray(part["vision"], np.int32).reshape(-1, self._vision.tokens_per_frame)
-        times = part["times"]
-        if len(codes) > _FRAMES:
-            codes = codes[np.linspace(0, len(codes) - 1, _FRAMES).astype(int)]
-        pixels = self._vision.decode(codes)
-        file = self._folder / "picture.webp"
-        seconds = times[-1] - times[0]
+def _picture_of(part: dict[str, Any], vision: VisionTokenizer) -> Picture | None:
+    """Decodes a record or a part of a message; returns None if it has no codes."""
+    if not part.get("vision"):
+        return None
+    codes = np.asarray(part["vision"], np.int32).reshape(-1, vision.tokens_per_frame)
+    if len(codes) > _FRAMES:
+        codes = codes[np.linspace(0, len(codes) - 1, _FRAMES).astype(int)]
+    pixels, times = vision.decode(codes), part["times"]
+    seconds = times[-1] - times[0]
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "picture.webp"
         if len(pixels) > 1:
             low, high = _PER_SECOND
             fps = (len(pixels) - 1) / seconds if seconds > 0 else high
             write_video(file, pixels, min(max(fps, low), high))
         else:
             write_image(file, pixels[0])
-        encoded = base64.b64encode(file.read_bytes()).decode()
-        return Picture(
-            source=f"data:image/webp;base64,{encoded}",
-            frames=len(times),
-            seconds=seconds,
-            is_video=part["is_video"],
-        )
+        source = f"data:image/webp;base64,{base64.b64encode(file.read_bytes()).decode()}"
+    return Picture(source, len(times), seconds, part["is_video"])
 
 
-def _card(record: dict[str, Any], pictures: _Pictures) -> Card:
+def _card(record: dict[str, Any], picture_of: PictureOf) -> dict[str, Any]:
     lines = [
-        Line(label="" if key == "caption" else key, text=record[key])
+        Line("" if key == "caption" else key, record[key])
         for key in ("caption", "question", "answer")
         if isinstance(record.get(key), str) and record[key]
     ]
     document = {"content": record.get("parts") or []}
-    lines += _turns([*(record.get("messages") or []), document], pictures)
-    return Card(name=record["name"], picture=pictures(record), lines=lines)
+    lines += _turns([*(record.get("messages") or []), document], picture_of)
+    return {"name": record["name"], "picture": picture_of(record), "lines": lines}
 
 
-def _turns(messages: list[dict[str, Any]], pictures: _Pictures) -> Iterator[Line]:
+def _turns(messages: list[dict[str, Any]], picture_of: PictureOf) -> Iterator[Line]:
     for turn in messages:
         label, content = str(turn.get("role", "")), turn["content"]
         for part in [{"type": "text", "text": content}] if isinstance(content, str) else content:
-            yield Line(label=label, text=part.get("text") or "", picture=pictures(part))
+            yield Line(label, part.get("text") or "", picture_of(part))
             label = ""
 
 
-def _render(folder: Path, summary: MediaSummary, cards: list[Card]) -> str:
+def _render(folder: Path, summary: MediaSummary, cards: list[dict[str, Any]]) -> str:
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("lwm", "assets"),
         autoescape=True,
