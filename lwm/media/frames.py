@@ -13,7 +13,7 @@ from jaxtyping import Float, UInt8
 
 from lwm.errors import UserError
 from lwm.files import reading
-from lwm.media.images import Animation, is_animated, open_image, read_still
+from lwm.media.images import is_animated, open_image, read_animation, read_still
 from lwm.media.limits import Budget, Clip, FrameSelector, Limits, Resizer, colour
 from lwm.media.video import read_video
 
@@ -116,7 +116,7 @@ def _read(
         _refuse_heic(file, budget.name)
         return _frames(read_video(file, selector, resize, budget, threads), is_video=True)
     if is_animated(image):
-        return _frames(Animation(image, budget).read(selector, resize), is_video=True)
+        return _frames(read_animation(image, selector, resize, budget), is_video=True)
     upright = read_still(image, resize.background, budget)
     still = Clip(times=[0.0], pixels=[resize(upright)], count=1, duration=0.0, size=upright.size)
     return _frames(still, is_video=False)

@@ -1,7 +1,7 @@
 """Reads images and animated images with Pillow."""
 
 import contextlib
-from collections.abc import Generator
+from collections.abc import Collection
 from io import BufferedIOBase
 from typing import Any
 
@@ -94,49 +94,39 @@ def transpositions() -> dict[int, Any]:
     }
 
 
-class Animation:
-    """The frames of an animated image, which can only be decoded in order."""
+def read_animation(image: Any, selector: FrameSelector, resize: Resizer, budget: Budget) -> Clip:
+    """Decodes the selected frames of an animated image, and with them all earlier ones.
 
-    def __init__(self, image: Any, budget: Budget) -> None:
-        """Counts the frames.
+    Frames can only be decoded in order. The budget is charged for all of them before the first.
+    """
+    # An APNG may have a separate picture for viewers that cannot play animations.
+    first = int(getattr(image, "default_image", False))
+    count, size = image.n_frames - first, image.size
+    cost = _COPIES * size[0] * size[1]
+    budget.charge(cost, count)
 
-        Args:
-            image: The image.
-            budget: Charged for all frames before the first is decoded.
-        """
-        self._image = image
-        self._budget = budget
-        # An APNG may have a separate picture for viewers that cannot play animations.
-        self._first = int(getattr(image, "default_image", False))
-        self.count = image.n_frames - self._first
-        budget.charge(_COPIES * image.width * image.height, self.count)
-        self.duration = 0.0
-
-    def read(self, selector: FrameSelector, resize: Resizer) -> Clip:
-        """Decodes the selected frames, and with them all earlier ones."""
-        size = self._image.size
-        if selector.fps is None:
-            selected = set(selector.spread(self.count))
-        else:
-            self._budget.charge(_COPIES * size[0] * size[1], self.count)
-            times = [start for start, _ in self._frames()]
-            selected = set(selector(np.array(times), self.duration))
-        times, pixels = [], []
-        for number, (start, image) in enumerate(self._frames()):
-            if number in selected:
-                times.append(start)
-                pixels.append(resize(flatten(_eight_bits(image), resize.background)))
-        return Clip(times=times, pixels=pixels, count=self.count, duration=self.duration, size=size)
-
-    def _frames(self) -> Generator[tuple[float, Any]]:
-        image, milliseconds = self._image, 0.0
-        for number in range(self._first, self._first + self.count):
-            image.seek(number)
-            self._budget.check(*image.size, still=False)
+    def decode(numbers: Collection[int]) -> tuple[list[float], list[np.ndarray], float]:
+        """Returns the start of each frame, the pixels of some, and the time at the end."""
+        starts, pixels, milliseconds = [], [], 0.0
+        for number in range(count):
+            image.seek(first + number)
+            budget.check(*image.size, still=False)
             image.load()
-            yield milliseconds / 1000, image
+            starts.append(milliseconds / 1000)
             milliseconds += float(image.info.get("duration", 0)) or _UNTIMED * 1000
-        self.duration = milliseconds / 1000
+            if number in numbers:
+                pixels.append(resize(flatten(_eight_bits(image), resize.background)))
+        return starts, pixels, milliseconds / 1000
+
+    if selector.fps is None:
+        selected = selector.spread(count)
+    else:
+        budget.charge(cost, count)
+        starts, _, duration = decode(())
+        selected = selector(np.array(starts), duration)
+    starts, pixels, duration = decode(set(selected))
+    times = [starts[number] for number in selected]
+    return Clip(times=times, pixels=pixels, count=count, duration=duration, size=size)
 
 
 def _eight_bits(image: Any) -> Any:
