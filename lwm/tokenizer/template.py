@@ -46,8 +46,6 @@ def render_chat(
     """Returns the ids of a conversation, up to the assistant's next answer.
 
     Args:
-        messages: The turns.
-        tokenizer: The model's.
         template: "lwm", Jinja source, or None for the model's own (LWM's if it has none).
         add_generation_prompt: End with the prompt for an answer of the assistant.
         marks: The ids around images and videos, if the model reads vision.
@@ -124,29 +122,6 @@ def insert_visions(
     return np.concatenate([*runs, ids[end:]]), counts
 
 
-class _Parts:
-    """Builds text and ids: joins adjacent texts, and numbers images and videos."""
-
-    def __init__(self, *start: str | int | None):
-        self.parts: list[str | int] = [part for part in start if part is not None]
-        self._count = 0
-
-    def add_text(self, text: str) -> None:
-        if self.parts and isinstance(self.parts[-1], str):
-            text = self.parts.pop() + text  # type: ignore[operator]
-        self.parts += [text] if text else []
-
-    def add_vision(self) -> None:
-        """Adds an image or a video, without the space before it."""
-        if self.parts and isinstance(self.parts[-1], str):
-            self.parts[-1] = self.parts[-1].rstrip(" ")
-        self._count += 1
-        self.parts.append(-self._count)
-
-    def add_id(self, token: int | None) -> None:
-        self.parts += [] if token is None else [token]
-
-
 def _lwm_parts(
     messages: Sequence[Message], tokenizer: Tokenizer, add_generation_prompt: bool
 ) -> list[str | int]:
@@ -156,25 +131,37 @@ def _lwm_parts(
     the text after it separately, as in Vicuna's format; so does this function. As in LWM's script
     for chats about video, the question is on a line of its own before the image or video.
     """
-    written = _Parts(tokenizer.bos_id)
+    written: list[Part | int | None] = [tokenizer.bos_id]
     turns = list(messages)
     system = _only_text(turns.pop(0)) if turns[0].role == "system" else LWM_SYSTEM
-    written.add_text(f"{system} " if system else "")
+    written.append(f"{system} " if system else "")
     for turn in turns:
         if turn.role not in ("user", "assistant"):
             raise UserError(f"LWM's format has no {turn.role} message after the first")
-        written.add_text("USER: " if turn.role == "user" else "ASSISTANT: ")
-        for part in _laid_out(turn):
-            written.add_vision() if isinstance(part, Vision) else written.add_text(part)
         if turn.role == "user":
-            written.add_text(" ")
+            written += ["USER: ", *_laid_out(turn), " "]
         else:
-            written.add_id(tokenizer.eos_id)
+            written += ["ASSISTANT: ", *_laid_out(turn), tokenizer.eos_id]
     if add_generation_prompt:
-        written.add_text("ASSISTANT:")
-    if written.parts and isinstance(written.parts[-1], str):
-        written.parts[-1] = written.parts[-1].rstrip(" ")
-    return [part for part in written.parts if part != ""]
+        written.append("ASSISTANT:")
+    return _joined(written)
+
+
+def _joined(written: Sequence[Part | int | None]) -> list[str | int]:
+    """Joins adjacent texts, strips spaces before images and at the end, and numbers images."""
+    parts: list[str | int] = []
+    text, count = "", 0
+    for part in written:
+        if isinstance(part, str):
+            text += part
+        elif isinstance(part, Vision):
+            count += 1
+            parts += [text.rstrip(" "), -count]
+            text = ""
+        elif part is not None:
+            parts += [text, part]
+            text = ""
+    return [part for part in [*parts, text.rstrip(" ")] if part != ""]
 
 
 def _laid_out(turn: Message) -> Iterator[Part]:

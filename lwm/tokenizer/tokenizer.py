@@ -128,10 +128,6 @@ class Tokenizer:
         """The number of ids, special and added ones included."""
         return self.backend.vocab_size
 
-    def id_of(self, token: str) -> int | None:
-        """Returns the id of a special token, by its text."""
-        return self.backend.special.get(token)
-
     def text_of(self, token: int) -> str:
         """Returns the text of one id in the vocabulary, special or not."""
         return self.backend.spell(token).decode("utf-8", errors="replace")

@@ -295,7 +295,7 @@ def test_answers_and_their_ends_are_learnt(byte_tokenizer, template, first):
     assert not learn[0]
     learnt = [byte_tokenizer.decode(span, skip_special=False) for span in spans[1::2]]
     assert learnt == [first + END, f"assistant: é{END}" + END]
-    assert all(span[-1] == byte_tokenizer.id_of(END) for span in spans[1::2])
+    assert all(span[-1] == byte_tokenizer.backend.special[END] for span in spans[1::2])
     prompt = render_chat(TALK[:4], byte_tokenizer, template=template)
     assert whole[: len(prompt)] == prompt
     assert learn[len(prompt)]
