@@ -14,6 +14,7 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
@@ -35,6 +36,7 @@ class _Summary(Protocol):
 
 
 S = TypeVar("S", bound=_Summary)
+T = TypeVar("T")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -141,9 +143,7 @@ class ShardJob:
     def write(self, number: int, fill: Callable[[Path], dict[str, Any]]) -> None:
         """Writes one shard; it appears only when it is finished.
 
-        Args:
-            number: The number of the shard.
-            fill: Writes the records to a file, and returns the values of the note.
+        `fill` writes the records to a file, and returns the values of the note.
 
         Raises:
             UserError: The disk is full, or the folder is not writable.
@@ -238,8 +238,23 @@ def digest(value: Any) -> str:
     return hashlib.sha256(json.dumps(value).encode()).hexdigest()
 
 
-def follow_parent() -> None:
-    """Makes this process ignore Ctrl-C, and end when its parent process ends."""
+def process_pool(workers: int, shared: Any) -> ProcessPoolExecutor:
+    """Starts processes for `run_shared`, each with a copy of `shared`; they end with this one."""
+    # Not forked: threads of this process may hold locks.
+    return ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _start, (shared,))
+
+
+def run_shared(task: Callable[[Any, int], T], number: int) -> T:
+    """Runs a task of a process pool with the value that the pool shares."""
+    return task(_shared, number)
+
+
+_shared: Any = None
+
+
+def _start(shared: Any) -> None:
+    global _shared
+    _shared = shared
     # Ctrl-C reaches all processes; the first one stops the others.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from lwm.data.fields import RecordEncoder
-from lwm.data.shard_job import ShardJob, digest, follow_parent, record_writer
+from lwm.data.shard_job import ShardJob, digest, process_pool, record_writer, run_shared
 from lwm.data.shards import SHOWN, SUMMARY, Counts, Shard, Summary, tokenizer_fingerprint, write_ids
 from lwm.data.sources import Source, identity
 from lwm.errors import UserError
@@ -40,10 +40,6 @@ def write_shards(
     number.
 
     Args:
-        source: The records.
-        encoder: Encodes them.
-        folder: The folder of the shards.
-        shards: Number of files.
         workers: Processes, each writing one shard at a time; 0 for this process. They are spawned,
             so a script needs `if __name__ == "__main__":` around the call.
         max_bad_share: Largest allowed share of bad records. If it is exceeded, `shards.json` is not
@@ -149,16 +145,12 @@ class _Job:
 def _write_in_processes(
     job: _Job, missing: Sequence[int], workers: int, progress: Progress
 ) -> None:
-    # Not forked: threads of this process may hold locks.
-    context = multiprocessing.get_context("spawn")
     before = job.shards.num_finished(missing)
     # The number of records done of each shard; the last entry stops all processes.
-    shared = context.RawArray("q", job.shards.shards + 1)
-    pool = concurrent.futures.ProcessPoolExecutor(
-        min(workers, len(missing)), context, _start, (job, shared)
-    )
+    shared = multiprocessing.get_context("spawn").RawArray("q", job.shards.shards + 1)
+    pool = process_pool(min(workers, len(missing)), (job, shared))
     try:
-        futures = {pool.submit(_work, number) for number in missing}
+        futures = {pool.submit(run_shared, _work, number) for number in missing}
         while futures:
             done, futures = concurrent.futures.wait(
                 futures, _POLL_SECONDS, concurrent.futures.FIRST_EXCEPTION
@@ -176,23 +168,12 @@ def _write_in_processes(
         pool.shutdown(cancel_futures=True)
 
 
-_here: tuple[_Job, MutableSequence[int]] | None = None
-
-
-def _start(job: _Job, shared: MutableSequence[int]) -> None:
-    """Prepares a worker process."""
-    global _here
-    _here = job, shared
-    follow_parent()
-
-
-def _work(number: int) -> None:
-    assert _here is not None
-    job, shared = _here
+def _work(job_and_counts: tuple[_Job, MutableSequence[int]], number: int) -> None:
+    job, counts = job_and_counts
 
     def report(done: int) -> None:
-        shared[number] = done
-        if shared[-1]:
+        counts[number] = done
+        if counts[-1]:
             raise KeyboardInterrupt  # in the parent process
 
     job.write(number, report)

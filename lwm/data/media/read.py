@@ -1,9 +1,8 @@
 """Reads the frames of items as pixels, in this process or ahead of time in others."""
 
-import concurrent.futures
 import contextlib
 import dataclasses
-import multiprocessing
+import os
 from collections import deque
 from collections.abc import Generator, Iterable
 from concurrent.futures import Future
@@ -15,7 +14,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from lwm.data.media.items import Bad, Item, Items, Medium
-from lwm.data.shard_job import follow_parent
+from lwm.data.shard_job import process_pool, run_shared
 from lwm.errors import UserError
 from lwm.files import reading
 from lwm.media.frames import check_settings, read_frames
@@ -157,7 +156,7 @@ class _Processes:
     def submit(self, number: int) -> Future[Result]:
         """Schedules an item."""
         try:
-            return self._pool.submit(_work, number)
+            return self._pool.submit(run_shared, _work, number)
         except BrokenProcessPool as error:
             broken: Future[Result] = Future()
             broken.set_exception(error)
@@ -167,10 +166,10 @@ class _Processes:
         """Reads one item in new processes; if one dies again, the item is bad."""
         self._restart()
         with contextlib.suppress(BrokenProcessPool):
-            return self._pool.submit(_work, number).result()
+            return self._pool.submit(run_shared, _work, number).result()
         self._restart()
         try:
-            self._pool.submit(_nothing).result()
+            self._pool.submit(os.getpid).result()
         except BrokenProcessPool:
             raise UserError(
                 "processes that read media die as soon as they start, perhaps for lack of memory; "
@@ -190,31 +189,12 @@ class _Processes:
         self._start()
 
     def _start(self) -> None:
-        # Not forked: threads of this process may hold locks.
-        self._pool = concurrent.futures.ProcessPoolExecutor(
-            self._workers,
-            multiprocessing.get_context("spawn"),
-            _begin,
-            (self._items, self._sampling),
-        )
+        self._pool = process_pool(self._workers, (self._items, self._sampling))
 
 
-_here: tuple[Items, Sampling] | None = None
-
-
-def _begin(items: Items, sampling: Sampling) -> None:
-    """Prepares a process for reading items."""
-    global _here
-    _here = items, sampling
-    follow_parent()
-
-
-def _work(number: int) -> Result:
-    assert _here is not None
-    return read_item(_here[0], number, _here[1])
-
-
-def _nothing() -> None: ...
+def _work(items_and_sampling: tuple[Items, Sampling], number: int) -> Result:
+    items, sampling = items_and_sampling
+    return read_item(items, number, sampling)
 
 
 def _is_other(item: Item, medium: Medium) -> bool:
