@@ -77,11 +77,27 @@ def identity(source: Source) -> list:
     return own() if own else [[type(source).__name__, len(source)]]
 
 
-class JsonLines:
+class FileSource:
+    """Base of the sources that read one file."""
+
+    def __init__(self, path: Path) -> None:
+        with reading(path):
+            self._path, self._state = path, state_of(path)
+
+    def identity(self) -> list:
+        """Returns the file's name, size and edges."""
+        return [edges_of(self._path)]
+
+    def _require_unchanged(self) -> None:
+        if state_of(self._path) != self._state:
+            raise UserError(f"{self._path} has changed since it was opened; start again")
+
+
+class JsonLines(FileSource):
     """A file with one JSON object per line; blank lines are skipped."""
 
     def __init__(self, path: Path) -> None:
-        self._path = path
+        super().__init__(path)
         self._bytes: mmap.mmap | None = None
         # Three flat arrays: a file may have a hundred million lines.
         self._starts, self._ends, self._lines = array("q"), array("q"), array("q")
@@ -93,7 +109,6 @@ class JsonLines:
                     self._starts.append(end - len(line))
                     self._ends.append(end)
                     self._lines.append(number)
-        self._state = state_of(path)
 
     def __len__(self) -> int:
         return len(self._starts)
@@ -106,15 +121,10 @@ class JsonLines:
             _parse(self._map()[self._starts[index] : self._ends[index]], name), name, line
         )
 
-    def identity(self) -> list:
-        """Returns the file's name, size and edges."""
-        return [edges_of(self._path)]
-
     def _map(self) -> mmap.mmap:
         if self._bytes is None:
             with reading(self._path), self._path.open("rb") as file:
-                if state_of(self._path) != self._state:
-                    raise UserError(f"{self._path} has changed since it was opened; start again")
+                self._require_unchanged()
                 self._bytes = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         return self._bytes
 
@@ -122,21 +132,15 @@ class JsonLines:
         return self.__dict__ | {"_bytes": None}
 
 
-class Parquet:
+class Parquet(FileSource):
     """A Parquet file, each row a record; recently read row groups are cached."""
 
     def __init__(self, path: Path, kept: LRUCache | None = None) -> None:
-        """Opens the file.
-
-        Args:
-            path: The file.
-            kept: Cache of row groups; several files may share it.
-        """
-        self._path = path
+        """Opens the file; several may share a cache of row groups."""
+        super().__init__(path)
         self._parquet = require_package("pyarrow.parquet", "Parquet")
         with reading(path):
             self._metadata = self._parquet.read_metadata(path)
-            self._state = state_of(path)
         groups = map(self._metadata.row_group, range(self._metadata.num_row_groups))
         self._ends = list(itertools.accumulate(group.num_rows for group in groups))
         self._kept = kept or LRUCache(_KEPT_BYTES)
@@ -152,10 +156,6 @@ class Parquet:
         row = _row_of(group, index - (self._ends[number] - group.num_rows))
         return Record(row, f"{self._path}:{index + 1}", index)
 
-    def identity(self) -> list:
-        """Returns the file's name, size and edges."""
-        return [edges_of(self._path)]
-
     def _group(self, number: int) -> Any:
         key = self._path, number
         if (group := self._kept.get(key)) is None:
@@ -168,8 +168,7 @@ class Parquet:
 
     def _read(self, number: int) -> Any:
         with reading(self._path):
-            if state_of(self._path) != self._state:
-                raise UserError(f"{self._path} has changed since it was opened; start again")
+            self._require_unchanged()
             with self._parquet.ParquetFile(self._path, metadata=self._metadata) as file:
                 return file.read_row_group(number)
 
@@ -204,12 +203,12 @@ class Rows:
         return [[Path(self._name).name, len(self), self._dataset._fingerprint]]
 
 
-class ArrayRecord:
+class ArrayRecord(FileSource):
     """An ArrayRecord file of JSON objects."""
 
     def __init__(self, path: Path) -> None:
         library = require_package("array_record.python.array_record_data_source", "ArrayRecord")
-        self._path = path
+        super().__init__(path)
         with reading(path):
             self._records = library.ArrayRecordDataSource([str(path)])
 
@@ -222,10 +221,6 @@ class ArrayRecord:
         with reading(self._path):
             data = self._records[index]
         return Record(_parse(data, name), name, index)
-
-    def identity(self) -> list:
-        """Returns the file's name, size and edges."""
-        return [edges_of(self._path)]
 
 
 class TextFiles:
@@ -248,16 +243,16 @@ class TextFiles:
 
 
 class Concatenation:
-    """Several sources as one."""
+    """Several sources, or other numbered collections, as one."""
 
-    def __init__(self, sources: Sequence[Source]) -> None:
+    def __init__(self, sources: Sequence[Any]) -> None:
         self._sources = list(sources)
         self._ends = list(itertools.accumulate(map(len, self._sources)))
 
     def __len__(self) -> int:
-        return self._ends[-1]
+        return self._ends[-1] if self._ends else 0
 
-    def __getitem__(self, index: SupportsIndex) -> Record:
+    def __getitem__(self, index: SupportsIndex) -> Any:
         index = within(index, len(self))
         number = bisect.bisect_right(self._ends, index)
         source = self._sources[number]

@@ -13,7 +13,7 @@ import tarfile
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 from lwm.errors import UserError
 from lwm.files import edges_of, reading, reason_of
@@ -24,40 +24,37 @@ MEMBER_BYTES = 1 << 30
 _ZIPPED = b"PK\x03\x04", b"PK\x05\x06"
 
 
-@runtime_checkable
-class Tree(Protocol):
-    """Files by number, in a fixed order."""
+class Tree:
+    """Files by number, in a fixed order; by default those of an archive."""
 
-    names: list[str]
-    """Paths within the tree."""
-    faults: list[tuple[str, str]]
-    """Names that could not be listed, with reasons."""
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self.names: list[str] = []
+        """Paths within the tree."""
+        self.faults: list[tuple[str, str]] = []
+        """Names that could not be listed, with reasons."""
 
     def read(self, number: int) -> bytes | Path:
-        """Returns the content of a file, or its path."""
-        ...
+        """Returns the content of a file, or its path.
+
+        Raises:
+            UserError: It is encrypted, damaged, cut short or too large.
+        """
+        raise NotImplementedError
 
     def identity(self) -> list:
         """Returns values that differ between trees of different content."""
-        ...
+        return [edges_of(self._path)]
 
 
-class Folder:
+class Folder(Tree):
     """The files of a folder and its subfolders, sorted by name; hidden ones are skipped."""
 
     def __init__(
         self, root: Path, files: list[Path] | None = None, *, exclude: Path | None = None
     ) -> None:
-        """Lists the files.
-
-        Args:
-            root: The folder; names are relative to it.
-            files: The files to list; None lists all.
-            exclude: A subfolder to skip.
-        """
-        self._root = root
-        self.names: list[str] = []
-        self.faults: list[tuple[str, str]] = []
+        """Lists the given files, or all but those in the subfolder `exclude`."""
+        super().__init__(root)
         self._sizes: list[int] = []
         if files is None:
             names = self._walk(exclude)
@@ -76,7 +73,7 @@ class Folder:
 
     def read(self, number: int) -> bytes | Path:
         """Returns a file's path."""
-        return self._root / self.names[number]
+        return self._path / self.names[number]
 
     def identity(self) -> list:
         """Returns the names and sizes of all files."""
@@ -85,42 +82,37 @@ class Folder:
 
     def _walk(self, exclude: Path | None) -> Iterator[str]:
         def note(error: OSError) -> None:
-            name = os.path.relpath(error.filename, self._root)
+            name = os.path.relpath(error.filename, self._path)
             self.faults.append((readable(name), reason_of(error)))
 
         seen = set() if exclude is None else {os.path.realpath(exclude)}
-        for folder, inner, files in os.walk(self._root, onerror=note, followlinks=True):
+        for folder, inner, files in os.walk(self._path, onerror=note, followlinks=True):
             # A link may lead back to a folder above.
             if (real := os.path.realpath(folder)) in seen:
                 inner.clear()
                 continue
             seen.add(real)
             inner[:] = sorted(name for name in inner if not name.startswith("."))
-            above = os.path.relpath(folder, self._root)
+            above = os.path.relpath(folder, self._path)
             for name in files:
                 if not name.startswith("."):
                     yield name if above == "." else f"{above}/{name}"
 
 
-class Zip:
+class Zip(Tree):
     """The members of a zip file, in its order; hidden ones are skipped."""
 
     def __init__(self, path: Path) -> None:
-        self._path = path
+        super().__init__(path)
         self._file: zipfile.ZipFile | None = None
         with reading(path), zipfile.ZipFile(path) as file:
             self._members = [
                 info for info in file.infolist() if not info.is_dir() and is_seen(info.filename)
             ]
         self.names = [info.filename for info in self._members]
-        self.faults: list[tuple[str, str]] = []
 
     def read(self, number: int) -> bytes | Path:
-        """Returns the content of a member.
-
-        Raises:
-            UserError: It is encrypted, damaged, or too large.
-        """
+        """Returns the content of a member."""
         info = self._members[number]
         if info.flag_bits & 1:
             raise UserError("it is encrypted")
@@ -134,21 +126,15 @@ class Zip:
                 raise UserError(f"it does not have the {info.file_size} bytes of its header")
         return content
 
-    def identity(self) -> list:
-        """Returns the name, the size, and a digest of the edges of the file."""
-        return [edges_of(self._path)]
-
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_file": None}
 
 
-class Tar:
+class Tar(Tree):
     """The members of a tar file, in its order; hidden ones are skipped."""
 
     def __init__(self, path: Path) -> None:
-        self._path = path
-        self.names: list[str] = []
-        self.faults: list[tuple[str, str]] = []
+        super().__init__(path)
         self._places: list[tuple[int, int]] = []
         with reading(path), tarfile.open(path, "r:") as file:
             try:
@@ -164,11 +150,7 @@ class Tar:
                 self.faults.append(("", reason))
 
     def read(self, number: int) -> bytes | Path:
-        """Returns the content of a member.
-
-        Raises:
-            UserError: It is too large or cut short.
-        """
+        """Returns the content of a member."""
         start, size = self._places[number]
         _require_size(size)
         if start + size > self._path.stat().st_size:
@@ -176,10 +158,6 @@ class Tar:
         with self._path.open("rb") as file:
             file.seek(start)
             return file.read(size)
-
-    def identity(self) -> list:
-        """Returns the name, the size, and a digest of the edges of the file."""
-        return [edges_of(self._path)]
 
     def _list(self, info: tarfile.TarInfo) -> None:
         if info.isdir() or not is_seen(info.name):

@@ -3,11 +3,9 @@
 An item is a record without codes, with the paths or contents of its media.
 """
 
-import bisect
-import itertools
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
@@ -15,9 +13,8 @@ import numpy as np
 
 from lwm.data.media.archives import readable
 from lwm.data.media.summary import RESERVED
-from lwm.data.sources import Record, Source, identity
+from lwm.data.sources import Concatenation, Record, Source, identity
 from lwm.errors import UserError
-from lwm.files import within
 
 PATHS = ("path", "file", "file_name", "image", "video")
 """Columns that may hold the path of an image or a video; the first one present is used."""
@@ -67,12 +64,7 @@ class Listed:
     """Items of a list, one for each row."""
 
     def __init__(self, source: Source, folder: Path) -> None:
-        """Takes the rows.
-
-        Args:
-            source: The list.
-            folder: The folder that its paths are relative to.
-        """
+        """Takes the rows; their paths are relative to a folder."""
         self._source, self._folder = source, folder
 
     def __len__(self) -> int:
@@ -107,24 +99,12 @@ class Listed:
         return Medium(value, self._folder / value)
 
 
-class Chain:
+class Chain(Concatenation):
     """The items of several inputs, concatenated."""
-
-    def __init__(self, parts: Sequence[Items]) -> None:
-        self._parts = list(parts)
-        self._ends = list(itertools.accumulate(map(len, self._parts)))
-
-    def __len__(self) -> int:
-        return self._ends[-1] if self._ends else 0
-
-    def __getitem__(self, index: int) -> Item | Bad:
-        index = within(index, len(self))
-        number = bisect.bisect_right(self._ends, index)
-        return self._parts[number][index - (self._ends[number] - len(self._parts[number]))]
 
     def identity(self) -> list:
         """Returns the identities of the inputs."""
-        return [part.identity() for part in self._parts]
+        return [part.identity() for part in self._sources]
 
 
 def item_of(
@@ -138,11 +118,9 @@ def item_of(
     """Makes an item from the columns of a row.
 
     Args:
-        row: Columns and their values.
         where: File and line, for messages.
         locate: Finds the image or video for a path in the row.
         medium: The image or video of the row, if it is not in a column.
-        required: See `Item`.
 
     Raises:
         UserError: A column is missing or invalid.

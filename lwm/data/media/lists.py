@@ -12,15 +12,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, SupportsIndex
 
-from lwm.data.sources import Record
+from lwm.data.sources import FileSource, Record
 from lwm.errors import UserError
-from lwm.files import edges_of, reading, state_of, within
+from lwm.files import reading, within
 
 _CELL = 1 << 24
 """Characters of a cell at most; the limit of Python is 131,072 by default."""
 
 
-class Csv:
+class Csv(FileSource):
     """The rows of a CSV or TSV file as records of strings; empty cells are left out."""
 
     def __init__(self, path: Path) -> None:
@@ -29,7 +29,7 @@ class Csv:
         Raises:
             UserError: The file cannot be read, or has no header.
         """
-        self._path = path
+        super().__init__(path)
         self._starts, self._lines = array("q"), array("q")
         with reading(path), path.open("rb") as file:
             lines = _Lines(file)
@@ -39,7 +39,6 @@ class Csv:
                 self._starts.append(row.start)
                 self._lines.append(row.line)
             self._starts.append(lines.place)
-        self._state = state_of(path)
 
     def __len__(self) -> int:
         return len(self._lines)
@@ -48,16 +47,11 @@ class Csv:
         index = within(index, len(self))
         name = f"{self._path}:{self._lines[index] + 1}"
         with reading(self._path), self._path.open("rb") as file:
-            if state_of(self._path) != self._state:
-                raise UserError(f"{self._path} has changed since it was opened; start again")
+            self._require_unchanged()
             file.seek(self._starts[index])
             data = file.read(self._starts[index + 1] - self._starts[index])
         row = next(_rows(_Lines(io.BytesIO(data)), self._path))
         return Record(_record(row.cells, self._header, name), name, self._lines[index])
-
-    def identity(self) -> list:
-        """Returns the name, the size, and a digest of the edges of the file."""
-        return [edges_of(self._path)]
 
 
 def is_csv(path: Path) -> bool:
@@ -68,9 +62,7 @@ def is_csv(path: Path) -> bool:
 def described(name: str, content: bytes) -> Iterator[tuple[str, dict[str, Any] | str]]:
     """Yields the place of each row of a small list, with the row or the reason why it is bad.
 
-    Args:
-        name: The name of the file, for messages; its suffix distinguishes CSV from JSON lines.
-        content: The content of the file.
+    The suffix of its name distinguishes CSV from JSON lines.
     """
     content = content.removeprefix(codecs.BOM_UTF8)
     if is_csv(Path(name)):
