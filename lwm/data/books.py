@@ -140,11 +140,10 @@ def _books_of_the_bible(lines: Iterable[str]) -> dict[str, str]:
             chapters[book] = chapter
         if verse["text"] != "[]":  # a verse that this Bible does not have
             written.append(verse["text"].strip() + "\n")
-    return {f"bible-{_slug(book)}": "".join(written) for book, written in books.items()}
-
-
-def _slug(title: str) -> str:
-    return title.lower().replace(" ", "-")
+    return {
+        f"bible-{book.lower().replace(' ', '-')}": "".join(written)
+        for book, written in books.items()
+    }
 
 
 def write_books(works: Mapping[str, str], folder: Path) -> str:

@@ -48,9 +48,6 @@ def compose(
     The question and answer of a record are used as they are; other records need a caption.
 
     Args:
-        record: The texts.
-        vision: The image or video.
-        config: How they become an example.
         share: Position in [0, 1) among all examples: first those that describe the image, then
             those that generate it, last those without a caption.
 

@@ -27,8 +27,6 @@ def chat_ids(
     An answer runs from the end of its prompt to the end of its turn, included.
 
     Args:
-        messages: The turns.
-        tokenizer: The model's.
         template: See `render_chat`.
         marks: The ids around images and videos, if the model reads vision.
 

@@ -6,11 +6,10 @@ from array import array
 import numpy as np
 
 from lwm.data.fields import RecordEncoder
+from lwm.data.shards import SHOWN
 from lwm.data.sources import Source
 from lwm.errors import UserError
 from lwm.progress import Progress
-
-_SHOWN = 20
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -60,7 +59,7 @@ def check(
             example = encoder.encode(record.value, name=record.name, line=record.line)
         except UserError as error:
             report.num_bad += 1
-            if len(report.reasons) < _SHOWN:
+            if len(report.reasons) < SHOWN:
                 report.reasons.append(str(error))
             continue
         report.lengths.append(len(example))

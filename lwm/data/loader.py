@@ -54,9 +54,6 @@ class Loader:
         """Starts at the beginning.
 
         Args:
-            collections: The data sets.
-            tokens: The token space of the ids.
-            packing: How rows are filled.
             mixture: Weights of the collections, and streams; by default for one collection.
             rows: Rows of a batch, over all processes.
             own: The rows that this process holds; all by default.
@@ -89,10 +86,7 @@ class Loader:
         }
 
     def restore(self, state: StreamState) -> None:
-        """Continues after the batch with which `state` was delivered.
-
-        Args:
-            state: The state of all processes, see `merge`.
+        """Continues after the batch with which `state`, merged of all processes, was delivered.
 
         Raises:
             UserError: The number of streams or rows differs, or the data have changed.
@@ -199,11 +193,7 @@ class Loader:
 
 
 def require_few_bad(read: dict[str, int], share: float) -> None:
-    """Refuses data of which more than a share is bad.
-
-    Args:
-        read: Number of examples that were `read`, and of those that are `bad`.
-        share: Largest share of bad examples.
+    """Refuses data if more than a share of the examples that were `read` are `bad`.
 
     Raises:
         UserError: More are bad.

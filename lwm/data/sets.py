@@ -53,9 +53,6 @@ def open_set(
 
     Args:
         files: See `open_records`; or one folder of tokenized shards.
-        format: How records become examples.
-        tokenizer: The model's tokenizer.
-        tokens: The model's token space.
 
     Raises:
         UserError: A file is missing, empty, or was tokenized for another model.

@@ -88,15 +88,9 @@ class Counts:
         )
 
     def __add__(self, other: "Counts") -> "Counts":
-        return Counts(
-            examples=self.examples + other.examples,
-            text=self.text + other.text,
-            vision=self.vision + other.vision,
-            learnt_text=self.learnt_text + other.learnt_text,
-            learnt_vision=self.learnt_vision + other.learnt_vision,
-            longest=max(self.longest, other.longest),
-            bad=self.bad + other.bad,
-        )
+        mine, theirs = vars(self), vars(other)
+        total = {name: count + theirs[name] for name, count in mine.items()}
+        return Counts(**total | {"longest": max(self.longest, other.longest)})
 
 
 class Shard(NamedTuple):
@@ -229,7 +223,6 @@ def open_shards(folder: Path, *, tokens: TokenSpace, tokenizer: Tokenizer | None
 
     Args:
         folder: A folder of `write_shards`.
-        tokens: The model's token space.
         tokenizer: The model's tokenizer; None skips its check.
 
     Raises:

@@ -84,8 +84,6 @@ class PackedStream:
         Args:
             number: The number among `mixture.streams`.
             collections: The data sets; `threads` read them at the same time.
-            mixture: Weights, streams and order.
-            packing: How rows are filled.
             threads: Number of threads that prefetch; they do not change the order.
 
         Raises:

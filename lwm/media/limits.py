@@ -45,13 +45,7 @@ class Budget:
     """Counts the cost of decoding a file, and refuses it once its limit is exceeded."""
 
     def __init__(self, name: str, size: int, limits: Limits) -> None:
-        """Starts the count.
-
-        Args:
-            name: The file's name, for messages.
-            size: The file's bytes.
-            limits: The limits on the file.
-        """
+        """Starts the count for a file of `size` bytes; its name is for messages."""
         self.name = name
         self.size = size
         self.limits = limits

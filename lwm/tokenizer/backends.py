@@ -149,9 +149,7 @@ class FastTokenizer:
     def save(self, folder: Path, *, start: int | None) -> dict[str, Any]:
         """Writes `tokenizer.json`; returns its entries of `tokenizer_config.json`.
 
-        Args:
-            folder: The folder.
-            start: The id to start each text with, unless the tokenizer has a rule of its own.
+        Each text is to start with the id `start`, unless the tokenizer has a rule of its own.
         """
         from tokenizers import Tokenizer, processors
 
@@ -221,7 +219,9 @@ class SentencePiece:
         # TrainerSpec: model_type BPE, byte_fallback. NormalizerSpec: identity, the dummy prefix,
         # spaces kept as they are.
         trainer = _field(3, 2) + _field(35, int(_BYTE in kinds))
-        trainer += b"".join(_names(tokens, kinds))
+        # SentencePiece requires the name of the unknown piece.
+        named = zip(tokens, kinds, strict=True)
+        trainer += b"".join(_field(45, token.encode()) for token, k in named if k == _UNKNOWN)
         normalizer = _field(1, b"identity") + _field(3, int(prefix)) + _field(4, 0)
         data = pieces + _field(2, trainer) + _field(3, normalizer)
         return cls(_load(data, "the GGUF tokenizer"), {})
@@ -243,9 +243,7 @@ class SentencePiece:
     def save(self, folder: Path, *, start: int | None) -> dict[str, Any]:
         """Writes `tokenizer.model`; returns its entries of `tokenizer_config.json`.
 
-        Args:
-            folder: The folder.
-            start: Not used: such a file has no rule for the start of a text.
+        `start` is not used: such a file has no rule for the start of a text.
         """
         (folder / "tokenizer.model").write_bytes(self._model.serialized_model_proto())
         plain = dict.fromkeys(("lstrip", "rstrip", "normalized", "single_word"), False)
@@ -288,13 +286,6 @@ def _load(data: bytes, source: str) -> Any:
     if empty:
         raise UserError(f"{source} is corrupted or not a SentencePiece model")
     return model
-
-
-def _names(tokens: list[str], kinds: list[int]) -> Iterable[bytes]:
-    """Yields the field that names the unknown piece, which SentencePiece requires."""
-    for token, kind in zip(tokens, kinds, strict=True):
-        if kind == _UNKNOWN:
-            yield _field(45, token.encode())
 
 
 def _field(number: int, value: int | float | bytes) -> bytes:

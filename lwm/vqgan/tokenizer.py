@@ -3,7 +3,6 @@
 import functools
 import hashlib
 import json
-import math
 from pathlib import Path
 
 import jax
@@ -59,14 +58,10 @@ class VisionTokenizer:
         resolution: int | None = None,
         batch: int = 8,
     ) -> "VisionTokenizer":
-        """Reads a VQGAN.
+        """Reads a VQGAN; `read_vqgan` has the other arguments.
 
         Args:
-            path: See `read_vqgan`.
-            mesh: See `read_vqgan`.
             tokens: The token space of the language model that reads the codes, if there is one.
-            dtype: See `read_vqgan`.
-            resolution: See `read_vqgan`.
             batch: Frames that each device encodes or decodes at a time.
 
         Raises:
@@ -89,7 +84,7 @@ class VisionTokenizer:
     @property
     def tokens_per_frame(self) -> int:
         """Codes of a frame."""
-        return math.prod(self.grid)
+        return self.vqgan.config.tokens_per_frame
 
     @functools.cached_property
     def codebook(self) -> CodebookInfo:

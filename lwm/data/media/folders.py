@@ -38,7 +38,6 @@ class MediaFiles:
         """Assigns descriptions to files.
 
         Args:
-            tree: The files.
             prefix: The start of all names of items.
             required: Whether the user named all files, so that each must be media.
             exclude: Numbers of files to skip.

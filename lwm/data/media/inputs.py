@@ -25,11 +25,7 @@ def open_items(inputs: Sequence[str], *, exclude: Path | None = None) -> Items:
     Each input is a file, a folder, a zip or tar file, a list of paths (CSV, JSON lines, Parquet,
     ArrayRecord, `hf:` and the name of a data set), or a glob pattern. The name of an item is its
     path in the input, after the name of the input if there are several. In a list it is the path
-    as given there.
-
-    Args:
-        inputs: Paths and patterns.
-        exclude: The output folder, which is skipped inside of an input.
+    as given there. The output folder, `exclude`, is skipped inside of an input.
 
     Raises:
         UserError: An input does not exist, is of an unknown kind, or is `exclude` itself.

@@ -35,11 +35,8 @@ def write_with_ray(
 
     Args:
         job_of: Plans the shards for a codebook.
-        vqgan: See `read_vqgan`.
         options: Keyword arguments of `VisionTokenizer.open`.
         workers: Number of actors; each has a CPU core, and a GPU if the cluster has some.
-        max_bad_share: See `write_media`.
-        progress: Called with the number of items done and their total.
 
     Raises:
         UserError: See `write_media`; or actors die repeatedly.

@@ -80,9 +80,7 @@ class MediaJob:
         """Writes one shard, which appears once it is complete.
 
         Args:
-            number: The number of the shard.
             results: Its items, perhaps followed by those of other shards.
-            vision: Encodes the frames.
             progress: Called after each item with the number of items read.
         """
 
@@ -161,8 +159,6 @@ def write_media(
     """Writes all shards; complete ones are kept.
 
     Args:
-        job: The items and the settings.
-        vision: Encodes the frames.
         workers: Processes that read media; 0 for this process. They are spawned, so a script needs
             `if __name__ == "__main__":` around the call.
         max_bad_share: Largest allowed share of bad items. If it is exceeded, `media.json` is not
