@@ -152,6 +152,12 @@ def hardware() -> str:
     return cpu if jax.default_backend() == "cpu" else f"{jax.devices()[0].device_kind} ({cpu})"
 
 
+def versions(*packages: str) -> str:
+    """Names the versions of lwm, JAX and the packages that are installed."""
+    installed = [name for name in packages if find_spec(name)]
+    return ", ".join(f"{name} {version(name)}" for name in ("lwm", "jax", *installed))
+
+
 def row(name: str, flops: float, seconds: dict[str, float], peak: dict[str, float]) -> str:
     """One line of the table."""
     us, them = seconds["lwm"], seconds.get("torch")
@@ -164,12 +170,11 @@ def row(name: str, flops: float, seconds: dict[str, float], peak: dict[str, floa
 def table(config: Benchmark) -> list[str]:
     """Times every case and prints its line as it comes."""
     device = torch_device()
-    versions = f"jax {jax.__version__}" + (f", torch {version('torch')}" if device else "")
     lines = [
         f"# Causal attention, {datetime.date.today()}",
         "",
-        f"{hardware()}; {versions}; {config.dtype}, batch {config.batch}, {config.heads} heads over"
-        f" {config.key_heads}; medians of {config.repeats}. GFLOP/s count the causal half; where"
+        f"{hardware()}; {versions('torch')}; {config.dtype}, batch {config.batch},"
+        f" {config.heads} heads over {config.key_heads}; medians of {config.repeats}. GFLOP/s count the causal half; where"
         " there are two, lwm / torch.",
         "",
         "| length × head dim | lwm ms | torch ms | ratio | GFLOP/s | matmul GFLOP/s |",

@@ -16,12 +16,11 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
 import tyro
-from attention import hardware
+from attention import hardware, versions
 
 from lwm.convert.open import open_tokens
 from lwm.data.fields import RecordEncoder
@@ -118,11 +117,10 @@ def main(config: Benchmark) -> None:
     """Prints the table and writes it to `results`."""
     tokenizer, tokens = open_tokens(config.model)
     encoder = RecordEncoder(tokenizer=tokenizer, tokens=tokens)
-    packages = ("grain", "array_record", "tokenizers")
     lines = [
         f"# Packed batches, {datetime.date.today()}",
         "",
-        f"{hardware()}; {', '.join(f'{name} {version(name)}' for name in packages)}; tokens a"
+        f"{hardware()}; {versions('grain', 'array_record', 'tokenizers')}; tokens a"
         f" second in one process, medians of {config.repeats} runs of {config.seconds:g} s;"
         f" {config.rows} rows of {config.length}, tokenizer of {config.model}.",
         "",

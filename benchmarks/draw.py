@@ -12,13 +12,13 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
-from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import jax
 import tyro
+from attention import versions
 
 import lwm
 from lwm.convert.export import save_model
@@ -94,10 +94,8 @@ def main(config: Benchmark) -> None:
         table.append(f"| {library} | {' | '.join(cells)} |")
     heading = (
         f"{config.model} drawing with guidance, fp32, {jax.device_count()} "
-        f"{jax.devices()[0].device_kind} device, lwm {lwm.__version__}, JAX {jax.__version__}"
+        f"{jax.devices()[0].device_kind} device, {versions('torch', 'transformers')}"
     )
-    if find_spec("transformers"):
-        heading += f", transformers {version('transformers')}"
     day = datetime.date.today().isoformat()
     text = "\n".join([f"# Drawing, {day}", "", f"{heading}.", "", *table, ""])
     print(text)

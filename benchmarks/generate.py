@@ -1,23 +1,24 @@
-"""Times reading and writing of SmolLM2-135M beside transformers (SDPA), on the same weights.
+"""Times reading and writing of SmolLM2-135M beside transformers (SDPA).
 
     python benchmarks/generate.py
 
-Each library runs in processes of its own, in turn, so that their peaks of memory can be told apart;
-each process warms up first, then measures. Medians over the rounds are reported.
+All read one folder of float32 safetensors, as `lwm convert` writes it. Each library runs in
+processes of its own, in turn, so that each has a peak of memory of its own; a process warms up
+first, then measures. Medians over the rounds are reported.
 """
 
+import contextlib
 import dataclasses
 import datetime
 import json
 import os
-import platform
 import resource
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Callable
-from importlib.metadata import version
+from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -40,8 +41,16 @@ class Benchmark:
     """A length that only lwm reads, for its peak of memory; 0 leaves it out."""
     rounds: int = 3
     results: Path = Path(__file__).parent / "results"
+    folder: Path | None = None
+    """Where the model lies as safetensors; by default it is converted into a temporary folder."""
     only: str | None = None
     """Measures one of `MEASURES` in this process, and prints JSON; the others call it so."""
+
+    @property
+    def model(self) -> Path:
+        """The folder of the model."""
+        assert self.folder is not None
+        return self.folder
 
     @property
     def dtype(self) -> Any:
@@ -50,15 +59,14 @@ class Benchmark:
         return self.only.partition(" ")[2]
 
 
-def read_book(num_tokens: int) -> list[int]:
+def read_book(num_tokens: int, model: Path) -> list[int]:
     """Returns as many tokens of the book that comes with the package, repeated as needed."""
     import lwm
-    from lwm.hub.catalog import resolve
     from lwm.tokenizer.tokenizer import Tokenizer
 
     folder = Path(lwm.__file__).parent / "assets" / "moby-dick"
     text = "\n".join(path.read_text() for path in sorted(folder.glob("*.txt")))
-    ids = Tokenizer.open(resolve(MODEL)).encode(text)
+    ids = Tokenizer.open(model).encode(text)
     return (ids * (num_tokens // len(ids) + 1))[:num_tokens]
 
 
@@ -69,7 +77,7 @@ def measure_lwm(config: Benchmark) -> dict[str, float]:
     from lwm.generate.engine import Session, chunks
     from lwm.generate.plan import GenerationPlan
 
-    model = lwm.load(MODEL, dtype=config.dtype)
+    model = lwm.load(config.model, dtype=config.dtype)
 
     def session(length: int) -> Session:
         return Session(model.llama, model.mesh, slots=sum(chunks(length)) + config.new_tokens)
@@ -93,12 +101,8 @@ def measure_transformers(config: Benchmark) -> dict[str, float]:
     import torch
     from transformers import AutoModelForCausalLM
 
-    from lwm.hub.catalog import resolve
-
-    path = resolve(MODEL)
     model = AutoModelForCausalLM.from_pretrained(
-        str(path.parent),
-        gguf_file=path.name,
+        str(config.model),
         dtype=getattr(torch, config.dtype),
         attn_implementation="sdpa",
     ).eval()
@@ -134,7 +138,7 @@ def measure(config: Benchmark, read: Callable, write: Callable) -> dict[str, flo
     """Times both after a warm-up; returns tokens a second, and the peak of memory in GiB."""
     found = {}
     for length in config.prompts:
-        ids = read_book(length)
+        ids = read_book(length, config.model)
         read(ids)
         begun = time.perf_counter()
         state = read(ids)
@@ -155,10 +159,10 @@ def measure_long(config: Benchmark) -> dict[str, float]:
     import lwm
     from lwm.generate.engine import Session
 
-    model = lwm.load(MODEL, dtype=config.dtype)
+    model = lwm.load(config.model, dtype=config.dtype)
     session = Session(model.llama, model.mesh, slots=config.long_prompt)
     begun = time.perf_counter()
-    session.read([read_book(config.long_prompt)])
+    session.read([read_book(config.long_prompt, config.model)])
     jax.block_until_ready(session.cache)
     seconds = time.perf_counter() - begun
     return {
@@ -176,8 +180,8 @@ def measure_perplexity(config: Benchmark) -> dict[str, float]:
     from lwm.model.layers import Packing
     from lwm.sharding import TOKENS, on_mesh
 
-    model = lwm.load(MODEL, dtype=config.dtype)
-    ids = np.array(read_book(PAGES * TOKENS_TO_A_PAGE))
+    model = lwm.load(config.model, dtype=config.dtype)
+    ids = np.array(read_book(PAGES * TOKENS_TO_A_PAGE, config.model))
     pieces = [ids[start : start + 1024] for start in range(0, len(ids) - 1023, 512)]
 
     @jax.jit
@@ -211,7 +215,7 @@ MEASURES = {
 
 def run_apart(config: Benchmark, library: str) -> dict[str, float]:
     """Measures one library in a new process."""
-    arguments = ["--only", library, "--prompts", *config.prompts]
+    arguments = ["--only", library, "--folder", config.model, "--prompts", *config.prompts]
     arguments += ["--new-tokens", config.new_tokens, "--long-prompt", config.long_prompt]
     done = subprocess.run(
         [sys.executable, __file__, *map(str, arguments)],
@@ -241,29 +245,47 @@ def table(found: dict[str, dict[str, float]]) -> str:
 
 
 def heading(config: Benchmark) -> str:
-    names = ["jax", *(name for name in ("torch", "transformers") if find_spec(name))]
-    packages = ", ".join(f"{name} {version(name)}" for name in names)
+    from attention import hardware, versions
+
     return (
         f"# Reading and writing, {datetime.date.today().isoformat()}\n\n"
-        f"SmolLM2-135M-Instruct, greedy; {processor()}, "
-        f"{os.cpu_count()} cores; {packages}; medians of {config.rounds} processes each, in turn. "
+        f"SmolLM2-135M-Instruct from float32 safetensors, greedy; {hardware()}; "
+        f"{versions('torch', 'transformers', 'accelerate')}; "
+        f"medians of {config.rounds} processes each, in turn. "
         "Reading and writing in tokens a second, lwm's also in times transformers' float32; "
         "peaks of resident memory, one process each.\n\n"
     )
 
 
-def processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    return next((line.partition(": ")[2] for line in lines if "model name" in line), "unknown")
+@contextlib.contextmanager
+def converted(config: Benchmark) -> Iterator[Benchmark]:
+    """Gives the folder of the model, written where none is given."""
+    if config.folder:
+        yield config
+        return
+    from lwm.convert.convert import convert_model
+    from lwm.convert.open import open_model_files
+
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary) / MODEL
+        convert_model(open_model_files(MODEL), folder, dtype="float32")
+        yield dataclasses.replace(config, folder=folder)
 
 
 def main(config: Benchmark) -> None:
     if config.only:
         print(json.dumps(MEASURES[config.only.partition(" ")[0]](config)))
         return
+    with converted(config) as config:
+        text = compare(config)
+    config.results.mkdir(parents=True, exist_ok=True)
+    path = config.results / f"generate-cpu-{datetime.date.today().isoformat()}.md"
+    path.write_text(text)
+    print(text)
+
+
+def compare(config: Benchmark) -> str:
+    """Measures all sides; returns the page of the results."""
     has_peer = find_spec("transformers") and find_spec("torch")
     sides = [side for side in SIDES if has_peer or side.startswith("lwm")]
     runs: dict[str, list[dict[str, float]]] = {side: [] for side in sides}
@@ -276,11 +298,7 @@ def main(config: Benchmark) -> None:
         found[f"lwm {dtype}"] |= run_apart(config, f"perplexity {dtype}")
         if config.long_prompt:
             found[f"lwm {dtype}"] |= run_apart(config, f"long {dtype}")
-    text = heading(config) + table(found) + "\n"
-    config.results.mkdir(parents=True, exist_ok=True)
-    path = config.results / f"generate-cpu-{datetime.date.today().isoformat()}.md"
-    path.write_text(text)
-    print(text)
+    return heading(config) + table(found) + "\n"
 
 
 if __name__ == "__main__":

@@ -16,13 +16,12 @@ import datetime
 import itertools
 import statistics
 import time
-from importlib.metadata import version
 
 import attention
 import jax
 import jax.numpy as jnp
 import tyro
-from attention import Runs, draw, hardware, theirs, torch_device
+from attention import Runs, draw, hardware, theirs, torch_device, versions
 from jax.sharding import reshard
 
 from lwm.ops.layout import Layout, order
@@ -97,12 +96,11 @@ def medians(runs: Runs, repeats: int) -> dict[str, tuple[float, float]]:
 def table(config: Benchmark) -> list[str]:
     """Times every case and prints its line as it comes."""
     device = torch_device()
-    versions = f"jax {jax.__version__}" + (f", torch {version('torch')}" if device else "")
     lines = [
         f"# RingAttention, {datetime.date.today()}",
         "",
-        f"{hardware()}; {versions}; {config.dtype}, batch {config.batch}, {config.heads} heads"
-        f" over {config.key_heads}, {config.layout}; medians of"
+        f"{hardware()}; {versions('torch')}; {config.dtype}, batch {config.batch},"
+        f" {config.heads} heads over {config.key_heads}, {config.layout}; medians of"
         f" {config.repeats}, seconds, wall / CPU. The original's are those of its own code on two"
         " cores of an AMD EPYC, not of this run.",
         "",

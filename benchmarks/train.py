@@ -16,7 +16,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -193,13 +192,12 @@ def main(config: Benchmark) -> None:
     if config.only:
         print(json.dumps(measure(config.only, config.repeats)))
         return
-    from attention import hardware
+    from attention import hardware, versions
 
-    packages = [name for name in ("jax", "torch", "transformers") if find_spec(name)]
     lines = [
         f"# A training step, {datetime.date.today()}",
         "",
-        f"{hardware()}; {', '.join(f'{name} {version(name)}' for name in packages)}; 6.9M"
+        f"{hardware()}; {versions('torch', 'transformers')}; 6.9M"
         f" parameters, one row; medians of {config.repeats}; seconds, and GB of resident memory at"
         " the peak. The original's figures are of its own code on two cores of an AMD EPYC, not of"
         " this run.",
