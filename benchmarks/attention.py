@@ -174,8 +174,8 @@ def table(config: Benchmark) -> list[str]:
         f"# Causal attention, {datetime.date.today()}",
         "",
         f"{hardware()}; {versions('torch')}; {config.dtype}, batch {config.batch},"
-        f" {config.heads} heads over {config.key_heads}; medians of {config.repeats}. GFLOP/s count the causal half; where"
-        " there are two, lwm / torch.",
+        f" {config.heads} heads over {config.key_heads}; medians of {config.repeats}. GFLOP/s count"
+        " the causal half; where there are two, lwm / torch.",
         "",
         "| length × head dim | lwm ms | torch ms | ratio | GFLOP/s | matmul GFLOP/s |",
         "| --- | --- | --- | --- | --- | --- |",
