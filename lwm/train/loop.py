@@ -117,13 +117,7 @@ class OpenTask:
 
 
 def train(
-    config: LoopConfig,
-    task: Task,
-    mesh: Mesh,
-    folder: Path,
-    *,
-    sink: LogSink,
-    profile: int = 0,
+    config: LoopConfig, task: Task, mesh: Mesh, folder: Path, *, sink: LogSink, profile: int = 0
 ) -> Any:
     """Trains, from the newest checkpoint in `folder` if there is one; returns the last state.
 
@@ -147,12 +141,7 @@ def train(
         contextlib.closing(iter(batches)) as delivered,
         stop_signals() as request,
     ):
-        found = checkpoints.restore(abstract_state(task.abstract, mesh))
-        if found is None:
-            start, state = 0, task.start()
-        else:
-            start, state, data = found
-            batches.restore(data)
+        start, state = _first_state(task, checkpoints, mesh)
         with all_or_none():
             sink.begin(start)
             log = Log(folder / "log.jsonl", start, sink)
@@ -184,6 +173,16 @@ def train(
                     checkpoints.wait()
                     raise Stopped(number, stop)
     return state
+
+
+def _first_state(task: Task, checkpoints: Checkpoints, mesh: Mesh) -> tuple[int, Any]:
+    """Returns the step and state to start from; restores the batches to that step."""
+    found = checkpoints.restore(abstract_state(task.abstract, mesh))
+    if found is None:
+        return 0, task.start()
+    start, state, data = found
+    task.batches.restore(data)
+    return start, state
 
 
 def fetch(
