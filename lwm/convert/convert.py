@@ -6,14 +6,10 @@ import json
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
-
-from lwm.convert.export import generation_config, hugging_face_config
-from lwm.convert.folder import FolderWriter, index_of, split, to_text
+from lwm.convert.export import write_model
 from lwm.convert.huggingface import is_not_weight
-from lwm.convert.names import HUGGING_FACE
 from lwm.convert.open import ModelFiles
-from lwm.convert.weights import Weights, contiguous, layout_of, sizes_in, weight_paths
+from lwm.convert.weights import Weights, weight_paths
 from lwm.errors import UserError
 from lwm.hub.catalog import KnownModel
 from lwm.progress import Progress
@@ -65,42 +61,21 @@ def convert_model(
     )
     # Norms may be stored in a wider type than the matrices, which decide.
     stored = dtype or str(weights.unpadded("blocks.0.mlp.w_gate").dtype)
-    sizes, width = sizes_in(HUGGING_FACE, opened.config), np.dtype(stored).itemsize
-    layouts = {path: layout_of(HUGGING_FACE, path) for path in paths}
-    num_bytes = {
-        path: int(np.prod(layout.shape(sizes))) * width for path, layout in layouts.items()
-    }
-    total = sum(num_bytes.values())
-    shards = split(num_bytes, max_shard_bytes)
-    names = {file: [layouts[path].name for path in held] for file, held in shards.items()}
-    small = {
-        "config.json": to_text(hugging_face_config(opened.config, opened.tokenizer, stored)),
-        "generation_config.json": to_text(
-            generation_config(opened.tokenizer, opened.config, opened.sampling)
-        ),
-        "README.md": card(opened, stored),
-        **_legal(opened),
-        **index_of(names, total),
-    }
-
-    def read(path: str) -> np.ndarray:
-        theirs = layouts[path].to_theirs(weights.unpadded(path), sizes)
-        return contiguous(theirs, stored)
-
-    source = _identity(opened, stored, max_shard_bytes)
-    with FolderWriter(folder, total + _size(opened.vqgan), source=source) as writer:
-        writer.run(functools.partial(writer.begin, small, opened.tokenizer))
-        if opened.vqgan is not None:  # first, so that a damaged one fails at once
-            save = functools.partial(save_vqgan, read_vqgan(opened.vqgan))
-            writer.run(functools.partial(writer.beside, save))
-        done = 0
-        for file, held in shards.items():
-            if not writer.has(file):
-                tensors = {layouts[path].name: read(path) for path in held}
-                writer.run(functools.partial(writer.add, file, tensors))
-            done += sum(num_bytes[path] for path in held)
-            progress(done, total)
-        writer.run(writer.publish)
+    write_model(
+        folder,
+        opened.config,
+        opened.tokenizer,
+        weights.unpadded,
+        paths=paths,
+        dtype=stored,
+        max_shard_bytes=max_shard_bytes,
+        sampling=opened.sampling,
+        texts={"README.md": card(opened, stored), **_legal(opened)},
+        save_vqgan=functools.partial(_copy_vqgan, opened.vqgan) if opened.vqgan else None,
+        vqgan_bytes=_size(opened.vqgan),
+        source=_identity(opened, stored, max_shard_bytes),
+        progress=progress,
+    )
 
 
 def card(opened: ModelFiles, dtype: str) -> str:
@@ -172,6 +147,10 @@ def _require_apart(source: Path, folder: Path) -> None:
     inside = source if source.is_dir() else source.parent
     if folder.expanduser().resolve() == inside.resolve():
         raise UserError(f"{folder} holds the model itself; choose another folder")
+
+
+def _copy_vqgan(source: Path, folder: Path) -> None:
+    save_vqgan(read_vqgan(source), folder)
 
 
 def _size(path: Path | None) -> int:

@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,13 +14,14 @@ from jax.sharding import Mesh, NamedSharding
 
 from lwm.convert.folder import WRITER, FolderWriter, index_of, split, to_text
 from lwm.convert.huggingface import KEYS, OWN
-from lwm.convert.names import HUGGING_FACE, TensorLayout
-from lwm.convert.weights import layer_paths, layout_of, sizes_in
+from lwm.convert.names import HUGGING_FACE
+from lwm.convert.weights import contiguous, layer_paths, layout_of, sizes_in
 from lwm.errors import UserError
 from lwm.formats.gguf_config import ARCHITECTURES
 from lwm.model.config import LlamaConfig
 from lwm.model.llama import Llama
 from lwm.model.quantize import QuantizedWeight
+from lwm.progress import Progress
 from lwm.sampling_params import LWM_SAMPLING, VisionSampling
 from lwm.sharding import dotted
 from lwm.tokenizer.tokenizer import Tokenizer
@@ -59,32 +60,100 @@ def save_model(
         UserError: The folder holds something else or cannot be written, the disk is full, or the
             model is one that no format of Hugging Face describes.
     """
-    leaves = jax.tree.leaves(model, is_leaf=lambda leaf: isinstance(leaf, QuantizedWeight))
-    if any(isinstance(leaf, QuantizedWeight) for leaf in leaves):
+    weights = jax.tree.leaves(model, is_leaf=lambda leaf: isinstance(leaf, QuantizedWeight))
+    if any(isinstance(leaf, QuantizedWeight) for leaf in weights):
         raise UserError("a model in eight bits cannot be saved; load it in float32 or bfloat16")
-    stored = dtype or str(model.embedding.dtype)
-    small = {
-        "config.json": to_text(hugging_face_config(model.config, tokenizer, stored)),
-        "generation_config.json": to_text(generation_config(tokenizer, model.config, sampling)),
+    leaves = {
+        part: (leaf, None if part == dotted(path) else layer)
+        for path, leaf in jax.tree.leaves_with_path(model)
+        for layer, part in enumerate(layer_paths(dotted(path), model.config.num_layers))
     }
-    if card is not None:
-        small["README.md"] = card
-    weights = list(_weights(model))
-    sizes = sizes_in(HUGGING_FACE, model.config)
-    width = np.dtype(stored).itemsize
-    num_bytes = [int(np.prod(each.layout.shape(sizes))) * width for each in weights]
-    by_name = {each.layout.name: each for each in weights}
-    shards = split(dict(zip(by_name, num_bytes, strict=True)), max_shard_bytes)
-    small |= index_of(shards, sum(num_bytes))
 
-    with FolderWriter(folder, sum(num_bytes)) as writer, jax.set_mesh(_mesh(model)):
-        writer.run(functools.partial(writer.begin, small, tokenizer))
-        if vqgan is not None:
-            save = functools.partial(save_vqgan, vqgan, dtype=dtype)
-            writer.run(functools.partial(writer.beside, save))
-        for file, names in shards.items():
-            tensors = {name: by_name[name].read(sizes, stored) for name in names}
-            writer.run(functools.partial(writer.add, file, tensors))
+    def read(path: str) -> np.ndarray:
+        array, layer = leaves[path]
+        return _on_host(array if layer is None else _layer(array, layer))
+
+    with jax.set_mesh(_mesh(model)):
+        write_model(
+            folder,
+            model.config,
+            tokenizer,
+            read,
+            paths=leaves,
+            dtype=dtype or str(model.embedding.dtype),
+            max_shard_bytes=max_shard_bytes,
+            sampling=sampling,
+            texts={} if card is None else {"README.md": card},
+            save_vqgan=None if vqgan is None else functools.partial(save_vqgan, vqgan, dtype=dtype),
+        )
+
+
+def write_model(
+    folder: Path,
+    config: LlamaConfig,
+    tokenizer: Tokenizer,
+    read: Callable[[str], np.ndarray],
+    *,
+    paths: Iterable[str],
+    dtype: str,
+    max_shard_bytes: int,
+    sampling: VisionSampling,
+    texts: Mapping[str, str],
+    save_vqgan: Callable[[Path], None] | None,
+    vqgan_bytes: int = 0,
+    source: str | None = None,
+    progress: Progress = lambda done, total: None,
+) -> None:
+    """Writes a model from weights that are read one file at a time.
+
+    Args:
+        folder: Folder to make.
+        config: The model's configuration.
+        tokenizer: The model's tokenizer.
+        read: Returns the weight of a path, with a dimension for each letter of its layout.
+        paths: Paths of the weights of the unstacked model, in the order of the files.
+        dtype: Type to store.
+        max_shard_bytes: Bytes of weights per file, unless one tensor alone is larger.
+        sampling: Default sampling of images and video.
+        texts: Contents of other files by name.
+        save_vqgan: Writes a VQGAN into a folder; None for none.
+        vqgan_bytes: Size of the VQGAN.
+        source: Identifies the contents, to resume an interrupted run; see `FolderWriter`.
+        progress: Called with the number of bytes of weights written and their total.
+
+    Raises:
+        UserError: See `save_model`.
+    """
+    sizes, width = sizes_in(HUGGING_FACE, config), np.dtype(dtype).itemsize
+    layouts = {path: layout_of(HUGGING_FACE, path) for path in paths}
+    num_bytes = {
+        path: int(np.prod(layout.shape(sizes))) * width for path, layout in layouts.items()
+    }
+    total = sum(num_bytes.values())
+    shards = split(num_bytes, max_shard_bytes)
+    names = {file: [layouts[path].name for path in held] for file, held in shards.items()}
+    small = {
+        "config.json": to_text(hugging_face_config(config, tokenizer, dtype)),
+        "generation_config.json": to_text(generation_config(tokenizer, config, sampling)),
+        **texts,
+        **index_of(names, total),
+    }
+
+    def tensor(path: str) -> np.ndarray:
+        letters = layouts[path].order.split(" -> ")[1]
+        unpadded = tuple(slice(sizes[letter] if letter == "V" else None) for letter in letters)
+        return contiguous(layouts[path].to_theirs(read(path)[unpadded], sizes), dtype)
+
+    with FolderWriter(folder, total + vqgan_bytes, source=source) as writer:
+        writer.run(writer.begin, small, tokenizer)
+        if save_vqgan is not None:  # first, so that a damaged one fails at once
+            writer.run(save_vqgan, writer.beside)
+        done = 0
+        for file, held in shards.items():
+            if not writer.has(file):
+                writer.run(writer.add, file, {layouts[path].name: tensor(path) for path in held})
+            done += sum(num_bytes[path] for path in held)
+            progress(done, total)
         writer.run(writer.publish)
 
 
@@ -136,7 +205,7 @@ def hugging_face_config(config: LlamaConfig, tokenizer: Tokenizer, dtype: str) -
 
 
 def generation_config(
-    tokenizer: Tokenizer, config: LlamaConfig, sampling: VisionSampling = LWM_SAMPLING
+    tokenizer: Tokenizer, config: LlamaConfig, sampling: VisionSampling
 ) -> dict[str, Any]:
     """Returns the `generation_config.json` of a model: special ids and default sampling."""
     values = {
@@ -146,22 +215,6 @@ def generation_config(
         OWN: dataclasses.asdict(sampling) if config.tokens.vision else None,
     }
     return {key: value for key, value in values.items() if value is not None}
-
-
-@dataclasses.dataclass(frozen=True)
-class _Weight:
-    layout: TensorLayout
-    array: jax.Array
-    layer: int | None
-    """Index of the layer in a stacked array."""
-
-    def read(self, sizes: dict[str, int], dtype: str) -> np.ndarray:
-        """Returns the tensor on the host in Hugging Face's layout, without padding rows."""
-        ours = self.array if self.layer is None else _layer(self.array, self.layer)
-        letters = self.layout.order.split(" -> ")[1]
-        real = tuple(slice(sizes[letter] if letter == "V" else None) for letter in letters)
-        array = self.layout.to_theirs(_on_host(ours)[real], sizes)
-        return np.ascontiguousarray(array.astype(dtype))
 
 
 def _mesh(model: Llama) -> Mesh:
@@ -180,11 +233,3 @@ def _on_host(array: jax.Array) -> np.ndarray:
     if array.is_fully_addressable:
         return np.asarray(array)
     return multihost_utils.process_allgather(array, tiled=True)
-
-
-def _weights(model: Llama) -> Iterator[_Weight]:
-    for path, leaf in jax.tree.leaves_with_path(model):
-        parts = layer_paths(dotted(path), model.config.num_layers)
-        for layer, part in enumerate(parts):
-            stacked = part != dotted(path)
-            yield _Weight(layout_of(HUGGING_FACE, part), leaf, layer if stacked else None)

@@ -86,7 +86,8 @@ class FolderWriter:
         self._folder = Path(folder).expanduser().resolve()
         if not self._folder.name:
             raise UserError(f"{folder} is no place for a model; choose another folder")
-        self._beside = self._folder.with_name(f".{self._folder.name}.partial")
+        self.beside = self._folder.with_name(f".{self._folder.name}.partial")
+        """The unfinished folder."""
         self._num_bytes = num_bytes
         self._source = source
         self._lock: int | None = None
@@ -98,17 +99,17 @@ class FolderWriter:
         if self._lock is None:
             return
         if self._source is None:
-            shutil.rmtree(self._beside, ignore_errors=True)
+            shutil.rmtree(self.beside, ignore_errors=True)
         with contextlib.suppress(OSError):
-            self._beside.rmdir()  # if nothing was written
+            self.beside.rmdir()  # if nothing was written
         self._release()
 
-    def run(self, act: Callable[[], None]) -> None:
-        """Calls `act` on the first process; if it fails, every process raises."""
+    def run(self, act: Callable[..., None], *arguments: Any) -> None:
+        """Calls `act` with these arguments on the first process; if it fails, every one raises."""
         error = None
         if jax.process_index() == 0:
             try:
-                act()
+                act(*arguments)
             except Exception as caught:
                 error = self._explain(caught)
         failed = error is not None
@@ -125,36 +126,32 @@ class FolderWriter:
         self._folder.parent.mkdir(parents=True, exist_ok=True)
         self._claim()
         self._clear(resumes=self._source is not None and self._left() == self._source)
-        there = sum(path.stat().st_size for path in self._beside.glob("*.safetensors"))
+        there = sum(path.stat().st_size for path in self.beside.glob("*.safetensors"))
         if self._free() + there < self._num_bytes:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         for name, text in small.items():
-            (self._beside / name).write_text(text, encoding="utf-8")
-        tokenizer.save(self._beside)
+            (self.beside / name).write_text(text, encoding="utf-8")
+        tokenizer.save(self.beside)
         if self._source is not None:
-            (self._beside / _SOURCE).write_text(self._source, encoding="utf-8")
+            (self.beside / _SOURCE).write_text(self._source, encoding="utf-8")
 
     def has(self, file: str) -> bool:
-        """Returns whether an interrupted run has written this file of weights."""
-        return (self._beside / file).is_file()
+        """Returns whether a run that is resumed has written this file of weights."""
+        return self._source is not None and (self.beside / file).is_file()
 
     def add(self, file: str, tensors: dict[str, np.ndarray]) -> None:
         """Writes a file of weights."""
-        with replacing(self._beside / file, durable=True) as partial:
+        with replacing(self.beside / file, durable=True) as partial:
             save_file(tensors, partial, {"format": "pt"})
-
-    def beside(self, act: Callable[[Path], None]) -> None:
-        """Calls `act` with the unfinished folder, to write other files there."""
-        act(self._beside)
 
     def publish(self) -> None:
         """Moves the folder to its final path, and removes an older one."""
-        (self._beside / _SOURCE).unlink(missing_ok=True)
+        (self.beside / _SOURCE).unlink(missing_ok=True)
         old = self._folder.with_name(f".{self._folder.name}.old")
         if self._folder.exists():
             shutil.rmtree(old, ignore_errors=True)
             self._folder.rename(old)
-        self._beside.rename(self._folder)
+        self.beside.rename(self._folder)
         shutil.rmtree(old, ignore_errors=True)
         self._release()  # from now on, another process may write there
 
@@ -163,8 +160,8 @@ class FolderWriter:
         import fcntl
 
         while self._lock is None:
-            self._beside.mkdir(exist_ok=True)
-            opened = os.open(self._beside, os.O_RDONLY)
+            self.beside.mkdir(exist_ok=True)
+            opened = os.open(self.beside, os.O_RDONLY)
             try:
                 fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
@@ -176,7 +173,7 @@ class FolderWriter:
             except OSError:
                 pass  # some network file systems have no locks
             # Another process may have published the folder since it was opened.
-            if self._beside.is_dir() and os.path.samestat(os.fstat(opened), self._beside.stat()):
+            if self.beside.is_dir() and os.path.samestat(os.fstat(opened), self.beside.stat()):
                 self._lock = opened
             else:
                 os.close(opened)
@@ -191,7 +188,7 @@ class FolderWriter:
 
         The folder itself stays, since it is locked.
         """
-        for path in self._beside.iterdir():
+        for path in self.beside.iterdir():
             if resumes and (path.suffix == ".safetensors" or path.name == _SOURCE):
                 continue
             if path.is_dir() and not path.is_symlink():
@@ -213,7 +210,7 @@ class FolderWriter:
     def _left(self) -> str | None:
         """Returns the source of the run that left files here."""
         with contextlib.suppress(OSError, UnicodeDecodeError):
-            return (self._beside / _SOURCE).read_text(encoding="utf-8")
+            return (self.beside / _SOURCE).read_text(encoding="utf-8")
         return None
 
     def _free(self) -> int:

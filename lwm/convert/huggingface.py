@@ -4,7 +4,7 @@
 """
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from safetensors import SafetensorError, safe_open
 
 from lwm.errors import UserError
 from lwm.files import read_json
+from lwm.formats.lazy import LazyArrays
 from lwm.model.config import LlamaConfig, Rope, RopeScaling
 from lwm.tokens import TokenSpace
 from lwm.vqgan.config import WEIGHTS
@@ -182,43 +183,29 @@ def is_not_weight(name: str, config: LlamaConfig) -> bool:
     return tied_head or name.endswith("rotary_emb.inv_freq")
 
 
-class SafetensorsFolder(Mapping[str, np.ndarray]):
-    """The tensors of a folder's safetensors files, mapped into memory and read on access."""
+def open_safetensors(folder: Path) -> LazyArrays:
+    """Opens the safetensors files of a folder, and checks that none is cut short.
 
-    def __init__(self, folder: Path):
-        """Opens every file and checks that none is cut short.
+    Raises:
+        UserError: There is no weight file, a shard is missing or a file is damaged.
+    """
+    files: dict[str, Path] = {}
+    shapes: dict[str, tuple[int, ...]] = {}
+    for path in _weight_files(folder):
+        _require_whole(path)
+        try:
+            with safe_open(path, "numpy") as file:
+                for name in file.keys():  # noqa: SIM118 (it is no mapping)
+                    files[name] = path
+                    shapes[name] = tuple(file.get_slice(name).get_shape())
+        except SafetensorError as error:
+            raise UserError(f"{path} is damaged ({error}); fetch it again") from None
 
-        Raises:
-            UserError: There is no weight file, a shard is missing or a file is damaged.
-        """
-        self._files: dict[str, Path] = {}
-        self._shapes: dict[str, tuple[int, ...]] = {}
-        for path in _weight_files(folder):
-            _require_whole(path)
-            try:
-                with safe_open(path, "numpy") as file:
-                    for name in file.keys():  # noqa: SIM118 (it is no mapping)
-                        self._files[name] = path
-                        self._shapes[name] = tuple(file.get_slice(name).get_shape())
-            except SafetensorError as error:
-                raise UserError(f"{path} is damaged ({error}); fetch it again") from None
-
-    def __getitem__(self, name: str) -> np.ndarray:
-        """Reads one tensor."""
-        with safe_open(self._files[name], "numpy") as file:
+    def read(name: str) -> np.ndarray:
+        with safe_open(files[name], "numpy") as file:
             return file.get_tensor(name)
 
-    def __iter__(self) -> Iterator[str]:
-        """Iterates over the names of all files."""
-        return iter(self._files)
-
-    def __len__(self) -> int:
-        """Counts the tensors of all files."""
-        return len(self._files)
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        """Returns the shape of a tensor without reading it."""
-        return self._shapes[name]
+    return LazyArrays(shapes, read)
 
 
 def _weight_files(folder: Path) -> list[Path]:

@@ -5,7 +5,7 @@
 
 import itertools
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +16,7 @@ from lwm.convert.names import LWM_NAMES, dimensions
 from lwm.convert.weights import aligned_empty, require_same_tensors
 from lwm.errors import UserError
 from lwm.formats.flax_file import FlaxFile
+from lwm.formats.lazy import LazyArrays
 from lwm.hub.catalog import KnownModel
 from lwm.model.config import LlamaConfig, ModelOverrides
 
@@ -45,8 +46,8 @@ class _Place:
     layer: int = 0
 
 
-class LwmTensors(Mapping[str, np.ndarray]):
-    """The weights of a model by layer, each read on access."""
+class LwmTensors(LazyArrays):
+    """The weights of a model by layer; a table holds the text entries, then the vision entries."""
 
     def __init__(self, path: Path):
         """Reads the headers.
@@ -61,7 +62,13 @@ class LwmTensors(Mapping[str, np.ndarray]):
             raise UserError(
                 f"{path} is damaged: it declares more than {_MAX_TENSORS:,} tensors; fetch it again"
             )
-        self._joined = {name for name, (other, _) in _JOINED.items() if other in self._places}
+        shapes = self.stored_shapes()
+        for name, (other, axis) in _JOINED.items():
+            more = shapes.pop(other, None)
+            if more is not None and name in shapes:
+                shape = shapes[name]
+                shapes[name] = (*shape[:axis], shape[axis] + more[axis], *shape[axis + 1 :])
+        super().__init__(shapes, self._read_joined)
 
     @property
     def sizes(self) -> LwmSizes:
@@ -70,9 +77,9 @@ class LwmTensors(Mapping[str, np.ndarray]):
         Raises:
             UserError: A tensor that shows a size is missing.
         """
-        return LwmSizes.read(self.shapes(), self._file.path)
+        return LwmSizes.read(self.stored_shapes(), self._file.path)
 
-    def shapes(self) -> dict[str, tuple[int, ...]]:
+    def stored_shapes(self) -> dict[str, tuple[int, ...]]:
         """Returns the shapes of all tensors, text and vision tables separately."""
         return {name: place.shape for name, place in self._places.items()}
 
@@ -84,7 +91,7 @@ class LwmTensors(Mapping[str, np.ndarray]):
                 the model that they would fit.
         """
         require_same_tensors(
-            self.shapes(),
+            self.stored_shapes(),
             _wanted(config),
             problem=f"{self._file.path} does not fit {describe(config)}",
             hint=f"; the tensors that it has are of {self._would_fit()}",
@@ -96,38 +103,19 @@ class LwmTensors(Mapping[str, np.ndarray]):
         except UserError:
             return "no model of LWM's kind"
 
-    def __getitem__(self, name: str) -> np.ndarray:
-        """Reads one tensor; a table holds the text entries, then the vision entries."""
+    def _read_joined(self, name: str) -> np.ndarray:
         dtype = self._file.arrays[self._places[name].name].dtype
-        out = aligned_empty(self.shape(name), dtype)
-        if name not in self._joined:
-            self._read(name, out)
+        out = aligned_empty(self.shapes[name], dtype)
+        other, axis = _JOINED.get(name, ("", 0))
+        if other not in self._places:
+            self._read_stored(name, out)
             return out
-        other, axis = _JOINED[name]
         text = self._places[name].shape[axis]
         for part, target in zip((name, other), np.split(out, [text], axis), strict=True):
-            self._read(part, target)
+            self._read_stored(part, target)
         return out
 
-    def __iter__(self) -> Iterator[str]:
-        """Iterates over the names, without vision tables."""
-        hidden = {other for other, _ in _JOINED.values()}
-        return (name for name in self._places if name not in hidden)
-
-    def __len__(self) -> int:
-        """Counts the tensors."""
-        return sum(1 for _ in self)
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        """Returns the shape of a tensor without reading it."""
-        shape = self._places[name].shape
-        if name not in self._joined:
-            return shape
-        other, axis = _JOINED[name]
-        more = self._places[other].shape[axis]
-        return (*shape[:axis], shape[axis] + more, *shape[axis + 1 :])
-
-    def _read(self, name: str, out: np.ndarray) -> None:
+    def _read_stored(self, name: str, out: np.ndarray) -> None:
         place = self._places[name]
         if place.axis is None:
             self._file.read(place.name, out)

@@ -8,15 +8,10 @@ from pathlib import Path
 import numpy as np
 from jax.sharding import Mesh
 
-from lwm.convert.huggingface import (
-    OWN,
-    SafetensorsFolder,
-    is_not_weight,
-    read_config,
-)
+from lwm.convert.huggingface import OWN, is_not_weight, open_safetensors, read_config
 from lwm.convert.lwm import TABLE, open_lwm, split_prefix
 from lwm.convert.names import HUGGING_FACE, TensorLayout
-from lwm.convert.weights import VisionRows, build_stacked
+from lwm.convert.weights import build_llama, with_vision_rows
 from lwm.errors import UserError
 from lwm.files import read_json
 from lwm.formats.gguf import read_gguf
@@ -210,13 +205,14 @@ def read_llama(
     if config.tokens != there:
         assert there.vision == 0, "see ModelFiles.training_config"
         assert config.tokens.text == there.text
-        tensors = VisionRows(tensors, opened.table, config.tokens.vision, seed=seed)
-    return build_stacked(
+        tensors = with_vision_rows(tensors, opened.table, config.tokens.vision, seed=seed)
+    return build_llama(
         config,
         tensors,
         opened.table,
         compute=compute,
         mesh=mesh,
+        stacked=True,
         ignore=lambda name: is_not_weight(name, config),
         progress=progress,
     )
@@ -255,7 +251,7 @@ def _open(path: Path) -> ModelFiles:
         tokenizer = Tokenizer.from_gguf(gguf.metadata)
         values, tensors, vqgan = gguf.config, gguf.tensors, None
     elif (path / "config.json").is_file():
-        values, tensors = read_json(path / "config.json"), SafetensorsFolder(path)
+        values, tensors = read_json(path / "config.json"), open_safetensors(path)
         tokenizer = Tokenizer.open(path)
         vqgan = path if (path / VQGAN_CONFIG).is_file() else None
     else:

@@ -21,6 +21,7 @@ from jaxtyping import Array, Float, Int
 
 from lwm.convert.names import TensorLayout, dimensions
 from lwm.errors import UserError
+from lwm.formats.lazy import LazyArrays, shapes_of
 from lwm.model.config import Compute, LlamaConfig
 from lwm.model.llama import Llama, check_mesh
 from lwm.model.quantize import CONTRACTED, QuantizedWeight, quantize
@@ -43,14 +44,15 @@ def build_llama(
     *,
     mesh: Mesh,
     compute: Compute = Compute(),
+    stacked: bool = False,
     int8: bool = False,
     ignore: Callable[[str], bool] = lambda name: False,
     progress: Progress = lambda done, total: None,
 ) -> Llama:
-    """Reads every weight of an unstacked model directly to its place on the mesh.
+    """Reads every weight directly to its place on the mesh.
 
-    Weights are stored as `compute.dtype`. At most three tensors are in host memory at a time; on a
-    CPU they become the weights without a copy.
+    At most three tensors are in host memory at a time; on a CPU they become the weights of an
+    unstacked model without a copy.
 
     Args:
         config: The model that the tensors must fit.
@@ -58,115 +60,67 @@ def build_llama(
         table: Names and layouts in the other format, by path of the weight.
         mesh: The devices to put them on.
         compute: How the model is computed.
-        int8: Whether to store the matrices of the layers and the head in eight bits.
+        stacked: Whether to make a model for training, with stacked layers in float32, as
+            `Llama.init` does; otherwise layers are apart, and weights of type `compute.dtype`.
+        int8: Whether to store the matrices of unstacked layers and the head in eight bits.
         ignore: Returns whether a tensor of this name is known to be no weight.
-        progress: Called with the number of tensors done and their total.
+        progress: Called with the number of tensors read and their total.
 
     Raises:
         UserError: Tensors are missing, unexpected or of another shape; they are named.
     """
-    found, tree = jax.tree.flatten_with_path(_abstract(config, mesh, compute, stacked=False))
+    found, tree = jax.tree.flatten_with_path(_abstract(config, mesh, compute, stacked=stacked))
     wanted = [(dotted(path), leaf) for path, leaf in found]
-    weights = Weights(config, tensors, table, [path for path, _ in wanted], ignore)
-
-    def read(which: tuple[str, jax.ShapeDtypeStruct]) -> tuple[np.ndarray, ...]:
-        path, leaf = which
-        contracted = CONTRACTED.get(_kind(path)) if int8 else None
-        if contracted is None:
-            return (weights.read(path, leaf.shape, compute.dtype),)
-        return quantize(weights.read(path, leaf.shape), contracted)
-
-    leaves = []
-    with contextlib.closing(_ahead(read, wanted)) as arrays:
-        for (_, leaf), parts in zip(wanted, arrays, strict=True):
-            leaves.append(_put(parts, mesh, leaf.sharding.spec))
-            progress(len(leaves), len(wanted))
-    return jax.tree.unflatten(tree, leaves)
-
-
-def build_stacked(
-    config: LlamaConfig,
-    tensors: Mapping[str, np.ndarray],
-    table: dict[str, TensorLayout],
-    *,
-    mesh: Mesh,
-    compute: Compute = Compute(),
-    ignore: Callable[[str], bool] = lambda name: False,
-    progress: Progress = lambda done, total: None,
-) -> Llama:
-    """Reads every weight into a model for training: float32, stacked, placed as by `Llama.init`.
-
-    Each tensor goes into the stack of layers on the devices; at most three are in host memory.
-    Arguments and errors are those of `build_llama`.
-    """
-    wanted, tree = jax.tree.flatten_with_path(_abstract(config, mesh, compute, stacked=True))
-    parts = {dotted(path): layer_paths(dotted(path), config.num_layers) for path, _ in wanted}
-    paths = [path for group in parts.values() for path in group]
-    weights = Weights(config, tensors, table, paths, ignore)
     shapes = {
-        path: leaf.shape if group == [whole] else leaf.shape[1:]
-        for (whole, group), (_, leaf) in zip(parts.items(), wanted, strict=True)
-        for path in group
+        part: leaf.shape if part == path else leaf.shape[1:]
+        for path, leaf in wanted
+        for part in layer_paths(path, config.num_layers)
     }
+    weights = Weights(config, tensors, table, shapes, ignore)
+    dtype = "float32" if stacked else compute.dtype
+
+    def read(path: str) -> tuple[np.ndarray, ...]:
+        contracted = CONTRACTED.get(re.sub(r"^blocks\.\d+\.", "", path)) if int8 else None
+        if contracted is None:
+            return (weights.read(path, shapes[path], dtype),)
+        return quantize(weights.read(path, shapes[path]), contracted)
+
     leaves = []
-    with contextlib.closing(
-        _ahead(lambda path: weights.read(path, shapes[path], "float32"), paths)
-    ) as arrays:
-        read = _reporting(arrays, progress, len(paths))
-        for (path, group), (_, leaf) in zip(parts.items(), wanted, strict=True):
-            spec = leaf.sharding.spec
-            if group == [path]:
-                leaves.append(_place(next(read), mesh, spec))
+    with contextlib.closing(_ahead(read, shapes)) as ahead:
+        arrays = _reporting(ahead, progress, len(shapes))
+        for path, leaf in wanted:
+            if path in shapes:
+                leaves.append(_put(next(arrays), mesh, leaf.sharding.spec))
             else:
-                layers = itertools.islice(read, len(group))
-                leaves.append(_stack(layers, leaf.shape, mesh, spec))
+                layers = (array for (array,) in itertools.islice(arrays, config.num_layers))
+                leaves.append(_stack(layers, leaf.shape, mesh, leaf.sharding.spec))
     return jax.tree.unflatten(tree, leaves)
 
 
-class VisionRows(Mapping[str, np.ndarray]):
-    """A text model's tensors, with rows for vision ids appended to both of its tables.
+def with_vision_rows(
+    tensors: Mapping[str, np.ndarray], table: dict[str, TensorLayout], rows: int, *, seed: int
+) -> LazyArrays:
+    """Returns a text model's tensors, with rows for vision ids appended to both of its tables.
 
     New rows are sampled on the host with the standard deviation of the table: alike on any mesh.
     """
+    layouts = table["embedding"], table["head"]
+    axes = {layout.name: layout.order.index("V") for layout in layouts}
 
-    def __init__(
-        self,
-        tensors: Mapping[str, np.ndarray],
-        table: dict[str, TensorLayout],
-        rows: int,
-        *,
-        seed: int,
-    ):
-        """Appends `rows` rows to each table when it is read."""
-        self._tensors, self._rows, self._seed = tensors, rows, seed
-        layouts = table["embedding"], table["head"]
-        self._names = [layout.name for layout in layouts]
-        self._axes = {layout.name: layout.order.index("V") for layout in layouts}
+    def shape(name: str, found: tuple[int, ...]) -> tuple[int, ...]:
+        axis = axes.get(name)
+        return tuple(size + rows * (at == axis) for at, size in enumerate(found))
 
-    def __getitem__(self, name: str) -> np.ndarray:
-        """Reads one tensor; a table gets its new rows."""
-        array = self._tensors[name]
-        if name not in self._axes:
+    def read(name: str) -> np.ndarray:
+        array = tensors[name]
+        if name not in axes:
             return array
-        array, axis = array.astype(np.float32), self._axes[name]
-        random = np.random.default_rng([self._seed, self._names.index(name)])
-        rows = random.standard_normal((self._rows, array.shape[1 - axis]), np.float32)
-        return np.concatenate([array, array.std() * np.moveaxis(rows, 0, axis)], axis=axis)
+        array, axis = array.astype(np.float32), axes[name]
+        random = np.random.default_rng([seed, [*axes].index(name)])
+        new = random.standard_normal((rows, array.shape[1 - axis]), np.float32)
+        return np.concatenate([array, array.std() * np.moveaxis(new, 0, axis)], axis=axis)
 
-    def __iter__(self) -> Iterator[str]:
-        """Iterates over the names, which stay the same."""
-        return iter(self._tensors)
-
-    def __len__(self) -> int:
-        """Counts the tensors."""
-        return len(self._tensors)
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        """Returns the shape of a tensor without reading it."""
-        shape = list(_shape(self._tensors, name))
-        if name in self._axes:
-            shape[self._axes[name]] += self._rows
-        return tuple(shape)
+    return LazyArrays({name: shape(name, each) for name, each in shapes_of(tensors).items()}, read)
 
 
 class Weights:
@@ -185,7 +139,7 @@ class Weights:
         self._layouts = {path: layout_of(table, path) for path in paths}
         wanted = {each.name: each.shape(self._sizes) for each in self._layouts.values()}
         require_same_tensors(
-            {name: _shape(tensors, name) for name in tensors if not ignore(name)},
+            {name: shape for name, shape in shapes_of(tensors).items() if not ignore(name)},
             wanted,
             problem="the weights do not fit the configuration",
             hint="; they are of different models",
@@ -260,10 +214,6 @@ def _set_layer(
     stack: Float[Array, "L ..."], layer: Float[Array, "..."], number: int | Int[Array, ""]
 ) -> Float[Array, "L ..."]:
     return jax.lax.dynamic_update_index_in_dim(stack, layer, number, axis=0)
-
-
-def _kind(path: str) -> str:
-    return re.sub(r"^blocks\.\d+\.", "", path)
 
 
 def _abstract(
@@ -377,9 +327,3 @@ def require_same_tensors(
             faults.append(f"{word}: {', '.join(sorted(names)[:3])}{more}")
     if faults:
         raise UserError(f"{problem}; {'; '.join(faults)}{hint}")
-
-
-def _shape(tensors: Mapping[str, np.ndarray], name: str) -> tuple[int, ...]:
-    """Returns the shape of a tensor, without reading it if the mapping has `shape`."""
-    shape_of = getattr(tensors, "shape", None)
-    return tensors[name].shape if shape_of is None else tuple(shape_of(name))

@@ -9,7 +9,7 @@ import math
 import mmap
 import re
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from jaxtyping import Float
 
 from lwm.errors import UserError
 from lwm.formats.gguf_config import config_of, refuse_unsupported
+from lwm.formats.lazy import LazyArrays
 
 _SCALARS = dict(enumerate(("B", "b", "H", "h", "I", "i", "f", "?", None, None, "Q", "q", "d")))
 _STRING, _ARRAY = 8, 9
@@ -188,36 +189,6 @@ def _unpermute(weight: np.ndarray, num_heads: int) -> np.ndarray:
     return pairs.swapaxes(1, 2).reshape(weight.shape)
 
 
-class Tensors(Mapping):  # without parameters: run-time type checks would decode values
-    """The weights by Hugging Face name, each decoded to fp32 on access."""
-
-    def __init__(
-        self, path: Path, entries: dict[str, TensorEntry], heads_by_role: dict[str, int]
-    ) -> None:
-        self._path, self._heads = path, heads_by_role
-        self._entries = {_hugging_face_name(path, name): e for name, e in entries.items()}
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._entries)
-
-    def __len__(self) -> int:
-        return len(self._entries)
-
-    def __contains__(self, name: object) -> bool:
-        return name in self._entries
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        """Returns a tensor's shape without decoding it."""
-        return self._entries[name].shape
-
-    def __getitem__(self, name: str) -> Float[np.ndarray, "..."]:
-        weight = decode(self._path, self._entries[name])
-        for role, num_heads in self._heads.items():
-            if f".{role}." in name:
-                return _unpermute(weight, num_heads)
-        return weight
-
-
 def decode(path: Path, entry: TensorEntry) -> Float[np.ndarray, "..."]:
     """Decodes one tensor to fp32."""
     from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
@@ -265,10 +236,10 @@ def _refuse_incomplete(path: Path, names: Mapping[str, TensorEntry], num_layers:
 class GGUF:
     """One open file: its metadata, and the model as Hugging Face would have saved it."""
 
-    path: Path
     metadata: dict[str, Any]
     config: dict[str, Any]
-    tensors: Tensors
+    tensors: LazyArrays
+    """The weights by Hugging Face name, each decoded to fp32 on access."""
 
 
 def read_gguf(path: Path) -> GGUF:
@@ -293,12 +264,13 @@ def read_gguf(path: Path) -> GGUF:
     if "token_embd.weight" not in weights:
         raise UserError(f"{path} lacks tensor 'token_embd.weight'")
     config = config_of(path, metadata, shapes, rope_factors)
-    heads = {}
-    if arch == "llama":
-        heads = {
-            "q_proj": config["num_attention_heads"],
-            "k_proj": config["num_key_value_heads"],
-        }
-    tensors = Tensors(path, weights, heads)
+    named = {_hugging_face_name(path, name): entry for name, entry in weights.items()}
     _refuse_incomplete(path, weights, config["num_hidden_layers"])
-    return GGUF(path=path, metadata=metadata, config=config, tensors=tensors)
+    heads = {"q_proj": config["num_attention_heads"], "k_proj": config["num_key_value_heads"]}
+
+    def read(name: str) -> Float[np.ndarray, "..."]:
+        weight, role = decode(path, named[name]), name.split(".")[-2]
+        return _unpermute(weight, heads[role]) if arch == "llama" and role in heads else weight
+
+    tensors = LazyArrays({name: entry.shape for name, entry in named.items()}, read)
+    return GGUF(metadata=metadata, config=config, tensors=tensors)

@@ -18,7 +18,7 @@ import lwm
 from lwm.convert import folder as model_folder
 from lwm.convert.export import save_model
 from lwm.convert.folder import require_ours
-from lwm.convert.huggingface import SafetensorsFolder
+from lwm.convert.huggingface import open_safetensors
 from lwm.errors import UserError, is_full_disk
 from lwm.model.config import Rope, RopeScaling
 from lwm.model.llama import Llama
@@ -123,7 +123,7 @@ def test_shards(mesh, make, byte_tokenizer, tmp_path):
     model = make()
     save_model(model, byte_tokenizer, tmp_path / "one")
     save_model(model, byte_tokenizer, tmp_path / "many", max_shard_bytes=20_000)
-    one, many = (SafetensorsFolder(tmp_path / name) for name in ("one", "many"))
+    one, many = (open_safetensors(tmp_path / name) for name in ("one", "many"))
     assert set(one) == set(many)
     for name, array in one.items():
         np.testing.assert_array_equal(many[name], array)
@@ -147,8 +147,8 @@ def test_bfloat16(mesh, make, byte_tokenizer, tmp_path):
     )
     assert json.loads((tmp_path / "half" / "config.json").read_text())["dtype"] == "bfloat16"
     assert contents(tmp_path / "half") == contents(tmp_path / "loaded")
-    half = SafetensorsFolder(tmp_path / "half")
-    for name, array in SafetensorsFolder(tmp_path / "whole").items():
+    half = open_safetensors(tmp_path / "half")
+    for name, array in open_safetensors(tmp_path / "whole").items():
         assert half[name].dtype == ml_dtypes.bfloat16
         np.testing.assert_array_equal(half[name], array.astype(ml_dtypes.bfloat16))
 

@@ -7,7 +7,7 @@ import pytest
 from safetensors.numpy import save_file
 
 import lwm
-from lwm.convert.huggingface import SafetensorsFolder, is_not_weight, read_config
+from lwm.convert.huggingface import is_not_weight, open_safetensors, read_config
 from lwm.convert.names import HUGGING_FACE, LWM_NAMES, dimensions
 from lwm.convert.weights import build_llama
 from lwm.errors import UserError
@@ -80,7 +80,7 @@ def folder(tmp_path):
 def build(folder, mesh="1,1,1,1", **changes):
     values = json.loads((folder / "config.json").read_text()) | changes
     return build_llama(
-        read_config(values), SafetensorsFolder(folder), HUGGING_FACE, mesh=make_mesh(mesh)
+        read_config(values), open_safetensors(folder), HUGGING_FACE, mesh=make_mesh(mesh)
     )
 
 
@@ -103,7 +103,7 @@ def test_logits_are_those_of_transformers(tmp_path, mesh, place, family):
     config = read_config(json.loads((tmp_path / "config.json").read_text()))
     model = build_llama(
         config,
-        SafetensorsFolder(tmp_path),
+        open_safetensors(tmp_path),
         HUGGING_FACE,
         mesh=mesh,
         ignore=lambda name: is_not_weight(name, config),
@@ -192,7 +192,7 @@ def test_json_that_cannot_be_read(tmp_path):
 
 def test_bf16_weights_are_read(folder):
     exact = build(folder)
-    tensors = dict(SafetensorsFolder(folder))
+    tensors = dict(open_safetensors(folder))
     for path in folder.glob("*.safetensors*"):
         path.unlink()
     rounded = {name: array.astype(ml_dtypes.bfloat16) for name, array in tensors.items()}

@@ -17,7 +17,7 @@ import pytest
 
 from lwm.convert.lwm import TABLE, LwmTensors, open_lwm, split_prefix
 from lwm.convert.names import LWM_NAMES, dimensions
-from lwm.convert.weights import build_llama, build_stacked
+from lwm.convert.weights import build_llama
 from lwm.errors import UserError
 from lwm.formats.flax_file import FlaxFile
 from lwm.formats.flax_writer import write_stream
@@ -136,7 +136,7 @@ def test_every_form_holds_the_same_weights(tmp_path, given, monkeypatch, stored,
         if name == "lm_head/kernel":
             wanted = np.concatenate([wanted, arrays["vision_head/kernel"]], axis=1)
         np.testing.assert_array_equal(tensors[name], wanted, err_msg=name)
-        assert tensors.shape(name) == wanted.shape
+        assert tensors.shapes[name] == wanted.shape
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", ml_dtypes.bfloat16])
@@ -168,8 +168,8 @@ def test_a_model_is_the_same_on_every_mesh(tmp_path, given, stored, mesh_text):
     mesh = make_mesh(mesh_text)
     model = build_llama(config, tensors, TABLE, mesh=mesh)
     seen = []
-    other = build_stacked(
-        config, tensors, TABLE, mesh=mesh, progress=lambda *done: seen.append(done)
+    other = build_llama(
+        config, tensors, TABLE, mesh=mesh, stacked=True, progress=lambda *done: seen.append(done)
     )
     assert seen == [(number + 1, 30) for number in range(30)]
     other = jax.device_get(jax.jit(lambda model: model.unstack())(other))

@@ -118,7 +118,7 @@ def test_f32_is_exact_and_unpermuted(tmp_path: Path):
     found = read_gguf(write(tmp_path / "m.gguf", weights)).tensors
     assert set(found) == set(weights)
     for name, weight in weights.items():
-        assert found.shape(name) == weight.shape
+        assert found.shapes[name] == weight.shape
         assert found[name].dtype == np.float32
         np.testing.assert_array_equal(found[name], weight)
 

@@ -1,0 +1,36 @@
+"""Arrays that stay in their files until they are used."""
+
+from collections.abc import Callable, Iterator, Mapping
+
+import numpy as np
+
+
+class LazyArrays(Mapping):  # without parameters: run-time type checks would read values
+    """Arrays by name, each read on access; their shapes are known without reading."""
+
+    def __init__(
+        self, shapes: Mapping[str, tuple[int, ...]], read: Callable[[str], np.ndarray]
+    ) -> None:
+        """Takes the shapes by name, and the function that reads an array of this name."""
+        self.shapes, self._read = shapes, read
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        if name not in self.shapes:
+            raise KeyError(name)
+        return self._read(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.shapes)
+
+    def __len__(self) -> int:
+        return len(self.shapes)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.shapes
+
+
+def shapes_of(arrays: Mapping[str, np.ndarray]) -> Mapping[str, tuple[int, ...]]:
+    """Returns the shapes of arrays, without reading those of `LazyArrays`."""
+    if isinstance(arrays, LazyArrays):
+        return arrays.shapes
+    return {name: array.shape for name, array in arrays.items()}
