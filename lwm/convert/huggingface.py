@@ -31,7 +31,7 @@ KEYS = {
 }
 """Fields of `LlamaConfig` with other names in `config.json`."""
 
-MOST_LAYERS = 10_000
+_MOST_LAYERS = 10_000
 """Far above any model; a file that declares more is damaged, and would take too long to check."""
 
 _MOST_HEADER = 100_000_000
@@ -81,17 +81,12 @@ def _require_numbers(values: Mapping[str, Any], source: str) -> None:
     for key in (*KEYS.values(), "vocab_size", *(key for key in optional if values.get(key))):
         value = values[key]
         if key == "rms_norm_eps":
-            if not is_norm_eps(value):
+            if not (isinstance(value, int | float) and 0 < value < 1):
                 raise UserError(f"{source}: {key} {shown(value)} is no number between 0 and 1")
             continue
-        most = MOST_LAYERS if key == "num_hidden_layers" else 2**48
+        most = _MOST_LAYERS if key == "num_hidden_layers" else 2**48
         if not (isinstance(value, int) and 0 < value <= most):
             raise UserError(f"{source}: {key} {shown(value)} is no whole number from 1 to {most:,}")
-
-
-def is_norm_eps(value: Any) -> bool:
-    """Returns whether a value is valid as the epsilon of RMS norms."""
-    return isinstance(value, int | float) and 0 < value < 1
 
 
 def is_theta(value: Any) -> bool:

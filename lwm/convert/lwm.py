@@ -137,9 +137,15 @@ def open_lwm(
         UserError: The file cannot be read, lacks information, or does not fit the model.
     """
     tensors = LwmTensors(path)
-    config, training = read_config_of(tensors.sizes, path, given, known)
+    config, found = read_config_of(tensors.sizes, path, given, known)
     tensors.require_fit(config)
-    return training.applied(config, path), tensors
+    if found.theta is None or found.context is None:
+        raise UserError(
+            f"{path} does not say RoPE's theta and the context; give --theta and --context, here "
+            "or to `lwm convert` (LWM's theta: 1e7 for 128K and 256K, 2.5e7 for 512K, 5e7 for 1M "
+            "and for vision)"
+        )
+    return found.applied(config), tensors
 
 
 def split_prefix(text: str) -> tuple[str, str] | None:

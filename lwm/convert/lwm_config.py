@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from lwm.convert.huggingface import MOST_LAYERS, is_norm_eps, is_theta, shown
+from lwm.convert.huggingface import is_theta, read_config, shown
 from lwm.convert.names import LWM_NAMES
 from lwm.errors import UserError
 from lwm.files import read_json
@@ -18,36 +18,15 @@ CODES = 8192
 VISION = TokenSpace(text=32_000, vision=8448, codes=CODES)
 """The token space of the models that read images and video."""
 
-_NEEDED = (
+_AS_HUGGING_FACE = (
     "vocab_size",
     "hidden_size",
     "intermediate_size",
     "num_hidden_layers",
     "num_attention_heads",
+    "rms_norm_eps",
 )
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class TrainedWith:
-    """Settings of training that no tensor shows, as far as they are known."""
-
-    theta: float | None
-    context: int | None
-
-    def applied(self, config: LlamaConfig, path: Path) -> LlamaConfig:
-        """Returns the complete configuration.
-
-        Raises:
-            UserError: Theta or the context is not known.
-        """
-        if self.theta is None or self.context is None:
-            raise UserError(
-                f"{path} does not say RoPE's theta and the context; give --theta and --context, "
-                "here or to `lwm convert` (LWM's theta: 1e7 for 128K and 256K, 2.5e7 for 512K, 5e7 "
-                "for 1M and for vision)"
-            )
-        rope = Rope(theta=self.theta)
-        return dataclasses.replace(config, rope=rope, max_context=self.context)
+"""Keys of LWM's configuration that `config.json` has, too."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -92,15 +71,11 @@ class LwmSizes:
     def preset(self) -> str | None:
         """LWM's name for a model of this size; None if there is none."""
         sizes = self.dim, self.mlp_dim, self.num_layers
-        known = {name: preset(name) for name in PRESETS}
-        return next(
-            (
-                name
-                for name, config in known.items()
-                if (config.dim, config.mlp_dim, config.num_layers) == sizes
-            ),
-            None,
-        )
+        for name in PRESETS:
+            config = preset(name)
+            if (config.dim, config.mlp_dim, config.num_layers) == sizes:
+                return name
+        return None
 
     def __str__(self):
         """Returns a description for messages."""
@@ -132,8 +107,8 @@ def describe(config: LlamaConfig) -> str:
 
 def read_config_of(
     sizes: LwmSizes, path: Path, given: ModelOverrides, known: KnownModel | None
-) -> tuple[LlamaConfig, TrainedWith]:
-    """Finds the configuration of a file's model, and the known settings of its training.
+) -> tuple[LlamaConfig, ModelOverrides]:
+    """Finds the shape of a file's model, and RoPE's theta and the context as far as known.
 
     Args:
         sizes: Sizes from the file.
@@ -161,7 +136,7 @@ def read_config_of(
     if known is not None:
         theta, context = theta or known.theta, context or known.context
     theta = given.theta or theta
-    return config, TrainedWith(
+    return config, ModelOverrides(
         theta=None if theta is None else float(theta), context=given.context or context
     )
 
@@ -198,38 +173,20 @@ def _llama_config(path: Path) -> dict[str, Any]:
 
 
 def _from_values(values: Mapping[str, Any], sizes: LwmSizes, source: str) -> LlamaConfig:
-    faulty = [key for key in _NEEDED if not _is_size(values.get(key))]
-    if faulty:
-        raise UserError(f"{source} lacks {', '.join(faulty)}, or they are no numbers above 0")
-    if values["num_hidden_layers"] > MOST_LAYERS:
-        raise UserError(f"{source}: num_hidden_layers is above {MOST_LAYERS:,}")
     vision = values.get("vision_vocab_size", sizes.vision)
-    dim, heads = values["hidden_size"], values["num_attention_heads"]
-    if dim % heads:
-        raise UserError(f"{source}: hidden_size {dim} does not divide by {heads} heads")
     if not isinstance(vision, int):
         raise UserError(f"{source}: vision_vocab_size {shown(vision)} is no number")
-    norm_eps = values.get("rms_norm_eps", 1e-6)
-    if not is_norm_eps(norm_eps):
-        raise UserError(f"{source}: rms_norm_eps {shown(norm_eps)} is no number between 0 and 1")
     tied = bool(values.get("tie_word_embeddings", False))
     if vision and tied != bool(values.get("tie_vision_embeddings", False)):
         raise UserError(f"{source}: one table tied to its head and one not is not supported")
-    try:
-        return LlamaConfig(
-            tokens=_tokens(values["vocab_size"], vision, source),
-            dim=dim,
-            num_layers=values["num_hidden_layers"],
-            num_heads=heads,
-            num_kv_heads=heads,
-            head_dim=dim // heads,
-            mlp_dim=values["intermediate_size"],
-            max_context=1,
-            norm_eps=float(norm_eps),
-            tie_embeddings=tied,
-        )
-    except (ValueError, TypeError) as error:
-        raise UserError(f"{source}: {error}") from None
+    dim: Any = values.get("hidden_size")
+    heads: Any = values.get("num_attention_heads")
+    if _is_size(dim) and _is_size(heads) and dim % heads:
+        raise UserError(f"{source}: hidden_size {dim} does not divide by {heads} heads")
+    theirs = {key: values[key] for key in _AS_HUGGING_FACE if key in values}
+    defaults = {"model_type": "llama", "max_position_embeddings": 1, "rms_norm_eps": 1e-6}
+    config = read_config(defaults | theirs | {"tie_word_embeddings": tied}, source=source)
+    return dataclasses.replace(config, tokens=_tokens(config.tokens.text, vision, source))
 
 
 def _is_size(value: Any) -> bool:

@@ -71,13 +71,17 @@ class _Header:
             "fetch the file again"
         )
 
-    def scalar(self, code: str) -> Any:
+    def scalars(self, code: str) -> tuple[Any, ...]:
+        """Reads little-endian values in the notation of `struct`."""
         try:
-            (value,) = struct.unpack_from("<" + code, self.data, self.at)
+            values = struct.unpack_from("<" + code, self.data, self.at)
         except struct.error:
             raise self.fail("the file ends") from None
-        self.at += struct.calcsize(code)
-        return value
+        self.at += struct.calcsize("<" + code)
+        return values
+
+    def scalar(self, code: str) -> Any:
+        return self.scalars(code)[0]
 
     def count(self) -> int:
         """Reads a length, and refuses one beyond the end of the file."""
@@ -108,12 +112,7 @@ class _Header:
         code = _SCALARS.get(kind)
         if code is None:
             raise self.fail(f"an array of unknown type {kind} appears")
-        try:
-            values = struct.unpack_from(f"<{size}{code}", self.data, self.at)
-        except struct.error:
-            raise self.fail("the file ends") from None
-        self.at += size * struct.calcsize(code)
-        return list(values)
+        return list(self.scalars(f"{size}{code}"))
 
     def open(self) -> tuple[int, int]:
         """Checks the magic and version; returns the numbers of tensors and of metadata entries."""

@@ -258,8 +258,11 @@ def zeros(config):
         ({"vision_vocab_size": 100}, "100 vision ids are too few for LWM's 8192 codes"),
         ({"num_attention_heads": 3}, "hidden_size 16 does not divide by 3 heads"),
         ({"num_attention_heads": None}, "lacks num_attention_heads"),
-        ({"hidden_size": -1}, "lacks hidden_size, or they are no numbers above 0"),
-        ({"num_hidden_layers": 10**12}, "num_hidden_layers is above 10,000"),
+        ({"hidden_size": -1}, "hidden_size -1 is no whole number from 1 to"),
+        (
+            {"num_hidden_layers": 10**12},
+            r"layers 10+ is no whole number from 1 to 10,000",
+        ),
         ({"theta": "x"}, 'theta "x" is no number above 1'),
         ({"theta": 10**400}, r"theta 10+ is no number above 1"),
         ({"theta": float("nan")}, "theta NaN is no number above 1"),
