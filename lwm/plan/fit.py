@@ -139,8 +139,8 @@ def _improving(plans: Sequence[Plan | None], cost: Callable[[Plan], int]) -> Ite
             yield plan
 
 
-def _on(meshes: Sequence[MeshSizes], *plans: Plan) -> list[Plan]:
-    return [dataclasses.replace(plan, mesh=mesh) for plan in plans for mesh in meshes]
+def _on(meshes: Sequence[MeshSizes], plan: Plan) -> list[Plan]:
+    return [dataclasses.replace(plan, mesh=mesh) for mesh in meshes]
 
 
 def _first_fit(plans: Sequence[Plan], machine: Machine) -> Plan | None:
@@ -148,16 +148,13 @@ def _first_fit(plans: Sequence[Plan], machine: Machine) -> Plan | None:
 
 
 def _longest(plans: Sequence[Plan], machine: Machine) -> Plan | None:
-    """Returns the plan with the longest context that fits; the first of several."""
-    cut = [each for plan in plans if (each := _shortened(plan, machine))]
-    return max(cut, key=lambda each: each.context, default=None)
-
-
-def _shortened(plan: Plan, machine: Machine) -> Plan | None:
-    """Returns the plan with the largest power of two of tokens that fits, if one does."""
-    largest = (plan.context - 1).bit_length() - 1
-    contexts = (1 << bits for bits in range(largest, _LEAST_CONTEXT.bit_length() - 2, -1))
-    return _first_fit([dataclasses.replace(plan, context=n) for n in contexts], machine)
+    """Returns the plan that fits with the largest power of two of tokens; the first of several."""
+    largest = (plans[0].context - 1).bit_length() - 1 if plans else 0
+    for bits in range(largest, _LEAST_CONTEXT.bit_length() - 2, -1):
+        shorter = [dataclasses.replace(plan, context=1 << bits) for plan in plans]
+        if (found := _first_fit(shorter, machine)) is not None:
+            return found
+    return None
 
 
 def _meshes(plan: Plan, machine: Machine, *, more: bool) -> list[MeshSizes]:

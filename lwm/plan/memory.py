@@ -219,7 +219,7 @@ class _Work:
         # Queries, keys and values after projection, RoPE and slicing, and the output's sums.
         projected = 6 * self.rows * CHUNK * heads * self.config.head_dim * _FLOAT32
         hidden = 3 * self.rows * CHUNK * self.config.mlp_dim // self._tp * _FLOAT32
-        states = 2 * self._states(self._width) + 2 * self._states(_FLOAT32)
+        states = 2 * self._states(_width(self.dtype)) + 2 * self._states(_FLOAT32)
         turn = self.rows * CHUNK * self.config.head_dim * _FLOAT32
         # XLA for TPUs copies the keys and values of the layer into another layout.
         again = 0 if self.is_cpu else self.layer_cache
@@ -242,28 +242,28 @@ class _Work:
         """
         config, weights = self.config, self.weights
         if not self.is_cpu:
-            head = 2 * self._table if self._is_gathered or self._is_int8 else 0
+            head = 2 * self._table if self._is_gathered or self.dtype == "int8" else 0
             return self._layer + head
         every = (config.num_layers * weights.layer + weights.table) * _FLOAT32
         if self._is_gathered:
             return every + 2 * weights.table * _FLOAT32 + self._layer // 3
-        if self._is_int8:
+        if self.dtype == "int8":
             return every
         if self.dtype == "float32":
             return 0
-        return weights.table * (_FLOAT32 + (self._width if config.tie_embeddings else 0))
+        return weights.table * (_FLOAT32 + (_width(self.dtype) if config.tie_embeddings else 0))
 
     @property
     def _layer(self) -> int:
         """A gathered or dequantised layer, and half of the next one."""
-        if not self._is_gathered and not self._is_int8:
+        if not self._is_gathered and self.dtype != "int8":
             return 0
-        width = _FLOAT32 if self.is_cpu else self._width
+        width = _FLOAT32 if self.is_cpu else _width(self.dtype)
         return 3 * self.weights.layer * width // 2
 
     @property
     def _table(self) -> int:
-        return self.weights.table * (_FLOAT32 if self.is_cpu else self._width)
+        return self.weights.table * (_FLOAT32 if self.is_cpu else _width(self.dtype))
 
     @property
     def _slots(self) -> int:
@@ -277,14 +277,6 @@ class _Work:
     @property
     def _tp(self) -> int:
         return _parts(self.mesh, ("tp",))
-
-    @property
-    def _is_int8(self) -> bool:
-        return self.dtype == "int8"
-
-    @property
-    def _width(self) -> int:
-        return _width(self.dtype)
 
     def _states(self, width: int) -> int:
         return self.rows * CHUNK * self.config.dim * width
