@@ -16,7 +16,8 @@ import threading
 import time
 import zipfile
 from collections.abc import Callable, Generator, Mapping, Sequence
-from contextlib import contextmanager
+from concurrent.futures import Future
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from io import BufferedIOBase, BytesIO
 from pathlib import Path
@@ -134,34 +135,31 @@ def _sweep(folder: Path) -> None:
 
 
 def _install(requirement: str, folder: Path) -> None:
-    if importlib.util.find_spec("pip"):
-        command = [sys.executable, "-m", "pip", *_DOWNLOAD, "--dest", str(folder), requirement]
-    elif uv := shutil.which("uv"):
-        command = [uv, "pip", "install", "--no-deps", "--quiet", "--python", sys.executable]
-        command += ["--target", str(folder), requirement]
-    else:
-        raise UserError(f"fetching {requirement} needs pip or uv; neither is installed")
-    _run(command, requirement, folder)
+    pip = [*_DOWNLOAD, "--dest", str(folder), requirement]
+    uv = ["pip", "install", "--no-deps", "--quiet", "--python", sys.executable]
+    _run(pip, [*uv, "--target", str(folder), requirement], requirement, folder)
 
 
 def _download(archives: Sequence[Archive], folder: Path) -> None:
     names = " and ".join(archive.requirement for archive in archives)
-    if importlib.util.find_spec("pip"):
-        command = [sys.executable, "-m", "pip"]
-    elif uv := shutil.which("uv"):
-        # What uv installs lacks the files that the setup code leaves out.
-        command = [uv, "tool", "run", "--quiet", "--python", sys.executable, "pip"]
-    else:
-        raise UserError(f"fetching {names} needs pip or uv; neither is installed")
     folder.mkdir()
     lines = [f"{archive.requirement} --hash=sha256:{archive.sha256}\n" for archive in archives]
     listed = folder / "requirements.txt"
     listed.write_text("".join(lines), encoding="utf-8")
-    command += [*_DOWNLOAD, "--dest", str(folder), "--requirement", str(listed)]
-    _run(command, names, folder)
+    pip = [*_DOWNLOAD, "--dest", str(folder), "--requirement", str(listed)]
+    # What uv installs lacks the files that the setup code leaves out.
+    uv = ["tool", "run", "--quiet", "--python", sys.executable, "pip", *pip]
+    _run(pip, uv, names, folder)
 
 
-def _run(command: Sequence[str], names: str, folder: Path) -> None:
+def _run(pip: Sequence[str], uv: Sequence[str], names: str, folder: Path) -> None:
+    """Runs pip, or uv if there is no pip, with the arguments for it."""
+    if importlib.util.find_spec("pip"):
+        command = [sys.executable, "-m", "pip", *pip]
+    elif found := shutil.which("uv"):
+        command = [found, *uv]
+    else:
+        raise UserError(f"fetching {names} needs pip or uv; neither is installed")
     # TMPDIR keeps partial downloads in the folder that is watched and removed.
     run = subprocess.run(
         command, capture_output=True, text=True, env=os.environ | {"TMPDIR": str(folder)}
@@ -328,22 +326,16 @@ def _listing(repo: str) -> dict[str, int]:
 
 def finish_within(seconds: float, ask: Callable[[], T]) -> T:
     """Calls `ask` in a thread that can be abandoned: name lookups obey no timeout."""
-    result: dict[str, Any] = {}
+    result: Future[T] = Future()
 
     def work() -> None:
         try:
-            result["value"] = ask()
+            result.set_result(ask())
         except Exception as error:
-            result["error"] = error
+            result.set_exception(error)
 
-    thread = threading.Thread(target=work, daemon=True)
-    thread.start()
-    thread.join(seconds)
-    if error := result.get("error"):
-        raise error
-    if "value" not in result:
-        raise TimeoutError
-    return result["value"]
+    threading.Thread(target=work, daemon=True).start()
+    return result.result(seconds)
 
 
 @contextmanager
@@ -384,9 +376,6 @@ def _size(folder: Path) -> int:
     size = 0
     for root, _, names in os.walk(folder):
         for name in names:
-            try:
-                found = os.lstat(os.path.join(root, name))
-            except OSError:
-                continue
-            size += found.st_size
+            with suppress(OSError):
+                size += os.lstat(os.path.join(root, name)).st_size
     return size
