@@ -15,6 +15,7 @@ import ml_dtypes
 import numpy as np
 
 from lwm.convert.lwm import TABLE, LwmTensors
+from lwm.convert.lwm_config import LwmSizes
 from lwm.convert.names import LWM_NAMES, dimensions
 from lwm.formats.flax_writer import write_stream
 from lwm.model.config import Compute, LlamaConfig, preset
@@ -74,9 +75,8 @@ def load(path: Path) -> dict[str, float]:
     watcher.start()
     start = time.perf_counter()
     tensors = LwmTensors(path)
-    sizes = tensors.sizes
+    sizes = LwmSizes.read(tensors.stored, path)
     config = make_config(sizes.dim, sizes.mlp_dim, sizes.num_layers)
-    tensors.require_fit(config)
     compute = Compute(dtype="bfloat16")
     model = jax.block_until_ready(build_llama(config, tensors, TABLE, mesh=mesh, compute=compute))
     seconds = time.perf_counter() - start

@@ -62,46 +62,15 @@ class LwmTensors(LazyArrays):
             raise UserError(
                 f"{path} is damaged: it declares more than {_MAX_TENSORS:,} tensors; fetch it again"
             )
-        shapes = self.stored_shapes()
+        self.stored = {name: place.shape for name, place in self._places.items()}
+        """Shapes of all tensors, text and vision tables separately."""
+        shapes = dict(self.stored)
         for name, (other, axis) in _JOINED.items():
             more = shapes.pop(other, None)
             if more is not None and name in shapes:
                 shape = shapes[name]
                 shapes[name] = (*shape[:axis], shape[axis] + more[axis], *shape[axis + 1 :])
         super().__init__(shapes, self._read_joined)
-
-    @property
-    def sizes(self) -> LwmSizes:
-        """Sizes of the model, from the shapes.
-
-        Raises:
-            UserError: A tensor that shows a size is missing.
-        """
-        return LwmSizes.read(self.stored_shapes(), self._file.path)
-
-    def stored_shapes(self) -> dict[str, tuple[int, ...]]:
-        """Returns the shapes of all tensors, text and vision tables separately."""
-        return {name: place.shape for name, place in self._places.items()}
-
-    def require_fit(self, config: LlamaConfig) -> None:
-        """Refuses weights that do not fit a model.
-
-        Raises:
-            UserError: Tensors are missing, unexpected or of another shape; they are named, with
-                the model that they would fit.
-        """
-        require_same_tensors(
-            self.stored_shapes(),
-            _wanted(config),
-            problem=f"{self._file.path} does not fit {describe(config)}",
-            hint=f"; the tensors that it has are of {self._would_fit()}",
-        )
-
-    def _would_fit(self) -> str:
-        try:
-            return str(self.sizes)
-        except UserError:
-            return "no model of LWM's kind"
 
     def _read_joined(self, name: str) -> np.ndarray:
         dtype = self._file.arrays[self._places[name].name].dtype
@@ -137,8 +106,14 @@ def open_lwm(
         UserError: The file cannot be read, lacks information, or does not fit the model.
     """
     tensors = LwmTensors(path)
-    config, found = read_config_of(tensors.sizes, path, given, known)
-    tensors.require_fit(config)
+    sizes = LwmSizes.read(tensors.stored, path)
+    config, found = read_config_of(sizes, path, given, known)
+    require_same_tensors(
+        tensors.stored,
+        _wanted(config),
+        problem=f"{path} does not fit {describe(config)}",
+        hint=f"; the tensors that it has are of {sizes}",
+    )
     if found.theta is None or found.context is None:
         raise UserError(
             f"{path} does not say RoPE's theta and the context; give --theta and --context, here "

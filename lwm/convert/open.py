@@ -25,8 +25,7 @@ from lwm.tokenizer.tokenizer import Tokenizer
 from lwm.tokens import TokenSpace
 from lwm.vqgan.checkpoint import CONFIG as VQGAN_CONFIG, find_shipped
 
-_MARKS = (OPENING, CLOSING)
-_LLAMA2_MARKS = {"<vision>": (529, 4924, 29958), "</vision>": (1533, 4924, 29958)}
+_LLAMA2_MARKS = {OPENING: [529, 4924, 29958], CLOSING: [1533, 4924, 29958]}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -162,17 +161,17 @@ def _require_vocabulary(opened: ModelFiles) -> None:
         )
     if not tokens.vision:
         return
-    for mark, ids in zip(_MARKS, map(tokenizer.encode, _MARKS), strict=True):
+    for mark, llama2 in _LLAMA2_MARKS.items():
+        ids = tokenizer.encode(mark)
         if tokenizer.decode(ids, skip_special=False) != mark:
             raise UserError(
                 f"{opened.source}: the tokenizer cannot write {mark}, which images stand between; "
                 "give the model's own tokenizer"
             )
-        llama2 = _LLAMA2_MARKS[mark]
-        if opened.table is TABLE and tokens.text == 32_000 and tuple(ids) != llama2:
+        if opened.table is TABLE and tokens.text == 32_000 and ids != llama2:
             raise UserError(
                 f"{opened.source}: the tokenizer writes {mark} as {ids}, but the model was trained "
-                f"with {list(llama2)}; give LLaMA-2's tokenizer.model"
+                f"with {llama2}; give LLaMA-2's tokenizer.model"
             )
 
 
