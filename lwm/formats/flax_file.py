@@ -133,15 +133,14 @@ def _arrays(cursor: Cursor) -> Iterator[tuple[str, StoredArray]]:
         UserError: The file is damaged; the array before the damage is named.
     """
     _refuse_other_formats(cursor)
-    last, count = "", 0
+    last = ""
     try:
         values = _stream(cursor) if cursor.peek(1) == b"\x92" else _whole(cursor)
         seen = set()
         for name, stored in values:
-            count += 1
             if name in seen:
                 raise FormatError(f"{name} comes twice")
-            if count > _MAX_ARRAYS:
+            if len(seen) == _MAX_ARRAYS:
                 raise FormatError(f"there are more than {_MAX_ARRAYS:,} arrays")
             seen.add(name)
             last = name

@@ -1,7 +1,7 @@
 """Writes LWM's streams, which `lwm.formats.flax_file` reads."""
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -62,14 +62,10 @@ def _header(shape: tuple[int, ...], dtype: np.dtype, num_bytes: int) -> bytes:
 
 
 def _write_bytes(file: BinaryIO, array: np.ndarray, start: int, stop: int) -> None:
-    for row in _rows(array):
+    for row in array if math.prod(array.shape[1:]) > 1 else (array,):
         data = np.ascontiguousarray(row).reshape(-1).view(np.uint8).data
         file.write(data[max(0, start) : max(0, stop)])
         start, stop = start - len(data), stop - len(data)
-
-
-def _rows(array: np.ndarray) -> Iterator[np.ndarray]:
-    return iter(array) if math.prod(array.shape[1:]) > 1 else iter((array,))
 
 
 def _pack(value: Any) -> bytes:

@@ -85,11 +85,11 @@ class Cursor:
             kind, width = _LENGTHS[byte]
             length = self._number(width)
             return kind, (self._signed(1), length) if kind == "ext" else length
-        if byte in _FIXED_EXT:
-            return "ext", (self._signed(1), _FIXED_EXT[byte])
-        if byte in _NUMBERS:
-            width, signed = _NUMBERS[byte]
-            return "number", self._signed(width) if signed else self._number(width)
+        if 0xCC <= byte <= 0xD3:  # unsigned, then signed numbers of 1, 2, 4 and 8 bytes
+            width = 1 << (byte & 3)
+            return "number", self._signed(width) if byte >= 0xD0 else self._number(width)
+        if 0xD4 <= byte <= 0xD8:  # extensions of 1, 2, 4, 8 and 16 bytes
+            return "ext", (self._signed(1), 1 << (byte - 0xD4))
         if byte in (0xCA, 0xCB):
             self.take(4 if byte == 0xCA else 8)
             return "number", None
@@ -123,14 +123,3 @@ _LENGTHS = {
     0xDF: ("map", 4),
 }
 """Kinds of values whose length follows the first byte, and the width of that length."""
-_FIXED_EXT = {0xD4: 1, 0xD5: 2, 0xD6: 4, 0xD7: 8, 0xD8: 16}
-_NUMBERS = {
-    0xCC: (1, False),
-    0xCD: (2, False),
-    0xCE: (4, False),
-    0xCF: (8, False),
-    0xD0: (1, True),
-    0xD1: (2, True),
-    0xD2: (4, True),
-    0xD3: (8, True),
-}
