@@ -348,7 +348,7 @@ def test_what_cannot_be_is_refused(files, tmp_path):
             dataclasses.replace(config.data, **change)
     losses: list[dict[str, Any]] = [{"absolute": 0.0}, {"commitment": float("nan")}]
     for change in losses:
-        with pytest.raises(UserError, match="of absolute and squared one is above"):
+        with pytest.raises(UserError, match="absolute or squared above 0"):
             VQGANLoss(**change)
     codes: list[dict[str, Any]] = [{"decay": 1.0}, {"dead_below": 0.0}, {"dead_below": 0.5}]
     for change in codes:
