@@ -38,7 +38,7 @@ def count_in_ring(mask, *, block):
 
 @pytest.fixture(scope="session")
 def count_tiles():
-    return count
+    return jax.jit(count, static_argnames=("block", "key_block"))
 
 
 @pytest.fixture(scope="session")

@@ -1,10 +1,9 @@
 """Blockwise attention against the quadratic one, and what only tiles can get wrong."""
 
-from functools import partial
+from functools import cache, partial
 
 import jax
 import jax.numpy as jnp
-import jax.random as jr
 import numpy as np
 import pytest
 from jax.sharding import AxisType, PartitionSpec as P
@@ -19,9 +18,9 @@ from lwm.sharding import make_mesh
 
 def draw(B, S, T, N, K, H, dtype=jnp.float32):
     """Queries, keys, values and a cotangent."""
-    kq, kk, kv, kd = jr.split(jr.key(S + T + N), 4)
-    q, dout = jr.normal(kq, (B, S, N, H), dtype), jr.normal(kd, (B, S, N, H), dtype)
-    return q, jr.normal(kk, (B, T, K, H), dtype), jr.normal(kv, (B, T, K, H), dtype), dout
+    rng = np.random.default_rng(S + T + N)
+    shapes = (B, S, N, H), (B, T, K, H), (B, T, K, H), (B, S, N, H)
+    return tuple(jnp.asarray(rng.normal(size=shape), dtype) for shape in shapes)
 
 
 def where(segments, index=None):
@@ -40,13 +39,20 @@ def by_reference(q, k, v, mask):
     return reference.attention(q, k, v, mask)[0]
 
 
-def value_and_grads(attend, tensors, mask, **kwargs):
+@cache
+def compiled(attend, **options):
+    """One program for all calls alike; what the mask holds is data."""
+
     @jax.jit
     def run(q, k, v, dout, mask):
-        out, pull = jax.vjp(lambda q, k, v: attend(q, k, v, mask, **kwargs), q, k, v)
+        out, pull = jax.vjp(lambda q, k, v: attend(q, k, v, mask, **options), q, k, v)
         return out, pull(dout)
 
-    return run(*tensors, mask)
+    return run
+
+
+def value_and_grads(attend, tensors, mask, **options):
+    return jax.device_get(compiled(attend, **options)(*tensors, mask))
 
 
 def agree(tensors, mask, blocks=None):
@@ -69,8 +75,8 @@ def test_causal(length, blocks):
 def test_the_quadratic_gradient_is_that_of_its_value(key_heads):
     tensors = draw(2, 24, 24, 4, key_heads, 8)
     mask = where(np.repeat([[0, 1, 2], [0, 0, -1]], 8, axis=1))
-    attend = partial(attention, implementation="reference")
-    got, want = (value_and_grads(f, tensors, mask)[1] for f in (attend, by_reference))
+    _, got = value_and_grads(attention, tensors, mask, implementation="reference")
+    _, want = value_and_grads(by_reference, tensors, mask)
     for g, t in zip(got, want, strict=True):
         np.testing.assert_allclose(g, t, rtol=0, atol=1e-5)
 
@@ -122,7 +128,7 @@ def zigzag(length, devices):
 
 
 @pytest.mark.parametrize(
-    "order", [zigzag(64, 4), np.arange(64)[::-1], jr.permutation(jr.key(0), 64)]
+    "order", [zigzag(64, 4), np.arange(64)[::-1], np.random.default_rng(0).permutation(64)]
 )
 def test_order_is_data(order):
     tensors = draw(2, 64, 64, 2, 2, 8)
@@ -130,9 +136,9 @@ def test_order_is_data(order):
     order = np.asarray(order)
     shuffled = where(mask.q_segments[:, order], order)
     agree(tuple(x[:, order] for x in tensors), shuffled, (8, 16))
-    q, k, v, _ = tensors
-    straight = blockwise(q, k, v, mask)
-    moved = blockwise(q[:, order], k[:, order], v[:, order], shuffled, blocks=(8, 16))
+    straight, _ = value_and_grads(blockwise, tensors, mask, blocks=(8, 16))
+    moved = tuple(x[:, order] for x in tensors)
+    moved, _ = value_and_grads(blockwise, moved, shuffled, blocks=(8, 16))
     np.testing.assert_allclose(moved, straight[:, order], rtol=0, atol=1e-5)
 
 
@@ -187,7 +193,7 @@ def test_bfloat16(key_heads, blocks):
     tensors = draw(2, 48, 48, 4, key_heads, 16, jnp.bfloat16)
     mask = where(np.repeat([[0, 1, 2], [0, 0, -1]], 16, axis=1))
     got, grads = value_and_grads(blockwise, tensors, mask, blocks=blocks)
-    exact = tuple(x.astype(jnp.float32) for x in tensors)
+    exact = tuple(jnp.asarray(np.asarray(x, np.float32)) for x in tensors)
     want, true_grads = value_and_grads(by_reference, exact, mask)
     assert got.dtype == jnp.bfloat16
     for g, t in zip((got, *grads), (want, *true_grads), strict=True):
@@ -200,7 +206,8 @@ def test_documents_do_not_leak(changed):
     q, k, v, dout = draw(1, 48, 48, 2, 1, 8)
     segments = np.repeat(np.arange(3), [10, 22, 16])[None]
     inside = (segments == changed)[0]
-    noise = 9 * inside[None, :, None, None] * jr.normal(jr.key(7), k.shape)
+    rng = np.random.default_rng(7)
+    noise = np.float32(9 * inside[None, :, None, None] * rng.normal(size=k.shape))
     mask, blocks = where(segments), (16, 16)
     before = value_and_grads(blockwise, (q, k, v, dout), mask, blocks=blocks)
     after = value_and_grads(blockwise, (q, k + noise, v - noise, dout), mask, blocks=blocks)
@@ -292,9 +299,9 @@ def test_inside_shard_map(check_vma):
 def test_named_implementations_agree():
     q, k, v, _ = draw(1, 16, 16, 2, 1, 8)
     mask = where(np.zeros((1, 16)))
-    want = attention(q, k, v, mask)
+    want = jax.jit(attention)(q, k, v, mask)
     for name in module.IMPLEMENTATIONS:
-        got = attention(q, k, v, mask, implementation=name)
+        got = jax.jit(partial(attention, implementation=name))(q, k, v, mask)
         np.testing.assert_allclose(got, want, rtol=0, atol=1e-5)
 
 
@@ -329,11 +336,12 @@ def test_implementations_see_the_kind_of_mask_and_the_platform(monkeypatch):
     rows, seen = where(np.zeros((1, 16))), []
     fussy = module.Implementation(fwd, bwd, lambda *given: seen.append(given[3:]) or "not now")
     monkeypatch.setattr(module, "IMPLEMENTATIONS", {"fussy": fussy} | module.IMPLEMENTATIONS)
-    attention(q, k, v, rows)
-    attention(q, k, v, rows._replace(k_index=rows.k_index + 0))
+    parts = rows._replace(k_index=rows.k_index + 0)
+    jax.eval_shape(lambda: attention(q, k, v, rows))
+    jax.eval_shape(lambda: attention(q, k, v, parts))
     for mesh in ("sp=1", "sp=2"):
         with jax.set_mesh(make_mesh(mesh)):
-            ring_attention(q, k, v, rows)
+            jax.eval_shape(lambda: ring_attention(q, k, v, rows))
     assert seen == [(kind, "cpu") for kind in ("rows", "parts", "rows", "parts")]
 
 

@@ -2,7 +2,6 @@
 
 import jax
 import jax.numpy as jnp
-import jax.random as jr
 import numpy as np
 import pytest
 
@@ -15,9 +14,13 @@ from lwm.ops.mask import EMPTY, Mask
 T = 1024  # two tiles
 
 
+def normal(dtype, *shape, seed=0):
+    return jnp.asarray(np.random.default_rng(seed).normal(size=shape), dtype)
+
+
 def cached(dtype, *, K=2, H=16):
     """Keys and values of rows of a batch, the second padded on the left and with a hole."""
-    keys, values = (jr.normal(key, (2, T, K, H), dtype) for key in jr.split(jr.key(0)))
+    keys, values = normal(dtype, 2, 2, T, K, H)
     segments = np.zeros((2, T), np.int32)
     segments[1, :100] = EMPTY
     segments[1, 500:600] = EMPTY
@@ -25,6 +28,7 @@ def cached(dtype, *, K=2, H=16):
     return keys, values, lying, jnp.asarray(segments)
 
 
+@jax.jit
 def exactly(q, keys, values, mask):
     """The quadratic attention in float32."""
     wide = [x.astype(jnp.float32) for x in (q, keys, values)]
@@ -39,7 +43,7 @@ def tolerance(dtype):
 @pytest.mark.parametrize(("start", "length"), [(0, 64), (490, 40), (960, 64)])
 def test_reading_many_tokens(dtype, start, length):
     keys, values, lying, segments = cached(dtype)
-    q = jr.normal(jr.key(1), (2, length, 4, 16), dtype)
+    q = normal(dtype, 2, length, 4, 16, seed=1)
     # Slots after the new tokens hold what was read before a rewind: they must not be seen.
     later = jnp.arange(T) >= start + length
     segments = jnp.where(later, EMPTY, segments)
@@ -55,7 +59,7 @@ def test_reading_many_tokens(dtype, start, length):
 @pytest.mark.parametrize("slot", [0, 300, 1023])
 def test_writing_one_token(dtype, slot):
     keys, values, lying, segments = cached(dtype)
-    q = jr.normal(jr.key(1), (2, 1, 4, 16), dtype)
+    q = normal(dtype, 2, 1, 4, 16, seed=1)
     got = jax.jit(decode_attention)(q, *lying, segments, slot)
     index, own = jnp.arange(T), segments[:, slot : slot + 1]
     mask = Mask(jnp.array([slot]), index, own, jnp.where(index <= slot, segments, EMPTY))
@@ -65,14 +69,14 @@ def test_writing_one_token(dtype, slot):
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 def test_bits_are_the_same_numbers(dtype):
-    x = jr.normal(jr.key(0), (5, 7), dtype)
+    x = normal(dtype, 5, 7)
     assert to_bits(x).dtype == stored_as(x.dtype)
     np.testing.assert_array_equal(from_bits(to_bits(x)), x)
 
 
 def test_no_step_of_decoding_widens_a_cache_of_bfloat16():
     *_, lying, segments = cached(jnp.bfloat16)
-    q = jr.normal(jr.key(1), (2, 1, 4, 16), jnp.bfloat16)
+    q = normal(jnp.bfloat16, 2, 1, 4, 16)
     text = jax.jit(decode_attention).lower(q, *lying, segments, 5).compile().as_text()
     assert text is not None
     assert f"f32[2,2,16,{T}]" not in text
