@@ -15,6 +15,8 @@ from lwm.sharding import inside_host
 SCRIPT = Path(__file__).with_name("two_processes.py")
 
 
+@pytest.mark.slow
+@pytest.mark.representative
 def test_two_processes_compute_what_one_does(tmp_path):
     with socket.socket() as probe:
         probe.bind(("localhost", 0))
@@ -33,6 +35,7 @@ def test_two_processes_compute_what_one_does(tmp_path):
                 assert error <= 1e-4 * max(np.abs(value).max(), 1e-6), name
 
 
+@pytest.mark.slow
 def test_each_of_two_processes_looks_at_all_held_out_frames(tmp_path):
     """What is found is that of one process; the first one alone draws."""
     script = SCRIPT.with_name("measuring_run.py")

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import json
 import re
 import sys
@@ -60,6 +61,14 @@ TRAINING = VQGANTraining(
     sheet=4,
 )
 
+LONG = dataclasses.replace(TRAINING, steps=60)
+"""For single updates; all tests share its compiled step."""
+ADVERSARIAL = dataclasses.replace(
+    LONG,
+    loss=dataclasses.replace(LOSS, adversarial=0.5, adversarial_from=2),
+    optimizer=dataclasses.replace(LONG.optimizer, weight_decay=0.1),
+)
+
 
 def pictures(count, seed=0):
     """Two colours each, parted by a line somewhere."""
@@ -70,16 +79,35 @@ def pictures(count, seed=0):
     return frames
 
 
-def begin(mesh, training=TRAINING):
-    """A step and a first state."""
+@functools.cache
+def weights():
+    """First weights of the model and of the discriminator, initialised once."""
+
+    @jax.jit
+    def make():
+        against = Discriminator.init(3, TRAINING.discriminator_width, key=jr.key(1))
+        return VQGAN.init(SMALL, key=jr.key(0)), against
+
+    with jax.set_mesh(make_mesh()):
+        return jax.device_get(make())
+
+
+@functools.cache
+def compiled(training):
+    """The step of a training, and what makes its first state."""
     optimizer = build_optimizer(training.optimizer, training.steps)
 
-    def make():
-        against = Discriminator.init(3, training.discriminator_width, key=jr.key(1))
-        return VQGANState.start(VQGAN.init(SMALL, key=jr.key(0)), against, optimizer)
+    def start(model, against):
+        return VQGANState.start(model, against, optimizer)
 
+    return VQGANStep(optimizer, training), jax.jit(start)
+
+
+def begin(mesh, training=LONG):
+    """A step and a first state."""
+    step, start = compiled(training)
     with jax.set_mesh(mesh):
-        return VQGANStep(optimizer, training), jax.jit(make)()
+        return step, start(*jax.device_put(weights(), on_mesh(mesh, P())))
 
 
 def update(step, state, mesh, frames, number=0):
@@ -97,8 +125,7 @@ def leaves(state):
 def learnt():
     """What some updates on one device say, and the state after them."""
     mesh = make_mesh()
-    training = dataclasses.replace(TRAINING, steps=60)
-    step, state = begin(mesh, training)
+    step, state = begin(mesh)
     lines = []
     for number in range(40):
         state, found = update(step, state, mesh, pictures(16, number)[None], number)
@@ -146,11 +173,11 @@ def test_dead_codes_are_moved_to_latents(learnt):
 
 
 def course(text, training, parts=1):
-    """What four updates say, and the codebook after them."""
+    """What three updates say, of which the last has codes, and the codebook after them."""
     mesh = make_mesh(text)
     step, state = begin(mesh, training)
     lines = []
-    for number in range(4):
+    for number in range(3):
         frames = np.stack(np.split(pictures(16, number), parts))
         state, found = update(step, state, mesh, frames, number)
         lines.append([float(found[name]) for name in sorted(found)])
@@ -163,13 +190,11 @@ def alike(some, others):
 
 
 def test_the_same_on_every_mesh():
-    loss = dataclasses.replace(LOSS, adversarial=0.5, adversarial_from=1)
-    training = dataclasses.replace(TRAINING, loss=loss)
-    alike(course("2,2,1,2", training), course("1,1,1,1", training))
+    alike(course("2,2,1,2", ADVERSARIAL), course("1,1,1,1", ADVERSARIAL))
 
 
 def test_the_same_all_at_once_and_in_parts():
-    alike(course("1,1,1,1", TRAINING, parts=2), course("1,1,1,1", TRAINING))
+    alike(course("1,1,1,1", LONG, parts=2), course("1,1,1,1", LONG))
 
 
 def test_a_discriminator_learns_to_tell_and_pixels_to_deceive():
@@ -190,10 +215,8 @@ def test_a_discriminator_learns_to_tell_and_pixels_to_deceive():
 
 def test_the_discriminator_waits():
     """Until then it does not decay, and no step of its warm-up is over."""
-    loss = dataclasses.replace(LOSS, adversarial=1.0, adversarial_from=2)
-    optimizer = dataclasses.replace(TRAINING.optimizer, weight_decay=0.1)
     mesh = make_mesh()
-    step, state = begin(mesh, dataclasses.replace(TRAINING, loss=loss, optimizer=optimizer))
+    step, state = begin(mesh, ADVERSARIAL)
     changed = []
     for number in range(3):
         before = leaves((state.discriminator, state.discriminator_optimizer))
@@ -211,7 +234,7 @@ def test_an_update_that_is_not_finite_changes_only_the_counters():
     decoder = dataclasses.replace(state.model.decoder, conv_out=conv)
     state = dataclasses.replace(state, model=dataclasses.replace(state.model, decoder=decoder))
     before = leaves((state.model, state.optimizer, state.usage))
-    state, found = update(step, state, mesh, pictures(8)[None])
+    state, found = update(step, state, mesh, pictures(16)[None])
     assert not found["finite"]
     assert (int(state.step), int(state.bad)) == (1, 1)
     for one, two in zip(before, leaves((state.model, state.optimizer, state.usage)), strict=True):
@@ -266,17 +289,24 @@ def of_files(files, **changes):
     return VQGANRun(model=SMALL, data=data, training=TRAINING, **changes)
 
 
-def test_a_run_leaves_all_that_it_should_and_goes_on_as_if_never_stopped(files, tmp_path):
+@pytest.fixture(scope="module")
+def whole(files, tmp_path_factory):
+    """The folder of a run that nobody stopped."""
+    folder = tmp_path_factory.mktemp("runs") / "whole"
+    assert run(of_files(files), folder) == folder / "model"
+    return folder
+
+
+def test_a_run_leaves_all_that_it_should_and_goes_on_as_if_never_stopped(files, tmp_path, whole):
     config = of_files(files)
-    whole = run(config, tmp_path / "whole")
-    model = read_vqgan(whole)
+    model = read_vqgan(whole / "model")
     assert model.config == SMALL
-    lines = [json.loads(line) for line in (tmp_path / "whole/log.jsonl").read_text().splitlines()]
+    lines = [json.loads(line) for line in (whole / "log.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines if "loss" in line] == list(range(1, 13))
     scores = [line["held_out"]["rest"] for line in lines if "held_out" in line]
     assert len(scores) == 2
     assert scores[-1]["frames"] == 4
-    assert (tmp_path / "whole/sheets/rest-0000012.png").is_file()
+    assert (whole / "sheets/rest-0000012.png").is_file()
     # Stopped by its data after eight steps, with a checkpoint of them.
     stopped = tmp_path / "stopped"
     run_until(config, stopped, 8)
@@ -306,13 +336,13 @@ def run_until(config, folder, last):
             run(config, folder)
 
 
-def test_a_run_starts_from_another(files, tmp_path):
-    first = run(of_files(files), tmp_path / "first")
+def test_a_run_starts_from_another(files, tmp_path, whole):
+    first = whole / "model"
     more = run(of_files(files, init=str(first)), tmp_path / "more")
     scores = [
         json.loads(line)["held_out"]["rest"]["psnr"]
-        for name in ("first", "more")
-        for line in (tmp_path / name / "log.jsonl").read_text().splitlines()
+        for folder in (whole, tmp_path / "more")
+        for line in (folder / "log.jsonl").read_text().splitlines()
         if "held_out" in line
     ]
     assert scores[-1] > scores[1]
