@@ -13,10 +13,10 @@ import numpy as np
 
 from lwm.convert.lwm_config import LwmSizes, describe, read_config_of
 from lwm.convert.names import LWM_NAMES, dimensions
-from lwm.convert.weights import aligned_empty, require_same_tensors
+from lwm.convert.weights import aligned_empty
 from lwm.errors import UserError
 from lwm.formats.flax_file import FlaxFile
-from lwm.formats.lazy import LazyArrays
+from lwm.formats.lazy import LazyArrays, require_same_tensors
 from lwm.hub.catalog import KnownModel
 from lwm.model.config import LlamaConfig, ModelOverrides
 

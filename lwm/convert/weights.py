@@ -21,7 +21,7 @@ from jaxtyping import Array, Float, Int
 
 from lwm.convert.names import TensorLayout, dimensions
 from lwm.errors import UserError
-from lwm.formats.lazy import LazyArrays, shapes_of
+from lwm.formats.lazy import LazyArrays, require_same_tensors, shapes_of
 from lwm.model.config import Compute, LlamaConfig
 from lwm.model.llama import Llama, check_mesh
 from lwm.model.quantize import CONTRACTED, QuantizedWeight, quantize
@@ -291,39 +291,3 @@ def _padded(array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     if array.size == math.prod(shape):
         return array.reshape(shape)
     return np.pad(array, [(0, want - have) for want, have in zip(shape, array.shape, strict=True)])
-
-
-def require_same_tensors(
-    found: Mapping[str, tuple[int, ...]],
-    wanted: Mapping[str, tuple[int, ...]],
-    *,
-    problem: str,
-    hint: str,
-) -> None:
-    """Refuses tensors that do not fit a model.
-
-    Args:
-        found: Names and shapes in the files.
-        wanted: Names and shapes of the model.
-        problem: Start of the message.
-        hint: End of the message.
-
-    Raises:
-        UserError: Tensors are missing, unexpected or of another shape; some are named.
-    """
-    shapes = {
-        f"{name} has {found[name]}, not {wanted[name]}"
-        for name in found.keys() & wanted.keys()
-        if found[name] != wanted[name]
-    }
-    faults = []
-    for word, names in (
-        ("missing", wanted.keys() - found.keys()),
-        ("unexpected", found.keys() - wanted.keys()),
-        ("misshapen", shapes),
-    ):
-        if names:
-            more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-            faults.append(f"{word}: {', '.join(sorted(names)[:3])}{more}")
-    if faults:
-        raise UserError(f"{problem}; {'; '.join(faults)}{hint}")

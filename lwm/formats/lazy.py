@@ -4,6 +4,8 @@ from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
 
+from lwm.errors import UserError
+
 
 class LazyArrays(Mapping):  # without parameters: run-time type checks would read values
     """Arrays by name, each read on access; their shapes are known without reading."""
@@ -34,3 +36,39 @@ def shapes_of(arrays: Mapping[str, np.ndarray]) -> Mapping[str, tuple[int, ...]]
     if isinstance(arrays, LazyArrays):
         return arrays.shapes
     return {name: array.shape for name, array in arrays.items()}
+
+
+def require_same_tensors(
+    found: Mapping[str, tuple[int, ...]],
+    wanted: Mapping[str, tuple[int, ...]],
+    *,
+    problem: str,
+    hint: str = "",
+) -> None:
+    """Refuses tensors that do not fit a model.
+
+    Args:
+        found: Names and shapes in the files.
+        wanted: Names and shapes of the model.
+        problem: Start of the message.
+        hint: End of the message.
+
+    Raises:
+        UserError: Tensors are missing, unexpected or of another shape; some are named.
+    """
+    of_each = {
+        "missing": [name for name in wanted if name not in found],
+        "unexpected": [name for name in found if name not in wanted],
+        "misshapen": [
+            f"{name} has {found[name]}, not {shape}"
+            for name, shape in wanted.items()
+            if name in found and found[name] != shape
+        ],
+    }
+    faults = []
+    for word, names in of_each.items():
+        if names:
+            more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+            faults.append(f"{word}: {', '.join(sorted(names)[:3])}{more}")
+    if faults:
+        raise UserError(f"{problem}; {'; '.join(faults)}{hint}")

@@ -17,6 +17,7 @@ from safetensors.numpy import save_file
 
 from lwm.errors import UserError
 from lwm.files import ASSETS, make_folder, read_json, replacing
+from lwm.formats.lazy import require_same_tensors
 from lwm.formats.pickles import read_pickle
 from lwm.model.config import Dtype
 from lwm.sharding import dotted, make_mesh, on_mesh
@@ -207,7 +208,7 @@ def _infer(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> VQGANConfig:
         if len(shape) <= axis % 4:
             raise UserError(
                 f"{path} is not a VQGAN of LWM: {name} is missing or misshapen; "
-                f"it holds {_few(list(shapes)) or 'no array'}"
+                f"it holds {', '.join(list(shapes)[:3]) or 'no array'}"
             )
         return shape[axis]
 
@@ -241,10 +242,10 @@ def _build(path: Path, config: VQGANConfig, arrays: _Arrays, mesh: Mesh, *, flat
     leaves, tree = jax.tree.flatten_with_path(made)
     wanted = {dotted(p): leaf.shape for p, leaf in leaves}
     names = {ours: flax_name(ours) if flat else ours for ours in wanted}
-    _require_same(
-        path,
+    require_same_tensors(
         {name: shape for name, (shape, _) in arrays.items()},
         {names[ours]: shape for ours, shape in wanted.items()},
+        problem=f"{path} is not a VQGAN of the expected sizes",
     )
     placed = []
     for ours in wanted:
@@ -254,24 +255,3 @@ def _build(path: Path, config: VQGANConfig, arrays: _Arrays, mesh: Mesh, *, flat
             array = array.astype(np.float32)
         placed.append(jax.device_put(array, on_mesh(mesh, P())))
     return jax.tree.unflatten(tree, placed)
-
-
-def _require_same(path: Path, found: Mapping[str, tuple], wanted: Mapping[str, tuple]) -> None:
-    misshapen = [
-        f"{name} {found[name]} instead of {shape}"
-        for name, shape in wanted.items()
-        if name in found and found[name] != shape
-    ]
-    faults = {
-        "missing": [name for name in wanted if name not in found],
-        "unexpected": [name for name in found if name not in wanted],
-        "misshapen": misshapen,
-    }
-    problems = [f"{word}: {_few(names)}" for word, names in faults.items() if names]
-    if problems:
-        raise UserError(f"{path} is not a VQGAN of the expected sizes; {'; '.join(problems)}")
-
-
-def _few(names: list[str]) -> str:
-    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-    return ", ".join(names[:3]) + more

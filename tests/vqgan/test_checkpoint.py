@@ -140,9 +140,9 @@ def test_all_that_does_not_fit_is_listed(read, weights):
     with pytest.raises(UserError) as caught:
         read(weights)
     said = str(caught.value)
-    assert "missing: encoder/MidBlock_0/ResnetBlock_0/GroupNorm_0/scale, " in said
+    assert "missing: decoder/Conv_0/bias, " in said
     assert " and 15 more; unexpected: encoder/AttnBlock_0/Conv_0/bias; " in said
-    assert said.endswith("misshapen: quant_conv/bias (5,) instead of (4,)")
+    assert said.endswith("misshapen: quant_conv/bias has (5,), not (4,)")
     assert "\n" not in said
 
 
@@ -171,7 +171,7 @@ def test_damaged_folders_are_refused(model, tmp_path):
     text, data = config.read_text(), weights.read_bytes()
     for written, fault in (
         (text.replace('"hidden": 32', '"hidden": 33'), "vqgan.json: hidden 33 with"),
-        (text.replace('"hidden": 32', '"hidden": 64'), "misshapen: encoder.conv_in.kernel"),
+        (text.replace('"hidden": 32', '"hidden": 64'), "misshapen: decoder.conv_in.bias has"),
         (text.replace('"hidden": 32', '"hidden": "32"'), "vqgan.json: hidden is '32'"),
         (text.replace("hidden", "width"), "vqgan.json: it should have channels, code_dim"),
         (text.replace('"res_blocks": 1', '"res_blocks": 1000000000'), "at most 64 res_blocks"),
