@@ -41,7 +41,8 @@ def files(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
 
 
-@pytest.mark.torch
+@pytest.mark.slow
+@pytest.mark.representative
 def test_ray_writes_the_same_shards(media):
     pytest.importorskip("ray", reason="Ray is not installed")
     pytest.importorskip("array_record", reason="array_record is not installed")
