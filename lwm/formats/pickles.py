@@ -1,40 +1,44 @@
 """Reads pickled trees of numbers, texts and arrays without running code from the file.
 
-Opcodes are interpreted one by one, names are never imported, and arrays are built from their bytes
-after their sizes are checked. Memory and time are bounded by the size of the file: lengths are
-checked against it, nothing is copied twice, and the number of steps is limited.
+Python's `pickle._Unpickler` carries out the few opcodes that arrays and containers need. Names are
+looked up in a table and never imported, and arrays are built from their bytes after their sizes are
+checked. Memory and time are bounded by the size of the file: lengths are checked against it,
+nothing is copied twice, keys are small, and the number of steps is limited.
 
-`pickle.Unpickler` with a safe `find_class` would not do: a file of seven bytes makes it allocate
-gigabytes (a large memo index), and nothing limits its steps.
+The faster `pickle.Unpickler` would not do: a file of seven bytes makes it allocate gigabytes (a
+large memo index), a key of nested tuples takes it years to hash, and nothing limits its steps.
 """
 
+import math
+import pickle
 import pickletools
-import struct
-from collections.abc import Callable
-from dataclasses import dataclass, field
+import re
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import Any, BinaryIO
+
+import ml_dtypes
+import numpy as np
 
 from lwm.errors import UserError
-from lwm.formats.pickled_values import (
-    AGAIN,
-    CALLS,
-    MISTRUST,
-    NAMES,
-    Array,
-    Dtype,
-    FormatError,
-    Name,
-    Record,
-    record,
-    set_items,
-    shown,
-)
 
 _STEPS_MOST = 200_000
 """Limit of opcodes in a file and of values in the result; a tensor takes about fifty opcodes."""
-_DEEPEST = 100
-_CODES = {opcode.code: opcode for opcode in pickletools.opcodes}
+_DEEPEST, _AXIS_MOST, _AXES_MOST = 100, 1 << 48, 32
+_KEY_MOST, _KEY_LENGTH_MOST = 1 << 63, 1 << 12
+_MISTRUST, _AGAIN = "do not trust this file", "fetch it again"
+_SAVE = "save its arrays as safetensors"
+_NUMBERS = re.compile(r"[<>|=]?(b1|[iu][1248]|f[248])")
+
+
+class _FormatError(Exception):
+    def __init__(self, fault: str, remedy: str = _MISTRUST) -> None:
+        super().__init__(f"{fault}; {remedy}")
+
+
+# Steps in the wrong order raise these; the messages may be as long as the file.
+_DAMAGED = AttributeError, LookupError, OverflowError, TypeError, ValueError, pickle.UnpicklingError
 
 
 def read_pickle(path: Path) -> Any:
@@ -48,220 +52,278 @@ def read_pickle(path: Path) -> Any:
     """
     path = Path(path)
     try:
-        size = path.stat().st_size
         with path.open("rb") as file:
-            return _read(_Reader(file, size))
+            value = _Unpickler(file, path.stat().st_size).load()
+        return _real(value, (), iter(range(_STEPS_MOST)))
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}; give another file") from None
-    except FormatError as error:
+    except _FormatError as error:
         raise UserError(f"{path} {error}") from None
+    except _DAMAGED:
+        raise UserError(f"{path} is damaged, or no pickle; {_AGAIN}") from None
 
 
-class _Reader:
-    """The bytes of a file; refuses lengths beyond its end before anything is allocated."""
+@dataclass(frozen=True)
+class _Name:
+    """A function or class that a file names; never imported."""
 
-    def __init__(self, file: BinaryIO, size: int) -> None:
-        self._file, self._size, self.left = file, size, size
-
-    def read(self, count: int) -> bytes:
-        if count > self.left:
-            raise FormatError(f"is cut off at byte {self._size}; {AGAIN}")
-        self.left -= count
-        return self._file.read(count)
-
-    def readline(self) -> bytes:
-        line = self._file.readline()
-        self.left -= len(line)
-        return line
-
-    @property
-    def place(self) -> int:
-        return self._size - self.left
-
-
-def _read(reader: _Reader) -> Any:
-    if not reader.left:
-        raise FormatError(f"is empty; {AGAIN}")
-    try:
-        value = _Machine().run(reader)
-        if reader.left:
-            raise FormatError(f"goes on for {reader.left} bytes after its end; {AGAIN}")
-        return _Tree().of(value)
-    except (ValueError, TypeError, IndexError, KeyError, OverflowError, struct.error):
-        # Their messages may be as long as the file.
-        raise FormatError(f"is damaged before byte {reader.place}, or no pickle; {AGAIN}") from None
+    full: str
 
 
 @dataclass
-class _Machine:
-    """State of the interpreter: a stack with marks, and the memo."""
+class _Dtype:
+    real: np.dtype
 
-    stack: list = field(default_factory=list)
-    marks: list[int] = field(default_factory=list)
-    memo: dict[int, Any] = field(default_factory=dict)
-    encoded: dict[int, tuple[str, bytes]] = field(default_factory=dict)
-    """Encoded texts by identity, so that a text encoded many times costs its bytes once."""
+    def build(self, state: Any) -> None:
+        """Sets the byte order."""
+        if state[2:5] != (None, None, None) or state[1] not in ("<", ">", "|", "="):
+            raise _FormatError("holds an array of records, which are no numbers")
+        if self.real != ml_dtypes.bfloat16:
+            self.real = self.real.newbyteorder(state[1])
+        elif state[1] == ">":
+            raise _FormatError("holds bfloat16 of a big-endian machine", "save it as float32")
 
-    def run(self, reader: _Reader) -> Any:
+
+@dataclass
+class _Array:
+    """An array or scalar with the bytes of the file, until its sizes are checked."""
+
+    shape: Any = None
+    dtype: Any = None
+    by_columns: Any = False
+    data: Any = None
+    is_scalar: bool = False
+
+    def build(self, state: Any) -> None:
+        if self.data is not None:
+            raise ValueError
+        self.shape, self.dtype, self.by_columns, self.data = state[-4:]
+
+    def real(self, path: tuple) -> Any:
+        """Returns the array or scalar; `path` is its place in the tree."""
+        shape, data, dtype = self.shape, self.data, self.dtype
+        if not isinstance(shape, tuple) or len(shape) > _AXES_MOST:
+            fault = "has no shape"
+        elif not all(type(axis) is int and 0 <= axis < _AXIS_MOST for axis in shape):
+            fault = "has an impossible shape"
+        elif not isinstance(data, bytes | bytearray) or not isinstance(dtype, _Dtype):
+            fault = "has no type or content"
+        elif (declared := math.prod(shape) * dtype.real.itemsize) != len(data):
+            fault = f"declares {declared:.15g} bytes but holds {len(data)}"
+        else:
+            flat = np.frombuffer(data, dtype.real) if data else np.empty(0, dtype.real)
+            array = flat.reshape(shape, order="F" if self.by_columns else "C")
+            array.flags.writeable = False
+            return array[()] if self.is_scalar else array
+        raise _FormatError(f"is damaged: {f'array {_shown(path)}'.strip()} {fault}", _AGAIN)
+
+
+@dataclass
+class _Record:
+    """A dict or reference of `ml_collections`, and the key of its state that holds the value."""
+
+    content: str
+    state: Any = None
+
+    def build(self, state: Any) -> None:
+        if self.state is not None or not isinstance(state, dict) or state.get("_ops"):
+            raise _FormatError("holds a value that is computed from others")
+        self.state = state
+
+
+def _dtype(code: Any, align: Any, copy: Any) -> _Dtype:
+    if code == _Name("ml_dtypes.bfloat16"):
+        return _Dtype(np.dtype(ml_dtypes.bfloat16))
+    if not _NUMBERS.fullmatch(code):
+        raise _FormatError(f"holds an array of {_shown([code])}, which are no numbers")
+    return _Dtype(np.dtype(code))
+
+
+def _reconstruct(name: Any, shape: Any, code: Any) -> _Array:
+    if name != _Name("numpy.ndarray"):
+        raise TypeError
+    return _Array()
+
+
+def _from_buffer(data: Any, dtype: Any, shape: Any, order: Any) -> _Array:
+    return _Array(shape, dtype, order == "F", data)
+
+
+def _from_jax(name: Any, args: Any, state: Any, aval: Any) -> _Array:
+    return _Array(*state[-4:])
+
+
+def _dict(items: Any = None) -> dict:
+    if items is not None and type(items) is not dict:
+        raise TypeError
+    return items or {}
+
+
+_CORE = "numpy.core numpy._core"
+_CALLS: dict[str, Any] = {
+    f"{module}.{name}": call
+    for modules, names, call in (
+        ("numpy", "ndarray", None),
+        ("numpy", "dtype", _dtype),
+        (_CORE, "multiarray._reconstruct", _reconstruct),
+        (_CORE, "multiarray.scalar", lambda dtype, data: _Array((), dtype, False, data, True)),
+        (_CORE, "numeric._frombuffer", _from_buffer),
+        ("ml_dtypes", "bfloat16", None),
+        # The oldest releases of JAX first.
+        ("jax.interpreters.xla jax._src.device_array", "reconstruct_device_array", _from_jax),
+        ("jax._src.array", "_reconstruct_array", _from_jax),
+        ("collections", "OrderedDict", _dict),
+        ("flax.core.frozen_dict", "FrozenDict", _dict),
+        ("ml_collections.config_dict.config_dict", "ConfigDict", lambda: _Record("_fields")),
+        ("ml_collections.config_dict.config_dict", "FieldReference", lambda: _Record("_value")),
+        ("_codecs", "encode", None),
+        # Protocols before 3 write Python 2's names.
+        ("copyreg copy_reg", "_reconstructor", lambda name, base, state: _CALLS[name.full]()),
+        ("builtins __builtin__", "bytes", lambda: b""),
+        ("builtins __builtin__", "bool dict float int list long object str tuple", None),
+    )
+    for module in modules.split()
+    for name in names.split()
+}
+"""Allowed names, and the functions to call in their place; `encode` is handled elsewhere."""
+
+
+class _Unpickler(pickle._Unpickler):
+    """Python's unpickler without the steps that run code or cost much."""
+
+    pop_mark: Callable[[], list[Any]]
+
+    def __init__(self, file: BinaryIO, size: int) -> None:
+        super().__init__(file, encoding="latin-1")
+        self._file, self._size = file, size
+        self.stack, self.metastack = [], []
+        self.append = self.stack.append
+        self._encoded: dict[int, tuple[str, bytes]] = {}
+        """Encoded texts by identity, so that a text encoded many times costs its bytes once."""
+
+    def read(self, count: int) -> bytes:
+        """Refuses lengths beyond the end of the file before anything is allocated."""
+        if count > self._size - self._file.tell() or len(data := self._file.read(count)) < count:
+            raise _FormatError(f"is cut off at byte {self._size}", _AGAIN)
+        return data
+
+    def readline(self) -> bytes:
+        if not (line := self._file.readline()).endswith(b"\n"):
+            raise _FormatError(f"is cut off at byte {self._size}", _AGAIN)
+        return line
+
+    def load(self) -> Any:
+        if not self._size:
+            raise _FormatError("is empty", _AGAIN)
         for _ in range(_STEPS_MOST):
-            opcode = _CODES[reader.read(1).decode("latin-1")]
-            if opcode.name == "STOP":
-                (value,) = self.stack
+            if (opcode := self.read(1)) == pickle.STOP:
+                if left := self._size - self._file.tell():
+                    raise _FormatError(f"goes on for {left} bytes after its end", _AGAIN)
+                (value,) = *self.metastack, *self.stack
                 return value
-            step = _OPCODES.get(opcode.name)
-            if step is None:
-                raise FormatError(
-                    f"uses {opcode.name}, which neither arrays nor containers need; {MISTRUST}"
-                )
-            step(self, opcode.arg.reader(cast(BinaryIO, reader)) if opcode.arg else None)
-        raise FormatError(f"has more than {_STEPS_MOST} opcodes; save its arrays as safetensors")
+            if opcode not in _STEPS:
+                name = _OPCODES[opcode.decode("latin-1")]
+                raise _FormatError(f"uses {name}, which neither arrays nor containers need")
+            _STEPS[opcode](self)
+        raise _FormatError(f"has more than {_STEPS_MOST} opcodes", _SAVE)
 
-    def pop(self) -> Any:
-        if len(self.stack) <= (self.marks[-1] if self.marks else 0):
-            raise IndexError
-        return self.stack.pop()
-
-    def pop_mark(self) -> list:
-        mark = self.marks.pop()
-        items = self.stack[mark:]
-        del self.stack[mark:]
-        return items
-
-    def extend(self, items: list) -> None:
-        if type(self.stack[-1]) is not list:
-            raise TypeError
-        self.stack[-1].extend(items)
-
-    def update(self, items: list) -> None:
-        if type(self.stack[-1]) is not dict:
-            raise TypeError
-        set_items(self.stack[-1], items)
-
-    def tuple_of(self, count: int) -> None:
-        self.stack.append(tuple([self.pop() for _ in range(count)][::-1]))
-
-    def put(self, place: int | None) -> None:
-        self.memo[len(self.memo) if place is None else place] = self.stack[-1]
-
-    def name(self, full: str) -> None:
-        if full not in NAMES:
-            raise FormatError(
-                f"asks for {shown(full.split(' '), '.')}, which is neither array nor container; "
-                f"{MISTRUST}"
-            )
-        self.stack.append(Name(full, NAMES[full]))
-
-    def name_on_stack(self) -> None:
-        name, module = self.pop(), self.pop()
-        if not isinstance(name, str) or not isinstance(module, str):
-            raise TypeError
-        self.name(f"{module} {name}")
+    def find_class(self, module: str, name: str) -> _Name:
+        if (full := f"{module}.{name}") not in _CALLS:
+            name = _shown([module, name], ".")
+            raise _FormatError(f"asks for {name}, which is neither array nor container")
+        return _Name(full)
 
     def call(self) -> None:
-        args, name = self.pop(), self.pop()
-        if not isinstance(name, Name) or not isinstance(args, tuple):
-            raise FormatError(f"calls what is no function; {MISTRUST}")
+        args, name = self.stack.pop(), self.stack.pop()
+        if not isinstance(name, _Name) or type(args) is not tuple:
+            raise _FormatError("calls what is no function")
+        call = self.encode if name.full == "_codecs.encode" else _CALLS[name.full]
         try:
-            make = self.encode if name.meaning == "encode" else CALLS[name.meaning]
-            self.stack.append(make(*args))
-        except (KeyError, TypeError, ValueError, AttributeError):
-            raise FormatError(f"calls {name} as pickling arrays never does; {MISTRUST}") from None
+            self.append(call(*args))
+        except (TypeError, ValueError):
+            raise _FormatError(f"calls {name.full} as neither array nor container needs") from None
 
-    def new(self) -> None:
-        args, name = self.pop(), self.pop()
-        if args != ():
-            raise TypeError
-        self.stack.append(record(name))
-
-    def build(self) -> None:
-        state = self.pop()
-        target = self.stack[-1]
-        if not isinstance(target, Dtype | Array | Record):
-            raise FormatError(f"sets the state of what has none; {MISTRUST}")
-        target.build(state)
-
-    def encode(self, text: str, encoding: str) -> bytes:
+    def encode(self, text: Any, encoding: Any) -> bytes:
         if type(text) is not str or encoding != "latin1":
             raise TypeError
-        if id(text) not in self.encoded:
-            self.encoded[id(text)] = text, text.encode(encoding)
-        return self.encoded[id(text)][1]
+        if id(text) not in self._encoded:
+            self._encoded[id(text)] = text, text.encode(encoding)
+        return self._encoded[id(text)][1]
+
+    def new_dict(self) -> None:
+        items = self.pop_mark()
+        self.append(_set_items(items, {}))
+
+    def build(self) -> None:
+        state = self.stack.pop()
+        if not isinstance(self.stack[-1], _Dtype | _Array | _Record):
+            raise _FormatError("sets the state of what has none")
+        self.stack[-1].build(state)
 
 
-_Step = Callable[[_Machine, Any], Any]
-_PUSHED = (
-    "INT BININT BININT1 BININT2 LONG LONG1 LONG4 FLOAT BINFLOAT BINSTRING SHORT_BINSTRING UNICODE "
-    "BINUNICODE SHORT_BINUNICODE BINUNICODE8 BINBYTES SHORT_BINBYTES BINBYTES8 BYTEARRAY8"
+def _set_items(items: list, target: Any) -> dict:
+    """Adds alternating keys and values, if it is cheap to hash and compare the keys."""
+    if type(target) is not dict:
+        raise TypeError
+    for key, value in zip(items[::2], items[1::2], strict=True):
+        parts = key if type(key) is tuple and len(key) <= _AXES_MOST else (key,)
+        if not all(map(_is_small, parts)):
+            raise _FormatError("has a key that is no short text or number", "use texts as keys")
+        target[key] = value
+    return target
+
+
+def _is_small(part: Any) -> bool:
+    if type(part) in (str, bytes):
+        return len(part) <= _KEY_LENGTH_MOST
+    return part is None or type(part) is bool or (type(part) is int and abs(part) < _KEY_MOST)
+
+
+_OPCODES = {opcode.code: opcode.name for opcode in pickletools.opcodes}
+# These build no more than the file holds; the last two call `find_class`.
+_SAFE = (
+    "PROTO NONE NEWTRUE NEWFALSE INT BININT BININT1 BININT2 LONG LONG1 LONG4 FLOAT BINFLOAT "
+    "BINSTRING SHORT_BINSTRING UNICODE BINUNICODE SHORT_BINUNICODE BINUNICODE8 BINBYTES "
+    "SHORT_BINBYTES BINBYTES8 EMPTY_LIST EMPTY_TUPLE EMPTY_DICT MARK LIST TUPLE TUPLE1 TUPLE2 "
+    "TUPLE3 APPEND APPENDS POP POP_MARK DUP GET BINGET LONG_BINGET PUT BINPUT LONG_BINPUT MEMOIZE "
+    "GLOBAL STACK_GLOBAL"
 )
-_OPCODES: dict[str, _Step] = {
-    **dict.fromkeys(_PUSHED.split(), lambda m, value: m.stack.append(value)),
-    **dict.fromkeys(("PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE"), _Machine.put),
-    **dict.fromkeys(("GET", "BINGET", "LONG_BINGET"), lambda m, i: m.stack.append(m.memo[i])),
-    **dict.fromkeys(("PROTO", "FRAME"), lambda m, _: None),
-    "NONE": lambda m, _: m.stack.append(None),
-    "NEWTRUE": lambda m, _: m.stack.append(True),
-    "NEWFALSE": lambda m, _: m.stack.append(False),
-    "EMPTY_LIST": lambda m, _: m.stack.append([]),
-    "EMPTY_TUPLE": lambda m, _: m.stack.append(()),
-    "EMPTY_DICT": lambda m, _: m.stack.append({}),
-    "MARK": lambda m, _: m.marks.append(len(m.stack)),
-    "LIST": lambda m, _: m.stack.append(m.pop_mark()),
-    "TUPLE": lambda m, _: m.stack.append(tuple(m.pop_mark())),
-    "DICT": lambda m, _: m.stack.append(set_items({}, m.pop_mark())),
-    "TUPLE1": lambda m, _: m.tuple_of(1),
-    "TUPLE2": lambda m, _: m.tuple_of(2),
-    "TUPLE3": lambda m, _: m.tuple_of(3),
-    "APPEND": lambda m, _: m.extend([m.pop()]),
-    "APPENDS": lambda m, _: m.extend(m.pop_mark()),
-    "SETITEM": lambda m, _: m.update([m.pop(), m.pop()][::-1]),
-    "SETITEMS": lambda m, _: m.update(m.pop_mark()),
-    "POP": lambda m, _: m.pop(),
-    "POP_MARK": lambda m, _: m.pop_mark(),
-    "DUP": lambda m, _: m.stack.append(m.stack[-1]),
-    "GLOBAL": _Machine.name,
-    "STACK_GLOBAL": lambda m, _: m.name_on_stack(),
-    "REDUCE": lambda m, _: m.call(),
-    "NEWOBJ": lambda m, _: m.new(),
-    "BUILD": lambda m, _: m.build(),
+_CODES: list[bytes] = [getattr(pickle, name) for name in _SAFE.split()]
+_STEPS: dict[bytes, Callable[[Any], Any]] = {
+    **{code: pickle._Unpickler.dispatch[code[0]] for code in _CODES},
+    pickle.FRAME: lambda m: m.read(8),
+    pickle.BYTEARRAY8: lambda m: m.append(bytearray(m.read(int.from_bytes(m.read(8), "little")))),
+    pickle.DICT: _Unpickler.new_dict,
+    pickle.SETITEM: lambda m: _set_items([m.stack.pop(), m.stack.pop()][::-1], m.stack[-1]),
+    pickle.SETITEMS: lambda m: _set_items(m.pop_mark(), m.stack[-1]),
+    pickle.REDUCE: _Unpickler.call,
+    pickle.NEWOBJ: _Unpickler.call,
+    pickle.BUILD: _Unpickler.build,
 }
-"""Actions by opcode; STOP is handled by `run`."""
+"""Actions by opcode; STOP is handled by `load`."""
 
 
-class _Tree:
+def _real(value: Any, path: tuple, left: Iterator[int]) -> Any:
     """Replaces stand-ins by real values; containers are copied, so that none is shared."""
+    if next(left, None) is None:
+        raise _FormatError(f"repeats its parts to more than {_STEPS_MOST} values", _SAVE)
+    if len(path) > _DEEPEST:
+        raise _FormatError(f"is nested more than {_DEEPEST} deep, or lies within itself")
+    if isinstance(value, _Array):
+        return value.real(path)
+    if isinstance(value, _Record):
+        return _real(value.state[value.content], (*path, value.content), left)
+    if isinstance(value, dict | list | tuple):
+        items = value.items() if isinstance(value, dict) else enumerate(value)
+        made = {key: _real(item, (*path, key), left) for key, item in items}
+        return made if isinstance(value, dict) else type(value)(made.values())
+    if isinstance(value, _Name):
+        raise _FormatError(f"holds {value.full} itself, which is no value")
+    if isinstance(value, _Dtype | bytearray):
+        raise _FormatError("holds a dtype or a bytearray by itself", "save arrays instead")
+    return value
 
-    def __init__(self) -> None:
-        self._left = _STEPS_MOST
-        self._above: set[int] = set()
 
-    def of(self, value: Any, path: tuple = ()) -> Any:
-        self._left -= 1
-        if self._left < 0:
-            raise FormatError(
-                f"repeats its parts to more than {_STEPS_MOST} values; save its arrays as "
-                "safetensors"
-            )
-        if isinstance(value, Array):
-            return value.real(path)
-        if isinstance(value, dict | list | tuple | Record):
-            return self._within(value, path)
-        if isinstance(value, Name):
-            raise FormatError(f"holds {value} itself, which is no value; {MISTRUST}")
-        if isinstance(value, Dtype | bytearray):
-            raise FormatError("holds a dtype or a bytearray by itself; save arrays instead")
-        return value
-
-    def _within(self, value: Any, path: tuple) -> Any:
-        if id(value) in self._above:
-            raise FormatError(f"holds a container that lies within itself; {MISTRUST}")
-        if len(self._above) == _DEEPEST:
-            raise FormatError(f"is nested more than {_DEEPEST} deep; {MISTRUST}")
-        self._above.add(id(value))
-        if isinstance(value, Record):
-            made = self.of(value.state[value.content], path)
-        elif isinstance(value, dict):
-            made = {key: self.of(item, (*path, key)) for key, item in value.items()}
-        else:
-            made = type(value)(self.of(item, (*path, i)) for i, item in enumerate(value))
-        self._above.discard(id(value))
-        return made
+def _shown(path: Iterable, by: str = "/") -> str:
+    """Formats names of the file for a one-line message."""
+    return repr(by.join(str(part)[:60] for part in path)[:120])[1:-1]
