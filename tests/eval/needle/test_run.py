@@ -27,7 +27,7 @@ from lwm.generate.language_model import LanguageModel
 from lwm.hub.catalog import find_model, locate
 
 GRID = NeedleConfig(lengths=(700, 1400), depths=(0.0, 30.0, 100.0), rounds=2, max_tokens=40)
-TINY = NeedleConfig(lengths=(600, 1200), depths=(0.0, 50.0, 100.0), max_tokens=8)
+TINY = NeedleConfig(lengths=(600, 2400), depths=(0.0, 50.0, 100.0), max_tokens=8)
 
 
 def ask_program(answer, config, tokenizer, out):
@@ -216,7 +216,7 @@ def test_an_answer_does_not_hang_on_those_before(tiny_model):
     asked = [prompts.build(cell).ids for cell in prompts.cells]
 
     def answers(order):
-        answer = ModelAnswerer(tiny_model, longest=1200, max_tokens=8)
+        answer = ModelAnswerer(tiny_model, longest=2400, max_tokens=8)
         found = {}
         for i in order:
             text = answer(asked[i])
