@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from lwm.model.config import (
         Compute,
         Dtype,
+        LinearScaling,
         LlamaConfig,
         ModelOverrides,
         Rope,
@@ -56,6 +57,7 @@ _PUBLIC = {
     "FrameSampling": "lwm.sampling_params",
     "Frames": "lwm.media.frames",
     "LanguageModel": "lwm.generate.language_model",
+    "LinearScaling": "lwm.model.config",
     "Llama": "lwm.model.llama",
     "LlamaConfig": "lwm.model.config",
     "Mask": "lwm.ops.mask",
@@ -89,6 +91,7 @@ __all__ = [
     "FrameSampling",
     "Frames",
     "LanguageModel",
+    "LinearScaling",
     "Llama",
     "LlamaConfig",
     "Mask",

@@ -18,7 +18,7 @@ from lwm.convert.names import HUGGING_FACE
 from lwm.convert.weights import contiguous, layer_paths, layout_of, sizes_in
 from lwm.errors import UserError
 from lwm.formats.gguf_config import ARCHITECTURES
-from lwm.model.config import LlamaConfig
+from lwm.model.config import LinearScaling, LlamaConfig
 from lwm.model.llama import Llama
 from lwm.model.quantize import QuantizedWeight
 from lwm.progress import Progress
@@ -193,7 +193,9 @@ def hugging_face_config(config: LlamaConfig, tokenizer: Tokenizer, dtype: str) -
         "torch_dtype": dtype,
         **WRITER,
     }
-    if scaling is not None:
+    if isinstance(scaling, LinearScaling):
+        values["rope_scaling"] = {"rope_type": "linear", "factor": scaling.factor}
+    elif scaling is not None:
         values["rope_scaling"] = {
             "rope_type": "llama3",
             "factor": scaling.factor,

@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 from lwm.errors import UserError
 from lwm.files import read_json
 from lwm.formats.lazy import LazyArrays
-from lwm.model.config import LlamaConfig, Rope, RopeScaling
+from lwm.model.config import LinearScaling, LlamaConfig, Rope, RopeScaling
 from lwm.tokens import TokenSpace
 from lwm.vqgan.config import WEIGHTS
 
@@ -89,9 +89,13 @@ def _require_numbers(values: Mapping[str, Any], source: str) -> None:
             raise UserError(f"{source}: {key} {shown(value)} is no whole number from 1 to {most:,}")
 
 
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float)  # a bool is no number, though Python's are ints
+
+
 def is_theta(value: Any) -> bool:
     """Returns whether a value is valid as RoPE's base."""
-    return isinstance(value, int | float) and 1 < value < 1e30
+    return _is_number(value) and 1 < value < 1e30
 
 
 def shown(value: Any) -> str:
@@ -140,36 +144,51 @@ def _refuse_features(values: Mapping[str, Any], source: str) -> None:
             raise UserError(f"{source}: {feature} is not supported")
 
 
-_LLAMA3 = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
-
-
 def _rope(values: Mapping[str, Any], source: str) -> Rope:
     # Transformers 5 writes all of RoPE under `rope_parameters`, earlier versions under two keys.
-    given = values.get("rope_parameters") or values.get("rope_scaling") or {}
-    if not isinstance(given, dict):
-        raise UserError(f"{source}: RoPE scaling {shown(given)} is no JSON object")
-    theta = given.get("rope_theta") or values.get("rope_theta") or 10_000.0
+    given = _first(values.get("rope_scaling") or None, values.get("rope_parameters"), {})
+    if not isinstance(given, dict) or any(isinstance(value, dict) for value in given.values()):
+        raise UserError(f"{source}: RoPE scaling {shown(given)} is no JSON object of numbers")
+    theta = _first(given.get("rope_theta"), values.get("rope_theta"), 10_000.0)
     if not is_theta(theta):
         raise UserError(f"{source}: rope_theta {shown(theta)} is no number above 1")
-    kind = given.get("rope_type") or given.get("type") or "default"
+    return Rope(theta=float(theta), scaling=_rope_scaling(given, source))
+
+
+def _rope_scaling(given: dict[str, Any], source: str) -> RopeScaling | LinearScaling | None:
+    kind = _first(given.get("rope_type"), given.get("type"), "default")
     if kind == "default":
-        return Rope(theta=float(theta))
-    if kind != "llama3":
-        name = {"yarn": "YaRN", "longrope": "LongRoPE"}.get(kind, kind)
-        raise UserError(f"{source}: RoPE scaling {name} is not supported; llama3 and none are")
-    for key in _LLAMA3:
+        named = given.keys() & {"rope_type", "type"}
+        if not named and given.get("factor") not in (None, 1):
+            raise UserError(
+                f"{source}: RoPE scaling {shown(given)} has a factor but no rope_type; add it"
+            )
+        return None
+    if kind not in ("linear", "llama3"):
+        name = {"yarn": "YaRN", "longrope": "LongRoPE"}.get(str(kind), kind)
+        raise UserError(
+            f"{source}: RoPE scaling {name} is not supported; linear, llama3 and none are"
+        )
+
+    def get(key: str) -> float:
         value = given.get(key)
-        if not (isinstance(value, int | float) and 0 < value < 1e30):
+        if not (_is_number(value) and 0 < value < 1e30):
             raise UserError(f"{source}: RoPE scaling has {key} {shown(value)}, no number above 0")
-    return Rope(
-        theta=float(theta),
-        scaling=RopeScaling(
-            factor=float(given["factor"]),
-            low_freq_factor=float(given["low_freq_factor"]),
-            high_freq_factor=float(given["high_freq_factor"]),
-            original_context=given["original_max_position_embeddings"],
-        ),
+        return float(value)
+
+    if kind == "linear":
+        return LinearScaling(factor=get("factor"))
+    return RopeScaling(
+        factor=get("factor"),
+        low_freq_factor=get("low_freq_factor"),
+        high_freq_factor=get("high_freq_factor"),
+        original_context=int(get("original_max_position_embeddings")),
     )
+
+
+def _first(*values: Any) -> Any:
+    """Returns the first value that is there: JSON's null is not, 0 and {} are."""
+    return next(value for value in values if value is not None)
 
 
 def is_not_weight(name: str, config: LlamaConfig) -> bool:

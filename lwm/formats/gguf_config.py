@@ -108,13 +108,25 @@ def _rope_scaling(
     rope_factors: Float[np.ndarray, " K"] | None,
 ) -> dict[str, Any] | None:
     arch = metadata["general.architecture"]
+    in_metadata = _scaling_in_metadata(metadata, arch)
     if rope_factors is not None and (factor := round(float(rope_factors.max()), 3)) != 1:
         if not np.allclose(rope_factors, _llama3_factors(theta, head_dim, factor), rtol=1e-3):
             raise UserError(f"{path}: the RoPE factors in 'rope_freqs.weight' are not Llama 3's")
+        if in_metadata is not None:
+            raise UserError(
+                f"{path}: RoPE scaling {in_metadata['rope_type']} and the factors in "
+                "'rope_freqs.weight' together are not supported"
+            )
         return {"rope_type": "llama3", "factor": factor, **_LLAMA3}
-    kind = metadata.get(f"{arch}.rope.scaling.type", "none")
-    factor = metadata.get(f"{arch}.rope.scaling.factor", 1.0)
-    if kind == "none" or factor == 1:
+    return in_metadata
+
+
+def _scaling_in_metadata(metadata: Mapping[str, Any], arch: str) -> dict[str, Any] | None:
+    """Returns the scaling as llama.cpp reads it: linear without a type, by either key."""
+    kind = metadata.get(f"{arch}.rope.scaling.type", "linear")
+    old = metadata.get(f"{arch}.rope.scale_linear", 0.0)
+    factor = metadata.get(f"{arch}.rope.scaling.factor", old)
+    if kind == "none" or (type(factor) in (int, float) and factor in (0, 1)):
         return None
     scaling = {"rope_type": kind, "factor": factor}
     if original := metadata.get(f"{arch}.rope.scaling.original_context_length"):

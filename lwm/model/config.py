@@ -35,13 +35,47 @@ class RopeScaling:
     original_context: int
     """Tokens of context that the model was first trained with."""
 
+    def __post_init__(self):
+        """Checks that the scaling divides frequencies, and interpolates between two of them.
+
+        Raises:
+            ValueError: Names the values that do not.
+        """
+        _require_positive(self)
+        if self.low_freq_factor >= self.high_freq_factor:
+            raise ValueError(
+                f"RoPE scaling has low_freq_factor {self.low_freq_factor:g}, which should be below "
+                f"high_freq_factor {self.high_freq_factor:g}"
+            )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LinearScaling:
+    """Position interpolation (Chen et al. 2023, arXiv 2306.15595): divides all frequencies."""
+
+    factor: float
+
+    def __post_init__(self):
+        """Checks the range.
+
+        Raises:
+            ValueError: Names the value.
+        """
+        _require_positive(self)
+
+
+def _require_positive(scaling: Any) -> None:
+    for name, value in vars(scaling).items():
+        if not 0 < value < 1e30:
+            raise ValueError(f"RoPE scaling has {name} {value}, no number above 0")
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Rope:
     """Rotary position embedding (Su et al. 2021): base and frequency scaling."""
 
     theta: float = 10_000.0
-    scaling: RopeScaling | None = None
+    scaling: RopeScaling | LinearScaling | None = None
 
 
 @takes_old_settings("model")

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from lwm.model.config import Rope, RopeScaling
+from lwm.model.config import LinearScaling, Rope, RopeScaling
 
 
 def inverse_frequencies(rope: Rope, head_dim: int) -> Float[np.ndarray, " R"]:
@@ -17,6 +17,8 @@ def inverse_frequencies(rope: Rope, head_dim: int) -> Float[np.ndarray, " R"]:
     """
     exponents = np.arange(0, head_dim, 2).astype(np.float32) / head_dim
     frequencies = (1.0 / rope.theta**exponents).astype(np.float32)
+    if isinstance(rope.scaling, LinearScaling):
+        return (frequencies / rope.scaling.factor).astype(np.float32)
     return frequencies if rope.scaling is None else _stretch(frequencies, rope.scaling)
 
 

@@ -20,15 +20,16 @@ from lwm.convert.export import save_model
 from lwm.convert.folder import require_ours
 from lwm.convert.huggingface import open_safetensors
 from lwm.errors import UserError, is_full_disk
-from lwm.model.config import Rope, RopeScaling
+from lwm.model.config import LinearScaling, Rope, RopeScaling
 from lwm.model.llama import Llama
 from lwm.sharding import make_mesh
 from lwm.tokens import TokenSpace
 
 LLAMA3 = RopeScaling(factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_context=64)
+LINEAR = Rope(scaling=LinearScaling(factor=4.0))
 VARIANTS = {
     "text": {},
-    "tied": {"tie_embeddings": True, "num_kv_heads": 2},
+    "tied": {"tie_embeddings": True, "num_kv_heads": 2, "rope": LINEAR},
     "qkv_bias": {"qkv_bias": True, "num_kv_heads": 4},
     "qk_norm": {"qk_norm": True, "head_dim": 16, "norm_eps": 1e-5},
     "llama3": {"rope": Rope(theta=500_000.0, scaling=LLAMA3)},

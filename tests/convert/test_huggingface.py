@@ -12,7 +12,7 @@ from lwm.convert.names import HUGGING_FACE, LWM_NAMES, dimensions
 from lwm.convert.weights import build_llama
 from lwm.errors import UserError
 from lwm.files import read_json
-from lwm.model.config import RopeScaling
+from lwm.model.config import LinearScaling, RopeScaling
 from lwm.model.llama import Llama
 from lwm.sharding import make_mesh
 from lwm.tokens import TokenSpace
@@ -217,7 +217,9 @@ def test_folder_without_tokenizer_is_refused(folder):
         ({"layer_types": ["sliding_attention"]}, "sliding-window attention"),
         ({"rope_scaling": {"type": "yarn", "factor": 4.0}}, "YaRN"),
         ({"rope_scaling": {"rope_type": "longrope"}}, "LongRoPE"),
-        ({"rope_parameters": {"rope_type": "linear", "factor": 2}}, "linear"),
+        ({"rope_parameters": {"rope_type": "dynamic", "factor": 2}}, "scaling dynamic is not supp"),
+        ({"rope_scaling": {"rope_type": "linear"}}, "scaling has factor null, no number above 0"),
+        ({"rope_scaling": {"factor": 2.0}}, "has a factor but no rope_type"),
         ({"num_experts": 8}, "mixture of experts"),
         ({"attention_bias": True}, "bias in the output projection"),
         ({"mlp_bias": True}, "bias in the feed-forward"),
@@ -259,6 +261,12 @@ def test_config_is_read():
     assert seeing.tokens == TokenSpace(text=160, vision=40, codes=32)
     window = read_config(LLAMA | {"model_type": "mistral", "sliding_window": 4096})
     assert window.max_context == 4096  # a window as wide as the context hides nothing
+
+
+def test_linear_scaling_in_config_is_read():
+    for key in ("rope_type", "type"):
+        config = read_config(LLAMA | {"rope_scaling": {key: "linear", "factor": 4}})
+        assert config.rope.scaling == LinearScaling(factor=4.0)
 
 
 @pytest.mark.parametrize("table", [HUGGING_FACE, LWM_NAMES], ids=["Hugging Face", "LWM_NAMES"])

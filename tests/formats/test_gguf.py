@@ -10,9 +10,11 @@ import numpy as np
 import pytest
 from gguf import GGMLQuantizationType as Kind
 
+from lwm.convert.huggingface import read_config
 from lwm.errors import UserError
 from lwm.formats.gguf import read_gguf
 from lwm.hub.catalog import find_model, locate
+from lwm.model.config import LinearScaling
 from lwm.tokenizer.template import render_chat
 from lwm.tokenizer.tokenizer import Tokenizer
 
@@ -275,6 +277,37 @@ def test_scaling_in_metadata(tmp_path: Path, kind: str):
         "factor": 4.0,
         "original_max_position_embeddings": 32,
     }
+
+
+@pytest.mark.parametrize(
+    ("extra", "factor"),
+    [
+        ({"llama.rope.scale_linear": 4.0}, 4.0),
+        ({"llama.rope.scaling.factor": 4.0}, 4.0),
+        ({"llama.rope.scaling.factor": 2.0, "llama.rope.scale_linear": 4.0}, 2.0),
+        ({"llama.rope.scaling.type": "none", "llama.rope.scaling.factor": 4.0}, None),
+        ({"llama.rope.scaling.factor": 0.0}, None),
+    ],
+)
+def test_a_scaling_factor_without_a_type_is_linear_as_in_llama_cpp(
+    tmp_path: Path, extra: dict, factor: float | None
+):
+    opened = read_gguf(write(tmp_path / "m.gguf", hugging_face_weights(), extra=extra))
+    found = read_config(opened.config).rope.scaling
+    assert found == (None if factor is None else LinearScaling(factor=factor))
+
+
+def test_two_scalings_at_once_are_refused(tmp_path: Path):
+    path = write(
+        tmp_path / "m.gguf",
+        hugging_face_weights(),
+        extra={"llama.rope.scale_linear": 2.0},
+        factors=llama3_factors(50_000_000.0, 32.0),
+    )
+    with pytest.raises(
+        UserError, match=r"RoPE scaling linear and the factors .* are not supported"
+    ):
+        read_gguf(path)
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lwm.model.config import Rope, RopeScaling
+from lwm.model.config import LinearScaling, Rope, RopeScaling
 from lwm.model.rope import inverse_frequencies, rotate, rotation
 
 LLAMA3 = RopeScaling(factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_context=8192)
@@ -54,6 +54,21 @@ def test_llama3_scaling_keeps_fast_and_divides_slow_frequencies():
     assert between.any()
     assert (after[between] < before[between]).all()
     assert (after[between] > before[between] / 8).all()
+
+
+def test_linear_scaling_divides_all_frequencies():
+    plain = Rope(theta=10_000.0)
+    scaled = dataclasses.replace(plain, scaling=LinearScaling(factor=4.0))
+    np.testing.assert_array_equal(
+        inverse_frequencies(scaled, 128), inverse_frequencies(plain, 128) / 4
+    )
+
+
+def test_scalings_out_of_range_are_refused():
+    with pytest.raises(ValueError, match=r"low_freq_factor 4, which should be below .* 4"):
+        dataclasses.replace(LLAMA3, low_freq_factor=4.0)
+    with pytest.raises(ValueError, match="factor nan, no number above 0"):
+        LinearScaling(factor=float("nan"))
 
 
 @pytest.mark.torch
