@@ -1,18 +1,20 @@
-"""Files: errors in one line, atomic writes, optional libraries, JSON, a byte-bounded cache."""
+"""Files: errors in one line, the user's own files, atomic writes, JSON, a byte-bounded cache."""
 
 import contextlib
 import errno
+import glob
 import hashlib
 import importlib
 import importlib.resources
 import json
 import operator
 import os
+import shlex
 import tempfile
 import threading
 from collections import OrderedDict
 from collections.abc import Generator
-from pathlib import Path
+from pathlib import Path, PurePath, PurePosixPath
 from typing import Any, SupportsIndex
 
 from lwm.errors import UserError, is_full_disk
@@ -22,6 +24,18 @@ ASSETS = Path(str(importlib.resources.files("lwm"))) / "assets"
 PARTIAL = ".partial-"
 """Start of the names of files that are being written."""
 _EDGE = 1 << 16
+# Folders and files that macOS, Windows and Synology put beside the user's.
+_OF_SYSTEMS = ("__macosx", "@eadir", "$recycle.bin", "thumbs.db", "ehthumbs.db", "desktop.ini")
+_PACKED = {
+    ".gz": (b"\x1f\x8b", "gunzip -k"),
+    ".bz2": (b"BZh", "bunzip2 -k"),
+    ".xz": (b"\xfd7zXZ", "unxz -k"),
+    ".zst": (b"\x28\xb5\x2f\xfd", "unzstd"),
+    ".lz4": (b"\x04\x22\x4d\x18", "unlz4"),
+    ".7z": (b"7z\xbc\xaf", "7z x"),
+    ".rar": (b"Rar!", "unrar x"),
+    ".zip": (b"PK\x03\x04", "unzip"),
+}
 
 
 @contextlib.contextmanager
@@ -101,6 +115,46 @@ def require_package(module: str, what: str, extra: str = "data") -> Any:
     except ImportError:
         package = module.split(".")[0]
         raise UserError(f"{what} needs {package}: pip install 'lwm[{extra}]'") from None
+
+
+def is_data(name: str | PurePath) -> bool:
+    """Returns whether a file is the user's, by its path in a folder or an archive.
+
+    Hidden files and folders are not, such as `.git`, `.DS_Store` and macOS' `._*`, nor what systems
+    put beside the files of users, such as `__MACOSX`, `Thumbs.db` and `desktop.ini`.
+    """
+    parts = PurePosixPath(name).parts
+    hidden = any(part.startswith(".") and part != ".." for part in parts)
+    return not hidden and not any(part.lower() in _OF_SYSTEMS for part in parts)
+
+
+def matching(pattern: str) -> list[str]:
+    """Returns the paths that match a shell pattern, sorted, without those that are not data."""
+    parts = PurePath(pattern).parts
+    fixed = next((at for at, part in enumerate(parts) if set(part) & set("*?[")), len(parts))
+    found = sorted(glob.glob(pattern, recursive=True))
+    if any(part.startswith(".") for part in parts[fixed:]):  # hidden files are asked for
+        return found
+    return [path for path in found if is_data(PurePath(*PurePath(path).parts[fixed:]))]
+
+
+def require_unpacked(path: Path | str, head: bytes) -> None:
+    """Refuses a compressed file by its first bytes, or, where these are not known, by its suffix.
+
+    Raises:
+        UserError: It is compressed; the command that unpacks it is named.
+    """
+    suffix = PurePath(path).suffix.lower()
+    for ending, (magic, command) in _PACKED.items():
+        if head.startswith(magic) if head else suffix == ending:
+            unpack = f"{command} {shlex.quote(str(path))}"
+            raise UserError(f"{path} is compressed; unpack it first: {unpack}")
+
+
+def is_packed(name: str, endings: tuple[str, ...]) -> bool:
+    """Returns whether a name is that of a compressed file that ends in one of `endings` inside."""
+    inner = PurePath(name)
+    return inner.suffix.lower() in _PACKED and inner.stem.lower().endswith(endings)
 
 
 def state_of(path: Path) -> tuple[int, int]:
@@ -211,7 +265,7 @@ def read_json(path: Path) -> dict[str, Any]:
         UserError: The file is missing, cannot be read, or is no JSON object.
     """
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = json.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         raise UserError(f"{path} is missing; is {path.parent} a model folder?") from None
     except ValueError as error:

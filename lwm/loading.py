@@ -77,4 +77,5 @@ def load(
         template=template,
         sampling=opened.sampling.over(LWM_SAMPLING),
         vqgan_file=opened.vqgan if vqgan is None else Path(vqgan),
+        source=opened.source,
     )

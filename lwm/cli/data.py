@@ -40,7 +40,9 @@ def data_check(
     from lwm.data.sets import open_data
 
     require_share("max_bad_share", max_bad_share)
-    source, opened, space = open_data(files, model=model, tokenizer=tokenizer, codes=codes)
+    source, opened, space = open_data(
+        files, model=model, tokenizer=tokenizer, codes=codes, warn=_warn
+    )
     encoder = RecordEncoder(tokenizer=opened, tokens=space, format=format)
     with waiting("checking", "records") as progress:
         report = check(source, encoder, progress=progress)
@@ -87,7 +89,9 @@ def data_tokenize(
     require_share("max_bad_share", max_bad_share)
     if format.captions.variants > 1:
         raise UserError("variants have no effect in shards, which hold each record once; leave out")
-    source, opened, space = open_data(files, model=model, tokenizer=tokenizer, codes=codes)
+    source, opened, space = open_data(
+        files, model=model, tokenizer=tokenizer, codes=codes, warn=_warn
+    )
     encoder = RecordEncoder(tokenizer=opened, tokens=space, format=format)
     with waiting("tokenizing", "records") as progress:
         summary = write_shards(
@@ -148,6 +152,7 @@ def tokenize(
     from lwm.console import waiting
     from lwm.data.media.encode import find_vqgan
     from lwm.data.media.inputs import open_items
+    from lwm.data.media.items import survey
     from lwm.data.media.read import Sampling
     from lwm.data.media.shards import MediaJob, write_media
     from lwm.vqgan.config import CodebookInfo
@@ -159,6 +164,10 @@ def tokenize(
         raise UserError("--mesh is for one process; with --engine ray, give --workers")
     path = find_vqgan(model, vqgan)
     items = open_items(inputs, exclude=out)
+    known = survey(items)
+    known.require_few_bad(max_bad_share)
+    for name, value in known.rows():
+        _warn(f"{name} {value}")
 
     def job_of(codebook: CodebookInfo) -> MediaJob:
         sampling = Sampling(
@@ -183,7 +192,7 @@ def tokenize(
 
             vision = VisionTokenizer.open(path, mesh=make_mesh(mesh), **encoding)
             summary = write_media(job_of(vision.codebook), vision, **options, progress=progress)
-    print_table(summary.rows(), first=9)
+    print_table([*summary.rows(), *known.rows()], first=9)
 
 
 def data_show(
@@ -208,6 +217,10 @@ def data_show(
     with waiting("decoding", "items") as progress:
         page = show(shards, vqgan=vqgan, out=out, count=count, progress=progress)
     print(page)
+
+
+def _warn(text: str) -> None:
+    print(f"lwm: {text}", file=sys.stderr)
 
 
 def _print_reasons(reasons: Sequence[str], bad: int) -> None:

@@ -1,12 +1,14 @@
 """The captioned clips that come with the package, tokenized on first use."""
 
+import contextlib
 from pathlib import Path
 
 from lwm.data.media.inputs import open_items
 from lwm.data.media.read import Sampling
 from lwm.data.media.shards import MediaJob, write_media
-from lwm.data.media.summary import SUMMARY
+from lwm.data.media.summary import media_files
 from lwm.data.shard_job import digest, exclusive
+from lwm.errors import UserError
 from lwm.files import ASSETS
 from lwm.hub.catalog import cache_folder
 from lwm.vqgan.checkpoint import SHIPPED
@@ -28,10 +30,12 @@ def tokenized_clips() -> Path:
     # Another version of the package may have other clips.
     made_from = [vision.codebook.fingerprint, items.identity(), FRAMES]
     folder = cache_folder() / "clips" / digest(made_from)[:16]
-    if not (folder / SUMMARY).is_file():
-        sampling = Sampling(resolution=vision.codebook.resolution, max_frames=FRAMES)
-        job = MediaJob.of(items, sampling, vision.codebook, folder, 1)
-        # The processes of a run ask at the same time.
-        with exclusive(folder.parent, wait=True):
-            write_media(job, vision)
+    with contextlib.suppress(UserError):  # not finished, or damaged
+        media_files(folder)
+        return folder
+    sampling = Sampling(resolution=vision.codebook.resolution, max_frames=FRAMES)
+    job = MediaJob.of(items, sampling, vision.codebook, folder, 1)
+    # The processes of a run ask at the same time.
+    with exclusive(folder.parent, wait=True):
+        write_media(job, vision)
     return folder

@@ -28,6 +28,7 @@ from lwm.data.captions import share
 from lwm.data.chat import chat_ids
 from lwm.data.example import Example, MaskedIds
 from lwm.data.format import ExampleFormat
+from lwm.data.sources import is_missing
 from lwm.errors import UserError
 from lwm.tokenizer.markers import VisionMarkers
 from lwm.tokenizer.message import Message, Part, Vision, flat_codes, part_of
@@ -57,7 +58,8 @@ class RecordEncoder:
         """Encodes a record.
 
         Args:
-            record: One JSON object; a key that holds null counts as missing.
+            record: One JSON object; a key that holds null or NaN counts as missing. Of several
+                captions one is used, by the line and the variant.
             name: Its name in messages.
             line: Its line in its file, from 0: the seed of random choices.
             variant: Its number among `format.captions.variants`, from 0.
@@ -65,7 +67,10 @@ class RecordEncoder:
         Raises:
             UserError: The record does not fit its format; the key is named.
         """
-        present = {key: value for key, value in record.items() if value is not None}
+        present = {key: value for key, value in record.items() if not is_missing(value)}
+        several = present.get(self.format.captions.key)
+        if isinstance(several, list) and several and all(isinstance(one, str) for one in several):
+            present[self.format.captions.key] = several[(line + variant) % len(several)]
         try:
             return self._encode(present, name, line, variant)
         except UserError as error:

@@ -10,8 +10,9 @@ from lwm.data.example import Example
 from lwm.data.fields import RecordEncoder
 from lwm.data.format import ExampleFormat
 from lwm.data.media.summary import SUMMARY as MEDIA_SUMMARY, MediaSummary
+from lwm.data.paths import Warn
 from lwm.data.shards import is_shards, open_shards
-from lwm.data.sources import Source, open_source
+from lwm.data.sources import Source, files_of, open_source
 from lwm.data.stream import Examples
 from lwm.errors import UserError
 from lwm.files import ASSETS, within
@@ -45,14 +46,24 @@ class Corpus:
             record.value, name=record.name, line=record.line, variant=variant
         )
 
+    def files(self) -> list[Path]:
+        """Returns the files of the records."""
+        return files_of(self.source)
+
 
 def open_set(
-    files: tuple[str, ...], format: ExampleFormat, tokenizer: Tokenizer, tokens: TokenSpace
+    files: tuple[str, ...],
+    format: ExampleFormat,
+    tokenizer: Tokenizer,
+    tokens: TokenSpace,
+    *,
+    warn: Warn = lambda text: None,
 ) -> Examples:
     """Opens files as numbered examples.
 
     Args:
         files: See `open_records`; or one folder of tokenized shards.
+        warn: See `open_source`.
 
     Raises:
         UserError: A file is missing, empty, or was tokenized for another model.
@@ -64,21 +75,22 @@ def open_set(
             )
         return open_shards(Path(files[0]), tokens=tokens, tokenizer=tokenizer)
     encoder = RecordEncoder(tokenizer=tokenizer, tokens=tokens, format=format)
-    return Corpus(open_records(files), encoder)
+    return Corpus(open_records(files, warn=warn), encoder)
 
 
-def open_records(files: tuple[str, ...]) -> Source:
+def open_records(files: tuple[str, ...], *, warn: Warn = lambda text: None) -> Source:
     """Opens files as records.
 
     Args:
         files: Paths and patterns as for `open_source`; `books:train` and `books:held-out`, which
             are fetched; `shipped:` and the name or pattern of texts that come with the package;
             `shipped:clips`, 64 captioned clips.
+        warn: See `open_source`.
 
     Raises:
         UserError: A file is missing or empty, or a folder of token shards is among them.
     """
-    source = open_source(*(path for file in files for path in _found(file)))
+    source = open_source(*(path for file in files for path in _found(file)), warn=warn)
     if not len(source):
         raise UserError(f"{', '.join(files)}: no record, only blank lines")
     return source
@@ -119,7 +131,12 @@ def require_codes_of(files: tuple[str, ...], vqgan: VQGAN) -> None:
 
 
 def open_data(
-    files: tuple[str, ...], *, model: str | None, tokenizer: Path | None, codes: int
+    files: tuple[str, ...],
+    *,
+    model: str | None,
+    tokenizer: Path | None,
+    codes: int,
+    warn: Warn = lambda text: None,
 ) -> tuple[Source, Tokenizer, TokenSpace]:
     """Opens records, and a tokenizer and token space to encode them.
 
@@ -128,6 +145,7 @@ def open_data(
         model: The model to be trained; or
         tokenizer: a tokenizer's folder or file, with
         codes: the number of entries of the vision codebook; 0 is no vision.
+        warn: See `open_source`.
 
     Raises:
         UserError: A file is missing, or not exactly one of model and tokenizer is given.
@@ -136,7 +154,7 @@ def open_data(
         raise UserError("give the files to read")
     if (model is None) == (tokenizer is None):
         raise UserError("give either --model or --tokenizer")
-    source = open_records(files)
+    source = open_records(files, warn=warn)
     if tokenizer is not None:
         return source, *tokenizer_alone(tokenizer, codes)
     assert model is not None

@@ -1,7 +1,8 @@
 """Writes shards into a folder, with a note on each, so that an interrupted run can be resumed.
 
-.partial-…     a file being written
-.note-….json   description of a finished shard; removed once all shards are finished
+.partial-…         a file being written
+.note-….json       description of a finished shard; removed once all shards are finished
+.note-files.json   fingerprints of the input; removed then, too
 """
 
 import contextlib
@@ -14,24 +15,40 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
 from lwm.errors import UserError
 from lwm.files import PARTIAL, reading, replacing, require_package
+from lwm.fingerprint import Fingerprints, content_of, require_same
 from lwm.progress import Progress
 
 _NOTE = ".note-"
+_INPUT = f"{_NOTE}files.json"
 # The smallest files that still read at tens of millions of tokens per second; a group is the
 # number of records that are decompressed together.
 _OPTIONS = "group_size:1,zstd:1"
 
 
 @runtime_checkable
+class _Shard(Protocol):
+    @property
+    def name(self) -> str: ...
+    @property
+    def size(self) -> int: ...
+    @property
+    def content(self) -> str: ...
+
+
+@runtime_checkable
 class _Summary(Protocol):
     @property
     def input(self) -> dict[str, Any]: ...
+    @property
+    def files(self) -> Fingerprints: ...
+    @property
+    def shards(self) -> tuple[_Shard, ...]: ...
     def write(self, file: Path, /) -> None: ...
 
 
@@ -50,7 +67,9 @@ class ShardJob:
     size: int
     """Number of records (or other units) that are divided among the shards, in order."""
     input: dict[str, Any]
-    """Fingerprints of the input and settings."""
+    """Digests of the input and settings."""
+    files: Fingerprints = dataclasses.field(default_factory=dict)
+    """Fingerprints of the files of the input."""
 
     def name(self, number: int) -> str:
         """Returns the name of a shard's file."""
@@ -64,8 +83,17 @@ class ShardJob:
         )
 
     def missing(self) -> list[int]:
-        """Returns the numbers of the unfinished shards."""
-        return [number for number in range(self.shards) if self.finished(number) is None]
+        """Returns the numbers of the shards that are unfinished or damaged."""
+
+        def is_whole(number: int) -> bool:
+            note = self.finished(number)
+            if note is None:
+                return False
+            return self._has(self.name(number), note["size"], note.get("content", ""))
+
+        with ThreadPoolExecutor() as pool:
+            whole = pool.map(is_whole, range(self.shards))
+            return [number for number, each in enumerate(whole) if not each]
 
     def num_finished(self, missing: Sequence[int]) -> int:
         """Returns the number of records in all but the missing shards."""
@@ -80,23 +108,66 @@ class ShardJob:
     ) -> S:
         """Returns the summary of the folder, after writing the missing shards and the summary.
 
+        Shards of a finished folder that are missing or damaged are made again.
+
         Raises:
             UserError: The folder holds shards of another input or is being written to.
         """
         require_package("array_record.python.array_record_module", "ArrayRecord")
         with exclusive(self.folder):
+            found: S | None = None
             if (self.folder / summary).is_file():
                 found = read(self.folder)
-                self.require_same(found.input)
-                self.remove_notes()
-                return found
-            self.sweep()
-            if missing := self.missing():
-                write(missing)
-            made = finish()
-            self.write_file(summary, made.write)
+                self.require_same(found.input, found.files)
+                self._repair(found.shards, write)
+            else:
+                self.sweep()
+                if missing := self.missing():
+                    write(missing)
+            made = self._described(found or finish())
+            if made != found:
+                self.write_file(summary, made.write)
             self.remove_notes()
             return made
+
+    def _repair(self, shards: Sequence[_Shard], write: Callable[[list[int]], None]) -> None:
+        """Makes the damaged shards of a finished folder again.
+
+        Raises:
+            UserError: One differs now, so that the summary would not describe it.
+        """
+        with ThreadPoolExecutor() as pool:
+            whole = pool.map(lambda each: self._has(each.name, each.size, each.content), shards)
+            damaged = [number for number, is_whole in enumerate(whole) if not is_whole]
+        if damaged:
+            write(damaged)
+        for shard in (shards[number] for number in damaged):
+            if not self._has(shard.name, shard.size, shard.content):
+                raise UserError(
+                    f"{self.folder / shard.name} was damaged, and made again it is another one; "
+                    f"remove {self.folder}, and tokenize again"
+                )
+
+    def _described(self, summary: S) -> S:
+        """Adds the fingerprints that a summary or a note of an earlier version lacks."""
+        value: Any = summary
+        shards = tuple(map(self._with_content, value.shards))
+        return dataclasses.replace(value, files=value.files or self.files, shards=shards)
+
+    def _with_content(self, shard: Any) -> Any:
+        if shard.content:
+            return shard
+        content = content_of(self.folder / shard.name)
+        # A named tuple, or a dataclass.
+        replace = getattr(shard, "_replace", functools.partial(dataclasses.replace, shard))
+        return replace(content=content)
+
+    def _has(self, name: str, size: int, content: str) -> bool:
+        """Returns whether a shard is there as it was written."""
+        file = self.folder / name
+        if not file.is_file() or file.stat().st_size != size:
+            return False
+        return not content or content_of(file) == content
 
     def write_each(
         self,
@@ -118,8 +189,12 @@ class ShardJob:
             write(number, report)
             before += size
 
-    def require_same(self, there: dict[str, Any]) -> None:
+    def require_same(self, there: dict[str, Any], files: Fingerprints) -> None:
         """Refuses shards of another input.
+
+        Args:
+            there: `input` of these shards.
+            files: `files` of these shards; empty if an earlier version wrote them.
 
         Raises:
             UserError: The difference is named.
@@ -130,6 +205,8 @@ class ShardJob:
                 f"{self.folder} holds shards of another input ({', '.join(differing)}): "
                 "remove it, or choose another folder"
             )
+        remedy = f"restore it, or remove {self.folder} and tokenize again"
+        require_same(files, self.files, remedy)
 
     def finished(self, number: int) -> dict[str, Any] | None:
         """Returns the note on a shard; None if the shard is not finished."""
@@ -150,8 +227,8 @@ class ShardJob:
         """
         with replacing(self.folder / self.name(number)) as partial:
             facts = {"input": self.input, **fill(partial), "size": partial.stat().st_size}
-            with replacing(self._note(number)) as note:
-                note.write_text(json.dumps(facts), encoding="utf-8")
+            facts["content"] = content_of(partial)
+            self._write_json(self._note(number), facts)
 
     def write_file(self, name: str, fill: Callable[[Path], None]) -> None:
         """Writes another file of the folder; it appears only when it is finished.
@@ -163,16 +240,23 @@ class ShardJob:
             fill(partial)
 
     def sweep(self) -> None:
-        """Removes unfinished files.
+        """Removes unfinished files, and notes what files the input has.
 
         Raises:
             UserError: The finished shards are of another input.
         """
         for left in self.folder.glob(f"{PARTIAL}*"):
             left.unlink(missing_ok=True)
-        for note in self.folder.glob(f"{_NOTE}*"):
+        for note in sorted(self.folder.glob(f"{_NOTE}*")):
             with reading(note):
-                self.require_same(json.loads(note.read_text(encoding="utf-8"))["input"])
+                there = json.loads(note.read_text(encoding="utf-8"))
+                self.require_same(there["input"], there.get("files", {}))
+        if not (self.folder / _INPUT).exists():
+            self._write_json(self.folder / _INPUT, {"input": self.input, "files": self.files})
+
+    def _write_json(self, file: Path, value: dict[str, Any]) -> None:
+        with replacing(file) as partial:
+            partial.write_text(json.dumps(value), encoding="utf-8")
 
     def remove_notes(self) -> None:
         """Removes the notes and unfinished files, once there is a summary."""

@@ -29,6 +29,7 @@ from lwm.files import (
     within,
     write_versioned,
 )
+from lwm.fingerprint import Fingerprints
 from lwm.tokenizer.tokenizer import Tokenizer
 from lwm.tokens import TokenSpace
 
@@ -100,6 +101,8 @@ class Shard(NamedTuple):
     size: int
     """Bytes."""
     examples: int
+    content: str = ""
+    """See `content_of`; empty if an earlier version wrote it."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -115,6 +118,8 @@ class Summary:
     reasons: tuple[str, ...]
     """Why the first bad records are bad."""
     shards: tuple[Shard, ...]
+    files: Fingerprints = dataclasses.field(default_factory=dict)
+    """Fingerprints of the files of the input."""
 
     @classmethod
     def read(cls, folder: Path) -> "Summary":
@@ -173,6 +178,10 @@ class TokenShards:
 
     def __len__(self) -> int:
         return self._ends[-1] if self._ends else 0
+
+    def files(self) -> list[Path]:
+        """Returns the shards that hold examples."""
+        return [Path(file) for file in self._files]
 
     def __getitem__(self, index: SupportsIndex, /) -> Example:
         """Reads one example.

@@ -5,24 +5,29 @@ Sources can be pickled and read by several threads; a copy opens its files again
 
 import bisect
 import codecs
-import glob
 import itertools
 import json
-import mmap
+import os
 import threading
+import weakref
 from array import array
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, SupportsIndex, runtime_checkable
 
-from lwm.data.huggingface import HUB, is_saved, load_hub, load_saved
-from lwm.data.media.summary import is_media, media_files
-from lwm.data.shards import is_shards
+from lwm.data.huggingface import load_hub, load_saved
+from lwm.data.paths import JSON, Warn, expand
 from lwm.errors import UserError
-from lwm.files import LRUCache, edges_of, reading, require_package, state_of, within
+from lwm.files import (
+    LRUCache,
+    edges_of,
+    reading,
+    require_package,
+    require_unpacked,
+    state_of,
+    within,
+)
 
-_JSON = (".jsonl", ".ndjson", ".json")
-_KNOWN = (*_JSON, ".parquet", ".arrayrecord", ".array_record", ".txt")
 _ARRAY_RECORD = bytes.fromhex("83af70d10d884a3f")
 _KEPT_BYTES = 256 << 20
 
@@ -37,6 +42,11 @@ class Record(NamedTuple):
     """The line in its file, from 0; blank lines count."""
 
 
+def is_missing(value: Any) -> bool:
+    """Returns whether a value stands for none: null, or the NaN of tables."""
+    return value is None or (isinstance(value, float) and value != value)
+
+
 @runtime_checkable
 class Source(Protocol):
     """Records by number; a bad one raises `UserError` with its file and line."""
@@ -46,18 +56,23 @@ class Source(Protocol):
     def __getitem__(self, index: SupportsIndex) -> Record: ...
 
 
-def open_source(*paths: str | Path) -> Source:
+def open_source(*paths: str | Path, warn: Warn = lambda text: None) -> Source:
     """Opens JSON lines, Parquet, ArrayRecord and text files, one after the other.
 
     A folder stands for its files of these kinds, sorted by name; `*`, `?` and `**` work as in a
-    shell. A text file is one record, `{"text": ...}`. Hugging Face's datasets are opened from the
-    folder that `save_to_disk` wrote, or as `hf:org/name` or `hf:org/name/config:split`. A folder
-    that `lwm tokenize` wrote is opened as its records.
+    shell. Hidden files and those that systems add are never read. A text file is one record,
+    `{"text": ...}`. Hugging Face's datasets are opened from the folder that `save_to_disk` wrote,
+    or as `hf:org/name` or `hf:org/name/config:split`. A folder that `lwm tokenize` wrote is opened
+    as its records.
+
+    Args:
+        paths: Files, folders, patterns or names of data sets.
+        warn: Receives a line for each folder that holds other files, too.
 
     Raises:
-        UserError: A path does not exist or cannot be read; it is named.
+        UserError: A path does not exist, cannot be read or is compressed; it is named.
     """
-    files = [file for path in paths for file in _expand(path)]
+    files = [file for path in paths for file in expand(path, warn)]
     kept = LRUCache(_KEPT_BYTES)
     sources: list[Source] = []
     for is_text, group in itertools.groupby(files, _is_text):
@@ -77,6 +92,15 @@ def identity(source: Source) -> list:
     return own() if own else [[type(source).__name__, len(source)]]
 
 
+def files_of(source: Any) -> list[Path]:
+    """Returns the files that a source, or a set of examples, is read from.
+
+    That is its method `files`; without one, there are none.
+    """
+    own = getattr(source, "files", None)
+    return own() if own else []
+
+
 class FileSource:
     """Base of the sources that read one file."""
 
@@ -88,9 +112,16 @@ class FileSource:
         """Returns the file's name, size and edges."""
         return [edges_of(self._path)]
 
+    def files(self) -> list[Path]:
+        """Returns the file."""
+        return [self._path]
+
     def _require_unchanged(self) -> None:
         if state_of(self._path) != self._state:
-            raise UserError(f"{self._path} has changed since it was opened; start again")
+            raise self._changed()
+
+    def _changed(self) -> UserError:
+        return UserError(f"{self._path} has changed since it was opened; start again")
 
 
 class JsonLines(FileSource):
@@ -98,7 +129,7 @@ class JsonLines(FileSource):
 
     def __init__(self, path: Path) -> None:
         super().__init__(path)
-        self._bytes: mmap.mmap | None = None
+        self._descriptor: int | None = None
         # Three flat arrays: a file may have a hundred million lines.
         self._starts, self._ends, self._lines = array("q"), array("q"), array("q")
         end = 0
@@ -117,19 +148,31 @@ class JsonLines(FileSource):
         index = within(index, len(self))
         line = self._lines[index]
         name = f"{self._path}:{line + 1}"
-        return Record(
-            _parse(self._map()[self._starts[index] : self._ends[index]], name), name, line
-        )
+        return Record(_parse(self._read(self._starts[index], self._ends[index]), name), name, line)
 
-    def _map(self) -> mmap.mmap:
-        if self._bytes is None:
-            with reading(self._path), self._path.open("rb") as file:
+    def _read(self, start: int, end: int) -> bytes:
+        """Reads a line.
+
+        Not from mapped memory: where a mapped file is cut short, a signal ends the process.
+        """
+        with reading(self._path):
+            number = self._descriptor
+            if number is None:
                 self._require_unchanged()
-                self._bytes = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        return self._bytes
+                self._descriptor = number = os.open(self._path, os.O_RDONLY)
+                weakref.finalize(self, os.close, number)
+            found = os.fstat(number)
+            size, time = self._state
+            # Lines that are appended do no harm.
+            if found.st_size < size or (found.st_size == size and found.st_mtime_ns != time):
+                raise self._changed()
+            data = os.pread(number, end - start, start)
+            if len(data) < end - start:
+                raise self._changed()
+            return data
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_bytes": None}
+        return self.__dict__ | {"_descriptor": None}
 
 
 class Parquet(FileSource):
@@ -187,6 +230,7 @@ class Rows:
         # Arrow tables: the library's own rows are slow, and decode images.
         self._dataset = dataset.with_format("arrow")
         self._name = name
+        self._states = {path: state_of(path) for path in self.files()}
 
     def __len__(self) -> int:
         return len(self._dataset)
@@ -194,6 +238,11 @@ class Rows:
     def __getitem__(self, index: SupportsIndex) -> Record:
         index = within(index, len(self))
         name = f"{self._name}:{index + 1}"
+        # The library maps the files: to read beyond the end of one would end the process.
+        for path, state in self._states.items():
+            with reading(path):
+                if state_of(path) != state:
+                    raise UserError(f"{path} has changed since it was opened; start again")
         with reading(name):
             row = _row_of(self._dataset[index], 0)
         return Record(row, name, index)
@@ -201,6 +250,10 @@ class Rows:
     def identity(self) -> list:
         """Returns the name, the number of rows, and the library's own fingerprint."""
         return [[Path(self._name).name, len(self), self._dataset._fingerprint]]
+
+    def files(self) -> list[Path]:
+        """Returns the files of its tables, in a folder or in the library's cache."""
+        return [Path(file["filename"]) for file in self._dataset.cache_files]
 
 
 class ArrayRecord(FileSource):
@@ -241,6 +294,10 @@ class TextFiles:
         """Returns the files' names, sizes and edges."""
         return [edges_of(path) for path in self._paths]
 
+    def files(self) -> list[Path]:
+        """Returns the files."""
+        return self._paths
+
 
 class Concatenation:
     """Several sources, or other numbered collections, as one."""
@@ -262,6 +319,10 @@ class Concatenation:
         """Returns the identities of all sources."""
         return [each for source in self._sources for each in identity(source)]
 
+    def files(self) -> list[Path]:
+        """Returns the files of all sources."""
+        return [file for source in self._sources for file in files_of(source)]
+
 
 def _locks() -> tuple[threading.Lock, ...]:
     return tuple(threading.Lock() for _ in range(16))
@@ -269,37 +330,6 @@ def _locks() -> tuple[threading.Lock, ...]:
 
 def _is_text(file: Path | str) -> bool:
     return isinstance(file, Path) and file.suffix.lower() == ".txt"
-
-
-def _expand(path: str | Path) -> Sequence[Path | str]:
-    """Returns the files of a path, a folder or a pattern, sorted by name.
-
-    Names of the hub stay strings; folders saved by the datasets library stay folders.
-    """
-    if str(path).startswith(HUB):
-        return [str(path)]
-    plain = Path(path)
-    if plain.is_dir():
-        if is_shards(plain):
-            raise UserError(
-                f"{plain} holds tokenized shards, which are examples, not records; train on it as "
-                "a data set of its own, or give the files that it was tokenized from"
-            )
-        if is_saved(plain):
-            return [plain]
-        if is_media(plain):
-            return media_files(plain)
-        found = sorted(file for file in plain.iterdir() if file.suffix.lower() in _KNOWN)
-        if not found:
-            raise UserError(f"folder {plain} holds no {', '.join(_KNOWN)} file")
-        return found
-    if plain.exists():
-        return [plain]
-    matched = sorted(map(Path, glob.glob(str(path), recursive=True)))
-    found = [file for file in matched if file.is_file()]
-    if not found:
-        raise UserError(f"{plain} does not exist, nor does any file match it")
-    return found
 
 
 def _open(path: Path | str, kept: LRUCache) -> Source:
@@ -313,11 +343,10 @@ def _open(path: Path | str, kept: LRUCache) -> Source:
         return Parquet(path, kept)
     if head.startswith(_ARRAY_RECORD):
         return ArrayRecord(path)
-    if head.startswith((b"\x1f\x8b", b"\x28\xb5\x2f\xfd", b"BZh", b"PK\x03\x04")):
-        raise UserError(f"{path} is compressed; unpack it first")
-    if text.startswith(b"[") and suffix in _JSON:
+    require_unpacked(path, head)
+    if text.startswith(b"[") and suffix in JSON:
         raise UserError(f"{path} is one JSON array; write one object a line")
-    if text.startswith(b"{") or suffix in _JSON:
+    if text.startswith(b"{") or suffix in JSON:
         return JsonLines(path)
     raise UserError(f"{path} is neither JSON lines nor Parquet, ArrayRecord or .txt")
 

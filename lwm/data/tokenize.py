@@ -15,8 +15,9 @@ from typing import Any
 from lwm.data.fields import RecordEncoder
 from lwm.data.shard_job import ShardJob, digest, process_pool, record_writer, run_shared
 from lwm.data.shards import SHOWN, SUMMARY, Counts, Shard, Summary, tokenizer_fingerprint, write_ids
-from lwm.data.sources import Source, identity
+from lwm.data.sources import Source, files_of, identity
 from lwm.errors import UserError
+from lwm.fingerprint import fingerprints, named
 from lwm.progress import Progress
 
 _POLL_SECONDS = 0.2
@@ -84,7 +85,14 @@ class _Job:
             "format": dataclasses.asdict(encoder.format),
             "number of shards": shards,
         }
-        job = ShardJob(folder=folder, kind="tokens", shards=shards, size=len(source), input=facts)
+        job = ShardJob(
+            folder=folder,
+            kind="tokens",
+            shards=shards,
+            size=len(source),
+            input=facts,
+            files=fingerprints(named(files_of(source))),
+        )
         return cls(source=source, encoder=encoder, shards=job)
 
     def write(self, number: int, report: Callable[[int], None]) -> None:
@@ -136,7 +144,12 @@ class _Job:
             counts=counts,
             reasons=reasons,
             shards=tuple(
-                Shard(job.name(number), note["size"], note["counts"]["examples"])
+                Shard(
+                    job.name(number),
+                    note["size"],
+                    note["counts"]["examples"],
+                    note.get("content", ""),
+                )
                 for number, note in enumerate(whole)
             ),
         )

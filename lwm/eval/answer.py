@@ -8,6 +8,7 @@ import jax
 import numpy as np
 
 from lwm.errors import UserError
+from lwm.fingerprint import Fingerprints, fingerprints, model_files, named
 from lwm.generate.engine import LONG, Session
 from lwm.generate.loaded import LoadedModel
 from lwm.generate.plan import GenerationPlan
@@ -105,6 +106,16 @@ def describe_model(model: LoadedModel) -> dict[str, Any]:
         "weights": _sample(leaves),
         "template": template if len(template) < 16 else _digest(template.encode()),
     }
+
+
+def model_fingerprints(model: LoadedModel) -> Fingerprints:
+    """Returns the fingerprints of the files that a model was read from, its VQGAN's included."""
+    if model.source is None:
+        return {}
+    files = named(model_files(model.source))
+    if model.vqgan_file is not None:
+        files |= named(model_files(model.vqgan_file), "vqgan/")
+    return fingerprints(files)
 
 
 def _sample(leaves: Sequence[jax.Array]) -> str:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from lwm.errors import UserError
-from lwm.files import writing
+from lwm.files import write_bytes, writing
 
 ResultRow = Mapping[str, Any]
 
@@ -34,7 +34,9 @@ class Results:
         whole = data[: data.rfind(b"\n") + 1]
         there, *self.rows = _parse(whole or data, path)
         _require_same(there, self.header, path)
-        if len(whole) < len(data):
+        if there != self.header:  # an earlier version recorded less
+            write_bytes(path, first + whole.partition(b"\n")[2])
+        elif len(whole) < len(data):
             with writing(path):
                 os.truncate(path, len(whole))
 
@@ -56,7 +58,8 @@ def require_same(path: Path, part: ResultRow) -> None:
     first, newline, _ = path.read_bytes().partition(b"\n") if path.exists() else (b"", b"", b"")
     if newline:
         (there,) = _parse(first, path)
-        _require_same({key: there.get(key) for key in part}, json.loads(_line(part)), path)
+        known = {key: value for key, value in there.items() if key in part}
+        _require_same(known, json.loads(_line(part)), path)
 
 
 def _line(row: ResultRow) -> bytes:
@@ -79,19 +82,24 @@ def _parse(data: bytes, path: Path) -> list[dict[str, Any]]:
 
 
 def _require_same(there: ResultRow, here: ResultRow, path: Path) -> None:
-    if there != here:
+    if there.get("evaluation") != here.get("evaluation"):
+        difference: str | None = "its first line differs"
+    else:
+        difference = _difference(there, here)
+    if difference:
         raise UserError(
-            f"{path} belongs to another evaluation ({_difference(there, here)}); "
+            f"{path} belongs to another evaluation ({difference}); "
             "choose another folder, or remove this one to start anew"
         )
 
 
-def _difference(there: Mapping[str, Any], here: Mapping[str, Any], prefix: str = "") -> str:
-    """Names the first field in which two headers differ."""
-    for key in [*here, *there]:
-        old, new = there.get(key), here.get(key)
-        if old != new:
-            if isinstance(old, dict) and isinstance(new, dict):
-                return _difference(old, new, f"{prefix}{key}.")
+def _difference(there: Mapping[str, Any], here: Mapping[str, Any], prefix: str = "") -> str | None:
+    """Names the first field in which two headers differ; those that are not `there` are new."""
+    for key, old in there.items():
+        new = here.get(key)
+        if isinstance(old, dict) and isinstance(new, dict):
+            if found := _difference(old, new, f"{prefix}{key}."):
+                return found
+        elif old != new:
             return f"{prefix}{key} was {json.dumps(old)}, is {json.dumps(new)}"
-    return "its first line differs"
+    return None

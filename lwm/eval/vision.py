@@ -15,8 +15,11 @@ from lwm.data.chat import chat_ids
 from lwm.data.example import Example
 from lwm.data.pack import PackingConfig
 from lwm.data.sets import open_records
+from lwm.data.sources import files_of
 from lwm.errors import UserError
+from lwm.eval.answer import model_fingerprints
 from lwm.files import make_folder, write_bytes
+from lwm.fingerprint import fingerprints, named
 from lwm.generate.engine import Session, chunks
 from lwm.generate.grammar import TEXT_ONLY
 from lwm.generate.language_model import LanguageModel
@@ -64,6 +67,8 @@ def read_pairs(
     pairs = []
     for record in records:
         caption = record.value.get("caption")
+        if isinstance(caption, list) and caption:
+            caption = caption[0]
         if not isinstance(caption, str) or record.value.get("vision") is None:
             raise UserError(f"{record.name}: it should have a 'caption' and codes under 'vision'")
         pairs.append(Pair(caption, Vision.of(record.value, tokens_per_frame=tokens_per_frame)))
@@ -204,7 +209,12 @@ def evaluate(
     """
     make_folder(out)
     pairs = read_pairs(files, count=count, tokens_per_frame=model.vision.tokens_per_frame)
+    made_from = {
+        "model": model_fingerprints(model),
+        "files": fingerprints(named(files_of(open_records(files)))),
+    }
     found = measure(model, pairs, progress=progress)
-    text = json.dumps({"model": model.name, "files": files} | found, indent=1)
+    about = {"model": model.name, "files": files, "fingerprints": made_from} | found
+    text = json.dumps(about, indent=1)
     write_bytes(out / REPORT, f"{text}\n".encode())
     return found

@@ -5,13 +5,15 @@ from pathlib import Path
 from typing import Any
 
 from lwm.data.media.inputs import open_items
+from lwm.data.media.items import named_files
 from lwm.data.media.read import Sampling
 from lwm.files import LRUCache, make_folder, write_bytes
+from lwm.fingerprint import fingerprints, model_files, named
 from lwm.media.write import write_image
 from lwm.train.vqgan.batches import FrameFiles, evenly
 from lwm.train.vqgan.perceptual import LPIPS, installed
 from lwm.train.vqgan.validate import HeldOutFrames
-from lwm.vqgan.checkpoint import read_vqgan
+from lwm.vqgan.checkpoint import find_shipped, read_vqgan
 
 REPORT, SHEET = "report.json", "sheet.png"
 
@@ -48,12 +50,18 @@ def evaluate(
     sampling = Sampling(
         resolution=model.config.resolution, max_frames=max_frames, background=background
     )
-    read = evenly(FrameFiles(open_items(inputs), sampling, LRUCache(0), "inputs"), frames)
+    items = open_items(inputs)
+    read = evenly(FrameFiles(items, sampling, LRUCache(0), "inputs"), frames)
     make_folder(out)
     lpips = LPIPS.read("alexnet") if installed() else None
     measured = HeldOutFrames(read, background=background, lpips=lpips)
     scores, decoded = measured.measure(model)
-    report = json.dumps({"vqgan": vqgan, "inputs": inputs} | scores, indent=1) + "\n"
+    made_from = {
+        "vqgan": fingerprints(named(model_files(find_shipped(vqgan)))),
+        "inputs": fingerprints(named_files(items)),
+    }
+    about = {"vqgan": vqgan, "inputs": inputs, "fingerprints": made_from} | scores
+    report = json.dumps(about, indent=1) + "\n"
     write_bytes(out / REPORT, report.encode())
     write_image(out / SHEET, measured.sheet(decoded, count))
     return scores

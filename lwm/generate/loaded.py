@@ -39,6 +39,8 @@ class LoadedModel:
     """Sampling of images and videos if a request names none."""
     vqgan_file: Path | None = None
     """The VQGAN of its images: a file or folder for `lwm.vqgan.checkpoint.read_vqgan`."""
+    source: Path | None = None
+    """The file or folder that it was read from."""
 
     @functools.cached_property
     def marks(self) -> VisionMarkers:

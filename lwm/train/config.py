@@ -263,9 +263,15 @@ def require_same(run: Any, path: Path) -> bool:
     """Returns whether `path` exists; refuses a run with other settings than those in it.
 
     Raises:
-        UserError: The runs differ; the first differences are named.
+        UserError: The runs differ; the first differences are named. Or there are checkpoints
+            without a `run.json`, which may be of any run.
     """
     if not path.exists():
+        if any(each.name.isdigit() for each in path.parent.glob("checkpoints/*")):
+            raise UserError(
+                f"{path.parent} holds checkpoints but no {path.name} with their settings; restore "
+                "it, remove the checkpoints, or choose another folder with --out"
+            )
         return False
     now = settings(run)
     before = read_run(path, known=now)

@@ -8,7 +8,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -114,6 +114,8 @@ class OpenTask:
     """Saves the model of a state to a folder; called by all processes."""
     model: LlamaConfig | None = None
     """The model, if it is a language model."""
+    inputs: Mapping[str, Path] = dataclasses.field(default_factory=dict)
+    """The files that the result depends on, by name."""
 
 
 def train(

@@ -7,9 +7,11 @@ from jax.sharding import Mesh
 from rich.console import Console
 
 from lwm.convert.folder import require_ours
+from lwm.files import make_folder
 from lwm.processes import all_or_none, first_alone
 from lwm.sharding import make_mesh
 from lwm.train.config import Run, require_same, write_run
+from lwm.train.inputs import keep_inputs
 from lwm.train.loop import OpenTask, train
 from lwm.train.monitor.console import print_line
 from lwm.train.monitor.sinks import open_sinks
@@ -49,6 +51,9 @@ def run(
         opened = _open(config, folder, mesh, console, resumed=resumed)
     # Only now, so that a refused run can be corrected and tried again in the same folder.
     with first_alone() as is_first:
+        if is_first:
+            make_folder(folder)
+            keep_inputs(opened.inputs, folder, resumed=resumed)
         if is_first and not resumed:
             write_run(config, folder / "run.json")
     size = f"{_num_parameters(opened, mesh):,} parameters, {opened.units}"

@@ -2,7 +2,7 @@
 
 import dataclasses
 import itertools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +17,10 @@ from lwm.data.captions import PHRASES
 from lwm.data.example import MODALITIES, Batch
 from lwm.data.loader import Delivered, Loader
 from lwm.data.sets import open_set, require_codes_of, texts
-from lwm.data.stream import Mixture
+from lwm.data.sources import files_of
+from lwm.data.stream import Examples, Mixture
 from lwm.errors import UserError
+from lwm.fingerprint import model_files, named
 from lwm.model.config import LlamaConfig
 from lwm.model.llama import Llama, check_mesh
 from lwm.processes import first_alone
@@ -32,7 +34,7 @@ from lwm.train.optimizer import build_optimizer, build_schedule
 from lwm.train.placing import own_rows, shard_batch
 from lwm.train.step import StepMetrics, TrainState, TrainStep
 from lwm.train.validate import HeldOut
-from lwm.vqgan.checkpoint import read_vqgan
+from lwm.vqgan.checkpoint import find_shipped, read_vqgan
 from lwm.vqgan.model import VQGAN
 
 _MOST_CHARACTERS = 50_000_000
@@ -147,14 +149,37 @@ def open_task(
     def save(state: TrainState, place: Path) -> None:
         save_model(state.model, tokenizer, place, vqgan=vqgan, sampling=config.sampling)
 
-    loader = _loader(config, tokenizer, model, mesh)
+    sets = [
+        open_set(one.files, one.format, tokenizer, model.tokens, warn=warn)
+        for one in config.data.sets
+    ]
+    loader = _loader(config, sets, model, mesh)
     held_out = _held_out(config, tokenizer, model)
     return OpenTask(
         task=LanguageTask(config.training, init, start, loader, mesh, held_out),
         units=f"{model.tokens.size:,} ids",
         save=save,
         model=model,
+        inputs=_inputs(config, files, sets, folder),
     )
+
+
+def _inputs(
+    config: Run, files: ModelFiles | None, sets: Sequence[Examples], folder: Path
+) -> dict[str, Path]:
+    """Returns the files that the trained weights depend on."""
+    data, found = config.data, {}
+    for number, one in enumerate(sets):
+        found |= named(files_of(one), f"data.sets.{number}/")
+    if files is not None:
+        found |= named(model_files(files.source), "init/")
+    elif data.tokenizer is None:
+        found |= named(model_files(folder / "tokenizer"), "tokenizer/")
+    else:
+        found |= named(model_files(Path(data.tokenizer)), "data.tokenizer/")
+    if data.vqgan is not None:
+        found |= named(model_files(find_shipped(data.vqgan)), "data.vqgan/")
+    return found
 
 
 def _tokenizer(config: Run, files: ModelFiles | None, folder: Path, *, resumed: bool) -> Tokenizer:
@@ -210,7 +235,7 @@ def _model_config(
     return dataclasses.replace(model, max_context=max(model.max_context, length))
 
 
-def _loader(config: Run, tokenizer: Tokenizer, model: LlamaConfig, mesh: Mesh) -> Loader:
+def _loader(config: Run, sets: Sequence[Examples], model: LlamaConfig, mesh: Mesh) -> Loader:
     data = config.data
     mixture = Mixture(
         weights=tuple(one.weight for one in data.sets),
@@ -219,7 +244,7 @@ def _loader(config: Run, tokenizer: Tokenizer, model: LlamaConfig, mesh: Mesh) -
         shuffle=data.shuffle,
     )
     return Loader(
-        [open_set(one.files, one.format, tokenizer, model.tokens) for one in data.sets],
+        sets,
         model.tokens,
         data.packing,
         mixture,

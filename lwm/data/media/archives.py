@@ -12,11 +12,11 @@ import stat
 import tarfile
 import zipfile
 from collections.abc import Iterator
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 from lwm.errors import UserError
-from lwm.files import edges_of, reading, reason_of
+from lwm.files import edges_of, is_data, reading, reason_of
 
 MEMBER_BYTES = 1 << 30
 """Largest member of an archive, which is read whole; files in folders may be of any size."""
@@ -46,9 +46,13 @@ class Tree:
         """Returns values that differ between trees of different content."""
         return [edges_of(self._path)]
 
+    def files(self) -> dict[str, Path]:
+        """Returns the files on disk, by their paths in the tree; an archive itself has none."""
+        return {"": self._path}
+
 
 class Folder(Tree):
-    """The files of a folder and its subfolders, sorted by name; hidden ones are skipped."""
+    """The files of a folder and its subfolders, sorted by name; see `is_data` for those skipped."""
 
     def __init__(
         self, root: Path, files: list[Path] | None = None, *, exclude: Path | None = None
@@ -80,6 +84,10 @@ class Folder(Tree):
         named = zip(map(readable, self.names), self._sizes, strict=True)
         return [*map(list, named), *map(list, self.faults)]
 
+    def files(self) -> dict[str, Path]:
+        """Returns all files."""
+        return {readable(name): self._path / name for name in self.names}
+
     def _walk(self, exclude: Path | None) -> Iterator[str]:
         def note(error: OSError) -> None:
             name = os.path.relpath(error.filename, self._path)
@@ -92,22 +100,22 @@ class Folder(Tree):
                 inner.clear()
                 continue
             seen.add(real)
-            inner[:] = sorted(name for name in inner if not name.startswith("."))
+            inner[:] = sorted(filter(is_data, inner))
             above = os.path.relpath(folder, self._path)
             for name in files:
-                if not name.startswith("."):
+                if is_data(name):
                     yield name if above == "." else f"{above}/{name}"
 
 
 class Zip(Tree):
-    """The members of a zip file, in its order; hidden ones are skipped."""
+    """The members of a zip file, in its order; see `is_data` for those skipped."""
 
     def __init__(self, path: Path) -> None:
         super().__init__(path)
         self._file: zipfile.ZipFile | None = None
         with reading(path), zipfile.ZipFile(path) as file:
             self._members = [
-                info for info in file.infolist() if not info.is_dir() and is_seen(info.filename)
+                info for info in file.infolist() if not info.is_dir() and is_data(info.filename)
             ]
         self.names = [info.filename for info in self._members]
 
@@ -131,7 +139,7 @@ class Zip(Tree):
 
 
 class Tar(Tree):
-    """The members of a tar file, in its order; hidden ones are skipped."""
+    """The members of a tar file, in its order; see `is_data` for those skipped."""
 
     def __init__(self, path: Path) -> None:
         super().__init__(path)
@@ -160,7 +168,7 @@ class Tar(Tree):
             return file.read(size)
 
     def _list(self, info: tarfile.TarInfo) -> None:
-        if info.isdir() or not is_seen(info.name):
+        if info.isdir() or not is_data(info.name):
             return
         if not info.isreg() or info.issparse():
             self.faults.append((info.name, "it is a link or not a plain file"))
@@ -185,13 +193,6 @@ def open_archive(path: Path) -> Tree:
     with reading(path), path.open("rb") as file:
         zipped = file.read(4).startswith(_ZIPPED)
     return Zip(path) if zipped else Tar(path)
-
-
-def is_seen(name: str) -> bool:
-    """Returns whether a name is visible: no part of it is hidden."""
-    parts = PurePosixPath(name).parts
-    hidden = [part for part in parts if part.startswith(".") and part not in (".", "..")]
-    return not hidden and "__MACOSX" not in parts
 
 
 def _require_size(size: int) -> None:

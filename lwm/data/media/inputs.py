@@ -1,6 +1,5 @@
 """Opens images and videos from files, folders, zip and tar files, and lists of paths."""
 
-import glob
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePath
@@ -9,14 +8,14 @@ from lwm.data.huggingface import HUB, is_saved
 from lwm.data.media.archives import Folder, is_archive, open_archive
 from lwm.data.media.folders import DESCRIBING, MediaFiles, is_side, sides_beside
 from lwm.data.media.items import Bad, Chain, Items, Listed
-from lwm.data.media.lists import Csv, is_csv
+from lwm.data.media.lists import LISTS, Csv, is_csv
 from lwm.data.media.summary import is_media
 from lwm.data.sources import open_source
 from lwm.errors import UserError
-from lwm.files import reading
+from lwm.files import is_packed, matching, reading, require_unpacked
 
 _LISTS = (".jsonl", ".ndjson", ".json", ".parquet", ".arrayrecord", ".array_record")
-_PACKED = (b"\x1f\x8b", b"\x28\xb5\x2f\xfd", b"BZh", b"\xfd7zXZ", b"7z\xbc\xaf", b"Rar!")
+_DESCRIPTIONS = (*LISTS, ".txt", ".tar")
 
 
 def open_items(inputs: Sequence[str], *, exclude: Path | None = None) -> Items:
@@ -52,7 +51,7 @@ def _expand(text: str, exclude: Path | None) -> list[tuple[str, bool]]:
     """
     if text.startswith(HUB) or os.path.exists(text):
         return [(text, True)]
-    matched = sorted(glob.glob(text, recursive=True))
+    matched = matching(text)
     if not matched:
         raise UserError(f"{text} does not exist, nor does any file match it")
     folders = {str(PurePath(path)) for path in matched if os.path.isdir(path)}
@@ -78,11 +77,12 @@ def _collections(found: list[tuple[str, bool]], loose: list[tuple[Path, bool]]) 
     """
     stems = {str(path.with_suffix("")) for path, _ in loose if not is_side(path.name)}
     folders = {path.parent for path, _ in loose}
-    for text, _ in found:
+    for text, is_literal in found:
         path = Path(text)
         if not _is_collection(text) or (is_side(text) and str(path.with_suffix("")) in stems):
             continue
-        if path.name in DESCRIBING and path.parent in folders:
+        describes = path.name in DESCRIBING or (not is_literal and path.suffix.lower() in LISTS)
+        if describes and path.parent in folders:
             raise UserError(
                 f"{path} describes files beside it, which are given too; give the folder, or the "
                 "list alone"
@@ -104,8 +104,8 @@ def _is_collection(text: str) -> bool:
             raise UserError(f"{path} is not a file")
         with path.open("rb") as file:
             head = file.read(512)
-    if head.startswith(_PACKED):
-        raise UserError(f"{path} is compressed; unpack it first")
+    if not is_archive(path):
+        require_unpacked(path, head)
     if is_side(path.name):
         return path.suffix.lower() == ".json"
     text_start = head.removeprefix(b"\xef\xbb\xbf").lstrip()[:1]
@@ -144,6 +144,8 @@ def _open_folder(path: Path, prefix: str, exclude: Path | None) -> list[Items]:
     inner: dict[int, Items] = {}
     bad: list[Bad] = []
     for number, name in enumerate(tree.names):
+        if is_packed(name, _DESCRIPTIONS):
+            require_unpacked(path / name, b"")
         if not name.lower().endswith((".tar", ".zip")):
             continue
         try:

@@ -14,8 +14,10 @@ from typing import Any, BinaryIO, NamedTuple, SupportsIndex
 
 from lwm.data.sources import FileSource, Record
 from lwm.errors import UserError
-from lwm.files import reading, within
+from lwm.files import reading, require_package, within
 
+LISTS = (".csv", ".tsv", ".jsonl", ".ndjson", ".json", ".parquet")
+"""Suffixes of lists that may describe the files beside them."""
 _CELL = 1 << 24
 """Characters of a cell at most; the limit of Python is 131,072 by default."""
 
@@ -62,11 +64,21 @@ def is_csv(path: Path) -> bool:
 def described(name: str, content: bytes) -> Iterator[tuple[str, dict[str, Any] | str]]:
     """Yields the place of each row of a small list, with the row or the reason why it is bad.
 
-    The suffix of its name distinguishes CSV from JSON lines.
+    The suffix of its name distinguishes CSV from Parquet, JSON lines, and an array of JSON objects.
     """
     content = content.removeprefix(codecs.BOM_UTF8)
     if is_csv(Path(name)):
         yield from _described_by_csv(name, content)
+        return
+    if name.lower().endswith(".parquet") or content.lstrip().startswith(b"["):
+        try:
+            rows = _table(content) if name.lower().endswith(".parquet") else json.loads(content)
+        except (UserError, ValueError, RecursionError) as error:
+            yield name, str(error) if isinstance(error, UserError) else f"{name}: not JSON: {error}"
+            return
+        for number, row in enumerate(rows, 1):
+            where = f"{name}:{number}"
+            yield where, row if isinstance(row, dict) else f"{where}: not a JSON object"
         return
     for number, line in enumerate(content.splitlines(), 1):
         where = f"{name}:{number}"
@@ -77,6 +89,12 @@ def described(name: str, content: bytes) -> Iterator[tuple[str, dict[str, Any] |
                 yield where, f"{where}: not JSON: {error}"
                 continue
             yield where, row if isinstance(row, dict) else f"{where}: not a JSON object"
+
+
+def _table(content: bytes) -> list[dict[str, Any]]:
+    parquet = require_package("pyarrow.parquet", "Parquet")
+    with reading("Parquet"):
+        return parquet.read_table(io.BytesIO(content)).to_pylist()
 
 
 def _described_by_csv(name: str, content: bytes) -> Iterator[tuple[str, dict[str, Any] | str]]:
@@ -154,4 +172,6 @@ def _record(cells: list[str] | None, header: list[str], name: str) -> dict[str, 
         raise UserError(f"{name}: not a row of CSV in UTF-8")
     if len(cells) != len(header):
         raise UserError(f"{name}: {len(cells)} cells for {len(header)} columns")
-    return {key: cell for key, cell in zip(header, cells, strict=True) if cell}
+    # Pandas can write NaN for an empty cell.
+    missing = ("", "nan", "NaN")
+    return {key: cell for key, cell in zip(header, cells, strict=True) if cell not in missing}

@@ -33,6 +33,7 @@ _NAMED_OTHER = (
     "aac,arrow,cls,db,flac,m4a,mp3,npy,npz,ogg,opus,parquet,pdf,pickle,pkl,pt,pth,pyd,safetensors,"
     "tar,wav,zip"
 )
+_NAMED_TEXT = "csv,htm,html,ini,json,jsonl,log,md,ndjson,py,srt,toml,tsv,txt,vtt,xml,yaml,yml"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -195,6 +196,12 @@ class _Processes:
 def _work(items_and_sampling: tuple[Items, Sampling], number: int) -> Result:
     items, sampling = items_and_sampling
     return read_item(items, number, sampling)
+
+
+def is_named_other(name: str) -> bool:
+    """Returns whether the suffix of a name is that of text, or of something else than media."""
+    ending = PurePosixPath(name).suffix.lower().removeprefix(".")
+    return ending in f"{_NAMED_OTHER},{_NAMED_TEXT}".split(",")
 
 
 def _is_other(item: Item, medium: Medium) -> bool:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from lwm.data.media.encode import encode_records
-from lwm.data.media.items import Bad, Items
+from lwm.data.media.items import Bad, Items, named_files
 from lwm.data.media.read import Pictures, Result, Sampling, read_items
 from lwm.data.media.summary import (
     BAD,
@@ -25,6 +25,7 @@ from lwm.data.media.summary import (
 )
 from lwm.data.shard_job import ShardJob, digest, record_writer
 from lwm.errors import UserError
+from lwm.fingerprint import fingerprints
 from lwm.progress import Progress
 from lwm.vqgan.config import CodebookInfo
 from lwm.vqgan.tokenizer import VisionTokenizer
@@ -66,7 +67,12 @@ class MediaJob:
             "number of shards": shards,
         }
         job = ShardJob(
-            folder=folder.absolute(), kind=KIND, shards=shards, size=len(items), input=facts
+            folder=folder.absolute(),
+            kind=KIND,
+            shards=shards,
+            size=len(items),
+            input=facts,
+            files=fingerprints(named_files(items)),
         )
         return cls(items=items, sampling=sampling, codebook=codebook, shards=job)
 
@@ -123,7 +129,12 @@ class MediaJob:
                     counts = MediaCounts(**note["counts"])
                     totals += counts
                     shards.append(
-                        MediaShard(name=job.name(number), size=note["size"], items=counts.items)
+                        MediaShard(
+                            name=job.name(number),
+                            size=note["size"],
+                            items=counts.items,
+                            content=note.get("content", ""),
+                        )
                     )
                     for bad in note["bad"]:
                         first = first or bad["reason"]

@@ -115,13 +115,18 @@ def _picture_of(part: dict[str, Any], vision: VisionTokenizer) -> Picture | None
 
 def _card(record: dict[str, Any], picture_of: PictureOf) -> dict[str, Any]:
     lines = [
-        Line("" if key == "caption" else key, record[key])
+        Line("" if key == "caption" else key, text)
         for key in ("caption", "question", "answer")
-        if isinstance(record.get(key), str) and record[key]
+        for text in _listed(record.get(key))
+        if isinstance(text, str) and text
     ]
     document = {"content": record.get("parts") or []}
     lines += _turns([*(record.get("messages") or []), document], picture_of)
     return {"name": record["name"], "picture": picture_of(record), "lines": lines}
+
+
+def _listed(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
 
 
 def _turns(messages: list[dict[str, Any]], picture_of: PictureOf) -> Iterator[Line]:

@@ -12,6 +12,7 @@ from typing import Any
 
 from lwm.errors import UserError
 from lwm.files import read_versioned, reading, require_size, write_versioned
+from lwm.fingerprint import Fingerprints
 from lwm.vqgan.config import CodebookInfo
 
 SUMMARY, BAD = "media.json", "bad.jsonl"
@@ -53,6 +54,8 @@ class MediaShard:
     size: int
     """Bytes."""
     items: int
+    content: str = ""
+    """See `content_of`; empty if an earlier version wrote it."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -65,6 +68,8 @@ class MediaSummary:
     sampling: dict[str, Any]
     counts: MediaCounts
     shards: tuple[MediaShard, ...]
+    files: Fingerprints = dataclasses.field(default_factory=dict)
+    """Fingerprints of the files of the input."""
 
     @classmethod
     def read(cls, folder: Path) -> "MediaSummary":

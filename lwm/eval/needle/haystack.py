@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Int
 
 from lwm.errors import UserError
+from lwm.files import is_data, is_packed, require_unpacked
 from lwm.tokenizer.tokenizer import Tokenizer
 
 BOOK = "Moby-Dick, chapters 1-3"
@@ -135,13 +136,21 @@ def _documents(source: Path | None) -> Iterator[str]:
     """
     if source is None:
         source = Path(str(importlib.resources.files("lwm") / "assets" / "moby-dick"))
-    files = sorted(source.glob("*.txt")) if source.is_dir() else [source]
+    files = [source]
+    if source.is_dir():
+        there = sorted(file for file in source.iterdir() if is_data(file.name))
+        for file in there:
+            if is_packed(file.name, (".txt",)):
+                require_unpacked(file, b"")
+        files = [file for file in there if file.suffix == ".txt"]
     if not files:
         raise UserError(f"haystack {source} holds no .txt file")
     for file in files:
         try:
-            with file.open(encoding="utf-8") as lines:
-                if file.suffix in _JSONL:
+            with file.open("rb") as packed:
+                require_unpacked(file, packed.read(8))
+            with file.open(encoding="utf-8-sig") as lines:
+                if file.suffix.lower() in _JSONL:
                     yield from (f"{text}\n\n" for text in _texts(lines, file))
                 else:
                     yield from lines

@@ -11,7 +11,13 @@ from typing import Any
 import jax
 
 import lwm
-from lwm.eval.answer import Answerer, ModelAnswerer, describe_model, require_context
+from lwm.eval.answer import (
+    Answerer,
+    ModelAnswerer,
+    describe_model,
+    model_fingerprints,
+    require_context,
+)
 from lwm.eval.needle.config import NeedleConfig
 from lwm.eval.needle.haystack import Haystack, name_of, require_readable
 from lwm.eval.needle.plot import heat_map
@@ -87,7 +93,9 @@ def evaluate(
     require_context(longest, model.context, model.name)
     check(config, out)
     prompts = Prompts(config, model.tokenizer, template=model.template)
-    results = Results(out / RESULTS, header(config, prompts.haystack, describe_model(model)))
+    described = header(config, prompts.haystack, describe_model(model))
+    described["files"] = model_fingerprints(model)
+    results = Results(out / RESULTS, described)
     before, finished = len(results.rows), 0
     total = sum(cell.length for cell in prompts.cells)
 

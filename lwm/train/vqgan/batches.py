@@ -64,10 +64,10 @@ class FrameFiles:
             kept: Cache, which other items may share.
             name: Name of these items in the cache.
         """
-        self._items, self._sampling, self._kept, self._set = items, sampling, kept, name
+        self.items, self._sampling, self._kept, self._set = items, sampling, kept, name
 
     def __len__(self) -> int:
-        return len(self._items)
+        return len(self.items)
 
     def __getitem__(self, number: int) -> tuple[UInt8[np.ndarray, "N S S 3"], str]:
         """Returns the frames of all images and videos of an item, and its name.
@@ -82,11 +82,11 @@ class FrameFiles:
         return found
 
     def _read(self, number: int) -> tuple[UInt8[np.ndarray, "N S S 3"], str]:
-        item = read_item(self._items, number, self._sampling)
+        item = read_item(self.items, number, self._sampling)
         if isinstance(item, Bad):
             raise UserError(item.reason)
         if item is None or not item.pixels:
-            raise UserError(f"{self._items[number].name} is no image and no video")
+            raise UserError(f"{self.items[number].name} is no image and no video")
         return np.concatenate(item.pixels), item.name
 
 
@@ -137,7 +137,7 @@ class FrameBatches:
             ],
             [weight for weight in weights if weight],
         )
-        self._sets, self._cut, self._seed = list(sets), cut, seed
+        self.sets, self._cut, self._seed = list(sets), cut, seed
         self._read = self._bad = 0
 
     def restore(self, state: dict[str, Any]) -> None:
@@ -205,7 +205,7 @@ class FrameBatches:
         chosen = self._numbers[number]
         assert chosen is not None, "nothing is filtered out"
         place, index = chosen
-        files, faults = self._sets[place], []
+        files, faults = self.sets[place], []
         while True:
             try:
                 frames, name = files[index]

@@ -13,9 +13,11 @@ from jax.sharding import Mesh, PartitionSpec as P
 
 from lwm.data.loader import Delivered
 from lwm.data.media.inputs import open_items
+from lwm.data.media.items import named_files
 from lwm.data.media.read import Sampling
 from lwm.errors import UserError
 from lwm.files import LRUCache, make_folder
+from lwm.fingerprint import model_files, named
 from lwm.processes import first_alone
 from lwm.sharding import AXES, on_mesh, require_divisible
 from lwm.train.loop import OpenTask
@@ -27,7 +29,7 @@ from lwm.train.vqgan.discriminator import Discriminator
 from lwm.train.vqgan.perceptual import LPIPS, installed
 from lwm.train.vqgan.step import VQGANState, VQGANStep
 from lwm.train.vqgan.validate import HeldOutFrames, measure_frames
-from lwm.vqgan.checkpoint import read_vqgan, save_vqgan
+from lwm.vqgan.checkpoint import find_shipped, read_vqgan, save_vqgan
 from lwm.vqgan.model import VQGAN
 
 _FRAMES = P(None, AXES)
@@ -152,7 +154,13 @@ def open_vqgan_task(
         seed=config.seed,
         trained=config.init is not None,
     )
-    return OpenTask(task=task, units=f"{config.model.codes:,} codes", save=save)
+    inputs: dict[str, Path] = {}
+    for number, one in enumerate(batches.sets):
+        files = named_files(one.items).items()
+        inputs |= {f"data.sets.{number}/{name}": path for name, path in files}
+    if config.init is not None:
+        inputs |= named(model_files(find_shipped(config.init)), "init/")
+    return OpenTask(task=task, units=f"{config.model.codes:,} codes", save=save, inputs=inputs)
 
 
 def open_batches(config: VQGANRun, mesh: Mesh) -> FrameBatches:
