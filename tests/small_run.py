@@ -28,6 +28,7 @@ def small(*, mesh: str = "1,1,1,1", vocabulary: int = 300, **training: Any) -> R
         "validate_every": 3,
     }
     replace, recipe = dataclasses.replace, debug()
+    assert recipe.model is not None
     return replace(
         recipe,
         mesh=mesh,

@@ -15,25 +15,17 @@ import jax.random as jr
 import pytest
 from jax.sharding import AbstractMesh, AxisType, NamedSharding, PartitionSpec as P
 
-from lwm.cli.train import commands, require_use
+from lwm.cli.train import commands, without_model
 from lwm.errors import UserError
-from lwm.model.config import Compute
+from lwm.model.config import Compute, Rope
 from lwm.model.llama import Llama
 from lwm.recipes import RECIPES, debug, find_recipe, tiny_vision
 from lwm.renamed import new_setting
 from lwm.sharding import AXES
 from lwm.tokens import TokenSpace
-from lwm.train.config import (
-    DataSet,
-    Schedule,
-    Training,
-    read_run,
-    require_same,
-    settings,
-    to_json,
-    write_run,
-)
+from lwm.train.config import AdamW, DataSet, Schedule, Training
 from lwm.train.optimizer import build_optimizer
+from lwm.train.run_json import read_run, require_same, settings, to_json, write_run
 from lwm.train.step import TrainState
 from lwm.train.vqgan.config import CodebookConfig, VQGANRun
 from lwm.train.vqgan.discriminator import Discriminator
@@ -72,7 +64,8 @@ def test_recipes_can_be_built(name):
 def test_recipes_of_the_last_release_are_the_same_settings(name):
     """Golden files change in names alone."""
     now = settings(RECIPES[name]())
-    assert read_run(GOLDEN / "before" / f"{name}.json", known=now) == now
+    before = read_run(GOLDEN / "before" / f"{name}.json", known=now)
+    assert dict.fromkeys(now) | before == now
 
 
 def model_can_be_built(run, optimizer):
@@ -138,9 +131,8 @@ def test_recipes_of_ones_own(tmp_path):
 
 def test_a_folder_keeps_to_its_run(tmp_path):
     run, path = debug(), tmp_path / "run" / "run.json"
-    assert not require_same(run, path)
     write_run(run, path)
-    assert require_same(dataclasses.replace(run, mesh="1,2,1,1"), path)
+    require_same(dataclasses.replace(run, mesh="1,2,1,1"), path)
     other = dataclasses.replace(run, seed=1)
     with pytest.raises(UserError, match="holds another run: seed was 0 and is 1; give the same"):
         require_same(other, path)
@@ -153,13 +145,39 @@ def test_a_folder_keeps_to_its_run(tmp_path):
         require_same(run, path)
 
 
+def test_more_steps_are_taken_where_the_schedule_allows(tmp_path):
+    path = tmp_path / "run.json"
+
+    def of(steps, **schedule):
+        adam = AdamW(schedule=Schedule(warmup=10, **schedule))
+        training = dataclasses.replace(debug().training, steps=steps, optimizer=adam)
+        return dataclasses.replace(debug(), training=training)
+
+    wsd = {"shape": "wsd", "decay": 20}
+    for schedule, steps, reached, said in (
+        ({"shape": "constant"}, 90, 60, None),
+        ({"shape": "constant"}, 50, 40, None),
+        ({"shape": "constant"}, 50, 60, "step 60 is made already"),
+        (wsd, 90, 40, None),
+        (wsd, 90, 41, "decays from step 41, and step 41 is made"),
+        (wsd, 50, 31, "decays from step 31, and step 31 is made"),
+        ({"shape": "cosine"}, 90, 30, "a cosine depends on its last step from the first"),
+    ):
+        write_run(of(60, **schedule), path)
+        if said is None:
+            require_same(of(steps, **schedule), path, reached=reached)
+        else:
+            with pytest.raises(UserError, match=f"steps was 60 and is {steps} .*{said}"):
+                require_same(of(steps, **schedule), path, reached=reached)
+
+
 def test_a_file_of_a_newer_version_is_refused(tmp_path):
     path = tmp_path / "run.json"
     write_run(debug(), path)
     values = json.loads(path.read_text())
-    assert values["version"] == 2
-    path.write_text(json.dumps(values | {"version": 3}))
-    with pytest.raises(UserError, match=r"run\.json has version 3, and this lwm reads up to 2"):
+    assert values["version"] == 3
+    path.write_text(json.dumps(values | {"version": 4}))
+    with pytest.raises(UserError, match=r"run\.json has version 4, and this lwm reads up to 3"):
         require_same(debug(), path)
     path.write_text(json.dumps(values | {"version": "new"}))
     with pytest.raises(UserError, match="is damaged"):
@@ -176,6 +194,7 @@ def test_old_names_of_settings_work_in_recipes():
     with pytest.warns(DeprecationWarning, match=r"CodebookConfig\.continuous is now warmup"):
         assert CodebookConfig(**cast(Any, {"continuous": 3})).warmup == 3
     run, found = debug(), tiny_vision().sampling
+    assert run.model is not None
     with pytest.warns(DeprecationWarning, match=r"Run\.drawings is now sampling"):
         assert dataclasses.replace(run, **cast(Any, {"drawings": found})).sampling == found
     with pytest.warns(DeprecationWarning, match="dtype is now dtype of `compute` in a run"):
@@ -216,12 +235,19 @@ def test_names_still_in_use_are_not_replaced():
 
 def test_options_without_effect_are_refused():
     run = debug()
-    wide = dataclasses.replace(run, model=dataclasses.replace(run.model, mlp_dim=99))
-    require_use(wide, run)
-    with pytest.raises(UserError, match=r"--model\.mlp-dim has no effect with --init"):
-        require_use(dataclasses.replace(wide, init="some/model"), run)
+    assert run.model is not None
+    for change, said in (
+        ({"mlp_dim": 99}, r"--model\.mlp-dim is for a new model, .* its own; leave it out"),
+        ({"rope": Rope(theta=1e6)}, r"--model\.rope\.theta is for a new model, .* use --theta"),
+        ({"max_context": 512}, r"--model\.max-context is for a new model, .* use --context"),
+    ):
+        wide = dataclasses.replace(run, model=dataclasses.replace(run.model, **cast(Any, change)))
+        assert without_model(wide, run) == wide
+        with pytest.raises(UserError, match=said):
+            without_model(dataclasses.replace(wide, init="some/model"), run)
     low = Compute(dtype="bfloat16", remat="full", mlp_chunk=64)
-    require_use(dataclasses.replace(run, compute=low, init="some/model"), run)
+    other = dataclasses.replace(run, compute=low, init="some/model")
+    assert without_model(other, run) == dataclasses.replace(other, model=None)
     with pytest.raises(UserError, match="decay 9 has no effect with shape cosine"):
         Schedule(decay=9)
     with pytest.raises(UserError, match=r"end 0\.1 has no effect with shape constant"):

@@ -1,6 +1,7 @@
 """`lwm plan`: memory that a model needs, without the model and without the devices."""
 
 import dataclasses
+import os
 import sys
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -10,6 +11,7 @@ from lwm.cli.common import print_table
 from lwm.errors import UserError
 from lwm.files import read_json
 from lwm.hub import catalog
+from lwm.model.config import PRESETS, ModelOverrides, preset
 
 if TYPE_CHECKING:
     from lwm.devices import Machine
@@ -32,16 +34,23 @@ def plan(
     mesh: str = "1,1,1,1",
     dtype: Literal["float32", "bfloat16", "int8"] = "float32",
     memory: float | None = None,
+    config: str | None = None,
+    theta: float | None = None,
+    rope_scaling: str | None = None,
 ) -> None:
     """Reports whether a model fits the memory of given devices; loads nothing.
 
     Args:
-        model: A name from `lwm models`, a Hugging Face folder, a GGUF file, or a hub's org/name.
+        model: A name from `lwm models`, a Hugging Face folder, a GGUF file, a hub's org/name, a
+            run, or one of LWM's sizes, such as 7b.
         context: Tokens of prompt and answer; by default, several up to the model's own.
         rows: Prompts in a batch.
         mesh: Devices: dp,fsdp,tp,sp such as 1,1,32,1, or tp=32.
         dtype: Type of weights and computation; int8 weights are stored so and computed in float32.
         memory: GB (10⁹ bytes) of each GPU or TPU; by default, that of this machine's devices.
+        config: For LWM's own files: a preset such as 7b, or json::FILE or pickle::FILE.
+        theta: RoPE's base, for files that lack it; needs no memory.
+        rope_scaling: RoPE scaling as for `lwm chat`; needs no memory.
     """
     for option, value in (("--context", context), ("--rows", rows), ("--memory", memory)):
         if value is not None and not 0 < value < _TOO_MUCH:
@@ -49,10 +58,11 @@ def plan(
     from lwm.plan.fit import Plan
     from lwm.plan.memory import require_divisible_weights
 
-    config, sizes = _config(model), _read_mesh(mesh)
-    require_divisible_weights(config, sizes)
-    own = config.max_context
-    asked = Plan(config=config, context=context or own, rows=rows, mesh=sizes, dtype=dtype)
+    given = ModelOverrides(config=config, theta=theta, context=context, rope_scaling=rope_scaling)
+    shape, sizes = _config(model, given), _read_mesh(mesh)
+    require_divisible_weights(shape, sizes)
+    own = shape.max_context
+    asked = Plan(config=shape, context=context or own, rows=rows, mesh=sizes, dtype=dtype)
     machine = _machine(asked.devices, memory)
     if context is None:
         contexts = [each for each in _CONTEXTS if each < own] + [own]
@@ -64,23 +74,33 @@ def plan(
     print("\n" + "\n".join(_verdict(asked, machine)))
 
 
-def _config(model: str) -> "LlamaConfig":
+def _config(model: str, given: ModelOverrides) -> "LlamaConfig":
     """Finds the shape of a model: LWM's by name, others from the headers of their files.
 
-    Only `config.json` of a hub's model is downloaded.
+    Only `config.json` of a hub's model is downloaded. The context is the model's own, if its files
+    say one.
     """
     from lwm.convert.lwm_config import known_config
 
+    if model in PRESETS and not os.path.exists(model):
+        return preset(model)
+    own = dataclasses.replace(given, context=None)
     entry = catalog.known(model)
-    if entry and (known := known_config(entry)):
+    if entry and (known := known_config(entry)) and given.config is None:
         return known
     if file := catalog.fetch_config(model):
         from lwm.convert.huggingface import read_config
 
-        return read_config(read_json(file), source=model)
+        return own.applied(read_config(read_json(file), source=model))
     from lwm.convert.open import open_model_files
 
-    return open_model_files(model).config
+    try:
+        return open_model_files(model, given=own).config
+    except UserError:
+        if given.context is None:
+            raise
+        # LWM's files may lack a context.
+        return open_model_files(model, given=given).config
 
 
 def _read_mesh(text: str) -> "MeshSizes":

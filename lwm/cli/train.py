@@ -14,7 +14,8 @@ from lwm.distributed import Processes
 from lwm.errors import UserError
 from lwm.recipes import RECIPES, Recipe, find_recipe
 from lwm.renamed import new_options
-from lwm.train.config import Run, settings
+from lwm.train.config import Run
+from lwm.train.run_json import settings
 from lwm.train.vqgan.config import VQGANRun
 
 ABOUT = "Trains a model by a recipe; run again, it goes on where it stopped."
@@ -56,9 +57,7 @@ def _command(name: str, recipe: Recipe) -> Callable[..., None]:
     kind: Any = type(own)
 
     def command(*, run: Any = own, options: Any = Options()) -> None:
-        if isinstance(own, Run):
-            require_use(run, own)
-        train(name, run, options)
+        train(name, without_model(run, own) if isinstance(own, Run) else run, options)
 
     # What a recipe makes decides the options; neither it nor the others have a name before theirs.
     plain = tyro.conf.arg(name="")
@@ -70,19 +69,30 @@ def _command(name: str, recipe: Recipe) -> Callable[..., None]:
     return command
 
 
-def require_use(run: Run, recipe: Run) -> None:
-    """Refuses options that a model to start from leaves without effect.
+_INSTEAD = {
+    "--model.max-context": "--context",
+    "--model.rope.theta": "--theta",
+    "--model.rope.scaling": "--rope-scaling",
+}
+"""Options for a model to start from, in place of those for a new model."""
+
+
+def without_model(run: Run, recipe: Run) -> Run:
+    """Drops the recipe's model where `--init` replaces it.
 
     Raises:
-        UserError: The first of them is named.
+        UserError: An option changes the model that is dropped; it is named.
     """
-    if run.init is None:
-        return
-    for field in dataclasses.fields(run.model):
-        name = field.name
-        if getattr(run.model, name) != getattr(recipe.model, name):
+    if run.init is None or recipe.init is not None or run.model is None or recipe.model is None:
+        return run
+    before, now = settings(recipe.model), settings(run.model)
+    for name in sorted(before | now):
+        if before.get(name) != now.get(name):
             option = f"--model.{name.replace('_', '-')}"
-            raise UserError(f"{option} has no effect with --init, whose model brings its own")
+            instead = next((new for old, new in _INSTEAD.items() if option.startswith(old)), None)
+            hint = f"use {instead}" if instead else "leave it out"
+            raise UserError(f"{option} is for a new model, and --init brings its own; {hint}")
+    return dataclasses.replace(run, model=None)
 
 
 def train(name: str, run: Run | VQGANRun, options: Options) -> None:

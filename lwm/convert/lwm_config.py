@@ -136,9 +136,8 @@ def read_config_of(
     if known is not None:
         theta, context = theta or known.theta, context or known.context
     theta = given.theta or theta
-    return config, ModelOverrides(
-        theta=None if theta is None else float(theta), context=given.context or context
-    )
+    theta = None if theta is None else float(theta)
+    return config, dataclasses.replace(given, theta=theta, context=given.context or context)
 
 
 def _from_sizes(sizes: LwmSizes, path: Path, name: str | None) -> LlamaConfig:

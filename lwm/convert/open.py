@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 from jax.sharding import Mesh
 
+from lwm.convert.checkpoint import TABLE as CHECKPOINT_TABLE, open_language_model
 from lwm.convert.huggingface import OWN, is_not_weight, open_safetensors, read_config
 from lwm.convert.lwm import TABLE, open_lwm, split_prefix
 from lwm.convert.names import HUGGING_FACE, TensorLayout
@@ -15,6 +16,7 @@ from lwm.convert.weights import build_llama, with_vision_rows
 from lwm.errors import UserError
 from lwm.files import read_json
 from lwm.formats.gguf import read_gguf
+from lwm.formats.run_folder import TOKENIZER, find_in_run, is_checkpoint
 from lwm.hub import catalog
 from lwm.model.config import NO_OVERRIDES, Compute, LlamaConfig, ModelOverrides
 from lwm.model.llama import Llama
@@ -90,14 +92,15 @@ def open_model_files(
         UserError: The model cannot be fetched or read.
     """
     path = find_files(name_or_path)
-    params = _lwm_file(path, name_or_path)
+    checkpoint = is_checkpoint(path)
+    params = None if checkpoint else _lwm_file(path, name_or_path)
     known = _entry(name_or_path, params or path)
     if params is not None:
         opened = _open_lwm(params, given, known)
     elif given.config is not None:
         raise UserError(f"{path} has a configuration of its own; leave out --config")
     else:
-        opened = _open(path)
+        opened = _open_checkpoint(path) if checkpoint else _open(path)
         opened = dataclasses.replace(opened, config=given.applied(opened.config))
     _require_vocabulary(opened)
     vqgan = opened.vqgan
@@ -130,6 +133,20 @@ def _open_lwm(params: Path, given: ModelOverrides, known: catalog.KnownModel | N
         tokenizer=Tokenizer.open(params.parent),
         source=params,
         vqgan=vqgan if config.tokens.vision and vqgan.exists() else None,
+    )
+
+
+def _open_checkpoint(place: Path) -> ModelFiles:
+    config, tensors, settings = open_language_model(place)
+    vqgan = settings["data"].get("vqgan")
+    return ModelFiles(
+        config=config,
+        tensors=tensors,
+        table=CHECKPOINT_TABLE,
+        tokenizer=Tokenizer.open(place.parents[1] / TOKENIZER),
+        source=place,
+        vqgan=None if vqgan is None else find_shipped(vqgan),
+        sampling=VisionSampling.of(settings["sampling"]),
     )
 
 
@@ -224,6 +241,8 @@ def find_files(name_or_path: str | Path) -> Path:
         UserError: It does not exist or cannot be fetched.
     """
     prefixed = split_prefix(str(name_or_path))
+    if prefixed is None and (found := find_in_run(name_or_path)):
+        return found
     if prefixed is None:
         return catalog.resolve(name_or_path)
     path = Path(prefixed[1]).expanduser()

@@ -152,6 +152,9 @@ class ModelOverrides:
     """RoPE's base, in place of the one that is known for the model."""
     context: int | None = None
     """Maximum tokens of context, in place of the length that the model was trained for."""
+    rope_scaling: str | None = None
+    """RoPE scaling in place of the model's: `none`, or `llama3:FACTOR,LOW,HIGH,CONTEXT` with the
+    factors of low and high frequencies and the context of the first training."""
 
     def __post_init__(self):
         """Checks the ranges.
@@ -163,17 +166,44 @@ class ModelOverrides:
             raise UserError(f"theta {self.theta} must be above 1; LWM's are 1e7, 2.5e7 and 5e7")
         if self.context is not None and self.context < 1:
             raise UserError(f"context {self.context} leaves no room; give at least 1 token")
+        if self.rope_scaling is not None:
+            read_scaling(self.rope_scaling)
 
     def applied(self, config: LlamaConfig) -> LlamaConfig:
         """Returns the configuration with these values in place of its own."""
         rope = config.rope
         if self.theta is not None:
             rope = dataclasses.replace(rope, theta=self.theta)
+        if self.rope_scaling is not None:
+            rope = dataclasses.replace(rope, scaling=read_scaling(self.rope_scaling))
         context = config.max_context if self.context is None else self.context
         return dataclasses.replace(config, rope=rope, max_context=context)
 
 
 NO_OVERRIDES = ModelOverrides()
+
+
+def read_scaling(text: str) -> RopeScaling | None:
+    """Reads RoPE scaling as `ModelOverrides` takes it.
+
+    Raises:
+        UserError: It is of another form, or a value is out of range.
+    """
+    kind, _, numbers = text.partition(":")
+    if text == "none":
+        return None
+    try:
+        factor, low, high, context = map(float, numbers.split(","))
+        if kind != "llama3" or not (0 < low < high and factor >= 1 and context >= 1):
+            raise ValueError
+        return RopeScaling(
+            factor=factor, low_freq_factor=low, high_freq_factor=high, original_context=int(context)
+        )
+    except (ValueError, OverflowError):
+        raise UserError(
+            f"rope_scaling {text!r} is neither none nor llama3:FACTOR,LOW,HIGH,CONTEXT, such as "
+            "llama3:8,1,4,8192"
+        ) from None
 
 
 # name: dim, mlp_dim, layers, heads, context, norm_eps; the presets of LWM's code.

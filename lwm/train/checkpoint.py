@@ -1,12 +1,10 @@
 """Checkpoints of a run: sharded, with checksums, written in the background."""
 
-import concurrent.futures
 import contextlib
 import json
 import logging
 import os
 import shutil
-import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -18,11 +16,9 @@ from orbax.checkpoint import args
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 from lwm.errors import UserError, is_full_disk
+from lwm.formats.run_folder import CHECKSUMS, checksums, fault_of
 from lwm.processes import gather
 from lwm.train.config import Keep
-
-CHECKSUMS = "checksums.json"
-"""File in each checkpoint: size and CRC-32 of its other files."""
 
 # Orbax logs each failure with its traceback, and `Checkpoints` raises or names all of them.
 logging.getLogger("absl").addFilter(
@@ -148,7 +144,7 @@ class Checkpoints:
         self.wait()
         faults = []
         for step in sorted(self._manager.all_steps(), reverse=True):
-            if fault := next(filter(None, gather(self._fault(step))), None):
+            if fault := next(filter(None, gather(self._fault_of(step))), None):
                 faults.append(f"{step} ({fault})")
                 self._damaged.add(step)
                 self._known.discard(step)
@@ -205,29 +201,15 @@ class Checkpoints:
             files = [path for path in place.glob("*/**/*") if path.is_file()]
             names = [str(path.relative_to(place)) for path in files]
             sizes = [path.stat().st_size for path in files]
-            sums = dict(zip(names, zip(sizes, _checksums(files), strict=True), strict=True))
+            sums = dict(zip(names, zip(sizes, checksums(files), strict=True), strict=True))
             (place / CHECKSUMS).write_text(json.dumps(sums), encoding="utf-8")
 
     def _partial(self) -> list[Path]:
         return list(self._folder.glob(f"{self._saving}.orbax-checkpoint-tmp*"))
 
-    def _fault(self, step: int) -> str | None:
-        """Returns the first fault in the files of a checkpoint; each process checks its part."""
-        place = self._folder / str(step)
-        try:
-            sums = json.loads((place / CHECKSUMS).read_text(encoding="utf-8"))
-            names = sorted(sums)[jax.process_index() :: jax.process_count()]
-            for name in names:
-                if (size := (place / name).stat().st_size) != sums[name][0]:
-                    return f"{name} has {size} bytes in place of {sums[name][0]}"
-            found = _checksums([place / name for name in names])
-        except OSError as error:
-            missing = Path(error.filename or place).relative_to(place)
-            return f"{missing} cannot be read: {error.strerror}"
-        except (ValueError, TypeError, AttributeError):
-            return f"{CHECKSUMS} is no JSON"
-        wrong = [name for name, crc in zip(names, found, strict=True) if crc != sums[name][1]]
-        return f"{wrong[0]} has other bytes than were written" if wrong else None
+    def _fault_of(self, step: int) -> str | None:
+        part, parts = jax.process_index(), jax.process_count()
+        return fault_of(self._folder / str(step), part=part, parts=parts)
 
     def _give_up(self, error: Exception) -> None:
         """Removes the partial checkpoint and raises `error`, a full disk as a UserError."""
@@ -285,17 +267,3 @@ def _require_same(source: str, stored: dict[str, str], wanted: dict[str, str]) -
             f"{source} is of another model or optimizer: {'; '.join(differing[:3])}{more}; "
             "use that run's settings or another folder"
         )
-
-
-def _checksums(files: list[Path]) -> list[int]:
-    # CRC-32 releases the interpreter lock, so threads read as fast as the disk.
-    with concurrent.futures.ThreadPoolExecutor() as pool:
-        return list(pool.map(_checksum, files))
-
-
-def _checksum(path: Path) -> int:
-    crc = 0
-    with path.open("rb", buffering=0) as file:
-        while chunk := file.read(1 << 24):
-            crc = zlib.crc32(chunk, crc)
-    return crc

@@ -1,22 +1,16 @@
-"""Settings of a training run, and `run.json`, which keeps them beside its results."""
+"""Settings of a training run."""
 
 import dataclasses
-import json
-from collections.abc import Collection, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any, Literal
 
 from lwm.data.format import ExampleFormat
 from lwm.data.pack import PackingConfig
 from lwm.errors import UserError
-from lwm.files import make_folder, replacing
-from lwm.model.config import Compute, LlamaConfig
+from lwm.model.config import Compute, LlamaConfig, ModelOverrides
 from lwm.ops.layout import Layout
-from lwm.renamed import new_setting, takes_old_settings
+from lwm.renamed import takes_old_settings
 from lwm.sampling_params import LWM_SAMPLING, VisionSampling
-
-VERSION = 2
-"""Of `run.json`; files of version 1 have no number."""
 
 
 @takes_old_settings("training.optimizer.schedule")
@@ -207,14 +201,16 @@ class Data:
 
 @takes_old_settings("")
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Run:
-    """All settings of a training run."""
+class Run(ModelOverrides):
+    """All settings of a training run, changes to the model that it starts from included."""
 
-    model: LlamaConfig
-    """Shape of the model; its token space comes from the tokenizer. Has no effect with `init`."""
+    model: LlamaConfig | None = None
+    """Shape of the model; its token space comes from the tokenizer. None with `init`, which brings
+    its own."""
     compute: Compute = Compute()
     init: str | None = None
-    """Model to start from: a known name, a folder, a GGUF file or a hub's org/name."""
+    """Model to start from: a known name, a folder, a GGUF file, a run (`runs/a`, `runs/a@300`) or a
+    hub's org/name."""
     data: Data
     training: Training
     mesh: str = "1,1,1,1"
@@ -223,108 +219,3 @@ class Run:
     """Seed of the first weights and of the order of the data."""
     sampling: VisionSampling = LWM_SAMPLING
     """Default sampling of images and videos by the trained model; saved with it."""
-
-
-# Settings that may change when a run is resumed; they change numbers by rounding at most.
-_FREE = (
-    "mesh",
-    "compute.remat",
-    "compute.mlp_chunk",
-    "compute.loss_chunk",
-    "training.keep",
-    "training.validate_every",
-    "data.held_out",
-    "data.threads",
-    "data.cache",
-    "data.max_bad_share",
-    "training.sheet",
-    "sampling",
-)
-
-
-def to_json(run: Any) -> dict[str, Any]:
-    """Returns all settings of a run as plain values."""
-    return json.loads(json.dumps(dataclasses.asdict(run)))
-
-
-def write_run(run: Any, path: Path) -> None:
-    """Writes a run to `path`, whole or not at all, for `require_same` to compare with.
-
-    Raises:
-        UserError: The folder cannot be made or written to.
-    """
-    values = {"version": VERSION} | to_json(run)
-    make_folder(path.parent)
-    with replacing(path) as partial:
-        partial.write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
-
-
-def require_same(run: Any, path: Path) -> bool:
-    """Returns whether `path` exists; refuses a run with other settings than those in it.
-
-    Raises:
-        UserError: The runs differ; the first differences are named. Or there are checkpoints
-            without a `run.json`, which may be of any run.
-    """
-    if not path.exists():
-        if any(each.name.isdigit() for each in path.parent.glob("checkpoints/*")):
-            raise UserError(
-                f"{path.parent} holds checkpoints but no {path.name} with their settings; restore "
-                "it, remove the checkpoints, or choose another folder with --out"
-            )
-        return False
-    now = settings(run)
-    before = read_run(path, known=now)
-    differing = [
-        f"{name} was {before.get(name)!r} and is {now.get(name)!r}"
-        for name in sorted(before | now)
-        if before.get(name) != now.get(name) and not name.startswith(_FREE)
-    ]
-    if differing:
-        more = f" and {len(differing) - 3} more" if len(differing) > 3 else ""
-        raise UserError(
-            f"{path.parent} holds another run: {'; '.join(differing[:3])}{more}; give the same "
-            "settings to go on with it, or another folder with --out"
-        )
-    return True
-
-
-def read_run(path: Path, *, known: Collection[str]) -> dict[str, Any]:
-    """Reads the settings of a run by dotted path; those of older versions get their new names.
-
-    Args:
-        path: A `run.json`.
-        known: Paths of the settings that a run of this kind has now.
-
-    Raises:
-        UserError: The file is damaged, or written by a newer version.
-    """
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-        version = int(values.pop("version", 1))
-    except (ValueError, AttributeError, TypeError):
-        raise UserError(f"{path} is damaged; restore it, or choose another folder") from None
-    if version > VERSION:
-        raise UserError(
-            f"{path} has version {version}, and this lwm reads up to {VERSION}; update lwm, or "
-            "choose another folder with --out"
-        )
-    return {new_setting(name, known): value for name, value in _leaves(values).items()}
-
-
-def settings(run: Any) -> dict[str, Any]:
-    """Returns the settings of a run by dotted path, such as `training.optimizer.clip`."""
-    return _leaves(to_json(run))
-
-
-def _leaves(values: Any, name: str = "") -> dict[str, Any]:
-    if isinstance(values, dict):
-        items = values.items()
-    elif isinstance(values, list) and any(isinstance(value, dict) for value in values):
-        items = enumerate(values)
-    else:
-        return {name: values}
-    found = {}
-    for key, value in items:
-        found |= _leaves(value, f"{name}.{key}" if name else str(key))
-    return found

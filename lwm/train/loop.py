@@ -18,6 +18,7 @@ from jax.sharding import Mesh
 from lwm.data.loader import Delivered, require_few_bad
 from lwm.errors import UserError
 from lwm.files import reading, writing
+from lwm.formats.run_folder import CHECKPOINTS
 from lwm.model.config import LlamaConfig
 from lwm.processes import agree_on, all_or_none, gather
 from lwm.train.checkpoint import Checkpointable, Checkpoints, abstract_state
@@ -139,7 +140,7 @@ def train(
     batches = task.batches
     with (
         jax.set_mesh(mesh),
-        Checkpoints(folder / "checkpoints", config.keep, sink.warn) as checkpoints,
+        Checkpoints(folder / CHECKPOINTS, config.keep, sink.warn) as checkpoints,
         contextlib.closing(iter(batches)) as delivered,
         stop_signals() as request,
     ):

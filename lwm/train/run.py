@@ -1,5 +1,6 @@
 """Training runs from start to end: settings are checked, tasks opened, models trained and saved."""
 
+import dataclasses
 from pathlib import Path
 
 import jax
@@ -7,16 +8,19 @@ from jax.sharding import Mesh
 from rich.console import Console
 
 from lwm.convert.folder import require_ours
+from lwm.errors import UserError
 from lwm.files import make_folder
+from lwm.formats.run_folder import MODEL, SETTINGS, steps_of
 from lwm.processes import all_or_none, first_alone
 from lwm.sharding import make_mesh
-from lwm.train.config import Run, require_same, write_run
+from lwm.train.config import Run
 from lwm.train.inputs import keep_inputs
 from lwm.train.loop import OpenTask, train
 from lwm.train.monitor.console import print_line
 from lwm.train.monitor.sinks import open_sinks
 from lwm.train.monitor.trackers import TrackerKind, require_trackers
 from lwm.train.optimizer import build_optimizer
+from lwm.train.run_json import require_same, write_run
 from lwm.train.vqgan.config import VQGANRun
 
 
@@ -42,28 +46,42 @@ def run(
         UserError: A file is missing, something does not fit, or training failed.
     """
     console = console or Console(quiet=True)
+    place, model = folder / SETTINGS, folder / MODEL
     with all_or_none():
-        resumed = require_same(config, folder / "run.json")
+        resumed = place.exists()
+        reached = max(steps_of(folder), default=0)
+        if resumed:
+            require_same(config, place, ignore=("model",), reached=reached)
+        elif reached:
+            raise UserError(
+                f"{folder} holds checkpoints but no {place.name} with their settings; restore it, "
+                "remove the checkpoints, or choose another folder with --out"
+            )
         require_trackers(track)
-        require_ours(folder / "model")
+        require_ours(model)
         build_optimizer(config.training.optimizer, config.training.steps)
         mesh = make_mesh(config.mesh)
         opened = _open(config, folder, mesh, console, resumed=resumed)
+        # The model that is trained, which may be another than the recipe's.
+        made = (
+            dataclasses.replace(config, model=opened.model) if isinstance(config, Run) else config
+        )
+        if resumed:
+            require_same(made, place, reached=reached)
     # Only now, so that a refused run can be corrected and tried again in the same folder.
     with first_alone() as is_first:
         if is_first:
             make_folder(folder)
             keep_inputs(opened.inputs, folder, resumed=resumed)
-        if is_first and not resumed:
-            write_run(config, folder / "run.json")
+            write_run(made, place)
     size = f"{_num_parameters(opened, mesh):,} parameters, {opened.units}"
     with open_sinks(
         config, folder, mesh, track, console=console, size=size, model=opened.model
     ) as sink:
         state = train(config.training, opened.task, mesh, folder, sink=sink, profile=profile)
     with jax.set_mesh(mesh):
-        opened.save(state, folder / "model")
-    return folder / "model"
+        opened.save(state, model)
+    return model
 
 
 def _open(

@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,8 @@ import jax.random as jr
 import numpy as np
 from jax.sharding import Mesh
 
-from lwm.convert.export import save_model
+from lwm.convert.export import generation_config, save_model
+from lwm.convert.folder import to_text
 from lwm.convert.open import ModelFiles, open_model_files, read_llama
 from lwm.data.captions import PHRASES
 from lwm.data.example import MODALITIES, Batch
@@ -20,10 +22,13 @@ from lwm.data.sets import open_set, require_codes_of, texts
 from lwm.data.sources import files_of
 from lwm.data.stream import Examples, Mixture
 from lwm.errors import UserError
+from lwm.files import make_folder, write_bytes
 from lwm.fingerprint import model_files, named
+from lwm.formats.run_folder import TOKENIZER
 from lwm.model.config import LlamaConfig
 from lwm.model.llama import Llama, check_mesh
 from lwm.processes import first_alone
+from lwm.sampling_params import VisionSampling
 from lwm.sharding import require_batch
 from lwm.tokenizer.bpe import train_tokenizer
 from lwm.tokenizer.tokenizer import Tokenizer
@@ -132,7 +137,7 @@ def open_task(
         UserError: A file is missing, or sizes do not fit together.
     """
     require_batch(mesh, rows=config.data.rows, length=config.data.packing.length)
-    files = None if config.init is None else open_model_files(config.init)
+    files = None if config.init is None else open_model_files(config.init, given=config)
     tokenizer = _tokenizer(config, files, folder, resumed=resumed)
     vqgan = None if config.data.vqgan is None else read_vqgan(config.data.vqgan)
     model = _model_config(config, files, tokenizer, vqgan, warn)
@@ -149,6 +154,10 @@ def open_task(
     def save(state: TrainState, place: Path) -> None:
         save_model(state.model, tokenizer, place, vqgan=vqgan, sampling=config.sampling)
 
+    place = folder / TOKENIZER
+    with first_alone() as is_first:
+        if is_first and not config.data.vocabulary and not (resumed and place.exists()):
+            _keep_tokenizer(tokenizer, model, config.sampling, place)
     sets = [
         open_set(one.files, one.format, tokenizer, model.tokens, warn=warn)
         for one in config.data.sets
@@ -174,12 +183,23 @@ def _inputs(
     if files is not None:
         found |= named(model_files(files.source), "init/")
     elif data.tokenizer is None:
-        found |= named(model_files(folder / "tokenizer"), "tokenizer/")
+        found |= named(model_files(folder / TOKENIZER), "tokenizer/")
     else:
         found |= named(model_files(Path(data.tokenizer)), "data.tokenizer/")
     if data.vqgan is not None:
         found |= named(model_files(find_shipped(data.vqgan)), "data.vqgan/")
     return found
+
+
+def _keep_tokenizer(
+    tokenizer: Tokenizer, model: LlamaConfig, sampling: VisionSampling, place: Path
+) -> None:
+    """Writes the tokenizer beside the checkpoints, which are models with it."""
+    shutil.rmtree(place, ignore_errors=True)  # of a run that was refused
+    make_folder(place)
+    tokenizer.save(place)
+    values = generation_config(tokenizer, model, sampling)
+    write_bytes(place / "generation_config.json", to_text(values).encode())
 
 
 def _tokenizer(config: Run, files: ModelFiles | None, folder: Path, *, resumed: bool) -> Tokenizer:
@@ -195,7 +215,7 @@ def _tokenizer(config: Run, files: ModelFiles | None, folder: Path, *, resumed: 
         return Tokenizer.open(Path(data.tokenizer))
     if not data.vocabulary:
         raise UserError("give a tokenizer: init, data.tokenizer, or data.vocabulary to train one")
-    place = folder / "tokenizer"
+    place = folder / TOKENIZER
     with first_alone() as is_first:
         if is_first and not resumed:
             given = (text for one in data.sets for text in texts(one.files, most=_MOST_CHARACTERS))
@@ -211,8 +231,12 @@ def _model_config(
     vqgan: VQGAN | None,
     warn: Callable[[str], None],
 ) -> LlamaConfig:
-    """Returns the shape of the model to train, with its token space."""
-    model, codes = config.model, config.data.codes
+    """Returns the shape of the model to train, with its token space.
+
+    Raises:
+        UserError: The run names no model, or two, or sizes do not fit together.
+    """
+    codes = config.data.codes
     if vqgan is not None:
         if codes not in (0, vqgan.config.codes):
             raise UserError(
@@ -224,15 +248,41 @@ def _model_config(
             require_codes_of(one.files, vqgan)
     if files is not None:
         model = files.training_config(codes=codes)
+        _require_shape_of(model, config)
+    elif config.model is None:
+        raise UserError("the run has no model; give its shape, or init to start from another model")
+    elif config.config is not None:
+        raise UserError(f"--config {config.config} is of the model to start from; give --init, too")
     else:
-        model = dataclasses.replace(model, tokens=TokenSpace.of(tokenizer.vocab_size, codes))
+        tokens = TokenSpace.of(tokenizer.vocab_size, codes)
+        model = config.applied(dataclasses.replace(config.model, tokens=tokens))
     length = config.data.packing.length
-    if length > model.max_context:
-        warn(
-            f"rows of {length} tokens exceed the model's context of {model.max_context}; "
-            f"RoPE's theta stays {model.rope.theta:g}"
+    if length <= model.max_context:
+        return model
+    if config.context is not None:
+        raise UserError(
+            f"rows of {length} tokens exceed --context {config.context}; give at least {length}, "
+            "or shorter rows with --data.packing.length"
         )
-    return dataclasses.replace(model, max_context=max(model.max_context, length))
+    warn(
+        f"rows of {length} tokens exceed the model's context of {model.max_context}; RoPE's theta "
+        f"stays {model.rope.theta:g}: --theta and --context change both"
+    )
+    return dataclasses.replace(model, max_context=length)
+
+
+def _require_shape_of(there: LlamaConfig, config: Run) -> None:
+    """Refuses a run whose model has another shape than the one that it starts from."""
+    for field in dataclasses.fields(config.model or there):
+        if config.model is None or field.name in ("tokens", "init_std"):
+            continue
+        asked, found = getattr(config.model, field.name), getattr(there, field.name)
+        if asked != found:
+            raise UserError(
+                f"the run's model has {field.name} {asked}, but init {config.init} has {found}; "
+                "leave the model out, and change RoPE and context by theta, context and "
+                "rope_scaling of the run"
+            )
 
 
 def _loader(config: Run, sets: Sequence[Examples], model: LlamaConfig, mesh: Mesh) -> Loader:

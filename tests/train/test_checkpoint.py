@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from lwm.errors import UserError
+from lwm.formats import run_folder
 from lwm.model.llama import Llama
 from lwm.sharding import make_mesh
 from lwm.train import checkpoint
@@ -248,7 +249,7 @@ def test_a_disk_that_fills_up_meanwhile(abstract, run, monkeypatch, error):
     def full(path):
         raise error
 
-    monkeypatch.setattr(checkpoint, "_checksum", full)
+    monkeypatch.setattr(run_folder, "_checksum", full)
     with open_quietly(run) as checkpoints:
         checkpoints.save(3, fill(abstract()), {})
         with pytest.raises(UserError, match="no space for the checkpoint of step 3"):
@@ -264,6 +265,7 @@ import os, signal, sys
 from pathlib import Path
 import jax
 import jax.numpy as jnp
+from lwm.formats import run_folder
 from lwm.model.config import LlamaConfig, Rope
 from lwm.model.llama import Llama
 from lwm.sharding import make_mesh
@@ -288,7 +290,7 @@ with checkpoint.Checkpoints(Path({folder!r}), Keep(last=2)) as checkpoints:
     checkpoints.save(3, state, data)
     checkpoints.wait()
     if {when!r} == "all is written":
-        checkpoint._checksum = kill
+        run_folder._checksum = kill
     checkpoints.save(4, state, data)
     if {when!r} == "it is begun":
         kill()

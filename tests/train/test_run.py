@@ -17,10 +17,12 @@ import pytest
 
 import lwm
 from lwm.cli.data import data_tokenize
-from lwm.convert.open import open_model_files, read_llama
+from lwm.convert.convert import convert_model
+from lwm.convert.open import open_model_files, open_tokens, read_llama
 from lwm.data.pack import PackingConfig
 from lwm.data.shards import open_shards
 from lwm.errors import UserError
+from lwm.model.config import ModelOverrides, Rope, read_scaling
 from lwm.recipes import debug
 from lwm.train import run as runs, task
 from lwm.train.config import AdamW, DataSet, Schedule
@@ -95,7 +97,8 @@ def test_training_goes_on_from_a_model_with_vision_added(whole, tmp_path, monkey
     )
     sets = (DataSet(files=(str(out),), weight=0.5), pictures)
     data = replace(run.data, sets=sets, held_out=(pictures,), codes=10, vocabulary=0)
-    run = replace(run, init=str(whole / "model"), data=data)
+    theirs = {"theta": 2e4, "context": 300, "rope_scaling": "llama3:2,1,4,64"}
+    run = replace(run, model=None, init=f"{whole}@6", data=data, **theirs)
     folder = tmp_path / "run"
     model = runs.run(run, folder)
     (held_out,) = [line["held_out"] for line in log(folder) if "held_out" in line]
@@ -107,9 +110,86 @@ def test_training_goes_on_from_a_model_with_vision_added(whole, tmp_path, monkey
         12,
         10,
     )
+    # Every record of the run says what was trained.
+    settings = json.loads((folder / "run.json").read_text())["model"]
+    assert settings == json.loads(json.dumps(dataclasses.asdict(config)))
+    assert (config.rope.theta, config.max_context) == (2e4, 300)
+    assert config.rope.scaling == read_scaling(theirs["rope_scaling"])
+    assert (config.dim, config.num_layers) == (before.dim, before.num_layers)
     opened = lwm.load(model)
     assert jnp.isfinite(opened.llama.embedding).all()
     assert len(open_shards(out, tokens=config.tokens, tokenizer=opened.tokenizer)) == 3
+
+
+def test_a_run_and_its_checkpoints_are_models(whole, tmp_path):
+    weights = {
+        name: jax.tree.leaves(lwm.load(path).llama)
+        for name, path in {
+            "model": whole / "model",
+            "run": whole,
+            "last": f"{whole}@6",
+            "early": f"{whole}@3",
+            "path": whole / "checkpoints" / "3",
+        }.items()
+    }
+
+    def are_equal(one, other):
+        pairs = zip(weights[one], weights[other], strict=True)
+        return all((jnp.asarray(x) == jnp.asarray(y)).all() for x, y in pairs)
+
+    for pair in (("run", "model"), ("last", "model"), ("early", "path")):
+        assert are_equal(*pair)
+    assert not are_equal("early", "last")
+    model = lwm.load(f"{whole}@3", given=ModelOverrides(theta=5e3, context=128))
+    assert (model.llama.config.rope.theta, model.context) == (5e3, 128)
+    text = "Whale ½ 🐳"
+    assert model.tokenizer.decode(model.tokenizer.encode(text)) == text
+    convert_model(open_model_files(f"{whole}@3"), tmp_path / "converted", dtype=None)
+    weights["early"] = jax.tree.leaves(lwm.load(tmp_path / "converted").llama)
+    assert are_equal("early", "path")
+    tokens = open_tokens(f"{whole}@3")[1]
+    assert tokens == open_tokens(whole / "model")[1]
+    with pytest.raises(UserError, match="has no checkpoint of step 4; there are 3, 6"):
+        lwm.load(f"{whole}@4")
+    with pytest.raises(UserError, match="does not exist"):
+        lwm.load(f"{tmp_path}@4")
+
+
+def test_a_stopped_run_is_its_newest_checkpoint_and_a_damaged_one_is_named(whole, tmp_path):
+    folder = shutil.copytree(whole, tmp_path / "run")
+    shutil.rmtree(folder / "model")
+    shutil.rmtree(folder / "checkpoints" / "6")
+    assert open_model_files(folder).source == folder / "checkpoints" / "3"
+    file = max((folder / "checkpoints" / "3" / "state").rglob("*"), key=lambda p: p.stat().st_size)
+    file.write_bytes(file.read_bytes()[:-1])
+    with pytest.raises(UserError, match=r"checkpoints/3 is damaged: .* bytes in place of"):
+        lwm.load(folder)
+    settings = json.loads((folder / "run.json").read_text())
+    (folder / "run.json").write_text(json.dumps(settings | {"version": 2}))
+    with pytest.raises(UserError, match="an earlier version, without the model that was trained"):
+        open_model_files(f"{folder}@3")
+    shutil.rmtree(folder / "checkpoints")
+    with pytest.raises(UserError, match="has no checkpoint yet"):
+        open_model_files(folder)
+
+
+def test_a_recipe_of_another_shape_than_its_init_is_refused(whole, tmp_path):
+    run = replace(small(), init=str(whole / "model"))
+    for changes, said in (
+        ({"rope": Rope(theta=1e6)}, "rope .*theta=1000000.0.*, but init .*; leave the model out"),
+        ({"max_context": 1024}, "max_context 1024, but init .* has 256"),
+        ({"num_layers": 2}, "num_layers 2, but init .* has 1"),
+    ):
+        other = replace(run, model=replace(run.model, **changes))
+        with pytest.raises(UserError, match=said):
+            runs.run(other, tmp_path / "run")
+    with pytest.raises(UserError, match="rows of 64 tokens exceed --context 32"):
+        runs.run(replace(run, model=None, context=32), tmp_path / "run")
+    with pytest.raises(UserError, match="--config 7b is of the model to start from"):
+        runs.run(replace(small(), config="7b"), tmp_path / "run")
+    with pytest.raises(UserError, match="the run has no model"):
+        runs.run(replace(small(), model=None), tmp_path / "run")
+    assert not (tmp_path / "run" / "run.json").exists()
 
 
 def test_mistakes_are_told_before_anything_runs(whole, tmp_path):

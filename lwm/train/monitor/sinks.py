@@ -10,9 +10,9 @@ from jax.sharding import Mesh
 from rich.console import Console
 
 from lwm.model.config import LlamaConfig
-from lwm.train.config import to_json
 from lwm.train.monitor.console import ConsoleSink, print_line
 from lwm.train.monitor.trackers import Tracker, TrackerKind, open_tracker
+from lwm.train.run_json import to_json
 
 
 class RunSinks:
