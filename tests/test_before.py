@@ -252,12 +252,13 @@ def test_needle_folder(before):
     needle.evaluate(model, grid, Path("needle"))
     rows = [json.loads(line) for line in Path("needle/results.jsonl").read_text().splitlines()[1:]]
     assert rows == EXPECTED["needle"]["rows"]
-    assert describe_model(model) == LITERALS["text-model described"]
+    assert describe_model(model).items() >= LITERALS["text-model described"].items()
 
 
 def test_fingerprints():
     assert vqgan_fingerprint(read_vqgan("vqgan-64")) == LITERALS["vqgan-64 fingerprint"]
-    assert describe_model(lwm.load("tiny-vision")) == LITERALS["tiny-vision described"]
+    described = describe_model(lwm.load("tiny-vision"))
+    assert described.items() >= LITERALS["tiny-vision described"].items()
 
 
 MODELS = {

@@ -1,5 +1,6 @@
 """Greedy answers for evaluations, each independent of the prompts before it."""
 
+import dataclasses
 import hashlib
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -105,6 +106,8 @@ def describe_model(model: LoadedModel) -> dict[str, Any]:
         "dtype": model.llama.compute.dtype,
         "weights": _sample(leaves),
         "template": template if len(template) < 16 else _digest(template.encode()),
+        # As resolved: RoPE's base, scaling and context may be the user's.
+        "config": dataclasses.asdict(model.llama.config),
     }
 
 

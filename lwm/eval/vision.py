@@ -17,7 +17,7 @@ from lwm.data.pack import PackingConfig
 from lwm.data.sets import open_records
 from lwm.data.sources import files_of
 from lwm.errors import UserError
-from lwm.eval.answer import model_fingerprints
+from lwm.eval.answer import describe_model, model_fingerprints
 from lwm.files import make_folder, write_bytes
 from lwm.fingerprint import fingerprints, named
 from lwm.generate.engine import Session, chunks
@@ -214,7 +214,8 @@ def evaluate(
         "files": fingerprints(named(files_of(open_records(files)))),
     }
     found = measure(model, pairs, progress=progress)
-    about = {"model": model.name, "files": files, "fingerprints": made_from} | found
+    about = {"model": model.name, "described": describe_model(model), "files": files}
+    about |= {"fingerprints": made_from} | found
     text = json.dumps(about, indent=1)
     write_bytes(out / REPORT, f"{text}\n".encode())
     return found

@@ -60,7 +60,8 @@ def evaluate(
         "vqgan": fingerprints(named(model_files(find_shipped(vqgan)))),
         "inputs": fingerprints(named_files(items)),
     }
-    about = {"vqgan": vqgan, "inputs": inputs, "fingerprints": made_from} | scores
+    about = {"vqgan": vqgan, "config": model.config.to_json(), "inputs": inputs}
+    about |= {"fingerprints": made_from} | scores
     report = json.dumps(about, indent=1) + "\n"
     write_bytes(out / REPORT, report.encode())
     write_image(out / SHEET, measured.sheet(decoded, count))

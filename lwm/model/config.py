@@ -153,8 +153,9 @@ class ModelOverrides:
     context: int | None = None
     """Maximum tokens of context, in place of the length that the model was trained for."""
     rope_scaling: str | None = None
-    """RoPE scaling in place of the model's: `none`, or `llama3:FACTOR,LOW,HIGH,CONTEXT` with the
-    factors of low and high frequencies and the context of the first training."""
+    """RoPE scaling in place of the model's: `none`, `linear:FACTOR`, or
+    `llama3:FACTOR,LOW,HIGH,CONTEXT` with its factors of low and of high frequencies and the context
+    of the first training."""
 
     def __post_init__(self):
         """Checks the ranges.
@@ -183,26 +184,32 @@ class ModelOverrides:
 NO_OVERRIDES = ModelOverrides()
 
 
-def read_scaling(text: str) -> RopeScaling | None:
+def read_scaling(text: str) -> RopeScaling | LinearScaling | None:
     """Reads RoPE scaling as `ModelOverrides` takes it.
 
     Raises:
         UserError: It is of another form, or a value is out of range.
     """
     kind, _, numbers = text.partition(":")
-    if text == "none":
-        return None
     try:
-        factor, low, high, context = map(float, numbers.split(","))
-        if kind != "llama3" or not (0 < low < high and factor >= 1 and context >= 1):
-            raise ValueError
-        return RopeScaling(
-            factor=factor, low_freq_factor=low, high_freq_factor=high, original_context=int(context)
-        )
-    except (ValueError, OverflowError):
+        match kind, [float(number) for number in numbers.split(",") if numbers]:
+            case "none", []:
+                return None
+            case "linear", [factor]:
+                return LinearScaling(factor=factor)
+            case "llama3", [factor, low, high, context]:
+                return RopeScaling(
+                    factor=factor,
+                    low_freq_factor=low,
+                    high_freq_factor=high,
+                    original_context=round(context),
+                )
+            case _:
+                raise ValueError("it has another form")
+    except (ValueError, OverflowError) as error:
         raise UserError(
-            f"rope_scaling {text!r} is neither none nor llama3:FACTOR,LOW,HIGH,CONTEXT, such as "
-            "llama3:8,1,4,8192"
+            f"rope_scaling {text!r} cannot be read ({error}); give none, linear:FACTOR or "
+            "llama3:FACTOR,LOW,HIGH,CONTEXT, such as llama3:8,1,4,8192"
         ) from None
 
 

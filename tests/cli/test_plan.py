@@ -115,6 +115,17 @@ def test_a_model_of_files(capsys, tmp_path, model):
     assert list(found)[1:] == ["512"], "the model's own context"
 
 
+def test_a_preset_and_files_that_lack_a_context(capsys, fixtures):
+    plan("7b", dtype="bfloat16", memory=40.0)
+    assert list(rows(capsys.readouterr().out))[-1] == "4,096"
+    file = str(fixtures / "text_tiny_params_noscan.msgpack")
+    config = f"json::{fixtures / 'text_tiny_config.json'}"
+    plan(file, config=config, theta=1e4, rope_scaling="linear:2", context=99)
+    assert "99 tokens fit" in capsys.readouterr().out
+    with pytest.raises(UserError, match="how many heads is not known; give --config"):
+        plan(file, context=99)
+
+
 MISTAKES = [
     (dict(context=0), r"--context is 0"),
     (dict(memory=-1.0), r"--memory is -1"),
@@ -124,6 +135,8 @@ MISTAKES = [
     (dict(mesh="1,-1,1,1"), r"write the number in place of -1"),
     (dict(mesh="1,1,3,1"), r"does not divide by tp 3"),
     (dict(mesh="four"), r"cannot be read"),
+    (dict(theta=0.5), r"theta 0\.5 must be above 1"),
+    (dict(rope_scaling="yarn:4"), r"rope_scaling 'yarn:4' cannot be read .* give none, linear:"),
 ]
 
 

@@ -25,6 +25,7 @@ from lwm.eval.results import Results
 from lwm.generate import loaded
 from lwm.generate.language_model import LanguageModel
 from lwm.hub.catalog import find_model, locate
+from lwm.model.config import ModelOverrides
 
 GRID = NeedleConfig(lengths=(700, 1400), depths=(0.0, 30.0, 100.0), rounds=2, max_tokens=40)
 TINY = NeedleConfig(lengths=(600, 2400), depths=(0.0, 50.0, 100.0), max_tokens=8)
@@ -239,6 +240,24 @@ def test_models_that_differ_are_told_apart(tiny_model):
     described = [json.dumps(describe_model(m)) for m in (tiny_model, other, templated)]
     assert len(set(described)) == 3
     assert describe_model(tiny_model) == describe_model(tiny_model)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"theta": 10.0}, r"model\.config\.rope\.theta was 10000\.0, is 10\.0"),
+        ({"rope_scaling": "linear:2"}, r"config\.rope\.scaling was null, is \{\"factor\": 2\.0\}"),
+        ({"context": 99}, r"context was \d+, is 99"),
+    ],
+)
+def test_results_of_another_rope_or_context_are_refused(tiny_model, tmp_path, changes, said):
+    llama = tiny_model.llama
+    changed = dataclasses.replace(llama, config=ModelOverrides(**changes).applied(llama.config))
+    other = dataclasses.replace(tiny_model, llama=changed)
+    Results(tmp_path / RESULTS, {"model": describe_model(tiny_model)})
+    Results(tmp_path / RESULTS, {"model": describe_model(tiny_model)})
+    with pytest.raises(UserError, match=said):
+        Results(tmp_path / RESULTS, {"model": describe_model(other)})
 
 
 def test_the_report_says_what_was_done(byte_tokenizer, oracle, tmp_path, prose):
