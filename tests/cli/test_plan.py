@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 
@@ -115,10 +116,11 @@ def test_a_model_of_files(capsys, tmp_path, model):
     assert list(found)[1:] == ["512"], "the model's own context"
 
 
-def test_a_preset_and_files_that_lack_a_context(capsys, fixtures):
+def test_a_preset_and_files_that_lack_a_context(capsys, fixtures, tmp_path):
     plan("7b", dtype="bfloat16", memory=40.0)
     assert list(rows(capsys.readouterr().out))[-1] == "4,096"
-    file = str(fixtures / "text_tiny_params_noscan.msgpack")
+    folder = shutil.copytree(fixtures / "tokenizer", tmp_path / "theirs")
+    file = str(shutil.copy(fixtures / "text_tiny_params_noscan.msgpack", folder / "params"))
     config = f"json::{fixtures / 'text_tiny_config.json'}"
     plan(file, config=config, theta=1e4, rope_scaling="linear:2", context=99)
     assert "99 tokens fit" in capsys.readouterr().out
