@@ -98,8 +98,8 @@ def model_files(path: Path) -> list[Path]:
     beside = [f"{glob.escape(first)}-*-of-*"] if split else []
     if not path.suffix and path.name != "vqgan":  # LWM's parameters
         beside += ["tokenizer*", "*config.json", "metadata.pkl"]
-    found = {file for pattern in beside for file in path.parent.glob(pattern) if file.is_file()}
-    return sorted({path, *found})
+    found = {file for pattern in beside for file in path.parent.glob(pattern)}
+    return sorted({path, *(file for file in found if file.is_file() and is_data(file.name))})
 
 
 def require_same(

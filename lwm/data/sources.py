@@ -272,6 +272,7 @@ class ArrayRecord(FileSource):
         index = within(index, len(self))
         name = f"{self._path}:{index + 1}"
         with reading(self._path):
+            self._require_unchanged()
             data = self._records[index]
         return Record(_parse(data, name), name, index)
 

@@ -10,7 +10,7 @@ import pytest
 import tokenizers
 
 from lwm.data.fields import RecordEncoder, chat_ids
-from lwm.data.format import ExampleFormat
+from lwm.data.format import Captions, ExampleFormat
 from lwm.errors import UserError
 from lwm.tokenizer.template import chat_parts, render_chat
 from lwm.tokenizer.tokenizer import Tokenizer
@@ -360,3 +360,24 @@ def test_a_token_half_prompt_half_answer_is_learnt(tmp_path):
 def test_templates_whose_answers_cannot_be_told_are_refused(byte_tokenizer, template, says):
     with pytest.raises(UserError, match=says):
         chat_ids(TALK, byte_tokenizer, template=template)
+
+
+def test_of_several_captions_each_variant_takes_the_next(byte_tokenizer):
+    tokens = TokenSpace.of(byte_tokenizer.vocab_size, 8)
+    captions = Captions(vision_first=1.0, variants=2)
+    form = ExampleFormat(tokens_per_frame=2, captions=captions)
+    encoder = RecordEncoder(tokenizer=byte_tokenizer, tokens=tokens, format=form)
+
+    def said(caption, line=0, variant=0):
+        record = {"caption": caption, "vision": [1, 2], "score": float("nan")}
+        ids = encoder.encode(record, line=line, variant=variant).ids
+        return byte_tokenizer.decode(ids[ids < tokens.text].tolist())
+
+    three = ["one", "two", "three"]
+    for line, variant in ((0, 0), (0, 1), (4, 0), (5, 1)):
+        expected = three[(line + variant) % 3]
+        assert said(three, line, variant) == said(expected, line, variant)
+        assert expected in said(three, line, variant)
+    for missing in (float("nan"), None, [], [1]):
+        with pytest.raises(UserError, match=r"record: "):
+            said(missing)

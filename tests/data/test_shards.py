@@ -358,3 +358,66 @@ def test_the_command(tmp_path, records, fixtures, capsys):
         data_tokenize((str(records),), out=tmp_path / "b", max_bad_share=2.0, **settings)
     with pytest.raises(UserError, match="give the files"):
         data_tokenize((), out=tmp_path / "b", max_bad_share=0.1, **settings)
+
+
+@pytest.mark.parametrize("damage", ["cut", "altered", "gone"])
+def test_a_damaged_shard_of_a_finished_set_is_made_again(out, records, encoder, damage):
+    file = sorted(out.glob("*.arrayrecord"))[1]
+    before, content = Summary.read(out), file.read_bytes()
+    if damage == "gone":
+        file.unlink()
+    else:
+        other = content[:-1] if damage == "cut" else content[:40] + b"?" + content[41:]
+        file.write_bytes(other)
+    assert write_shards(open_source(records), encoder, out, shards=2) == before
+    assert file.read_bytes() == content
+    assert not list(out.glob(".*"))
+
+
+def test_a_damaged_shard_of_an_unfinished_set_is_made_again(tmp_path, encoder):
+    bad = write(tmp_path / "a.jsonl", [*TEXTS, *["{"] * 7])
+    out = tmp_path / "out"
+    for _ in range(2):
+        with pytest.raises(UserError, match=r"50\.0% of the records are bad"):
+            write_shards(open_source(bad), encoder, out, shards=2, max_bad_share=0.1)
+        file = sorted(out.glob("*.arrayrecord"))[0]
+        content = file.read_bytes()
+        file.write_bytes(content[:40] + b"?" + content[41:])
+    write_shards(open_source(bad), encoder, out, shards=2)
+    assert file.read_bytes() == content
+    assert len(TokenShards(out)) == 7
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_other_text_of_the_same_size_is_refused(tmp_path, encoder, whole):
+    """In the middle of a file, where its name, size and ends are as before."""
+    texts = [{"text": f"{'x' * 1000} {n}"} for n in range(200)]
+    file, out = write(tmp_path / "a.jsonl", [*texts, "{"]), tmp_path / "out"
+
+    def again():
+        return write_shards(
+            open_source(file), encoder, out, max_bad_share=1.0 if whole else 0.0, shards=2
+        )
+
+    if whole:
+        again()
+    else:
+        with pytest.raises(UserError, match="of the records are bad"):
+            again()
+    content = file.read_bytes()
+    file.write_bytes(content.replace(b"x 100", b"y 100"))
+    with pytest.raises(UserError, match=rf"^a\.jsonl has changed since the start; .*{out}"):
+        again()
+    file.write_bytes(content)
+    whole = True
+    assert again().counts.examples == 200
+
+
+def test_shards_of_an_earlier_version_get_fingerprints(out, records, encoder):
+    facts = json.loads((out / "shards.json").read_text())
+    old = {key: value for key, value in facts.items() if key != "files"}
+    old["shards"] = [shard[:3] for shard in facts["shards"]]
+    (out / "shards.json").write_text(json.dumps(old))
+    assert len(TokenShards(out)) == 8
+    write_shards(open_source(records), encoder, out, shards=2)
+    assert json.loads((out / "shards.json").read_text()) == facts

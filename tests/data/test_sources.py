@@ -304,3 +304,116 @@ def test_what_is_not_there_is_named(tmp_path):
         (tmp_path / "a.txt").chmod(0)
         with pytest.raises(UserError, match=r"a\.txt cannot be read: Permission denied"):
             open_source(tmp_path / "a.txt")[0]
+
+
+LONG = [{"text": "x" * 999, "n": n} for n in range(100)]
+
+
+def many_lines(path: Path) -> Path:
+    """More than a page of memory."""
+    path.write_text("".join(json.dumps(record) + "\n" for record in LONG))
+    return path
+
+
+def test_a_file_cut_short_while_it_is_read_is_an_error_and_no_signal(tmp_path):
+    file = many_lines(tmp_path / "a.jsonl")
+    source = open_source(file)
+    assert source[0].value == LONG[0]
+    os.truncate(file, 5000)
+    for index in (0, 50, 99):
+        with pytest.raises(UserError, match=r"a\.jsonl has changed since it was opened"):
+            source[index]
+
+
+def test_lines_that_are_rewritten_are_found_and_those_appended_do_no_harm(tmp_path):
+    file = many_lines(tmp_path / "a.jsonl")
+    source = open_source(file)
+    assert source[3].value == LONG[3]
+    with file.open("a") as more:
+        more.write('{"text": "new"}\n')
+    assert len(source) == 100
+    assert source[99].value == LONG[99]
+    again = open_source(file)
+    assert again[100].value == {"text": "new"}
+    content = file.read_bytes()
+    file.write_bytes(content.replace(b"x", b"y"))
+    with pytest.raises(UserError, match="has changed since it was opened"):
+        again[5]
+
+
+@pytest.mark.parametrize("kind", ["parquet", "arrayrecord", "folder"])
+def test_other_files_cut_short_are_errors_too(tmp_path, kind):
+    path = WRITERS[kind](tmp_path / "a")
+    source = open_source(path)
+    assert plain(source[0].value) == RECORDS[0]
+    file = next(path.glob("*.arrow")) if kind == "folder" else path
+    os.truncate(file, 16)
+    with pytest.raises(UserError, match=f"{file} ") as caught:
+        [source[index] for index in range(20)]
+    assert "\n" not in str(caught.value)
+
+
+def lay(folder: Path, names: str) -> Path:
+    for name in names.split():
+        file = folder / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(f'{{"text": "{name}"}}\n')
+    return folder
+
+
+def test_files_of_systems_and_hidden_files_are_no_data(tmp_path):
+    junk = "._a.jsonl .DS_Store .hidden.jsonl Thumbs.db desktop.ini __MACOSX/a.jsonl"
+    folder = lay(tmp_path / "x", f"a.jsonl sub/b.jsonl {junk} .git/c.jsonl sub/._b.jsonl")
+    (folder / "d.json").mkdir()
+    told = []
+    assert [r["text"] for r in values(open_source(folder, warn=told.append))] == ["a.jsonl"]
+    assert told == [f"passed over in {folder}: d.json/, sub/"]
+    for pattern, expected in [
+        ("*.jsonl", ["a.jsonl"]),
+        ("**/*.jsonl", ["a.jsonl", "sub/b.jsonl"]),
+        (".hidden*", [".hidden.jsonl"]),
+    ]:
+        assert [r["text"] for r in values(open_source(folder / pattern))] == expected
+    hidden = lay(tmp_path / ".cache" / "x", "a.jsonl ._a.jsonl")
+    assert len(open_source(hidden)) == len(open_source(hidden / "*.jsonl")) == 1
+    with pytest.raises(UserError, match="holds no"):
+        open_source(lay(tmp_path / "y", "._a.jsonl"))
+
+
+def test_a_byte_order_mark_is_no_part_of_a_record(tmp_path):
+    for name in ("a.jsonl", "b.jsonl"):
+        (tmp_path / name).write_text('{"text": "one"}\n{"text": "two"}\n', "utf-8-sig")
+    (tmp_path / "c.txt").write_text("three", "utf-8-sig")
+    assert [r["text"] for r in values(open_source(tmp_path))] == ["one", "two"] * 2 + ["three"]
+
+
+@pytest.mark.parametrize(
+    ("name", "command"),
+    [
+        ("b.jsonl.gz", "gunzip -k"),
+        ("b.txt.gz", "gunzip -k"),
+        ("b.JSON.GZ", "gunzip -k"),
+        ("b.jsonl.zst", "unzstd"),
+        ("b.jsonl.bz2", "bunzip2 -k"),
+        ("b.parquet.xz", "unxz -k"),
+    ],
+)
+def test_compressed_data_in_a_folder_are_refused_by_name(tmp_path, name, command):
+    folder = lay(tmp_path / "x y", f"a.jsonl {name}")
+    says = rf"/{name} is compressed; unpack it first: {command} '.*x y/{name}'$"
+    with pytest.raises(UserError, match=says):
+        open_source(folder)
+
+
+def test_other_files_in_a_folder_of_data_are_named(tmp_path):
+    folder = lay(tmp_path / "x", "a.jsonl README.md b.csv code.zip c/d.jsonl e f g")
+    told = []
+    assert len(open_source(folder, warn=told.append)) == 1
+    assert told == [f"passed over in {folder}: README.md, b.csv, c/, code.zip, e and 2 more"]
+
+
+def test_compression_is_known_by_content_too(tmp_path):
+    for magic in (b"\x1f\x8b\x08", b"\xfd7zXZ\x00", b"\x28\xb5\x2f\xfd", b"BZh9", b"7z\xbc\xaf"):
+        (tmp_path / "a.jsonl").write_bytes(magic + bytes(80))
+        with pytest.raises(UserError, match=r"a\.jsonl is compressed; unpack it first: "):
+            open_source(tmp_path / "a.jsonl")

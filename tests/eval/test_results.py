@@ -68,3 +68,15 @@ def test_what_cannot_be_written_is_said(tmp_path):
     ):
         with pytest.raises(UserError, match="cannot be written"):
             attempt()
+
+
+def test_fields_that_an_earlier_version_did_not_record_are_added(tmp_path):
+    path = tmp_path / "results.jsonl"
+    filled(path)
+    more = HEADER | {"config": HEADER["config"] | {"new": 1}, "files": {"a": "1 bytes"}}
+    assert Results(path, more).rows == ROWS
+    with pytest.raises(UserError, match=r"files\.a was \"1 bytes\", is \"2 bytes\""):
+        Results(path, more | {"files": {"a": "2 bytes"}})
+    (tmp_path / "none.jsonl").write_text("{}\n")
+    with pytest.raises(UserError, match="another evaluation"):
+        Results(tmp_path / "none.jsonl", HEADER)

@@ -270,6 +270,69 @@ def test_where_one_process_fails_none_waits(tmp_path):
     assert not (tmp_path / "run" / "run.json").exists()
 
 
+class Begun(Exception):
+    """Raised where a run would train."""
+
+
+@pytest.fixture
+def begin(monkeypatch):
+    """Runs up to the first update."""
+
+    def stop(*_, **__):
+        raise Begun
+
+    monkeypatch.setattr(runs, "train", stop)
+
+    def begin(run, folder):
+        with pytest.raises(Begun):
+            runs.run(run, folder)
+
+    return begin
+
+
+def test_other_text_on_as_many_lines_is_refused(tmp_path, begin):
+    text = tmp_path / "a.jsonl"
+    text.write_text("".join(f'{{"text": "Call me Ishmael {n:03}."}}\n' for n in range(99)))
+    recipe, folder = small(), tmp_path / "run"
+    files = DataSet(files=(str(text),))
+    recipe = replace(recipe, data=replace(recipe.data, sets=(files,), held_out=(), vocabulary=280))
+    begin(recipe, folder)
+    begin(recipe, folder)
+    before = text.read_text()
+    text.write_text(before.replace("050", "051"))
+    with pytest.raises(UserError, match=r"/a\.jsonl has changed since the start; restore it"):
+        runs.run(recipe, folder)
+    text.write_text(before)
+    (folder / "inputs.json").unlink()
+    begin(recipe, folder)
+    assert "data.sets.0/a.jsonl" in (folder / "inputs.json").read_text()
+    tokenizer = folder / "tokenizer" / "tokenizer_config.json"
+    tokenizer.write_text(tokenizer.read_text() + " ")
+    with pytest.raises(UserError, match=r"/tokenizer/tokenizer_config\.json has changed since"):
+        runs.run(recipe, folder)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "tokenizer.json", "config.json"])
+def test_another_model_at_the_path_of_init_is_refused(whole, tmp_path, begin, name):
+    model = shutil.copytree(whole / "model", tmp_path / "model")
+    recipe = replace(small(), init=str(model))
+    begin(recipe, tmp_path / "run")
+    content = (model / name).read_bytes()
+    changed = (
+        content[:-1] + bytes([content[-1] ^ 1]) if name == "model.safetensors" else content + b"\n"
+    )
+    (model / name).write_bytes(changed)
+    with pytest.raises(UserError, match=rf"/model/{name} has changed since the start"):
+        runs.run(recipe, tmp_path / "run")
+
+
+def test_checkpoints_without_their_settings_are_refused(tmp_path):
+    (tmp_path / "checkpoints" / "3").mkdir(parents=True)
+    with pytest.raises(UserError, match=r"holds checkpoints but no run\.json with their settings"):
+        runs.run(small(optimizer=AdamW(schedule=Schedule(peak=1e-3, warmup=2))), tmp_path)
+    assert not (tmp_path / "run.json").exists()
+
+
 def test_updates_that_are_not_finite_name_their_examples(tmp_path, monkeypatch, whole):
     """After three in a row the run ends."""
 

@@ -4,6 +4,7 @@ import io
 import os
 import shutil
 import tarfile
+import warnings
 import zipfile
 from pathlib import Path
 
@@ -269,3 +270,83 @@ def test_inputs_that_are_none(tmp_path):
         with pytest.raises(UserError, match=says):
             open_items([str(tmp_path / each) for each in inputs])
     assert "x.png is not a readable image" in read(tmp_path / "x.png")[0].reason
+
+
+def repeated(path: Path, members: list[tuple[str, bytes]]) -> Path:
+    """An archive with several members of one name."""
+    path.parent.mkdir(exist_ok=True)
+    if path.suffix == ".zip":
+        with zipfile.ZipFile(path, "w") as file, warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            for name, content in members:
+                file.writestr(name, content)
+        return path
+    with tarfile.open(path, "w") as file:
+        for name, content in members:
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            file.addfile(info, io.BytesIO(content))
+    return path
+
+
+@pytest.mark.parametrize("name", ["x.tar", "x.zip"])
+def test_members_of_one_name_do_not_get_each_others_captions(tmp_path, name):
+    one, two = encoded(0), encoded(1)
+    members = [("a.png", one), ("a.txt", b"one"), ("b.png", two), ("b.txt", b"other")]
+    path = repeated(tmp_path / name, [*members, ("a.png", two), ("a.txt", b"two")])
+    good, *bad = read(path)
+    assert (good.name, good.record["caption"]) == ("b.png", "other")
+    assert [each.name for each in bad] == ["a.png", "a.png"]
+    assert bad[0].reason.startswith("a.png: 2 files have this name; rename them")
+    path = repeated(tmp_path / name, [*members, ("a.txt", b"two")])
+    bad, good = read(path)
+    assert bad == Bad("a.png", "2 files are called a.txt; rename all but one")
+    assert good.record["caption"] == "other"
+
+
+def test_captions_of_names_that_differ_in_case(tmp_path):
+    files = {"a.png": encoded(0), "A.png": encoded(1), "a.txt": "small", "A.txt": "large"}
+    found = {each.name: each.record["caption"] for each in read(lay(tmp_path / "x", files))}
+    assert found == {"a.png": "small", "A.png": "large"}
+    files = {"a.png": encoded(0), "a.txt": "one", "a.TXT": "two"}
+    (bad,) = read(lay(tmp_path / "y", files))
+    assert bad.reason == "2 files are called a.txt; rename all but one"
+    both = read(lay(tmp_path / "z", {"a.png": encoded(0), "a.jpg": encoded(1), "a.txt": "both"}))
+    assert [each.record["caption"] for each in both] == ["both", "both"], "as in webdataset"
+
+
+def test_a_tar_whose_names_begin_with_a_dot(tmp_path):
+    """As `tar cf x.tar .` writes them."""
+    files = {"./a.png": encoded(0), "./captions.csv": "file,caption\na.png,a dot\n"}
+    (found,) = read(tarred(tmp_path / "x", files))
+    assert found.record["caption"] == "a dot"
+
+
+def test_files_of_systems_are_no_media(tmp_path):
+    junk = (
+        "._a.png",
+        ".DS_Store",
+        "__MACOSX/._a.png",
+        "Thumbs.db",
+        "sub/desktop.ini",
+        ".git/x.png",
+    )
+    files = {"a.png": encoded(0), "sub/b.png": encoded(1), **dict.fromkeys(junk, b"\0\5\x16\7")}
+    folder = lay(tmp_path / "x", files)
+    for source in (folder, folder / "**" / "*.*", zipped(tmp_path / "y", files)):
+        found = [each.name for each in read(source)]
+        assert found == ["a.png", "sub/b.png"], source
+    assert [each.name for each in read(tarred(tmp_path / "z", files))] == ["a.png", "sub/b.png"]
+
+
+def test_a_byte_order_mark_is_no_part_of_a_caption(tmp_path):
+    files = {
+        "a.png": encoded(0),
+        "a.txt": "\ufeffone",
+        "b.png": encoded(1),
+        "b.json": '\ufeff{"caption": "two"}',
+        "c.png": encoded(2),
+        "metadata.csv": "\ufefffile_name,caption\nc.png,three\n",
+    }
+    found = read(lay(tmp_path / "x", files))
+    assert [each.record["caption"] for each in found] == ["one", "two", "three"]

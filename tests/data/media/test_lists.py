@@ -1,14 +1,27 @@
 """Lists of images and videos: their rows as records, and faults reported one by one."""
 
 import datetime
+import json
 
 import pytest
 
 from lwm.data.media.inputs import open_items
-from lwm.data.media.items import Bad
+from lwm.data.media.items import Bad, survey
 from lwm.errors import UserError
 
-from .media_files import MEDIA, ROWS, jsonl, lay, parquet_of, read
+from .media_files import (
+    CAPTIONS,
+    MEDIA,
+    ROWS,
+    jsonl,
+    lay,
+    parquet_of,
+    read,
+    renamed,
+    table,
+    tarred,
+    zipped,
+)
 
 BAD_ROWS = [
     ("{", ":1: not JSON"),
@@ -149,3 +162,117 @@ def test_values_that_json_cannot_hold_are_dropped(tmp_path):
     assert turn["content"][0] == {"type": "text", "text": "See", "path": None}
     assert turn["content"][1] is found.parts[0]
     assert turn["content"][1].keys() == {"type", "vision", "frames", "times", "is_video"}
+
+
+NAMES = {
+    "captions.csv": lambda rows: table(renamed(rows, "file")),
+    "train.tsv": lambda rows: table(renamed(rows, "image"), "\t"),
+    "train.jsonl": lambda rows: jsonl(rows),
+    "data.ndjson": lambda rows: jsonl(rows),
+    "list.json": lambda rows: json.dumps(rows, indent=1),
+}
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("lay_in", [lay, zipped])
+def test_every_list_at_the_top_with_a_column_of_paths_describes(tmp_path, name, lay_in):
+    folder = lay_in(tmp_path / "x", MEDIA | {name: NAMES[name](ROWS)})
+    found = read(folder)
+    assert {each.name: each.record["caption"] for each in found} == CAPTIONS
+    known = survey(open_items([str(folder)]))
+    assert (known.media, known.captioned, known.others, known.rows()) == (3, 3, [], [])
+
+
+def test_a_parquet_list_and_a_list_saved_twice(tmp_path):
+    folder = lay(tmp_path / "x", MEDIA | {"captions.csv": table(renamed(ROWS, "file_name"))})
+    parquet_of(renamed(ROWS, "file_name"), folder / "train.parquet")
+    assert {each.name: each.record["caption"] for each in read(folder)} == CAPTIONS
+    assert len(read(folder)) == 3
+    two = [{"file": "a.png", "caption": text} for text in ("one", "two")]
+    found = read(lay(tmp_path / "y", {"a.png": MEDIA["a.png"], "captions.csv": table(two)}))
+    assert [each.record["caption"] for each in found] == ["one", "two"]
+
+
+def test_what_is_passed_over_is_known_before_anything_is_read(tmp_path):
+    files = MEDIA | {"captions.csv": "title,caption\na,b\n", "notes.pdf": "x", "readme.md": "x"}
+    known = survey(open_items([str(lay(tmp_path / "x", files))]))
+    assert known.rows() == [
+        ("captions", "0 of 3"),
+        ("left out", "captions.csv (no column of paths at the top), notes.pdf, readme.md"),
+    ]
+    wrong = [{"file": f"images/{name}", "caption": "x"} for name in MEDIA]
+    known = survey(open_items([str(lay(tmp_path / "y", MEDIA | {"c.csv": table(wrong)}))]))
+    with pytest.raises(UserError, match=r"3 of 6 items are bad before.*c\.csv:2: images/a\.png is"):
+        known.require_few_bad(0.01)
+    items = open_items([str(lay(tmp_path / "z", MEDIA | {"l.jsonl": jsonl(ROWS)}) / "l.jsonl")])
+    assert survey(items).rows() == []
+
+
+def test_a_compressed_list_among_media_is_refused_by_name(tmp_path):
+    for name in ("captions.csv.gz", "metadata.jsonl.zst", "a.txt.gz", "more.tar.gz"):
+        folder = lay(tmp_path / name, MEDIA | {name: b"\x1f\x8b\x08"})
+        with pytest.raises(UserError, match=rf"/{name} is compressed; unpack it first: "):
+            open_items([str(folder)])
+
+
+COMPOSED, APART = "caf\u00e9.png", "cafe\u0301.png"
+
+
+@pytest.mark.parametrize(("there", "named"), [(APART, COMPOSED), (COMPOSED, APART)])
+def test_names_match_however_their_accents_are_written(tmp_path, there, named):
+    rows = jsonl([{"file": f"pâté/{named}", "caption": "a cup"}])
+    files = {f"pa\u0302te\u0301/{there}": MEDIA["a.png"], "l.jsonl": rows}
+    folder = lay(tmp_path / "x", files)
+    for source in (folder, folder / "l.jsonl", tarred(tmp_path / "y", files)):
+        (found,) = read(source)
+        assert found.record["caption"] == "a cup"
+    beside = {there: MEDIA["a.png"], named.replace(".png", ".txt"): "a cup"}
+    folder = lay(tmp_path / "z", beside)
+    for source in (folder, folder / there):
+        (found,) = read(source)
+        assert found.record["caption"] == "a cup"
+
+
+@pytest.mark.parametrize("path", [r"sub\b.gif", r".\sub\b.gif", "./sub/b.gif"])
+def test_paths_of_windows_in_lists(tmp_path, path):
+    folder = lay(tmp_path / "x", MEDIA | {"l.csv": table([{"path": path, "caption": "dots"}])})
+    (listed,) = read(folder / "l.csv")
+    assert (listed.pixels[0].shape[0], listed.record["caption"]) == (2, "dots")
+    found = {each.name: each.record.get("caption") for each in read(folder)}
+    assert found["sub/b.gif"] == "dots"
+
+
+def test_captions_that_are_lists_or_missing(tmp_path):
+    nan = float("nan")
+    captions = [["one", "two"], ["one"], [], [None, "one"], None, nan, [nan]]
+    wanted = [["one", "two"], "one", None, "one", None, None, None]
+    rows = [{"path": "a.png", "caption": caption, "score": nan} for caption in captions]
+    folder = lay(tmp_path / "x", MEDIA | {"l.jsonl": jsonl(rows)})
+    found = read(folder / "l.jsonl")
+    assert [each.record.get("caption") for each in found] == wanted
+    assert [each.record.get("caption") for each in read(folder)][:7] == wanted
+    assert "NaN" not in json.dumps([each.record for each in found])
+    for given, want in (
+        [[["one", "two"], None], wanted[:3:2]],
+        [[None, "one"], [None, "one"]],
+        [[nan, nan], [None] * 2],
+    ):
+        rows = [{"path": "a.png", "caption": each} for each in given]
+        listed = read(parquet_of(rows, folder / "l.parquet"))
+        assert [each.record.get("caption") for each in listed] == want
+    (row, _) = read(lay(folder, {"l.csv": "path,caption\na.png,nan\na.png,x\n"}) / "l.csv")
+    assert "caption" not in row.record
+    for value in (3, [1, 2], ["one", 2], {"text": "x"}, True):
+        (folder / "n.jsonl").write_text(jsonl([{"path": "a.png", "caption": value}]))
+        (bad,) = read(folder / "n.jsonl")
+        assert bad.reason.startswith(f"{folder}/n.jsonl:1: caption is not text, but") or (
+            bad.reason.startswith("n.jsonl:1: caption is not text, but")
+        )
+
+
+def test_numbers_and_nan_in_descriptions_beside_a_picture(tmp_path):
+    side = '{"caption": NaN, "name": null}'
+    (found,) = read(lay(tmp_path / "x", {"a.png": MEDIA["a.png"], "a.json": side, "a.txt": "dot"}))
+    assert found.record["caption"] == "dot"
+    (bad,) = read(lay(tmp_path / "y", {"a.png": MEDIA["a.png"], "a.json": '{"caption": 4}'}))
+    assert bad.reason == "a.png: caption is not text, but 4"

@@ -354,3 +354,45 @@ def test_a_run_killed_five_times_is_as_one(tmp_path, vqgan):
     names = [each["name"] for each in records(out)]
     assert names == [f"{i:04}.gif" for i in range(500) if i % 10 != 9]
     assert len((out / "bad.jsonl").read_text().splitlines()) == 50
+
+
+@pytest.mark.parametrize("name", ["0003.txt", "0003.gif"])
+def test_media_and_captions_changed_at_equal_size_are_refused(tmp_path, pictures, encoder, name):
+    folder, out = shutil.copytree(pictures, tmp_path / "x"), tmp_path / "out"
+
+    def stop(done, total):
+        if done == 17:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write(folder, encoder, out, progress=stop)
+    content = (folder / name).read_bytes()
+    (folder / name).write_bytes(content[:-3] + b"???")
+    with pytest.raises(UserError, match=rf"^{name} has changed since the start; restore it, or re"):
+        write(folder, encoder, out)
+    (folder / name).write_bytes(content)
+    write(folder, encoder, out)
+    (folder / name).write_bytes(content[:-3] + b"???")
+    with pytest.raises(UserError, match=rf"^{name} has changed since the start"):
+        write(folder, encoder, out)
+
+
+def test_media_that_a_list_names_count_too(tmp_path, pictures, encoder):
+    folder = shutil.copytree(pictures, tmp_path / "x")
+    (folder / "l.jsonl").write_text('{"path": "0001.gif"}\n{"path": "0002.gif"}')
+    items = open_items([str(folder / "l.jsonl")])
+    write(folder, encoder, tmp_path / "out", shards=1, items=items)
+    (folder / "0002.gif").write_bytes((folder / "0003.gif").read_bytes())
+    with pytest.raises(UserError, match=r"^0002\.gif has changed"):
+        write(folder, encoder, tmp_path / "out", shards=1, items=items)
+
+
+def test_a_damaged_shard_is_made_again(tmp_path, pictures, encoder):
+    out = tmp_path / "out"
+    write(pictures, encoder, out)
+    whole = files(out)
+    first, *_, last = sorted(out.glob("media-*"))
+    first.write_bytes(whole[first.name][:-1])
+    last.write_bytes(whole[last.name][:60] + b"?" + whole[last.name][61:])
+    write(pictures, encoder, out)
+    assert files(out) == whole

@@ -105,3 +105,25 @@ def test_bad_sources_are_named(tmp_path, name, data, match):
         path.mkdir()
     with pytest.raises(UserError, match=match):
         require_readable(path, least=10, repeat=False)
+
+
+def test_a_byte_order_mark_is_no_part_of_a_haystack(byte_tokenizer, tmp_path):
+    (tmp_path / "a.txt").write_text("One. Two.", "utf-8-sig")
+    (tmp_path / "b.JSONL").write_text('{"text": "Three."}\n', "utf-8-sig")
+    assert Haystack.open(tmp_path / "a.txt", byte_tokenizer, most=99).text == "One. Two.\n"
+    assert Haystack.open(tmp_path / "b.JSONL", byte_tokenizer, most=99).text == "Three.\n\n"
+
+
+def test_files_of_systems_are_no_part_of_a_haystack(byte_tokenizer, tmp_path):
+    (tmp_path / "a.txt").write_text("One.")
+    (tmp_path / "._a.txt").write_bytes(b"\x00\x05\x16\x07\xff")
+    (tmp_path / ".hidden.txt").write_text("Hidden.")
+    assert Haystack.open(tmp_path, byte_tokenizer, most=99).text == "One.\n"
+
+
+def test_a_compressed_haystack_is_refused_by_name(tmp_path):
+    (tmp_path / "a.txt").write_text("One.")
+    (tmp_path / "b.txt.gz").write_bytes(b"\x1f\x8b\x08\x00\x00\x00\x00\x00")
+    for source in (tmp_path, tmp_path / "b.txt.gz"):
+        with pytest.raises(UserError, match=r"/b\.txt\.gz is compressed; unpack it first: gunzip"):
+            require_readable(source, least=9, repeat=False)
