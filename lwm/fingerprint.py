@@ -1,7 +1,7 @@
 """Fingerprints of files: they show that work goes on with the files that it began with.
 
-A file up to 1 GB is read whole. Of a larger one, and of sets above 16 GB, less is read, so that a
-start does not take minutes; its time of modification then counts, too. Nothing is skipped because
+A file up to 1 GB is read whole. Of a larger one, and where more than 16 GB would be read in all, less
+is read, so that a start does not take minutes; the time of modification then counts, too. Nothing is skipped because
 size and time are as before: both survive a write that follows at once, and tools that restore them.
 """
 
@@ -23,7 +23,7 @@ Fingerprints = dict[str, str]
 WHOLE = 10**9
 """Bytes of the largest file that is read whole."""
 TOGETHER = 16 * WHOLE
-"""Bytes of the largest set whose files are read."""
+"""Bytes to read of a set at most; of larger ones nothing is read."""
 _BLOCK, _BLOCKS = 10**6, 64
 _TIME = " modified "
 _THREADS = 8
@@ -71,7 +71,7 @@ def fingerprints(files: Mapping[str, Path]) -> Fingerprints:
     Raises:
         UserError: A file cannot be read.
     """
-    read = sum(map(_size_of, files.values())) <= TOGETHER
+    read = sum(map(_cost, files.values())) <= TOGETHER
     # Hashing releases the interpreter lock.
     with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
         found = pool.map(lambda path: fingerprint(path, read=read), files.values())
@@ -134,11 +134,13 @@ def require_same(
         raise UserError(f"{(paths or {}).get(name, name)} {reason} since the start; {remedy}")
 
 
-def _size_of(path: Path) -> int:
+def _cost(path: Path) -> int:
+    """Returns the bytes that a fingerprint reads."""
     try:
-        return path.stat().st_size
+        size = path.stat().st_size
     except (OSError, ValueError):
         return 0
+    return size if size <= WHOLE else _BLOCK * (_BLOCKS + 2)
 
 
 def _digest_of_blocks(file: BinaryIO, size: int) -> str:

@@ -22,6 +22,7 @@ from lwm.files import (
     LRUCache,
     edges_of,
     reading,
+    reason_of,
     require_package,
     require_unpacked,
     state_of,
@@ -155,21 +156,23 @@ class JsonLines(FileSource):
 
         Not from mapped memory: where a mapped file is cut short, a signal ends the process.
         """
+        number = self._opened() if self._descriptor is None else self._descriptor
+        try:
+            found, data = os.fstat(number), os.pread(number, end - start, start)
+        except OSError as error:
+            raise UserError(f"{self._path} cannot be read: {reason_of(error)}") from None
+        is_as_before = (found.st_size, found.st_mtime_ns) == self._state
+        # Lines that are appended do no harm.
+        if len(data) < end - start or not (is_as_before or found.st_size > self._state[0]):
+            raise self._changed()
+        return data
+
+    def _opened(self) -> int:
         with reading(self._path):
-            number = self._descriptor
-            if number is None:
-                self._require_unchanged()
-                self._descriptor = number = os.open(self._path, os.O_RDONLY)
-                weakref.finalize(self, os.close, number)
-            found = os.fstat(number)
-            size, time = self._state
-            # Lines that are appended do no harm.
-            if found.st_size < size or (found.st_size == size and found.st_mtime_ns != time):
-                raise self._changed()
-            data = os.pread(number, end - start, start)
-            if len(data) < end - start:
-                raise self._changed()
-            return data
+            self._require_unchanged()
+            self._descriptor = number = os.open(self._path, os.O_RDONLY)
+            weakref.finalize(self, os.close, number)
+            return number
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_descriptor": None}

@@ -24,7 +24,7 @@ from lwm.data.stream import Examples, Mixture
 from lwm.errors import UserError
 from lwm.files import make_folder, write_bytes
 from lwm.fingerprint import model_files, named
-from lwm.formats.run_folder import TOKENIZER
+from lwm.formats.run_folder import TOKENIZER, is_checkpoint
 from lwm.model.config import LlamaConfig
 from lwm.model.llama import Llama, check_mesh
 from lwm.processes import first_alone
@@ -182,6 +182,8 @@ def _inputs(
         found |= named(files_of(one), f"data.sets.{number}/")
     if files is not None:
         found |= named(model_files(files.source), "init/")
+        if is_checkpoint(files.source):
+            found |= named(model_files(files.source.parents[1] / TOKENIZER), "init/tokenizer/")
     elif data.tokenizer is None:
         found |= named(model_files(folder / TOKENIZER), "tokenizer/")
     else:

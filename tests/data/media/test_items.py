@@ -7,6 +7,7 @@ import tarfile
 import warnings
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -331,7 +332,11 @@ def test_files_of_systems_are_no_media(tmp_path):
         "sub/desktop.ini",
         ".git/x.png",
     )
-    files = {"a.png": encoded(0), "sub/b.png": encoded(1), **dict.fromkeys(junk, b"\0\5\x16\7")}
+    files: dict[str, Any] = {
+        "a.png": encoded(0),
+        "sub/b.png": encoded(1),
+        **dict.fromkeys(junk, b"\0\5\x16\7"),
+    }
     folder = lay(tmp_path / "x", files)
     for source in (folder, folder / "**" / "*.*", zipped(tmp_path / "y", files)):
         found = [each.name for each in read(source)]

@@ -242,6 +242,22 @@ def test_models_that_differ_are_told_apart(tiny_model):
     assert describe_model(tiny_model) == describe_model(tiny_model)
 
 
+def test_another_model_under_the_same_path_is_refused(tiny_model, oracle, tmp_path, monkeypatch):
+    """Also one whose weights differ where `describe_model` does not look."""
+    program = oracle(tiny_model.tokenizer)
+    monkeypatch.setattr(needle, "ModelAnswerer", lambda *_, **__: program)
+    program.num_asked = program.num_read = 0
+    (tmp_path / "model").mkdir()
+    weights = tmp_path / "model" / "model.safetensors"
+    weights.write_bytes(bytes(99))
+    model = dataclasses.replace(tiny_model, source=tmp_path / "model")
+    evaluate(model, TINY, tmp_path / "out")
+    evaluate(model, TINY, tmp_path / "out")
+    weights.write_bytes(bytes(98) + b"?")
+    with pytest.raises(UserError, match=r"another evaluation \(files\.model\.safetensors was "):
+        evaluate(model, TINY, tmp_path / "out")
+
+
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
