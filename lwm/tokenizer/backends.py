@@ -5,6 +5,7 @@
 and decodes one id to bytes. Text never yields a special token here; `Tokenizer` handles these.
 """
 
+import itertools
 import json
 import re
 import struct
@@ -173,6 +174,15 @@ class FastTokenizer:
         ids = self._tokenizer.encode(text, add_special_tokens=False).ids
         return [next(given) if token == self._mark_id else token for token in ids]
 
+    def ends(self, text: str) -> list[int]:
+        """Returns the number of complete characters of a text at the end of each of its ids.
+
+        These count characters of the text as given, whatever a normalizer makes of it.
+        """
+        text = text.replace(_MARK, "\ufffd")
+        offsets = self._tokenizer.encode(text, add_special_tokens=False).offsets
+        return _complete(offsets, len(text))
+
     def spell(self, token: int) -> bytes:
         """Returns the bytes of an id; none for an id outside the vocabulary."""
         if token in self._added:
@@ -265,6 +275,11 @@ class SentencePiece:
             ids += [part] if isinstance(part, int) else self._model.encode(part)
         return ids
 
+    def ends(self, text: str) -> list[int]:
+        """Returns the number of complete characters of a text at the end of each of its ids."""
+        pieces = self._model.encode(text, out_type="immutable_proto").pieces
+        return _complete([(piece.begin, piece.end) for piece in pieces], len(text))
+
     def spell(self, token: int) -> bytes:
         """Returns the bytes of an id; none for an id outside the vocabulary."""
         if token in self._added:
@@ -272,6 +287,16 @@ class SentencePiece:
         if not 0 <= token < self._model.vocab_size():
             return b""
         return _spell_piece(self._model.id_to_piece(token))
+
+
+def _complete(spans: Sequence[tuple[int, int]], size: int) -> list[int]:
+    """Returns where the characters end that are complete after each span of characters.
+
+    Ids that share a character have the same span; all but the last of them complete none.
+    """
+    starts = [start for start, _ in spans[1:]] + [size]
+    ends = [min(end, start) for (_, end), start in zip(spans, starts, strict=True)]
+    return list(itertools.accumulate(ends, max))
 
 
 def _load(data: bytes, source: str) -> Any:

@@ -5,6 +5,7 @@ import hashlib
 import importlib.resources
 import json
 import re
+import unicodedata
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,9 +20,21 @@ BOOK = "Moby-Dick, chapters 1-3"
 _JSONL = (".jsonl", ".ndjson", ".json")
 _BLOCK = 1 << 16  # characters tokenized at a time
 _SENTENCE_END = re.compile(
-    r"""[.!?…]+["'”’)\]]*(?=\s|$) | [。！？]+[」』”’]* | (?<=\S)(?=\n[^\S\n]*\n)""", re.VERBOSE
+    r"""[.!?…]+["'”’)\]]*(?=\s|$) | [。！？｡．؟۔।॥։።፧။៕᠃]+[」』”’）》]* |
+    (?<=\S)(?=\r?\n[^\S\n]*\n)""",
+    re.VERBOSE,
 )
-_WORD_END = re.compile(r"\S+")
+_LINE_END = re.compile(r"(?<=\S)(?=[^\S\n]*\n)")
+_LONG_SENTENCE, _LONG_LINE = 150, 20
+"""Words of a sentence and of a line within which a needle may stand at the start."""
+_LONG_WORD = 32
+"""Characters of a word that is not divided."""
+_UNSPACED = (
+    *("CJK", "HIRAGANA", "KATAKANA", "HALFWIDTH", "FULLWIDTH", "IDEOGRAPHIC", "YI", "TANGUT"),
+    *("THAI", "LAO", "KHMER", "MYANMAR", "TIBETAN", "TAI", "JAVANESE", "BALINESE"),
+)
+"""First words of the names of characters of scripts without spaces between words."""
+_SPACE, _JOINED, _LETTER, _IDEOGRAPH = range(4)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -35,7 +48,9 @@ class Haystack:
     token_ends: Int[np.ndarray, " T"]
     """Number of characters up to the end of each token."""
     sentence_ends: Int[np.ndarray, " S"]
+    line_ends: Int[np.ndarray, " L"]
     word_ends: Int[np.ndarray, " W"]
+    """Also the ends of characters where words are not apart, or very long."""
 
     @classmethod
     def open(
@@ -67,7 +82,8 @@ class Haystack:
                 [turn * characters + end for turn in range(times) for end in ends]
             ),
             sentence_ends=_ends(_SENTENCE_END, text),
-            word_ends=_ends(_WORD_END, text),
+            line_ends=_ends(_LINE_END, text),
+            word_ends=_word_ends(text),
         )
 
     @property
@@ -87,7 +103,8 @@ class Haystack:
     def start(self, round: int, rounds: int, longest: int) -> int:
         """Returns the character at which the part of `longest` tokens of a round starts.
 
-        It follows a sentence. Parts are disjoint if the text is long enough; else they overlap.
+        It follows a sentence if `sentence_at` finds one. Parts are disjoint if the text is long
+        enough; else they overlap.
         """
         spare = max(0, self.num_tokens - longest)
         if round == 0 or spare == 0:
@@ -101,9 +118,26 @@ class Haystack:
         return int(self.token_ends[min(tokens, self.num_tokens) - 1]) if tokens > 0 else 0
 
     def sentence_at(self, tokens: int, *, start: int) -> int:
-        """Returns the last end of a sentence within the first `tokens` tokens; `start` if none."""
-        index = np.searchsorted(self.sentence_ends, self.place_after(tokens), side="right")
-        return max(start, int(self.sentence_ends[index - 1]) if index else 0)
+        """Returns the last end of a sentence within the first `tokens` tokens; `start` if none.
+
+        Within a very long sentence, or text that has none, it is the end of a line or of a word.
+        """
+        most = self.place_after(tokens)
+        for ends, longest in ((self.sentence_ends, _LONG_SENTENCE), (self.line_ends, _LONG_LINE)):
+            before, after = _around(ends, most)
+            if after and self.words_between(before, after) <= longest:
+                return max(start, before)
+        return max(start, _around(self.word_ends, most)[0])
+
+    def words_between(self, start: int, end: int) -> int:
+        """Counts the words that end after one place and at or before another."""
+        first, last = np.searchsorted(self.word_ends, [start, end], side="right")
+        return int(last - first)
+
+    def is_long_after(self, place: int) -> bool:
+        """Returns whether the sentence after a place is very long, or has no end."""
+        before, after = _around(self.sentence_ends, place)
+        return not after or self.words_between(before, after) > _LONG_SENTENCE
 
 
 def require_readable(source: Path | None, *, least: int, repeat: bool) -> None:
@@ -188,15 +222,16 @@ def _blocks(documents: Iterator[str]) -> Iterator[str]:
 
 
 def _token_ends(text: str, tokenizer: Tokenizer) -> Int[np.ndarray, " T"]:
-    """Returns the number of complete characters at the end of each token of a text.
-
-    If the tokenizer adds a space before the text, or changes it, the counts are off by as much.
-    """
+    """Returns the number of complete characters at the end of each token of a text."""
     ids = tokenizer.encode(text, special=False)
     if not ids:
         return np.zeros(0, np.int64)
     distinct, places = np.unique(np.asarray(ids, np.int64), return_inverse=True)
-    spelled = np.asarray([len(tokenizer.backend.spell(token)) for token in distinct.tolist()])
+    spellings = [tokenizer.backend.spell(token) for token in distinct.tolist()]
+    written = b"".join([spellings[place] for place in places])
+    if written not in (text.encode(), b" " + text.encode()):
+        return np.asarray(tokenizer.backend.ends(text), np.int64)  # a normalizer changes it
+    spelled = np.asarray([len(each) for each in spellings])
     letters = np.frombuffer(text.encode("utf-32-le"), np.uint32)
     widths = 1 + (letters >= 0x80) + (letters >= 0x800) + (letters >= 0x10000)
     characters = np.cumsum(widths)
@@ -207,3 +242,36 @@ def _token_ends(text: str, tokenizer: Tokenizer) -> Int[np.ndarray, " T"]:
 
 def _ends(pattern: re.Pattern[str], text: str) -> Int[np.ndarray, " P"]:
     return np.unique(np.fromiter((match.end() for match in pattern.finditer(text)), np.int64))
+
+
+def _around(ends: Int[np.ndarray, " E"], place: int) -> tuple[int, int | None]:
+    """Returns the last end at or before a place, 0 if none, and the first one after it."""
+    index = int(np.searchsorted(ends, place, side="right"))
+    return int(ends[index - 1]) if index else 0, int(ends[index]) if index < len(ends) else None
+
+
+def _word_ends(text: str) -> Int[np.ndarray, " W"]:
+    """Returns the ends of words; and of characters, where words are not apart, or very long.
+
+    A character and the marks that belong to it stay together.
+    """
+    letters = np.frombuffer(text.encode("utf-32-le"), np.uint32)
+    distinct, places = np.unique(letters, return_inverse=True)
+    kinds = np.asarray([_kind(chr(letter)) for letter in distinct.tolist()], np.int8)[places]
+    spaces = np.flatnonzero(np.concatenate([[True], kinds == _SPACE, [True]]))
+    lengths = np.diff(spaces) - 1  # of the words between spaces, most of them 0 or short
+    divided = np.repeat(lengths > _LONG_WORD, lengths + 1)[: len(kinds)]
+    after = np.append(kinds[1:], np.int8(_SPACE))
+    joiner = letters == 0x200D
+    inside = (divided | (kinds == _IDEOGRAPH)) & (after != _JOINED) & ~joiner
+    return np.flatnonzero((kinds != _SPACE) & ((after == _SPACE) | inside)) + 1
+
+
+def _kind(letter: str) -> int:
+    if letter.isspace():
+        return _SPACE
+    # Marks, the zero-width joiner, and the skin tones of emoji.
+    if unicodedata.category(letter)[0] == "M" or letter in "\u200d🏻🏼🏽🏾🏿":
+        return _JOINED
+    script = unicodedata.name(letter, "").partition(" ")[0]
+    return _IDEOGRAPH if script in _UNSPACED else _LETTER

@@ -1,6 +1,7 @@
 """The needle test asked of programs that read or do not, of a tiny model, and of a real one."""
 
 import dataclasses
+import hashlib
 import itertools
 import json
 import os
@@ -12,6 +13,8 @@ import sys
 import jax
 import numpy as np
 import pytest
+import tokenizers
+from tokenizers import normalizers
 
 from lwm.cli.eval import run_needle
 from lwm.devices import Machine
@@ -26,6 +29,7 @@ from lwm.generate import loaded
 from lwm.generate.language_model import LanguageModel
 from lwm.hub.catalog import find_model, locate
 from lwm.model.config import ModelOverrides
+from lwm.tokenizer.backends import FastTokenizer
 
 GRID = NeedleConfig(lengths=(700, 1400), depths=(0.0, 30.0, 100.0), rounds=2, max_tokens=40)
 TINY = NeedleConfig(lengths=(600, 2400), depths=(0.0, 50.0, 100.0), max_tokens=8)
@@ -95,6 +99,94 @@ def test_the_needle_stands_at_a_sentence_end_at_or_before_the_depth(tokenizer, p
         assert built.depth == pytest.approx(100 * size / whole, abs=1)
         if cell.depth == 100:
             assert rest == ""
+
+
+def test_prompts_of_english_prose_are_those_of_before(byte_tokenizer):
+    config = dataclasses.replace(GRID, depths=(0.0, 10.0, 30.0, 50.0, 75.0, 100.0))
+    prompts = Prompts(config, byte_tokenizer)
+    ids = [prompts.build(cell).ids for cell in sorted(prompts.cells, key=repr)]
+    digest = hashlib.sha256(json.dumps(ids).encode()).hexdigest()
+    assert digest == "6c8f8851a052971a8a548a486154c39ad0e839b71195aa8c21491f61411bc1c7"
+
+
+def repeated(*parts):
+    """Numbers such parts, so that no two are the same."""
+    return "".join(part.replace("%", str(number)) for number in range(300) for part in parts)
+
+
+PLACES = dataclasses.replace(GRID, lengths=(900,), depths=(25.0, 75.0, 100.0))
+UNSPACED = {
+    "Chinese": "昔者庄周梦为蝴蝶栩栩然蝴蝶也%",
+    "Japanese": "古池や蛙とびこむ水のオト%、",
+    "Thai": "ในน้ำมีปลาในนามีข้าว%",
+    "one word": "abcdefgh%",
+    "emoji": "👩‍👩‍👧🏽",
+}
+SENTENCELESS = {
+    "words": "some % words ",
+    "lines": "a line of % words\n",
+    "carriage returns": "a line of % words\r\n",
+    "long sentences": "w% " * 200 + "end. ",
+}
+
+
+@pytest.mark.parametrize("kind", UNSPACED | SENTENCELESS)
+def test_text_of_any_script_is_used_in_full_and_at_the_depth(byte_tokenizer, tmp_path, kind):
+    (path := tmp_path / "h.txt").write_text(
+        repeated((UNSPACED | SENTENCELESS)[kind]), encoding="utf-8", newline=""
+    )
+    prompts = Prompts(dataclasses.replace(PLACES, haystack=path), byte_tokenizer)
+    for cell in prompts.cells:
+        built = prompts.build(cell)
+        assert cell.length - built.length <= 25  # a joined emoji
+        assert built.depth == pytest.approx(cell.depth, abs=12)
+        assert "\ufffd" not in byte_tokenizer.decode(built.ids)
+    assert prompts._start(0) != prompts._start(1)
+
+
+@pytest.mark.parametrize("end", ["。」", "؟ ", "।", "።"])
+def test_a_needle_stands_at_the_end_of_a_sentence_in_any_script(byte_tokenizer, tmp_path, end):
+    (path := tmp_path / "h.txt").write_text(repeated(f"字字字字字字字字%{end}"), encoding="utf-8")
+    prompts = Prompts(dataclasses.replace(PLACES, haystack=path), byte_tokenizer)
+    for cell in prompts.cells:
+        text = byte_tokenizer.decode(prompts.build(cell).ids)
+        before, _ = text.split("\nThe special magic", 1)
+        if cell.depth:
+            assert before.endswith(end.strip())
+        assert built_depth(byte_tokenizer, text) == pytest.approx(cell.depth, abs=15)
+
+
+def built_depth(tokenizer, text):
+    """Measures where the needle stands in the text of a prompt."""
+    before, after = re.split(r"\n?the special magic .+? number is: \d{7}\n?", text, flags=re.I)
+    before = before.removeprefix("user\n")
+    after = re.split(r" what is the special magic", after, flags=re.I)[0]
+    sizes = [len(tokenizer.encode(part, special=False)) for part in (before, after)]
+    return 100 * sizes[0] / sum(sizes)
+
+
+@pytest.mark.parametrize("change", ["NFKC", "Lowercase", "NFD", "spaces"])
+def test_the_depth_is_that_of_the_built_prompt_whatever_the_tokenizer_changes(
+    byte_tokenizer, tmp_path, change
+):
+    made = tokenizers.Tokenizer.from_str(byte_tokenizer.backend._tokenizer.to_str())
+    made.normalizer = (
+        normalizers.Replace(tokenizers.Regex(r"\s+"), " ")
+        if change == "spaces"
+        else getattr(normalizers, change)()
+    )
+    tokenizer = dataclasses.replace(byte_tokenizer, backend=FastTokenizer(made))
+    # The first half grows, or shrinks, and the second does not.
+    grows = repeated("ﷺ ﬃ %. ")[:1000] + repeated("İÉ   %    . ")[:1500]
+    text = grows + repeated("Plain text is %. ")
+    (path := tmp_path / "h.txt").write_text(text, encoding="utf-8")
+    config = dataclasses.replace(GRID, depths=(25.0, 75.0), haystack=path, lengths=(5000,))
+    prompts = Prompts(config, tokenizer)
+    for cell in prompts.cells:
+        built = prompts.build(cell)
+        assert built.depth == pytest.approx(cell.depth, abs=3)
+        true = built_depth(tokenizer, tokenizer.decode(built.ids))
+        assert built.depth == pytest.approx(true, abs=0.3)
 
 
 def test_lwms_prompt_is_that_of_its_script_to_the_letter(byte_tokenizer, prose):
