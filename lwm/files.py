@@ -10,6 +10,7 @@ import json
 import operator
 import os
 import shlex
+import stat
 import tempfile
 import threading
 from collections import OrderedDict
@@ -221,12 +222,36 @@ def require_size(file: Path, size: int) -> None:
         UserError: The size differs, or the file is missing.
     """
     with reading(file):
-        found = file.stat().st_size
+        status = file.stat()
+    found = status.st_size
+    if not stat.S_ISREG(status.st_mode):  # a pipe would be waited for
+        raise UserError(f"{file} is no file; restore it from a copy, or tokenize again")
     if found != size:
         raise UserError(
             f"{file} is damaged: it has {found} bytes in place of {size}; restore it from a "
             "copy, or tokenize again"
         )
+
+
+def named_file(folder: Path, name: Any, by: Path | str) -> Path:
+    """Returns the path of a file that another file of its folder names.
+
+    The file itself may be a link, as in the hub's cache.
+
+    Args:
+        folder: The folder.
+        name: The name, from the other file.
+        by: The other file, for messages.
+
+    Raises:
+        UserError: It is no name, or leads out of the folder.
+    """
+    inside = isinstance(name, str) and "\0" not in name and ".." not in Path(name).parts
+    if inside and (parts := Path(name).parts) and not Path(name).is_absolute():
+        above = os.path.realpath(folder.joinpath(*parts[:-1]))
+        if Path(above).is_relative_to(os.path.realpath(folder)):
+            return folder / name
+    raise UserError(f"{by} names {json.dumps(name)[:80]}, which is no file in {folder}")
 
 
 def make_folder(path: Path) -> None:

@@ -1,6 +1,8 @@
 """Models open by name, file and folder, in the form in which LWM published them too."""
 
 import dataclasses
+import pickle
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,12 +10,14 @@ import pytest
 import lwm
 from lwm.convert import open as opening
 from lwm.convert.names import LWM_NAMES, dimensions
-from lwm.convert.open import open_model_files, read_llama
+from lwm.convert.open import open_model_files, open_tokens, read_llama
 from lwm.devices import Machine
 from lwm.errors import UserError
+from lwm.files import read_json
+from lwm.formats.flax_file import FlaxFile
 from lwm.formats.flax_writer import write_stream
 from lwm.hub import catalog
-from lwm.model.config import Rope, preset
+from lwm.model.config import ModelOverrides, Rope, preset
 from lwm.sharding import make_mesh
 from lwm.tokenizer.tokenizer import Tokenizer
 from lwm.tokens import TokenSpace
@@ -54,6 +58,56 @@ def test_what_belongs_to_others_is_refused(published, tmp_path, byte_tokenizer):
     (folder / "tokenizer.json").unlink()
     with pytest.raises(UserError, match="no tokenizer in"):
         open_model_files(folder, given=given)
+
+
+def test_tokens_of_lwms_own_folder_need_no_options(published):
+    """As `lwm data check --model` opens it, with a `config.json` from the hub or without."""
+    folder, config, _ = published
+    for _ in range(2):
+        tokenizer, tokens = open_tokens(folder)
+        assert tokens == config.tokens
+        assert tokenizer.vocab_size == tokens.text
+        (folder / "config.json").write_text('{"model_type": "lwm"}')
+
+
+def test_metadata_of_a_run_is_read_beside_its_train_state(published):
+    folder, config, given = published
+    values = read_json(Path(given.config.removeprefix("json::")))
+    before = folder / "params"
+    for name, metadata in (
+        ("streaming_params_7", "metadata_7.pkl"),
+        ("streaming_train_state_7", "metadata_7.pkl"),
+        ("streaming_train_state", "metadata.pkl"),
+    ):
+        before = before.rename(folder / name)
+        (folder / metadata).write_bytes(pickle.dumps({"llama_config": values}))
+        assert open_model_files(folder / name).config == config
+        (folder / metadata).unlink()
+        with pytest.raises(UserError, match="how many heads is not known"):
+            open_model_files(folder / name)
+    assert open_model_files(folder, given=given).config == config
+
+
+def test_a_codebook_of_another_size_is_that_of_the_vqgan_beside(published):
+    folder, config, given = published
+    arrays = {}
+    for name, stored in FlaxFile(folder / "params").arrays.items():
+        arrays[name] = np.zeros([18 if size == 8448 else size for size in stored.shape], "float16")
+    write_stream(folder / "params", arrays.items())
+    opened = open_model_files(folder, given=given)
+    assert opened.config.tokens == TokenSpace(text=config.tokens.text, vision=18, codes=16)
+    assert open_tokens(folder)[1] == opened.config.tokens
+    (folder / "vqgan").unlink()
+    with pytest.raises(
+        UserError, match=r"18 vision ids, not those of LWM's 8192 codes; .* --codes"
+    ):
+        open_model_files(folder, given=given)
+    opened = open_model_files(folder, given=dataclasses.replace(given, codes=12))
+    assert opened.config.tokens.codes == 12
+    with pytest.raises(UserError, match="18 vision ids, too few for 17 codes and two marks"):
+        open_model_files(folder, given=dataclasses.replace(given, codes=17))
+    with pytest.raises(UserError, match="has a token space of its own; leave out --codes"):
+        open_model_files("tiny-vision", given=ModelOverrides(codes=64))
 
 
 def test_names_are_known_by_their_folders(tmp_path):
@@ -118,6 +172,14 @@ def test_a_model_that_cannot_fit_is_refused_before_it_is_read(published, monkeyp
     monkeypatch.setattr("lwm.loading.build_llama", lambda *_, **__: pytest.fail("it was read"))
     with pytest.raises(UserError, match=r"GB a device for 512 tokens in float32 .* the device has"):
         lwm.load(folder, given=dataclasses.replace(given, context=512))
+
+
+def test_a_stale_index_does_not_make_a_snapshot_incomplete(tmp_path):
+    (tmp_path / "config.json").touch()
+    (tmp_path / "model.safetensors.index.json").write_text('{"weight_map": {"a": "b.safetensors"}}')
+    assert not catalog._is_complete(tmp_path, ())
+    (tmp_path / "model.safetensors").touch()
+    assert catalog._is_complete(tmp_path, ())
 
 
 def test_names_too_long_to_be_a_file():

@@ -1,19 +1,21 @@
-"""Reads Hugging Face model folders: `config.json` and safetensors.
+"""Reads Hugging Face model folders: `config.json` and safetensors, which transformers would read.
 
 `lwm.convert.export` writes them.
 """
 
 import json
+import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from lwm.errors import UserError
-from lwm.files import read_json
-from lwm.formats.lazy import LazyArrays
+from lwm.files import is_data, named_file, read_json, reading
+from lwm.formats.lazy import LazyArrays, require_finite
 from lwm.model.config import LinearScaling, LlamaConfig, Rope, RopeScaling
 from lwm.tokens import TokenSpace
 from lwm.vqgan.config import WEIGHTS
@@ -34,8 +36,15 @@ KEYS = {
 _MOST_LAYERS = 10_000
 """Far above any model; a file that declares more is damaged, and would take too long to check."""
 
+_MISTRAL_WINDOW = 4096
+"""Sliding window of a Mistral whose configuration does not give one, as in transformers."""
+
 _MOST_HEADER = 100_000_000
 """Largest header of a safetensors file in bytes, as in the library."""
+
+_WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
+"""Files of weights; of several, the first counts, as in transformers."""
+_OF_SEVERAL = re.compile(r"-\d{5}-of-\d{5}")
 
 OWN = "lwm"
 """The key of `config.json` that holds a token space with vision ids, as `TokenSpace` has it."""
@@ -58,7 +67,8 @@ def read_config(values: Mapping[str, Any], *, source: str = "config.json") -> Ll
     if missing:
         raise UserError(f"{source} lacks {', '.join(missing)}; fetch the model's own file again")
     _require_numbers(values, source)
-    _refuse_features(values, source)
+    flags = _flags(values, source)
+    _refuse_features(values, flags, source)
     heads = values["num_attention_heads"]
     try:
         return LlamaConfig(
@@ -67,8 +77,8 @@ def read_config(values: Mapping[str, Any], *, source: str = "config.json") -> Ll
             num_kv_heads=values.get("num_key_value_heads") or heads,
             head_dim=values.get("head_dim") or values["hidden_size"] // heads,
             rope=_rope(values, source),
-            tie_embeddings=values.get("tie_word_embeddings", False),
-            qkv_bias=kind == "qwen2" or (kind == "qwen3" and values.get("attention_bias", False)),
+            tie_embeddings=flags["tie_word_embeddings"],
+            qkv_bias=kind == "qwen2" or (kind == "qwen3" and flags["attention_bias"]),
             qk_norm=kind == "qwen3",
         )
     except ValueError as error:
@@ -78,24 +88,48 @@ def read_config(values: Mapping[str, Any], *, source: str = "config.json") -> Ll
 def _require_numbers(values: Mapping[str, Any], source: str) -> None:
     """Refuses values that would fail later without the name of the file, or take too long."""
     optional = ("num_key_value_heads", "head_dim", "sliding_window")
-    for key in (*KEYS.values(), "vocab_size", *(key for key in optional if values.get(key))):
+    there = [key for key in optional if values.get(key) is not None]
+    for key in (*KEYS.values(), "vocab_size", *there):
         value = values[key]
         if key == "rms_norm_eps":
-            if not (isinstance(value, int | float) and 0 < value < 1):
+            if not (is_number(value) and 0 < value < 1):
                 raise UserError(f"{source}: {key} {shown(value)} is no number between 0 and 1")
             continue
         most = _MOST_LAYERS if key == "num_hidden_layers" else 2**48
-        if not (isinstance(value, int) and 0 < value <= most):
+        if not (type(value) is int and 0 < value <= most):
             raise UserError(f"{source}: {key} {shown(value)} is no whole number from 1 to {most:,}")
+    if values.get("head_dim") is None and values["hidden_size"] % values["num_attention_heads"]:
+        raise UserError(
+            f"{source}: hidden_size {values['hidden_size']} does not divide by "
+            f"{values['num_attention_heads']} heads"
+        )
 
 
-def _is_number(value: Any) -> bool:
-    return type(value) in (int, float)  # a bool is no number, though Python's are ints
+def _flags(values: Mapping[str, Any], source: str) -> dict[str, bool]:
+    keys = ("tie_word_embeddings", "attention_bias", "mlp_bias", "use_sliding_window")
+    return {key: read_flag(values, key, source) for key in keys}
+
+
+def read_flag(values: Mapping[str, Any], key: str, source: str) -> bool:
+    """Returns true or false; false if the value is missing or null.
+
+    Raises:
+        UserError: It is something else, such as the text "false".
+    """
+    value = _first(values.get(key), False)
+    if not isinstance(value, bool):
+        raise UserError(f"{source}: {key} {shown(value)} is neither true nor false")
+    return value
+
+
+def is_number(value: Any) -> TypeGuard[int | float]:
+    """Returns whether a value of a file is a number; true and false are ints to Python alone."""
+    return type(value) in (int, float)
 
 
 def is_theta(value: Any) -> bool:
     """Returns whether a value is valid as RoPE's base."""
-    return _is_number(value) and 1 < value < 1e30
+    return is_number(value) and 1 < value < 1e30
 
 
 def shown(value: Any) -> str:
@@ -108,7 +142,7 @@ def _tokens(values: Mapping[str, Any], source: str) -> TokenSpace:
     if own is None:
         return TokenSpace(text=rows)
     named = isinstance(own, dict) and {*own} == {"text", "vision", "codes"}
-    if not named or not all(isinstance(size, int) and size >= 0 for size in own.values()):
+    if not named or not all(type(size) is int and size >= 0 for size in own.values()):
         raise UserError(
             f'{source}: "{OWN}" is {json.dumps(own)}, but it should give text, vision and codes'
         )
@@ -121,23 +155,23 @@ def _tokens(values: Mapping[str, Any], source: str) -> TokenSpace:
     return tokens
 
 
-def _refuse_features(values: Mapping[str, Any], source: str) -> None:
-    window = values.get("sliding_window")
+def _refuse_features(values: Mapping[str, Any], flags: dict[str, bool], source: str) -> None:
     slides = "sliding_attention" in str(values.get("layer_types"))
     if values["model_type"] == "mistral":
+        window = values.get("sliding_window", _MISTRAL_WINDOW)
         slides |= window is not None and window < values["max_position_embeddings"]
     unsupported = {
-        "sliding-window attention": slides or values.get("use_sliding_window", False),
+        "sliding-window attention": slides or flags["use_sliding_window"],
         "a mixture of experts": any(
             values.get(key) for key in ("num_experts", "num_local_experts", "n_routed_experts")
         ),
         "a bias in the output projection": values["model_type"] in ("llama", "mistral", "qwen3")
-        and values.get("attention_bias", False),
-        "a bias in the feed-forward layers": values.get("mlp_bias", False),
-        "partial rotary embedding": values.get("partial_rotary_factor", 1.0) != 1.0,
+        and flags["attention_bias"],
+        "a bias in the feed-forward layers": flags["mlp_bias"],
+        "partial rotary embedding": _first(values.get("partial_rotary_factor"), 1) != 1,
         f"the activation {values.get('hidden_act')!r}": values.get("hidden_act", "silu")
         not in ("silu", "swish"),
-        "quantised safetensors": "quantization_config" in values,
+        "quantised safetensors": values.get("quantization_config") is not None,
     }
     for feature, present in unsupported.items():
         if present:
@@ -149,6 +183,8 @@ def _rope(values: Mapping[str, Any], source: str) -> Rope:
     given = _first(values.get("rope_scaling") or None, values.get("rope_parameters"), {})
     if not isinstance(given, dict) or any(isinstance(value, dict) for value in given.values()):
         raise UserError(f"{source}: RoPE scaling {shown(given)} is no JSON object of numbers")
+    if _first(given.get("partial_rotary_factor"), 1) != 1:
+        raise UserError(f"{source}: partial rotary embedding is not supported")
     theta = _first(given.get("rope_theta"), values.get("rope_theta"), 10_000.0)
     if not is_theta(theta):
         raise UserError(f"{source}: rope_theta {shown(theta)} is no number above 1")
@@ -172,7 +208,7 @@ def _rope_scaling(given: dict[str, Any], source: str) -> RopeScaling | LinearSca
 
     def get(key: str) -> float:
         value = given.get(key)
-        if not (_is_number(value) and 0 < value < 1e30):
+        if not (is_number(value) and 0 < value < 1e30):
             raise UserError(f"{source}: RoPE scaling has {key} {shown(value)}, no number above 0")
         return float(value)
 
@@ -197,48 +233,102 @@ def is_not_weight(name: str, config: LlamaConfig) -> bool:
     return tied_head or name.endswith("rotary_emb.inv_freq")
 
 
-def open_safetensors(folder: Path) -> LazyArrays:
+def holds_weights(folder: Path) -> bool:
+    """Returns whether a folder holds safetensors of a model, by their names."""
+    return any((folder / name).is_file() for name in _WEIGHTS) or bool(_candidates(folder))
+
+
+def open_safetensors(folder: Path, *, named: Any = None) -> LazyArrays:
     """Opens the safetensors files of a folder, and checks that none is cut short.
+
+    Args:
+        folder: The folder.
+        named: The file of the weights or of their index, if `config.json` names it.
 
     Raises:
         UserError: There is no weight file, a shard is missing or a file is damaged.
     """
     files: dict[str, Path] = {}
     shapes: dict[str, tuple[int, ...]] = {}
-    for path in _weight_files(folder):
-        _require_whole(path)
-        try:
-            with safe_open(path, "numpy") as file:
-                for name in file.keys():  # noqa: SIM118 (it is no mapping)
-                    files[name] = path
-                    shapes[name] = tuple(file.get_slice(name).get_shape())
-        except SafetensorError as error:
-            raise UserError(f"{path} is damaged ({error}); fetch it again") from None
+    paths, index = _weight_files(folder, named)
+    for path in paths:
+        for name, shape in _shapes_in(path).items():
+            if name in files:
+                raise UserError(f"tensor {name} is both in {files[name]} and in {path}; remove one")
+            files[name], shapes[name] = path, shape
+    for name, file in index.items():
+        # Indices list tied heads, too, and RoPE's frequencies, which files need not hold.
+        if name not in files and not name.endswith(("lm_head.weight", "rotary_emb.inv_freq")):
+            raise UserError(
+                f"{folder / file} lacks tensor {name}, which the index says it holds; fetch both "
+                "again"
+            )
 
     def read(name: str) -> np.ndarray:
-        with safe_open(files[name], "numpy") as file:
-            return file.get_tensor(name)
+        with reading(files[name]), safe_open(files[name], "numpy") as file:
+            array = file.get_tensor(name)
+        require_finite(array, name, files[name])
+        return array
 
     return LazyArrays(shapes, read)
 
 
-def _weight_files(folder: Path) -> list[Path]:
-    index = folder / "model.safetensors.index.json"
-    if index.is_file():
-        named = read_json(index).get("weight_map", {})
-        if not (isinstance(named, dict) and all(isinstance(name, str) for name in named.values())):
-            raise UserError(f"{index} does not say which file each tensor is in; fetch it again")
-        paths = [folder / name for name in sorted(set(named.values()))]
-    else:
-        paths = sorted(set(folder.glob("*.safetensors")) - {folder / WEIGHTS})
-    missing = [path.name for path in paths if not path.is_file()]
-    if missing:
-        raise UserError(f"{folder} lacks {', '.join(missing)}, named in {index.name}")
-    if not paths:
-        other = sorted(path.name for path in folder.glob("pytorch_model*.bin"))
-        hint = f"; {other[0]} is a pickle: save the model as safetensors" if other else ""
-        raise UserError(f"{folder} holds no *.safetensors file{hint}")
-    return paths
+def _shapes_in(path: Path) -> dict[str, tuple[int, ...]]:
+    with reading(path):
+        _require_whole(path)
+        try:
+            with safe_open(path, "numpy") as file:
+                return {name: tuple(file.get_slice(name).get_shape()) for name in [*file.keys()]}
+        except SafetensorError as error:
+            raise UserError(f"{path} is damaged ({error}); fetch it again") from None
+
+
+def _weight_files(folder: Path, named: Any) -> tuple[list[Path], dict[str, str]]:
+    """Returns the files that transformers would take, and the index of a model in several."""
+    for name in _WEIGHTS if named is None else [named]:
+        path = named_file(folder, name, "config.json")
+        if not path.is_file():
+            continue
+        if not name.endswith(".index.json"):
+            return [path], {}
+        index = read_json(path).get("weight_map")
+        if not (isinstance(index, dict) and all(isinstance(each, str) for each in index.values())):
+            raise UserError(f"{path} does not say which file each tensor is in; fetch it again")
+        paths = [named_file(folder, file, path) for file in dict.fromkeys(index.values())]
+        if missing := [each.name for each in paths if not os.path.isfile(each)]:
+            raise UserError(f"{folder} lacks {', '.join(missing)}, named in {path.name}")
+        return sorted(paths), index
+    if named is not None:
+        raise UserError(f"{folder} lacks {named}, named in config.json")
+    found = _candidates(folder)
+    if len(found) == 1 and not _OF_SEVERAL.search(found[0].name):
+        return found, {}
+    raise UserError(f"{folder} {_instead_of_weights(folder, found)}")
+
+
+def _candidates(folder: Path) -> list[Path]:
+    """Returns the safetensors files that may be a model's, by their names."""
+    return [
+        path
+        for path in sorted(folder.glob("*.safetensors"))
+        if path.is_file() and is_data(path.name) and not path.name.startswith(("adapter_", WEIGHTS))
+    ]
+
+
+def _instead_of_weights(folder: Path, found: list[Path]) -> str:
+    """Returns a description of what is there, for a message, and the remedy."""
+    if found:
+        names = ", ".join(path.name for path in found[:3])
+        more = f" and {len(found) - 3} more" if len(found) > 3 else ""
+        return (
+            f"holds neither {_WEIGHTS[0]} nor {_WEIGHTS[1]}, but {names}{more}; fetch the index of "
+            f"a model in several files, or rename its one file to {_WEIGHTS[0]}"
+        )
+    if adapters := sorted(folder.glob("adapter_*.safetensors")):
+        return f"holds an adapter alone, {adapters[0].name}; merge it into its model, and save that"
+    other = sorted(path.name for path in folder.glob("pytorch_model*.bin"))
+    hint = f"{other[0]} is a pickle: save the model as safetensors" if other else "fetch it again"
+    return f"holds no *.safetensors file; {hint}"
 
 
 def _require_whole(path: Path) -> None:

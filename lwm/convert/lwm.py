@@ -11,14 +11,15 @@ from pathlib import Path
 
 import numpy as np
 
-from lwm.convert.lwm_config import LwmSizes, describe, read_config_of
+from lwm.convert.lwm_config import LwmSizes, describe, read_config_of, token_space
 from lwm.convert.names import LWM_NAMES, dimensions
 from lwm.convert.weights import aligned_empty
 from lwm.errors import UserError
 from lwm.formats.flax_file import FlaxFile
-from lwm.formats.lazy import LazyArrays, require_same_tensors
+from lwm.formats.lazy import LazyArrays, require_finite, require_same_tensors
 from lwm.hub.catalog import KnownModel
 from lwm.model.config import LlamaConfig, ModelOverrides
+from lwm.tokens import TokenSpace
 
 PREFIXES = ("params", "trainstate_params", "trainstate", "flax_params")
 """Prefixes of paths on LWM's command line, followed by `::`; the file itself shows its kind."""
@@ -90,10 +91,14 @@ class LwmTensors(LazyArrays):
             self._file.read(place.name, out)
         else:
             self._file.read_slice(place.name, place.layer, axis=place.axis, out=out)
+        require_finite(out, name, self._file.path)
 
 
 def open_lwm(
-    path: Path, *, given: ModelOverrides, known: KnownModel | None = None
+    path: Path,
+    *,
+    given: ModelOverrides,
+    known: KnownModel | None = None,
 ) -> tuple[LlamaConfig, LwmTensors]:
     """Opens a file of LWM's parameters, and finds its configuration.
 
@@ -121,6 +126,16 @@ def open_lwm(
             "and for vision)"
         )
     return found.applied(config), tensors
+
+
+def read_token_space(path: Path) -> TokenSpace:
+    """Returns the token space of a file of LWM's parameters, which the shapes of its tables show.
+
+    Raises:
+        UserError: The file cannot be read, or the entries of its codebook are not known.
+    """
+    sizes = LwmSizes.read(LwmTensors(path).stored, path)
+    return token_space(sizes.text, sizes.vision, path)
 
 
 def split_prefix(text: str) -> tuple[str, str] | None:

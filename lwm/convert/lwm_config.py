@@ -1,11 +1,12 @@
 """Configurations of original LWM models, from tensor shapes, metadata, names and settings."""
 
 import dataclasses
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from lwm.convert.huggingface import is_theta, read_config, shown
+from lwm.convert.huggingface import is_theta, read_config, read_flag, shown
 from lwm.convert.names import LWM_NAMES
 from lwm.errors import UserError
 from lwm.files import read_json
@@ -119,15 +120,16 @@ def read_config_of(
     Raises:
         UserError: The number of heads is not known, or a configuration cannot be read.
     """
-    metadata = path.with_name(path.name.replace("streaming_params", "metadata") + ".pkl")
     source, values = "", {}
     if given.config is not None:
         source, values = given.config, _values(given.config)
-    elif path.name.startswith("streaming_params") and metadata.is_file():
+    elif (metadata := _metadata_of(path)) is not None:
         source, values = str(metadata), _llama_config(metadata)
-    config = (
+    config, vision = (
         _from_values(values, sizes, source) if values else _from_sizes(sizes, path, given.config)
     )
+    tokens = token_space(config.tokens.text, vision, path, given.codes)
+    config = dataclasses.replace(config, tokens=tokens)
     theta, context = values.get("theta"), values.get("max_sequence_length")
     if not (theta is None or is_theta(theta)):
         raise UserError(f"{source}: theta {shown(theta)} is no number above 1")
@@ -140,14 +142,14 @@ def read_config_of(
     return config, dataclasses.replace(given, theta=theta, context=given.context or context)
 
 
-def _from_sizes(sizes: LwmSizes, path: Path, name: str | None) -> LlamaConfig:
+def _from_sizes(sizes: LwmSizes, path: Path, name: str | None) -> tuple[LlamaConfig, int]:
+    """Returns the shape of a model of text, and the number of its vision ids."""
     if name is None and sizes.preset is None:
         raise UserError(
             f"{path} holds {sizes}, and how many heads is not known; give --config json::FILE with "
             "num_attention_heads, here or to `lwm convert`"
         )
-    found = preset(name or sizes.preset or "")
-    return dataclasses.replace(found, tokens=_tokens(found.tokens.text, sizes.vision, str(path)))
+    return preset(name or sizes.preset or ""), sizes.vision
 
 
 def _values(text: str) -> dict[str, Any]:
@@ -171,12 +173,15 @@ def _llama_config(path: Path) -> dict[str, Any]:
     return found
 
 
-def _from_values(values: Mapping[str, Any], sizes: LwmSizes, source: str) -> LlamaConfig:
+def _from_values(
+    values: Mapping[str, Any], sizes: LwmSizes, source: str
+) -> tuple[LlamaConfig, int]:
+    """Returns the shape of a model of text, and the number of its vision ids."""
     vision = values.get("vision_vocab_size", sizes.vision)
-    if not isinstance(vision, int):
-        raise UserError(f"{source}: vision_vocab_size {shown(vision)} is no number")
-    tied = bool(values.get("tie_word_embeddings", False))
-    if vision and tied != bool(values.get("tie_vision_embeddings", False)):
+    if not (type(vision) is int and vision >= 0):
+        raise UserError(f"{source}: vision_vocab_size {shown(vision)} is no number of ids")
+    tied = read_flag(values, "tie_word_embeddings", source)
+    if vision and tied != read_flag(values, "tie_vision_embeddings", source):
         raise UserError(f"{source}: one table tied to its head and one not is not supported")
     dim: Any = values.get("hidden_size")
     heads: Any = values.get("num_attention_heads")
@@ -184,17 +189,52 @@ def _from_values(values: Mapping[str, Any], sizes: LwmSizes, source: str) -> Lla
         raise UserError(f"{source}: hidden_size {dim} does not divide by {heads} heads")
     theirs = {key: values[key] for key in _AS_HUGGING_FACE if key in values}
     defaults = {"model_type": "llama", "max_position_embeddings": 1, "rms_norm_eps": 1e-6}
-    config = read_config(defaults | theirs | {"tie_word_embeddings": tied}, source=source)
-    return dataclasses.replace(config, tokens=_tokens(config.tokens.text, vision, source))
+    values = defaults | theirs | {"tie_word_embeddings": tied}
+    return read_config(values, source=source), vision
 
 
 def _is_size(value: Any) -> bool:
     return type(value) is int and value > 0
 
 
-def _tokens(text: int, vision: int, source: str) -> TokenSpace:
+def _metadata_of(path: Path) -> Path | None:
+    """Returns the metadata that a run of LWM wrote beside its parameters or its train state."""
+    name = re.sub(r"^streaming_(params|train_state)", "metadata", path.name)
+    file = path.with_name(f"{name}.pkl")
+    return file if name != path.name and file.is_file() else None
+
+
+def token_space(text: int, vision: int, path: Path, codes: int | None = None) -> TokenSpace:
+    """Returns the token space of a model of LWM's with so many ids.
+
+    Args:
+        text: Text ids.
+        vision: Vision ids, unused ones included.
+        path: The file; its VQGAN may be beside it.
+        codes: Entries of the codebook; None for those of the VQGAN, or LWM's if they can be.
+
+    Raises:
+        UserError: The number of entries is not known, or too large for the vision ids.
+    """
     if not vision:
         return TokenSpace(text=text)
-    if vision < CODES + 2:
-        raise UserError(f"{source}: {vision} vision ids are too few for LWM's {CODES} codes")
-    return TokenSpace(text=text, vision=vision, codes=CODES)
+    codes = codes or _codes(vision, path)
+    if vision < codes + 2:
+        raise UserError(f"{path} has {vision} vision ids, too few for {codes} codes and two marks")
+    return TokenSpace(text=text, vision=vision, codes=codes)
+
+
+def _codes(vision: int, path: Path) -> int:
+    """Returns the entries of the codebook: those of the VQGAN beside, or LWM's if they can be."""
+    vqgan = path.with_name("vqgan")
+    if vision != VISION.vision and vqgan.exists():
+        from lwm.vqgan.checkpoint import read_vqgan_config
+
+        return read_vqgan_config(vqgan).codes
+    # With as many unused ids, it would be another codebook.
+    if not CODES + 2 <= vision < 2 * CODES + 2:
+        raise UserError(
+            f"{path} has {vision} vision ids, not those of LWM's {CODES} codes; give the entries "
+            "of its codebook with --codes, or its VQGAN as `vqgan` beside it"
+        )
+    return CODES

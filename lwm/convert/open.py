@@ -9,13 +9,20 @@ import numpy as np
 from jax.sharding import Mesh
 
 from lwm.convert.checkpoint import TABLE as CHECKPOINT_TABLE, open_language_model
-from lwm.convert.huggingface import OWN, is_not_weight, open_safetensors, read_config
-from lwm.convert.lwm import TABLE, open_lwm, split_prefix
+from lwm.convert.huggingface import (
+    OWN,
+    holds_weights,
+    is_not_weight,
+    open_safetensors,
+    read_config,
+)
+from lwm.convert.lwm import TABLE, open_lwm, read_token_space, split_prefix
 from lwm.convert.names import HUGGING_FACE, TensorLayout
 from lwm.convert.weights import build_llama, with_vision_rows
 from lwm.errors import UserError
 from lwm.files import read_json
 from lwm.formats.gguf import read_gguf
+from lwm.formats.gguf_file import find_gguf, first_part, is_gguf
 from lwm.formats.run_folder import TOKENIZER, find_in_run, is_checkpoint
 from lwm.hub import catalog
 from lwm.model.config import NO_OVERRIDES, Compute, LlamaConfig, ModelOverrides
@@ -28,6 +35,9 @@ from lwm.tokens import TokenSpace
 from lwm.vqgan.checkpoint import CONFIG as VQGAN_CONFIG, find_shipped
 
 _LLAMA2_MARKS = {OPENING: [529, 4924, 29958], CLOSING: [1533, 4924, 29958]}
+
+_LWM_FILES = ("params", "streaming_params", "streaming_train_state")
+"""Files of parameters in folders of LWM: as released, and as its training writes them."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -99,6 +109,8 @@ def open_model_files(
         opened = _open_lwm(params, given, known)
     elif given.config is not None:
         raise UserError(f"{path} has a configuration of its own; leave out --config")
+    elif given.codes is not None:
+        raise UserError(f"{path} has a token space of its own; leave out --codes")
     else:
         opened = _open_checkpoint(path) if checkpoint else _open(path)
         opened = dataclasses.replace(opened, config=given.applied(opened.config))
@@ -116,11 +128,15 @@ def open_tokens(name_or_path: str | Path) -> tuple[Tokenizer, TokenSpace]:
         UserError: The model cannot be found or read.
     """
     path = find_files(name_or_path)
-    config = path / "config.json"
-    if config.is_file():
-        return Tokenizer.open(path), read_config(read_json(config), source=str(path)).tokens
-    files = open_model_files(name_or_path)
-    return files.tokenizer, files.config.tokens
+    checkpoint = is_checkpoint(path)
+    params = None if checkpoint else _lwm_file(path, name_or_path)
+    if params is not None:
+        tokenizer, tokens = Tokenizer.open(params.parent), read_token_space(params)
+        _require_tokens(params, tokenizer, tokens, is_lwm=True)
+        return tokenizer, tokens
+    opened = _open_checkpoint(path) if checkpoint else _open(path, weights=False)
+    _require_vocabulary(opened)
+    return opened.tokenizer, opened.config.tokens
 
 
 def _open_lwm(params: Path, given: ModelOverrides, known: catalog.KnownModel | None) -> ModelFiles:
@@ -153,9 +169,12 @@ def _open_checkpoint(place: Path) -> ModelFiles:
 def _lwm_file(path: Path, name: str | Path) -> Path | None:
     """Returns the file of LWM's parameters; None for other models."""
     if path.is_dir():
-        file = path / "params"
-        return file if file.is_file() and not (path / "config.json").is_file() else None
-    if path.suffix == ".gguf" and split_prefix(str(name)) is None:
+        files = [path / name for name in _LWM_FILES if (path / name).is_file()]
+        is_other = (path / "config.json").is_file() and holds_weights(path)
+        return files[0] if files and not is_other else None
+    if not path.is_file():
+        raise UserError(f"{path} is neither a file nor a folder; give a model's")
+    if split_prefix(str(name)) is None and (path.suffix == ".gguf" or is_gguf(path)):
         return None
     return path
 
@@ -171,9 +190,15 @@ def _entry(name: str | Path, path: Path) -> catalog.KnownModel | None:
 
 def _require_vocabulary(opened: ModelFiles) -> None:
     tokenizer, tokens = opened.tokenizer, opened.config.tokens
+    _require_tokens(opened.source, tokenizer, tokens, is_lwm=opened.table is TABLE)
+
+
+def _require_tokens(
+    source: Path, tokenizer: Tokenizer, tokens: TokenSpace, *, is_lwm: bool
+) -> None:
     if tokenizer.vocab_size > tokens.text:
         raise UserError(
-            f"{opened.source}: the tokenizer has {tokenizer.vocab_size} tokens but the model only "
+            f"{source}: the tokenizer has {tokenizer.vocab_size} tokens but the model only "
             f"{tokens.text}; they are of different models"
         )
     if not tokens.vision:
@@ -182,12 +207,12 @@ def _require_vocabulary(opened: ModelFiles) -> None:
         ids = tokenizer.encode(mark)
         if tokenizer.decode(ids, skip_special=False) != mark:
             raise UserError(
-                f"{opened.source}: the tokenizer cannot write {mark}, which images stand between; "
+                f"{source}: the tokenizer cannot write {mark}, which images stand between; "
                 "give the model's own tokenizer"
             )
-        if opened.table is TABLE and tokens.text == 32_000 and ids != llama2:
+        if is_lwm and tokens.text == 32_000 and ids != llama2:
             raise UserError(
-                f"{opened.source}: the tokenizer writes {mark} as {ids}, but the model was trained "
+                f"{source}: the tokenizer writes {mark} as {ids}, but the model was trained "
                 f"with {llama2}; give LLaMA-2's tokenizer.model"
             )
 
@@ -262,23 +287,27 @@ def _sampling(path: Path) -> VisionSampling:
         raise UserError(f"{file}: {error}") from None
 
 
-def _open(path: Path) -> ModelFiles:
-    """Opens a Hugging Face folder or a GGUF file; weights are read later."""
-    if path.suffix == ".gguf":
+def _open(path: Path, *, weights: bool = True) -> ModelFiles:
+    """Opens a Hugging Face folder or a GGUF file; weights are read later, if at all."""
+    has_config = (path / "config.json").is_file()
+    if path.is_dir() and not (has_config and holds_weights(path)):
+        if (gguf := find_gguf(path)) is not None:
+            path = gguf
+        elif not has_config:
+            raise UserError(
+                f"{path} holds no model: neither config.json nor params nor a GGUF file is there"
+            )
+    if path.is_file():
+        path = first_part(path)
         gguf = read_gguf(path)
-        tokenizer = Tokenizer.from_gguf(gguf.metadata)
+        tokenizer = Tokenizer.from_gguf(gguf.metadata, str(path))
         values, tensors, vqgan = gguf.config, gguf.tensors, None
-    elif (path / "config.json").is_file():
-        values, tensors = read_json(path / "config.json"), open_safetensors(path)
+    else:
+        values, tensors = read_json(path / "config.json"), {}
+        if weights:
+            tensors = open_safetensors(path, named=values.get("transformers_weights"))
         tokenizer = Tokenizer.open(path)
         vqgan = path if (path / VQGAN_CONFIG).is_file() else None
-    else:
-        ggufs = sorted(path.glob("*.gguf"))
-        if len(ggufs) == 1:
-            return _open(ggufs[0])
-        raise UserError(
-            f"{path} holds no model: neither config.json nor params nor one GGUF file is there"
-        )
     return ModelFiles(
         sampling=_sampling(path),
         config=read_config(values, source=str(path)),

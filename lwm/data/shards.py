@@ -21,6 +21,7 @@ import numpy as np
 from lwm.data.example import Example
 from lwm.errors import UserError
 from lwm.files import (
+    named_file,
     read_versioned,
     reading,
     reason_of,
@@ -287,7 +288,8 @@ class _Part(NamedTuple):
 
 def _parts(files: Path | Sequence[Path]) -> Iterable[_Part]:
     if isinstance(files, Path):
-        files = [files / shard.name for shard in Summary.read(files).shards]
+        folder, shards = files, Summary.read(files).shards
+        files = [named_file(folder, shard.name, folder / SUMMARY) for shard in shards]
     summaries: dict[Path, dict[str, Shard]] = {}
     for file in files:
         if file.parent not in summaries:

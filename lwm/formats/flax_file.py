@@ -151,7 +151,7 @@ def _arrays(cursor: Cursor) -> Iterator[tuple[str, StoredArray]]:
 
 
 _OTHER_FORMATS = (
-    (b"GGUF", "is a GGUF file; give it without a prefix, with a name ending in .gguf"),
+    (b"GGUF", "is a GGUF file; give it without a prefix"),
     (b"PK\x03\x04", "is a PyTorch archive or a zip file; save the model as safetensors"),
     *((bytes((0x80, protocol)), "is a pickle, not LWM's parameters") for protocol in range(2, 6)),
     (b"version https://git-lfs", "is a pointer of Git LFS; fetch the file itself with `git lfs`"),

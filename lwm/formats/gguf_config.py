@@ -26,20 +26,18 @@ def refuse_unsupported(path: Path, metadata: Mapping[str, Any]) -> str:
     """Returns the architecture of a file.
 
     Raises:
-        UserError: It is not supported, or the file is one of several parts.
+        UserError: It is not supported, or the file holds no model.
     """
     arch = metadata.get("general.architecture")
+    if (kind := metadata.get("general.type", "model")) != "model":
+        raise UserError(f"{path} holds no model but a GGUF file of type {kind!r}; give the model's")
     if "moe" in str(arch) or metadata.get(f"{arch}.expert_count", 0):
         raise UserError(
             f"{path} holds a mixture of experts ({arch}); only dense models are supported"
         )
-    if arch not in ARCHITECTURES:
+    if not isinstance(arch, str) or arch not in ARCHITECTURES:
         known = ", ".join(ARCHITECTURES)
         raise UserError(f"{path} has architecture {arch!r}; supported: {known}")
-    if (parts := metadata.get("split.count", 0)) not in (0, 1):
-        raise UserError(
-            f"{path} is one of {parts} parts; join them with `llama-gguf-split --merge` first"
-        )
     return arch
 
 
@@ -52,20 +50,26 @@ def config_of(
     """Returns the `config.json` that Hugging Face would have written for this model."""
     arch = metadata["general.architecture"]
 
-    def get(key: str, default: int | float | None = None) -> Any:
+    def get(key: str, default: int | float | None = None, *, kind: type = int) -> Any:
         """Returns a number, which must be positive."""
         value = metadata.get(f"{arch}.{key}", default)
         if value is None:
             raise UserError(f"{path} is corrupted: it lacks the metadata entry '{arch}.{key}'")
-        if not isinstance(value, int | float) or value <= 0:
-            raise UserError(f"{path}: metadata entry '{arch}.{key}' is {value!r}, not a number > 0")
+        if type(value) not in (int, kind) or not value > 0:
+            whole = "a whole" if kind is int else "a"
+            raise UserError(
+                f"{path}: metadata entry '{arch}.{key}' is {value!r}, not {whole} number > 0"
+            )
         return value
 
     hidden, heads = get("embedding_length"), get("attention.head_count")
     head_dim = get("attention.key_length", hidden // heads)
+    attention = metadata.get(f"{arch}.rope.scaling.attn_factor", 1.0)
+    if attention != 1:
+        raise UserError(f"{path} multiplies RoPE by the factor {attention!r}: not supported")
     if (rotated := get("rope.dimension_count", head_dim)) != head_dim:
         raise UserError(f"{path} rotates only {rotated} of {head_dim} dimensions: not supported")
-    theta = get("rope.freq_base", 10_000.0)
+    theta = get("rope.freq_base", 10_000.0, kind=float)
     config = {
         "architectures": [ARCHITECTURES[arch]],
         "model_type": arch,
@@ -77,7 +81,7 @@ def config_of(
         "intermediate_size": int(get("feed_forward_length")),
         "hidden_act": "silu",
         # Stored in fp32: without rounding, 1e-5 becomes 9.999999747378752e-06.
-        "rms_norm_eps": float(str(np.float32(get("attention.layer_norm_rms_epsilon")))),
+        "rms_norm_eps": float(str(np.float32(get("attention.layer_norm_rms_epsilon", kind=float)))),
         "rope_theta": float(theta),
         "rope_scaling": _rope_scaling(path, metadata, theta, head_dim, rope_factors),
         "max_position_embeddings": int(get("context_length")),

@@ -1,10 +1,21 @@
 """Arrays that stay in their files until they are used."""
 
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 
+import ml_dtypes
 import numpy as np
 
 from lwm.errors import UserError
+
+_INFINITY = {
+    np.dtype(np.float16): 0x7C00,
+    np.dtype(ml_dtypes.bfloat16): 0x7F80,
+    np.dtype(np.float32): 0x7F80_0000,
+}
+"""Bits of infinity; those of NaN are above, and those of all numbers below."""
+_BLOCK = 1 << 17
+"""Elements whose bits stay in a processor's cache."""
 
 
 class LazyArrays(Mapping):  # without parameters: run-time type checks would read values
@@ -72,3 +83,41 @@ def require_same_tensors(
             faults.append(f"{word}: {', '.join(sorted(names)[:3])}{more}")
     if faults:
         raise UserError(f"{problem}; {'; '.join(faults)}{hint}")
+
+
+def require_finite(array: np.ndarray, name: str, path: Path) -> None:
+    """Refuses a tensor that holds NaN or infinity, at little cost beside reading it.
+
+    Args:
+        array: The tensor.
+        name: Its name in the file.
+        path: The file.
+
+    Raises:
+        UserError: It does.
+    """
+    if not all(map(_is_finite, _blocks(array))):
+        raise UserError(
+            f"{path} is corrupted: tensor {name!r} holds NaN or infinity; fetch the file again"
+        )
+
+
+def _blocks(array: np.ndarray) -> Iterator[np.ndarray]:
+    if not array.flags.forc and array.ndim > 1:
+        for part in array:
+            yield from _blocks(part)
+        return
+    flat = array.ravel(order="K")
+    for start in range(0, flat.size, _BLOCK):
+        yield flat[start : start + _BLOCK]
+
+
+def _is_finite(block: np.ndarray) -> bool:
+    infinity = _INFINITY.get(block.dtype)
+    if infinity is None:
+        with np.errstate(over="ignore"):
+            return bool(np.isfinite(block.astype(np.float32)).all())
+    # Two maxima over the bits, of either sign, are faster than `np.isfinite`, and need no memory.
+    bits, sign = block.view(f"u{block.itemsize}"), 1 << (8 * block.itemsize - 1)
+    largest = int(bits.view(f"i{block.itemsize}").max()), int(bits.max())
+    return largest[0] < infinity and largest[1] < infinity + sign

@@ -157,7 +157,8 @@ def _is_complete(folder: Path, files: tuple[str, ...]) -> bool:
     if files and all((folder / file).is_file() for file in files):
         return True
     index = folder / "model.safetensors.index.json"
-    if not index.is_file():
+    # As transformers, which takes one file before an index.
+    if (folder / "model.safetensors").is_file() or not index.is_file():
         return (folder / "config.json").is_file() and any(folder.glob("*.safetensors"))
     import json
 

@@ -156,6 +156,9 @@ class ModelOverrides:
     """RoPE scaling in place of the model's: `none`, `linear:FACTOR`, or
     `llama3:FACTOR,LOW,HIGH,CONTEXT` with its factors of low and of high frequencies and the context
     of the first training."""
+    codes: int | None = None
+    """For LWM's own files: entries of the vision codebook, if neither 8192 nor those of the VQGAN
+    beside them."""
 
     def __post_init__(self):
         """Checks the ranges.
@@ -169,6 +172,8 @@ class ModelOverrides:
             raise UserError(f"context {self.context} leaves no room; give at least 1 token")
         if self.rope_scaling is not None:
             read_scaling(self.rope_scaling)
+        if self.codes is not None and self.codes < 1:
+            raise UserError(f"codes {self.codes} is no codebook; give at least 1")
 
     def applied(self, config: LlamaConfig) -> LlamaConfig:
         """Returns the configuration with these values in place of its own."""

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, SupportsIndex
 
 from lwm.errors import UserError
+from lwm.formats.gguf_file import find_gguf, is_gguf
 from lwm.tokenizer.backends import FastTokenizer, SentencePiece
 
 # Ends of turns of instruction-tuned models; some configs name only the end of a document.
@@ -32,7 +33,7 @@ class Tokenizer:
     eos_ids: frozenset[int]
     """All ids that stop generation: `eos_id` and the chat's end of turn."""
     pad_id: int
-    """The padding id: the model's own, else its unknown or end id, else 0."""
+    """The padding id: the model's own if it has it, else its unknown or end id, else 0."""
     add_bos: bool
     """True if the model's own tokenizer starts each text with `bos_id`."""
     chat_template: str | None = field(default=None, repr=False)
@@ -49,24 +50,25 @@ class Tokenizer:
         for name in ("tokenizer.json", "tokenizer.model"):
             if (path / name).is_file():
                 return cls._from_file(path / name, path)
-        ggufs = sorted(path.glob("*.gguf"))
-        if len(ggufs) == 1:
-            return cls._from_file(ggufs[0], path)
+        if (gguf := find_gguf(path)) is not None:
+            return cls._from_file(gguf, path)
         raise UserError(f"no tokenizer in {path}: looked for {_LOOKED_FOR}")
 
     @classmethod
     def _from_file(cls, file: Path, folder: Path) -> "Tokenizer":
-        if file.suffix == ".gguf":
+        if file.suffix == ".gguf" or is_gguf(file):
             from lwm.formats.gguf import read_gguf
 
-            return cls.from_gguf(read_gguf(file).metadata)
+            return cls.from_gguf(read_gguf(file).metadata, str(file))
         config = _Config(folder)
         if file.suffix == ".json":
             return _from_config(FastTokenizer.open(file), config)
         return _from_config(SentencePiece.open(file, config.added), config)
 
     @classmethod
-    def from_gguf(cls, metadata: Mapping[str, Any]) -> "Tokenizer":
+    def from_gguf(
+        cls, metadata: Mapping[str, Any], source: str = "the GGUF tokenizer"
+    ) -> "Tokenizer":
         """Builds the tokenizer that a GGUF file's metadata describes."""
 
         def get(key: str, default: Any = None) -> Any:
@@ -89,6 +91,7 @@ class Tokenizer:
             raise UserError(f"the GGUF tokenizer's tables are corrupted: {error}") from None
         return _tokenizer(
             backend,
+            source,
             bos_id=get("bos_token_id"),
             eos_id=get("eos_token_id"),
             eos_ids=[get("eot_token_id"), get("eom_token_id")],
@@ -207,6 +210,7 @@ class _Config:
     """The JSON files beside a Hugging Face tokenizer."""
 
     def __init__(self, folder: Path) -> None:
+        self.folder = folder
         self.main = _read_json(folder / "tokenizer_config.json")
         self.generation = _read_json(folder / "generation_config.json")
         self._specials = _read_json(folder / "special_tokens_map.json")
@@ -261,6 +265,7 @@ def _from_config(backend: FastTokenizer | SentencePiece, config: _Config) -> Tok
         add_bos = bos_id is not None and (bare or backend.adds(bos_id))
     return _tokenizer(
         backend,
+        str(config.folder),
         bos_id=bos_id,
         eos_id=find("eos_token", "</s>" if bare else None),
         eos_ids=listed if isinstance(listed, list) else [listed],
@@ -276,16 +281,32 @@ def _from_config(backend: FastTokenizer | SentencePiece, config: _Config) -> Tok
 
 def _tokenizer(
     backend: FastTokenizer | SentencePiece,
+    source: str,
     *,
-    bos_id: int | None,
-    eos_id: int | None,
-    eos_ids: Sequence[int | None],
-    pad_ids: Sequence[int | None],
+    bos_id: Any,
+    eos_id: Any,
+    eos_ids: Sequence[Any],
+    pad_ids: Sequence[Any],
     add_bos: bool,
     chat_template: str | None,
 ) -> Tokenizer:
+    """Makes a tokenizer of ids that may be anything: of padding, those that are none are skipped.
+
+    Raises:
+        UserError: An id that starts or ends a text is not in the vocabulary.
+    """
+
+    def is_id(value: Any) -> bool:
+        return type(value) is int and 0 <= value < backend.vocab_size
+
+    for name, ids in ("bos_token_id", [bos_id]), ("eos_token_id", [eos_id, *eos_ids]):
+        if wrong := [value for value in ids if value is not None and not is_id(value)]:
+            raise UserError(
+                f"{source}: {name} {str(wrong[0])[:60]} is none of the tokenizer's ids, 0 to "
+                f"{backend.vocab_size - 1}; correct it in the model's files"
+            )
     stops = {eos_id, *eos_ids, *(backend.special.get(name) for name in _TURN_ENDS)} - {None}
-    pads = [i for i in [*pad_ids, eos_id, 0] if i is not None]
+    pads = [i for i in [*pad_ids, eos_id, 0] if is_id(i)]
     return Tokenizer(
         backend=backend,
         bos_id=bos_id,

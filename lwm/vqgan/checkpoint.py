@@ -17,7 +17,7 @@ from safetensors.numpy import save_file
 
 from lwm.errors import UserError
 from lwm.files import ASSETS, make_folder, read_json, replacing
-from lwm.formats.lazy import require_same_tensors
+from lwm.formats.lazy import require_finite, require_same_tensors
 from lwm.formats.pickles import read_pickle
 from lwm.model.config import Dtype
 from lwm.sharding import dotted, make_mesh, on_mesh
@@ -108,16 +108,22 @@ def read_vqgan(
         UserError: There is no VQGAN, its tensors are missing, unexpected or misshapen, or the
             resolution does not divide into codes.
     """
-    path = find_shipped(path)
-    if path.is_dir() and not (path / CONFIG).is_file() and (path / ORIGINAL).is_file():
-        path = path / ORIGINAL
-    read = _read_folder if path.is_dir() else _read_original
-    config, arrays = read(path)
+    path = _find(path)
+    config, arrays = _read(path)
     if resolution is not None:
         config.grid(resolution, resolution)
     changes = {"dtype": dtype, "resolution": resolution}
     config = _config(path, **dataclasses.asdict(config) | {k: v for k, v in changes.items() if v})
     return _build(path, config, arrays, mesh or make_mesh(), flat=not path.is_dir())
+
+
+def read_vqgan_config(path: Path) -> VQGANConfig:
+    """Returns the shape of a VQGAN that `read_vqgan` reads.
+
+    Raises:
+        UserError: There is none, or its tensors do not show a shape.
+    """
+    return _read(_find(path))[0]
 
 
 def save_vqgan(model: VQGAN, folder: Path, *, dtype: Dtype | None = None) -> None:
@@ -156,6 +162,16 @@ def to_flax(model: VQGAN) -> dict[str, Any]:
 Read = Callable[[], np.ndarray]
 _Arrays = dict[str, tuple[tuple[int, ...], Read]]
 """The shape of each array by name, and a function that reads it."""
+
+
+def _find(path: str | Path) -> Path:
+    path = find_shipped(path)
+    is_original = path.is_dir() and not (path / CONFIG).is_file() and (path / ORIGINAL).is_file()
+    return path / ORIGINAL if is_original else path
+
+
+def _read(path: Path) -> tuple[VQGANConfig, _Arrays]:
+    return _read_folder(path) if path.is_dir() else _read_original(path)
 
 
 def _read_folder(folder: Path) -> tuple[VQGANConfig, _Arrays]:
@@ -251,6 +267,7 @@ def _build(path: Path, config: VQGANConfig, arrays: _Arrays, mesh: Mesh, *, flat
     for ours in wanted:
         # Removed from the dict, so that no array is held twice once it is on its devices.
         array = arrays.pop(names[ours])[1]()
+        require_finite(array, names[ours], path if flat else path / WEIGHTS)
         if array.dtype not in (np.float32, ml_dtypes.bfloat16):
             array = array.astype(np.float32)
         placed.append(jax.device_put(array, on_mesh(mesh, P())))

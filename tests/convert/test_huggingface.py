@@ -1,4 +1,5 @@
 import json
+import os
 
 import jax
 import ml_dtypes
@@ -12,6 +13,7 @@ from lwm.convert.names import HUGGING_FACE, LWM_NAMES, dimensions
 from lwm.convert.weights import build_llama
 from lwm.errors import UserError
 from lwm.files import read_json
+from lwm.formats.lazy import require_finite
 from lwm.model.config import LinearScaling, RopeScaling
 from lwm.model.llama import Llama
 from lwm.sharding import make_mesh
@@ -175,6 +177,102 @@ def test_missing_shard_and_missing_weights(folder):
         build(folder)
 
 
+def test_one_file_of_weights_counts_before_a_stale_index(folder):
+    """As in transformers; other safetensors beside it, such as adapters, are not merged."""
+    tensors = dict(open_safetensors(folder))
+    name = "model.embed_tokens.weight"
+    save_file(tensors | {name: tensors[name] + 1}, folder / "model.safetensors")
+    save_file({name: tensors[name] - 1}, folder / "model_ema.safetensors")
+    save_file({"lora_A.weight": tensors[name]}, folder / "adapter_model.safetensors")
+    found = open_safetensors(folder)
+    assert {*found} == {*tensors}
+    np.testing.assert_array_equal(found[name], tensors[name] + 1)
+    # config.json of transformers 5 may name another.
+    found = open_safetensors(folder, named="model.safetensors.index.json")
+    np.testing.assert_array_equal(found[name], tensors[name])
+
+
+def test_weights_are_not_collected_by_pattern(folder):
+    (folder / "model.safetensors.index.json").unlink()
+    with pytest.raises(UserError, match=r"neither model.safetensors nor .*, but a.safetensors, b"):
+        open_safetensors(folder)
+    (folder / "a.safetensors").rename(folder / "model-00001-of-00002.safetensors")
+    (folder / "b.safetensors").unlink()
+    with pytest.raises(UserError, match=r"but model-00001-of-00002.safetensors; fetch the index"):
+        open_safetensors(folder)
+    (folder / "model-00001-of-00002.safetensors").rename(folder / "adapter_model.safetensors")
+    with pytest.raises(UserError, match=r"an adapter alone, adapter_model.safetensors; merge it"):
+        open_safetensors(folder)
+    (folder / "adapter_model.safetensors").rename(folder / "some.safetensors")
+    (folder / "._some.safetensors").write_bytes(b"of macOS")
+    assert open_safetensors(folder)  # the only file
+
+
+def test_an_index_and_shards_that_disagree(folder):
+    path = folder / "model.safetensors.index.json"
+    index = json.loads(path.read_text())["weight_map"]
+    path.write_text(json.dumps({"weight_map": index | {"model.extra": "a.safetensors"}}))
+    with pytest.raises(UserError, match=r"a.safetensors lacks tensor model.extra, which the index"):
+        open_safetensors(folder)
+    path.write_text(json.dumps({"weight_map": index | {"lm_head.weight": "a.safetensors"}}))
+    assert open_safetensors(folder)
+    (folder / "b.safetensors").write_bytes((folder / "a.safetensors").read_bytes())
+    with pytest.raises(UserError, match=r"tensor \S+ is both in \S*a.safetensors and in \S*b.saf"):
+        open_safetensors(folder)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["../c.safetensors", "/proc/self/mem", "link/c.safetensors", "a/../../c.safetensors", ""],
+)
+def test_an_index_that_leads_out_of_its_folder_is_refused(folder, name, tmp_path_factory):
+    outside = tmp_path_factory.mktemp("outside")
+    (outside / "c.safetensors").write_bytes((folder / "a.safetensors").read_bytes())
+    (folder / "link").symlink_to(outside)
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": name}}))
+    with pytest.raises(UserError, match=r'index.json names "\S*", which is no file in '):
+        open_safetensors(folder)
+
+
+def test_links_of_the_hubs_cache_are_followed_and_pipes_are_not_waited_for(folder, tmp_path):
+    blobs, snapshot = folder / "blobs", folder / "snapshots" / "1a2b"
+    blobs.mkdir()
+    snapshot.mkdir(parents=True)
+    for name in ("a.safetensors", "b.safetensors", "model.safetensors.index.json"):
+        (folder / name).rename(blobs / f"blob-{name[0]}")
+        (snapshot / name).symlink_to(f"../../blobs/blob-{name[0]}")
+    assert open_safetensors(snapshot)
+    (blobs / "blob-a").unlink()
+    os.mkfifo(blobs / "blob-a")
+    with pytest.raises(UserError, match=r"lacks a.safetensors"):
+        open_safetensors(snapshot)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float16, ml_dtypes.bfloat16, np.float64])
+@pytest.mark.parametrize("value", [np.nan, -np.nan, np.inf, -np.inf])
+def test_weights_that_are_no_numbers_are_refused_by_name(tmp_path, dtype, value):
+    array = np.full((3, 5), np.finfo(np.float16).min).astype(dtype)
+    tensors = {"a": array, "b": array.copy()}
+    tensors["b"][2, 4] = value
+    save_file(tensors, tmp_path / "model.safetensors")
+    found = open_safetensors(tmp_path)
+    np.testing.assert_array_equal(found["a"], array)
+    with pytest.raises(UserError, match=r"model.safetensors is corrupted: tensor 'b' holds NaN or"):
+        found["b"]
+
+
+def test_finite_numbers_of_all_bits_are_accepted(tmp_path):
+    bits = np.arange(2**16, dtype=np.uint16)
+    for dtype in (np.float16, ml_dtypes.bfloat16):
+        numbers = bits.view(dtype)
+        finite = np.isfinite(numbers.astype(np.float32))
+        require_finite(numbers[finite], "all", tmp_path)
+        require_finite(numbers[finite][:-10].reshape(2, -1).T[::3], "apart", tmp_path)
+        for number in numbers[~finite][:: 100 if dtype == np.float16 else 10]:
+            with pytest.raises(UserError, match="holds NaN or infinity"):
+                require_finite(np.array([0, number], dtype), "one", tmp_path)
+
+
 @pytest.mark.parametrize("named", ["[]", '{"a": 1}', '{"a": ["b"]}'])
 def test_an_index_that_names_no_files(folder, named):
     (folder / "model.safetensors.index.json").write_text(f'{{"weight_map": {named}}}')
@@ -226,6 +324,7 @@ def test_folder_without_tokenizer_is_refused(folder):
         ({"hidden_act": "gelu"}, "activation 'gelu'"),
         ({"partial_rotary_factor": 0.5}, "partial rotary"),
         ({"quantization_config": {}}, "quantised"),
+        ({"model_type": "mistral", "max_position_embeddings": 8192}, "sliding-window attention"),
         ({"hidden_size": None}, "lacks hidden_size"),
         ({"hidden_size": "64"}, 'hidden_size "64" is no whole number'),
         ({"num_attention_heads": 0}, "num_attention_heads 0 is no whole number from 1"),
@@ -234,6 +333,25 @@ def test_folder_without_tokenizer_is_refused(folder):
         ({"rope_theta": "x"}, 'rope_theta "x" is no number above 1'),
         ({"rope_theta": -1}, "rope_theta -1 is no number above 1"),
         ({"rope_scaling": [1]}, r"RoPE scaling \[1\] is no JSON object"),
+        ({"tie_word_embeddings": "false"}, 'tie_word_embeddings "false" is neither true nor false'),
+        ({"model_type": "qwen3", "attention_bias": "false"}, 'attention_bias "false" is neither'),
+        ({"use_sliding_window": 0}, "use_sliding_window 0 is neither true nor false"),
+        ({"rope_theta": 0}, "rope_theta 0 is no number above 1"),
+        ({"rope_theta": {}}, "rope_theta {} is no number above 1"),
+        ({"rope_theta": True}, "rope_theta true is no number above 1"),
+        ({"rope_parameters": {"rope_theta": 0}}, "rope_theta 0 is no number above 1"),
+        ({"rope_scaling": {"rope_type": []}}, r"scaling \[\] is not supported"),
+        ({"rope_scaling": {"rope_type": "linear", "factor": True}}, "factor true, no number above"),
+        ({"rope_scaling": LLAMA3_ROPE | {"low_freq_factor": 4}}, "low_freq_factor 4, which should"),
+        ({"rope_scaling": LLAMA3_ROPE | {"low_freq_factor": 8}}, "low_freq_factor 8, which should"),
+        ({"rope_parameters": {"full_attention": LLAMA3_ROPE}}, "no JSON object of numbers"),
+        ({"rope_parameters": {"partial_rotary_factor": 0.5}}, "partial rotary"),
+        ({"num_hidden_layers": True}, "num_hidden_layers true is no whole number"),
+        ({"num_key_value_heads": 0}, "num_key_value_heads 0 is no whole number"),
+        ({"head_dim": {}}, "head_dim {} is no whole number"),
+        ({"num_attention_heads": 12, "num_key_value_heads": 4}, "64 does not divide by 12 heads"),
+        ({"rms_norm_eps": True}, "rms_norm_eps true is no number"),
+        ({"lwm": {"text": 200, "vision": False, "codes": 0}}, "but it should give text"),
         ({"rope_scaling": {"rope_type": "llama3"}}, "scaling has factor null, no number above 0"),
         ({"num_key_value_heads": 3}, "8 heads do not divide by 3"),
         ({"lwm": {"text": 170, "vision": 40, "codes": 32}}, "170 text and 40 .* vocab_size is 200"),
@@ -259,6 +377,8 @@ def test_config_is_read():
     assert config.tokens == TokenSpace(text=200)
     seeing = read_config(LLAMA | {"lwm": {"text": 160, "vision": 40, "codes": 32}})
     assert seeing.tokens == TokenSpace(text=160, vision=40, codes=32)
+    nulls = ("tie_word_embeddings", "partial_rotary_factor", "quantization_config", "rope_scaling")
+    assert read_config(LLAMA | dict.fromkeys(nulls)) == read_config(LLAMA)
     window = read_config(LLAMA | {"model_type": "mistral", "sliding_window": 4096})
     assert window.max_context == 4096  # a window as wide as the context hides nothing
 

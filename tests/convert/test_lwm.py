@@ -255,7 +255,7 @@ def zeros(config):
         ({"num_hidden_layers": 4}, "missing: transformer/h/3/attention/wk/kernel, .* 6 more"),
         ({"num_hidden_layers": 2}, "unexpected: transformer/h/2/attention/wk/kernel"),
         ({"vision_vocab_size": 0}, "unexpected: transformer/vte/embedding, vision_head/kernel"),
-        ({"vision_vocab_size": 100}, "100 vision ids are too few for LWM's 8192 codes"),
+        ({"vision_vocab_size": 100}, r"has 100 vision ids, not those of .* --codes"),
         ({"num_attention_heads": 3}, "hidden_size 16 does not divide by 3 heads"),
         ({"num_attention_heads": None}, "lacks num_attention_heads"),
         ({"hidden_size": -1}, "hidden_size -1 is no whole number from 1 to"),
@@ -267,6 +267,10 @@ def zeros(config):
         ({"theta": 10**400}, r"theta 10+ is no number above 1"),
         ({"theta": float("nan")}, "theta NaN is no number above 1"),
         ({"rms_norm_eps": -1}, "rms_norm_eps -1 is no number between 0 and 1"),
+        ({"tie_word_embeddings": "false"}, 'tie_word_embeddings "false" is neither true nor false'),
+        ({"tie_vision_embeddings": "no"}, 'tie_vision_embeddings "no" is neither true nor false'),
+        ({"vision_vocab_size": True}, "vision_vocab_size true is no number of ids"),
+        ({"theta": {}}, "theta {} is no number above 1"),
         ({"tie_word_embeddings": True}, "one table tied to its head and one not"),
     ],
 )
@@ -293,6 +297,16 @@ def test_numbers_that_are_no_weights(tmp_path, given):
     config, tensors = open_lwm(tmp_path / "params", given=given)
     with pytest.raises(UserError, match="holds int8 numbers, which are no weights; save the model"):
         build_llama(config, tensors, TABLE, mesh=make_mesh())
+
+
+@pytest.mark.parametrize("name", ["vision_head/kernel", "transformer/h/1/attention/wq/kernel"])
+def test_weights_that_are_no_numbers_are_refused_by_name(tmp_path, given, name):
+    arrays = dict(draw(dtype=ml_dtypes.bfloat16))
+    arrays[name][0, -1] = np.nan
+    write_stream(tmp_path / "params", stacked(arrays, 0).items())
+    _, tensors = open_lwm(tmp_path / "params", given=given)
+    with pytest.raises(UserError, match=f"params is corrupted: tensor '{name}' holds NaN or inf"):
+        dict(tensors.items())
 
 
 def test_a_stack_of_endless_layers_is_refused(tmp_path):

@@ -291,6 +291,12 @@ def test_damage_is_named(out, encoder):
     (out / "shards.json").write_text(json.dumps(facts | {"version": 2}))
     with pytest.raises(UserError, match=r"shards\.json is of version 2; this lwm reads 1"):
         open_shards(out, tokens=encoder.tokens, tokenizer=None)
+    shard = facts["shards"][0]
+    for name in ("../a.arrayrecord", "/proc/self/mem", 5):
+        changed = facts | {"shards": [[name, *shard[1:]]]}
+        (out / "shards.json").write_text(json.dumps(changed))
+        with pytest.raises(UserError, match=r"shards.json names \S+, which is no file in"):
+            TokenShards(out)
     (out / "shards.json").write_text("{")
     with pytest.raises(UserError, match=r"shards\.json cannot be read: ") as caught:
         open_shards(out, tokens=encoder.tokens, tokenizer=None)

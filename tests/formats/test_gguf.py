@@ -11,8 +11,10 @@ import pytest
 from gguf import GGMLQuantizationType as Kind
 
 from lwm.convert.huggingface import read_config
+from lwm.convert.open import open_model_files, open_tokens
 from lwm.errors import UserError
 from lwm.formats.gguf import read_gguf
+from lwm.formats.gguf_file import find_gguf, is_gguf
 from lwm.hub.catalog import find_model, locate
 from lwm.model.config import LinearScaling
 from lwm.tokenizer.template import render_chat
@@ -97,6 +99,7 @@ def write(
             int: writer.add_uint32,
             float: writer.add_float32,
             str: writer.add_string,
+            list: writer.add_array,
         }
         adders[type(value)](key, value)
     if factors is not None:
@@ -304,9 +307,7 @@ def test_two_scalings_at_once_are_refused(tmp_path: Path):
         extra={"llama.rope.scale_linear": 2.0},
         factors=llama3_factors(50_000_000.0, 32.0),
     )
-    with pytest.raises(
-        UserError, match=r"RoPE scaling linear and the factors .* are not supported"
-    ):
+    with pytest.raises(UserError, match=r"linear and the factors .* are not supported"):
         read_gguf(path)
 
 
@@ -316,13 +317,178 @@ def test_two_scalings_at_once_are_refused(tmp_path: Path):
         ("llama", {"llama.expert_count": 8}, "mixture of experts"),
         ("qwen3moe", {}, r"mixture of experts \(qwen3moe\)"),
         ("mamba", {}, "architecture 'mamba'; supported: llama, qwen2, qwen3"),
-        ("llama", {"split.count": 3}, "one of 3 parts"),
+        ("llama", {"split.count": 3}, "one of 3 parts, but its name does not end in -00001-of-"),
+        ("llama", {"general.type": "adapter"}, "holds no model but a GGUF file of type 'adapter'"),
+        ("llama", {"llama.rope.scaling.attn_factor": 2.0}, "multiplies RoPE by the factor 2.0"),
     ],
 )
 def test_unsupported_models_are_named(tmp_path: Path, arch: str, extra: dict, reason: str):
     path = write(tmp_path / "m.gguf", hugging_face_weights(), arch=arch, extra=extra)
     with pytest.raises(UserError, match=rf"m\.gguf.*{reason}"):
         read_gguf(path)
+
+
+def entry_of(content: bytes, name: str) -> int:
+    """Return where the offset of a matrix stands in the table of tensors."""
+    at = content.index(name.encode()) + len(name)
+    return at + 4 + 2 * 8 + 4
+
+
+def test_tensors_that_overlap_or_are_not_aligned_are_refused(tmp_path: Path):
+    path = write(tmp_path / "m.gguf", hugging_face_weights())
+    content = path.read_bytes()
+    one, two = (entry_of(content, f"blk.0.{name}.weight") for name in ("attn_q", "attn_k"))
+    for offset, says in (
+        (content[one : one + 8], r"tensors 'blk\.0\.attn_\w\.weight' and .* overlap; fetch"),
+        (
+            struct.pack("<Q", 33),
+            "a place of 33, no multiple of 32, appears while reading the",
+        ),
+        (struct.pack("<Q", 32), r"tensors 'token_embd\.weight' and 'blk\.0\.attn_k.* overlap"),
+    ):
+        path.write_bytes(content[:two] + offset + content[two + 8 :])
+        with pytest.raises(UserError, match=rf"m\.gguf.*{says}"):
+            read_gguf(path)
+
+
+def test_names_that_come_twice_are_refused(tmp_path: Path):
+    path = write(tmp_path / "m.gguf", hugging_face_weights(), extra={"llama.aaaa": 1})
+    content = path.read_bytes()
+    path.write_bytes(content.replace(b"blk.1.attn_q.weight", b"blk.1.attn_k.weight"))
+    with pytest.raises(UserError, match=r"a second one of this name appears .* 'blk\.1\.attn_k"):
+        read_gguf(path)
+    path.write_bytes(content.replace(b"general.architecture", b"llama.context_length"))
+    with pytest.raises(UserError, match=r"a second one .* metadata entry 'llama.context_length'"):
+        read_gguf(path)
+
+
+@pytest.mark.parametrize("alignment", [0, 24, 33])
+def test_an_alignment_that_is_no_power_of_two_is_refused(tmp_path: Path, alignment: int):
+    path = tmp_path / "m.gguf"
+    with contextlib.suppress(ZeroDivisionError, ValueError):
+        write(path, hugging_face_weights(), extra={"general.alignmenx": alignment})
+    path.write_bytes(path.read_bytes().replace(b"general.alignmenx", b"general.alignment"))
+    with pytest.raises(UserError, match=f"an alignment of {alignment} appears"):
+        read_gguf(path)
+
+
+@pytest.mark.parametrize("key", ["block_count", "attention.head_count", "context_length"])
+def test_numbers_in_metadata_are_whole_and_no_booleans(tmp_path: Path, key: str):
+    path = write(tmp_path / "m.gguf", hugging_face_weights())
+    content, name = path.read_bytes(), f"llama.{key}".encode()
+    at = content.index(name) + len(name)
+    for kind, value in ((6, struct.pack("<f", 2.5)), (4, struct.pack("<I", 0))):
+        path.write_bytes(content[:at] + struct.pack("<I", kind) + value + content[at + 8 :])
+        with pytest.raises(UserError, match=rf"'llama\.{key}' is \S+, not a whole number > 0"):
+            read_gguf(path)
+
+
+def split(path: Path, weights: dict[str, np.ndarray], count: int) -> list[Path]:
+    """Write a model as `llama-gguf-split` does: metadata in the first part alone."""
+    whole = write(path / "whole", weights)
+    reader = gguf.GGUFReader(whole)
+    size = -(-len(reader.tensors) // count)
+    parts = []
+    for number in range(count):
+        part = path / f"m-{number + 1:05}-of-{count:05}.gguf"
+        writer = gguf.GGUFWriter(part, "llama")
+        if number == 0:
+            for field in reader.fields.values():
+                if field.name.startswith("llama."):
+                    writer.add_key_value(field.name, field.contents(), field.types[0])
+        else:
+            writer.kv_data[0].clear()
+        writer.add_uint16("split.no", number)
+        writer.add_uint16("split.count", count)
+        writer.add_int32("split.tensors.count", len(reader.tensors))
+        for tensor in reader.tensors[number * size : (number + 1) * size]:
+            writer.add_tensor(tensor.name, np.array(tensor.data))
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+        writer.close()
+        parts.append(part)
+    whole.unlink()
+    return parts
+
+
+def test_a_split_model_opens_from_any_part(tmp_path: Path):
+    weights = hugging_face_weights()
+    parts = split(tmp_path, weights, 3)
+    for part in parts:
+        found = read_gguf(part).tensors
+        assert {*found} == {*weights}
+        for name, weight in weights.items():
+            np.testing.assert_array_equal(found[name], weight)
+    assert find_gguf(tmp_path) == parts[0]
+
+
+def test_a_part_that_is_missing_or_another_is_named(tmp_path: Path):
+    parts = split(tmp_path, hugging_face_weights(), 3)
+    kept = parts[1].read_bytes()
+    parts[1].unlink()
+    with pytest.raises(UserError, match=r"is one of 3 parts; m-00002-of-00003\.gguf must lie besi"):
+        read_gguf(parts[0])
+    parts[1].write_bytes(parts[2].read_bytes())
+    with pytest.raises(UserError, match=r"m-00002-of-00003\.gguf is not part 2 of 3, as its name"):
+        read_gguf(parts[2])
+    parts[1].write_bytes(kept)
+    parts[0].rename(tmp_path / "renamed.gguf")
+    with pytest.raises(UserError, match=r"renamed.gguf is one of 3 parts, but its name"):
+        read_gguf(tmp_path / "renamed.gguf")
+
+
+def test_several_models_in_a_folder_are_listed_and_projectors_are_none(tmp_path: Path):
+    weights = {"model.norm.weight": np.zeros(HIDDEN, np.float32)}
+    assert find_gguf(tmp_path) is None
+    model = write(tmp_path / "sha256-1a2b", weights)
+    (tmp_path / "README.md").write_text("GGuF")
+    assert is_gguf(model)
+    assert find_gguf(tmp_path) == model  # by its content
+    model = model.rename(tmp_path / "a.gguf")
+    write(tmp_path / "mmproj-a.gguf", weights)
+    write(tmp_path / "b.gguf", weights, arch="clip")
+    write(tmp_path / "c.gguf", weights, extra={"general.type": "adapter"})
+    (tmp_path / "._a.gguf").write_bytes(b"of macOS")
+    assert find_gguf(tmp_path) == model
+    write(tmp_path / "d.gguf", weights)
+    with pytest.raises(UserError, match=r"several GGUF models: a\.gguf, d\.gguf; give one file"):
+        find_gguf(tmp_path)
+
+
+LETTERS: dict[str, Any] = {
+    "tokenizer.ggml.model": "gpt2",
+    "tokenizer.ggml.pre": "gpt-2",
+    "tokenizer.ggml.tokens": [chr(ord("A") + number) for number in range(VOCAB)],
+}
+
+
+def test_a_gguf_file_opens_by_its_content(tmp_path: Path):
+    """Beside a `config.json`, in a folder, and under any name, such as those of Ollama."""
+    blob = write(tmp_path / "sha256-1a2b", hugging_face_weights(), extra=LETTERS)
+    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
+    for path in (blob, tmp_path):
+        opened = open_model_files(path)
+        assert (opened.config.dim, opened.source) == (HIDDEN, blob)
+        assert open_tokens(path)[1] == opened.config.tokens
+        assert Tokenizer.open(path).vocab_size == VOCAB
+    with pytest.raises(UserError, match="is a GGUF file; give it without a prefix"):
+        open_model_files(f"params::{blob}")
+    with pytest.raises(UserError, match="is neither a file nor a folder"):
+        open_model_files("/dev/null")
+    blob.unlink()
+    with pytest.raises(UserError, match=r"holds no \*\.safetensors file; fetch it again"):
+        open_model_files(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["bos", "eos", "eot"])
+@pytest.mark.parametrize("value", [-5, VOCAB, 2.5])
+def test_ids_that_start_or_end_a_text_are_in_the_vocabulary(tmp_path: Path, name: str, value: Any):
+    metadata = LETTERS | {f"tokenizer.ggml.{name}_token_id": value}
+    with pytest.raises(UserError, match=rf"m.gguf: [be]os_token_id {value} is none of .* 0 to 39"):
+        Tokenizer.from_gguf(metadata, "m.gguf")
+    padded = Tokenizer.from_gguf(LETTERS | {"tokenizer.ggml.padding_token_id": value})
+    assert padded.pad_id == 0
 
 
 def test_partial_rotation_is_refused(tmp_path: Path):

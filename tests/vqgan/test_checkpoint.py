@@ -1,5 +1,6 @@
 """VQGANs from disk: the original's pickle, folders of ours, and files that are neither."""
 
+import dataclasses
 import json
 import os
 import pickle
@@ -131,6 +132,22 @@ def test_other_numbers_become_float32(read, weights):
     model = read(weights)
     assert model.quantizer.codebook.dtype == model.encoder.conv_in.bias.dtype == np.float32
     assert model.to_code.bias.dtype == ml_dtypes.bfloat16
+
+
+def test_weights_that_are_no_numbers_are_refused_by_name(read, weights, model, tmp_path):
+    kernel = weights["quant_conv"]["kernel"].copy()
+    kernel[0, 0, 0, 0] = np.inf
+    weights["quant_conv"]["kernel"] = np.asfortranarray(kernel)
+    with pytest.raises(UserError, match="vqgan is corrupted: tensor 'quant_conv/kernel' holds NaN"):
+        read(weights)
+    broken = dataclasses.replace(
+        model, to_code=jax.tree.map(lambda leaf: leaf * np.nan, model.to_code)
+    )
+    save_vqgan(broken, tmp_path / "model")
+    with pytest.raises(
+        UserError, match=r"vqgan.safetensors is corrupted: tensor 'to_code"
+    ):
+        read_vqgan(tmp_path / "model")
 
 
 def test_all_that_does_not_fit_is_listed(read, weights):

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from lwm.errors import UserError
-from lwm.files import read_versioned, reading, require_size, write_versioned
+from lwm.files import named_file, read_versioned, reading, require_size, write_versioned
 from lwm.fingerprint import Fingerprints
 from lwm.vqgan.config import CodebookInfo
 
@@ -122,7 +122,7 @@ def media_files(folder: Path) -> list[Path]:
     """
     files = []
     for shard in MediaSummary.read(folder).shards:
-        file = folder / shard.name
+        file = named_file(folder, shard.name, folder / SUMMARY)
         require_size(file, shard.size)
         if shard.items:
             files.append(file)
