@@ -3,6 +3,7 @@
 import concurrent.futures
 import functools
 import json
+import os
 import re
 import threading
 import zlib
@@ -44,8 +45,8 @@ def find_in_run(name: str | Path) -> Path | None:
     if is_checkpoint(path):
         return path
     at = re.fullmatch(r"(.+)@(\d+)", str(path))
-    run = Path(at[1]) if at and not path.exists() else path
-    if not (run / SETTINGS).is_file():
+    run = Path(at[1]) if at and not os.path.exists(path) else path
+    if not os.path.isfile(run / SETTINGS):  # unlike Path's, False for names that are too long
         return None
     steps = steps_of(run)
     if run != path and at:
