@@ -44,6 +44,22 @@ from lwm.vqgan.config import VQGANConfig  # noqa: E402
 from lwm.vqgan.model import VQGAN  # noqa: E402
 
 
+_COMPILING = ("convert", "eval", "generate", "model", "ops", "train", "vqgan")
+"""Folders whose tests compile."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Gives all tests of a file that compiles to one worker, which compiles each program once.
+
+    These files come first; the other tests, one by one, then fill the workers evenly to the end.
+    """
+    for item in items:
+        folders = item.path.relative_to(ROOT / "tests").parts[:-1]
+        if folders[:1] and folders[0] in _COMPILING and not item.get_closest_marker("xdist_group"):
+            item.add_marker(pytest.mark.xdist_group(str(item.path)))
+    items.sort(key=lambda item: item.get_closest_marker("xdist_group") is None)
+
+
 class Fixtures:
     """Inputs and outputs of the original LWM: a selection here, the rest beside the checkout."""
 

@@ -156,7 +156,8 @@ def open_task(
 
     place = folder / TOKENIZER
     with first_alone() as is_first:
-        if is_first and not config.data.vocabulary and not (resumed and place.exists()):
+        trained = files is None and config.data.tokenizer is None
+        if is_first and not trained and not (resumed and place.exists()):
             _keep_tokenizer(tokenizer, model, config.sampling, place)
     sets = [
         open_set(one.files, one.format, tokenizer, model.tokens, warn=warn)

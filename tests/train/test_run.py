@@ -96,7 +96,7 @@ def test_training_goes_on_from_a_model_with_vision_added(whole, tmp_path, monkey
         format=replace(DataSet(files=()).format, tokens_per_frame=4),
     )
     sets = (DataSet(files=(str(out),), weight=0.5), pictures)
-    data = replace(run.data, sets=sets, held_out=(pictures,), codes=10, vocabulary=0)
+    data = replace(run.data, sets=sets, held_out=(pictures,), codes=10)
     theirs = {"theta": 2e4, "context": 300, "rope_scaling": "llama3:2,1,4,64"}
     run = replace(run, model=None, init=f"{whole}@6", data=data, **theirs)
     folder = tmp_path / "run"
@@ -116,6 +116,7 @@ def test_training_goes_on_from_a_model_with_vision_added(whole, tmp_path, monkey
     assert (config.rope.theta, config.max_context) == (2e4, 300)
     assert config.rope.scaling == read_scaling(theirs["rope_scaling"])
     assert (config.dim, config.num_layers) == (before.dim, before.num_layers)
+    assert open_model_files(f"{folder}@2").tokenizer.vocab_size == before.tokens.text
     opened = lwm.load(model)
     assert jnp.isfinite(opened.llama.embedding).all()
     assert len(open_shards(out, tokens=config.tokens, tokenizer=opened.tokenizer)) == 3
