@@ -1,8 +1,9 @@
 """Fingerprints of files: they show that work goes on with the files that it began with.
 
-A file up to 1 GB is read whole. Of a larger one, and where more than 16 GB would be read in all, less
-is read, so that a start does not take minutes; the time of modification then counts, too. Nothing is skipped because
-size and time are as before: both survive a write that follows at once, and tools that restore them.
+A file up to 1 GB is read whole. Of a larger one, and where more than 16 GB would be read in all,
+less is read, so that a start does not take minutes; the time of modification then counts, too.
+Nothing is skipped because size and time are as before: a write that follows at once may leave both,
+and tools restore times.
 """
 
 import concurrent.futures
@@ -10,6 +11,7 @@ import glob
 import hashlib
 import os
 import stat
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import BinaryIO
@@ -81,11 +83,11 @@ def fingerprints(files: Mapping[str, Path]) -> Fingerprints:
 def named(files: Iterable[Path], prefix: str = "") -> dict[str, Path]:
     """Returns files by their names without folders; those that share a name are numbered."""
     found: dict[str, Path] = {}
+    counts: Counter[str] = Counter()
     for path in files:
-        name, number = f"{prefix}{path.name}", 2
-        while name in found:
-            name, number = f"{prefix}{path.name} ({number})", number + 1
-        found[name] = path
+        counts[path.name] += 1
+        count = counts[path.name]
+        found[f"{prefix}{path.name} ({count})" if count > 1 else f"{prefix}{path.name}"] = path
     return found
 
 

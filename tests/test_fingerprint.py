@@ -1,6 +1,7 @@
 """Fingerprints: the same for copies, others for other content, at any size."""
 
 import os
+from pathlib import Path
 
 import pytest
 
@@ -59,7 +60,7 @@ def test_a_large_file_with_another_time_is_another_file(tmp_path, small_limits):
 
 
 def test_of_a_large_set_the_files_are_not_read(tmp_path, small_limits, monkeypatch):
-    files = {}
+    files: dict[str, Path] = {}
     for name in "abc":
         files[name] = tmp_path / name
         files[name].write_bytes(bytes(90))
@@ -67,7 +68,7 @@ def test_of_a_large_set_the_files_are_not_read(tmp_path, small_limits, monkeypat
     before = fingerprints(files)
     require_same(before, fingerprints(files), "")
     later(files["b"])
-    with pytest.raises(UserError, match="^b has another time"):
+    with pytest.raises(UserError, match=r"^b has another time"):
         require_same(before, fingerprints(files), "")
 
 

@@ -68,7 +68,7 @@ class MediaFiles:
             is_known = posixpath.basename(name) in DESCRIBING
             if number in exclude or beside:
                 continue
-            at_top = posixpath.dirname(posixpath.normpath(name)) in ("", top)
+            at_top = posixpath.dirname(_key(name)) in ("", top)
             may_list = is_known or (at_top and name.lower().endswith(LISTS))
             if may_list and self._describe(number, rows, is_known=is_known):
                 continue
@@ -127,7 +127,7 @@ class MediaFiles:
             if not where and not self._required and is_named_other(name):
                 is_list = name.lower().endswith(LISTS)
                 label = readable(self._prefix + name)
-                others.append(f"{label} (no column of paths at the top)" if is_list else label)
+                others.append(f"{label} (no column {' or '.join(_FILES)})" if is_list else label)
                 continue
             sides = (self._sides.has(stem + end) for stem in _stems(name) for end in _SIDES)
             captioned += is_described(json.loads(row)) or any(sides)
@@ -284,12 +284,14 @@ def _stems(name: str) -> list[str]:
 
 
 def _key(name: str) -> str:
+    if name.isascii() and "./" not in name and "//" not in name:
+        return name  # as almost all are, of perhaps millions
     return unicodedata.normalize("NFC", posixpath.normpath(name))
 
 
 def _top(names: Iterable[str]) -> str:
     """Returns the folder that all files are in."""
-    folders = {posixpath.dirname(posixpath.normpath(name)) for name in names}
+    folders = {posixpath.dirname(_key(name)) for name in names}
     try:
         return posixpath.commonpath(folders)
     except ValueError:  # of no files, or of absolute and relative names

@@ -198,7 +198,10 @@ def test_what_is_passed_over_is_known_before_anything_is_read(tmp_path):
     known = survey(open_items([str(lay(tmp_path / "x", files))]))
     assert known.rows() == [
         ("captions", "0 of 3"),
-        ("left out", "captions.csv (no column of paths at the top), notes.pdf, readme.md"),
+        (
+            "left out",
+            "captions.csv (no column file_name or file or path or image or video), notes.pdf, readme.md",
+        ),
     ]
     wrong = [{"file": f"images/{name}", "caption": "x"} for name in MEDIA]
     known = survey(open_items([str(lay(tmp_path / "y", MEDIA | {"c.csv": table(wrong)}))]))
