@@ -200,7 +200,8 @@ def test_what_is_passed_over_is_known_before_anything_is_read(tmp_path):
         ("captions", "0 of 3"),
         (
             "left out",
-            "captions.csv (no column file_name or file or path or image or video), notes.pdf, readme.md",
+            "captions.csv (no column file_name or file or path or image or video), "
+            "notes.pdf, readme.md",
         ),
     ]
     wrong = [{"file": f"images/{name}", "caption": "x"} for name in MEDIA]
