@@ -43,7 +43,6 @@ from lwm.vqgan.checkpoint import save_vqgan, to_flax  # noqa: E402
 from lwm.vqgan.config import VQGANConfig  # noqa: E402
 from lwm.vqgan.model import VQGAN  # noqa: E402
 
-
 _COMPILING = ("convert", "eval", "generate", "model", "ops", "train", "vqgan")
 """Folders whose tests compile."""
 

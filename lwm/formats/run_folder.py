@@ -15,7 +15,7 @@ import numpy as np
 
 from lwm.errors import UserError
 from lwm.files import read_json
-from lwm.formats.lazy import LazyArrays
+from lwm.formats.lazy import LazyArrays, require_finite
 
 SETTINGS, CHECKPOINTS, MODEL, TOKENIZER = "run.json", "checkpoints", "model", "tokenizer"
 """A run's settings, and its folders of checkpoints, of the trained model and of the tokenizer."""
@@ -119,7 +119,9 @@ def open_checkpoint(place: Path) -> LazyArrays:
             partial_restore=True,
         )
         with ocp.PyTreeCheckpointer() as reader:
-            return reader.restore(place / "state", args=wanted)[name]
+            array = reader.restore(place / "state", args=wanted)[name]
+        require_finite(array, name, place)
+        return array
 
     def read(name: str) -> np.ndarray:
         with lock:

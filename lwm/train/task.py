@@ -39,7 +39,7 @@ from lwm.train.optimizer import build_optimizer, build_schedule
 from lwm.train.placing import own_rows, shard_batch
 from lwm.train.step import StepMetrics, TrainState, TrainStep
 from lwm.train.validate import HeldOut
-from lwm.vqgan.checkpoint import find_shipped, read_vqgan
+from lwm.vqgan.checkpoint import find_vqgan, read_vqgan
 from lwm.vqgan.model import VQGAN
 
 _MOST_CHARACTERS = 50_000_000
@@ -190,7 +190,7 @@ def _inputs(
     else:
         found |= named(model_files(Path(data.tokenizer)), "data.tokenizer/")
     if data.vqgan is not None:
-        found |= named(model_files(find_shipped(data.vqgan)), "data.vqgan/")
+        found |= named(model_files(find_vqgan(data.vqgan)), "data.vqgan/")
     return found
 
 
@@ -254,8 +254,8 @@ def _model_config(
         _require_shape_of(model, config)
     elif config.model is None:
         raise UserError("the run has no model; give its shape, or init to start from another model")
-    elif config.config is not None:
-        raise UserError(f"--config {config.config} is of the model to start from; give --init, too")
+    elif config.config is not None or config.codes is not None:
+        raise UserError("--config and --codes are of a model to start from; give --init, too")
     else:
         tokens = TokenSpace.of(tokenizer.vocab_size, codes)
         model = config.applied(dataclasses.replace(config.model, tokens=tokens))

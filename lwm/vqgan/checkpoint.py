@@ -19,6 +19,7 @@ from lwm.errors import UserError
 from lwm.files import ASSETS, make_folder, read_json, replacing
 from lwm.formats.lazy import require_finite, require_same_tensors
 from lwm.formats.pickles import read_pickle
+from lwm.formats.run_folder import find_in_run, is_checkpoint, open_checkpoint, read_settings
 from lwm.model.config import Dtype
 from lwm.sharding import dotted, make_mesh, on_mesh
 from lwm.vqgan.config import CONFIG, WEIGHTS, VQGANConfig
@@ -72,8 +73,16 @@ SHIPPED = ASSETS / "vqgan-64"
 """The VQGAN that comes with the package; users give the name of its folder."""
 
 
-def find_shipped(path: str | Path) -> Path:
-    """Returns the folder of the VQGAN in the package if `path` is its name; else `path`."""
+def find_vqgan(path: str | Path) -> Path:
+    """Returns the file or folder of a VQGAN.
+
+    That of the package by its name, the model or a checkpoint of a run, else the path itself.
+
+    Raises:
+        UserError: The run has no such checkpoint.
+    """
+    if found := find_in_run(path):
+        return found
     path = Path(path)
     return SHIPPED if path == Path(SHIPPED.name) and not path.exists() else path
 
@@ -165,12 +174,14 @@ _Arrays = dict[str, tuple[tuple[int, ...], Read]]
 
 
 def _find(path: str | Path) -> Path:
-    path = find_shipped(path)
+    path = find_vqgan(path)
     is_original = path.is_dir() and not (path / CONFIG).is_file() and (path / ORIGINAL).is_file()
     return path / ORIGINAL if is_original else path
 
 
 def _read(path: Path) -> tuple[VQGANConfig, _Arrays]:
+    if is_checkpoint(path):
+        return _read_checkpoint(path)
     return _read_folder(path) if path.is_dir() else _read_original(path)
 
 
@@ -194,6 +205,15 @@ def _read_folder(folder: Path) -> tuple[VQGANConfig, _Arrays]:
             return file.get_tensor(name)
 
     return config, {name: (shape, lambda n=name: read(n)) for name, shape in shapes.items()}
+
+
+def _read_checkpoint(place: Path) -> tuple[VQGANConfig, _Arrays]:
+    try:
+        config = VQGANConfig.from_json(read_settings(place)["model"])
+    except (ValueError, LookupError, AttributeError):
+        raise UserError(f"{place} is no checkpoint of a VQGAN") from None
+    arrays = open_checkpoint(place)
+    return config, {name: (arrays.shapes[name], lambda n=name: arrays[n]) for name in arrays}
 
 
 def _read_original(path: Path) -> tuple[VQGANConfig, _Arrays]:

@@ -186,7 +186,7 @@ def test_a_recipe_of_another_shape_than_its_init_is_refused(whole, tmp_path):
             runs.run(other, tmp_path / "run")
     with pytest.raises(UserError, match="rows of 64 tokens exceed --context 32"):
         runs.run(replace(run, model=None, context=32), tmp_path / "run")
-    with pytest.raises(UserError, match="--config 7b is of the model to start from"):
+    with pytest.raises(UserError, match="--config and --codes are of a model to start from"):
         runs.run(replace(small(), config="7b"), tmp_path / "run")
     with pytest.raises(UserError, match="the run has no model"):
         runs.run(replace(small(), model=None), tmp_path / "run")

@@ -144,9 +144,7 @@ def test_weights_that_are_no_numbers_are_refused_by_name(read, weights, model, t
         model, to_code=jax.tree.map(lambda leaf: leaf * np.nan, model.to_code)
     )
     save_vqgan(broken, tmp_path / "model")
-    with pytest.raises(
-        UserError, match=r"vqgan.safetensors is corrupted: tensor 'to_code"
-    ):
+    with pytest.raises(UserError, match=r"vqgan.safetensors is corrupted: tensor 'to_code"):
         read_vqgan(tmp_path / "model")
 
 

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
+from lwm.convert.open import open_model_files
 from lwm.errors import UserError
 from lwm.sharding import AXES, make_mesh, on_mesh
 from lwm.train.config import AdamW, Keep, Schedule
@@ -349,6 +350,15 @@ def test_a_run_starts_from_another(files, tmp_path, whole):
     config = dataclasses.replace(of_files(files, init=str(first)), model=other)
     with pytest.raises(UserError, match="has another shape than --model"):
         run(config, tmp_path / "other")
+
+
+def test_a_run_and_its_checkpoints_are_tokenizers(whole):
+    last = leaves(read_vqgan(whole / "model"))
+    for name, is_last in ((whole, True), (f"{whole}@12", True), (f"{whole}@8", False)):
+        pairs = zip(leaves(read_vqgan(name)), last, strict=True)
+        assert all((one == other).all() for one, other in pairs) == is_last
+    with pytest.raises(UserError, match="is no checkpoint of a language model"):
+        open_model_files(f"{whole}@12")
 
 
 def test_lpips_is_asked_for_where_it_is_missing(files, tmp_path, monkeypatch):
