@@ -32,7 +32,7 @@ from lwm.sampling_params import LWM_SAMPLING, VisionSampling
 from lwm.tokenizer.markers import CLOSING, OPENING
 from lwm.tokenizer.tokenizer import Tokenizer
 from lwm.tokens import TokenSpace
-from lwm.vqgan.checkpoint import CONFIG as VQGAN_CONFIG, find_vqgan
+from lwm.vqgan.checkpoint import CONFIG as VQGAN_CONFIG, locate_vqgan
 
 _LLAMA2_MARKS = {OPENING: [529, 4924, 29958], CLOSING: [1533, 4924, 29958]}
 
@@ -117,7 +117,7 @@ def open_model_files(
     _require_vocabulary(opened)
     vqgan = opened.vqgan
     if vqgan is None and known is not None and known.vqgan is not None:
-        vqgan = find_vqgan(known.vqgan)
+        vqgan = locate_vqgan(known.vqgan)
     return dataclasses.replace(opened, known=known, vqgan=vqgan)
 
 
@@ -161,7 +161,7 @@ def _open_checkpoint(place: Path) -> ModelFiles:
         table=CHECKPOINT_TABLE,
         tokenizer=Tokenizer.open(place.parents[1] / TOKENIZER),
         source=place,
-        vqgan=None if vqgan is None else find_vqgan(vqgan),
+        vqgan=None if vqgan is None else locate_vqgan(vqgan),
         sampling=VisionSampling.of(settings["sampling"]),
     )
 

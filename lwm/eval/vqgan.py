@@ -13,7 +13,7 @@ from lwm.media.write import write_image
 from lwm.train.vqgan.batches import FrameFiles, evenly
 from lwm.train.vqgan.perceptual import LPIPS, installed
 from lwm.train.vqgan.validate import HeldOutFrames
-from lwm.vqgan.checkpoint import find_vqgan, read_vqgan
+from lwm.vqgan.checkpoint import locate_vqgan, read_vqgan
 
 REPORT, SHEET = "report.json", "sheet.png"
 
@@ -57,7 +57,7 @@ def evaluate(
     measured = HeldOutFrames(read, background=background, lpips=lpips)
     scores, decoded = measured.measure(model)
     made_from = {
-        "vqgan": fingerprints(named(model_files(find_vqgan(vqgan)))),
+        "vqgan": fingerprints(named(model_files(locate_vqgan(vqgan)))),
         "inputs": fingerprints(named_files(items)),
     }
     about = {"vqgan": vqgan, "config": model.config.to_json(), "inputs": inputs}

@@ -39,7 +39,7 @@ from lwm.train.optimizer import build_optimizer, build_schedule
 from lwm.train.placing import own_rows, shard_batch
 from lwm.train.step import StepMetrics, TrainState, TrainStep
 from lwm.train.validate import HeldOut
-from lwm.vqgan.checkpoint import find_vqgan, read_vqgan
+from lwm.vqgan.checkpoint import locate_vqgan, read_vqgan
 from lwm.vqgan.model import VQGAN
 
 _MOST_CHARACTERS = 50_000_000
@@ -190,7 +190,7 @@ def _inputs(
     else:
         found |= named(model_files(Path(data.tokenizer)), "data.tokenizer/")
     if data.vqgan is not None:
-        found |= named(model_files(find_vqgan(data.vqgan)), "data.vqgan/")
+        found |= named(model_files(locate_vqgan(data.vqgan)), "data.vqgan/")
     return found
 
 

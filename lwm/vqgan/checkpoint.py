@@ -73,7 +73,7 @@ SHIPPED = ASSETS / "vqgan-64"
 """The VQGAN that comes with the package; users give the name of its folder."""
 
 
-def find_vqgan(path: str | Path) -> Path:
+def locate_vqgan(path: str | Path) -> Path:
     """Returns the file or folder of a VQGAN.
 
     That of the package by its name, the model or a checkpoint of a run, else the path itself.
@@ -174,7 +174,7 @@ _Arrays = dict[str, tuple[tuple[int, ...], Read]]
 
 
 def _find(path: str | Path) -> Path:
-    path = find_vqgan(path)
+    path = locate_vqgan(path)
     is_original = path.is_dir() and not (path / CONFIG).is_file() and (path / ORIGINAL).is_file()
     return path / ORIGINAL if is_original else path
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from lwm.data.media.read import Pictures
 from lwm.errors import UserError
-from lwm.vqgan.checkpoint import find_vqgan
+from lwm.vqgan.checkpoint import locate_vqgan
 from lwm.vqgan.tokenizer import VisionTokenizer
 
 
@@ -23,7 +23,7 @@ def find_vqgan(model: str | None, vqgan: Path | None) -> Path:
     if (model is None) == (vqgan is None):
         raise UserError("give --model or --vqgan: either names the VQGAN that makes the codes")
     if vqgan is not None:
-        return find_vqgan(vqgan)
+        return locate_vqgan(vqgan)
     from lwm.convert.open import open_model_files
 
     assert model is not None

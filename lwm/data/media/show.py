@@ -18,7 +18,7 @@ from lwm.errors import UserError
 from lwm.files import reading, write_bytes
 from lwm.media.write import write_image, write_video
 from lwm.progress import Progress
-from lwm.vqgan.checkpoint import find_vqgan
+from lwm.vqgan.checkpoint import locate_vqgan
 from lwm.vqgan.tokenizer import VisionTokenizer
 
 _FRAMES = 24
@@ -74,7 +74,7 @@ def show(
     if count < 1:
         raise UserError(f"count {count} must be at least 1")
     summary = MediaSummary.read(folder)
-    path = find_vqgan(vqgan or summary.codebook.source)
+    path = locate_vqgan(vqgan or summary.codebook.source)
     if not path.exists():
         raise UserError(f"{path}, which made the codes, does not exist; give its path with --vqgan")
     vision = VisionTokenizer.open(path, resolution=summary.codebook.resolution)

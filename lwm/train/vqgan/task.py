@@ -29,7 +29,7 @@ from lwm.train.vqgan.discriminator import Discriminator
 from lwm.train.vqgan.perceptual import LPIPS, installed
 from lwm.train.vqgan.step import VQGANState, VQGANStep
 from lwm.train.vqgan.validate import HeldOutFrames, measure_frames
-from lwm.vqgan.checkpoint import find_vqgan, read_vqgan, save_vqgan
+from lwm.vqgan.checkpoint import locate_vqgan, read_vqgan, save_vqgan
 from lwm.vqgan.model import VQGAN
 
 _FRAMES = P(None, AXES)
@@ -159,7 +159,7 @@ def open_vqgan_task(
         files = named_files(one.items).items()
         inputs |= {f"data.sets.{number}/{name}": path for name, path in files}
     if config.init is not None:
-        inputs |= named(model_files(find_vqgan(config.init)), "init/")
+        inputs |= named(model_files(locate_vqgan(config.init)), "init/")
     return OpenTask(task=task, units=f"{config.model.codes:,} codes", save=save, inputs=inputs)
 
 
