@@ -1,7 +1,8 @@
-"""The exception for mistakes of users, and a check for full disks."""
+"""The exception for mistakes of users, and small checks of what they give."""
 
 import errno
 import os
+from typing import Any
 
 
 class UserError(Exception):
@@ -16,6 +17,13 @@ def require_share(name: str, value: float) -> None:
     """
     if not 0 <= value <= 1:
         raise UserError(f"{name} {value} must be from 0 to 1")
+
+
+def several(values: Any) -> tuple[Any, ...]:
+    """Returns a sequence as a tuple; a single text or path is one item, and None is no item."""
+    if values is None:
+        return ()
+    return (values,) if isinstance(values, str | os.PathLike) else tuple(values)
 
 
 def is_full_disk(error: BaseException | None) -> bool:

@@ -2,10 +2,10 @@
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, TypedDict
 
-from lwm.errors import UserError
+from lwm.errors import UserError, several
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -26,15 +26,16 @@ class SamplingParams:
     """Above 1, tokens of the prompt and the answer become less likely."""
     seed: int = 0
     """From 0 to 2³² - 1; the same seed samples the same answer, whatever the batch."""
-    stop: tuple[str, ...] = ()
+    stop: Sequence[str] = ()
     """Strings; the answer ends before the first of them."""
 
     def __post_init__(self):
-        """Refuses values out of range.
+        """Takes a single stop string as one, and refuses values out of range.
 
         Raises:
             UserError: The value.
         """
+        object.__setattr__(self, "stop", several(self.stop))
         if self.max_tokens < 1:
             raise UserError(f"max_tokens {self.max_tokens} leaves no room for an answer")
         for name, allowed, wanted in (
@@ -49,7 +50,11 @@ class SamplingParams:
             ("min_p", 0 <= self.min_p <= 1, "from 0 to 1"),
             ("repetition_penalty", 0.01 <= self.repetition_penalty <= 100, "from 0.01 to 100"),
             ("seed", 0 <= self.seed < 2**32, "from 0 to 4294967295"),
-            ("stop", all(self.stop), "texts of at least one character"),
+            (
+                "stop",
+                all(isinstance(s, str) and s for s in self.stop),
+                "texts of at least one character",
+            ),
         ):
             if not allowed:
                 raise UserError(f"{name} {getattr(self, name)} must be {wanted}")
@@ -65,7 +70,7 @@ class SamplingOptions(TypedDict, total=False):
     min_p: float
     repetition_penalty: float
     seed: int
-    stop: tuple[str, ...]
+    stop: Sequence[str]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -39,7 +39,8 @@ def generate_text(
     Args:
         model: A name from `lwm models`, a Hugging Face folder, a GGUF file, or a hub's org/name.
         prompts: The texts.
-        prompts_from: A file of more texts: one per line, or JSONL with the field `prompt`.
+        prompts_from: A file of more texts: one per line, or JSONL (.jsonl, .ndjson, .json) with
+            the field `prompt`.
         out: A JSONL file for prompt, text, ids, logprobs and finish_reason of each, in place of
             the text alone on stdout.
         sampling: How the texts are sampled.
@@ -69,16 +70,22 @@ def generate_text(
 def read_prompts(path: Path) -> list[str]:
     """Reads one text per line, or the field `prompt` of each line of a JSONL file.
 
+    Files of JSON lines end in .jsonl, .ndjson or .json.
+
     Raises:
-        UserError: The file is missing or is no text, or a line of JSON lacks a prompt.
+        UserError: The file is missing, compressed or no text, or a line of JSON lacks a prompt.
     """
+    from lwm.files import require_unpacked
+
     try:
+        with path.open("rb") as packed:
+            require_unpacked(path, packed.read(8))
         # Not `splitlines`: JSON may hold other ends of a line, such as U+2028.
         lines = path.read_text(encoding="utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"prompts cannot be read from {path}: {error}") from None
     numbered = [(number, line) for number, line in enumerate(lines, start=1) if line.strip()]
-    if path.suffix != ".jsonl":
+    if path.suffix.lower() not in (".jsonl", ".ndjson", ".json"):
         return [line for _, line in numbered]
     return [_prompt(path, number, line) for number, line in numbered]
 

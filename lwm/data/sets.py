@@ -2,7 +2,7 @@
 
 import dataclasses
 import fnmatch
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from lwm.convert.open import open_tokens
@@ -14,7 +14,7 @@ from lwm.data.paths import Warn
 from lwm.data.shards import is_shards, open_shards
 from lwm.data.sources import Source, files_of, open_source
 from lwm.data.stream import Examples
-from lwm.errors import UserError
+from lwm.errors import UserError, several
 from lwm.files import ASSETS, within
 from lwm.tokenizer.tokenizer import Tokenizer
 from lwm.tokens import TokenSpace
@@ -52,7 +52,7 @@ class Corpus:
 
 
 def open_set(
-    files: tuple[str, ...],
+    files: Sequence[str],
     format: ExampleFormat,
     tokenizer: Tokenizer,
     tokens: TokenSpace,
@@ -68,6 +68,7 @@ def open_set(
     Raises:
         UserError: A file is missing, empty, or was tokenized for another model.
     """
+    files = several(files)
     if len(files) == 1 and is_shards(Path(files[0])):
         if format != ExampleFormat():
             raise UserError(
@@ -78,7 +79,7 @@ def open_set(
     return Corpus(open_records(files, warn=warn), encoder)
 
 
-def open_records(files: tuple[str, ...], *, warn: Warn = lambda text: None) -> Source:
+def open_records(files: Sequence[str], *, warn: Warn = lambda text: None) -> Source:
     """Opens files as records.
 
     Args:
@@ -90,13 +91,14 @@ def open_records(files: tuple[str, ...], *, warn: Warn = lambda text: None) -> S
     Raises:
         UserError: A file is missing or empty, or a folder of token shards is among them.
     """
+    files = several(files)
     source = open_source(*(path for file in files for path in _found(file)), warn=warn)
     if not len(source):
         raise UserError(f"{', '.join(files)}: no record, only blank lines")
     return source
 
 
-def texts(files: tuple[str, ...], *, most: int) -> Iterator[str]:
+def texts(files: Sequence[str], *, most: int) -> Iterator[str]:
     """Yields the texts in records, under any key, until `most` characters; skips bad records."""
     source = open_records(files)
     for number in range(len(source)):
@@ -111,7 +113,7 @@ def texts(files: tuple[str, ...], *, most: int) -> Iterator[str]:
             return
 
 
-def require_codes_of(files: tuple[str, ...], vqgan: VQGAN) -> None:
+def require_codes_of(files: Sequence[str], vqgan: VQGAN) -> None:
     """Refuses media shards whose codes come from another VQGAN.
 
     Other files are not checked: they do not name their VQGAN.
@@ -131,7 +133,7 @@ def require_codes_of(files: tuple[str, ...], vqgan: VQGAN) -> None:
 
 
 def open_data(
-    files: tuple[str, ...],
+    files: Sequence[str],
     *,
     model: str | None,
     tokenizer: Path | None,

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple, Protocol, SupportsIndex, runtime_checkable
 
 from lwm.data.huggingface import load_hub, load_saved
 from lwm.data.paths import JSON, Warn, expand
-from lwm.errors import UserError
+from lwm.errors import UserError, several
 from lwm.files import (
     LRUCache,
     edges_of,
@@ -283,8 +283,8 @@ class ArrayRecord(FileSource):
 class TextFiles:
     """Text files, one record `{"text": ...}` each."""
 
-    def __init__(self, paths: Sequence[str | Path]) -> None:
-        self._paths = [Path(path) for path in paths]
+    def __init__(self, paths: str | Path | Sequence[str | Path]) -> None:
+        self._paths = [Path(path) for path in several(paths)]
 
     def __len__(self) -> int:
         return len(self._paths)

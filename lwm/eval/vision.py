@@ -16,7 +16,7 @@ from lwm.data.example import Example
 from lwm.data.pack import PackingConfig
 from lwm.data.sets import open_records
 from lwm.data.sources import files_of
-from lwm.errors import UserError
+from lwm.errors import UserError, several
 from lwm.eval.answer import describe_model, model_fingerprints
 from lwm.files import make_folder, write_bytes
 from lwm.fingerprint import fingerprints, named
@@ -49,7 +49,7 @@ class Pair:
 
 
 def read_pairs(
-    files: tuple[str, ...], *, count: int | None = None, tokens_per_frame: int | None = None
+    files: Sequence[str], *, count: int | None = None, tokens_per_frame: int | None = None
 ) -> list[Pair]:
     """Reads records with a caption and codes.
 
@@ -186,7 +186,7 @@ def _accuracy(model: LanguageModel, pairs: Sequence[Pair]) -> float:
 
 def evaluate(
     model: LanguageModel,
-    files: tuple[str, ...],
+    files: Sequence[str],
     out: Path,
     *,
     count: int | None = None,
@@ -214,7 +214,7 @@ def evaluate(
         "files": fingerprints(named(files_of(open_records(files)))),
     }
     found = measure(model, pairs, progress=progress)
-    about = {"model": model.name, "described": describe_model(model), "files": files}
+    about = {"model": model.name, "described": describe_model(model), "files": several(files)}
     about |= {"fingerprints": made_from} | found
     text = json.dumps(about, indent=1)
     write_bytes(out / REPORT, f"{text}\n".encode())

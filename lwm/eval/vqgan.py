@@ -1,12 +1,14 @@
 """Reconstruction quality of a VQGAN: PSNR, codes used, LPIPS, and a contact sheet."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from lwm.data.media.inputs import open_items
 from lwm.data.media.items import named_files
 from lwm.data.media.read import Sampling
+from lwm.errors import several
 from lwm.files import LRUCache, make_folder, write_bytes
 from lwm.fingerprint import fingerprints, model_files, named
 from lwm.media.write import write_image
@@ -20,7 +22,7 @@ REPORT, SHEET = "report.json", "sheet.png"
 
 def evaluate(
     vqgan: str,
-    inputs: tuple[str, ...],
+    inputs: Sequence[str],
     out: Path,
     *,
     frames: int = 512,
@@ -46,6 +48,7 @@ def evaluate(
     Raises:
         UserError: Nothing can be read, or the folder cannot be written.
     """
+    inputs = several(inputs)
     model = read_vqgan(vqgan)
     sampling = Sampling(
         resolution=model.config.resolution, max_frames=max_frames, background=background

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from lwm.errors import UserError
+from lwm.errors import UserError, several
 from lwm.generate.engine import Session, chunks
 from lwm.generate.loaded import LoadedModel
 from lwm.generate.plan import GenerationPlan
@@ -51,6 +51,7 @@ def complete(
         UserError: A prompt is empty, a prompt and its text do not fit into the context, or the
             batch does not fit into the devices' memory; nothing is read then.
     """
+    prompts = several(prompts)
     if not prompts:
         return []
     runs = []

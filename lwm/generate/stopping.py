@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from typing import Protocol, runtime_checkable
 
+from lwm.errors import several
+
 
 @runtime_checkable
 class Detokenizer(Protocol):
@@ -23,7 +25,7 @@ class StoppingText:
     def __init__(self, stream: Detokenizer, stops: Sequence[str] = ()):
         """Starts with no text."""
         self._stream = stream
-        self._stops = tuple(stops)
+        self._stops: tuple[str, ...] = several(stops)
         self._held = ""
         self.met: str | None = None
         """The stop string found; text after it is not returned."""

@@ -1,10 +1,10 @@
 """Images and videos generated from text, and continued from frames: many together."""
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from lwm.data import captions
-from lwm.errors import UserError
+from lwm.errors import UserError, several
 from lwm.generate.engine import Session, chunks
 from lwm.generate.grammar import FrameLimits
 from lwm.generate.loaded import LoadedModel
@@ -21,7 +21,7 @@ from lwm.tokenizer.template import render_chat
 class DrawRequest:
     """Images or videos to generate together, one per prompt."""
 
-    prompts: tuple[str, ...]
+    prompts: Sequence[str]
     kind: captions.VisionKind = "image"
     frames: int = 1
     """Frames of each, those of `first` included."""
@@ -35,11 +35,12 @@ class DrawRequest:
     """Seed of the first; each next one has the next seed."""
 
     def __post_init__(self):
-        """Refuses values out of range.
+        """Takes a single prompt as one, and refuses values out of range.
 
         Raises:
             UserError: The value.
         """
+        object.__setattr__(self, "prompts", several(self.prompts))
         if self.frames < 1 or (self.kind == "image" and self.frames > 1):
             raise UserError(
                 f"frames {self.frames}: an image is one frame, and a video at least one"

@@ -31,7 +31,7 @@ def train_tokenizer(texts: Iterable[str], *, size: int, folder: Path) -> Tokeniz
     from tokenizers import Tokenizer as Trained, decoders, models, pre_tokenizers, processors
     from tokenizers.trainers import BpeTrainer
 
-    assert not isinstance(texts, str), "one text is no sequence of texts"
+    texts = (texts,) if isinstance(texts, str) else texts
     if size < _LEAST:
         raise UserError(
             f"a vocabulary of {size} has no room for the 256 bytes and {len(_SPECIAL)} special "

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from lwm.data.format import ExampleFormat
 from lwm.data.pack import PackingConfig
-from lwm.errors import UserError
+from lwm.errors import UserError, several
 from lwm.model.config import Compute, LlamaConfig, ModelOverrides
 from lwm.ops.layout import Layout
 from lwm.renamed import takes_old_settings
@@ -135,7 +135,7 @@ class Training(LoopConfig):
 class DataSet:
     """Training or held-out examples."""
 
-    files: tuple[str, ...]
+    files: Sequence[str]
     """JSON lines, Parquet, ArrayRecord or text files, folders of them, patterns, folders of
     tokenized shards; `books:train` and `books:held-out` are fetched, `shipped:moby-dick/*` comes
     with the package."""
@@ -144,6 +144,10 @@ class DataSet:
     weight: float = 1.0
     """Sampling weight relative to other sets."""
     format: ExampleFormat = ExampleFormat()
+
+    def __post_init__(self):
+        """Takes a single path as one file."""
+        object.__setattr__(self, "files", several(self.files))
 
 
 def require_names(held_out: Sequence[Any]) -> None:

@@ -1,6 +1,7 @@
 """Training runs from start to end: settings are checked, tasks opened, models trained and saved."""
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 
 import jax
@@ -8,7 +9,7 @@ from jax.sharding import Mesh
 from rich.console import Console
 
 from lwm.convert.folder import require_ours
-from lwm.errors import UserError
+from lwm.errors import UserError, several
 from lwm.files import make_folder
 from lwm.formats.run_folder import MODEL, SETTINGS, steps_of
 from lwm.processes import all_or_none, first_alone
@@ -29,7 +30,7 @@ def run(
     folder: Path,
     *,
     console: Console | None = None,
-    track: tuple[TrackerKind, ...] = (),
+    track: TrackerKind | Sequence[TrackerKind] = (),
     profile: int = 0,
 ) -> Path:
     """Trains a language model or a VQGAN, or resumes the run in `folder`; returns the model's path.
@@ -45,7 +46,7 @@ def run(
         Stopped: A signal stopped the run; the same call resumes it.
         UserError: A file is missing, something does not fit, or training failed.
     """
-    console = console or Console(quiet=True)
+    console, track = console or Console(quiet=True), several(track)
     place, model = folder / SETTINGS, folder / MODEL
     with all_or_none():
         resumed = place.exists()

@@ -11,7 +11,7 @@ from lwm.data.media.items import Bad, Chain, Items, Listed
 from lwm.data.media.lists import LISTS, Csv, is_csv
 from lwm.data.media.summary import is_media
 from lwm.data.sources import open_source
-from lwm.errors import UserError
+from lwm.errors import UserError, several
 from lwm.files import is_packed, matching, reading, require_unpacked
 
 _LISTS = (".jsonl", ".ndjson", ".json", ".parquet", ".arrayrecord", ".array_record")
@@ -29,6 +29,7 @@ def open_items(inputs: Sequence[str], *, exclude: Path | None = None) -> Items:
     Raises:
         UserError: An input does not exist, is of an unknown kind, or is `exclude` itself.
     """
+    inputs = several(inputs)
     if not inputs:
         raise UserError("give files, folders, archives or lists of images and videos")
     found = [each for text in inputs for each in _expand(text, exclude)]

@@ -176,7 +176,7 @@ def _documents(source: Path | None) -> Iterator[str]:
         for file in there:
             if is_packed(file.name, (".txt",)):
                 require_unpacked(file, b"")
-        files = [file for file in there if file.suffix == ".txt"]
+        files = [file for file in there if file.suffix.lower() == ".txt"]
     if not files:
         raise UserError(f"haystack {source} holds no .txt file")
     for file in files:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from jaxtyping import Float
 
-from lwm.errors import UserError
+from lwm.errors import UserError, several
 from lwm.files import make_folder, reading, write_bytes
 
 if TYPE_CHECKING:
@@ -136,7 +136,7 @@ class RunLog:
         return [(step, rows) for step, rows in stages if rows]
 
 
-def plot_runs(folders: Sequence[Path], out: Path | None = None) -> Path:
+def plot_runs(folders: Path | str | Sequence[Path | str], out: Path | None = None) -> Path:
     """Plots one run, or several over each other; returns the path of the figure.
 
     Args:
@@ -147,15 +147,16 @@ def plot_runs(folders: Sequence[Path], out: Path | None = None) -> Path:
     Raises:
         UserError: There is no log, it holds no step, or the figure cannot be written.
     """
-    if not folders:
+    paths = [Path(folder) for folder in several(folders)]
+    if not paths:
         raise UserError("no run is given")
     if out is None:
-        out = (folders[0] if len(folders) == 1 else Path()) / "plot.png"
-    names = [folder.absolute().name for folder in folders]
+        out = (paths[0] if len(paths) == 1 else Path()) / "plot.png"
+    names = [folder.absolute().name for folder in paths]
     if len(set(names)) < len(names):
-        names = [str(folder) for folder in folders]
-    runs = [RunLog.read(folder, name) for folder, name in zip(folders, names, strict=True)]
-    plotted = plot(runs, format=out.suffix.removeprefix("."))
+        names = [str(folder) for folder in paths]
+    runs = [RunLog.read(folder, name) for folder, name in zip(paths, names, strict=True)]
+    plotted = plot(runs, format=out.suffix.lower().removeprefix("."))
     make_folder(out.parent)
     write_bytes(out, plotted)
     return out

@@ -2,9 +2,10 @@
 
 import dataclasses
 import math
+from collections.abc import Sequence
 from typing import Literal
 
-from lwm.errors import UserError, require_share
+from lwm.errors import UserError, require_share, several
 from lwm.renamed import takes_old_settings
 from lwm.train.config import AdamW, LoopConfig, require_names
 from lwm.vqgan.config import GROUPS, VQGANConfig
@@ -95,12 +96,16 @@ class VQGANTraining(LoopConfig):
 class FrameSet:
     """Training or held-out images and videos."""
 
-    files: tuple[str, ...]
+    files: Sequence[str]
     """Files, folders, zip or tar files, lists of paths, or patterns: see `lwm tokenize`."""
     name: str = "frames"
     """Name in logs."""
     weight: float = 1.0
     """Sampling weight relative to other sets."""
+
+    def __post_init__(self):
+        """Takes a single path as one file."""
+        object.__setattr__(self, "files", several(self.files))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
