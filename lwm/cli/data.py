@@ -166,8 +166,9 @@ def tokenize(
     items = open_items(inputs, exclude=out)
     known = survey(items)
     known.require_few_bad(max_bad_share)
-    for name, value in known.rows():
-        _warn(f"{name} {value}")
+    if known.others or known.captioned == 0:  # perhaps for want of a list that can be read
+        for name, value in known.rows():
+            _warn(f"{name} {value}")
 
     def job_of(codebook: CodebookInfo) -> MediaJob:
         sampling = Sampling(

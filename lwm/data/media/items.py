@@ -59,7 +59,7 @@ class Survey(NamedTuple):
     media: int
     """Items that may be images or videos."""
     captioned: int | None
-    """Those of them that have a caption, or a question or conversation; None if unknown."""
+    """Number of these with a caption, a question or a conversation; None if unknown."""
     bad: Sequence[Bad]
     """Items known to be bad."""
     others: list[str]
