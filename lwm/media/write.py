@@ -4,12 +4,14 @@ import itertools
 from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import UInt8
 
 from lwm.errors import UserError
 from lwm.files import reading, replacing, require_package
+from lwm.media.animation import join_gifs, join_webps
 from lwm.media.limits import colour, image_module
 
 IMAGES = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
@@ -17,6 +19,8 @@ VIDEOS = (".mp4", ".gif", ".webp")
 _QUALITY = 95
 _CRF = "18"
 """Constant rate factor of x264; visually close to lossless."""
+_LEAST_GIF = 100 / (1 << 16)
+"""Frames per second of a GIF, at least: it has two bytes for hundredths of a second."""
 
 
 def write_video(path: str | Path, pixels: UInt8[np.ndarray, "N R C 3"], fps: float) -> None:
@@ -35,6 +39,10 @@ def write_video(path: str | Path, pixels: UInt8[np.ndarray, "N R C 3"], fps: flo
         raise UserError(f"fps is {fps}; give 0.001 to 1000")
     if path.suffix.lower() not in VIDEOS:
         raise UserError(f"{path} ends in none of {', '.join(VIDEOS)}")
+    if path.suffix.lower() == ".gif" and fps < _LEAST_GIF:
+        raise UserError(
+            f"{path} shows a frame for at most 655 s, at fps {fps} it would be longer; write .webp"
+        )
     write = {".mp4": _write_mp4, ".gif": _write_gif, ".webp": _write_webp}[path.suffix.lower()]
     with reading(path, "written"), replacing(path) as part:
         write(part, pixels, fps)
@@ -101,24 +109,34 @@ def _write_mp4(part: Path, pixels: np.ndarray, fps: float) -> None:
 
 
 def _write_gif(part: Path, pixels: np.ndarray, fps: float) -> None:
-    images = [image_module().fromarray(frame) for frame in pixels]
     # GIF counts in hundredths of a second; browsers play less than two as ten.
-    durations = [10 * each for each in _steps(len(images), min(fps, 50), 100)]
-    images[0].save(part, "GIF", save_all=True, append_images=images[1:], duration=durations, loop=0)
+    steps = _steps(len(pixels), min(fps, 50), 100)
+    # Pillow would join equal frames.
+    if _is_apart(pixels) and _saved(part, "GIF", pixels, [10 * each for each in steps]):
+        return
+    part.write_bytes(join_gifs(pixels, steps))
 
 
 def _write_webp(part: Path, pixels: np.ndarray, fps: float) -> None:
+    steps = _steps(len(pixels), fps, 1000)
+    options = {"quality": _QUALITY, "method": 4}
+    if _is_apart(pixels) and _saved(part, "WEBP", pixels, steps, **options):
+        return
+    part.write_bytes(join_webps(pixels, steps, **options))
+
+
+def _is_apart(pixels: np.ndarray) -> bool:
+    """Returns whether no frame equals the one before it."""
+    return not any(np.array_equal(one, two) for one, two in itertools.pairwise(pixels))
+
+
+def _saved(part: Path, kind: str, pixels: np.ndarray, durations: list[int], **options: Any) -> bool:
+    """Writes an animation with Pillow; returns whether it holds all frames."""
     images = [image_module().fromarray(frame) for frame in pixels]
-    durations = _steps(len(images), fps, 1000)
-    images[0].save(
-        *(part, "WEBP"),
-        save_all=True,
-        append_images=images[1:],
-        duration=durations,
-        loop=0,
-        quality=_QUALITY,
-        method=4,
-    )
+    rest = {"append_images": images[1:], "duration": durations, "loop": 0}
+    images[0].save(part, kind, save_all=True, **rest, **options)
+    with image_module().open(part) as written:
+        return written.n_frames == len(pixels)
 
 
 def _steps(count: int, fps: float, units: int) -> list[int]:

@@ -34,6 +34,40 @@ def test_videos_are_written(tmp_path, ending, off):
     assert len(read_frames(path, resolution=64).pixels) == 1
 
 
+@pytest.mark.parametrize("ending", ["gif", "webp", "mp4"])
+@pytest.mark.parametrize("order", [(0, 0, 0, 0), (0, 0, 1, 1, 0), (0, 2, 0, 1)])
+def test_equal_frames_are_all_kept(tmp_path, ending, order):
+    """Those of a clip that stands still, and those that differ by too little to see."""
+    whole = picture(32)
+    nearly = whole.copy()
+    nearly[0, 0, 0] ^= 1
+    some = np.stack([whole, np.roll(whole, 9, 1), nearly])
+    write_video(tmp_path / f"clip.{ending}", some[list(order)], 5.0)
+    frames = read_frames(tmp_path / f"clip.{ending}", resolution=32)
+    assert frames.is_video
+    assert frames.count == len(order)
+    np.testing.assert_allclose(frames.times, np.arange(len(order)) / 5)
+    assert frames.duration == pytest.approx(len(order) / 5)
+    assert np.abs(frames.pixels.astype(int) - some[list(order)]).mean() < 12
+    if ending != "mp4":
+        for number in np.flatnonzero(np.diff(order) == 0):
+            np.testing.assert_array_equal(frames.pixels[number], frames.pixels[number + 1])
+
+
+@pytest.mark.parametrize("ending", ["gif", "webp"])
+@pytest.mark.parametrize("size", [(1, 1), (7, 1), (1, 6)])
+def test_equal_frames_of_any_size(tmp_path, ending, size):
+    write_video(tmp_path / f"dots.{ending}", np.full((3, *size, 3), 200, np.uint8), 10.0)
+    frames = read_frames(tmp_path / f"dots.{ending}", resolution=4)
+    assert (frames.count, frames.height, frames.width) == (3, *size)
+    assert np.abs(frames.pixels.astype(int) - 200).max() <= 1
+
+
+def test_a_gif_shows_no_frame_for_hours(tmp_path):
+    with pytest.raises(UserError, match=r"a\.gif shows a frame for at most 655 s"):
+        write_video(tmp_path / "a.gif", np.zeros((2, 4, 4, 3), np.uint8), 0.001)
+
+
 def test_odd_sides_are_made_even(tmp_path):
     write_video(tmp_path / "odd.mp4", np.full((2, 33, 17, 3), 90, np.uint8), 29.97)
     frames = read_frames(tmp_path / "odd.mp4", resolution=8)
