@@ -29,6 +29,7 @@ _CODECS = (
     "jpeg2000,webp"
 )
 """Formats and decoders that FFmpeg may use; no playlists (they open files), no rare decoders."""
+_ALPHA_DECODERS = {"vp8": "libvpx", "vp9": "libvpx-vp9"}
 _BUFFER = 1 << 18
 _WORTH = 8
 """Frames that a seek to a key frame must save to be worth its cost."""
@@ -137,10 +138,31 @@ class _Video:
                 f"{self._budget.name} is not a readable image or video; it may be damaged, "
                 "or convert it with another program to PNG or MP4"
             ) from None
+        self._decoder = self._open_decoder()
+        self._decoder.options = {"max_pixels": most}
+        self._decoder.thread_type = "AUTO"
+        self._decoder.thread_count = self._threads
+
+    def _open_decoder(self) -> Any:
+        """Returns the stream's decoder, or for transparent VP8 and VP9 the one that reads alpha.
+
+        WebM stores alpha as a second stream beside each packet, which FFmpeg's own decoders ignore.
+
+        Raises:
+            UserError: This build of PyAV has no such decoder.
+        """
         context = self._stream.codec_context
-        context.options = {"max_pixels": most}
-        context.thread_type = "AUTO"
-        context.thread_count = self._threads
+        name = _ALPHA_DECODERS.get(context.name)
+        if name is None or self._stream.metadata.get("alpha_mode", "0") != "1":
+            return context
+        if name not in self._av.codecs_available:
+            raise UserError(
+                f"{self._budget.name} is a transparent video, which this PyAV cannot decode for "
+                f"lack of {name}; install PyAV's wheel, or convert the video to frames in PNG"
+            )
+        decoder = self._av.CodecContext.create(name, "r")
+        decoder.extradata = context.extradata
+        return decoder
 
     def _best(self) -> Any:
         """Returns the stream that a player would choose."""
@@ -263,6 +285,7 @@ class _Video:
             return
         try:
             self._container.seek(key, stream=self._stream)
+            self._decoder.flush_buffers()
         except self._av.error.FFmpegError:
             raise _SeekError from None
 
@@ -296,7 +319,7 @@ class _Video:
             if packet.size:
                 self._budget.charge(context.width * context.height)
             try:
-                frames = packet.decode()
+                frames = self._decoder.decode(packet)
             except self._av.error.InvalidDataError:
                 # A recording may begin with frames that depend on earlier, missing ones.
                 if begun:
