@@ -117,9 +117,7 @@ def _read(
         return _frames(read_video(file, selector, resize, budget, threads), is_video=True)
     if is_animated(image):
         return _frames(read_animation(image, selector, resize, budget), is_video=True)
-    upright = read_still(image, resize.background, budget)
-    still = Clip(times=[0.0], pixels=[resize(upright)], count=1, duration=0.0, size=upright.size)
-    return _frames(still, is_video=False)
+    return _frames(read_still(image, resize, budget), is_video=False)
 
 
 def _frames(clip: Clip, *, is_video: bool) -> Frames:

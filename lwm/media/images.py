@@ -1,6 +1,7 @@
 """Reads images and animated images with Pillow."""
 
 import contextlib
+import struct
 from collections.abc import Collection
 from io import BufferedIOBase
 from typing import Any
@@ -9,7 +10,16 @@ import numpy as np
 
 from lwm.errors import UserError
 from lwm.files import require_package
-from lwm.media.limits import Budget, Clip, FrameSelector, Resizer, flatten, image_module
+from lwm.media.limits import (
+    SMALLER,
+    Budget,
+    Clip,
+    FrameSelector,
+    Resizer,
+    flatten,
+    image_module,
+)
+from lwm.media.png import SIGNATURE, without_long_texts
 
 _FORMATS = (
     *("AVIF", "BMP", "GIF", "ICO", "JPEG", "JPEG2000"),
@@ -22,6 +32,10 @@ _COPIES = 8
 """Cost of a pixel of an animation relative to one of a video: each frame is copied whole."""
 _UNTIMED = 0.1
 """Seconds of a frame whose duration is 0, as in browsers."""
+
+_JPEG = b"\xff\xd8\xff"
+_HELD = 2
+"""Times the limit of pixels that a JPEG may have which is held whole in memory."""
 
 _BITS, _PHOTOMETRIC, _ORIENTATION = 258, 262, 274
 _LEVELS = {"L;2": 85, "L;4": 17, "RGB;16B": 1 / 256}
@@ -37,17 +51,55 @@ def open_image(file: BufferedIOBase, budget: Budget) -> Any:
     if budget.size > budget.limits.image_bytes:
         return None
     image = image_module()
+    start = file.read(len(SIGNATURE))
+    file.seek(0)
     try:
-        opened = image.open(file, formats=_FORMATS)
-    except image.UnidentifiedImageError:
+        if start.startswith(_JPEG):
+            # Not `Image.open`: it limits the pixels of the file, not those that are decoded. Of the
+            # pictures that some phones put into one file, this opens the first.
+            plugin = require_package("PIL.JpegImagePlugin", "reading JPEG", "media")
+            opened = plugin.JpegImageFile(file)
+        else:
+            source = without_long_texts(file) if start == SIGNATURE else file
+            opened = image.open(source, formats=_FORMATS)
+    except (image.UnidentifiedImageError, SyntaxError):
         return None
     except (image.DecompressionBombError, image.DecompressionBombWarning):
         raise UserError(
-            f"{budget.name} claims more pixels than Pillow's MAX_IMAGE_PIXELS allows"
+            f"{budget.name} claims more pixels than Pillow's MAX_IMAGE_PIXELS allows; {SMALLER}"
         ) from None
-    budget.check(*opened.size, still=not is_animated(opened))
+    budget.check(*reduced_size(opened, budget), still=not is_animated(opened))
     _scale_key(opened)
     return opened
+
+
+def reduced_size(image: Any, budget: Budget) -> tuple[int, int]:
+    """Returns the size at which an image is decoded: its own, or of a large JPEG down to an eighth.
+
+    Some JPEGs are held whole in memory even so, by about as much as decoded; they may be larger
+    by `_HELD` only.
+    """
+    width, height = image.size
+    most = budget.limits.pixels
+    if image.format != "JPEG" or width * height <= most:
+        return width, height
+    if width * height > _HELD * most and _is_held_whole(image):
+        return width, height
+    scales = [(-(-width // scale), -(-height // scale)) for scale in (2, 4, 8)]
+    return next((size for size in scales if size[0] * size[1] <= most), scales[-1])
+
+
+def _is_held_whole(jpeg: Any) -> bool:
+    """Returns whether a JPEG is in several parts, each over the whole picture: so progressive ones.
+
+    The file is at the end of the header of the first part, which lists the channels in it.
+    """
+    size = 6 + 2 * jpeg.layers
+    end = jpeg.fp.tell()
+    jpeg.fp.seek(max(0, end - size - 2))
+    header = jpeg.fp.read(4)
+    jpeg.fp.seek(end)
+    return "progressive" in jpeg.info or header != struct.pack(">HH", 0xFFDA, size)
 
 
 def _scale_key(image: Any) -> None:
@@ -65,19 +117,25 @@ def is_animated(image: Any) -> bool:
     return image.format in _ANIMATED and getattr(image, "is_animated", False)
 
 
-def read_still(image: Any, background: tuple[int, int, int], budget: Budget) -> Any:
-    """Decodes an image as upright RGB."""
+def read_still(image: Any, resize: Resizer, budget: Budget) -> Clip:
+    """Decodes an image, upright, as its only frame."""
     budget.charge(image.width * image.height)
+    size, reduced = image.size, reduced_size(image, budget)
+    if reduced != size:
+        image.draft(None, reduced)
     image.load()
     # Pillow may know the true size only now, as for icons.
     budget.check(*image.size, still=True)
+    size = image.size if reduced == size else size
     orientation = 1
     with contextlib.suppress(Exception):  # damaged EXIF data is common and ignored
         orientation = image.getexif().get(_ORIENTATION, 1)
     operation = transpositions().get(orientation)
     if operation is not None:  # one of them is 0
         image = image.transpose(operation)
-    return flatten(_eight_bits(image), background)
+        size = size[::-1] if orientation >= 5 else size
+    pixels = resize(flatten(_eight_bits(image), resize.background))
+    return Clip(times=[0.0], pixels=[pixels], count=1, duration=0.0, size=size)
 
 
 def transpositions() -> dict[int, Any]:

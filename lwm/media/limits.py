@@ -17,6 +17,9 @@ _WHOLE = 4
 """Aspect ratio up to which a picture is resized whole and then cropped, as in LWM."""
 _OVERHEAD = 1 << 12
 """Fixed cost of a packet or a read, in pixels whose decoding takes as long."""
+SMALLER = (
+    "make it smaller, or save it as a JPEG that is not progressive: these are read at any size"
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -27,7 +30,8 @@ class Limits:
     """
 
     pixels: int = 1 << 26
-    """Pixels of a still image. Pillow has another limit, `PIL.Image.MAX_IMAGE_PIXELS`."""
+    """Pixels of a still image, as decoded: a larger JPEG is decoded at a half, a quarter or an
+    eighth of its size. Other formats have another limit in Pillow, `PIL.Image.MAX_IMAGE_PIXELS`."""
     frame_pixels: int = 9 << 22
     """Pixels of a frame of a video: 8192 × 4608."""
     image_bytes: int = 1 << 29
@@ -78,8 +82,10 @@ class Budget:
         if width < 1 or height < 1:
             raise UserError(f"{self.name} claims a picture of {width} × {height} pixels")
         if width * height > getattr(self.limits, field):
+            remedy = SMALLER if still else "make it smaller"
             raise UserError(
-                f"{self.name} claims {width} × {height} pixels, more than {field} in Limits allows"
+                f"{self.name} claims {width} × {height} pixels, more than {field} in Limits "
+                f"allows; {remedy}"
             )
 
 

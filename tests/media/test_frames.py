@@ -3,6 +3,7 @@
 import io
 import os
 import sys
+import zlib
 from fractions import Fraction
 
 import numpy as np
@@ -12,7 +13,7 @@ from lwm.errors import UserError
 from lwm.media.frames import read_frames
 from lwm.media.limits import Limits, Resizer
 
-from .pictures import SIDE, Image, levels, numbers, picture, saved
+from .pictures import SIDE, Image, chunk, levels, numbers, picture, saved
 
 av = pytest.importorskip("av", reason="PyAV is not installed")
 
@@ -243,6 +244,37 @@ def test_videos_may_be_transparent():
     assert found[0, 15].tolist() == [255, 0, 0]
 
 
+@pytest.mark.parametrize("codec", ["libvpx", "libvpx-vp9"])
+def test_webm_may_be_transparent(codec):
+    if codec not in av.codecs_available:
+        pytest.skip(f"this FFmpeg has no {codec}")
+    arrays = [
+        np.concatenate([np.full((48, 64, 3), g, np.uint8)] * 2, 2)[..., :4]
+        for g in range(40, 160, 4)
+    ]
+    for array in arrays:
+        array[..., 3] = 255
+        array[:, 32:, 3] = 0
+    options = {"pix_fmt": "yuva420p", "g": "5", "auto-alt-ref": "0", "b": "2M"}
+    data = video(arrays, "webm", codec, **options)
+    for most in (None, 3):  # 3 seek to key frames
+        found = read_frames(data, resolution=48, background="red", max_frames=most)
+        wanted = np.linspace(0, 29, most or 30, dtype=int)
+        np.testing.assert_allclose(found.times, wanted / 30, atol=1e-3)
+        left, right = found.pixels[:, 20, 4].astype(int), found.pixels[:, 20, 44]
+        assert np.abs(left - (40 + 4 * wanted)[:, None]).max() <= 6
+        assert right.tolist() == [[255, 0, 0]] * len(wanted)
+
+
+def test_a_transparent_video_that_cannot_be_decoded_is_refused(monkeypatch):
+    array = np.zeros((16, 16, 4), np.uint8)
+    options = {"pix_fmt": "yuva420p", "auto-alt-ref": "0"}
+    data = video([array] * 2, "webm", "libvpx", **options)
+    monkeypatch.setattr(av, "codecs_available", {"vp8"})
+    with pytest.raises(UserError, match=r"is a transparent video, which .* for lack of libvpx"):
+        read_frames(data, resolution=16)
+
+
 def test_titles_may_be_in_any_encoding():
     data = video(levels(2), "avi", "mpeg4")
     assert b"Zoe in Koln" in data
@@ -357,6 +389,94 @@ def test_limits_of_images():
         read_frames(data, resolution=8, limits=Limits(pixels=SIDE * SIDE - 1))
     with pytest.raises(UserError, match="not a readable image"):
         read_frames(data, resolution=8, limits=Limits(image_bytes=len(data) - 1))
+
+
+PHOTOS = {
+    "plain": {},
+    "progressive": {"progressive": True},
+    "CMYK": {"mode": "CMYK"},
+    "grey": {"mode": "L"},
+}
+
+
+@pytest.mark.parametrize("kind", PHOTOS)
+def test_a_photo_of_more_pixels_than_allowed_is_decoded_at_a_reduced_size(kind):
+    options = dict(PHOTOS[kind])
+    exif = Image.Exif()
+    exif[274] = 6
+    data = saved(
+        picture(600, 400).convert(options.pop("mode", "RGB")), "JPEG", exif=exif, **options
+    )
+    whole = read_frames(data, resolution=32)
+    few = Limits(pixels=150_000)
+    reduced = read_frames(data, resolution=32, limits=few)
+    assert (reduced.width, reduced.height) == (whole.width, whole.height) == (400, 600)
+    assert 0 < np.abs(reduced.pixels.astype(int) - whole.pixels).max() <= 4
+    # By a half is a quarter of the pixels; more is an eighth, and no less.
+    least = Limits(pixels=75 * 50)
+    assert read_frames(data, resolution=32, limits=few).count == 1
+    if kind == "progressive":
+        with pytest.raises(UserError, match="make it smaller, or save it as a JPEG that is not"):
+            read_frames(data, resolution=32, limits=least)
+    else:
+        read_frames(data, resolution=32, limits=least)
+        with pytest.raises(UserError, match="claims 75 × 50 pixels"):
+            read_frames(data, resolution=32, limits=Limits(pixels=75 * 50 - 1))
+
+
+def test_a_photo_of_108_megapixels_is_read():
+    image = Image.new("L", (12_000, 9_000), 200)
+    frames = read_frames(saved(image, "JPEG"), resolution=8)
+    assert (frames.width, frames.height) == (12_000, 9_000)
+    assert (frames.pixels == 200).all()
+    blank = Image.new("L", (12_000, 9_000)).convert("1")
+    with pytest.raises(UserError, match=r"more .* allows; make it smaller, or save it as a JPEG"):
+        read_frames(saved(blank, "PNG"), resolution=8)
+
+
+def test_of_a_phones_two_pictures_the_first_is_read():
+    first, second = picture(), Image.new("RGB", (SIDE, SIDE), "red")
+    data = saved(first, "MPO", save_all=True, append_images=[second], quality=95)
+    found = read_frames(data + b"more", resolution=SIDE)
+    assert not found.is_video
+    assert np.abs(found.pixels[0].astype(int) - np.asarray(first)).mean() < 4
+
+
+LONG = bytes(2 << 20)
+TEXTS = {
+    "profile": chunk(b"iCCP", b"a\0\0" + zlib.compress(LONG)),
+    "zTXt": chunk(b"zTXt", b"a\0\0" + zlib.compress(LONG)),
+    "iTXt": chunk(b"iTXt", b"a\0\1\0en\0a\0" + zlib.compress(LONG)),
+    "plain": chunk(b"tEXt", b"a\0" + LONG),
+    "incompressible": chunk(b"zTXt", b"a\0\0" + np.random.default_rng(0).bytes(2 << 20)),
+}
+
+
+@pytest.mark.parametrize("place", ["before", "after"])
+@pytest.mark.parametrize("text", TEXTS)
+def test_png_of_long_texts_is_read(text, place):
+    data = saved(picture(), "PNG")
+    at = 33 if place == "before" else data.index(b"IEND") - 4
+    found = read_frames(data[:at] + TEXTS[text] + data[at:], resolution=SIDE)
+    np.testing.assert_array_equal(found.pixels[0], np.asarray(picture()))
+
+
+def test_png_of_many_texts_is_read(monkeypatch):
+    monkeypatch.setattr("PIL.PngImagePlugin.MAX_TEXT_MEMORY", 5 << 20)
+    data = saved(picture(), "PNG")
+    found = read_frames(data[:33] + TEXTS["plain"] * 3 + data[33:], resolution=SIDE)
+    np.testing.assert_array_equal(found.pixels[0], np.asarray(picture()))
+
+
+def test_png_of_long_texts_is_still_turned_by_a_short_one():
+    exif = Image.Exif()
+    exif[274] = 6
+    profile = b"\nexif\n%8d\n%s\n" % (len(exif.tobytes()), exif.tobytes().hex().encode())
+    turns = chunk(b"zTXt", b"Raw profile type exif\0\0" + zlib.compress(profile))
+    data = saved(picture(40, 20), "PNG")
+    for parts in ([turns, TEXTS["zTXt"]], [TEXTS["profile"], turns]):
+        found = read_frames(data[:33] + b"".join(parts) + data[33:], resolution=8)
+        assert (found.width, found.height) == (20, 40)
 
 
 @pytest.mark.parametrize("missing", ["av", "PIL"])
