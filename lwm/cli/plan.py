@@ -36,6 +36,7 @@ def plan(
     memory: float | None = None,
     config: str | None = None,
     theta: float | None = None,
+    codes: int | None = None,
     rope_scaling: str | None = None,
 ) -> None:
     """Reports whether a model fits the memory of given devices; loads nothing.
@@ -50,6 +51,7 @@ def plan(
         memory: GB (10⁹ bytes) of each GPU or TPU; by default, that of this machine's devices.
         config: For LWM's own files: a preset such as 7b, or json::FILE or pickle::FILE.
         theta: RoPE's base, for files that lack it; needs no memory.
+        codes: For LWM's own files: entries of the vision codebook; needs no memory.
         rope_scaling: RoPE scaling as for `lwm chat`; needs no memory.
     """
     for option, value in (("--context", context), ("--rows", rows), ("--memory", memory)):
@@ -58,7 +60,9 @@ def plan(
     from lwm.plan.fit import Plan
     from lwm.plan.memory import require_divisible_weights
 
-    given = ModelOverrides(config=config, theta=theta, context=context, rope_scaling=rope_scaling)
+    given = ModelOverrides(
+        config=config, theta=theta, context=context, codes=codes, rope_scaling=rope_scaling
+    )
     shape, sizes = _config(model, given), _read_mesh(mesh)
     require_divisible_weights(shape, sizes)
     own = shape.max_context
