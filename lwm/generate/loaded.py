@@ -42,6 +42,10 @@ class LoadedModel:
     source: Path | None = None
     """The file or folder that it was read from."""
 
+    def __post_init__(self):
+        """Takes what the template writes for control tokens; see `Tokenizer.under`."""
+        object.__setattr__(self, "tokenizer", self.tokenizer.under(self.template))
+
     @functools.cached_property
     def marks(self) -> VisionMarkers:
         """Ids around the frames of images and videos.

@@ -2,40 +2,24 @@
 
 `FastTokenizer` wraps `tokenizers` (a `tokenizer.json`, or byte-pair tables), `SentencePiece` wraps
 `sentencepiece` (a `tokenizer.model`, or LLaMA-2's tables). Each encodes a list of texts and ids,
-and decodes one id to bytes. Text never yields a special token here; `Tokenizer` handles these.
+and decodes one id to bytes. Text never yields a special token here, nor one that `reserve` names;
+`Tokenizer` handles these.
 """
 
 import itertools
 import json
 import re
-import struct
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from lwm.errors import UserError
+from lwm.tokenizer import pieces
+from lwm.tokenizer.splits import family_of, word_splitter
 
 # Placeholder of an id in one call to `tokenizers`, so that the text around it is split as at a
 # special token. Unicode guarantees that no text uses it.
 _MARK = "\ufdd0"
-
-_NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED, _UNUSED, _BYTE = range(1, 7)
-
-_GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
-_LLAMA3 = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}|"
-    r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
-_QWEN2 = _LLAMA3.replace(r"\p{N}{1,3}", r"\p{N}")
-_SPLITS = {
-    "default": _GPT2,
-    "gpt-2": _GPT2,
-    "smollm": _GPT2,
-    "llama-bpe": _LLAMA3,
-    "llama3": _LLAMA3,
-    "llama-v3": _LLAMA3,
-    "qwen2": _QWEN2,
-}
 
 
 def _byte_alphabet() -> dict[str, int]:
@@ -49,12 +33,48 @@ def _byte_alphabet() -> dict[str, int]:
 _BYTE_OF = _byte_alphabet()
 
 
+def byte_letters() -> list[str]:
+    """Returns the printable character of each byte in byte-level BPE."""
+    return sorted(_BYTE_OF, key=_BYTE_OF.__getitem__)
+
+
 def _pattern(alternatives: Iterable[str]) -> re.Pattern[str] | None:
     longest_first = sorted(alternatives, key=len, reverse=True)
     return re.compile("|".join(longest_first)) if longest_first else None
 
 
-class FastTokenizer:
+class _Names:
+    """Names of the tokens that text does not yield, and the patterns that find them in it."""
+
+    def __init__(
+        self, special: dict[str, int], added: dict[str, int], patterns: Mapping[str, str]
+    ) -> None:
+        self.special = special
+        """Special tokens; decoding leaves them out."""
+        self.added = added
+        """Added tokens that are not special: text yields them, unless they are reserved."""
+        self.markup: dict[str, int] = {}
+        """Reserved tokens that answers hold as well, such as `<think>`."""
+        self.controls = special
+        """Special tokens, and the other reserved ones."""
+        self._patterns = patterns
+        self._compile()
+
+    def _name(self, controls: Collection[str], markup: Collection[str]) -> None:
+        self.markup |= {name: self.added[name] for name in markup}
+        self.controls = self.controls | {name: self.added[name] for name in controls}
+        self._compile()
+
+    def _compile(self) -> None:
+        self.control_pattern = self._find(self.controls)
+        self.markup_pattern = self._find(self.markup)
+        self.reserved_pattern = self._find(self.controls | self.markup)
+
+    def _find(self, names: Iterable[str]) -> re.Pattern[str] | None:
+        return _pattern(self._patterns.get(name) or re.escape(name) for name in names)
+
+
+class FastTokenizer(_Names):
     """A `tokenizers.Tokenizer`."""
 
     def __init__(self, tokenizer: Any) -> None:
@@ -65,11 +85,13 @@ class FastTokenizer:
         self._tokenizer = tokenizer
         added = tokenizer.get_added_tokens_decoder()
         self.vocab_size: int = max([tokenizer.get_vocab_size(), *(i + 1 for i in added)])
-        self.special: dict[str, int] = {t.content: i for i, t in added.items() if t.special}
-        self.special_pattern = _pattern(
-            r"\s*" * t.lstrip + re.escape(t.content) + r"\s*" * t.rstrip
-            for t in added.values()
-            if t.special
+        super().__init__(
+            special={t.content: i for i, t in added.items() if t.special},
+            added={t.content: i for i, t in added.items() if not t.special},
+            patterns={
+                t.content: r"\s*" * t.lstrip + re.escape(t.content) + r"\s*" * t.rstrip
+                for t in added.values()
+            },
         )
         self._added = {i: t.content.encode() for i, t in added.items()}
         steps = _decoder_steps(tokenizer.decoder)
@@ -97,43 +119,52 @@ class FastTokenizer:
 
     @classmethod
     def from_tables(
-        cls, tokens: list[str], merges: list[str], kinds: list[int], pre: str
+        cls, tokens: list[str], merges: list[str], kinds: list[int], pre: str | None
     ) -> "FastTokenizer":
         """Builds byte-level BPE from the tables of a GGUF file; `pre` names its word splitting."""
-        from tokenizers import (
-            AddedToken,
-            Regex,
-            Tokenizer,
-            decoders,
-            models,
-            normalizers,
-            pre_tokenizers,
-        )
+        from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers
 
-        if pre not in _SPLITS:
-            known = ", ".join(_SPLITS)
-            raise UserError(f"the GGUF tokenizer splits words as {pre!r}; supported: {known}")
+        family = family_of(pre)
         tokenizer = Tokenizer(
             models.BPE(
                 vocab={token: i for i, token in enumerate(tokens)},
                 merges=[(left, right) for left, right in (merge.split(" ", 1) for merge in merges)],
-                ignore_merges=_SPLITS[pre] is _LLAMA3,
+                ignore_merges=family == "llama-bpe",
             )
         )
-        if pre == "qwen2":
+        if family == "qwen2":
             tokenizer.normalizer = normalizers.NFC()
-        digits = [pre_tokenizers.Digits(individual_digits=True)] if pre == "smollm" else []
-        split = pre_tokenizers.Split(Regex(_SPLITS[pre]), behavior="isolated")
-        spell = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-        tokenizer.pre_tokenizer = pre_tokenizers.Sequence([*digits, split, spell])
+        tokenizer.pre_tokenizer = word_splitter(family)
         tokenizer.decoder = decoders.ByteLevel()
         for kind, add in (
-            (_CONTROL, tokenizer.add_special_tokens),
-            (_USER_DEFINED, tokenizer.add_tokens),
+            (pieces.CONTROL, tokenizer.add_special_tokens),
+            (pieces.USER_DEFINED, tokenizer.add_tokens),
         ):
             found = [token for token, k in zip(tokens, kinds, strict=True) if k == kind]
             add([AddedToken(token, normalized=False) for token in found])
         return cls(tokenizer)
+
+    def reserve(self, controls: Collection[str], markup: Collection[str]) -> None:
+        """Keeps these added tokens from text, as special ones are."""
+        from tokenizers import AddedToken
+
+        if not controls and not markup:
+            return
+        self._tokenizer.add_special_tokens(
+            [
+                AddedToken(
+                    token.content,
+                    single_word=token.single_word,
+                    lstrip=token.lstrip,
+                    rstrip=token.rstrip,
+                    normalized=token.normalized,
+                    special=True,
+                )
+                for token in self._tokenizer.get_added_tokens_decoder().values()
+                if token.content in {*controls, *markup}
+            ]
+        )
+        self._name(controls, markup)
 
     def adds(self, bos_id: int) -> bool:
         """Returns whether the tokenizer's post-processing starts a text with this id."""
@@ -156,6 +187,8 @@ class FastTokenizer:
 
         state = json.loads(self._tokenizer.to_str())
         state["added_tokens"] = [t for t in state["added_tokens"] if t["content"] != _MARK]
+        for token in state["added_tokens"]:
+            token["special"] = token["content"] in self.special
         tokenizer = Tokenizer.from_str(json.dumps(state))
         if start is not None and tokenizer.post_processor is None:
             name = self.name(start)
@@ -195,46 +228,42 @@ class FastTokenizer:
         return _spell_piece(text)
 
 
-class SentencePiece:
+class SentencePiece(_Names):
     """A `sentencepiece.SentencePieceProcessor` with added tokens."""
 
     def __init__(self, model: Any, added: dict[str, int]) -> None:
         self._model = model
+        self._proto: bytes = model.serialized_model_proto()
         size = model.vocab_size()
-        self._special_ids = {i for i in range(size) if model.is_control(i) or model.is_unknown(i)}
-        self.special: dict[str, int] = {model.id_to_piece(i): i for i in self._special_ids} | added
-        self.special_pattern = _pattern(map(re.escape, self.special))
+        special_ids = [i for i in range(size) if model.is_control(i) or model.is_unknown(i)]
+        super().__init__(
+            special={model.id_to_piece(i): i for i in special_ids} | added,
+            added={
+                name: model.piece_to_id(name)
+                for name in pieces.user_defined(self._proto)
+                if name not in added
+            },
+            patterns={},
+        )
         self._added = {i: text.encode() for text, i in self.special.items()}
         self.vocab_size: int = max([size, *(i + 1 for i in added.values())])
         self.strips_space: bool = model.encode("a", out_type=str)[0].startswith("\u2581")
-
-    @classmethod
-    def open(cls, file: Path, added: dict[str, int]) -> "SentencePiece":
-        """Reads a `tokenizer.model`."""
-        try:
-            data = file.read_bytes()
-        except OSError as error:
-            raise UserError(f"{file} cannot be read: {error.strerror}") from None
-        return cls(_load(data, str(file)), added)
 
     @classmethod
     def from_tables(
         cls, tokens: list[str], scores: list[float], kinds: list[int], *, prefix: bool
     ) -> "SentencePiece":
         """Builds SentencePiece BPE from the tables in a GGUF file."""
-        pieces = b"".join(
-            _field(1, _field(1, token.encode()) + _field(2, score) + _field(3, kind))
-            for token, score, kind in zip(tokens, scores, kinds, strict=True)
-        )
-        # TrainerSpec: model_type BPE, byte_fallback. NormalizerSpec: identity, the dummy prefix,
-        # spaces kept as they are.
-        trainer = _field(3, 2) + _field(35, int(_BYTE in kinds))
-        # SentencePiece requires the name of the unknown piece.
-        named = zip(tokens, kinds, strict=True)
-        trainer += b"".join(_field(45, token.encode()) for token, k in named if k == _UNKNOWN)
-        normalizer = _field(1, b"identity") + _field(3, int(prefix)) + _field(4, 0)
-        data = pieces + _field(2, trainer) + _field(3, normalizer)
-        return cls(_load(data, "the GGUF tokenizer"), {})
+        data = pieces.of_tables(tokens, scores, kinds, prefix=prefix)
+        return cls(pieces.load(data, "the GGUF tokenizer"), {})
+
+    def reserve(self, controls: Collection[str], markup: Collection[str]) -> None:
+        """Keeps these added tokens from text, as special ones are."""
+        if not controls and not markup:
+            return
+        self._name(controls, markup)
+        names = {*self.controls, *self.markup} - set(self.special)
+        self._model = pieces.load(pieces.as_control(self._proto, names), "the tokenizer")
 
     def name(self, token: int) -> str | None:
         """Returns the name of an id in the vocabulary."""
@@ -255,7 +284,7 @@ class SentencePiece:
 
         `start` is not used: such a file has no rule for the start of a text.
         """
-        (folder / "tokenizer.model").write_bytes(self._model.serialized_model_proto())
+        (folder / "tokenizer.model").write_bytes(self._proto)
         plain = dict.fromkeys(("lstrip", "rstrip", "normalized", "single_word"), False)
         return {
             "tokenizer_class": "LlamaTokenizer",
@@ -297,37 +326,6 @@ def _complete(spans: Sequence[tuple[int, int]], size: int) -> list[int]:
     starts = [start for start, _ in spans[1:]] + [size]
     ends = [min(end, start) for (_, end), start in zip(spans, starts, strict=True)]
     return list(itertools.accumulate(ends, max))
-
-
-def _load(data: bytes, source: str) -> Any:
-    from sentencepiece import SentencePieceProcessor
-
-    model = SentencePieceProcessor()
-    try:
-        model.LoadFromSerializedProto(data)
-        empty = model.vocab_size() == 0
-    except Exception:
-        empty = True
-    if empty:
-        raise UserError(f"{source} is corrupted or not a SentencePiece model")
-    return model
-
-
-def _field(number: int, value: int | float | bytes) -> bytes:
-    """Encodes one protobuf field."""
-    if isinstance(value, bytes):
-        return _varint(number << 3 | 2) + _varint(len(value)) + value
-    if isinstance(value, float):
-        return _varint(number << 3 | 5) + struct.pack("<f", value)
-    return _varint(number << 3) + _varint(value)
-
-
-def _varint(value: int) -> bytes:
-    out = bytearray()
-    while value > 127:
-        out.append(value & 127 | 128)
-        value >>= 7
-    return bytes([*out, value])
 
 
 def _spell_piece(text: str) -> bytes:

@@ -1,17 +1,23 @@
 """Messages of a conversation: text, images and videos in any order."""
 
+import contextlib
 import dataclasses
+import json
 import reprlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Float, Int, UInt8
 
-from lwm.errors import UserError
+from lwm.errors import UserError, several
 
 _ROLES = ("system", "user", "assistant", "tool")
+# How data sets say that an answer is not trained on: OpenAI, Axolotl, and others.
+_LOSS = ("weight", "train", "training", "trainable", "loss", "loss_mask")
+# Notes about a message, which no template writes.
+_NOTES = ("id", "index", "date", "time", "timestamp", "created_at", "source", "metadata")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -88,11 +94,15 @@ class Message:
     """One turn of a conversation."""
 
     role: str
-    parts: tuple[Part, ...] = ()
+    parts: Sequence[Part] = ()
     """Texts, images and videos, in order."""
+    extra: Mapping[str, Any] = dataclasses.field(default_factory=dict, kw_only=True, hash=False)
+    """What the chat template writes besides: tool_calls, tool_call_id, name, reasoning_content."""
+    learn: bool = dataclasses.field(default=True, kw_only=True)
+    """False for an answer that is not trained on."""
 
     def __post_init__(self):
-        """Refuses unknown roles.
+        """Takes a text as one part, and refuses unknown roles.
 
         Raises:
             UserError: The role.
@@ -100,6 +110,7 @@ class Message:
         if self.role not in _ROLES:
             roles = ", ".join(_ROLES)
             raise UserError(f"unknown role {self.role!r} in a message; roles are {roles}")
+        object.__setattr__(self, "parts", several(self.parts))
 
     @classmethod
     def of(
@@ -108,14 +119,25 @@ class Message:
         """Reads a message in JSON form: `content` is text, or a list of parts with a `type`.
 
         A part is `{"type": "text", "text": ...}`, or of type `image` or `video` and has codes
-        under `vision`.
+        under `vision`. A message with `tool_calls` needs no content. `weight` 0, or false under
+        `train`, `training`, `trainable`, `loss` or `loss_mask`, leaves an answer out of the loss.
+        Other keys are for the chat template.
 
         Raises:
-            UserError: The role is unknown, or the content is neither.
+            UserError: The role is unknown, the content is neither, or another value is not what
+                its key stands for.
         """
         if isinstance(value, Message):
             return value
-        message, content = cls(value.get("role")), value.get("content")  # type: ignore[arg-type]
+        given = {key: inner for key, inner in value.items() if inner is not None}
+        message, content = cls(given.pop("role", None)), given.pop("content", None)
+        learn = _is_learnt(message.role, given)
+        extra = {key: inner for key, inner in given.items() if key not in (*_LOSS, *_NOTES)}
+        if calls := _tool_calls(extra.pop("tool_calls", None), extra.pop("function_call", None)):
+            extra["tool_calls"] = calls
+        message = dataclasses.replace(message, extra=extra, learn=learn)
+        if content is None and calls:
+            return message
         if isinstance(content, str):
             return dataclasses.replace(message, parts=(content,))
         if not isinstance(content, list | tuple):
@@ -127,6 +149,11 @@ class Message:
         return dataclasses.replace(message, parts=tuple(read))
 
     @property
+    def is_empty(self) -> bool:
+        """True if there is nothing to learn: no text, image, tool call or reasoning."""
+        return not (self.visions or self.text.strip() or set(self.extra) - {"name"})
+
+    @property
     def text(self) -> str:
         """All text of the message."""
         return "".join(part for part in self.parts if isinstance(part, str))
@@ -135,6 +162,62 @@ class Message:
     def visions(self) -> tuple[Vision, ...]:
         """The images and videos of the message."""
         return tuple(part for part in self.parts if isinstance(part, Vision))
+
+
+def _is_learnt(role: str, given: Mapping[str, Any]) -> bool:
+    """Returns whether a message is trained on, by the keys that say so."""
+    said = {key: given[key] for key in _LOSS if key in given}
+    for key, value in said.items():
+        if not isinstance(value, bool | int | float) or value not in (0, 1):
+            raise UserError(
+                f"key {key!r} of a message should be 0 or 1, false or true, not {value!r}: an "
+                "answer is trained on in full or not at all"
+            )
+        if value and role != "assistant":
+            raise UserError(
+                f"key {key!r} asks to train on a {role} message; only answers of the assistant are"
+            )
+    if len(set(map(bool, said.values()))) > 1:
+        raise UserError(f"the keys {', '.join(map(repr, said))} of a message contradict each other")
+    return all(said.values())
+
+
+def _tool_calls(calls: Any, single: Any) -> list[Any]:
+    """Returns calls as templates take them: a list, with arguments as objects.
+
+    OpenAI stores arguments as JSON text, and once had one `function_call` per message.
+    """
+    if isinstance(calls, str):
+        calls = json_of(calls, "tool_calls")
+    if single is not None:
+        calls = [*(calls or []), {"type": "function", "function": single}]
+    calls = [] if calls is None else calls
+    if not isinstance(calls, list) or not all(isinstance(call, Mapping) for call in calls):
+        raise UserError(f"key 'tool_calls' should be a list of objects, not {reprlib.repr(calls)}")
+    return [_parsed(call) for call in calls]
+
+
+def _parsed(call: Mapping[str, Any]) -> dict[str, Any]:
+    made = dict(call)
+    if isinstance(function := made.get("function"), Mapping):
+        made["function"] = _parsed(function)
+    if isinstance(made.get("arguments"), str):
+        with contextlib.suppress(UserError):
+            arguments = json_of(made["arguments"], "arguments")
+            made["arguments"] = arguments if isinstance(arguments, dict) else made["arguments"]
+    return made
+
+
+def json_of(text: str, key: str) -> Any:
+    """Reads JSON that a record holds as a text.
+
+    Raises:
+        UserError: It is no JSON.
+    """
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"key {key!r} holds a text that is no JSON: {error}") from None
 
 
 def part_of(value: Any, *, tokens_per_frame: int | None = None) -> Part:

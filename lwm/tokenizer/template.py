@@ -1,21 +1,21 @@
 """Chat templates: conversations to ids, in the model's own format or in LWM's.
 
 Messages of users are plain text: the name of a special token in a message never becomes that token,
-whatever the template does with the message. Images and videos have the same markers in every
-format; text around them is tokenized as around a special token.
+whatever the template does with the message; nor does that of another added token that the template
+writes. Images and videos have the same markers in every format; text around them is tokenized as
+around a special token.
 """
 
-import functools
-import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from datetime import datetime
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 from jaxtyping import Int
 
 from lwm.errors import UserError
+from lwm.tokenizer.jinja import Read, render, variables_of
 from lwm.tokenizer.markers import VisionMarkers
 from lwm.tokenizer.message import Message, Part, Vision
 from lwm.tokenizer.tokenizer import Tokenizer
@@ -42,6 +42,8 @@ def render_chat(
     template: str | None = None,
     add_generation_prompt: bool = True,
     marks: VisionMarkers | None = None,
+    tools: Sequence[Mapping[str, Any]] | None = None,
+    variables: Mapping[str, Any] = MappingProxyType({}),
 ) -> list[int]:
     """Returns the ids of a conversation, up to the assistant's next answer.
 
@@ -49,14 +51,21 @@ def render_chat(
         template: "lwm", Jinja source, or None for the model's own (LWM's if it has none).
         add_generation_prompt: End with the prompt for an answer of the assistant.
         marks: The ids around images and videos, if the model reads vision.
+        tools: JSON schemas of the functions that the assistant may call.
+        variables: Other variables of the template, such as `enable_thinking` or `documents`.
 
     Raises:
-        UserError: There is no message, the template fails, or there is an image and the model
-            reads no vision.
+        UserError: There is no message, the template fails or does not write what is given, or
+            there is an image and the model reads no vision.
     """
+    tokenizer = tokenizer.under(template)
     said = [Message.of(message) for message in messages]
     parts = chat_parts(
-        said, tokenizer, template=template, add_generation_prompt=add_generation_prompt
+        said,
+        tokenizer,
+        template=template,
+        add_generation_prompt=add_generation_prompt,
+        variables={**variables, "tools": tools} if tools else variables,
     )
     ids = np.asarray(tokenizer.encode_parts(parts), np.int32)
     return insert_visions(ids, said, marks)[0].tolist()
@@ -68,8 +77,16 @@ def chat_parts(
     *,
     template: str | None = None,
     add_generation_prompt: bool = True,
+    variables: Mapping[str, Any] = MappingProxyType({}),
 ) -> list[str | int]:
     """Returns a conversation as text and ids; image or video n, from 0, is the id -1 - n.
+
+    Args:
+        messages: The conversation.
+        tokenizer: That of the template, see `Tokenizer.under`; it is to encode the parts, too.
+        template: See `render_chat`.
+        add_generation_prompt: See `render_chat`.
+        variables: See `render_chat`; among them `tools`.
 
     Raises:
         UserError: See `render_chat`.
@@ -78,10 +95,23 @@ def chat_parts(
         raise UserError("the conversation is empty: give at least one message")
     template = template or tokenizer.chat_template or LWM_TEMPLATE
     if template == LWM_TEMPLATE:
-        return _lwm_parts(messages, tokenizer, add_generation_prompt)
+        _refuse_unread([("", key) for key in variables])
+        _refuse_unread((message.role, key) for message in messages for key in message.extra)
+        said = _lwm_parts(messages, tokenizer, add_generation_prompt)
+        split = ([part] if isinstance(part, int) else tokenizer.split_markup(part) for part in said)
+        return [piece for part in split for piece in part]
     if "{" not in template:
         raise UserError(f"unknown chat template {template!r}: give 'lwm' or Jinja source")
-    text = _render(messages, tokenizer, template, add_generation_prompt)
+    text = _render(messages, tokenizer, template, add_generation_prompt, variables)
+    parts = _parts(text, tokenizer)
+    shown = [part for part in parts if isinstance(part, int) and part < 0]
+    if shown != [-1 - n for n in range(sum(len(message.visions) for message in messages))]:
+        raise UserError("the chat template does not write each image once, in order; use 'lwm'")
+    return parts
+
+
+def _parts(text: str, tokenizer: Tokenizer) -> list[str | int]:
+    """Splits rendered text at control tokens and images."""
     parts: list[str | int] = []
     for part in tokenizer.split(text):
         if isinstance(part, int):
@@ -90,10 +120,19 @@ def chat_parts(
         texts = _SHOWN.split(part.replace(_BREAK, ""))
         pairs = enumerate(texts)
         parts += [-1 - int(piece) if place % 2 else piece for place, piece in pairs if piece]
-    shown = [part for part in parts if isinstance(part, int) and part < 0]
-    if shown != [-1 - n for n in range(sum(len(message.visions) for message in messages))]:
-        raise UserError("the chat template does not write each image once, in order; use 'lwm'")
     return parts
+
+
+def _refuse_unread(left: Iterable[tuple[str, str]]) -> None:
+    """Refuses the keys, each of a message of a role, or of none, that a template leaves out."""
+    for role, key in left:
+        # Templates often identify the answer of a tool by its place alone.
+        if key == "tool_call_id" or (role, key) == ("tool", "name"):
+            continue
+        which = f"key {key!r} of a message of the {role}" if role else repr(key)
+        raise UserError(
+            f"the chat template does not write {which}; give a template that does, or remove it"
+        )
 
 
 def insert_visions(
@@ -195,83 +234,45 @@ def _render(
     tokenizer: Tokenizer,
     template: str,
     add_generation_prompt: bool,
+    variables: Mapping[str, Any],
 ) -> str:
-    names = {"bos_token": tokenizer.bos_id, "eos_token": tokenizer.eos_id}
-    named = {name: tokenizer.text_of(i) for name, i in names.items() if i is not None}
+    backend = tokenizer.backend
     shown, count = [], 0
     for message in messages:
-        content = ""
+        # The developer and the model may write markup such as <think>, others may not.
+        trusted = message.role in ("system", "assistant")
+        pattern = backend.control_pattern if trusted else backend.reserved_pattern
+        content = "" if message.parts or not message.extra else None
         for part in _laid_out(message):
             if isinstance(part, Vision):
-                content += f"\ufdd2{count}\ufdd3"
+                content = f"{content or ''}\ufdd2{count}\ufdd3"
                 count += 1
             else:
-                content += _broken(part, tokenizer)
-        shown.append({"role": message.role, "content": content})
-    compiled = _compile(template)
-    try:
-        return compiled.render(
-            messages=shown,
-            add_generation_prompt=add_generation_prompt,
-            tools=None,
-            documents=None,
-            pad_token=tokenizer.text_of(tokenizer.pad_id),
-            **named,
-        )
-    except Exception as error:  # a template is a program of the model's author
-        raise UserError(f"the chat template cannot render this conversation: {error}") from None
-
-
-def _broken(content: str, tokenizer: Tokenizer) -> str:
-    content = _RESERVED.sub("\ufffd", content)
-    pattern = tokenizer.backend.special_pattern
-    if pattern is None:
-        return content
-    return pattern.sub(lambda match: _BREAK.join(match[0]), content)
-
-
-@functools.lru_cache(maxsize=16)
-def _compile(template: str) -> Any:
-    import jinja2
-    from jinja2.sandbox import ImmutableSandboxedEnvironment
-
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols", _generation()]
+                content = (content or "") + _broken(part, pattern)
+        extra = _broken(message.extra, pattern)
+        shown.append(Read({**extra, "role": message.role, "content": content}))
+    _refuse_unread(("", key) for key in variables if key not in variables_of(template))
+    text = render(
+        template,
+        {
+            **_broken(variables, backend.control_pattern),
+            **tokenizer.template_names,
+            "messages": shown,
+            "add_generation_prompt": add_generation_prompt,
+        },
     )
-    environment.filters["tojson"] = _tojson
-    offered = {"raise_exception": _raise, "strftime_now": _now}
-    try:
-        return environment.from_string(template, globals=offered)
-    except jinja2.TemplateSyntaxError as error:
-        raise UserError(f"the chat template is not valid Jinja: {error}") from None
+    for message, read in zip(messages, shown, strict=True):
+        _refuse_unread((message.role, key) for key in message.extra if key in read.unread)
+    return text
 
 
-def _tojson(value: Any, ensure_ascii: bool = False, indent: int | None = None, **rest: Any) -> str:
-    """Writes plain JSON; Jinja's own filter would escape HTML."""
-    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, **rest)
-
-
-def _raise(message: str) -> None:
-    from jinja2.exceptions import TemplateError
-
-    raise TemplateError(message)
-
-
-def _now(form: str) -> str:
-    return datetime.now().strftime(form)
-
-
-def _generation() -> type:
-    """Returns the extension for `{% generation %}`, which marks answers for training."""
-    from jinja2 import nodes
-    from jinja2.ext import Extension
-
-    class Generation(Extension):
-        tags = {"generation"}  # noqa: RUF012 (how Jinja declares them)
-
-        def parse(self, parser: Any) -> Any:
-            line = next(parser.stream).lineno
-            body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
-            return nodes.Scope(body, lineno=line)
-
-    return Generation
+def _broken(value: Any, pattern: re.Pattern[str] | None) -> Any:
+    """Breaks the names of control tokens in texts, also in those of lists and objects."""
+    if isinstance(value, Mapping):
+        return {_broken(key, pattern): _broken(inner, pattern) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_broken(inner, pattern) for inner in value]
+    if not isinstance(value, str):
+        return value
+    value = _RESERVED.sub("\ufffd", value)
+    return pattern.sub(lambda match: _BREAK.join(match[0]), value) if pattern else value

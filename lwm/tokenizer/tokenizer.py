@@ -5,16 +5,25 @@ was trained with it.
 """
 
 import codecs
+import dataclasses
+import functools
 import json
 import operator
+import pickle
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, SupportsIndex
 
 from lwm.errors import UserError
+from lwm.files import reading
 from lwm.formats.gguf_file import find_gguf, is_gguf
+from lwm.tokenizer import controls, pieces, tiktoken
 from lwm.tokenizer.backends import FastTokenizer, SentencePiece
+from lwm.tokenizer.config import TokenizerConfig
+from lwm.tokenizer.jinja import render
+from lwm.tokenizer.splits import family_of
 
 # Ends of turns of instruction-tuned models; some configs name only the end of a document.
 _TURN_ENDS = ("<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<|endoftext|>", "<|end_of_text|>")
@@ -56,14 +65,22 @@ class Tokenizer:
 
     @classmethod
     def _from_file(cls, file: Path, folder: Path) -> "Tokenizer":
-        if file.suffix == ".gguf" or is_gguf(file):
+        if file.suffix.lower() == ".gguf" or is_gguf(file):
             from lwm.formats.gguf import read_gguf
 
             return cls.from_gguf(read_gguf(file).metadata, str(file))
-        config = _Config(folder)
-        if file.suffix == ".json":
+        config = TokenizerConfig(folder)
+        if file.suffix.lower() == ".json":
             return _from_config(FastTokenizer.open(file), config)
-        return _from_config(SentencePiece.open(file, config.added), config)
+        with reading(file):
+            data = file.read_bytes()
+        if tiktoken.is_tiktoken(data):
+            size = config.llama_vocab_size
+            backend = tiktoken.read_tiktoken(file, data, named=config.added, vocab_size=size)
+            return _from_config(backend, config, named=(tiktoken.BOS, tiktoken.EOS, None))
+        # A bare tokenizer.model has no config: its pieces bear LLaMA's names.
+        backend = SentencePiece(pieces.load(data, str(file)), config.added)
+        return _from_config(backend, config, named=("<s>", "</s>", "<unk>"))
 
     @classmethod
     def from_gguf(
@@ -74,30 +91,41 @@ class Tokenizer:
         def get(key: str, default: Any = None) -> Any:
             return metadata.get(f"tokenizer.ggml.{key}", default)
 
-        kind, pre = get("model"), get("pre", "default")
+        model, pre = get("model"), get("pre")
         tokens = get("tokens", [])
-        kinds = get("token_type", [1] * len(tokens))
+        kinds = get("token_type", [pieces.NORMAL] * len(tokens))
         try:
-            if kind == "gpt2":
+            # Some files list ends of turns as words, which llama.cpp corrects as well.
+            kinds = [
+                pieces.CONTROL if kind == pieces.NORMAL and token in _TURN_ENDS else kind
+                for token, kind in zip(tokens, kinds, strict=True)
+            ]
+            if model == "gpt2":
                 backend = FastTokenizer.from_tables(tokens, get("merges", []), kinds, pre)
-            elif kind == "llama":
+            elif model == "llama":
                 prefix = get("add_space_prefix", True)
                 backend = SentencePiece.from_tables(tokens, get("scores", []), kinds, prefix=prefix)
             else:
-                raise UserError(f"the GGUF tokenizer is of kind {kind!r}; supported: gpt2, llama")
+                raise UserError(f"the GGUF tokenizer is of kind {model!r}; supported: gpt2, llama")
         except UserError:
             raise
         except Exception as error:
             raise UserError(f"the GGUF tokenizer's tables are corrupted: {error}") from None
+        more = get("eos_token_ids", [])  # as Ollama writes it
+        starts = model == "llama" or family_of(pre) == "llama-bpe"
         return _tokenizer(
             backend,
             source,
             bos_id=get("bos_token_id"),
             eos_id=get("eos_token_id"),
-            eos_ids=[get("eot_token_id"), get("eom_token_id")],
+            eos_ids=[
+                get("eot_token_id"),
+                get("eom_token_id"),
+                *(more if isinstance(more, list) else [more]),
+            ],
             pad_ids=[get("padding_token_id"), get("unknown_token_id")],
             # The defaults of llama.cpp, for which these files are written.
-            add_bos=get("add_bos_token", kind == "llama" or pre in ("llama-bpe", "llama3")),
+            add_bos=get("add_bos_token", starts),
             chat_template=metadata.get("tokenizer.chat_template"),
         )
 
@@ -127,6 +155,12 @@ class Tokenizer:
         return None if token is None else self.backend.name(token)
 
     @property
+    def template_names(self) -> dict[str, str]:
+        """The names of special tokens, as chat templates take them."""
+        ids = {"bos_token": self.bos_id, "eos_token": self.eos_id, "pad_token": self.pad_id}
+        return {name: self.text_of(i) for name, i in ids.items() if i is not None}
+
+    @property
     def vocab_size(self) -> int:
         """The number of ids, special and added ones included."""
         return self.backend.vocab_size
@@ -141,20 +175,29 @@ class Tokenizer:
         With `special`, names of special tokens become their ids, as in prompts of templates.
         Without, they are ordinary text, as in the input of users.
         """
-        return self.encode_parts(self.split(text) if special else [text])
+        return self.encode_parts(self.split(text) if special else self.split_markup(text))
 
     def split(self, text: str) -> list[str | int]:
-        """Splits a text at its special tokens, and replaces these by their ids."""
-        pattern, special = self.backend.special_pattern, self.backend.special
-        if pattern is None:
-            return [text]
-        parts: list[str | int] = []
-        at = 0
-        for match in pattern.finditer(text):
-            name = match[0] if match[0] in special else match[0].strip()
-            parts += [text[at : match.start()], special[name]]
-            at = match.end()
-        return [part for part in [*parts, text[at:]] if part != ""]
+        """Splits a text at its special tokens, and replaces these by their ids.
+
+        So are other tokens that only the chat template writes.
+        """
+        backend = self.backend
+        return _split(text, backend.reserved_pattern, backend.controls | backend.markup)
+
+    def split_markup(self, text: str) -> list[str | int]:
+        """Splits a text at markup of answers that is a token, such as `<think>`."""
+        return _split(text, self.backend.markup_pattern, self.backend.markup)
+
+    def under(self, template: str | None) -> "Tokenizer":
+        """Returns the tokenizer for chats in a template that may not be the model's own.
+
+        The added tokens that the template writes become control tokens, which no user can type,
+        and the token that ends its answers one that stops generation.
+        """
+        if template is None or "{" not in template or template == self.chat_template:
+            return self
+        return _under(self, template)
 
     def encode_parts(self, parts: Sequence[str | int]) -> list[int]:
         """Returns the ids of plain text with given ids in between, split as at special tokens."""
@@ -197,6 +240,18 @@ class TextStream:
         return self._decoder.decode(b"", final=True)
 
 
+def _split(text: str, pattern: re.Pattern[str] | None, ids: Mapping[str, int]) -> list[str | int]:
+    if pattern is None:
+        return [text]
+    parts: list[str | int] = []
+    at = 0
+    for match in pattern.finditer(text):
+        name = match[0] if match[0] in ids else match[0].strip()
+        parts += [text[at : match.start()], ids[name]]
+        at = match.end()
+    return [part for part in [*parts, text[at:]] if part != ""]
+
+
 def _well_formed(text: str) -> str:
     """Joins surrogate pairs, which JSON may hold, and replaces lone surrogates."""
     try:
@@ -206,74 +261,37 @@ def _well_formed(text: str) -> str:
     return text
 
 
-class _Config:
-    """The JSON files beside a Hugging Face tokenizer."""
+def _from_config(
+    backend: FastTokenizer | SentencePiece,
+    config: TokenizerConfig,
+    named: tuple[str | None, str | None, str | None] = (None, None, None),
+) -> Tokenizer:
+    """Returns a tokenizer with what the files beside it say.
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.main = _read_json(folder / "tokenizer_config.json")
-        self.generation = _read_json(folder / "generation_config.json")
-        self._specials = _read_json(folder / "special_tokens_map.json")
-        self._extra = _read_json(folder / "added_tokens.json")
-        self._template_files = (folder / "chat_template.jinja", folder / "chat_template.json")
+    Args:
+        backend: The tokenizer's library.
+        config: The files.
+        named: Beginning, end and unknown token of a file that needs no config.
+    """
 
-    @property
-    def added(self) -> dict[str, int]:
-        listed = self.main.get("added_tokens_decoder", {})
-        return self._extra | {entry["content"]: int(i) for i, entry in listed.items()}
-
-    def token(self, name: str, default: str | None = None) -> str | None:
-        """Returns the text of e.g. `bos_token`, which may be wrapped in an object, or null."""
-        value = self.main.get(name, self._specials.get(name, default))
-        return value.get("content") if isinstance(value, dict) else value
-
-    @property
-    def chat_template(self) -> str | None:
-        jinja, wrapped = self._template_files
-        if jinja.is_file():
-            return jinja.read_text(encoding="utf-8")
-        template = self.main.get("chat_template", _read_json(wrapped).get("chat_template"))
-        if isinstance(template, list):  # several, by name
-            named = {entry["name"]: entry["template"] for entry in template}
-            return named.get("default")
-        return template
-
-
-def _read_json(file: Path) -> dict[str, Any]:
-    if not file.is_file():
-        return {}
-    try:
-        found = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{file} is corrupted: {error}") from None
-    if not isinstance(found, dict):
-        raise UserError(f"{file} is corrupted: it should hold one JSON object")
-    return found
-
-
-def _from_config(backend: FastTokenizer | SentencePiece, config: _Config) -> Tokenizer:
     def find(name: str, default: str | None = None) -> int | None:
         token = config.token(name, default)
         return backend.find(token) if token else None
 
-    # A bare tokenizer.model has no config: its pieces bear LLaMA's names.
-    bare = isinstance(backend, SentencePiece)
-    bos_id = find("bos_token", "<s>" if bare else None)
-    listed = config.generation.get("eos_token_id")
+    bos, eos, unknown = named
+    bos_id = find("bos_token", bos)
     add_bos = config.main.get("add_bos_token")
     if add_bos is None:
-        add_bos = bos_id is not None and (bare or backend.adds(bos_id))
+        # SentencePiece's files have no rule for the start of a text.
+        starts = isinstance(backend, SentencePiece) or (bos_id is not None and backend.adds(bos_id))
+        add_bos = bos_id is not None and starts
     return _tokenizer(
         backend,
         str(config.folder),
         bos_id=bos_id,
-        eos_id=find("eos_token", "</s>" if bare else None),
-        eos_ids=listed if isinstance(listed, list) else [listed],
-        pad_ids=[
-            find("pad_token"),
-            config.generation.get("pad_token_id"),
-            find("unk_token", "<unk>" if bare else None),
-        ],
+        eos_id=find("eos_token", eos),
+        eos_ids=config.eos_ids,
+        pad_ids=[find("pad_token"), config.generation.get("pad_token_id"), find("unk_token", unknown)],
         add_bos=add_bos,
         chat_template=config.chat_template,
     )
@@ -305,9 +323,10 @@ def _tokenizer(
                 f"{source}: {name} {str(wrong[0])[:60]} is none of the tokenizer's ids, 0 to "
                 f"{backend.vocab_size - 1}; correct it in the model's files"
             )
-    stops = {eos_id, *eos_ids, *(backend.special.get(name) for name in _TURN_ENDS)} - {None}
+    named = backend.special | backend.added
+    stops = {eos_id, *eos_ids, *(named.get(name) for name in _TURN_ENDS)}
     pads = [i for i in [*pad_ids, eos_id, 0] if is_id(i)]
-    return Tokenizer(
+    made = Tokenizer(
         backend=backend,
         bos_id=bos_id,
         eos_id=eos_id,
@@ -316,3 +335,50 @@ def _tokenizer(
         add_bos=add_bos and bos_id is not None,
         chat_template=chat_template,
     )
+    backend.reserve(*_reserved(made, chat_template or ""))
+    return made if chat_template is None else _with_end(made, chat_template)
+
+
+def _reserved(tokenizer: Tokenizer, template: str) -> tuple[set[str], set[str]]:
+    """Returns the added tokens that are not to come of what users type: controls, and markup."""
+    backend = tokenizer.backend
+    taken = backend.controls | backend.markup
+    free = {name: i for name, i in backend.added.items() if name not in taken}
+    ends = {tokenizer.bos_id, tokenizer.eos_id, *tokenizer.eos_ids}
+    own = controls.like(name for name, i in free.items() if i in ends)
+    written = controls.written(free, template) - own
+    tags = written & controls.tags(backend.special | backend.added)
+    return own | written - tags, tags
+
+
+@functools.lru_cache(maxsize=8)
+def _under(tokenizer: Tokenizer, template: str) -> Tokenizer:
+    found = _reserved(tokenizer, template)
+    if any(found):
+        backend = pickle.loads(pickle.dumps(tokenizer.backend))
+        backend.reserve(*found)
+        tokenizer = dataclasses.replace(tokenizer, backend=backend)
+    return _with_end(tokenizer, template)
+
+
+def _with_end(tokenizer: Tokenizer, template: str) -> Tokenizer:
+    """Adds the token that a template writes after an answer to those that stop generation."""
+    named = tokenizer.backend.special | tokenizer.backend.added
+    known = {name for name, i in named.items() if i in tokenizer.eos_ids}
+    # Most templates name an end that is known; only the others are run.
+    if any(name in template for name in known) or (known and "eos_token" in template):
+        return tokenizer
+    end = _turn_end(tokenizer, template)
+    return dataclasses.replace(tokenizer, eos_ids=tokenizer.eos_ids | end)
+
+
+def _turn_end(tokenizer: Tokenizer, template: str) -> set[int]:
+    """Returns the id that a template writes after an answer, if it writes one."""
+    answer = "An answer."
+    said = [{"role": "user", "content": "?"}, {"role": "assistant", "content": answer}]
+    try:
+        text = render(template, {"messages": said, **tokenizer.template_names})
+    except UserError:
+        return set()
+    first = tokenizer.split(text.rpartition(answer)[2].lstrip())[:1]
+    return {part for part in first if answer in text and isinstance(part, int)}

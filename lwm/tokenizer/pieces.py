@@ -1,0 +1,124 @@
+"""SentencePiece models as bytes: made of the tables of a GGUF file, and pieces of another type."""
+
+import struct
+from collections.abc import Collection, Iterator
+from typing import Any
+
+from lwm.errors import UserError
+
+NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)
+"""Types of pieces, with the same numbers in SentencePiece and in GGUF."""
+
+_PIECE, _TEXT, _SCORE, _TYPE = 1, 1, 2, 3
+_DATA = 2  # the wire type of bytes
+
+
+def load(data: bytes, source: str) -> Any:
+    """Opens a model.
+
+    Raises:
+        UserError: The bytes are no model.
+    """
+    from sentencepiece import SentencePieceProcessor
+
+    model = SentencePieceProcessor()
+    try:
+        model.LoadFromSerializedProto(data)
+        empty = model.vocab_size() == 0
+    except Exception:
+        empty = True
+    if empty:
+        raise UserError(f"{source} is corrupted or not a SentencePiece model")
+    return model
+
+
+def of_tables(tokens: list[str], scores: list[float], kinds: list[int], *, prefix: bool) -> bytes:
+    """Returns a byte-pair model of the tables in a GGUF file."""
+    pieces = b"".join(
+        _field(_PIECE, _field(_TEXT, token.encode()) + _field(_SCORE, score) + _field(_TYPE, kind))
+        for token, score, kind in zip(tokens, scores, kinds, strict=True)
+    )
+    # TrainerSpec: model_type BPE, byte_fallback. NormalizerSpec: identity, the dummy prefix,
+    # spaces kept as they are.
+    trainer = _field(3, 2) + _field(35, int(BYTE in kinds))
+    # SentencePiece requires the name of the unknown piece.
+    named = zip(tokens, kinds, strict=True)
+    trainer += b"".join(_field(45, token.encode()) for token, k in named if k == UNKNOWN)
+    normalizer = _field(1, b"identity") + _field(3, int(prefix)) + _field(4, 0)
+    return pieces + _field(2, trainer) + _field(3, normalizer)
+
+
+def user_defined(data: bytes) -> list[str]:
+    """Returns the pieces that the maker of a model added to it, which any text can hold."""
+    mark = _field(_TYPE, USER_DEFINED)
+    if mark not in data:
+        return []
+    return [text for text, piece in _pieces(data) if mark in piece and _type(piece) == USER_DEFINED]
+
+
+def as_control(data: bytes, names: Collection[str]) -> bytes:
+    """Returns a model in which these pieces are control tokens, which no text yields."""
+    out = bytearray()
+    for number, value in _fields(data):
+        if number == _PIECE and isinstance(value, bytes) and _text(value) in names:
+            value += _field(_TYPE, CONTROL)  # of a field that occurs twice, the last holds
+        out += _field(number, value)
+    return bytes(out)
+
+
+def _pieces(data: bytes) -> Iterator[tuple[str, bytes]]:
+    for number, value in _fields(data):
+        if number == _PIECE and isinstance(value, bytes):
+            yield _text(value), value
+
+
+def _text(piece: bytes) -> str:
+    found = [value for number, value in _fields(piece) if number == _TEXT]
+    return found[-1].decode() if found and isinstance(found[-1], bytes) else ""
+
+
+def _type(piece: bytes) -> int:
+    found = [value for number, value in _fields(piece) if number == _TYPE]
+    return found[-1] if found and isinstance(found[-1], int) else NORMAL
+
+
+def _fields(data: bytes) -> Iterator[tuple[int, int | bytes]]:
+    """Yields numbers and values of protobuf fields; fixed-size numbers as their bytes."""
+    at = 0
+    while at < len(data):
+        key, at = _read_varint(data, at)
+        if key & 7 == 0:
+            value, at = _read_varint(data, at)
+            yield key >> 3, value
+            continue
+        if key & 7 == _DATA:
+            size, at = _read_varint(data, at)
+        else:
+            size = {1: 8, 5: 4}[key & 7]
+        yield key >> 3, data[at : at + size]
+        at += size
+
+
+def _read_varint(data: bytes, at: int) -> tuple[int, int]:
+    value = shift = 0
+    while data[at] > 127:
+        value |= (data[at] & 127) << shift
+        at, shift = at + 1, shift + 7
+    return value | data[at] << shift, at + 1
+
+
+def _field(number: int, value: int | float | bytes) -> bytes:
+    """Encodes one protobuf field."""
+    if isinstance(value, bytes):
+        return _varint(number << 3 | _DATA) + _varint(len(value)) + value
+    if isinstance(value, float):
+        return _varint(number << 3 | 5) + struct.pack("<f", value)
+    return _varint(number << 3) + _varint(value)
+
+
+def _varint(value: int) -> bytes:
+    out = bytearray()
+    while value > 127:
+        out.append(value & 127 | 128)
+        value >>= 7
+    return bytes([*out, value])
