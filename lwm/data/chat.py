@@ -1,7 +1,9 @@
 """Conversations as training examples: token ids, and the loss mask of the assistant's answers."""
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Int
@@ -21,24 +23,34 @@ def chat_ids(
     *,
     template: str | None = None,
     marks: VisionMarkers | None = None,
+    variables: Mapping[str, Any] = MappingProxyType({}),
 ) -> tuple[Int[np.ndarray, " n"], Bool[np.ndarray, " n"]]:
-    """Returns the ids of a conversation, and which belong to the assistant's answers.
+    """Returns the ids of a conversation, and which belong to answers to train on.
 
-    An answer runs from the end of its prompt to the end of its turn, included.
+    An answer runs from the end of its prompt to the end of its turn, included. Empty answers, and
+    those whose message says so, are not trained on.
 
     Args:
         template: See `render_chat`.
         marks: The ids around images and videos, if the model reads vision.
+        variables: Variables of the template, such as `tools`.
 
     Raises:
-        UserError: The messages are malformed, none is the assistant's, or the template does not
-            write an answer right after its prompt.
+        UserError: The messages are malformed, there is no answer to train on, or the template does
+            not write an answer right after its prompt.
     """
+    tokenizer = tokenizer.under(template)
     said = [Message.of(message) for message in messages]
-    render = functools.partial(chat_parts, tokenizer=tokenizer, template=template)
-    turns = [turn for turn, message in enumerate(said) if message.role == "assistant"]
-    if turns[:1] == [0]:
+    render = functools.partial(
+        chat_parts, tokenizer=tokenizer, template=template, variables=variables
+    )
+    if said and said[0].role == "assistant":
         raise UserError("the conversation starts with the assistant; put a user message first")
+    turns = [
+        turn
+        for turn, message in enumerate(said)
+        if message.role == "assistant" and message.learn and not message.is_empty
+    ]
     if not turns:
         raise UserError("the conversation has no answer of the assistant to train on")
     whole = render(said, add_generation_prompt=False)

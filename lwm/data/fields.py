@@ -26,6 +26,7 @@ from jaxtyping import Bool, Int
 from lwm.data import captions
 from lwm.data.captions import share
 from lwm.data.chat import chat_ids
+from lwm.data.conversation import read_conversation, with_system
 from lwm.data.example import Example, MaskedIds
 from lwm.data.format import ExampleFormat
 from lwm.data.sources import is_missing
@@ -37,6 +38,12 @@ from lwm.tokens import TokenSpace
 
 BOS, EOS = "<|bos|>", "<|eos|>"
 LWM_TOKENS_PER_FRAME = 256
+# Forms of other data sets, as fields.
+_HINTS = {
+    "completion": "; name the fields: [prompt],completion",
+    "response": "; name the fields: [prompt],response",
+    "output": "; name the fields: [instruction],output or [instruction+input],output",
+}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -79,7 +86,12 @@ class RecordEncoder:
     def _encode(self, record: Mapping[str, Any], name: str, line: int, variant: int) -> Example:
         kind = self._guess(record) if self.format.format == "auto" else self.format.format
         if kind == "messages":
-            return self._chat(self._messages(_get(record, "messages")), name)
+            said, variables = read_conversation(record, tokens_per_frame=self._frame_size)
+            thinned = [
+                dataclasses.replace(each, parts=tuple(self._thinned_parts(each.parts)))
+                for each in said
+            ]
+            return self._chat(thinned, name, variables)
         if kind == "captioned":
             return self._captioned(record, name, line, variant)
         if kind == "parts":
@@ -116,12 +128,19 @@ class RecordEncoder:
         vision = self._thinned(Vision.of(record, tokens_per_frame=size))
         composed = captions.compose(record, vision, config, share(config, line, variant))
         if messages := [each for each in composed if isinstance(each, Message)]:
-            return self._chat(messages, name)
+            asked = "question" in record
+            return self._chat(with_system(messages, record) if asked else messages, name)
         return self._document([each for each in composed if not isinstance(each, Message)], name)
 
-    def _chat(self, messages: Sequence[Message], name: str) -> Example:
+    def _chat(
+        self, messages: Sequence[Message], name: str, variables: Mapping[str, Any] = {}
+    ) -> Example:
         ids, mask = chat_ids(
-            messages, self.tokenizer, template=self.format.template, marks=self.marks
+            messages,
+            self.tokenizer,
+            template=self.format.template,
+            marks=self.marks,
+            variables=variables,
         )
         return Example(ids=ids, loss_mask=mask, name=name)
 
@@ -157,9 +176,12 @@ class RecordEncoder:
             return "captioned"
         if "text" in record:
             return _require_no_vision("text", record)
+        if "conversations" in record:
+            return _require_no_vision("messages", record)
+        hint = next((hint for key, hint in _HINTS.items() if key in record), "")
         raise UserError(
             f"no key 'fields', 'messages', 'parts', 'text' or 'ids', nor {caption!r} beside "
-            f"'vision'; it has {_keys(record)}"
+            f"'vision'; it has {_keys(record)}{hint}"
         )
 
     def _fields_of(self, record: Mapping[str, Any], line: int) -> str:
@@ -252,15 +274,6 @@ class RecordEncoder:
     @property
     def _frame_size(self) -> int:
         return self.format.tokens_per_frame or LWM_TOKENS_PER_FRAME
-
-    def _messages(self, value: Any) -> list[Message]:
-        if not isinstance(value, list) or not all(isinstance(each, Mapping) for each in value):
-            raise UserError("key 'messages' should be a list of objects with role and content")
-        messages = [Message.of(each, tokens_per_frame=self._frame_size) for each in value]
-        return [
-            dataclasses.replace(each, parts=tuple(self._thinned_parts(each.parts)))
-            for each in messages
-        ]
 
     def _parts(self, value: Any) -> list[Part]:
         if not isinstance(value, list):

@@ -2,7 +2,7 @@
 
 import dataclasses
 import itertools
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from typing import Any
 
 from lwm import renamed
@@ -146,12 +146,14 @@ class Conversation:
         *,
         document: str | None = None,
         sampling: VisionSampling | None = None,
+        tools: Sequence[Mapping[str, Any]] | None = None,
     ):
         """Starts an empty conversation.
 
         Args:
             model: The model that answers.
             document: A text that is put before the first question.
+            tools: JSON schemas of functions for the chat template; calls of them are text.
             sampling: Sampling of images and videos in answers; None: answers are text only.
 
         Raises:
@@ -169,6 +171,7 @@ class Conversation:
         self._reader = Reader(model)
         self._document = document
         self._sampling = sampling
+        self._tools = tools
         self.messages: list[Message] = []
 
     @renamed.keywords(writing="params")
@@ -221,6 +224,7 @@ class Conversation:
             self._model.tokenizer,
             template=self._model.template,
             marks=self._model.marks if self._sees else None,
+            tools=self._tools,
         )
 
     def question(self, question: str | Sequence[Part]) -> Message:
