@@ -97,7 +97,7 @@ class Message:
     parts: Sequence[Part] = ()
     """Texts, images and videos, in order."""
     extra: Mapping[str, Any] = dataclasses.field(default_factory=dict, kw_only=True, hash=False)
-    """What the chat template writes besides: tool_calls, tool_call_id, name, reasoning_content."""
+    """Other keys for the chat template: tool_calls, tool_call_id, name, reasoning_content."""
     learn: bool = dataclasses.field(default=True, kw_only=True)
     """False for an answer that is not trained on."""
 

@@ -27,7 +27,7 @@ _SPECIAL = (
     "<|python_tag|>",
     "<|image|>",
 )
-"""Those of Llama 3.1 and later; Llama 3 has some of them, with the same ids."""
+"""Names of Llama 3.1 and later; Llama 3 has some of them, with the same ids."""
 _LINE = re.compile(rb"[A-Za-z0-9+/]+={0,2} \d+\s")
 
 
