@@ -291,7 +291,11 @@ def _from_config(
         bos_id=bos_id,
         eos_id=find("eos_token", eos),
         eos_ids=config.eos_ids,
-        pad_ids=[find("pad_token"), config.generation.get("pad_token_id"), find("unk_token", unknown)],
+        pad_ids=[
+            find("pad_token"),
+            config.generation.get("pad_token_id"),
+            find("unk_token", unknown),
+        ],
         add_bos=add_bos,
         chat_template=config.chat_template,
     )

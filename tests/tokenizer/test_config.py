@@ -44,7 +44,7 @@ def test_ids_that_stop_come_of_whichever_file_names_them(tmp_path, files, stops)
 
 @pytest.mark.parametrize("value", ["2", [[2]], True, 2.5])
 def test_what_is_no_id_is_refused_by_name(tmp_path, value):
-    with pytest.raises(UserError, match="eos_token_id .* is none of the tokenizer's ids"):
+    with pytest.raises(UserError, match=r"eos_token_id .* is none of the tokenizer's ids"):
         eos_ids(tmp_path, config={"eos_token_id": value})
 
 
