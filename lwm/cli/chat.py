@@ -44,6 +44,9 @@ def chat(
 ) -> None:
     """Answers a question; without one, starts an interactive chat.
 
+    Questions that are piped in are answered one by one; if one fails, so does the command, after
+    the rest.
+
     Args:
         model: A name from `lwm models`, a Hugging Face folder, a GGUF file, or a hub's org/name.
         question: The question.
@@ -71,10 +74,12 @@ def chat(
     )
     for file in (*image, *video):
         session.see(file)
-    if question is None:
-        session.run()
-    else:
+    if question is not None:
         session.answer(question)
+        return
+    asked, failed = session.run()
+    if failed and not sys.stdin.isatty():
+        raise UserError(f"{failed} of {asked} questions failed; the reasons are above")
 
 
 def read_document(path: Path) -> str:
@@ -212,8 +217,13 @@ class TerminalChat:
                 user.check()
         print()
 
-    def run(self) -> None:
+    def run(self) -> tuple[int, int]:
         """Answers questions from stdin until it ends; on a terminal, with line editing.
+
+        A question that fails is reported on stderr, and the next one is answered.
+
+        Returns:
+            The number of questions and of those that failed; files to read count, too.
 
         Raises:
             UserError: There is no stdin.
@@ -228,19 +238,23 @@ class TerminalChat:
             print(f"{self._model.name} is listening. {HELP}", file=sys.stderr)
             if self._model.llama.config.tokens.vision:
                 print(HELP_SEEING, file=sys.stderr)
+        asked = failed = 0
         while True:
             try:
                 line = input("> " if interactive else "").strip()
             except EOFError:
-                return
+                return asked, failed
             except KeyboardInterrupt:
                 print(f"\n{HELP}", file=sys.stderr)
                 continue
+            asked += bool(line) and line != "/clear"
             try:
                 self._take(line)
             except KeyboardInterrupt:
+                failed += 1
                 print("\n[stopped]", file=sys.stderr)
             except UserError as error:
+                failed += 1
                 print(f"lwm: {error}", file=sys.stderr)
 
     def _take(self, line: str) -> None:

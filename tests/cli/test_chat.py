@@ -47,6 +47,23 @@ def test_a_fault_costs_the_turn_only(model, typed, capsys):
     assert shown.out == model.chat("Hello", max_tokens=24) + "\n"
 
 
+def test_piped_questions_that_failed_are_an_error_after_the_rest(model, typed, capsys, monkeypatch):
+    monkeypatch.setattr(talk, "open_model", lambda *_: model)
+    typed("x" * 600, "", "/clear", "Hello", "/image none.png")
+    with pytest.raises(UserError, match="2 of 3 questions failed; the reasons are above"):
+        talk.chat("tiny", sampling=SHORT)
+    assert capsys.readouterr().out == model.chat("Hello", max_tokens=24) + "\n"
+    typed("Hello")
+    talk.chat("tiny", sampling=SHORT)
+
+
+def test_typed_questions_that_failed_are_no_error(model, typed, monkeypatch):
+    monkeypatch.setattr(talk, "open_model", lambda *_: model)
+    monkeypatch.setattr("sys.stdin", type("Terminal", (), {"isatty": lambda self: True})())
+    typed("/image none.png")
+    talk.chat("tiny", sampling=SHORT)
+
+
 def test_ctrl_c_stops_the_answer_and_not_the_program(model, typed, capsys, monkeypatch):
     def press(*arguments, **options):
         # As the terminal would, once something has been printed.

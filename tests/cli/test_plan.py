@@ -38,8 +38,22 @@ def test_a_million_tokens_on_devices_that_are_not_there(capsys):
     assert found["cache"] == ["17.18 GB", "2,199.56 GB"]
     assert found["weights"][0] == "0.11 GB"
     assert "devices: 128" in shown
-    assert "A device has 80.00 GB: 1,048,576 tokens fit." in shown
+
+
+@pytest.mark.parametrize("options", [dict(context=4096), dict()])
+@pytest.mark.parametrize("memory", [80.0, None])
+def test_a_mesh_that_is_refused_has_one_verdict(capsys, options, memory):
+    plan("LWM-Text-1M", **options, mesh="1,1,32,4", dtype="bfloat16", memory=memory)
+    shown = capsys.readouterr().out
     assert "refuses a mesh with sp above 1" in shown
+    assert shown.rstrip().endswith("give --mesh 1,1,32,1, or other devices with sp 1.")
+    assert " fit" not in shown.rpartition("\n\n")[2]
+    assert "yes" not in shown
+
+
+def test_a_mesh_that_is_not_refused_fits(capsys):
+    plan("LWM-Text-1M", context=2**20, mesh="1,1,32,1", dtype="bfloat16", memory=80.0)
+    assert "A device has 80.00 GB: 1,048,576 tokens fit." in capsys.readouterr().out
 
 
 def test_contexts_up_to_the_models_own(capsys):
