@@ -11,6 +11,7 @@ from lwm.convert.huggingface import is_not_weight
 from lwm.convert.open import ModelFiles
 from lwm.convert.weights import Weights, weight_paths
 from lwm.errors import UserError
+from lwm.fingerprint import model_files
 from lwm.hub.catalog import KnownModel
 from lwm.progress import Progress
 from lwm.vqgan.checkpoint import read_vqgan, save_vqgan
@@ -135,9 +136,7 @@ def _legal(opened: ModelFiles) -> dict[str, str]:
 
 def _identity(opened: ModelFiles, dtype: str, max_shard_bytes: int) -> str:
     """Returns a text that identifies source and target, to resume only the same conversion."""
-    files = [opened.source]
-    if opened.source.is_dir():
-        files = sorted(opened.source.glob("*.safetensors"))
+    files = model_files(opened.source)
     stats = [(str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns) for path in files]
     values = dataclasses.asdict(opened.config), stats, dtype, max_shard_bytes
     return json.dumps(values)

@@ -225,6 +225,17 @@ def test_ids_come_from_every_config(tmp_path: Path):
     assert tokenizer.add_bos
 
 
+@pytest.mark.parametrize("wrong", [-5, 10**6, True, "2", [0, 10**6]])
+def test_end_ids_beyond_the_vocabulary_are_refused(tmp_path: Path, wrong: Any):
+    train_bytewise(tmp_path)
+    config = tmp_path / "generation_config.json"
+    config.write_text(json.dumps({"eos_token_id": wrong}))
+    with pytest.raises(UserError, match=r"eos_token_id \S+ is none of the tokenizer's ids, 0 to"):
+        Tokenizer.open(tmp_path)
+    config.write_text(json.dumps({"eos_token_id": 0, "pad_token_id": -1}))  # as Llama's first
+    assert Tokenizer.open(tmp_path).pad_id >= 0
+
+
 def test_chat_template_from_every_place(tmp_path: Path):
     train_bytewise(tmp_path)
     assert Tokenizer.open(tmp_path).chat_template is None
