@@ -53,7 +53,9 @@ def user_defined(data: bytes) -> list[str]:
     mark = _field(_TYPE, USER_DEFINED)
     if mark not in data:
         return []
-    return [text for text, piece in _pieces(data) if mark in piece and _type(piece) == USER_DEFINED]
+    pieces = [value for number, value in _fields(data) if number == _PIECE]
+    maybe = [piece for piece in pieces if isinstance(piece, bytes) and mark in piece]
+    return [_text(piece) for piece in maybe if _type(piece) == USER_DEFINED]
 
 
 def as_control(data: bytes, names: Collection[str]) -> bytes:
@@ -64,12 +66,6 @@ def as_control(data: bytes, names: Collection[str]) -> bytes:
             value += _field(_TYPE, CONTROL)  # of a field that occurs twice, the last holds
         out += _field(number, value)
     return bytes(out)
-
-
-def _pieces(data: bytes) -> Iterator[tuple[str, bytes]]:
-    for number, value in _fields(data):
-        if number == _PIECE and isinstance(value, bytes):
-            yield _text(value), value
 
 
 def _text(piece: bytes) -> str:
