@@ -283,6 +283,16 @@ def require_writable(file: Path) -> None:
         tempfile.TemporaryFile(dir=file.parent).close()
 
 
+def require_absent(file: Path, *, overwrite: bool) -> None:
+    """Refuses to replace a file without being asked to.
+
+    Raises:
+        UserError: It exists.
+    """
+    if file.exists() and not overwrite:
+        raise UserError(f"{file} exists; choose another --out, or give --overwrite to replace it")
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """Reads a JSON object.
 

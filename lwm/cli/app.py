@@ -20,22 +20,32 @@ from lwm.errors import UserError
 
 
 def plot(
-    runs: Annotated[tuple[Path, ...], tyro.conf.Positional], /, *, out: Path | None = None
+    runs: Annotated[tuple[Path, ...], tyro.conf.Positional],
+    /,
+    *,
+    out: Path | None = None,
+    overwrite: bool = False,
 ) -> None:
     """Plots loss, held-out loss by position, learning rate and throughput of training runs.
 
     Args:
         runs: Folders of runs; several are compared in one figure.
-        out: The figure: .png, .pdf or .svg; by default `plot.png` in the run's folder.
+        out: The figure: .png, .pdf or .svg; by default `plot.png` in the run's folder, which is
+            replaced, or for several runs here.
+        overwrite: Replace another figure that exists.
     """
+    from lwm.files import require_absent
     from lwm.train.monitor.plot import plot_runs
 
+    if out is not None or len(runs) > 1:
+        require_absent(out or Path("plot.png"), overwrite=overwrite)
     print(plot_runs(runs, out))
 
 
 def demo(
     *,
     out: Path = Path("demo"),
+    overwrite: bool = False,
     model: str = "smollm2-135m-instruct",
     load: Flat[LoadOptions] = LoadOptions(),
 ) -> None:
@@ -43,12 +53,13 @@ def demo(
 
     Args:
         out: The folder for index.html.
+        overwrite: Replace a page that exists.
         model: Another model to show.
         load: How the model is loaded.
     """
     from lwm.cli.demo import run
 
-    print(run(out, model=model, load=load))
+    print(run(out, model=model, load=load, overwrite=overwrite))
 
 
 def models() -> None:

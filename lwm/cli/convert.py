@@ -17,6 +17,7 @@ def convert(
     to: Literal["lwm"] = "lwm",
     dtype: Literal["float32", "bfloat16"] | None = None,
     shard_gb: float = 2.0,
+    overwrite: bool = False,
     given: tyro.conf.OmitArgPrefixes[ModelOverrides] = NO_OVERRIDES,
 ) -> None:
     """Writes a model as a folder of safetensors, with tokenizer, VQGAN and model card.
@@ -28,6 +29,7 @@ def convert(
         to: The format; lwm is a Hugging Face folder whose config names the vision ids.
         dtype: Type of the stored weights; by default, their own.
         shard_gb: The largest size of a file in GB (10⁹ bytes); so much is in memory at a time.
+        overwrite: Replace another model in the folder, and the README beside it.
         given: Values that the files lack.
     """
     if not 0 < shard_gb <= 1000:
@@ -44,6 +46,7 @@ def convert(
             folder,
             dtype=dtype,
             max_shard_bytes=int(shard_gb * 1e9),
+            overwrite=overwrite,
             progress=lambda done, total: report(done // 10**6, total // 10**6),
         )
     print(folder)

@@ -202,6 +202,7 @@ def data_show(
     *,
     vqgan: Path | None = None,
     out: Path | None = None,
+    overwrite: bool = False,
     count: int = 64,
 ) -> None:
     """Shows a tokenized media set: frames decoded from their codes, on one web page.
@@ -209,12 +210,16 @@ def data_show(
     Args:
         shards: A folder that `lwm tokenize` wrote.
         vqgan: The VQGAN that made the codes, if it has moved.
-        out: The page; by default sheet.html in the folder.
+        out: The page; by default sheet.html in the folder, which is replaced.
+        overwrite: Replace another page that exists.
         count: Number of items, evenly over the set.
     """
     from lwm.console import waiting
     from lwm.data.media.show import show
+    from lwm.files import require_absent
 
+    if out is not None:
+        require_absent(out, overwrite=overwrite)
     with waiting("decoding", "items") as progress:
         page = show(shards, vqgan=vqgan, out=out, count=count, progress=progress)
     print(page)

@@ -19,7 +19,7 @@ from lwm.cli.common import LoadOptions, open_model
 from lwm.cli.eval import run_needle
 from lwm.eval.needle.report import NeedleReport
 from lwm.eval.needle.run import PICTURE, SMALL
-from lwm.files import make_folder
+from lwm.files import make_folder, require_absent
 from lwm.generate.chat import Conversation
 from lwm.generate.language_model import LanguageModel
 from lwm.sampling_params import SamplingParams
@@ -47,13 +47,13 @@ class Turn:
     title: str | None = None
 
 
-def run(out: Path, *, model: str, load: LoadOptions) -> Path:
+def run(out: Path, *, model: str, load: LoadOptions, overwrite: bool = False) -> Path:
     """Asks questions, generates images, writes `index.html`; returns its path.
 
     Raises:
         UserError: The folder cannot be written, or a model cannot be opened.
     """
-    page = _claim(out)
+    page = _claim(out, overwrite=overwrite)
     begun = time.monotonic()
     opened = open_model(model, load)
     loading = time.monotonic() - begun
@@ -74,9 +74,10 @@ def read_chapter() -> str:
     return asset.read_text(encoding="utf-8")
 
 
-def _claim(out: Path) -> Path:
+def _claim(out: Path, *, overwrite: bool) -> Path:
     """Sees to it that the page can be written, before minutes are spent on it."""
     make_folder(out)
+    require_absent(out / "index.html", overwrite=overwrite)
     return out / "index.html"
 
 

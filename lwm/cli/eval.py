@@ -80,6 +80,7 @@ def eval_vision(
     /,
     *,
     out: Path = Path("vision-eval"),
+    overwrite: bool = False,
     count: int | None = None,
     load: Flat[LoadOptions] = LoadOptions(),
 ) -> None:
@@ -89,11 +90,16 @@ def eval_vision(
         model: A vision model: a name from `lwm models`, a folder, or a hub's org/name.
         files: Folders that `lwm tokenize` wrote, or `shipped:clips`.
         out: Folder for report.json.
+        overwrite: Replace a report that exists.
         count: The largest number of images or videos, evenly over the set.
         load: How the model is loaded.
     """
     if count is not None and count < 1:
         raise UserError(f"--count {count} must be at least 1")
+    from lwm.eval.vision import REPORT
+    from lwm.files import require_absent
+
+    require_absent(out / REPORT, overwrite=overwrite)
     run_vision(open_model(model, load), files, out, count=count)
 
 
@@ -126,6 +132,7 @@ def eval_vqgan(
     /,
     *,
     out: Path = Path("vqgan-eval"),
+    overwrite: bool = False,
     frames: int = 512,
     count: int = 32,
     max_frames: int = 4,
@@ -139,15 +146,19 @@ def eval_vqgan(
         vqgan: LWM's vqgan file, a VQGAN's folder, or `vqgan-64`, which is in the package.
         inputs: Files, folders, zip or tar files, lists with a column `path`, or patterns of these.
         out: Folder for report.json and sheet.png.
+        overwrite: Replace files that exist.
         frames: The largest number of frames, evenly over the set.
         count: Frames on the sheet.
         max_frames: Frames of each video.
         background: A colour behind transparent images; its pixels are not foreground.
     """
-    from lwm.eval.vqgan import SHEET, evaluate
+    from lwm.eval.vqgan import REPORT, SHEET, evaluate
+    from lwm.files import require_absent
 
     if min(frames, count, max_frames) < 1:
         raise UserError("--frames, --count and --max-frames must be at least 1")
+    for name in (REPORT, SHEET):
+        require_absent(out / name, overwrite=overwrite)
     scores = evaluate(
         vqgan,
         inputs,

@@ -31,6 +31,7 @@ def generate_text(
     *,
     prompts_from: Path | None = None,
     out: Path | None = None,
+    overwrite: bool = False,
     sampling: Flat[SamplingParams] = SamplingParams(),
     load: Flat[LoadOptions] = LoadOptions(),
 ) -> None:
@@ -43,11 +44,12 @@ def generate_text(
             the field `prompt`.
         out: A JSONL file for prompt, text, ids, logprobs and finish_reason of each, in place of
             the text alone on stdout.
+        overwrite: Replace the file if it exists.
         sampling: How the texts are sampled.
         load: How the model is loaded.
     """
     from lwm.console import waiting
-    from lwm.files import require_writable, write_bytes
+    from lwm.files import require_absent, require_writable, write_bytes
     from lwm.generate.batch import complete
 
     texts = [*prompts, *(read_prompts(prompts_from) if prompts_from else ())]
@@ -55,6 +57,7 @@ def generate_text(
         raise UserError("there is no prompt; give some, or --prompts-from FILE")
     if out is not None:
         require_writable(out)
+        require_absent(out, overwrite=overwrite)
     opened = open_model(model, load)
     with waiting("generating", "tokens") as progress:
         completions = complete(opened, texts, sampling, progress=progress)
@@ -106,6 +109,7 @@ def generate_image(
     /,
     *,
     out: Annotated[Path, tyro.conf.arg(aliases=["-o"])] = Path("image.png"),
+    overwrite: bool = False,
     n: int = 1,
     grid: bool = False,
     seed: int = 0,
@@ -118,6 +122,7 @@ def generate_image(
         model: A vision model: a name from `lwm models`, a folder, or a hub's org/name.
         prompt: The text.
         out: The image: .png, .jpg or .webp; several are numbered.
+        overwrite: Replace files that exist.
         n: Number of images, generated in one batch.
         grid: Write one image with all of them.
         seed: Seed of the first image; it counts up for the others.
@@ -128,7 +133,7 @@ def generate_image(
 
     both = VisionSampling(image=sampling, video=sampling)
     request = DrawRequest(prompts=(prompt,) * n, sampling=both, seed=seed)
-    generate_files(model, request, out=out, grid=grid, load=load)
+    generate_files(model, request, out=out, overwrite=overwrite, grid=grid, load=load)
 
 
 def generate_video(
@@ -137,6 +142,7 @@ def generate_video(
     /,
     *,
     out: Annotated[Path, tyro.conf.arg(aliases=["-o"])] = Path("video.mp4"),
+    overwrite: bool = False,
     frames: int = 8,
     fps: float = 4.0,
     image: Path | None = None,
@@ -153,6 +159,7 @@ def generate_video(
         model: A vision model: a name from `lwm models`, a folder, or a hub's org/name.
         prompt: The text.
         out: The video: .mp4, .gif or .webp; several are numbered.
+        overwrite: Replace files that exist.
         frames: Number of frames, those of --image included.
         fps: Frames per second.
         image: An image or a video to continue.
@@ -173,7 +180,9 @@ def generate_video(
         sampling=sampling,
         seed=seed,
     )
-    generate_files(model, request, image=image, out=out, grid=grid, fps=fps, load=load)
+    generate_files(
+        model, request, image=image, out=out, overwrite=overwrite, grid=grid, fps=fps, load=load
+    )
 
 
 def generate_files(
@@ -182,6 +191,7 @@ def generate_files(
     *,
     image: Path | None = None,
     out: Path,
+    overwrite: bool = False,
     grid: bool,
     load: LoadOptions,
     fps: float = 1.0,
@@ -193,6 +203,7 @@ def generate_files(
         request: The images or videos to generate.
         image: An image or a video that each continues.
         out: The file, numbered if there are several.
+        overwrite: Replaces files that exist.
         grid: Writes one file with all of them.
         load: How the model is loaded.
         fps: Frames per second of a video.
@@ -209,7 +220,7 @@ def generate_files(
         raise UserError("n must be at least 1")
     if image is not None and request.first_as_image:
         raise UserError("give --image or --first-as-image: either is the first frame")
-    files = _files(request, out, grid=grid)
+    files = _files(request, out, grid=grid, overwrite=overwrite)
     _try(request, out, fps)
     model = open_model(name, load)
     if image is not None:
@@ -227,9 +238,9 @@ def generate_files(
         print(file)
 
 
-def _files(request: "DrawRequest", out: Path, *, grid: bool) -> list[Path]:
+def _files(request: "DrawRequest", out: Path, *, grid: bool, overwrite: bool) -> list[Path]:
     """Returns the files to write."""
-    from lwm.files import require_writable
+    from lwm.files import require_absent, require_writable
     from lwm.media.write import IMAGES, VIDEOS
 
     known = IMAGES if request.kind == "image" else VIDEOS
@@ -242,6 +253,7 @@ def _files(request: "DrawRequest", out: Path, *, grid: bool) -> list[Path]:
         files = [out.with_stem(f"{out.stem}-{i:0{width}}") for i in range(1, count + 1)]
     for file in files:
         require_writable(file)
+        require_absent(file, overwrite=overwrite)
     return files
 
 

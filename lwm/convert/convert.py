@@ -2,15 +2,19 @@
 
 import dataclasses
 import functools
+import hashlib
 import json
+import re
 from pathlib import Path
 from typing import Literal
 
-from lwm.convert.export import write_model
+from lwm.convert.export import ORIGIN, write_model
+from lwm.convert.folder import require_ours
 from lwm.convert.huggingface import is_not_weight
 from lwm.convert.open import ModelFiles
 from lwm.convert.weights import Weights, weight_paths
 from lwm.errors import UserError
+from lwm.files import edges_of, read_json, reading
 from lwm.fingerprint import model_files
 from lwm.hub.catalog import KnownModel
 from lwm.progress import Progress
@@ -33,6 +37,7 @@ def convert_model(
     *,
     dtype: Literal["float32", "bfloat16"] | None = None,
     max_shard_bytes: int = SHARD_BYTES,
+    overwrite: bool = False,
     progress: Progress = lambda done, total: None,
 ) -> None:
     """Writes weights, configuration, tokenizer, VQGAN, model card and licence into a new folder.
@@ -42,16 +47,20 @@ def convert_model(
 
     Args:
         opened: The model.
-        folder: Folder to make; replaces a model that was converted to it before.
+        folder: Folder to make; replaces the same model, converted to it before.
         dtype: Type to store; None for the type of the weights.
         max_shard_bytes: Bytes of weights per file, unless one tensor alone is larger.
+        overwrite: Replaces another model, or a changed model card, too.
         progress: Called with the number of bytes written and their total.
 
     Raises:
-        UserError: The folder holds other files or cannot be written, the disk is full, or the
-            weights cannot be read.
+        UserError: The folder holds another model or other files, or cannot be written, the disk
+            is full, or the weights cannot be read.
     """
     _require_apart(opened.source, folder)
+    origin = _origin(opened)
+    if not overwrite:
+        _require_same(opened, origin, Path(folder).expanduser())
     paths = weight_paths(opened.config)
     weights = Weights(
         opened.config,
@@ -75,6 +84,7 @@ def convert_model(
         save_vqgan=functools.partial(_copy_vqgan, opened.vqgan) if opened.vqgan else None,
         vqgan_bytes=_size(opened.vqgan),
         source=_identity(opened, stored, max_shard_bytes),
+        origin=origin,
         progress=progress,
     )
 
@@ -140,6 +150,39 @@ def _identity(opened: ModelFiles, dtype: str, max_shard_bytes: int) -> str:
     stats = [(str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns) for path in files]
     values = dataclasses.asdict(opened.config), stats, dtype, max_shard_bytes
     return json.dumps(values)
+
+
+def _origin(opened: ModelFiles) -> str:
+    """Returns a digest of a model's configuration and files, the same wherever it lies."""
+    files = [edges_of(path) for path in model_files(opened.source)]
+    values = dataclasses.asdict(opened.config), files
+    return hashlib.sha256(json.dumps(values).encode()).hexdigest()
+
+
+def _require_same(opened: ModelFiles, origin: str, folder: Path) -> None:
+    """Refuses to replace another model than this, or a model card that was changed.
+
+    Raises:
+        UserError: What is there.
+    """
+    if not (folder / "config.json").exists():
+        return
+    require_ours(folder)
+    values = read_json(folder / "config.json")
+    readme = folder / "README.md"
+    with reading(readme):
+        text = readme.read_text(encoding="utf-8") if readme.exists() else ""
+    is_card = text in ("", card(opened, str(values.get("dtype"))))
+    # Folders of earlier versions do not say what they were converted from; their cards do.
+    if is_card and values.get(ORIGIN, origin if text else None) == origin:
+        return
+    title = re.search("^# (.+)$", text, re.MULTILINE)
+    name = repr(title[1].strip()) if title else f"a {values.get('model_type')} model"
+    what = f"{name} and its README.md" if text else name
+    raise UserError(
+        f"{folder} holds {what}, which would be lost; choose another folder, or give --overwrite "
+        "to replace it"
+    )
 
 
 def _require_apart(source: Path, folder: Path) -> None:

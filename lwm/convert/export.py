@@ -28,6 +28,9 @@ from lwm.tokenizer.tokenizer import Tokenizer
 from lwm.vqgan.checkpoint import save_vqgan
 from lwm.vqgan.model import VQGAN
 
+ORIGIN = "converted_from"
+"""Key of `config.json` that identifies the model that a folder was converted from."""
+
 
 def save_model(
     model: Llama,
@@ -102,6 +105,7 @@ def write_model(
     save_vqgan: Callable[[Path], None] | None,
     vqgan_bytes: int = 0,
     source: str | None = None,
+    origin: str | None = None,
     progress: Progress = lambda done, total: None,
 ) -> None:
     """Writes a model from weights that are read one file at a time.
@@ -119,6 +123,7 @@ def write_model(
         save_vqgan: Writes a VQGAN into a folder; None for none.
         vqgan_bytes: Size of the VQGAN.
         source: Identifies the contents, to resume an interrupted run; see `FolderWriter`.
+        origin: Identifies the model that is converted, for `config.json`.
         progress: Called with the number of bytes of weights written and their total.
 
     Raises:
@@ -132,8 +137,9 @@ def write_model(
     total = sum(num_bytes.values())
     shards = split(num_bytes, max_shard_bytes)
     names = {file: [layouts[path].name for path in held] for file, held in shards.items()}
+    values = hugging_face_config(config, tokenizer, dtype)
     small = {
-        "config.json": to_text(hugging_face_config(config, tokenizer, dtype)),
+        "config.json": to_text(values | ({ORIGIN: origin} if origin else {})),
         "generation_config.json": to_text(generation_config(tokenizer, config, sampling)),
         **texts,
         **index_of(names, total),

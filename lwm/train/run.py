@@ -60,6 +60,11 @@ def run(
             )
         require_trackers(track)
         require_ours(model)
+        if not resumed and model.is_dir() and any(model.iterdir()):
+            raise UserError(
+                f"{model} holds a model of another run, which would be lost; move it, or choose "
+                "another folder with --out"
+            )
         build_optimizer(config.training.optimizer, config.training.steps)
         mesh = make_mesh(config.mesh)
         opened = _open(config, folder, mesh, console, resumed=resumed)

@@ -152,7 +152,9 @@ def open_task(
         return read_llama(files, model, compute=config.compute, mesh=mesh, seed=config.seed)
 
     def save(state: TrainState, place: Path) -> None:
-        save_model(state.model, tokenizer, place, vqgan=vqgan, sampling=config.sampling)
+        note = place / "README.md"  # of somebody who wrote about the model
+        card = note.read_text(encoding="utf-8", errors="replace") if note.exists() else None
+        save_model(state.model, tokenizer, place, card=card, vqgan=vqgan, sampling=config.sampling)
 
     place = folder / TOKENIZER
     with first_alone() as is_first:

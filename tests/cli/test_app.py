@@ -137,6 +137,33 @@ def test_bad_input_is_one_clear_line_and_exit_code_2(mistake, folder, here):
     assert says in error
 
 
+FINISHED = {
+    "text.jsonl": ["generate", "text", "none", "The sea", "--out", "{tmp}/text.jsonl"],
+    "a.png": ["generate", "image", "none", "a cat", "-o", "{tmp}/a.png"],
+    "a-2.webp": ["generate", "video", "none", "a cat", "--n", "2", "-o", "{tmp}/a.webp"],
+    "vision/report.json": ["eval", "vision", "none", "--out", "{tmp}/vision"],
+    "vqgan/sheet.png": ["eval", "vqgan", "none", "{tmp}", "--out", "{tmp}/vqgan"],
+    "both.svg": ["plot", "{tmp}/one", "{tmp}/two", "--out", "{tmp}/both.svg"],
+    "page.html": ["data", "show", "{tmp}/shards", "--out", "{tmp}/page.html"],
+    "demo/index.html": ["demo", "--model", "none", "--out", "{tmp}/demo"],
+}
+
+
+@pytest.mark.parametrize("name", FINISHED)
+def test_finished_work_is_not_replaced_unasked(name, tmp_path, here):
+    (file := tmp_path / name).parent.mkdir(exist_ok=True)
+    file.write_text("a day's work")
+    arguments = [argument.replace("{tmp}", str(tmp_path)) for argument in FINISHED[name]]
+    code, out, error = here(*arguments)
+    assert (code, out) == (2, "")
+    assert error == (
+        f"lwm: {file} exists; choose another --out, or give --overwrite to replace it\n"
+    )
+    _, _, error = here(*arguments, "--overwrite")
+    assert "exists" not in error.replace("exists on", "")
+    assert file.read_text() == "a day's work"
+
+
 def test_bad_input_is_the_same_to_a_shell(folder):
     run = lwm("chat", folder / "none.gguf", "Hi")
     assert (run.returncode, run.stdout) == (2, "")

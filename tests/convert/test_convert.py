@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from pathlib import Path
 
 import jax
@@ -94,6 +95,64 @@ def test_an_interrupted_run_is_gone_on_with(source, tmp_path, monkeypatch):
         strict=True,
     ):
         np.testing.assert_array_equal(one, two)
+
+
+@pytest.fixture
+def other(published, tmp_path):
+    """A model of the same shape and other weights, in a folder of the same name."""
+    folder, _, given = published
+    shutil.copytree(folder, tmp_path / "other" / folder.name)
+    params = tmp_path / "other" / folder.name / "params"
+    data = bytearray(params.read_bytes())
+    data[-4] ^= 1  # of the last number
+    params.write_bytes(data)
+    return open_model_files(params.parent, given=given)
+
+
+def contents(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_another_finished_model_is_replaced_only_when_asked(source, other, tmp_path):
+    convert_model(source, tmp_path / "new")
+    before = contents(tmp_path / "new")
+    holds = r"new holds 'LWM-Chat-Small-Jax' and its README\.md, .*give --overwrite"
+    with pytest.raises(UserError, match=holds):
+        convert_model(other, tmp_path / "new")
+    assert contents(tmp_path / "new") == before
+    convert_model(other, tmp_path / "new", overwrite=True)
+    assert contents(tmp_path / "new")["model.safetensors"] != before["model.safetensors"]
+    with pytest.raises(UserError, match=holds):
+        convert_model(source, tmp_path / "new")
+
+
+def test_the_same_model_again_is_refused_only_where_its_card_was_changed(source, tmp_path):
+    convert_model(source, tmp_path / "new")
+    before = contents(tmp_path / "new")
+    convert_model(source, tmp_path / "new")
+    assert contents(tmp_path / "new") == before
+    (tmp_path / "new" / "README.md").write_text("# Mine\n\nTook me a day.\n")
+    with pytest.raises(UserError, match=r"new holds 'Mine' and its README\.md"):
+        convert_model(source, tmp_path / "new", dtype="bfloat16")
+    convert_model(source, tmp_path / "new", overwrite=True)
+    assert contents(tmp_path / "new") == before
+    (tmp_path / "new" / "notes.txt").touch()
+    with pytest.raises(UserError, match=r"holds notes\.txt that was not written here"):
+        convert_model(source, tmp_path / "new", overwrite=True)
+
+
+def test_folders_of_an_earlier_version_are_known_by_their_cards(source, tmp_path):
+    convert_model(source, tmp_path / "new")
+    file = tmp_path / "new" / "config.json"
+    values = json.loads(file.read_text())
+    del values["converted_from"]
+    file.write_text(json.dumps(values))
+    convert_model(source, tmp_path / "new")
+    assert "converted_from" in json.loads(file.read_text())
+    file.write_text(json.dumps(values))
+    (tmp_path / "new" / "README.md").unlink()  # as of a model that was trained
+    with pytest.raises(UserError, match="new holds a llama model, which would be lost"):
+        convert_model(source, tmp_path / "new")
 
 
 def test_two_at_once_do_not_mix(source, tmp_path, monkeypatch):

@@ -334,6 +334,20 @@ def test_checkpoints_without_their_settings_are_refused(tmp_path):
     assert not (tmp_path / "run.json").exists()
 
 
+def test_a_model_of_another_run_is_not_replaced(whole, tmp_path, begin):
+    folder = tmp_path / "run"
+    shutil.copytree(whole / "model", folder / "model")
+    with pytest.raises(UserError, match=r"run/model holds a model of another run, .*--out"):
+        begin(small(), folder)
+    assert sorted(path.name for path in folder.iterdir()) == ["model"]
+
+
+def test_what_was_written_about_a_model_stays_with_it(whole):
+    (note := whole / "model" / "README.md").write_text("# Mine\n")
+    runs.run(small(), whole)
+    assert note.read_text() == "# Mine\n"
+
+
 def test_updates_that_are_not_finite_name_their_examples(tmp_path, monkeypatch, whole):
     """After three in a row the run ends."""
 
