@@ -27,6 +27,8 @@ _SENTENCE_END = re.compile(
 _LINE_END = re.compile(r"(?<=\S)(?=[^\S\n]*\n)")
 _LONG_SENTENCE, _LONG_LINE = 150, 20
 """Words of a sentence and of a line within which a needle may stand at the start."""
+NEAR = 20
+"""Part of the tokens by which a needle may be off its depth, to stand at the end of a sentence."""
 _LONG_WORD = 32
 """Characters of a word that is not divided."""
 _UNSPACED = (
@@ -109,7 +111,7 @@ class Haystack:
         spare = max(0, self.num_tokens - longest)
         if round == 0 or spare == 0:
             return 0
-        end = self.sentence_at(spare * round // (rounds - 1), start=0)
+        end = self.sentence_at(spare * round // (rounds - 1), start=0, near=longest // NEAR)
         following = re.compile(r"\S").search(self.text, end)
         return following.start() if following else end
 
@@ -117,15 +119,18 @@ class Haystack:
         """Returns the character at which the first `tokens` tokens end."""
         return int(self.token_ends[min(tokens, self.num_tokens) - 1]) if tokens > 0 else 0
 
-    def sentence_at(self, tokens: int, *, start: int) -> int:
+    def sentence_at(self, tokens: int, *, start: int, near: int = 0) -> int:
         """Returns the last end of a sentence within the first `tokens` tokens; `start` if none.
 
-        Within a very long sentence, or text that has none, it is the end of a line or of a word.
+        Within a very long sentence, or text that has none, it is the end of a line or of a word,
+        unless the sentence ends at most `near` tokens before.
         """
         most = self.place_after(tokens)
         for ends, longest in ((self.sentence_ends, _LONG_SENTENCE), (self.line_ends, _LONG_LINE)):
             before, after = _around(ends, most)
-            if after and self.words_between(before, after) <= longest:
+            is_short = after and self.words_between(before, after) <= longest
+            is_near = before > start and tokens - self.tokens_before(before) <= near
+            if is_short or is_near:
                 return max(start, before)
         return max(start, _around(self.word_ends, most)[0])
 

@@ -13,7 +13,7 @@ from jaxtyping import Int
 
 from lwm.errors import UserError
 from lwm.eval.needle.config import NeedleConfig
-from lwm.eval.needle.haystack import Haystack
+from lwm.eval.needle.haystack import NEAR, Haystack
 from lwm.tokenizer.template import render_chat
 from lwm.tokenizer.tokenizer import Tokenizer
 
@@ -123,7 +123,8 @@ class Prompts:
         # Before a needle the text ends with a sentence, otherwise with a word.
         ends = haystack.sentence_ends if cell.depth == 100 else haystack.word_ends
         best, is_all = self._fill(cell, bare, ends)
-        if cell.depth == 100 and len(best.ids) < room and haystack.is_long_after(best.end):
+        least = room if is_all else room - room // NEAR
+        if cell.depth == 100 and len(best.ids) < least and haystack.is_long_after(best.end):
             best, is_all = self._fill(cell, bare, haystack.word_ends)
         if is_all and len(best.ids) < room:
             raise UserError(
@@ -195,7 +196,8 @@ class Prompts:
         size = haystack.tokens_before(end) - before
         place = end
         if cell.depth < 100:
-            place = haystack.sentence_at(before + int(size * cell.depth / 100), start=start)
+            wanted = before + int(size * cell.depth / 100)
+            place = haystack.sentence_at(wanted, start=start, near=size // NEAR)
         context = f"{text[start:place]}{needle}{text[place:end]}"
         ids = self._encode(f"{context} {QUESTION.format(city=city)} {INSTRUCTION}")
         return _Draft(ids=ids, start=start, place=place, end=end)

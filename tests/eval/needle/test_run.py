@@ -138,7 +138,8 @@ def test_text_of_any_script_is_used_in_full_and_at_the_depth(byte_tokenizer, tmp
     prompts = Prompts(dataclasses.replace(PLACES, haystack=path), byte_tokenizer)
     for cell in prompts.cells:
         built = prompts.build(cell)
-        assert cell.length - built.length <= 25  # a joined emoji
+        # A joined emoji; and before a needle, the rest of a sentence.
+        assert cell.length - built.length <= (25 if cell.depth < 100 else cell.length // 20)
         assert built.depth == pytest.approx(cell.depth, abs=12)
         assert "\ufffd" not in byte_tokenizer.decode(built.ids)
     assert prompts._start(0) != prompts._start(1)
