@@ -254,15 +254,68 @@ def named_file(folder: Path, name: Any, by: Path | str) -> Path:
     raise UserError(f"{by} names {json.dumps(name)[:80]}, which is no file in {folder}")
 
 
-def make_folder(path: Path) -> None:
+def make_folder(path: Path, *, shown: Path | None = None) -> None:
     """Makes a folder if it does not exist, and refuses one in which no file can be written.
+
+    Args:
+        path: The folder.
+        shown: Its name in messages, if this is not its path.
 
     Raises:
         UserError: The reason.
     """
-    with writing(path):
+    with writing(shown or path):
         path.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=path).close()
+
+
+@contextlib.contextmanager
+def exclusive(folder: Path, *, shown: Path | None = None, wait: bool = False) -> Generator[None]:
+    """Makes a folder and locks it; if another process holds the lock, fails or waits.
+
+    The folder itself is locked, so that no lock file stays in it. The end of the process releases
+    the lock, also when it is killed. A folder that is made here and stays empty is removed.
+
+    Args:
+        folder: The folder.
+        shown: Its name in messages, if this is not its path.
+        wait: Whether to wait for the other process.
+
+    Raises:
+        UserError: No file can be written there, or another process holds the lock.
+    """
+    import fcntl
+
+    is_new = not folder.exists()
+    while True:
+        make_folder(folder, shown=shown)
+        with writing(shown or folder):
+            held = os.open(folder, os.O_RDONLY)
+        try:
+            fcntl.flock(held, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(held)
+            raise UserError(
+                f"{shown or folder} is being written by another process; wait for it, or choose "
+                "another folder"
+            ) from None
+        except OSError:
+            pass  # some network file systems have no locks
+        # Another process may have moved or removed the folder since it was opened.
+        if _is_there(folder, held):
+            break
+        os.close(held)
+    try:
+        yield
+    finally:
+        if is_new and _is_there(folder, held):
+            with contextlib.suppress(OSError):
+                folder.rmdir()  # if nothing was written
+        os.close(held)
+
+
+def _is_there(folder: Path, opened: int) -> bool:
+    return folder.is_dir() and os.path.samestat(os.fstat(opened), folder.stat())
 
 
 def write_bytes(path: Path, data: bytes) -> None:

@@ -1,9 +1,12 @@
 import os
+import subprocess
+import sys
+import threading
 
 import pytest
 
 from lwm.errors import UserError
-from lwm.files import make_folder, replacing, require_writable, write_bytes
+from lwm.files import exclusive, make_folder, replacing, require_writable, write_bytes
 
 
 @pytest.mark.parametrize("durable", [False, True])
@@ -70,3 +73,44 @@ def test_places_where_nothing_can_be_written(tmp_path):
     require_writable(tmp_path / "a")
     make_folder(tmp_path / "b" / "c")
     assert sorted(os.listdir(tmp_path)) == ["b", "file"]
+
+
+def test_a_folder_can_be_waited_for(tmp_path):
+    order = []
+
+    def wait():
+        with exclusive(tmp_path, wait=True):
+            order.append("second")
+
+    waiting = threading.Thread(target=wait)
+    with exclusive(tmp_path):
+        waiting.start()
+        waiting.join(0.1)
+        order.append("first")
+    waiting.join()
+    assert order == ["first", "second"]
+
+
+def test_a_killed_process_gives_its_folder_back(tmp_path):
+    code = "import sys, pathlib, lwm.files as files, time\n"
+    code += "with files.exclusive(pathlib.Path(sys.argv[1])): print(flush=True); time.sleep(60)"
+    command = [sys.executable, "-c", code, tmp_path / "out"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as other:
+        assert other.stdout is not None
+        other.stdout.readline()
+        busy = "out is being written by another process; wait for it, or choose another folder"
+        with pytest.raises(UserError, match=busy), exclusive(tmp_path / "out"):
+            pass
+        other.kill()
+    with exclusive(tmp_path / "out"):
+        pass
+    assert (tmp_path / "out").is_dir()
+
+
+def test_a_folder_made_for_nothing_is_removed(tmp_path):
+    with pytest.raises(KeyError), exclusive(tmp_path / "out"):
+        raise KeyError
+    assert not list(tmp_path.iterdir())
+    with exclusive(tmp_path / "out"):
+        (tmp_path / "out" / "a").touch()
+    assert (tmp_path / "out" / "a").exists()

@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
 from lwm.errors import UserError, is_full_disk
-from lwm.files import read_json, replacing
+from lwm.files import exclusive, read_json, replacing
 from lwm.tokenizer.tokenizer import Tokenizer
 
 WRITER = {"written_by": "lwm"}
@@ -90,19 +90,19 @@ class FolderWriter:
         """The unfinished folder."""
         self._num_bytes = num_bytes
         self._source = source
-        self._lock: int | None = None
+        self._lock = contextlib.ExitStack()
+        self._begun = False
 
     def __enter__(self) -> "FolderWriter":
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._lock is None:
-            return
-        if self._source is None:
-            shutil.rmtree(self.beside, ignore_errors=True)
-        with contextlib.suppress(OSError):
-            self.beside.rmdir()  # if nothing was written
-        self._release()
+        with self._lock:
+            if self._begun and self._source is None:
+                shutil.rmtree(self.beside, ignore_errors=True)
+            if self._begun:
+                with contextlib.suppress(OSError):
+                    self.beside.rmdir()  # if nothing was written
 
     def run(self, act: Callable[..., None], *arguments: Any) -> None:
         """Calls `act` with these arguments on the first process; if it fails, every one raises."""
@@ -124,7 +124,8 @@ class FolderWriter:
         """Writes all but the weights, if there is room for these."""
         require_ours(self._folder)
         self._folder.parent.mkdir(parents=True, exist_ok=True)
-        self._claim()
+        self._lock.enter_context(exclusive(self.beside, shown=self._folder))
+        self._begun = True
         self._clear(resumes=self._source is not None and self._left() == self._source)
         there = sum(path.stat().st_size for path in self.beside.glob("*.safetensors"))
         if self._free() + there < self._num_bytes:
@@ -153,35 +154,8 @@ class FolderWriter:
             self._folder.rename(old)
         self.beside.rename(self._folder)
         shutil.rmtree(old, ignore_errors=True)
-        self._release()  # from now on, another process may write there
-
-    def _claim(self) -> None:
-        """Makes the unfinished folder and locks it against other processes."""
-        import fcntl
-
-        while self._lock is None:
-            self.beside.mkdir(exist_ok=True)
-            opened = os.open(self.beside, os.O_RDONLY)
-            try:
-                fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                os.close(opened)
-                raise UserError(
-                    f"{self._folder} is being written by another process; wait for it, or choose "
-                    "another folder"
-                ) from None
-            except OSError:
-                pass  # some network file systems have no locks
-            # Another process may have published the folder since it was opened.
-            if self.beside.is_dir() and os.path.samestat(os.fstat(opened), self.beside.stat()):
-                self._lock = opened
-            else:
-                os.close(opened)
-
-    def _release(self) -> None:
-        if self._lock is not None:
-            os.close(self._lock)
-            self._lock = None
+        self._begun = False
+        self._lock.close()  # from now on, another process may write there
 
     def _clear(self, *, resumes: bool) -> None:
         """Removes files of other runs; complete files of weights stay if the run is resumed.

@@ -7,9 +7,9 @@ from lwm.data.media.inputs import open_items
 from lwm.data.media.read import Sampling
 from lwm.data.media.shards import MediaJob, write_media
 from lwm.data.media.summary import media_files
-from lwm.data.shard_job import digest, exclusive
+from lwm.data.shard_job import digest
 from lwm.errors import UserError
-from lwm.files import ASSETS
+from lwm.files import ASSETS, exclusive
 from lwm.hub.catalog import cache_folder
 from lwm.vqgan.checkpoint import SHIPPED
 from lwm.vqgan.tokenizer import VisionTokenizer

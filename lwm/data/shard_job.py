@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
 from lwm.errors import UserError
-from lwm.files import PARTIAL, reading, replacing, require_package
+from lwm.files import PARTIAL, exclusive, reading, replacing, require_package
 from lwm.fingerprint import Fingerprints, content_of, require_same
 from lwm.progress import Progress
 
@@ -290,31 +290,6 @@ def record_writer(file: Path) -> Iterator[Callable[[bytes], object]]:
             checked(writer.close)
         raise
     checked(writer.close)
-
-
-@contextlib.contextmanager
-def exclusive(folder: Path, *, wait: bool = False) -> Iterator[None]:
-    """Creates a folder and locks it; if another process holds the lock, fails or waits.
-
-    The folder itself is locked, so that no lock file stays among the shards.
-
-    Raises:
-        UserError: The folder cannot be created, or another process writes to it.
-    """
-    import fcntl
-
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        held = os.open(folder, os.O_RDONLY)
-    except OSError as error:
-        raise UserError(f"{folder} cannot hold shards: {error.strerror}") from None
-    try:
-        fcntl.flock(held, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield
-    except BlockingIOError:
-        raise UserError(f"another process is writing shards to {folder}") from None
-    finally:
-        os.close(held)
 
 
 def digest(value: Any) -> str:

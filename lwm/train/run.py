@@ -1,5 +1,6 @@
 """Training runs from start to end: settings are checked, tasks opened, models trained and saved."""
 
+import contextlib
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,7 +11,7 @@ from rich.console import Console
 
 from lwm.convert.folder import require_ours
 from lwm.errors import UserError, several
-from lwm.files import make_folder
+from lwm.files import exclusive
 from lwm.formats.run_folder import MODEL, SETTINGS, steps_of
 from lwm.processes import all_or_none, first_alone
 from lwm.sharding import make_mesh
@@ -44,9 +45,24 @@ def run(
 
     Raises:
         Stopped: A signal stopped the run; the same call resumes it.
-        UserError: A file is missing, something does not fit, or training failed.
+        UserError: A file is missing, something does not fit, another run is at work in the folder,
+            or training failed.
     """
-    console, track = console or Console(quiet=True), several(track)
+    with contextlib.ExitStack() as lock:
+        # Of the processes of one run, the first one keeps other runs away.
+        with first_alone() as is_first:
+            if is_first:
+                lock.enter_context(exclusive(folder))
+        return _run(config, folder, console or Console(quiet=True), several(track), profile)
+
+
+def _run(
+    config: Run | VQGANRun,
+    folder: Path,
+    console: Console,
+    track: tuple[TrackerKind, ...],
+    profile: int,
+) -> Path:
     place, model = folder / SETTINGS, folder / MODEL
     with all_or_none():
         resumed = place.exists()
@@ -77,7 +93,6 @@ def run(
     # Only now, so that a refused run can be corrected and tried again in the same folder.
     with first_alone() as is_first:
         if is_first:
-            make_folder(folder)
             keep_inputs(opened.inputs, folder, resumed=resumed)
             write_run(made, place)
     size = f"{_num_parameters(opened, mesh):,} parameters, {opened.units}"

@@ -1,13 +1,12 @@
 """Writing a shard: what the disk refuses is one line, and faults of ours show as themselves."""
 
 import os
-import threading
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from lwm.data.shard_job import ShardJob, exclusive, record_writer
+from lwm.data.shard_job import ShardJob, record_writer
 from lwm.errors import UserError
 
 pytest.importorskip("array_record", reason="array_record is not installed")
@@ -67,19 +66,3 @@ def test_faults_of_a_program_show_as_themselves(job, error):
     with pytest.raises(error, match="ours"):
         job.write_file("media.json", lambda file: write_to(file, error("ours")))
     assert job.missing() == [0]
-
-
-def test_a_folder_can_be_waited_for(tmp_path):
-    order = []
-
-    def wait():
-        with exclusive(tmp_path, wait=True):
-            order.append("second")
-
-    waiting = threading.Thread(target=wait)
-    with exclusive(tmp_path):
-        waiting.start()
-        waiting.join(0.1)
-        order.append("first")
-    waiting.join()
-    assert order == ["first", "second"]

@@ -221,7 +221,7 @@ def test_processes_write_the_same_shards(tmp_path, records, encoder):
 
 def test_one_process_at_a_time(tmp_path, records, encoder):
     def intrude(done, total):
-        with pytest.raises(UserError, match="another process is writing shards to"):
+        with pytest.raises(UserError, match="out is being written by another process"):
             write_shards(open_source(records), encoder, tmp_path / "out")
         seen.append(done)
 
@@ -333,7 +333,7 @@ def test_names_that_are_no_text_are_kept(tmp_path):
         ({"shards": 0}, "10 records cannot be written as 0 shards"),
         ({"shards": 11}, "10 records cannot be written as 11 shards"),
         ({"workers": -1}, "workers -1 must be 0"),
-        ({"folder": "records.jsonl"}, "records.jsonl cannot hold shards: File exists"),
+        ({"folder": "records.jsonl"}, "records.jsonl cannot be written: File exists"),
     ],
 )
 def test_what_cannot_be_written_is_refused(tmp_path, records, encoder, changes, says):

@@ -227,6 +227,24 @@ def test_mistakes_are_told_before_anything_runs(whole, tmp_path):
         assert not (folder / "run.json").exists()
 
 
+def test_two_runs_in_one_folder_do_not_disturb_each_other(whole, tmp_path, monkeypatch):
+    folder = shutil.copytree(whole, tmp_path / "run")
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    seen = []
+
+    def meanwhile(*_, **__):
+        with pytest.raises(UserError, match="run is being written by another process; wait for it"):
+            runs.run(small(), folder)
+        seen.append(folder)
+        raise UserError("the first run ends here")
+
+    monkeypatch.setattr(runs, "_open", meanwhile)
+    with pytest.raises(UserError, match="ends here"):
+        runs.run(small(), folder)
+    assert seen
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+
+
 def two_processes(folder, mesh, vocabulary=300):
     with socket.socket() as probe:
         probe.bind(("localhost", 0))

@@ -24,7 +24,7 @@ from lwm.eval.needle.plot import heat_map
 from lwm.eval.needle.prompts import Cell, Prompts
 from lwm.eval.needle.report import NeedleReport
 from lwm.eval.results import ResultRow, Results, require_same
-from lwm.files import make_folder, write_bytes
+from lwm.files import exclusive, make_folder, write_bytes
 from lwm.generate.language_model import LanguageModel
 from lwm.progress import Progress
 
@@ -86,7 +86,8 @@ def evaluate(
         progress: Called with tokens done and their total, between blocks of a prompt; may raise.
 
     Raises:
-        UserError: See `check`; or the folder holds the results of another evaluation.
+        UserError: See `check`; or the folder holds the results of another evaluation, or
+            another process writes to it.
         KeyboardInterrupt: `progress` raised it; the message names the answers kept so far.
     """
     longest = max(config.all_lengths)
@@ -95,29 +96,30 @@ def evaluate(
     prompts = Prompts(config, model.tokenizer, template=model.template)
     described = header(config, prompts.haystack, describe_model(model))
     described["files"] = model_fingerprints(model)
-    results = Results(out / RESULTS, described)
-    before, finished = len(results.rows), 0
-    total = sum(cell.length for cell in prompts.cells)
+    with exclusive(out):
+        results = Results(out / RESULTS, described)
+        before, finished = len(results.rows), 0
+        total = sum(cell.length for cell in prompts.cells)
 
-    def report_tokens(done: int) -> None:
-        progress(finished + done, total)
+        def report_tokens(done: int) -> None:
+            progress(finished + done, total)
 
-    def finish(cell: Cell) -> None:
-        nonlocal finished
-        finished += cell.length
-        report_tokens(0)
+        def finish(cell: Cell) -> None:
+            nonlocal finished
+            finished += cell.length
+            report_tokens(0)
 
-    answer = ModelAnswerer(
-        model, longest=longest, max_tokens=config.max_tokens, progress=report_tokens
-    )
-    try:
-        report = ask(answer, prompts, results, finish=finish)
-    except KeyboardInterrupt:
-        answered = f"{len(results.rows):,} of {len(prompts.cells):,} answers"
-        raise KeyboardInterrupt(
-            f"stopped with {answered} in {results.path}; run the same command to continue"
-        ) from None
-    write(report, out)
+        answer = ModelAnswerer(
+            model, longest=longest, max_tokens=config.max_tokens, progress=report_tokens
+        )
+        try:
+            report = ask(answer, prompts, results, finish=finish)
+        except KeyboardInterrupt:
+            answered = f"{len(results.rows):,} of {len(prompts.cells):,} answers"
+            raise KeyboardInterrupt(
+                f"stopped with {answered} in {results.path}; run the same command to continue"
+            ) from None
+        write(report, out)
     return NeedleRun(
         report=report,
         num_new=len(results.rows) - before,

@@ -25,6 +25,7 @@ from lwm.eval.needle.config import NeedleConfig
 from lwm.eval.needle.prompts import CITIES, INSTRUCTION, Cell, Prompts
 from lwm.eval.needle.run import PICTURE, REPORT, RESULTS, ask, check, evaluate, header, write
 from lwm.eval.results import Results
+from lwm.files import exclusive
 from lwm.generate import loaded
 from lwm.generate.language_model import LanguageModel
 from lwm.hub.catalog import find_model, locate
@@ -281,6 +282,15 @@ ask(lambda ids: print("asked", flush=True) or time.sleep(0.02) or "0", prompts, 
     tokenizer = Tokenizer.open(tmp_path / "tokenizer.json")
     ask_program(again := oracle(tokenizer), GRID, tokenizer, tmp_path)
     assert len(again.asked) == 12 - answered
+
+
+def test_two_evaluations_in_one_folder_do_not_mix(tiny_model, tmp_path):
+    with (
+        exclusive(tmp_path),
+        pytest.raises(UserError, match="is being written by another process"),
+    ):
+        evaluate(tiny_model, TINY, tmp_path)
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_model_stopped_by_ctrl_c_goes_on(tiny_model, tmp_path, monkeypatch, capsys):
