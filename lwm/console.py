@@ -19,6 +19,7 @@ from rich.progress import (
 from rich.text import Text
 
 from lwm.progress import Progress
+from lwm.text import printable
 
 
 @contextlib.contextmanager
@@ -37,7 +38,7 @@ def waiting(label: str, unit: str = "", *, console: Console | None = None) -> It
         TimeElapsedColumn(),
     )
     with Bar(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task(label, total=None)
+        task = bar.add_task(printable(label), total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)
 
 

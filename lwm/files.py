@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import functools
 import glob
 import hashlib
 import importlib
@@ -14,14 +15,16 @@ import stat
 import tempfile
 import threading
 from collections import OrderedDict
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from pathlib import Path, PurePath, PurePosixPath
-from typing import Any, SupportsIndex
+from typing import Any, BinaryIO, SupportsIndex
 
 from lwm.errors import UserError, is_full_disk
 
 ASSETS = Path(str(importlib.resources.files("lwm"))) / "assets"
 """Files that come with the package."""
+RECORD_LIMIT, RECORD_BYTES = "LWM_MAX_RECORD", 1 << 28
+"""Variable and default of the bytes of a record, or of a text or settings that are read whole."""
 PARTIAL = ".partial-"
 """Start of the names of files that are being written."""
 _EDGE = 1 << 16
@@ -324,6 +327,51 @@ def write_bytes(path: Path, data: bytes) -> None:
         partial.write_bytes(data)
 
 
+def limit(name: str, default: int) -> int:
+    """Returns a limit on what is read: that of an environment variable, if it is set.
+
+    Raises:
+        UserError: The variable is no positive whole number.
+    """
+    text = os.environ.get(name, "").strip().replace("_", "")
+    if text and not (text.isascii() and text.isdecimal() and int(text)):
+        raise UserError(f"{name} is {text!r}, but should be a positive whole number")
+    return int(text) if text else default
+
+
+def require_bounded(path: Path) -> None:
+    """Refuses a file that is too large to be read whole; of a file with holes, these count.
+
+    Raises:
+        UserError: The variable that raises the limit is named.
+    """
+    size, most = path.stat().st_size, limit(RECORD_LIMIT, RECORD_BYTES)
+    if size > most:
+        raise UserError(
+            f"{path} has {size:,} bytes, more than the {most:,} that are read at once; divide it, "
+            f"or raise {RECORD_LIMIT}"
+        )
+
+
+def places_of_lines(file: BinaryIO, most: int) -> Iterator[tuple[int, int]]:
+    """Yields where lines begin and end, which is the same for blank ones; reads `most` at once."""
+    start = end = 0
+    is_blank = True
+    for part in iter(functools.partial(file.readline, most + 1), b""):
+        end += len(part)
+        is_blank = is_blank and part.isspace()
+        if len(part) <= most or part.endswith(b"\n"):
+            yield start, start if is_blank else end
+            start, is_blank = end, True
+    if end > start:
+        yield start, start if is_blank else end
+
+
+def json_line(value: Any) -> bytes:
+    """Returns plain values as a line of JSON; halves of surrogate pairs become its escapes."""
+    return json.dumps(value, ensure_ascii=False).encode(errors="backslashreplace") + b"\n"
+
+
 def require_writable(file: Path) -> None:
     """Refuses a file that cannot be written, before time is spent on its contents.
 
@@ -353,6 +401,7 @@ def read_json(path: Path) -> dict[str, Any]:
         UserError: The file is missing, cannot be read, or is no JSON object.
     """
     try:
+        require_bounded(path)
         values = json.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         raise UserError(f"{path} is missing; is {path.parent} a model folder?") from None

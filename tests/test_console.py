@@ -7,6 +7,7 @@ import pytest
 from rich.console import Console
 
 from lwm.console import Preview, half_blocks, waiting
+from lwm.train.monitor.console import print_line
 
 
 def test_two_pixels_stand_above_each_other_in_a_character():
@@ -50,3 +51,15 @@ def test_what_is_waited_for_may_have_brackets_in_its_name():
     with waiting("a[b]c[/d]", console=Console(file=shown, force_terminal=True, width=80)) as tell:
         tell(1, 2)
     assert "a[b]c[/d]" in shown.getvalue()
+
+
+def test_the_bar_and_the_lines_of_a_run_obey_no_file_name():
+    shown = io.StringIO()
+    console = Console(file=shown, width=80)
+    print_line(console, "left out: a\x1b[2J\n.jsonl")
+    assert shown.getvalue() == "left out: a\\x1b[2J\\n.jsonl\n"
+    console = Console(file=shown, force_terminal=True, width=80)
+    with waiting("loading a\x1b[2J\n", console=console) as tell:
+        tell(1, 2)
+    assert "\x1b[2J" not in shown.getvalue()
+    assert "loading a\\x1b[2J\\n" in shown.getvalue()

@@ -10,7 +10,7 @@ from typing import Annotated
 import tyro
 
 from lwm.cli.chat import chat
-from lwm.cli.common import Flat, LoadOptions, print_table
+from lwm.cli.common import Flat, LoadOptions, print_line, print_table
 from lwm.cli.convert import convert
 from lwm.cli.data import data_check, data_show, data_tokenize, tokenize
 from lwm.cli.eval import eval_needle, eval_vision, eval_vqgan
@@ -39,7 +39,7 @@ def plot(
 
     if out is not None or len(runs) > 1:
         require_absent(out or Path("plot.png"), overwrite=overwrite)
-    print(plot_runs(runs, out))
+    print_line(plot_runs(runs, out))
 
 
 def demo(
@@ -59,7 +59,7 @@ def demo(
     """
     from lwm.cli.demo import run
 
-    print(run(out, model=model, load=load, overwrite=overwrite))
+    print_line(run(out, model=model, load=load, overwrite=overwrite))
 
 
 def models() -> None:
@@ -115,7 +115,7 @@ def main() -> None:
             # Now, while a closed pipe can be distinguished from an error.
             sys.stdout.flush()
     except UserError as error:
-        print(f"lwm: {error}", file=sys.stderr)
+        print_line(f"lwm: {error}", error=True)
         sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(130)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from lwm.cli.common import Flat, LoadOptions, Model, open_model
+from lwm.cli.common import Flat, LoadOptions, Model, open_model, print_line, print_text
 from lwm.errors import UserError
 from lwm.sampling_params import SamplingParams, VisionSampling
 
@@ -88,7 +88,10 @@ def read_document(path: Path) -> str:
     Raises:
         UserError: It is missing, empty or no text.
     """
+    from lwm.files import require_bounded
+
     try:
+        require_bounded(path)
         text = path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
         raise UserError(f"document {path} does not exist") from None
@@ -178,7 +181,7 @@ class TerminalChat:
                 f"that is {-room:,} more than the context of {model.context:,}: {fit} frames fit; "
                 "lower --max-frames or --max-tokens"
             )
-        print(f"{what}; {max(0, room // frame):,} more frames would fit", file=sys.stderr)
+        print_line(f"{what}; {max(0, room // frame):,} more frames would fit", error=True)
 
     def answer(self, question: str) -> None:
         """Answers one question on stdout, about the images and videos read since the last one.
@@ -211,7 +214,7 @@ class TerminalChat:
         ):
             for piece in pieces:
                 if isinstance(piece, str):
-                    print(piece, end="", flush=True)
+                    print_text(piece, end="")
                 elif piece.is_last:
                     print(" [generated] ", end="", flush=True)
                 user.check()
@@ -235,7 +238,7 @@ class TerminalChat:
             # Loading it gives `input` a history and cursor keys.
             import readline  # noqa: F401
 
-            print(f"{self._model.name} is listening. {HELP}", file=sys.stderr)
+            print_line(f"{self._model.name} is listening. {HELP}", error=True)
             if self._model.llama.config.tokens.vision:
                 print(HELP_SEEING, file=sys.stderr)
         asked = failed = 0
@@ -255,7 +258,7 @@ class TerminalChat:
                 print("\n[stopped]", file=sys.stderr)
             except UserError as error:
                 failed += 1
-                print(f"lwm: {error}", file=sys.stderr)
+                print_line(f"lwm: {error}", error=True)
 
     def _take(self, line: str) -> None:
         command, _, rest = line.partition(" ")
@@ -278,7 +281,7 @@ class TerminalChat:
             files.append(self._out / f"{self._num_saved:03}.{'mp4' if vision.is_video else 'png'}")
             vision.save(files[-1])
         for file in files:
-            print(file)
+            print_line(file)
 
 
 def watched(

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import tyro
 
 from lwm.model.config import NO_OVERRIDES, ModelOverrides
+from lwm.text import printable, without_controls
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -77,6 +79,17 @@ def stoppable(
         yield progress
 
 
+def print_line(text: object, *, error: bool = False) -> None:
+    """Prints one line on stdout or stderr; what names of files hide in it is shown as escapes."""
+    print(printable(str(text)), file=sys.stderr if error else sys.stdout)
+
+
+def print_text(text: str, *, end: str = "\n") -> None:
+    """Prints a text of a model or a user: on a terminal without control characters."""
+    is_terminal = sys.stdout is not None and sys.stdout.isatty()
+    print(without_controls(text) if is_terminal else text, end=end, flush=True)
+
+
 def print_table(rows: Iterable[tuple[str, ...]], *, first: int = 0, numbers: bool = False) -> None:
     """Prints rows in columns.
 
@@ -85,7 +98,7 @@ def print_table(rows: Iterable[tuple[str, ...]], *, first: int = 0, numbers: boo
         first: The least width of the first column.
         numbers: Right-aligns the columns after the first.
     """
-    columns = list(zip(*rows, strict=True))
+    columns = list(zip(*(map(printable, row) for row in rows), strict=True))
     aligned = []
     for number, column in enumerate(columns):
         width = max(map(len, column), default=0) if number else max(first, *map(len, column))

@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 
 import tyro
 
+from lwm.cli.common import print_line
 from lwm.errors import UserError
 from lwm.model.config import NO_OVERRIDES, ModelOverrides
 
@@ -49,4 +50,4 @@ def convert(
             overwrite=overwrite,
             progress=lambda done, total: report(done // 10**6, total // 10**6),
         )
-    print(folder)
+    print_line(folder)

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from lwm.cli.common import Flat, print_table
+from lwm.cli.common import Flat, print_line, print_table
 from lwm.data.format import ExampleFormat
 from lwm.errors import UserError, require_share
 
@@ -222,16 +222,16 @@ def data_show(
         require_absent(out, overwrite=overwrite)
     with waiting("decoding", "items") as progress:
         page = show(shards, vqgan=vqgan, out=out, count=count, progress=progress)
-    print(page)
+    print_line(page)
 
 
 def _warn(text: str) -> None:
-    print(f"lwm: {text}", file=sys.stderr)
+    print_line(f"lwm: {text}", error=True)
 
 
 def _print_reasons(reasons: Sequence[str], bad: int) -> None:
     for reason in reasons:
-        print(f"  {reason}")
+        print_line(f"  {reason}")
     if bad > len(reasons):
         print(f"  and {bad - len(reasons):,} more")
     # Before an error that follows on stderr.

@@ -15,7 +15,7 @@ import jinja2
 import lwm
 from lwm.cli import demo_vision
 from lwm.cli.chat import watched
-from lwm.cli.common import LoadOptions, open_model
+from lwm.cli.common import LoadOptions, open_model, print_text
 from lwm.cli.eval import run_needle
 from lwm.eval.needle.report import NeedleReport
 from lwm.eval.needle.run import PICTURE, SMALL
@@ -64,7 +64,9 @@ def run(out: Path, *, model: str, load: LoadOptions, overwrite: bool = False) ->
         report = run_needle(opened, SMALL, Path(folder))
         picture = (Path(folder) / PICTURE).read_bytes()
     seen = demo_vision.show(LoadOptions())
-    page.write_text(_render(opened, turns, seen, loading, report, picture), encoding="utf-8")
+    page.write_bytes(
+        _render(opened, turns, seen, loading, report, picture).encode(errors="replace")
+    )
     return page
 
 
@@ -84,12 +86,12 @@ def _claim(out: Path, *, overwrite: bool) -> Path:
 def _ask(
     model: LanguageModel, question: str, *, document: str | None = None, title: str | None = None
 ) -> Turn:
-    print(f"> {question}" + (f" [{title}]" if title else ""))
+    print_text(f"> {question}" + (f" [{title}]" if title else ""))
     conversation = Conversation(model, document=document)
     begun = time.monotonic()
     answer = "".join(map(str, watched(conversation, question, WRITING))).strip()
     seconds = time.monotonic() - begun
-    print(f"{answer}\n")
+    print_text(f"{answer}\n")
     return Turn(
         question=question,
         answer=answer,

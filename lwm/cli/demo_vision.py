@@ -6,7 +6,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from lwm.cli.common import LoadOptions, open_model
+from lwm.cli.common import LoadOptions, open_model, print_text
 from lwm.data.clips import CLIPS, FRAMES
 from lwm.generate.language_model import LanguageModel
 from lwm.sampling_params import VisionSampling
@@ -67,7 +67,7 @@ def _answered(model: LanguageModel) -> Shown:
         begun = time.monotonic()
         answer = model.chat([QUESTION, clip], max_tokens=32)
         seconds = time.monotonic() - begun
-    print(f"{answer}\n")
+    print_text(f"{answer}\n")
     return Shown(
         question=QUESTION,
         source=_source(clip),

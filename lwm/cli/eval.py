@@ -1,13 +1,20 @@
 """`lwm eval needle|vision|vqgan`: evaluations, their tables and reports."""
 
-import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from lwm.cli.common import Flat, LoadOptions, Model, open_model, print_table, stoppable
+from lwm.cli.common import (
+    Flat,
+    LoadOptions,
+    Model,
+    open_model,
+    print_line,
+    print_table,
+    stoppable,
+)
 from lwm.errors import UserError
 from lwm.eval.needle.config import NeedleConfig
 
@@ -63,7 +70,7 @@ def run_needle(model: "LanguageModel", config: NeedleConfig, out: Path) -> "Need
         with stoppable("asking", "tokens") as progress:
             run = evaluate(model, config, out, progress=progress)
     except KeyboardInterrupt as stopped:
-        print(stopped, file=sys.stderr)
+        print_line(stopped, error=True)
         raise
     print(run.report.table())
     print(
@@ -123,7 +130,7 @@ def run_vision(
         ("images captioned right", f"{found[CAPTIONED]} of {pairs}"),
     ]
     print_table(rows)
-    print(out / REPORT)
+    print_line(out / REPORT)
 
 
 def eval_vqgan(
@@ -172,4 +179,4 @@ def eval_vqgan(
         (name, form.format(scores[k])) for k, (name, form) in _VQGAN_ROWS.items() if k in scores
     ]
     print_table(rows)
-    print(out / SHEET)
+    print_line(out / SHEET)

@@ -8,7 +8,15 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from lwm.cli.common import Flat, LoadOptions, Model, open_model, stoppable
+from lwm.cli.common import (
+    Flat,
+    LoadOptions,
+    Model,
+    open_model,
+    print_line,
+    print_text,
+    stoppable,
+)
 from lwm.errors import UserError
 from lwm.sampling_params import FrameSampling, SamplingParams, VisionSampling
 
@@ -49,25 +57,42 @@ def generate_text(
         load: How the model is loaded.
     """
     from lwm.console import waiting
-    from lwm.files import require_absent, require_writable, write_bytes
-    from lwm.generate.batch import complete
+    from lwm.files import json_line, require_absent, require_writable
+    from lwm.generate.batch import completions
+    from lwm.text import well_formed
 
     texts = [*prompts, *(read_prompts(prompts_from) if prompts_from else ())]
+    texts = [well_formed(text) for text in texts]
     if not texts:
         raise UserError("there is no prompt; give some, or --prompts-from FILE")
     if out is not None:
         require_writable(out)
         require_absent(out, overwrite=overwrite)
     opened = open_model(model, load)
-    with waiting("generating", "tokens") as progress:
-        completions = complete(opened, texts, sampling, progress=progress)
-    if out is None:
-        for completion in completions:
-            print(completion.prompt + completion.text)
-        return
-    lines = [json.dumps(completion.to_json(), ensure_ascii=False) for completion in completions]
-    write_bytes(out, ("\n".join(lines) + "\n").encode())
-    print(out)
+    done: list[str] = []
+    written = 0
+    try:
+        with waiting("generating", "tokens") as progress:
+            for each in completions(opened, texts, sampling, progress=progress):
+                if out is None:
+                    done.append(each.prompt + each.text)
+                else:
+                    _append(out, json_line(each.to_json()), first=not written)
+                    written += 1
+    finally:
+        # After an error, too, what is complete is printed, or is in the file.
+        for text in done:
+            print_text(text)
+        if written:
+            print_line(out)
+
+
+def _append(out: Path, line: bytes, *, first: bool) -> None:
+    """Adds a line to a file, which the first one replaces."""
+    from lwm.files import writing
+
+    with writing(out), out.open("wb" if first else "ab") as file:
+        file.write(line)
 
 
 def read_prompts(path: Path) -> list[str]:
@@ -78,11 +103,12 @@ def read_prompts(path: Path) -> list[str]:
     Raises:
         UserError: The file is missing, compressed or no text, or a line of JSON lacks a prompt.
     """
-    from lwm.files import require_unpacked
+    from lwm.files import require_bounded, require_unpacked
 
     try:
         with path.open("rb") as packed:
             require_unpacked(path, packed.read(8))
+        require_bounded(path)
         # Not `splitlines`: JSON may hold other ends of a line, such as U+2028.
         lines = path.read_text(encoding="utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
@@ -231,11 +257,15 @@ def generate_files(
     if grid:
         columns = int(np.ceil(np.sqrt(len(pixels))))
         pixels = [np.stack([contact_sheet(list(at), columns) for at in zip(*pixels, strict=True)])]
-    # A reader of the paths may close the pipe after the first; by then all are written.
-    for file, shown in zip(files, pixels, strict=True):
-        _write(request, file, shown, fps)
-    for file in files:
-        print(file)
+    written: list[Path] = []
+    try:
+        # A reader of the paths may close the pipe after the first; by then all are written.
+        for file, shown in zip(files, pixels, strict=True):
+            _write(request, file, shown, fps)
+            written.append(file)
+    finally:
+        for file in written:
+            print_line(file)
 
 
 def _files(request: "DrawRequest", out: Path, *, grid: bool, overwrite: bool) -> list[Path]:

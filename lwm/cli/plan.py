@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from lwm.cli.common import print_table
+from lwm.cli.common import print_line, print_table
 from lwm.errors import UserError
 from lwm.files import read_json
 from lwm.hub import catalog
@@ -73,7 +73,8 @@ def plan(
         table = _by_context(asked, machine, contexts)
     else:
         table = _by_part(asked, machine)
-    print(f"{model} in {dtype}; devices: {asked.devices}; prompts at a time: {rows}\n")
+    print_line(f"{model} in {dtype}; devices: {asked.devices}; prompts at a time: {rows}")
+    print()
     print_table(table, numbers=True)
     print("\n" + "\n".join(_verdict(asked, machine)))
 

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 import tyro
 from rich.console import Console
 
+from lwm.cli.common import print_line
 from lwm.distributed import Processes
 from lwm.errors import UserError
 from lwm.recipes import RECIPES, Recipe, find_recipe
@@ -49,7 +50,7 @@ def commands(arguments: list[str]) -> tuple[dict[str, Callable[..., None]], list
 
 
 def _hint(text: str) -> None:
-    print(f"lwm: {text}", file=sys.stderr)
+    print_line(f"lwm: {text}", error=True)
 
 
 def _command(name: str, recipe: Recipe) -> Callable[..., None]:
@@ -112,10 +113,11 @@ def train(name: str, run: Run | VQGANRun, options: Options) -> None:
             profile=options.profile,
         )
     except Stopped as stopped:
-        print(f"lwm: {stopped}", file=sys.stderr)
+        print_line(f"lwm: {stopped}", error=True)
         # A scheduler that stops a run is content; a person's `&&` should not go on.
         sys.exit(130 if stopped.by == signal.SIGINT else 0)
     use = f"Talk to it: lwm chat {model}"
     if isinstance(run, VQGANRun):
         use = f"Use it: lwm tokenize FILES --vqgan {model} --out SHARDS"
-    print(f"{model}\n{use}\nSee the run: lwm plot {folder}")
+    for line in (model, use, f"See the run: lwm plot {folder}"):
+        print_line(line)

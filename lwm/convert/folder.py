@@ -131,7 +131,7 @@ class FolderWriter:
         if self._free() + there < self._num_bytes:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         for name, text in small.items():
-            (self.beside / name).write_text(text, encoding="utf-8")
+            (self.beside / name).write_bytes(text.encode(errors="replace"))
         tokenizer.save(self.beside)
         if self._source is not None:
             (self.beside / _SOURCE).write_text(self._source, encoding="utf-8")

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from lwm.errors import UserError
-from lwm.files import write_bytes, writing
+from lwm.files import json_line, write_bytes, writing
 
 ResultRow = Mapping[str, Any]
 
@@ -25,7 +25,7 @@ class Results:
         self.header: dict[str, Any] = json.loads(json.dumps(header))
         with writing(path):
             data = path.read_bytes() if path.exists() else b""
-        first = _line(self.header)
+        first = json_line(self.header)
         if first.startswith(data):
             self.rows: list[dict[str, Any]] = []
             with writing(path):
@@ -43,10 +43,10 @@ class Results:
     def append(self, row: ResultRow) -> None:
         """Appends a row, and returns when it is on the disk."""
         with writing(self.path), self.path.open("ab") as file:
-            file.write(_line(row))
+            file.write(json_line(row))
             file.flush()
             os.fsync(file.fileno())
-        self.rows.append(json.loads(_line(row)))
+        self.rows.append(json.loads(json_line(row)))
 
 
 def require_same(path: Path, part: ResultRow) -> None:
@@ -59,11 +59,7 @@ def require_same(path: Path, part: ResultRow) -> None:
     if newline:
         (there,) = _parse(first, path)
         known = {key: value for key, value in there.items() if key in part}
-        _require_same(known, json.loads(_line(part)), path)
-
-
-def _line(row: ResultRow) -> bytes:
-    return json.dumps(row, ensure_ascii=False).encode() + b"\n"
+        _require_same(known, json.loads(json_line(part)), path)
 
 
 def _parse(data: bytes, path: Path) -> list[dict[str, Any]]:

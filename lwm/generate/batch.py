@@ -1,7 +1,8 @@
 """Continues many texts in one batch."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -48,12 +49,27 @@ def complete(
     The texts are in the order of the prompts.
 
     Raises:
+        UserError: See `completions`.
+    """
+    return list(completions(model, prompts, params, progress=progress))
+
+
+def completions(
+    model: LoadedModel,
+    prompts: Sequence[str],
+    params: SamplingParams = SamplingParams(),
+    *,
+    progress: Progress = lambda done, total: None,
+) -> Iterator[Completion]:
+    """Continues prompts as `complete` does; yields each text once it and those before it are done.
+
+    Raises:
         UserError: A prompt is empty, a prompt and its text do not fit into the context, or the
             batch does not fit into the devices' memory; nothing is read then.
     """
     prompts = several(prompts)
     if not prompts:
-        return []
+        return
     runs = []
     for number, prompt in enumerate(prompts, start=1):
         try:
@@ -66,6 +82,7 @@ def complete(
     session = Session(model.llama, model.mesh, rows=len(runs), slots=slots)
     session.read(runs, progress=progress)
     rows = [_Row(model, prompt, params) for prompt in prompts]
+    waiting = deque(rows)
     plan = GenerationPlan(
         max_tokens=params.max_tokens,
         stop_ids=model.tokenizer.eos_ids,
@@ -76,7 +93,10 @@ def complete(
         for number, row in enumerate(rows):
             row.take(burst.ids[number], burst.logprobs[number])
             session.done[number] |= row.is_done
-    return [row.completion() for row in rows]
+        while waiting and waiting[0].is_done:
+            yield waiting.popleft().completion()
+    for row in waiting:
+        yield row.completion()
 
 
 class _Row:

@@ -23,6 +23,7 @@ from typing import Any, TypeVar
 
 from lwm.errors import UserError
 from lwm.hub.packages import download_sources, install_wheel
+from lwm.text import printable
 
 MODEL_FILES = ("*.safetensors", "*.json", "*.jinja", "tokenizer.model")
 _HUB_SECONDS = 4.0
@@ -203,7 +204,7 @@ def from_hub(
     folder = Path(constants.HF_HUB_CACHE) / f"models--{repo.replace('/', '--')}"
     _require_room(repo, folder, sum(wanted.values()))
     if progress:
-        print(_announcement(repo, wanted, licence), file=sys.stderr)
+        print(printable(_announcement(repo, wanted, licence)), file=sys.stderr)
     try:
         with _progress(f"fetching {repo}", folder, sum(wanted.values()), progress):
             return Path(snapshot_download(repo, allow_patterns=list(wanted)))

@@ -1,3 +1,4 @@
+import io
 import os
 import subprocess
 import sys
@@ -6,6 +7,8 @@ import jax
 import pytest
 
 from lwm.cli.app import main
+from lwm.cli.common import print_table, print_text
+from lwm.cli.data import _print_reasons, _warn
 
 ENVIRONMENT = os.environ | {"COLUMNS": "100"}
 
@@ -135,6 +138,41 @@ def test_bad_input_is_one_clear_line_and_exit_code_2(mistake, folder, here):
     assert error.startswith("lwm: ")
     assert error.count("\n") == 1
     assert says in error
+
+
+HOSTILE = "a\x1b[31m\nlwm: \u202eforged\x9b"
+ESCAPED = r"a\x1b[31m\nlwm: \u202eforged\x9b"
+
+
+def test_control_characters_of_a_file_name_are_shown_as_escapes(tmp_path, here):
+    code, out, error = here("chat", f"{tmp_path}/{HOSTILE}.gguf", "Hi")
+    assert (code, out) == (2, "")
+    assert error.startswith(f"lwm: {tmp_path}/{ESCAPED}.gguf does not exist")
+    assert error.count("\n") == 1
+
+
+def test_listings_escape_control_characters(capsys):
+    print_table([("NAME", "SIZE"), (HOSTILE, "5")])
+    _print_reasons([f"{HOSTILE}, line 1: no text"], 1)
+    _warn(HOSTILE)
+    shown = capsys.readouterr()
+    lines = [
+        "NAME".ljust(len(ESCAPED)) + "  SIZE",
+        f"{ESCAPED}  5",
+        f"  {ESCAPED}, line 1: no text",
+    ]
+    assert shown.out.splitlines() == lines
+    assert shown.err == f"lwm: {ESCAPED}\n"
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_a_terminal_obeys_no_text_of_a_model(terminal, monkeypatch):
+    shown = io.StringIO()
+    monkeypatch.setattr(shown, "isatty", lambda: terminal)
+    monkeypatch.setattr(sys, "stdout", shown)
+    print_text("a\x1b]52;c;eA==\x07\tb\r\nשלום 👩‍🚀", end="")
+    alone = "a]52;c;eA==\tb\nשלום 👩‍🚀"
+    assert shown.getvalue() == (alone if terminal else "a\x1b]52;c;eA==\x07\tb\r\nשלום 👩‍🚀")
 
 
 FINISHED = {

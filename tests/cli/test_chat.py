@@ -2,7 +2,7 @@ import signal
 
 import pytest
 
-from lwm.cli import chat as talk
+from lwm.cli import chat as talk, common
 from lwm.console import Interruptible
 from lwm.errors import UserError
 from lwm.sampling_params import SamplingParams
@@ -73,7 +73,7 @@ def test_ctrl_c_stops_the_answer_and_not_the_program(model, typed, capsys, monke
             signal.raise_signal(signal.SIGINT)
 
     pressed, before = [], signal.getsignal(signal.SIGINT)
-    monkeypatch.setattr(talk, "print", press, raising=False)
+    monkeypatch.setattr(common, "print", press, raising=False)
     typed("Hello", "Go on")
     talk.TerminalChat(model, sampling=SamplingParams(max_tokens=100)).run()
     shown = capsys.readouterr()

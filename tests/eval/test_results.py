@@ -80,3 +80,9 @@ def test_fields_that_an_earlier_version_did_not_record_are_added(tmp_path):
     (tmp_path / "none.jsonl").write_text("{}\n")
     with pytest.raises(UserError, match="another evaluation"):
         Results(tmp_path / "none.jsonl", HEADER)
+
+
+def test_bytes_of_a_path_that_are_no_text_cost_no_results(tmp_path):
+    path, header = tmp_path / "results.jsonl", HEADER | {"model": "m\udcff"}
+    Results(path, header).append({"answer": "\ud83d"})
+    assert Results(path, header).rows == [{"answer": "\ud83d"}]

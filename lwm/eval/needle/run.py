@@ -196,5 +196,5 @@ def _grid(config: NeedleConfig) -> dict[str, Any]:
 
 def write(report: NeedleReport, out: Path) -> None:
     """Writes `report.json` and `heatmap.png`."""
-    write_bytes(out / REPORT, report.to_json().encode())
+    write_bytes(out / REPORT, report.to_json().encode(errors="backslashreplace"))
     write_bytes(out / PICTURE, heat_map(report))

@@ -14,6 +14,7 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
 from lwm.data.example import MODALITIES
 from lwm.model.config import Dtype, LlamaConfig
 from lwm.plan.flops import peak_flops, training_flops
+from lwm.text import printable
 
 WINDOW = 50
 """Steps over which rates are averaged."""
@@ -208,7 +209,7 @@ def _joined(parts: list[tuple[int, str]]) -> str:
 
 def print_line(console: Console, text: str) -> None:
     """Prints plain text, without markup and wrapping."""
-    console.print(text, markup=False, highlight=False, soft_wrap=True)
+    console.print(printable(text), markup=False, highlight=False, soft_wrap=True)
 
 
 def total_peak(devices: Sequence[jax.Device], dtype: Dtype) -> float | None:
