@@ -17,12 +17,18 @@ from typing import Any, NamedTuple, Protocol, SupportsIndex, runtime_checkable
 
 from lwm.data.huggingface import load_hub, load_saved
 from lwm.data.paths import JSON, Warn, expand
+from lwm.data.row_groups import read_group
 from lwm.errors import UserError, several
 from lwm.files import (
+    RECORD_BYTES,
+    RECORD_LIMIT,
     LRUCache,
     edges_of,
+    limit,
+    places_of_lines,
     reading,
     reason_of,
+    require_bounded,
     require_package,
     require_unpacked,
     state_of,
@@ -133,12 +139,11 @@ class JsonLines(FileSource):
         self._descriptor: int | None = None
         # Three flat arrays: a file may have a hundred million lines.
         self._starts, self._ends, self._lines = array("q"), array("q"), array("q")
-        end = 0
+        self._most = limit(RECORD_LIMIT, RECORD_BYTES)
         with reading(path), path.open("rb") as file:
-            for number, line in enumerate(file):
-                end += len(line)
-                if not line.isspace():
-                    self._starts.append(end - len(line))
+            for number, (start, end) in enumerate(places_of_lines(file, self._most)):
+                if end > start:
+                    self._starts.append(start)
                     self._ends.append(end)
                     self._lines.append(number)
 
@@ -149,7 +154,13 @@ class JsonLines(FileSource):
         index = within(index, len(self))
         line = self._lines[index]
         name = f"{self._path}:{line + 1}"
-        return Record(_parse(self._read(self._starts[index], self._ends[index]), name), name, line)
+        start, end = self._starts[index], self._ends[index]
+        if end - start > self._most:
+            raise UserError(
+                f"{name}: a line of {end - start:,} bytes, more than {self._most:,}; divide it, or "
+                f"raise {RECORD_LIMIT}"
+            )
+        return Record(_parse(self._read(start, end), name), name, line)
 
     def _read(self, start: int, end: int) -> bytes:
         """Reads a line.
@@ -184,9 +195,9 @@ class Parquet(FileSource):
     def __init__(self, path: Path, kept: LRUCache | None = None) -> None:
         """Opens the file; several may share a cache of row groups."""
         super().__init__(path)
-        self._parquet = require_package("pyarrow.parquet", "Parquet")
+        parquet = require_package("pyarrow.parquet", "Parquet")
         with reading(path):
-            self._metadata = self._parquet.read_metadata(path)
+            self._metadata = parquet.read_metadata(path)
         groups = map(self._metadata.row_group, range(self._metadata.num_row_groups))
         self._ends = list(itertools.accumulate(group.num_rows for group in groups))
         self._kept = kept or LRUCache(_KEPT_BYTES)
@@ -215,15 +226,13 @@ class Parquet(FileSource):
     def _read(self, number: int) -> Any:
         with reading(self._path):
             self._require_unchanged()
-            with self._parquet.ParquetFile(self._path, metadata=self._metadata) as file:
-                return file.read_row_group(number)
+            return read_group(self._path, self._metadata, number)
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_parquet": None, "_locks": ()}
+        return self.__dict__ | {"_locks": ()}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        parquet = require_package("pyarrow.parquet", "Parquet")
-        self.__dict__.update(state, _parquet=parquet, _locks=_locks())
+        self.__dict__.update(state, _locks=_locks())
 
 
 class Rows:
@@ -292,6 +301,7 @@ class TextFiles:
     def __getitem__(self, index: SupportsIndex) -> Record:
         path = self._paths[within(index, len(self))]
         with reading(path):
+            require_bounded(path)
             return Record({"text": path.read_text(encoding="utf-8-sig")}, str(path), 0)
 
     def identity(self) -> list:

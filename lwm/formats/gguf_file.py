@@ -16,11 +16,13 @@ from pathlib import Path
 from typing import Any
 
 from lwm.errors import UserError
-from lwm.files import is_data
+from lwm.files import RECORD_BYTES, RECORD_LIMIT, is_data, limit
 
 _SCALARS = dict(enumerate(("B", "b", "H", "h", "I", "i", "f", "?", None, None, "Q", "q", "d")))
 _STRING, _ARRAY = 8, 9
 _MAX_DIMS = 4
+_VALUES, _TEXT = "LWM_MAX_VALUES", RECORD_LIMIT
+_LIMITS = {_VALUES: 1 << 22, _TEXT: RECORD_BYTES}
 _ALIGNMENT = 32
 _MAGIC = b"GGUF"
 _PART = re.compile(r"(.*)-(\d{5})-of-(\d{5})\.gguf", re.DOTALL)
@@ -58,6 +60,7 @@ class _Header:
         except (OSError, ValueError) as error:
             raise UserError(f"{path} cannot be read: {error}") from None
         self.path, self.data, self.at, self.reading = path, memoryview(data), 0, "the file header"
+        self.left = {name: limit(name, most) for name, most in _LIMITS.items()}
         self.num_tensors, self.num_values = self._open()
 
     def fail(self, problem: str) -> UserError:
@@ -85,8 +88,20 @@ class _Header:
             raise self.fail(f"a length of {size} runs past the end")
         return size
 
+    def charge(self, name: str, number: int) -> None:
+        """Counts values or bytes of text, which take many times as much memory as in the file."""
+        self.left[name] -= number
+        if self.left[name] < 0:
+            most = limit(name, _LIMITS[name])
+            what = "values" if name == _VALUES else "bytes of text"
+            raise UserError(
+                f"{self.path} has more than {most:,} {what} in its header, at {self.reading}; if "
+                f"it is meant to, raise {name}"
+            )
+
     def string(self) -> str:
         size = self.count()
+        self.charge(_TEXT, size)
         self.at += size
         return bytes(self.data[self.at - size : self.at]).decode("utf-8", errors="replace")
 
@@ -102,6 +117,7 @@ class _Header:
 
     def array(self, kind: int) -> list[Any]:
         size = self.count()
+        self.charge(_VALUES, size)
         if kind == _STRING:
             return [self.string() for _ in range(size)]
         code = _SCALARS.get(kind)
@@ -129,6 +145,7 @@ class _Header:
             if key in seen:
                 raise self.fail("a second one of this name appears")
             seen.add(key)
+            self.charge(_VALUES, 1)
             yield key, self.value(self.scalar("I"))
 
     def entries(self, alignment: Any) -> dict[str, TensorEntry]:
@@ -140,6 +157,7 @@ class _Header:
             self.reading = f"tensor entry {index + 1} of {self.num_tensors}"
             name = self.string()
             self.reading = f"the entry of tensor {name!r}"
+            self.charge(_VALUES, 1)
             if name in found:
                 raise self.fail("a second one of this name appears")
             dims = self.scalar("I")

@@ -6,6 +6,7 @@ and decodes one id to bytes. Text never yields a special token here, nor one tha
 `Tokenizer` handles these.
 """
 
+import functools
 import itertools
 import json
 import re
@@ -14,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from lwm.errors import UserError
-from lwm.tokenizer import pieces
+from lwm.files import reading, require_bounded
+from lwm.tokenizer import long, pieces
 from lwm.tokenizer.splits import family_of, word_splitter
 
 # Placeholder of an id in one call to `tokenizers`, so that the text around it is split as at a
@@ -74,7 +76,7 @@ class _Names:
         return _pattern(self._patterns.get(name) or re.escape(name) for name in names)
 
 
-class FastTokenizer(_Names):
+class FastTokenizer(_Names, long.InPieces):
     """A `tokenizers.Tokenizer`."""
 
     def __init__(self, tokenizer: Any) -> None:
@@ -83,6 +85,7 @@ class FastTokenizer(_Names):
         tokenizer.no_truncation()
         tokenizer.no_padding()
         self._tokenizer = tokenizer
+        self.growth = long.growth_of(long.steps_of(tokenizer.normalizer, "normalizers"))
         added = tokenizer.get_added_tokens_decoder()
         self.vocab_size: int = max([tokenizer.get_vocab_size(), *(i + 1 for i in added)])
         super().__init__(
@@ -94,7 +97,7 @@ class FastTokenizer(_Names):
             },
         )
         self._added = {i: t.content.encode() for i, t in added.items()}
-        steps = _decoder_steps(tokenizer.decoder)
+        steps = long.steps_of(tokenizer.decoder, "decoders")
         self._bytewise = any(step["type"] == "ByteLevel" for step in steps)
         self.strips_space: bool = any(map(_strips_space, steps))
         tokenizer.encode_special_tokens = True  # that is, as ordinary text
@@ -111,6 +114,8 @@ class FastTokenizer(_Names):
         """Reads a `tokenizer.json`."""
         from tokenizers import Tokenizer
 
+        with reading(file):
+            require_bounded(file)
         try:
             tokenizer = Tokenizer.from_file(str(file))
         except Exception as error:
@@ -203,18 +208,25 @@ class FastTokenizer(_Names):
         text = "".join(
             _MARK if isinstance(part, int) else part.replace(_MARK, "\ufffd") for part in parts
         )
-        given = iter([part for part in parts if isinstance(part, int)])
-        ids = self._tokenizer.encode(text, add_special_tokens=False).ids
-        return [next(given) if token == self._mark_id else token for token in ids]
+        given = [part for part in parts if isinstance(part, int)]
+        ids = self._ids_of_any(text)
+        if not given:
+            return ids
+        left = iter(given)
+        return [next(left) if token == self._mark_id else token for token in ids]
 
-    def ends(self, text: str) -> list[int]:
-        """Returns the number of complete characters of a text at the end of each of its ids.
+    def _ids(self, text: str) -> list[int]:
+        return self._tokenizer.encode(text, add_special_tokens=False).ids
 
-        These count characters of the text as given, whatever a normalizer makes of it.
-        """
+    @functools.cached_property
+    def _inside(self) -> frozenset[str] | None:
+        if self._bytewise and self._tokenizer.pre_tokenizer is not None:
+            return None
+        return long.pairs_in(self._tokenizer.get_vocab(with_added_tokens=False))
+
+    def _spans(self, text: str) -> list[tuple[int, int]]:
         text = text.replace(_MARK, "\ufffd")
-        offsets = self._tokenizer.encode(text, add_special_tokens=False).offsets
-        return _complete(offsets, len(text))
+        return self._tokenizer.encode(text, add_special_tokens=False).offsets
 
     def spell(self, token: int) -> bytes:
         """Returns the bytes of an id; none for an id outside the vocabulary."""
@@ -228,12 +240,14 @@ class FastTokenizer(_Names):
         return _spell_piece(text)
 
 
-class SentencePiece(_Names):
+class SentencePiece(_Names, long.InPieces):
     """A `sentencepiece.SentencePieceProcessor` with added tokens."""
 
     def __init__(self, model: Any, added: dict[str, int]) -> None:
         self._model = model
         self._proto: bytes = model.serialized_model_proto()
+        table = pieces.replacements(self._proto)
+        self.growth = long.growth_of([{"type": "Precompiled", "precompiled_charsmap": table}])
         size = model.vocab_size()
         special_ids = [i for i in range(size) if model.is_control(i) or model.is_unknown(i)]
         super().__init__(
@@ -301,13 +315,27 @@ class SentencePiece(_Names):
         """Encodes texts, with special tokens as plain text, and passes ids through."""
         ids: list[int] = []
         for part in parts:
-            ids += [part] if isinstance(part, int) else self._model.encode(part)
+            ids += [part] if isinstance(part, int) else self._ids_of_any(part)
         return ids
 
-    def ends(self, text: str) -> list[int]:
-        """Returns the number of complete characters of a text at the end of each of its ids."""
-        pieces = self._model.encode(text, out_type="immutable_proto").pieces
-        return _complete([(piece.begin, piece.end) for piece in pieces], len(text))
+    def _ids(self, text: str) -> list[int]:
+        return self._model.encode(text)
+
+    @functools.cached_property
+    def _inside(self) -> frozenset[str] | None:
+        return long.pairs_in(map(self._model.id_to_piece, range(self._model.vocab_size())))
+
+    def _spans(self, text: str) -> list[tuple[int, int]]:
+        if not hasattr(self._model, "encode_as_proto"):  # before sentencepiece 0.2.2
+            found = self._model.encode(text, out_type="immutable_proto").pieces
+            return [(piece.begin, piece.end) for piece in found]
+        spans = [(piece.begin, piece.end) for piece in self._model.encode_as_proto(text).pieces]
+        data = text.encode()
+        if len(data) == len(text):
+            return spans
+        # These count bytes.
+        at = list(itertools.accumulate((byte & 0xC0 != 0x80 for byte in data), initial=0))
+        return [(at[begin], at[end]) for begin, end in spans]
 
     def spell(self, token: int) -> bytes:
         """Returns the bytes of an id; none for an id outside the vocabulary."""
@@ -318,27 +346,10 @@ class SentencePiece(_Names):
         return _spell_piece(self._model.id_to_piece(token))
 
 
-def _complete(spans: Sequence[tuple[int, int]], size: int) -> list[int]:
-    """Returns where the characters end that are complete after each span of characters.
-
-    Ids that share a character have the same span; all but the last of them complete none.
-    """
-    starts = [start for start, _ in spans[1:]] + [size]
-    ends = [min(end, start) for (_, end), start in zip(spans, starts, strict=True)]
-    return list(itertools.accumulate(ends, max))
-
-
 def _spell_piece(text: str) -> bytes:
     if re.fullmatch(r"<0x[0-9A-F]{2}>", text):
         return bytes([int(text[3:5], 16)])
     return text.replace("\u2581", " ").encode()
-
-
-def _decoder_steps(decoder: Any) -> list[dict[str, Any]]:
-    if decoder is None:
-        return []
-    state = json.loads(decoder.__getstate__())
-    return state.get("decoders", [state])
 
 
 def _strips_space(step: dict[str, Any]) -> bool:

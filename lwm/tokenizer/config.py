@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from lwm.errors import UserError
+from lwm.files import require_bounded
 
 
 class TokenizerConfig:
@@ -56,6 +57,7 @@ class TokenizerConfig:
         """The chat template, from whichever file holds it."""
         jinja = self.folder / "chat_template.jinja"
         if jinja.is_file():
+            require_bounded(jinja)
             return jinja.read_text(encoding="utf-8")
         wrapped = self.folder / "chat_template.json"
         template = self.main.get("chat_template", _read(wrapped).get("chat_template"))
@@ -69,6 +71,7 @@ def _read(file: Path) -> dict[str, Any]:
     if not file.is_file():
         return {}
     try:
+        require_bounded(file)
         found = json.loads(file.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
         raise UserError(f"{file} is corrupted: {error}") from None

@@ -58,6 +58,16 @@ def user_defined(data: bytes) -> list[str]:
     return [_text(piece) for piece in maybe if _type(piece) == USER_DEFINED]
 
 
+def replacements(data: bytes) -> bytes:
+    """Returns the table of what the normalizer of a model replaces, or no bytes."""
+    at = 0
+    while data[at : at + 1] == b"\n" and data[at + 1] < 128:  # a piece: there are very many
+        at += 2 + data[at + 1]
+    specs = [value for number, value in _fields(data[at:]) if number == 3]
+    found = [table for spec in specs[-1:] for number, table in _fields(spec) if number == 2]
+    return found[-1] if found else b""
+
+
 def as_control(data: bytes, names: Collection[str]) -> bytes:
     """Returns a model in which these pieces are control tokens, which no text yields."""
     out = bytearray()

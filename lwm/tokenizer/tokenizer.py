@@ -17,8 +17,9 @@ from pathlib import Path
 from typing import Any, SupportsIndex
 
 from lwm.errors import UserError
-from lwm.files import reading
+from lwm.files import reading, require_bounded
 from lwm.formats.gguf_file import find_gguf, is_gguf
+from lwm.text import well_formed
 from lwm.tokenizer import controls, pieces, tiktoken
 from lwm.tokenizer.backends import FastTokenizer, SentencePiece
 from lwm.tokenizer.config import TokenizerConfig
@@ -73,6 +74,7 @@ class Tokenizer:
         if file.suffix.lower() == ".json":
             return _from_config(FastTokenizer.open(file), config)
         with reading(file):
+            require_bounded(file)
             data = file.read_bytes()
         if tiktoken.is_tiktoken(data):
             size = config.llama_vocab_size
@@ -149,7 +151,7 @@ class Tokenizer:
         if self.chat_template is not None:
             config["chat_template"] = self.chat_template
         text = json.dumps(config, indent=2, ensure_ascii=False)
-        (folder / "tokenizer_config.json").write_text(text, encoding="utf-8")
+        (folder / "tokenizer_config.json").write_bytes(text.encode(errors="backslashreplace"))
 
     def _name(self, token: int | None) -> str | None:
         return None if token is None else self.backend.name(token)
@@ -202,7 +204,7 @@ class Tokenizer:
     def encode_parts(self, parts: Sequence[str | int]) -> list[int]:
         """Returns the ids of plain text with given ids in between, split as at special tokens."""
         return self.backend.encode(
-            [_well_formed(part) if isinstance(part, str) else part for part in parts]
+            [well_formed(part) if isinstance(part, str) else part for part in parts]
         )
 
     def decode(
@@ -250,15 +252,6 @@ def _split(text: str, pattern: re.Pattern[str] | None, ids: Mapping[str, int]) -
         parts += [text[at : match.start()], ids[name]]
         at = match.end()
     return [part for part in [*parts, text[at:]] if part != ""]
-
-
-def _well_formed(text: str) -> str:
-    """Joins surrogate pairs, which JSON may hold, and replaces lone surrogates."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-    return text
 
 
 def _from_config(

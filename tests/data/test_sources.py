@@ -11,8 +11,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from lwm.cli.chat import read_document
 from lwm.data.sources import Parquet, Source, identity, open_source
 from lwm.errors import UserError
+from lwm.files import read_json
+from lwm.tokenizer.tokenizer import Tokenizer
 
 RECORDS: list[dict[str, Any]] = [
     {"text": f"é{i}\u2028", "vision": list(range(i)), "last": None} for i in range(20)
@@ -417,3 +420,43 @@ def test_compression_is_known_by_content_too(tmp_path):
         (tmp_path / "a.jsonl").write_bytes(magic + bytes(80))
         with pytest.raises(UserError, match=r"a\.jsonl is compressed; unpack it first: "):
             open_source(tmp_path / "a.jsonl")
+
+
+def test_records_that_are_too_large_are_bad_and_the_others_are_read(tmp_path, monkeypatch):
+    lines = tmp_path / "a.jsonl"
+    lines.write_text(f'{{"text": "a"}}\n{{"text": "{"b" * 200}"}}\n\n{{"text": "c"}}')
+    document = tmp_path / "a.txt"
+    document.write_text("d" * 101)
+    monkeypatch.setenv("LWM_MAX_RECORD", "100")
+    source = open_source(lines, document)
+    assert [source[i].value["text"] for i in (0, 2)] == ["a", "c"]
+    assert source[2].line == 3
+    with pytest.raises(UserError, match=r"a.jsonl:2: a line of 213 bytes, .* raise LWM_MAX_RECORD"):
+        source[1]
+    with pytest.raises(UserError, match=r"a.txt has 101 bytes, .* raise LWM_MAX_RECORD"):
+        source[3]
+
+
+@pytest.mark.parametrize("name", ["config.json", "a.txt", "tokenizer.json"])
+def test_files_that_are_mostly_a_hole_are_refused(tmp_path, name):
+    (tmp_path / name).touch()
+    os.truncate(tmp_path / name, 1 << 33)
+    read = {"config.json": read_json, "a.txt": read_document, "tokenizer.json": Tokenizer.open}
+    with pytest.raises(UserError, match=rf"{name} has 8,589,934,592 bytes.*raise LWM_MAX_RECORD"):
+        read[name](tmp_path / name)
+
+
+def test_row_groups_that_expand_keep_a_value_once_or_are_refused(tmp_path, monkeypatch):
+    arrow = pytest.importorskip("pyarrow", reason="pyarrow is not installed")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    text = "x" * 100_000
+    rows = {"text": [text] * 1000, "several": [[text, "y"]] * 1000}
+    parquet.write_table(arrow.table(rows), tmp_path / "a.parquet")
+    monkeypatch.setenv("LWM_MAX_ROW_GROUP", "1_000_000")
+    source = open_source(tmp_path / "a.parquet")
+    assert isinstance(source, Parquet)
+    assert source[999].value == {"text": text, "several": [text, "y"]}
+    assert source._group(0).nbytes < 1_000_000
+    parquet.write_table(arrow.table({"ids": [[7] * 1000] * 1000}), tmp_path / "b.parquet")
+    with pytest.raises(UserError, match=r"b.parquet: row group 1 needs 8,000,000 .*LWM_MAX_ROW_GR"):
+        open_source(tmp_path / "b.parquet")[0]

@@ -1,6 +1,7 @@
 """GGUF files written by the `gguf` package, read back under Hugging Face's names and layout."""
 
 import contextlib
+import os
 import struct
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from lwm.convert.huggingface import read_config
 from lwm.convert.open import open_model_files, open_tokens
 from lwm.errors import UserError
 from lwm.formats.gguf import read_gguf
-from lwm.formats.gguf_file import find_gguf, is_gguf
+from lwm.formats.gguf_file import find_gguf, is_gguf, read_contents
 from lwm.hub.catalog import find_model, locate
 from lwm.model.config import LinearScaling
 from lwm.tokenizer.template import render_chat
@@ -530,6 +531,34 @@ def test_corrupted_headers_are_reported(tmp_path: Path, value: int):
         content[at] = kept
         with contextlib.suppress(UserError):
             read_gguf(path)
+
+
+def header_of(path: Path, *values: bytes) -> Path:
+    """Write a GGUF file without tensors and with these values, named `a`, `b` and so on."""
+    head = b"GGUF" + struct.pack("<IQQ", 3, 0, len(values))
+    named = [struct.pack("<Q", 1) + bytes([97 + i]) + each for i, each in enumerate(values)]
+    path.write_bytes(head + b"".join(named))
+    return path
+
+
+def test_arrays_of_a_header_that_take_much_memory_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    path = header_of(tmp_path / "m.gguf", struct.pack("<IIQ", 9, 0, 1 << 33))
+    os.truncate(path, 1 << 34)  # a hole
+    with pytest.raises(UserError, match=r"more than 4,194,304 values .* entry 'a'; .* LWM_MAX_VAL"):
+        read_gguf(path)
+    path = header_of(tmp_path / "m.gguf", struct.pack("<IQ", 8, 1 << 33))
+    os.truncate(path, 1 << 34)
+    with pytest.raises(UserError, match=r"more than 268,435,456 bytes of text .* LWM_MAX_RECORD"):
+        read_gguf(path)
+    strings = struct.pack("<IIQ", 9, 8, 6) + bytes(8 * 6)
+    path = header_of(tmp_path / "m.gguf", strings, strings)
+    monkeypatch.setenv("LWM_MAX_VALUES", "10")
+    with pytest.raises(UserError, match="more than 10 values"):
+        read_contents(path)
+    monkeypatch.setenv("LWM_MAX_VALUES", "14")
+    assert read_contents(path)[0] == {"a": [""] * 6, "b": [""] * 6}
 
 
 def test_not_gguf_and_absent(tmp_path: Path):

@@ -136,3 +136,10 @@ def test_transformers_encodes_the_same(tokenizer, tmp_path):
     start = [tokenizer.bos_id] if tokenizer.add_bos else []
     for text in ("hello world", "abc  hell", "héllo 日本語 😀"):
         assert theirs(text)["input_ids"] == start + tokenizer.encode(text)
+
+
+def test_half_a_surrogate_pair_in_a_template_is_saved(tmp_path):
+    tables = bytewise_tables() | {"tokenizer.chat_template": "{{ messages }} \ud83d"}
+    Tokenizer.from_gguf(tables).save(tmp_path)
+    config = json.loads((tmp_path / "tokenizer_config.json").read_text(encoding="utf-8"))
+    assert config["chat_template"] == "{{ messages }} \ud83d"

@@ -7,20 +7,24 @@ Here the order of an archive is kept, and each fault is reported.
 Trees can be pickled; open files are opened again after that.
 """
 
+import itertools
 import os
 import stat
 import tarfile
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from lwm.errors import UserError
-from lwm.files import edges_of, is_data, reading, reason_of
+from lwm.files import edges_of, is_data, limit, reading, reason_of
 
 MEMBER_BYTES = 1 << 30
 """Largest member of an archive, which is read whole; files in folders may be of any size."""
 
+_RATIO = 100
+_FREE_BYTES = 1 << 24
+_INDEX_BYTES = 1 << 27
 _ZIPPED = b"PK\x03\x04", b"PK\x05\x06"
 
 
@@ -34,8 +38,12 @@ class Tree:
         self.faults: list[tuple[str, str]] = []
         """Names that could not be listed, with reasons."""
 
-    def read(self, number: int) -> bytes | Path:
+    def read(self, number: int, *, is_text: bool = False) -> bytes | Path:
         """Returns the content of a file, or its path.
+
+        Args:
+            number: Its number.
+            is_text: A text or a list, which takes more memory once it is read than its bytes.
 
         Raises:
             UserError: It is encrypted, damaged, cut short or too large.
@@ -75,7 +83,7 @@ class Folder(Tree):
                 self.names.append(name)
                 self._sizes.append(found.st_size)
 
-    def read(self, number: int) -> bytes | Path:
+    def read(self, number: int, *, is_text: bool = False) -> bytes | Path:
         """Returns a file's path."""
         return self._path / self.names[number]
 
@@ -113,18 +121,26 @@ class Zip(Tree):
     def __init__(self, path: Path) -> None:
         super().__init__(path)
         self._file: zipfile.ZipFile | None = None
+        with reading(path), path.open("rb") as plain:
+            _require_few(path, plain)
         with reading(path), zipfile.ZipFile(path) as file:
-            self._members = [
-                info for info in file.infolist() if not info.is_dir() and is_data(info.filename)
-            ]
+            infos = file.infolist()
+            self._members = [i for i in infos if not i.is_dir() and is_data(i.filename)]
+            _require_apart(path, infos)
         self.names = [info.filename for info in self._members]
 
-    def read(self, number: int) -> bytes | Path:
+    def read(self, number: int, *, is_text: bool = False) -> bytes | Path:
         """Returns the content of a member."""
         info = self._members[number]
         if info.flag_bits & 1:
             raise UserError("it is encrypted")
         _require_size(info.file_size)
+        ratio = limit("LWM_MAX_RATIO", _RATIO)
+        if is_text and info.file_size > max(_FREE_BYTES, ratio * info.compress_size):
+            raise UserError(
+                f"it unpacks to {info.file_size:,} bytes, more than {ratio} times its size; unpack "
+                "it, or raise LWM_MAX_RATIO"
+            )
         if self._file is None:
             self._file = zipfile.ZipFile(self._path)
         with self._file.open(info) as member:
@@ -157,7 +173,7 @@ class Tar(Tree):
                 reason = f"{path} cannot be read after {len(self.names)} members: {error}"
                 self.faults.append(("", reason))
 
-    def read(self, number: int) -> bytes | Path:
+    def read(self, number: int, *, is_text: bool = False) -> bytes | Path:
         """Returns the content of a member."""
         start, size = self._places[number]
         _require_size(size)
@@ -201,6 +217,25 @@ def _require_size(size: int) -> None:
             f"it has {size} bytes, more than the {MEMBER_BYTES} that are read from an archive; "
             "unpack it"
         )
+
+
+def _require_few(path: Path, file: BinaryIO) -> None:
+    """Refuses a zip file of very many members before they are listed, by the size of its index."""
+    end = zipfile._EndRecData(file)  # pyrefly: ignore
+    size = end[zipfile._ECD_SIZE] if end else 0  # pyrefly: ignore
+    if size > (most := limit("LWM_MAX_ZIP_INDEX", _INDEX_BYTES)):
+        raise UserError(
+            f"{path} has an index of {size:,} bytes, more than {most:,}; unpack it, or raise "
+            "LWM_MAX_ZIP_INDEX"
+        )
+
+
+def _require_apart(path: Path, infos: Sequence[zipfile.ZipInfo]) -> None:
+    """Refuses a zip file that unpacks the same bytes several times."""
+    in_order = sorted(infos, key=lambda info: info.header_offset)
+    for one, two in itertools.pairwise(in_order):
+        if one.header_offset + one.compress_size > two.header_offset:
+            raise UserError(f"{path}: {one.filename} and {two.filename} overlap; make it again")
 
 
 def readable(name: str) -> str:

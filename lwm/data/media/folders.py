@@ -207,18 +207,18 @@ class MediaFiles:
             raise UserError(f"{where}: {value!r:.80} is not a path")
         return self._medium(self._find(posixpath.join(above, value), f"{where}: {value!r:.80}"))
 
-    def _medium(self, number: int) -> Medium:
+    def _medium(self, number: int, *, is_text: bool = False) -> Medium:
         label = readable(self._prefix + self._tree.names[number])
         try:
             with reading(label):
-                return Medium(label, self._tree.read(number))
+                return Medium(label, self._tree.read(number, is_text=is_text))
         except UserError as error:
             reason = str(error)
             raise UserError(reason if label in reason else f"{label}: {reason}") from None
 
     def _read(self, number: int) -> bytes:
         """Returns the content of a small file."""
-        label, content = self._medium(number)
+        label, content = self._medium(number, is_text=True)
         with reading(label):
             if isinstance(content, Path):
                 with content.open("rb") as file:

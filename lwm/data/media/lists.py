@@ -12,12 +12,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, SupportsIndex
 
+from lwm.data.row_groups import read_rows
 from lwm.data.sources import FileSource, Record
 from lwm.errors import UserError
-from lwm.files import reading, require_package, within
+from lwm.files import limit, reading, within
 
 LISTS = (".csv", ".tsv", ".jsonl", ".ndjson", ".json", ".parquet")
 """Suffixes of lists that may describe the files beside them."""
+_ROWS = 1 << 22
 _CELL = 1 << 24
 """Characters of a cell at most; the limit of Python is 131,072 by default."""
 
@@ -67,12 +69,19 @@ def described(name: str, content: bytes) -> Iterator[tuple[str, dict[str, Any] |
     The suffix of its name distinguishes CSV from Parquet, JSON lines, and an array of JSON objects.
     """
     content = content.removeprefix(codecs.BOM_UTF8)
+    if (lines := content.count(b"\n")) > (most := limit("LWM_MAX_VALUES", _ROWS)):
+        yield name, f"{name}: {lines:,} lines, more than {most:,}; raise LWM_MAX_VALUES"
+        return
     if is_csv(Path(name)):
         yield from _described_by_csv(name, content)
         return
     if name.lower().endswith(".parquet") or content.lstrip().startswith(b"["):
         try:
-            rows = _table(content) if name.lower().endswith(".parquet") else json.loads(content)
+            rows = (
+                read_rows(name, content)
+                if name.lower().endswith(".parquet")
+                else json.loads(content)
+            )
         except (UserError, ValueError, RecursionError) as error:
             yield name, str(error) if isinstance(error, UserError) else f"{name}: not JSON: {error}"
             return
@@ -89,12 +98,6 @@ def described(name: str, content: bytes) -> Iterator[tuple[str, dict[str, Any] |
                 yield where, f"{where}: not JSON: {error}"
                 continue
             yield where, row if isinstance(row, dict) else f"{where}: not a JSON object"
-
-
-def _table(content: bytes) -> list[dict[str, Any]]:
-    parquet = require_package("pyarrow.parquet", "Parquet")
-    with reading("Parquet"):
-        return parquet.read_table(io.BytesIO(content)).to_pylist()
 
 
 def _described_by_csv(name: str, content: bytes) -> Iterator[tuple[str, dict[str, Any] | str]]:

@@ -178,6 +178,35 @@ def test_members_of_archives_may_lie(tmp_path):
     assert "more than the 1073741824 that are read from an archive" in bad.reason
 
 
+def test_lists_that_archives_hold_in_very_few_bytes_are_refused(tmp_path, monkeypatch):
+    files = {"a.png": encoded(0), "metadata.jsonl": " " * (1 << 24) + "{}\n"}
+    path = zipped(tmp_path, files)
+    assert path.stat().st_size < 100_000
+    found = read(path)
+    assert [type(each) for each in found] == [Pictures, Bad]
+    assert "metadata.jsonl: it unpacks to 16,777,219 bytes" in found[1].reason
+    assert "raise LWM_MAX_RATIO" in found[1].reason
+    monkeypatch.setenv("LWM_MAX_RATIO", "2000")
+    assert "no path" in read(path)[1].reason
+    monkeypatch.setenv("LWM_MAX_VALUES", "5")
+    lay(tmp_path / "folder", {"a.png": encoded(0), "metadata.jsonl": "{}\n" * 6})
+    assert "6 lines, more than 5; raise LWM_MAX_VALUES" in read(tmp_path / "folder")[1].reason
+
+
+def test_zip_files_of_members_that_overlap_or_are_very_many_are_refused(tmp_path, monkeypatch):
+    path = zipped(tmp_path, {f"{name}.png": encoded(0) for name in "abc"})
+    monkeypatch.setenv("LWM_MAX_ZIP_INDEX", "100")
+    with pytest.raises(UserError, match=r"an index of 1\d\d bytes, .* raise LWM_MAX_ZIP_INDEX"):
+        open_items([str(path)])
+    monkeypatch.delenv("LWM_MAX_ZIP_INDEX")
+    data = bytearray(path.read_bytes())
+    second = data.index(b"PK\x01\x02", data.index(b"PK\x01\x02") + 1)
+    data[second + 42 : second + 46] = bytes(4)  # where its content is: that of the first
+    path.write_bytes(data)
+    with pytest.raises(UserError, match=r"x.zip: a.png and b.png overlap"):
+        open_items([str(path)])
+
+
 def test_damaged_tars(tmp_path):
     path = tarred(tmp_path / "x", {f"{i}.png": encoded(i) for i in range(4)})
     whole = path.read_bytes()
