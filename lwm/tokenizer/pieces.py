@@ -63,9 +63,13 @@ def replacements(data: bytes) -> bytes:
     at = 0
     while data[at : at + 1] == b"\n" and data[at + 1] < 128:  # a piece: there are very many
         at += 2 + data[at + 1]
-    specs = [value for number, value in _fields(data[at:]) if number == 3]
-    found = [table for spec in specs[-1:] for number, table in _fields(spec) if number == 2]
-    return found[-1] if found else b""
+    return _last(_last(data[at:], 3), 2)
+
+
+def _last(data: bytes, field: int) -> bytes:
+    """Returns the last value of a field, or no bytes."""
+    found = [value for number, value in _fields(data) if number == field]
+    return found[-1] if found and isinstance(found[-1], bytes) else b""
 
 
 def as_control(data: bytes, names: Collection[str]) -> bytes:
