@@ -12,7 +12,7 @@ from lwm.generate.plan import GenerationPlan
 from lwm.hub import catalog
 
 # In one process: to read the file as transformers does takes a minute.
-pytestmark = [pytest.mark.torch, pytest.mark.network, pytest.mark.xdist_group("smollm2")]
+pytestmark = [pytest.mark.torch, pytest.mark.network]
 
 NAME = "smollm2-135m-instruct"
 
