@@ -42,9 +42,12 @@ def plot(
     print_line(plot_runs(runs, out))
 
 
+_DEMO = Path("demo")
+
+
 def demo(
     *,
-    out: Path = Path("demo"),
+    out: Path = _DEMO,
     overwrite: bool = False,
     model: str = "smollm2-135m-instruct",
     load: Flat[LoadOptions] = LoadOptions(),
@@ -53,13 +56,13 @@ def demo(
 
     Args:
         out: The folder for index.html.
-        overwrite: Replace a page that exists.
+        overwrite: Replace a page in another folder than `demo`.
         model: Another model to show.
         load: How the model is loaded.
     """
     from lwm.cli.demo import run
 
-    print_line(run(out, model=model, load=load, overwrite=overwrite))
+    print_line(run(out, model=model, load=load, overwrite=overwrite or out == _DEMO))
 
 
 def models() -> None:

@@ -31,6 +31,9 @@ if TYPE_CHECKING:
 
 Prompt = Annotated[str, tyro.conf.Positional]
 
+_IMAGE, _VIDEO = Path("image.png"), Path("video.mp4")
+"""Files where --out names none; they are replaced."""
+
 
 def generate_text(
     model: Model,
@@ -134,7 +137,7 @@ def generate_image(
     prompt: Prompt,
     /,
     *,
-    out: Annotated[Path, tyro.conf.arg(aliases=["-o"])] = Path("image.png"),
+    out: Annotated[Path, tyro.conf.arg(aliases=["-o"])] = _IMAGE,
     overwrite: bool = False,
     n: int = 1,
     grid: bool = False,
@@ -148,7 +151,7 @@ def generate_image(
         model: A vision model: a name from `lwm models`, a folder, or a hub's org/name.
         prompt: The text.
         out: The image: .png, .jpg or .webp; several are numbered.
-        overwrite: Replace files that exist.
+        overwrite: Replace a file named by --out.
         n: Number of images, generated in one batch.
         grid: Write one image with all of them.
         seed: Seed of the first image; it counts up for the others.
@@ -159,6 +162,7 @@ def generate_image(
 
     both = VisionSampling(image=sampling, video=sampling)
     request = DrawRequest(prompts=(prompt,) * n, sampling=both, seed=seed)
+    overwrite |= out == _IMAGE
     generate_files(model, request, out=out, overwrite=overwrite, grid=grid, load=load)
 
 
@@ -167,7 +171,7 @@ def generate_video(
     prompt: Prompt,
     /,
     *,
-    out: Annotated[Path, tyro.conf.arg(aliases=["-o"])] = Path("video.mp4"),
+    out: Annotated[Path, tyro.conf.arg(aliases=["-o"])] = _VIDEO,
     overwrite: bool = False,
     frames: int = 8,
     fps: float = 4.0,
@@ -185,7 +189,7 @@ def generate_video(
         model: A vision model: a name from `lwm models`, a folder, or a hub's org/name.
         prompt: The text.
         out: The video: .mp4, .gif or .webp; several are numbered.
-        overwrite: Replace files that exist.
+        overwrite: Replace a file named by --out.
         frames: Number of frames, those of --image included.
         fps: Frames per second.
         image: An image or a video to continue.
@@ -206,6 +210,7 @@ def generate_video(
         sampling=sampling,
         seed=seed,
     )
+    overwrite |= out == _VIDEO
     generate_files(
         model, request, image=image, out=out, overwrite=overwrite, grid=grid, fps=fps, load=load
     )
