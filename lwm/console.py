@@ -3,7 +3,7 @@
 import contextlib
 import signal
 from collections.abc import Iterator
-from types import FrameType
+from typing import Any
 
 import numpy as np
 from jaxtyping import UInt8
@@ -19,7 +19,10 @@ from rich.progress import (
 from rich.text import Text
 
 from lwm.progress import Progress
+from lwm.signals import stop_requests
 from lwm.text import printable
+
+_STOPPING = "lwm: stopping after this step; Ctrl-C again stops at once"
 
 
 @contextlib.contextmanager
@@ -87,20 +90,18 @@ def half_blocks(pixels: UInt8[np.ndarray, "H W 3"], *, width: int) -> str:
 class Interruptible:
     """Context in which the first Ctrl-C requests a stop at a safe point, and the second stops."""
 
-    def __init__(self):
-        self.requested = False
-
     def __enter__(self) -> "Interruptible":
-        self._before = signal.signal(signal.SIGINT, self._request)
+        self._requests = stop_requests(_STOPPING, signal.SIGINT)
+        self._request = self._requests.__enter__()
         return self
 
-    def __exit__(self, *_: object) -> None:
-        signal.signal(signal.SIGINT, self._before)
+    def __exit__(self, *error: Any) -> None:
+        self._requests.__exit__(*error)
 
-    def _request(self, number: int, frame: FrameType | None) -> None:
-        if self.requested:
-            raise KeyboardInterrupt
-        self.requested = True
+    @property
+    def requested(self) -> bool:
+        """Whether a stop was requested."""
+        return bool(self._request.signal)
 
     def check(self) -> None:
         """Stops here if a stop was requested.

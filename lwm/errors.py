@@ -2,6 +2,7 @@
 
 import errno
 import os
+import re
 from typing import Any
 
 
@@ -37,3 +38,17 @@ def is_full_disk(error: BaseException | None) -> bool:
             return True
         error = error.__cause__ or error.__context__
     return False
+
+
+def system_reason(error: BaseException | None) -> str | None:
+    """Returns what the system says of a failed read or write; None for faults of another kind.
+
+    safetensors and tensorstore pass on the number of the error, in their texts.
+    """
+    while error is not None:
+        if isinstance(error, OSError):
+            return error.strerror or str(error)
+        if found := re.search(r"os[_ ]error(?:_code)?[ =']+(\d+)", str(error)):
+            return os.strerror(int(found[1]))
+        error = error.__cause__ or error.__context__
+    return None

@@ -19,7 +19,7 @@ from collections.abc import Generator, Iterator
 from pathlib import Path, PurePath, PurePosixPath
 from typing import Any, BinaryIO, SupportsIndex
 
-from lwm.errors import UserError, is_full_disk
+from lwm.errors import UserError, is_full_disk, system_reason
 
 ASSETS = Path(str(importlib.resources.files("lwm"))) / "assets"
 """Files that come with the package."""
@@ -67,8 +67,8 @@ def writing(path: Path | str) -> Generator[None]:
     except Exception as error:
         if is_full_disk(error):
             reason = f"{os.strerror(errno.ENOSPC)}; make room, or choose another disk"
-        elif isinstance(error, OSError):
-            reason = f"{reason_of(error)}; choose another place"
+        elif found := system_reason(error):
+            reason = f"{found}; choose another place"
         else:
             raise
         raise UserError(f"{path} cannot be written: {reason}") from None

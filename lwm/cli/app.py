@@ -2,6 +2,7 @@
 
 import io
 import os
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -10,13 +11,14 @@ from typing import Annotated
 import tyro
 
 from lwm.cli.chat import chat
-from lwm.cli.common import Flat, LoadOptions, print_line, print_table
+from lwm.cli.common import STOPPING, Flat, LoadOptions, print_line, print_table
 from lwm.cli.convert import convert
 from lwm.cli.data import data_check, data_show, data_tokenize, tokenize
 from lwm.cli.eval import eval_needle, eval_vision, eval_vqgan
 from lwm.cli.generate import generate_image, generate_text, generate_video
 from lwm.cli.plan import plan
 from lwm.errors import UserError
+from lwm.signals import answered, ending
 
 
 def plot(
@@ -107,13 +109,19 @@ GROUPS = {
 
 
 def main() -> None:
-    """Runs one command; a user's error is one line on stderr and exit code 2."""
+    """Runs one command; a user's error is one line on stderr and exit code 2.
+
+    A signal that ends it adds its number to 128: 130 is Ctrl-C, 143 SIGTERM, 129 SIGHUP.
+    """
     for stream in (sys.stdin, sys.stdout):
         if isinstance(stream, io.TextIOWrapper):
             # Some terminals lack letters, and some input that is piped in is not text.
             stream.reconfigure(errors="replace")
+    # The chat answers Ctrl-C itself.
+    own = () if sys.argv[1:2] == ["chat"] else (signal.SIGINT,)
     try:
-        _run(sys.argv[1:])
+        with ending(), answered(STOPPING, *own):
+            _run(sys.argv[1:])
         if sys.stdout is not None:
             # Now, while a closed pipe can be distinguished from an error.
             sys.stdout.flush()

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import signal
 import sys
 from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
@@ -9,9 +10,18 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from lwm.cli.common import Flat, LoadOptions, Model, open_model, print_line, print_text
+from lwm.cli.common import (
+    STOPPING,
+    Flat,
+    LoadOptions,
+    Model,
+    open_model,
+    print_line,
+    print_text,
+)
 from lwm.errors import UserError
 from lwm.sampling_params import SamplingParams, VisionSampling
+from lwm.signals import answered
 
 if TYPE_CHECKING:
     from lwm.generate.chat import Conversation
@@ -63,17 +73,18 @@ def chat(
     text = None if document is None else read_document(document)
     if max_frames < 0:
         raise UserError(f"--max-frames {max_frames} must be 0 (all) or above")
-    session = TerminalChat(
-        open_model(model, load),
-        document=text,
-        sampling=sampling,
-        out=out,
-        vision=vision,
-        max_frames=max_frames or None,
-        fps=fps,
-    )
-    for file in (*image, *video):
-        session.see(file)
+    with answered(STOPPING, signal.SIGINT):
+        session = TerminalChat(
+            open_model(model, load),
+            document=text,
+            sampling=sampling,
+            out=out,
+            vision=vision,
+            max_frames=max_frames or None,
+            fps=fps,
+        )
+        for file in (*image, *video):
+            session.see(file)
     if question is not None:
         session.answer(question)
         return
@@ -278,6 +289,8 @@ class TerminalChat:
         files = []
         for vision in self.conversation.messages[-1].visions:
             self._num_saved += 1
+            while any(self._out.glob(f"{self._num_saved:03}.*")):  # of another chat
+                self._num_saved += 1
             files.append(self._out / f"{self._num_saved:03}.{'mp4' if vision.is_video else 'png'}")
             vision.save(files[-1])
         for file in files:

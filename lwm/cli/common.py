@@ -36,6 +36,8 @@ class LoadOptions:
     """Values that the model's files lack."""
 
 
+STOPPING = "lwm: stopping; Ctrl-C again ends at once"
+
 Model = Annotated[str, tyro.conf.Positional]
 Flat = tyro.conf.OmitArgPrefixes
 

@@ -5,9 +5,10 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, NoReturn, Protocol, runtime_checkable
 
 import jax
 import orbax.checkpoint as ocp
@@ -15,7 +16,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
 from orbax.checkpoint import args
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
-from lwm.errors import UserError, is_full_disk
+from lwm.errors import UserError, is_full_disk, system_reason
+from lwm.files import make_folder
 from lwm.formats.run_folder import CHECKSUMS, checksums, fault_of
 from lwm.processes import gather
 from lwm.train.config import Keep
@@ -24,6 +26,22 @@ from lwm.train.config import Keep
 logging.getLogger("absl").addFilter(
     lambda record: os.path.join("orbax", "checkpoint") not in record.pathname
 )
+logging.getLogger("asyncio").addFilter(
+    lambda record: "exception was never retrieved" not in record.getMessage()
+)
+
+
+def _quietly(show: Callable[[Any], object]) -> Callable[[Any], None]:
+    """Hides the errors of writes that end when a failed one has closed Orbax's event loop."""
+
+    def shown(error: Any) -> None:
+        if str(error.exc_value) != "Event loop is closed":
+            show(error)
+
+    return shown
+
+
+sys.unraisablehook = _quietly(sys.unraisablehook)
 
 
 @runtime_checkable
@@ -51,7 +69,7 @@ class Checkpoints:
             warn: Receives a line for each damaged checkpoint.
 
         Raises:
-            UserError: The folder cannot be made.
+            UserError: The folder cannot be made or written to.
         """
         self._folder, self._keep, self._warn = folder.absolute(), keep, warn
         self._known: set[int] = set()
@@ -68,8 +86,13 @@ class Checkpoints:
             preservation_policy=preservation_policy.AnyPreservationPolicy(policies),
             cleanup_tmp_directories=True,
             lightweight_initialize=True,
-            async_options=ocp.options.AsyncOptions(post_finalization_callback=self._seal),
+            async_options=ocp.options.AsyncOptions(
+                post_finalization_callback=self._seal,
+                # Where a thread cannot make them, Orbax's others wait 20 minutes for it.
+                create_directories_asynchronously=False,
+            ),
         )
+        make_folder(self._folder)
         try:
             return ocp.CheckpointManager(self._folder, options=options)
         except OSError as error:
@@ -87,11 +110,20 @@ class Checkpoints:
             data: State of the data loader, the same on all processes; fit for JSON.
 
         Raises:
-            UserError: The disk is or would be full, or the folder holds another run's later steps.
+            UserError: The disk is or would be full, the folder cannot be written to, or it holds
+                another run's later steps.
         """
         self.wait()
         if step in self._known:
             return
+        try:
+            self._begin(step, state, data)
+        except UserError:
+            raise
+        except Exception as error:
+            self._give_up(step, error)
+
+    def _begin(self, step: int, state: Checkpointable, data: dict) -> None:
         for damaged in self._damaged.intersection(self._manager.all_steps()):
             self._manager.delete(damaged)
         self._damaged.clear()
@@ -109,23 +141,20 @@ class Checkpoints:
         facts = json.loads(json.dumps({"leaves": _shapes(leaves), "data": data}))
         items = args.Composite(state=args.PyTreeSave(leaves), data=args.JsonSave(facts))
         self._saving = step
-        try:
-            self._manager.save(step, args=items, force=True)
-        except Exception as error:
-            self._give_up(error)
+        self._manager.save(step, args=items, force=True)
 
     def wait(self) -> None:
         """Waits until the checkpoint being saved is on disk.
 
         Raises:
-            UserError: The disk is full; the partial checkpoint is removed.
+            UserError: It cannot be written; what there is of it is removed.
         """
         if self._saving is None:
             return
         try:
             self._manager.wait_until_finished()
         except Exception as error:
-            self._give_up(error)
+            self._give_up(self._saving, error)
         self._known.add(self._saving)
         self._saving = None
 
@@ -211,25 +240,43 @@ class Checkpoints:
         part, parts = jax.process_index(), jax.process_count()
         return fault_of(self._folder / str(step), part=part, parts=parts)
 
-    def _give_up(self, error: Exception) -> None:
-        """Removes the partial checkpoint and raises `error`, a full disk as a UserError."""
-        step, self._saving, partial = self._saving, None, self._partial()
+    def _give_up(self, step: int, error: Exception) -> NoReturn:
+        """Removes the partial checkpoint and raises `error`, one of the disk as a UserError."""
+        partial, self._saving = self._partial(), None
         with contextlib.suppress(Exception):  # It may raise the same error again.
             self._manager.close()
         for path in partial:
             shutil.rmtree(path, ignore_errors=True)
-        self._manager = self._open()
+        with contextlib.suppress(UserError):  # The first error says more.
+            self._manager = self._open()
         if is_full_disk(error):
             raise self._full(step) from error
+        if reason := system_reason(error):
+            raise UserError(
+                f"the checkpoint of step {step} cannot be written to {self._folder}: {reason}; "
+                f"{self._left()}"
+            ) from error
         raise error
 
-    def _full(self, step: int | None) -> UserError:
+    def _full(self, step: int) -> UserError:
         free = shutil.disk_usage(self._folder).free
         return UserError(
             f"no space for the checkpoint of step {step} in {self._folder}: it needs "
             f"{self._needed / 1e9:.3g} GB and {free / 1e9:.3g} GB are free; make room or "
-            "keep fewer. Earlier checkpoints are whole"
+            f"keep fewer; {self._left()}"
         )
+
+    def _left(self) -> str:
+        names = [path.name for path in self._folder.glob("[0-9]*") if path.name.isdecimal()]
+        return newest_of(set(map(int, names)) - self._damaged)
+
+
+def newest_of(steps: Iterable[int]) -> str:
+    """Returns in words what is left of a run that fails: its newest checkpoint, or none."""
+    newest = max(steps, default=None)
+    if newest is None:
+        return "no checkpoint was made before"
+    return f"the checkpoint of step {newest} is whole"
 
 
 def abstract_state(make: Callable[[], Any], mesh: Mesh) -> Any:

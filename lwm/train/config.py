@@ -49,7 +49,7 @@ class AdamW:
     decays: Literal["matrices", "all"] = "matrices"
     """Weights that decay: all but norms and biases, or, as in LWM, all."""
     clip: float = 1.0
-    """Largest global norm of the gradients; larger ones are scaled down to it."""
+    """Largest global norm of the gradients; larger ones are scaled down to it; inf for no limit."""
     moment_dtype: Literal["float32", "bfloat16"] = "float32"
     """Type that the first moment is stored in."""
     second_moment_dtype: Literal["float32", "bfloat16"] = "float32"

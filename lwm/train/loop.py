@@ -6,7 +6,6 @@ import json
 import resource
 import signal
 import sys
-import threading
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -18,10 +17,11 @@ from jax.sharding import Mesh
 from lwm.data.loader import Delivered, require_few_bad
 from lwm.errors import UserError
 from lwm.files import reading, writing
-from lwm.formats.run_folder import CHECKPOINTS
+from lwm.formats.run_folder import CHECKPOINTS, steps_of
 from lwm.model.config import LlamaConfig
 from lwm.processes import agree_on, all_or_none, gather
-from lwm.train.checkpoint import Checkpointable, Checkpoints, abstract_state
+from lwm.signals import StopRequest, stop_requests
+from lwm.train.checkpoint import Checkpointable, Checkpoints, abstract_state, newest_of
 from lwm.train.config import LoopConfig
 
 MOST_BAD = 3
@@ -30,6 +30,7 @@ MOST_BAD = 3
 LogLine = dict[str, Any]
 """One line of the log."""
 
+_STOPPING = "lwm: stopping: the update ends, a checkpoint is saved; Ctrl-C again ends at once"
 _PROFILED_AFTER = 2
 """Updates before a profile begins; the first compiles."""
 _MOST_NAMED = 20
@@ -133,16 +134,16 @@ def train(
         profile: Number of updates to trace into the folder `profile`.
 
     Raises:
-        Stopped: SIGTERM or Ctrl-C came; the same run goes on from here.
-        UserError: The data or the disk failed, or three updates in a row were not finite; the last
-            good checkpoint is whole.
+        Stopped: SIGTERM, SIGHUP or Ctrl-C came; the same run goes on from here.
+        UserError: The data or the disk failed, or three updates in a row were not finite; earlier
+            checkpoints are whole.
     """
     batches = task.batches
     with (
+        stop_requests(_STOPPING, signal.SIGTERM, signal.SIGHUP, signal.SIGINT) as request,
         jax.set_mesh(mesh),
         Checkpoints(folder / CHECKPOINTS, config.keep, sink.warn) as checkpoints,
         contextlib.closing(iter(batches)) as delivered,
-        stop_signals() as request,
     ):
         start, state = _first_state(task, checkpoints, mesh)
         with all_or_none():
@@ -189,7 +190,7 @@ def _first_state(task: Task, checkpoints: Checkpoints, mesh: Mesh) -> tuple[int,
 
 
 def fetch(
-    batches: Iterator[Delivered], count: int, request: "StopRequest"
+    batches: Iterator[Delivered], count: int, request: StopRequest
 ) -> tuple[list[Delivered], dict[str, int], int]:
     """Returns batches, counts of examples read by all processes, and a stop signal or 0.
 
@@ -238,41 +239,10 @@ def require_finite(state: Checkpointable, number: int, folder: Path) -> None:
     """
     if int(state.bad) >= MOST_BAD:
         raise UserError(
-            f"the updates of steps {number - MOST_BAD + 1} to {number} are not finite; the last "
-            f"good checkpoint in {folder} is whole. The log names the examples: remove them, or "
-            "lower the learning rate, and start again in another folder"
+            f"the updates of steps {number - MOST_BAD + 1} to {number} are not finite; in {folder} "
+            f"{newest_of(steps_of(folder))}. The log names the examples: remove them, or lower the "
+            "learning rate, and start again in another folder"
         )
-
-
-class StopRequest:
-    """Request to stop the run after the current update."""
-
-    signal: int = 0
-    """Number of the signal; 0 for none."""
-
-
-@contextlib.contextmanager
-def stop_signals() -> Iterator[StopRequest]:
-    """Turns SIGTERM and the first Ctrl-C into a request; the second Ctrl-C interrupts at once.
-
-    Signals arrive in the main thread only; in other threads there is no request.
-    """
-    request = StopRequest()
-    if threading.current_thread() is not threading.main_thread():
-        yield request
-        return
-
-    def receive(number: int, _: Any) -> None:
-        if number == signal.SIGINT and request.signal:
-            raise KeyboardInterrupt
-        request.signal = number
-
-    before = {number: signal.signal(number, receive) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield request
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 class DataWarnings:

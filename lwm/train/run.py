@@ -22,7 +22,7 @@ from lwm.train.monitor.console import print_line
 from lwm.train.monitor.sinks import open_sinks
 from lwm.train.monitor.trackers import TrackerKind, require_trackers
 from lwm.train.optimizer import build_optimizer
-from lwm.train.run_json import require_same, write_run
+from lwm.train.run_json import require_finite, require_same, write_run
 from lwm.train.vqgan.config import VQGANRun
 
 
@@ -48,6 +48,7 @@ def run(
         UserError: A file is missing, something does not fit, another run is at work in the folder,
             or training failed.
     """
+    require_finite(config)
     with contextlib.ExitStack() as lock:
         # Of the processes of one run, the first one keeps other runs away.
         with first_alone() as is_first:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -48,6 +49,19 @@ def write_run(run: Any, path: Path) -> None:
     make_folder(path.parent)
     with replacing(path) as partial:
         partial.write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
+
+
+def require_finite(run: Any) -> None:
+    """Refuses settings that are not finite; an infinite `clip` is none.
+
+    Raises:
+        UserError: The first of them is named.
+    """
+    for name, value in settings(run).items():
+        for each in value if isinstance(value, list) else [value]:
+            unlimited = name == "training.optimizer.clip" and each == math.inf
+            if isinstance(each, float) and not math.isfinite(each) and not unlimited:
+                raise UserError(f"{name} is {each}; give a finite number")
 
 
 def require_same(run: Any, path: Path, *, ignore: tuple[str, ...] = (), reached: int = 0) -> None:

@@ -22,7 +22,7 @@ from lwm.data.sets import open_set, require_codes_of, texts
 from lwm.data.sources import files_of
 from lwm.data.stream import Examples, Mixture
 from lwm.errors import UserError
-from lwm.files import make_folder, write_bytes
+from lwm.files import make_folder, write_bytes, writing
 from lwm.fingerprint import model_files, named
 from lwm.formats.run_folder import TOKENIZER, is_checkpoint
 from lwm.model.config import LlamaConfig
@@ -202,7 +202,8 @@ def _keep_tokenizer(
     """Writes the tokenizer beside the checkpoints, which are models with it."""
     shutil.rmtree(place, ignore_errors=True)  # of a run that was refused
     make_folder(place)
-    tokenizer.save(place)
+    with writing(place):
+        tokenizer.save(place)
     values = generation_config(tokenizer, model, sampling)
     write_bytes(place / "generation_config.json", to_text(values).encode())
 

@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
 from collections import namedtuple
 
 import jax
@@ -260,6 +261,43 @@ def test_a_disk_that_fills_up_meanwhile(abstract, run, monkeypatch, error):
         assert same(newest(checkpoints, abstract())[1], fill(abstract(), 3))
 
 
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (OSError(errno.EIO, os.strerror(errno.EIO)), "Input/output error"),
+        (ValueError("Failed writing [os_error_code='13'] [source]"), "Permission denied"),
+    ],
+)
+def test_a_disk_that_refuses_to_be_written_is_one_line(abstract, run, monkeypatch, error, said):
+    def refuse(path):
+        raise error
+
+    monkeypatch.setattr(run_folder, "_checksum", refuse)
+    with open_quietly(run) as checkpoints:
+        checkpoints.save(3, fill(abstract()), {})
+        message = f"step 3 cannot be written to .*: {said}; the checkpoint of step 2 is whole"
+        with pytest.raises(UserError, match=message):
+            checkpoints.wait()
+        assert steps(run) == [1, 2]
+
+
+def test_a_folder_that_goes_away_is_no_reason_to_wait(abstract, tmp_path):
+    """Threads that would wait for it for 20 minutes, also at the end of the process, have ended."""
+    before = set(threading.enumerate())
+    with open_quietly(tmp_path / "run") as checkpoints:
+        checkpoints.save(1, fill(abstract()), {})
+        checkpoints.wait()
+        shutil.rmtree(tmp_path / "run")
+        (tmp_path / "run").touch()
+        message = "step 2 cannot be written .*: Not a directory; no checkpoint was made before"
+        with pytest.raises(UserError, match=message):
+            checkpoints.save(2, fill(abstract()), {})
+    left = [each for each in set(threading.enumerate()) - before if not each.daemon]
+    for each in left:
+        each.join(10)
+    assert not any(each.is_alive() for each in left)
+
+
 CHILD = """
 import os, signal, sys
 from pathlib import Path
@@ -328,7 +366,9 @@ def test_senseless_settings(wrong):
         Keep(**wrong)
 
 
-def test_a_folder_that_cannot_be(tmp_path):
-    (tmp_path / "file").touch()
-    with pytest.raises(UserError, match="cannot hold checkpoints"):
-        Checkpoints(tmp_path / "file" / "run", KEEP)
+@pytest.mark.parametrize("name", ["file", "file/run"])
+def test_checkpoints_in_place_of_which_there_is_a_file(tmp_path, name):
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(UserError, match=f"{name} cannot be written: (File exists|Not a directory)"):
+        Checkpoints(tmp_path / name, KEEP)
+    assert (tmp_path / "file").read_text() == "mine"

@@ -2,14 +2,15 @@
 
 import json
 import os
+import sys
 import time
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
 
 from lwm.errors import UserError
-from lwm.files import require_package
+from lwm.files import require_package, writing
 
 TrackerKind = Literal["tensorboard", "wandb"]
 _LIBRARIES = {"tensorboard": ("tensorboardX", "TensorBoard"), "wandb": ("wandb", "W&B")}
@@ -56,9 +57,10 @@ def open_tracker(kind: TrackerKind, folder: Path, run: dict[str, Any], *, last: 
     Raises:
         UserError: The package is not installed, or the service refuses.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     opened = {"tensorboard": TensorBoard, "wandb": WandB}[kind]
-    return opened(folder, run, last=last)
+    with writing(folder / kind):
+        folder.mkdir(parents=True, exist_ok=True)
+        return opened(folder, run, last=last)
 
 
 class TensorBoard:
@@ -66,15 +68,18 @@ class TensorBoard:
 
     def __init__(self, folder: Path, run: dict[str, Any], *, last: int):
         library = _library("tensorboard")
-        self._last = last
+        self._last, self._place = last, folder / "tensorboard"
         self._writer = library.SummaryWriter(
-            str(folder / "tensorboard"),
+            str(self._place),
             # Readers drop earlier records of this step and later ones.
             purge_step=last + 1 if last else 0,
             # Two files begun in one second would share a name; readers sort by it.
             filename_suffix=f".{time.time_ns()}",
             flush_secs=30,
         )
+        events = self._writer.file_writer.event_writer
+        self._records = _Records(events._ev_writer)
+        events._ev_writer = events._worker._record_writer = self._records
         if not last:
             self._writer.add_text("run", f"```json\n{json.dumps(run, indent=2, default=str)}\n```")
 
@@ -83,10 +88,43 @@ class TensorBoard:
         if line["step"] > self._last:
             for name, value in scalars(line):
                 self._writer.add_scalar(name, value, line["step"])
+            self._require_written()
 
     def close(self) -> None:
         """Writes all that is pending."""
         self._writer.close()
+        if sys.exc_info()[0] is None:  # an error of the run says more
+            self._require_written()
+
+    def _require_written(self) -> None:
+        if self._records.failure is not None:
+            with writing(self._place):
+                raise self._records.failure
+
+
+class _Records:
+    """Writes to an event file. At an error the library's thread would end, and the run wait for it
+    once its queue is full; so errors are kept for the run."""
+
+    failure: OSError | None = None
+
+    def __init__(self, writer: Any):
+        self._writer = writer
+
+    def write_event(self, event: Any) -> None:
+        self._do(self._writer.write_event, event)
+
+    def flush(self) -> None:
+        self._do(self._writer.flush)
+
+    def close(self) -> None:
+        self._do(self._writer.close)
+
+    def _do(self, act: Callable[..., object], *event: Any) -> None:
+        try:
+            act(*event)
+        except OSError as error:
+            self.failure = error
 
 
 class WandB:

@@ -1,8 +1,12 @@
 """A run's log in TensorBoard's files, read back as bytes, and in W&B's."""
 
+import contextlib
+import errno
 import importlib
+import os
 import struct
 import sys
+from typing import Any
 
 import pytest
 
@@ -123,3 +127,21 @@ def test_wandb_offline_goes_on_under_one_name(tmp_path, monkeypatch):
     files = sorted(tmp_path.glob("wandb/offline-run-*/*.wandb"))
     assert [path.name for path in files] == [f"run-{known}.wandb"] * 2
     assert [path.read_bytes().count(b"learning_rate") >= 1 for path in files] == [True, True]
+
+
+def test_a_record_that_cannot_be_written_ends_the_run_in_one_line(tmp_path, monkeypatch):
+    """Otherwise the run would wait for the library's thread, which has ended, for ever."""
+    pytest.importorskip("tensorboardX", reason="tensorboardX is not installed")
+
+    def fail(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    tracker: Any = open_tracker("tensorboard", tmp_path, {})
+    monkeypatch.setattr(tracker._records._writer, "write_event", fail)
+    for _ in range(100):
+        with contextlib.suppress(UserError):
+            tracker(update(1))
+    with pytest.raises(UserError, match="tensorboard cannot be written: No space left on device"):
+        tracker(update(2))
+    with pytest.raises(UserError, match="tensorboard cannot be written"):
+        tracker.close()
