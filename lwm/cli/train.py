@@ -1,7 +1,6 @@
 """`lwm train`: a command for each recipe, an option for each of its values."""
 
 import dataclasses
-import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -98,7 +97,7 @@ def without_model(run: Run, recipe: Run) -> Run:
 
 def train(name: str, run: Run | VQGANRun, options: Options) -> None:
     """Runs, and says where the model is; a run that is asked to stop says how to go on."""
-    from lwm.distributed import join
+    from lwm.distributed import end_alone, join
     from lwm.train.loop import Stopped
     from lwm.train.run import run as run_training
 
@@ -114,8 +113,11 @@ def train(name: str, run: Run | VQGANRun, options: Options) -> None:
         )
     except Stopped as stopped:
         print_line(f"lwm: {stopped}", error=True)
-        # A scheduler that stops a run is content; a person's `&&` should not go on.
-        sys.exit(130 if stopped.by == signal.SIGINT else 0)
+        # Not 0: what is to follow a complete run, as `&&` says, has no model yet.
+        sys.exit(128 + stopped.by)
+    except BaseException as error:
+        end_alone(error)
+        raise
     use = f"Talk to it: lwm chat {model}"
     if isinstance(run, VQGANRun):
         use = f"Use it: lwm tokenize FILES --vqgan {model} --out SHARDS"

@@ -2,8 +2,11 @@
 
 import dataclasses
 import json
+import math
+import os
 import runpy
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -25,7 +28,8 @@ from lwm.errors import UserError
 from lwm.model.config import ModelOverrides, Rope, read_scaling
 from lwm.recipes import debug
 from lwm.train import run as runs, task
-from lwm.train.config import AdamW, DataSet, Schedule
+from lwm.train.config import AdamW, DataSet, Loss, Schedule
+from lwm.train.run_json import require_finite
 
 replace = dataclasses.replace
 
@@ -245,6 +249,31 @@ def test_two_runs_in_one_folder_do_not_disturb_each_other(whole, tmp_path, monke
     assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
 
 
+@pytest.mark.parametrize(
+    ("name", "changed"),
+    [
+        ("training.optimizer.schedule.peak is nan", {"schedule": Schedule(peak=math.nan)}),
+        ("training.optimizer.b2 is nan", {"b2": math.nan}),
+        ("training.optimizer.clip is nan", {"clip": math.nan}),
+        ("training.optimizer.weight_decay is inf", {"weight_decay": math.inf}),
+    ],
+)
+def test_settings_that_are_not_finite_are_refused_by_name(tmp_path, name, changed):
+    with pytest.raises(UserError, match=name):
+        runs.run(small(optimizer=AdamW(**changed)), tmp_path / "run")
+    assert not list(tmp_path.iterdir())
+
+
+def test_weights_of_sets_and_losses_are_finite_and_a_clip_need_not_be():
+    run = small(optimizer=AdamW(clip=math.inf))
+    require_finite(run)
+    wrong = replace(run, data=replace(run.data, sets=(DataSet(files=("a",), weight=math.inf),)))
+    with pytest.raises(UserError, match=r"data\.sets\.0\.weight is inf; give a finite number"):
+        require_finite(wrong)
+    with pytest.raises(UserError, match=r"training\.loss\.z is nan"):
+        require_finite(small(loss=Loss(z=math.nan)))
+
+
 def two_processes(folder, mesh, vocabulary=300):
     with socket.socket() as probe:
         probe.bind(("localhost", 0))
@@ -291,6 +320,53 @@ def test_where_one_process_fails_none_waits(tmp_path):
 
 class Begun(Exception):
     """Raised where a run would train."""
+
+
+KILLED, STOPPED = "has ended; see its messages", "has not answered for 20 s"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("gone", "number", "said"),
+    [
+        pytest.param(0, signal.SIGKILL, KILLED, marks=pytest.mark.representative),
+        (1, signal.SIGKILL, KILLED),
+        (0, signal.SIGSTOP, STOPPED),
+        (1, signal.SIGSTOP, STOPPED),
+    ],
+)
+def test_where_a_process_is_killed_or_stopped_the_other_ends_in_a_line(
+    tmp_path, gone, number, said
+):
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        coordinator = f"localhost:{probe.getsockname()[1]}"
+    code = "import sys; from lwm.cli.app import main; sys.argv[0] = 'lwm'; main()"
+    given = ["train", f"{SCRIPT}:small", "--out", str(tmp_path / "run"), "--mesh", "1,2,1,1"]
+    given += ["--training.steps", "100000", "--processes.coordinator", coordinator]
+    given += ["--processes.count", "2", "--processes.timeout", "20", "--processes.index"]
+    environment = os.environ | {"PYTHONPATH": str(SCRIPT.parents[1])}
+    environment |= {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_force_host_platform_device_count=1"}
+    running = [
+        subprocess.Popen(
+            [sys.executable, "-c", code, *given, str(index)],
+            stderr=subprocess.PIPE,
+            text=True,
+            env=environment,
+        )
+        for index in range(2)
+    ]
+    written = tmp_path / "run" / "log.jsonl"
+    while not (written.exists() and written.read_bytes().count(b"\n") > 1):
+        assert all(process.poll() is None for process in running)
+        time.sleep(0.1)
+    running[gone].send_signal(number)
+    _, errors = running[1 - gone].communicate(timeout=60)
+    running[gone].kill()
+    running[gone].communicate()
+    assert running[1 - gone].returncode == 1
+    assert errors.splitlines()[-1] == f"lwm: process {gone} {said}"
+    assert "Traceback" not in errors
 
 
 @pytest.fixture
@@ -375,7 +451,8 @@ def test_updates_that_are_not_finite_name_their_examples(tmp_path, monkeypatch, 
 
     monkeypatch.setattr(task, "read_llama", broken)
     run = replace(small(), init=str(whole / "model"))
-    with pytest.raises(UserError, match="the updates of steps 1 to 3 are not finite"):
+    said = "the updates of steps 1 to 3 are not finite; in .*run no checkpoint was made before"
+    with pytest.raises(UserError, match=said):
         runs.run(run, tmp_path / "run")
     lines = log(tmp_path / "run")
     assert [line["finite"] for line in lines] == [False] * 3
