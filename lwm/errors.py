@@ -10,6 +10,11 @@ class UserError(Exception):
     """A mistake that the user can correct: one clear line that names the remedy."""
 
 
+def is_panic(error: BaseException) -> bool:
+    """Returns whether Rust code of a library failed by a panic, which is no Exception."""
+    return type(error).__name__ == "PanicException"
+
+
 def require_share(name: str, value: float) -> None:
     """Refuses a share outside [0, 1].
 

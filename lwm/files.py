@@ -19,7 +19,7 @@ from collections.abc import Generator, Iterator
 from pathlib import Path, PurePath, PurePosixPath
 from typing import Any, BinaryIO, SupportsIndex
 
-from lwm.errors import UserError, is_full_disk, system_reason
+from lwm.errors import UserError, is_full_disk, is_panic, system_reason
 
 ASSETS = Path(str(importlib.resources.files("lwm"))) / "assets"
 """Files that come with the package."""
@@ -28,6 +28,8 @@ RECORD_LIMIT, RECORD_BYTES = "LWM_MAX_RECORD", 1 << 28
 PARTIAL = ".partial-"
 """Start of the names of files that are being written."""
 _EDGE = 1 << 16
+_MOST_NESTED = 100
+_LONGEST = 300
 # Folders and files that macOS, Windows and Synology put beside the user's.
 _OF_SYSTEMS = ("__macosx", "@eadir", "$recycle.bin", "thumbs.db", "ehthumbs.db", "desktop.ini")
 _PACKED = {
@@ -49,7 +51,9 @@ def reading(path: Path | str, what: str = "read") -> Generator[None]:
         yield
     except UserError:
         raise
-    except Exception as error:  # libraries raise errors of any type
+    except BaseException as error:  # libraries raise errors of any type
+        if not (isinstance(error, Exception) or is_panic(error)):
+            raise
         raise UserError(f"{path} cannot be {what}: {reason_of(error)}") from None
 
 
@@ -102,10 +106,11 @@ def replacing(path: Path, *, durable: bool = False) -> Generator[Path]:
             partial.unlink(missing_ok=True)
 
 
-def reason_of(error: Exception) -> str:
-    """Returns the message of an exception, in one line."""
+def reason_of(error: BaseException) -> str:
+    """Returns the message of an exception, in one line that is not long."""
     reason = getattr(error, "strerror", None) or str(error).strip() or type(error).__name__
-    return reason.splitlines()[0]
+    line = reason.splitlines()[0]
+    return line if len(line) <= _LONGEST else f"{line[:_LONGEST]} ..."
 
 
 def require_package(module: str, what: str, extra: str = "data") -> Any:
@@ -394,6 +399,29 @@ def require_absent(file: Path, *, overwrite: bool) -> None:
         raise UserError(f"{file} exists; choose another --out, or give --overwrite to replace it")
 
 
+def parse_json(text: str | bytes) -> Any:
+    """Parses JSON of any origin.
+
+    Raises:
+        ValueError: It is no JSON, or nested so deeply that code which follows it would fail.
+    """
+    too_deep = "it is nested too deeply"
+    try:
+        value = json.loads(text)
+    except RecursionError:
+        raise ValueError(too_deep) from None
+    openings = sum(map(text.count, "[{" if isinstance(text, str) else (b"[", b"{")))
+    if openings <= _MOST_NESTED or not isinstance(value, dict | list):
+        return value
+    level = [value]
+    for _ in range(_MOST_NESTED):
+        rows = (each.values() if isinstance(each, dict) else each for each in level)
+        level = [inner for row in rows for inner in row if isinstance(inner, dict | list)]
+        if not level:
+            return value
+    raise ValueError(too_deep)
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """Reads a JSON object.
 
@@ -402,13 +430,11 @@ def read_json(path: Path) -> dict[str, Any]:
     """
     try:
         require_bounded(path)
-        values = json.loads(path.read_text(encoding="utf-8-sig"))
+        values = parse_json(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         raise UserError(f"{path} is missing; is {path.parent} a model folder?") from None
     except ValueError as error:
         raise UserError(f"{path} is no JSON: {error}") from None
-    except RecursionError:
-        raise UserError(f"{path} is no JSON that can be read: it is nested too deeply") from None
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from None
     if not isinstance(values, dict):
@@ -423,7 +449,7 @@ def read_versioned(file: Path, version: int) -> dict[str, Any]:
         UserError: The file is damaged, or of another version.
     """
     with reading(file):
-        value = json.loads(file.read_text(encoding="utf-8"))
+        value = parse_json(file.read_text(encoding="utf-8"))
         if (found := value.pop("version")) != version:
             raise UserError(f"{file} is of version {found}; this lwm reads {version}")
         return value

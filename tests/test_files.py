@@ -1,3 +1,4 @@
+import json
 import os
 import subprocess
 import sys
@@ -5,8 +6,12 @@ import threading
 
 import pytest
 
+from lwm.cli.generate import read_prompts
+from lwm.data.sources import open_source
 from lwm.errors import UserError
-from lwm.files import exclusive, make_folder, replacing, require_writable, write_bytes
+from lwm.files import exclusive, make_folder, parse_json, replacing, require_writable, write_bytes
+from lwm.tokenizer.message import json_of
+from lwm.train.monitor.plot import RunLog
 
 
 @pytest.mark.parametrize("durable", [False, True])
@@ -114,3 +119,31 @@ def test_a_folder_made_for_nothing_is_removed(tmp_path):
     with exclusive(tmp_path / "out"):
         (tmp_path / "out" / "a").touch()
     assert (tmp_path / "out" / "a").exists()
+
+
+DEEP = "[" * 5000 + "]" * 5000
+
+
+@pytest.mark.parametrize("text", [DEEP, '{"a": ' * 101 + "1" + "}" * 101, "[" * 200_000])
+def test_deep_json_is_refused(text):
+    for form in (text, text.encode()):
+        with pytest.raises(ValueError, match="nested too deeply"):
+            parse_json(form)
+
+
+@pytest.mark.parametrize("text", ["[" * 100 + "]" * 100, f'"{DEEP}"', json.dumps([[]] * 500)])
+def test_json_that_is_not_deep_is_parsed(text):
+    assert parse_json(text) == json.loads(text)
+
+
+def test_readers_of_json_lines_refuse_deep_ones(tmp_path):
+    (file := tmp_path / "a.jsonl").write_text(f'{{"prompt": {DEEP}}}\n')
+    (tmp_path / "log.jsonl").write_text(f"{DEEP}\n{{}}\n")
+    for read in (
+        lambda: read_prompts(file),
+        lambda: open_source(file)[0],
+        lambda: RunLog.read(tmp_path, "run"),
+        lambda: json_of(DEEP, "tools"),
+    ):
+        with pytest.raises(UserError):
+            read()

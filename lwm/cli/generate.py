@@ -1,7 +1,6 @@
 """`lwm generate text|image|video`: texts, images and videos from prompts."""
 
 import dataclasses
-import json
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -123,8 +122,10 @@ def read_prompts(path: Path) -> list[str]:
 
 
 def _prompt(path: Path, number: int, line: str) -> str:
+    from lwm.files import parse_json
+
     try:
-        prompt = json.loads(line)["prompt"]
+        prompt = parse_json(line)["prompt"]
     except (ValueError, KeyError, TypeError):
         prompt = None
     if not isinstance(prompt, str):

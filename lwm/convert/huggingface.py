@@ -14,7 +14,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from lwm.errors import UserError
-from lwm.files import is_data, named_file, read_json, reading
+from lwm.files import is_data, named_file, parse_json, read_json, reading, reason_of
 from lwm.formats.lazy import LazyArrays, require_finite
 from lwm.model.config import LinearScaling, LlamaConfig, Rope, RopeScaling
 from lwm.tokens import TokenSpace
@@ -144,7 +144,7 @@ def _tokens(values: Mapping[str, Any], source: str) -> TokenSpace:
     named = isinstance(own, dict) and {*own} == {"text", "vision", "codes"}
     if not named or not all(type(size) is int and size >= 0 for size in own.values()):
         raise UserError(
-            f'{source}: "{OWN}" is {json.dumps(own)}, but it should give text, vision and codes'
+            f'{source}: "{OWN}" is {shown(own)}, but it should give text, vision and codes'
         )
     tokens = TokenSpace(**own)
     if tokens.size != rows:
@@ -280,7 +280,7 @@ def _shapes_in(path: Path) -> dict[str, tuple[int, ...]]:
             with safe_open(path, "numpy") as file:
                 return {name: tuple(file.get_slice(name).get_shape()) for name in [*file.keys()]}
         except SafetensorError as error:
-            raise UserError(f"{path} is damaged ({error}); fetch it again") from None
+            raise UserError(f"{path} is damaged ({reason_of(error)}); fetch it again") from None
 
 
 def _weight_files(folder: Path, named: Any) -> tuple[list[Path], dict[str, str]]:
@@ -337,10 +337,10 @@ def _require_whole(path: Path) -> None:
     with path.open("rb") as file:
         header_size = int.from_bytes(file.read(8), "little")
         try:
-            header = json.loads(file.read(header_size if header_size <= _MOST_HEADER else 0))
+            header = parse_json(file.read(header_size if header_size <= _MOST_HEADER else 0))
             header.pop("__metadata__", None)
             ends = {name: each["data_offsets"][1] + 0 for name, each in header.items()}
-        except (ValueError, RecursionError, TypeError, LookupError, AttributeError):
+        except (ValueError, TypeError, LookupError, AttributeError):
             raise UserError(
                 f"{path} is damaged: its header cannot be read; fetch it again"
             ) from None

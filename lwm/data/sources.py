@@ -25,6 +25,7 @@ from lwm.files import (
     LRUCache,
     edges_of,
     limit,
+    parse_json,
     places_of_lines,
     reading,
     reason_of,
@@ -367,12 +368,12 @@ def _open(path: Path | str, kept: LRUCache) -> Source:
 
 def _parse(data: bytes, name: str) -> dict[str, Any]:
     try:
-        value = json.loads(data.removeprefix(codecs.BOM_UTF8).decode())
+        value = parse_json(data.removeprefix(codecs.BOM_UTF8).decode())
     except json.JSONDecodeError as error:
         raise UserError(f"{name}: not JSON: {error.msg} at character {error.pos + 1}") from None
     except UnicodeDecodeError:
         raise UserError(f"{name}: not UTF-8") from None
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise UserError(f"{name}: not readable JSON: {error}") from None
     if not isinstance(value, dict):
         raise UserError(f"{name}: not a JSON object, but {type(value).__name__}")

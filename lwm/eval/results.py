@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from lwm.errors import UserError
-from lwm.files import json_line, write_bytes, writing
+from lwm.files import json_line, parse_json, write_bytes, writing
 
 ResultRow = Mapping[str, Any]
 
@@ -66,7 +66,7 @@ def _parse(data: bytes, path: Path) -> list[dict[str, Any]]:
     rows = []
     for number, line in enumerate(data.splitlines(), 1):
         try:
-            row = json.loads(line)
+            row = parse_json(line)
         except ValueError:
             row = None
         if not isinstance(row, dict):

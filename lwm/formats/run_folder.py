@@ -2,7 +2,6 @@
 
 import concurrent.futures
 import functools
-import json
 import os
 import re
 import threading
@@ -14,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from lwm.errors import UserError
-from lwm.files import read_json
+from lwm.files import parse_json, read_json
 from lwm.formats.lazy import LazyArrays, require_finite
 
 SETTINGS, CHECKPOINTS, MODEL, TOKENIZER = "run.json", "checkpoints", "model", "tokenizer"
@@ -139,7 +138,7 @@ def fault_of(place: Path, *, part: int = 0, parts: int = 1) -> str | None:
         parts: The number of parts.
     """
     try:
-        sums = json.loads((place / CHECKSUMS).read_text(encoding="utf-8"))
+        sums = parse_json((place / CHECKSUMS).read_text(encoding="utf-8"))
         names = sorted(sums)[part::parts]
         for name in names:
             if (size := (place / name).stat().st_size) != sums[name][0]:

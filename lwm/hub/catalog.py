@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lwm.errors import UserError
-from lwm.files import ASSETS
+from lwm.files import ASSETS, parse_json
 from lwm.hub import fetch
 
 _LLAMA2 = "Llama 2 Community License"
@@ -161,12 +161,10 @@ def _is_complete(folder: Path, files: tuple[str, ...]) -> bool:
     # As transformers, which takes one file before an index.
     if (folder / "model.safetensors").is_file() or not index.is_file():
         return (folder / "config.json").is_file() and any(folder.glob("*.safetensors"))
-    import json
-
     try:
-        shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        shards = set(parse_json(index.read_text(encoding="utf-8"))["weight_map"].values())
         return all((folder / shard).is_file() for shard in shards)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return False
 
 

@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import json
 import reprlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,6 +11,7 @@ import numpy as np
 from jaxtyping import Float, Int, UInt8
 
 from lwm.errors import UserError, several
+from lwm.files import parse_json
 
 _ROLES = ("system", "user", "assistant", "tool")
 # How data sets say that an answer is not trained on: OpenAI, Axolotl, and others.
@@ -215,8 +215,8 @@ def json_of(text: str, key: str) -> Any:
         UserError: It is no JSON.
     """
     try:
-        return json.loads(text)
-    except (ValueError, RecursionError) as error:
+        return parse_json(text)
+    except ValueError as error:
         raise UserError(f"key {key!r} holds a text that is no JSON: {error}") from None
 
 

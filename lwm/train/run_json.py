@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lwm.errors import UserError
-from lwm.files import make_folder, replacing
+from lwm.files import make_folder, parse_json, replacing
 from lwm.formats.run_folder import WITH_MODEL
 from lwm.renamed import new_setting
 from lwm.train.config import Schedule
@@ -124,9 +124,9 @@ def read_run(path: Path, *, known: Mapping[str, Any]) -> dict[str, Any]:
         UserError: The file is damaged, or written by a newer version.
     """
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = parse_json(path.read_text(encoding="utf-8"))
         version = int(values.pop("version", 1))
-    except (ValueError, AttributeError, TypeError):
+    except (ValueError, OverflowError, AttributeError, TypeError):
         raise UserError(f"{path} is damaged; restore it, or choose another folder") from None
     if version > VERSION:
         raise UserError(

@@ -282,7 +282,7 @@ def test_an_index_that_names_no_files(folder, named):
 
 def test_json_that_cannot_be_read(tmp_path):
     (tmp_path / "deep").write_text("[" * 99_999)
-    with pytest.raises(UserError, match="deep is no JSON that can be read: it is nested too"):
+    with pytest.raises(UserError, match="deep is no JSON: it is nested too"):
         read_json(tmp_path / "deep")
     with pytest.raises(UserError, match="cannot be read: Is a directory"):
         read_json(tmp_path)

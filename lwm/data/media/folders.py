@@ -19,7 +19,7 @@ from lwm.data.media.lists import LISTS, described
 from lwm.data.media.read import is_named_other
 from lwm.data.sources import is_missing
 from lwm.errors import UserError
-from lwm.files import reading, within
+from lwm.files import parse_json, reading, within
 
 DESCRIBING = ("metadata.jsonl", "metadata.csv", "captions.jsonl")
 """Names of lists that describe the files beside them, in any folder."""
@@ -192,8 +192,8 @@ class MediaFiles:
             side = readable(self._tree.names[number])
             try:
                 text = self._read(number).decode("utf-8-sig")
-                values = json.loads(text) if ending == ".json" else {"caption": text.strip()}
-            except (ValueError, RecursionError):
+                values = parse_json(text) if ending == ".json" else {"caption": text.strip()}
+            except ValueError:
                 kind = "JSON" if ending == ".json" else "text"
                 raise UserError(f"{side}: not {kind} in UTF-8") from None
             if not isinstance(values, dict):

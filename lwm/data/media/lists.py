@@ -6,7 +6,6 @@ Unlike pyarrow's, this CSV reader keeps line numbers, and a bad row leaves the o
 import codecs
 import csv
 import io
-import json
 from array import array
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,7 +14,7 @@ from typing import Any, BinaryIO, NamedTuple, SupportsIndex
 from lwm.data.row_groups import read_rows
 from lwm.data.sources import FileSource, Record
 from lwm.errors import UserError
-from lwm.files import limit, reading, within
+from lwm.files import limit, parse_json, reading, within
 
 LISTS = (".csv", ".tsv", ".jsonl", ".ndjson", ".json", ".parquet")
 """Suffixes of lists that may describe the files beside them."""
@@ -80,9 +79,9 @@ def described(name: str, content: bytes) -> Iterator[tuple[str, dict[str, Any] |
             rows = (
                 read_rows(name, content)
                 if name.lower().endswith(".parquet")
-                else json.loads(content)
+                else parse_json(content)
             )
-        except (UserError, ValueError, RecursionError) as error:
+        except (UserError, ValueError) as error:
             yield name, str(error) if isinstance(error, UserError) else f"{name}: not JSON: {error}"
             return
         for number, row in enumerate(rows, 1):
@@ -93,8 +92,8 @@ def described(name: str, content: bytes) -> Iterator[tuple[str, dict[str, Any] |
         where = f"{name}:{number}"
         if line.strip():
             try:
-                row = json.loads(line)
-            except (ValueError, RecursionError) as error:
+                row = parse_json(line)
+            except ValueError as error:
                 yield where, f"{where}: not JSON: {error}"
                 continue
             yield where, row if isinstance(row, dict) else f"{where}: not a JSON object"

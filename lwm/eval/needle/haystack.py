@@ -3,7 +3,6 @@
 import dataclasses
 import hashlib
 import importlib.resources
-import json
 import re
 import unicodedata
 from collections.abc import Iterator
@@ -13,7 +12,7 @@ import numpy as np
 from jaxtyping import Int
 
 from lwm.errors import UserError
-from lwm.files import is_data, is_packed, require_unpacked
+from lwm.files import is_data, is_packed, parse_json, require_unpacked
 from lwm.tokenizer.tokenizer import Tokenizer
 
 BOOK = "Moby-Dick, chapters 1-3"
@@ -203,7 +202,7 @@ def _documents(source: Path | None) -> Iterator[str]:
 def _texts(lines: Iterator[str], file: Path) -> Iterator[str]:
     for number, line in enumerate(lines, 1):
         try:
-            text = json.loads(line)["text"] if line.strip() else ""
+            text = parse_json(line)["text"] if line.strip() else ""
         except (ValueError, TypeError, KeyError):
             text = None
         if not isinstance(text, str):

@@ -2,7 +2,6 @@
 
 import dataclasses
 import io
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -11,7 +10,7 @@ import numpy as np
 from jaxtyping import Float
 
 from lwm.errors import UserError, several
-from lwm.files import make_folder, reading, write_bytes
+from lwm.files import make_folder, parse_json, reading, write_bytes
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -91,9 +90,9 @@ class RunLog:
             lines = path.read_bytes().splitlines()
         for number, text in enumerate(lines, start=1):
             try:
-                line = json.loads(text)
+                line = parse_json(text)
                 found.append(line | {"step": int(line["step"])})
-            except (ValueError, TypeError, KeyError):
+            except (ValueError, OverflowError, TypeError, KeyError):
                 if number < len(lines):
                     raise UserError(f"{path}:{number} is no line of a log") from None
         updates = [line for line in found if "held_out" not in line]
