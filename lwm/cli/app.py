@@ -2,8 +2,10 @@
 
 import io
 import os
+import re
 import signal
 import sys
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
@@ -128,12 +130,37 @@ def main() -> None:
     except UserError as error:
         print_line(f"lwm: {error}", error=True)
         sys.exit(2)
+    except (RuntimeError, AssertionError) as error:
+        if (problem := _no_devices(error)) is None:
+            raise
+        print(f"lwm: {problem}", file=sys.stderr)
+        sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(130)
     except BrokenPipeError:
         # The reader closed the pipe; Python would complain again when it flushes at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
+
+
+def _no_devices(error: Exception) -> str | None:
+    """Returns the line for JAX's error about devices that are not there; None for other errors.
+
+    Any command may be the first to use them, anywhere.
+    """
+    found = re.match(
+        r"Unable to initialize backend '(.*?)': ([^\n]*?)(?: \(set JAX.*)?$",
+        str(error),
+        re.MULTILINE,
+    )
+    asked, reason = found.groups() if found else (os.environ.get("JAX_PLATFORMS"), "")
+    # Without any NVIDIA GPU, JAX fails in an assertion.
+    bare = traceback.extract_tb(error.__traceback__)[-1].filename.endswith("xla_bridge.py")
+    if not found and not (asked and bare):
+        return None
+    named = "JAX_PLATFORMS" in os.environ
+    remedy = "unset JAX_PLATFORMS" if named else "set JAX_PLATFORMS=cpu"
+    return f"there is no device for {asked}{f' ({reason})' * bool(reason)}; {remedy}"
 
 
 def _run(arguments: list[str]) -> None:

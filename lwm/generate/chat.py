@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import threading
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -172,6 +173,7 @@ class Conversation:
         self._document = document
         self._sampling = sampling
         self._tools = tools
+        self._busy = threading.Lock()
         self.messages: list[Message] = []
 
     @renamed.keywords(writing="params")
@@ -194,9 +196,22 @@ class Conversation:
             progress: Called with the number of prompt tokens read.
 
         Raises:
-            UserError: The conversation and the answer do not fit into the context; the question
-                is then not part of the conversation.
+            UserError: The conversation and the answer do not fit into the context, or another
+                answer is not finished; the question is then not part of the conversation.
         """
+        if not self._busy.acquire(blocking=False):
+            raise UserError(
+                "this conversation has not finished its last answer: read or close that first; "
+                "each thread needs a conversation of its own"
+            )
+        try:
+            yield from self._answer(question, params, progress)
+        finally:
+            self._busy.release()
+
+    def _answer(
+        self, question: str | Sequence[Part], params: SamplingParams, progress: Progress
+    ) -> Generator[str | Frame]:
         turns = [*self.messages, self.question(question)]
         ids = self.ids(turns)
         stream = TextStream(self._model.tokenizer)

@@ -6,7 +6,7 @@ import sys
 import jax
 import pytest
 
-from lwm.cli.app import main
+from lwm.cli.app import COMMANDS, main
 from lwm.cli.common import print_table, print_text
 from lwm.cli.data import _print_reasons, _warn
 
@@ -222,3 +222,23 @@ def test_where_a_model_is_loaded_is_one_group_of_options(here):
     assert "load.given" not in out
     for option in ("--mesh", "--config", "--theta", "--context"):
         assert f" {option} " in out
+
+
+def test_devices_that_are_not_there_are_named_in_one_line():
+    run = lwm("plan", "lwm-text-1m", JAX_PLATFORMS="cuda")
+    assert run.returncode == 2
+    assert run.stderr.startswith("lwm: there is no device for cuda")
+    assert run.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("platform", ["tpu", "rocm", "metal"])
+def test_missing_devices_of_any_kind_are_one_line_in_any_command(monkeypatch, capsys, platform):
+    def models():
+        reason = f"Unable to initialize backend '{platform}': no\nsuch thing (you may need to)"
+        raise RuntimeError(reason)
+
+    monkeypatch.setitem(COMMANDS, "models", models)
+    monkeypatch.setattr(sys, "argv", ["lwm", "models"])
+    with pytest.raises(SystemExit, match="2"):
+        main()
+    assert f"no device for {platform} (no); " in capsys.readouterr().err

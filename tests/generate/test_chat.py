@@ -1,4 +1,5 @@
 import dataclasses
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -242,3 +243,16 @@ def test_a_cache_that_was_lost_to_an_interruption_is_read_again(model, monkeypat
     assert list(conversation.ask("Ho", params=SHORT)) == [
         *Conversation(model).ask("Ho", params=SHORT)
     ]
+
+
+def test_one_conversation_in_several_threads_is_refused_at_once(model):
+    conversation = Conversation(model)
+    pieces = conversation.ask("Hi", params=SHORT)
+    next(pieces)
+    with ThreadPoolExecutor() as pool:
+        second = pool.submit(lambda: list(conversation.ask("And?", params=SHORT)))
+        with pytest.raises(UserError, match="each thread needs a conversation of its own"):
+            second.result()
+    list(pieces)
+    assert len(conversation.messages) == 2
+    assert list(conversation.ask("And?", params=SHORT))
