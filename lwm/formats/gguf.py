@@ -14,6 +14,7 @@ import numpy as np
 from jaxtyping import Float
 
 from lwm.errors import UserError
+from lwm.files import reading
 from lwm.formats.gguf_config import config_of, refuse_unsupported
 from lwm.formats.gguf_file import TensorEntry, read_contents
 from lwm.formats.lazy import LazyArrays, require_finite
@@ -53,16 +54,17 @@ def decode(entry: TensorEntry) -> Float[np.ndarray, "..."]:
 
     kind = GGMLQuantizationType(entry.kind)
     block, size = GGML_QUANT_SIZES[kind]
-    raw = np.memmap(entry.path, np.uint8, "r", offset=entry.start, shape=(entry.num_bytes,))
-    rows = np.asarray(raw).reshape(*entry.shape[:-1], entry.shape[-1] // block * size)
-    try:
-        with np.errstate(all="ignore"):  # a damaged scale is reported below
+    # Errors of its shape or scales are reported in one line.
+    with reading(entry.path), np.errstate(all="ignore"):
+        raw = np.memmap(entry.path, np.uint8, "r", offset=entry.start, shape=(entry.num_bytes,))
+        rows = np.asarray(raw).reshape(*entry.shape[:-1], entry.shape[-1] // block * size)
+        try:
             weight = dequantize(rows, kind).reshape(entry.shape)
-    except NotImplementedError:
-        raise UserError(
-            f"{entry.path}: tensor {entry.name!r} is stored as {kind.name}, which cannot be "
-            "decoded; use a file in F32, F16, BF16, Q8_0, Q4_0, Q4_1, Q5_0, Q5_1 or a K-quant"
-        ) from None
+        except NotImplementedError:
+            raise UserError(
+                f"{entry.path}: tensor {entry.name!r} is stored as {kind.name}, which cannot be "
+                "decoded; use a file in F32, F16, BF16, Q8_0, Q4_0, Q4_1, Q5_0, Q5_1 or a K-quant"
+            ) from None
     weight = np.asarray(weight, np.float32)
     require_finite(weight, entry.name, entry.path)
     return weight
@@ -120,7 +122,10 @@ def read_gguf(path: Path) -> GGUF:
 
     def read(name: str) -> Float[np.ndarray, "..."]:
         weight, role = decode(named[name]), name.split(".")[-2]
-        return _unpermute(weight, heads[role]) if arch == "llama" and role in heads else weight
+        if arch != "llama" or role not in heads:
+            return weight
+        with reading(path):
+            return _unpermute(weight, heads[role])
 
     tensors = LazyArrays({name: entry.shape for name, entry in named.items()}, read)
     return GGUF(metadata=metadata, config=config, tensors=tensors)

@@ -1,5 +1,7 @@
 """GGUF metadata as a Hugging Face config."""
 
+import math
+import reprlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -30,14 +32,16 @@ def refuse_unsupported(path: Path, metadata: Mapping[str, Any]) -> str:
     """
     arch = metadata.get("general.architecture")
     if (kind := metadata.get("general.type", "model")) != "model":
-        raise UserError(f"{path} holds no model but a GGUF file of type {kind!r}; give the model's")
+        raise UserError(
+            f"{path} holds no model but a GGUF file of type {reprlib.repr(kind)}; give the model's"
+        )
     if "moe" in str(arch) or metadata.get(f"{arch}.expert_count", 0):
         raise UserError(
             f"{path} holds a mixture of experts ({arch}); only dense models are supported"
         )
     if not isinstance(arch, str) or arch not in ARCHITECTURES:
         known = ", ".join(ARCHITECTURES)
-        raise UserError(f"{path} has architecture {arch!r}; supported: {known}")
+        raise UserError(f"{path} has architecture {reprlib.repr(arch)}; supported: {known}")
     return arch
 
 
@@ -55,10 +59,11 @@ def config_of(
         value = metadata.get(f"{arch}.{key}", default)
         if value is None:
             raise UserError(f"{path} is corrupted: it lacks the metadata entry '{arch}.{key}'")
-        if type(value) not in (int, kind) or not value > 0:
+        if type(value) not in (int, kind) or not 0 < value < math.inf:
             whole = "a whole" if kind is int else "a"
             raise UserError(
-                f"{path}: metadata entry '{arch}.{key}' is {value!r}, not {whole} number > 0"
+                f"{path}: metadata entry '{arch}.{key}' is {reprlib.repr(value)}, not {whole} "
+                "number > 0"
             )
         return value
 
@@ -66,7 +71,9 @@ def config_of(
     head_dim = get("attention.key_length", hidden // heads)
     attention = metadata.get(f"{arch}.rope.scaling.attn_factor", 1.0)
     if attention != 1:
-        raise UserError(f"{path} multiplies RoPE by the factor {attention!r}: not supported")
+        raise UserError(
+            f"{path} multiplies RoPE by the factor {reprlib.repr(attention)}: not supported"
+        )
     if (rotated := get("rope.dimension_count", head_dim)) != head_dim:
         raise UserError(f"{path} rotates only {rotated} of {head_dim} dimensions: not supported")
     theta = get("rope.freq_base", 10_000.0, kind=float)
@@ -101,7 +108,8 @@ def _llama3_factors(theta: float, head_dim: int, factor: float) -> Float[np.ndar
     low, high, original = _LLAMA3.values()
     turns = original / (2 * np.pi * theta ** (np.arange(0, head_dim, 2) / head_dim))
     smooth = np.clip((turns - low) / (high - low), 0, 1)
-    return 1 / ((1 - smooth) / factor + smooth)
+    with np.errstate(all="ignore"):  # a damaged factor is reported by the caller
+        return 1 / ((1 - smooth) / factor + smooth)
 
 
 def _rope_scaling(
@@ -113,6 +121,11 @@ def _rope_scaling(
 ) -> dict[str, Any] | None:
     arch = metadata["general.architecture"]
     in_metadata = _scaling_in_metadata(metadata, arch)
+    if rope_factors is not None and rope_factors.shape != (head_dim // 2,):
+        raise UserError(
+            f"{path} is corrupted: 'rope_freqs.weight' has the shape {rope_factors.shape}, not one "
+            f"factor for each of {head_dim // 2} pairs"
+        )
     if rope_factors is not None and (factor := round(float(rope_factors.max()), 3)) != 1:
         if not np.allclose(rope_factors, _llama3_factors(theta, head_dim, factor), rtol=1e-3):
             raise UserError(f"{path}: the RoPE factors in 'rope_freqs.weight' are not Llama 3's")

@@ -161,7 +161,7 @@ class _Header:
             if name in found:
                 raise self.fail("a second one of this name appears")
             dims = self.scalar("I")
-            if dims > _MAX_DIMS:
+            if not 0 < dims <= _MAX_DIMS:
                 raise self.fail(f"{dims} dimensions appear")
             shape = tuple(self.scalar("Q") for _ in range(dims))[::-1]
             kind, offset = self.scalar("I"), self.scalar("Q")

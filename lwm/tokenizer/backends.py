@@ -6,6 +6,7 @@ and decodes one id to bytes. Text never yields a special token here, nor one tha
 `Tokenizer` handles these.
 """
 
+import contextlib
 import functools
 import itertools
 import json
@@ -14,14 +15,16 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lwm.errors import UserError
 from lwm.files import reading, require_bounded
 from lwm.tokenizer import long, pieces
+from lwm.tokenizer.panics import in_one_line, quiet
 from lwm.tokenizer.splits import family_of, word_splitter
 
 # Placeholder of an id in one call to `tokenizers`, so that the text around it is split as at a
 # special token. Unicode guarantees that no text uses it.
 _MARK = "\ufdd0"
+# Long runs of each kind of letter, which a word split that backtracks without end does not survive.
+_PROBE = "".join(f"{run * 40}{end}" for run in "aA1.\n é日" for end in "!x")
 
 
 def _byte_alphabet() -> dict[str, int]:
@@ -73,7 +76,7 @@ class _Names:
         self.reserved_pattern = self._find(self.controls | self.markup)
 
     def _find(self, names: Iterable[str]) -> re.Pattern[str] | None:
-        return _pattern(self._patterns.get(name) or re.escape(name) for name in names)
+        return _pattern(self._patterns.get(name) or re.escape(name) for name in names if name)
 
 
 class FastTokenizer(_Names, long.InPieces):
@@ -92,7 +95,8 @@ class FastTokenizer(_Names, long.InPieces):
             special={t.content: i for i, t in added.items() if t.special},
             added={t.content: i for i, t in added.items() if not t.special},
             patterns={
-                t.content: r"\s*" * t.lstrip + re.escape(t.content) + r"\s*" * t.rstrip
+                # From the start of a run of spaces only, or a long one takes quadratic time.
+                t.content: r"(?:(?<!\s)\s+)?" * t.lstrip + re.escape(t.content) + r"\s*" * t.rstrip
                 for t in added.values()
             },
         )
@@ -116,11 +120,11 @@ class FastTokenizer(_Names, long.InPieces):
 
         with reading(file):
             require_bounded(file)
-        try:
-            tokenizer = Tokenizer.from_file(str(file))
-        except Exception as error:
-            raise UserError(f"{file} is corrupted or not a tokenizer: {error}") from None
-        return cls(tokenizer)
+        with quiet(), in_one_line(f"{file} is corrupted or not a tokenizer"):
+            opened = cls(Tokenizer.from_file(str(file)))
+            with contextlib.suppress(Exception):  # it may lack an id for some of it
+                opened._tokenizer.encode(_PROBE, add_special_tokens=False)
+        return opened
 
     @classmethod
     def from_tables(
@@ -173,7 +177,8 @@ class FastTokenizer(_Names, long.InPieces):
 
     def adds(self, bos_id: int) -> bool:
         """Returns whether the tokenizer's post-processing starts a text with this id."""
-        return self._tokenizer.encode("", add_special_tokens=True).ids[:1] == [bos_id]
+        with in_one_line("the tokenizer cannot encode an empty text"):
+            return self._tokenizer.encode("", add_special_tokens=True).ids[:1] == [bos_id]
 
     def name(self, token: int) -> str | None:
         """Returns the name of an id in the vocabulary."""
@@ -216,7 +221,7 @@ class FastTokenizer(_Names, long.InPieces):
         return [next(left) if token == self._mark_id else token for token in ids]
 
     def _ids(self, text: str) -> list[int]:
-        return self._tokenizer.encode(text, add_special_tokens=False).ids
+        return self._encoded(text).ids
 
     @functools.cached_property
     def _inside(self) -> frozenset[str] | None:
@@ -226,7 +231,11 @@ class FastTokenizer(_Names, long.InPieces):
 
     def _spans(self, text: str) -> list[tuple[int, int]]:
         text = text.replace(_MARK, "\ufffd")
-        return self._tokenizer.encode(text, add_special_tokens=False).offsets
+        return self._encoded(text).offsets
+
+    def _encoded(self, text: str) -> Any:
+        with in_one_line("the tokenizer cannot encode this text"):
+            return self._tokenizer.encode(text, add_special_tokens=False)
 
     def spell(self, token: int) -> bytes:
         """Returns the bytes of an id; none for an id outside the vocabulary."""
@@ -319,7 +328,8 @@ class SentencePiece(_Names, long.InPieces):
         return ids
 
     def _ids(self, text: str) -> list[int]:
-        return self._model.encode(text)
+        with in_one_line("the tokenizer cannot encode this text"):
+            return self._model.encode(text)
 
     @functools.cached_property
     def _inside(self) -> frozenset[str] | None:

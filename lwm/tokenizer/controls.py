@@ -7,6 +7,8 @@ from collections.abc import Collection, Iterable
 _CONTROL_LIKE = re.compile(r"(?=.*\w)(?=.*[^\w\s]).{3,}", re.DOTALL)
 _TAG = re.compile(r"</?([\w.:-]+)>")
 _ROLES = ("system", "user", "assistant", "tool")
+TURN_ENDS = ("<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<|endoftext|>", "<|end_of_text|>")
+"""Ends of turns of instruction-tuned models; some configs name only the end of a document."""
 
 
 def written(names: Collection[str], template: str) -> set[str]:

@@ -23,11 +23,10 @@ from lwm.text import well_formed
 from lwm.tokenizer import controls, pieces, tiktoken
 from lwm.tokenizer.backends import FastTokenizer, SentencePiece
 from lwm.tokenizer.config import TokenizerConfig
+from lwm.tokenizer.gguf_tables import GGUFTables
 from lwm.tokenizer.jinja import render
-from lwm.tokenizer.splits import family_of
+from lwm.tokenizer.panics import in_one_line
 
-# Ends of turns of instruction-tuned models; some configs name only the end of a document.
-_TURN_ENDS = ("<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<|endoftext|>", "<|end_of_text|>")
 _LOOKED_FOR = "tokenizer.json, tokenizer.model or one .gguf file"
 
 
@@ -81,7 +80,8 @@ class Tokenizer:
             backend = tiktoken.read_tiktoken(file, data, named=config.added, vocab_size=size)
             return _from_config(backend, config, named=(tiktoken.BOS, tiktoken.EOS, None))
         # A bare tokenizer.model has no config: its pieces bear LLaMA's names.
-        backend = SentencePiece(pieces.load(data, str(file)), config.added)
+        with in_one_line(f"{file} is corrupted or not a SentencePiece model"):
+            backend = SentencePiece(pieces.load(data, str(file)), config.added)
         return _from_config(backend, config, named=("<s>", "</s>", "<unk>"))
 
     @classmethod
@@ -89,46 +89,21 @@ class Tokenizer:
         cls, metadata: Mapping[str, Any], source: str = "the GGUF tokenizer"
     ) -> "Tokenizer":
         """Builds the tokenizer that a GGUF file's metadata describes."""
-
-        def get(key: str, default: Any = None) -> Any:
-            return metadata.get(f"tokenizer.ggml.{key}", default)
-
-        model, pre = get("model"), get("pre")
-        tokens = get("tokens", [])
-        kinds = get("token_type", [pieces.NORMAL] * len(tokens))
-        try:
-            # Some files list ends of turns as words, which llama.cpp corrects as well.
-            kinds = [
-                pieces.CONTROL if kind == pieces.NORMAL and token in _TURN_ENDS else kind
-                for token, kind in zip(tokens, kinds, strict=True)
-            ]
-            if model == "gpt2":
-                backend = FastTokenizer.from_tables(tokens, get("merges", []), kinds, pre)
-            elif model == "llama":
-                prefix = get("add_space_prefix", True)
-                backend = SentencePiece.from_tables(tokens, get("scores", []), kinds, prefix=prefix)
-            else:
-                raise UserError(f"the GGUF tokenizer is of kind {model!r}; supported: gpt2, llama")
-        except UserError:
-            raise
-        except Exception as error:
-            raise UserError(f"the GGUF tokenizer's tables are corrupted: {error}") from None
-        more = get("eos_token_ids", [])  # as Ollama writes it
-        starts = model == "llama" or family_of(pre) == "llama-bpe"
+        tables = GGUFTables(metadata, source)
+        more = tables.get("eos_token_ids", default=[])  # as Ollama writes it
         return _tokenizer(
-            backend,
+            tables.backend(),
             source,
-            bos_id=get("bos_token_id"),
-            eos_id=get("eos_token_id"),
+            bos_id=tables.get("bos_token_id"),
+            eos_id=tables.get("eos_token_id"),
             eos_ids=[
-                get("eot_token_id"),
-                get("eom_token_id"),
+                tables.get("eot_token_id"),
+                tables.get("eom_token_id"),
                 *(more if isinstance(more, list) else [more]),
             ],
-            pad_ids=[get("padding_token_id"), get("unknown_token_id")],
-            # The defaults of llama.cpp, for which these files are written.
-            add_bos=get("add_bos_token", starts),
-            chat_template=metadata.get("tokenizer.chat_template"),
+            pad_ids=[tables.get("padding_token_id"), tables.get("unknown_token_id")],
+            add_bos=tables.add_bos,
+            chat_template=tables.chat_template,
         )
 
     def save(self, folder: Path) -> None:
@@ -273,7 +248,7 @@ def _from_config(
 
     bos, eos, unknown = named
     bos_id = find("bos_token", bos)
-    add_bos = config.main.get("add_bos_token")
+    add_bos = config.add_bos
     if add_bos is None:
         # SentencePiece's files have no rule for the start of a text.
         starts = isinstance(backend, SentencePiece) or (bos_id is not None and backend.adds(bos_id))
@@ -321,7 +296,7 @@ def _tokenizer(
                 f"{backend.vocab_size - 1}; correct it in the model's files"
             )
     named = backend.special | backend.added
-    stops = {eos_id, *eos_ids, *(named.get(name) for name in _TURN_ENDS)}
+    stops = {eos_id, *eos_ids, *(named.get(name) for name in controls.TURN_ENDS)}
     pads = [i for i in [*pad_ids, eos_id, 0] if is_id(i)]
     made = Tokenizer(
         backend=backend,
@@ -374,7 +349,7 @@ def _turn_end(tokenizer: Tokenizer, template: str) -> set[int]:
     answer = "An answer."
     said = [{"role": "user", "content": "?"}, {"role": "assistant", "content": answer}]
     try:
-        text = render(template, {"messages": said, **tokenizer.template_names})
+        text = render(template, said, tokenizer.template_names).text
     except UserError:
         return set()
     first = tokenizer.split(text.rpartition(answer)[2].lstrip())[:1]

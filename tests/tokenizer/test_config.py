@@ -5,6 +5,7 @@ import json
 import pytest
 
 from lwm.errors import UserError
+from lwm.tokenizer.config import TokenizerConfig
 from lwm.tokenizer.tokenizer import Tokenizer
 
 from .test_controls import bytewise
@@ -67,3 +68,38 @@ def test_gguf_files_may_name_several_ends(tmp_path):
     assert Tokenizer.from_gguf(table | {"tokenizer.ggml.eos_token_ids": [4, 5]}).eos_ids == {
         *range(1, 6)
     }
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("added_tokens_decoder", [1]),
+        ("added_tokens_decoder", {"257": "<|a|>"}),
+        ("added_tokens_decoder", {"x": {"content": "<|a|>"}}),
+        ("added_tokens_decoder", {"257": {"content": 1}}),
+        ("bos_token", ["<|a|>"]),
+        ("eos_token", 257),
+        ("eos_token", {"content": [1]}),
+        ("eos_token", "\ud800"),
+        ("pad_token", True),
+        ("add_bos_token", "yes"),
+        ("chat_template", 1),
+        ("chat_template", [1]),
+        ("chat_template", [{"name": "default", "template": ["x"]}]),
+        ("chat_template", {"default": 1}),
+    ],
+)
+def test_values_of_wrong_types_are_named(tmp_path, key, value):
+    bytewise("<|a|>").save(str(tmp_path / "tokenizer.json"))
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({key: value}))
+    read = TokenizerConfig(tmp_path)
+    with pytest.raises(UserError, match=rf"tokenizer_config\.json: {key} is ") as caught:
+        assert (read.added, Tokenizer.open(tmp_path)) is None
+    assert "\n" not in str(caught.value)
+
+
+def test_templates_in_bytes_that_are_no_text_are_refused(tmp_path):
+    bytewise("<|a|>").save(str(tmp_path / "tokenizer.json"))
+    (tmp_path / "chat_template.jinja").write_bytes(b"\xff")
+    with pytest.raises(UserError, match=r"chat_template\.jinja cannot be read"):
+        Tokenizer.open(tmp_path)
