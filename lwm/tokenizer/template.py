@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Int
 
 from lwm.errors import UserError
-from lwm.tokenizer.jinja import Read, render, variables_of
+from lwm.tokenizer.jinja import render
 from lwm.tokenizer.markers import VisionMarkers
 from lwm.tokenizer.message import Message, Part, Vision
 from lwm.tokenizer.tokenizer import Tokenizer
@@ -52,7 +52,8 @@ def render_chat(
         add_generation_prompt: End with the prompt for an answer of the assistant.
         marks: The ids around images and videos, if the model reads vision.
         tools: JSON schemas of the functions that the assistant may call.
-        variables: Other variables of the template, such as `enable_thinking` or `documents`.
+        variables: Other variables of the template, such as `enable_thinking` or `documents`; values
+            of JSON, or others that can be pickled.
 
     Raises:
         UserError: There is no message, the template fails or does not write what is given, or
@@ -250,20 +251,21 @@ def _render(
             else:
                 content = (content or "") + _broken(part, pattern)
         extra = _broken(message.extra, pattern)
-        shown.append(Read({**extra, "role": message.role, "content": content}))
-    _refuse_unread(("", key) for key in variables if key not in variables_of(template))
-    text = render(
+        shown.append({**extra, "role": message.role, "content": content})
+    rendered = render(
         template,
+        shown,
         {
             **_broken(variables, backend.control_pattern),
             **tokenizer.template_names,
-            "messages": shown,
             "add_generation_prompt": add_generation_prompt,
         },
+        given=variables,
     )
-    for message, read in zip(messages, shown, strict=True):
-        _refuse_unread((message.role, key) for key in message.extra if key in read.unread)
-    return text
+    _refuse_unread(("", key) for key in rendered.unused)
+    for message, unread in zip(messages, rendered.unread, strict=True):
+        _refuse_unread((message.role, key) for key in message.extra if key in unread)
+    return rendered.text
 
 
 def _broken(value: Any, pattern: re.Pattern[str] | None) -> Any:
@@ -272,6 +274,8 @@ def _broken(value: Any, pattern: re.Pattern[str] | None) -> Any:
         return {_broken(key, pattern): _broken(inner, pattern) for key, inner in value.items()}
     if isinstance(value, list | tuple):
         return [_broken(inner, pattern) for inner in value]
+    if isinstance(value, np.ndarray | np.generic):
+        return _broken(value.tolist(), pattern)
     if not isinstance(value, str):
         return value
     value = _RESERVED.sub("\ufffd", value)
