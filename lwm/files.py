@@ -1,8 +1,7 @@
-"""Files: errors in one line, the user's own files, atomic writes, JSON, a byte-bounded cache."""
+"""Files: errors in one line, the user's own files, atomic writes, JSON."""
 
 import contextlib
 import errno
-import functools
 import glob
 import hashlib
 import importlib
@@ -13,18 +12,15 @@ import os
 import shlex
 import stat
 import tempfile
-import threading
-from collections import OrderedDict
-from collections.abc import Generator, Iterator
+from collections.abc import Generator
 from pathlib import Path, PurePath, PurePosixPath
-from typing import Any, BinaryIO, SupportsIndex
+from typing import Any, SupportsIndex
 
 from lwm.errors import UserError, is_full_disk, is_panic, system_reason
+from lwm.limits import require_bounded
 
 ASSETS = Path(str(importlib.resources.files("lwm"))) / "assets"
 """Files that come with the package."""
-RECORD_LIMIT, RECORD_BYTES = "LWM_MAX_RECORD", 1 << 28
-"""Variable and default of the bytes of a record, or of a text or settings that are read whole."""
 PARTIAL = ".partial-"
 """Start of the names of files that are being written."""
 _EDGE = 1 << 16
@@ -193,36 +189,6 @@ def within(index: SupportsIndex, length: int) -> int:
     return number
 
 
-class LRUCache:
-    """The values used last, up to a number of bytes. Thread-safe; a pickled copy starts empty."""
-
-    def __init__(self, most: int) -> None:
-        self._most = most
-        self._bytes = 0
-        self._values: OrderedDict[Any, tuple[Any, int]] = OrderedDict()
-        self._lock = threading.Lock()
-
-    def get(self, key: Any) -> Any:
-        """Returns a value; None if it is not cached."""
-        with self._lock:
-            if key in self._values:
-                self._values.move_to_end(key)
-            return self._values.get(key, (None,))[0]
-
-    def put(self, key: Any, value: Any, size: int) -> None:
-        """Adds a value, of any size, and drops the least recently used ones."""
-        with self._lock:
-            if key in self._values:
-                return
-            self._values[key] = value, size
-            self._bytes += size
-            while self._bytes > self._most and len(self._values) > 1:
-                self._bytes -= self._values.popitem(last=False)[1][1]
-
-    def __reduce__(self) -> tuple[type["LRUCache"], tuple[int]]:
-        return LRUCache, (self._most,)
-
-
 def require_size(file: Path, size: int) -> None:
     """Refuses a shard whose size is not the one it was written with.
 
@@ -330,46 +296,6 @@ def write_bytes(path: Path, data: bytes) -> None:
     """Writes a file by `replacing`."""
     with replacing(path) as partial:
         partial.write_bytes(data)
-
-
-def limit(name: str, default: int) -> int:
-    """Returns a limit on what is read: that of an environment variable, if it is set.
-
-    Raises:
-        UserError: The variable is no positive whole number.
-    """
-    text = os.environ.get(name, "").strip().replace("_", "")
-    if text and not (text.isascii() and text.isdecimal() and int(text)):
-        raise UserError(f"{name} is {text!r}, but should be a positive whole number")
-    return int(text) if text else default
-
-
-def require_bounded(path: Path) -> None:
-    """Refuses a file that is too large to be read whole; of a file with holes, these count.
-
-    Raises:
-        UserError: The variable that raises the limit is named.
-    """
-    size, most = path.stat().st_size, limit(RECORD_LIMIT, RECORD_BYTES)
-    if size > most:
-        raise UserError(
-            f"{path} has {size:,} bytes, more than the {most:,} that are read at once; divide it, "
-            f"or raise {RECORD_LIMIT}"
-        )
-
-
-def places_of_lines(file: BinaryIO, most: int) -> Iterator[tuple[int, int]]:
-    """Yields where lines begin and end, which is the same for blank ones; reads `most` at once."""
-    start = end = 0
-    is_blank = True
-    for part in iter(functools.partial(file.readline, most + 1), b""):
-        end += len(part)
-        is_blank = is_blank and part.isspace()
-        if len(part) <= most or part.endswith(b"\n"):
-            yield start, start if is_blank else end
-            start, is_blank = end, True
-    if end > start:
-        yield start, start if is_blank else end
 
 
 def json_line(value: Any) -> bytes:

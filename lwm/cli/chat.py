@@ -99,7 +99,7 @@ def read_document(path: Path) -> str:
     Raises:
         UserError: It is missing, empty or no text.
     """
-    from lwm.files import require_bounded
+    from lwm.limits import require_bounded
 
     try:
         require_bounded(path)

@@ -105,7 +105,8 @@ def read_prompts(path: Path) -> list[str]:
     Raises:
         UserError: The file is missing, compressed or no text, or a line of JSON lacks a prompt.
     """
-    from lwm.files import require_bounded, require_unpacked
+    from lwm.files import require_unpacked
+    from lwm.limits import require_bounded
 
     try:
         with path.open("rb") as packed:

@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from lwm.errors import UserError
-from lwm.files import limit, reading, require_package
+from lwm.files import reading, require_package
+from lwm.limits import limit
 
 _VARIABLE = "LWM_MAX_ROW_GROUP"
 _BYTES = 1 << 30

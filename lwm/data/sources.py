@@ -15,26 +15,22 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, SupportsIndex, runtime_checkable
 
+from lwm.cache import LRUCache
 from lwm.data.huggingface import load_hub, load_saved
 from lwm.data.paths import JSON, Warn, expand
 from lwm.data.row_groups import read_group
 from lwm.errors import UserError, several
 from lwm.files import (
-    RECORD_BYTES,
-    RECORD_LIMIT,
-    LRUCache,
     edges_of,
-    limit,
     parse_json,
-    places_of_lines,
     reading,
     reason_of,
-    require_bounded,
     require_package,
     require_unpacked,
     state_of,
     within,
 )
+from lwm.limits import RECORD_BYTES, RECORD_LIMIT, limit, places_of_lines, require_bounded
 
 _ARRAY_RECORD = bytes.fromhex("83af70d10d884a3f")
 _KEPT_BYTES = 256 << 20

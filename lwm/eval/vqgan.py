@@ -5,11 +5,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from lwm.cache import LRUCache
 from lwm.data.media.inputs import open_items
 from lwm.data.media.items import named_files
 from lwm.data.media.read import Sampling
 from lwm.errors import several
-from lwm.files import LRUCache, make_folder, write_bytes
+from lwm.files import make_folder, write_bytes
 from lwm.fingerprint import fingerprints, model_files, named
 from lwm.media.write import write_image
 from lwm.train.vqgan.batches import FrameFiles, evenly

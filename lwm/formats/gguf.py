@@ -4,6 +4,7 @@
 """
 
 import itertools
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -38,6 +39,7 @@ _LAYER = {
     "ffn_down": "mlp.down_proj",
 }
 _OPTIONAL = {"attn_q_norm", "attn_k_norm"}
+_MOST_FACTORS = 1 << 16
 _NOT_WEIGHTS = re.compile(r"rope_freqs\.weight|blk\.\d+\.attn_rot_embd(\.weight)?")
 
 
@@ -110,6 +112,11 @@ def read_gguf(path: Path) -> GGUF:
     arch = refuse_unsupported(path, metadata)
     rope_factors = None
     if factors := entries.get("rope_freqs.weight"):
+        if math.prod(factors.shape) > _MOST_FACTORS:
+            raise UserError(
+                f"{path} is corrupted: tensor 'rope_freqs.weight' of shape {factors.shape} holds "
+                "more factors than a head has; fetch the file again"
+            )
         rope_factors = decode(factors)
     shapes = {name: entry.shape for name, entry in entries.items()}
     weights = {name: e for name, e in entries.items() if not _NOT_WEIGHTS.fullmatch(name)}

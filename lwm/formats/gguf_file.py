@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from lwm.errors import UserError
-from lwm.files import RECORD_BYTES, RECORD_LIMIT, is_data, limit
+from lwm.files import is_data
+from lwm.limits import RECORD_BYTES, RECORD_LIMIT, limit
 
 _SCALARS = dict(enumerate(("B", "b", "H", "h", "I", "i", "f", "?", None, None, "Q", "q", "d")))
 _STRING, _ARRAY = 8, 9

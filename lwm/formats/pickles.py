@@ -22,7 +22,9 @@ import ml_dtypes
 import numpy as np
 
 from lwm.errors import UserError
+from lwm.limits import require_bounded
 
+_BYTES_MOST = 1 << 30
 _STEPS_MOST = 200_000
 """Limit of opcodes in a file and of values in the result; a tensor takes about fifty opcodes."""
 _DEEPEST, _AXIS_MOST, _AXES_MOST = 100, 1 << 48, 32
@@ -52,6 +54,7 @@ def read_pickle(path: Path) -> Any:
     """
     path = Path(path)
     try:
+        require_bounded(path, "LWM_MAX_PICKLE", _BYTES_MOST)
         with path.open("rb") as file:
             value = _Unpickler(file, path.stat().st_size).load()
         return _real(value, (), iter(range(_STEPS_MOST)))

@@ -15,7 +15,8 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lwm.files import reading, require_bounded
+from lwm.files import reading
+from lwm.limits import require_bounded
 from lwm.tokenizer import long, pieces
 from lwm.tokenizer.panics import in_one_line, quiet
 from lwm.tokenizer.splits import family_of, word_splitter

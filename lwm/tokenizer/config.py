@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any, TypeGuard
 
 from lwm.errors import UserError
-from lwm.files import parse_json, reading, require_bounded
+from lwm.files import parse_json, reading
+from lwm.limits import require_bounded
 
 _MOST_ID = 2**31
 

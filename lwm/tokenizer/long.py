@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from lwm.errors import UserError
-from lwm.files import limit
+from lwm.limits import limit
 
 PIECE = 1 << 18
 """Characters of a piece, after which a place to cut is looked for."""

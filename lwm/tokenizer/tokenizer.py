@@ -17,8 +17,9 @@ from pathlib import Path
 from typing import Any, SupportsIndex
 
 from lwm.errors import UserError
-from lwm.files import reading, require_bounded
+from lwm.files import reading
 from lwm.formats.gguf_file import find_gguf, is_gguf
+from lwm.limits import require_bounded
 from lwm.text import well_formed
 from lwm.tokenizer import controls, pieces, tiktoken
 from lwm.tokenizer.backends import FastTokenizer, SentencePiece

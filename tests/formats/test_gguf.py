@@ -266,6 +266,9 @@ def test_other_rope_factors_are_refused(tmp_path: Path):
     path = write(tmp_path / "m.gguf", hugging_face_weights(), factors=factors)
     with pytest.raises(UserError, match=r"m\.gguf.*rope_freqs\.weight.*not Llama 3's"):
         read_gguf(path)
+    write(path, hugging_face_weights(), factors=np.ones(1 << 17, np.float32))
+    with pytest.raises(UserError, match=r"rope_freqs\.weight.*more factors than a head has"):
+        read_gguf(path)
 
 
 @pytest.mark.parametrize("kind", ["linear", "yarn"])

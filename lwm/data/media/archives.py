@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from lwm.errors import UserError
-from lwm.files import edges_of, is_data, limit, reading, reason_of
+from lwm.files import edges_of, is_data, reading, reason_of
+from lwm.limits import limit
 
 MEMBER_BYTES = 1 << 30
 """Largest member of an archive, which is read whole; files in folders may be of any size."""

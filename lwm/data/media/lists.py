@@ -14,7 +14,8 @@ from typing import Any, BinaryIO, NamedTuple, SupportsIndex
 from lwm.data.row_groups import read_rows
 from lwm.data.sources import FileSource, Record
 from lwm.errors import UserError
-from lwm.files import limit, parse_json, reading, within
+from lwm.files import parse_json, reading, within
+from lwm.limits import limit
 
 LISTS = (".csv", ".tsv", ".jsonl", ".ndjson", ".json", ".parquet")
 """Suffixes of lists that may describe the files beside them."""

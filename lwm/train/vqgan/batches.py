@@ -15,11 +15,11 @@ import grain
 import numpy as np
 from jaxtyping import UInt8
 
+from lwm.cache import LRUCache
 from lwm.data.loader import Delivered
 from lwm.data.media.items import Bad, Items
 from lwm.data.media.read import Sampling, read_item
 from lwm.errors import UserError
-from lwm.files import LRUCache
 from lwm.media.limits import colour
 
 _AHEAD = 3

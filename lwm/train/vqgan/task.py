@@ -11,12 +11,13 @@ import jax.random as jr
 import numpy as np
 from jax.sharding import Mesh, PartitionSpec as P
 
+from lwm.cache import LRUCache
 from lwm.data.loader import Delivered
 from lwm.data.media.inputs import open_items
 from lwm.data.media.items import named_files
 from lwm.data.media.read import Sampling
 from lwm.errors import UserError
-from lwm.files import LRUCache, make_folder
+from lwm.files import make_folder
 from lwm.fingerprint import model_files, named
 from lwm.processes import first_alone
 from lwm.sharding import AXES, on_mesh, require_divisible

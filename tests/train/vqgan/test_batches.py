@@ -6,10 +6,10 @@ import re
 import numpy as np
 import pytest
 
+from lwm.cache import LRUCache
 from lwm.data.media.inputs import open_items
 from lwm.data.media.read import Sampling
 from lwm.errors import UserError
-from lwm.files import LRUCache
 from lwm.train.vqgan.batches import FrameBatches, FrameFiles, RandomCrop, evenly
 
 Image = pytest.importorskip("PIL.Image", reason="Pillow is not installed")
