@@ -7,6 +7,7 @@ import os
 import pickle
 import re
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,10 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 # Optimization takes most of the compile time, and pays off only where programs run for long.
 os.environ["XLA_FLAGS"] = (
     "--xla_force_host_platform_device_count=8 --xla_llvm_disable_expensive_passes=true "
-    "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
+    "--xla_backend_optimization_level=0"
 )
+if version("jaxlib").startswith("0.10."):  # later versions end at a flag that they do not know
+    os.environ["XLA_FLAGS"] += " --xla_cpu_use_fusion_emitters=false"
 os.environ["JAX_COMPILATION_CACHE_DIR"] = str(ROOT / ".cache" / "jax")
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.05"
 
