@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from lwm.errors import UserError
+from lwm.text import printable
 
 _HELLO, _BEAT, _ALL_HERE, _BYE, _END = "lwm ", ".", "go ", "bye", "end "
 _EVERY = 1.0
@@ -31,7 +32,7 @@ _GRACE = 1.0
 def write(text: str) -> None:
     """Writes a line to stderr, in any thread."""
     with contextlib.suppress(OSError):
-        os.write(2, f"lwm: {text}\n".encode())
+        os.write(2, f"lwm: {printable(text)}\n".encode())
 
 
 class Line:

@@ -133,7 +133,7 @@ def main() -> None:
     except (RuntimeError, AssertionError) as error:
         if (problem := _no_devices(error)) is None:
             raise
-        print(f"lwm: {problem}", file=sys.stderr)
+        print_line(f"lwm: {problem}", error=True)
         sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(130)

@@ -320,11 +320,16 @@ def _watch(label: str, folder: Path, total: int, done: threading.Event) -> None:
     from rich.console import Console
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
-    console = Console(stderr=True)
+    console, label = Console(stderr=True), printable(label)
     if not console.is_terminal:
-        console.print(f"{label} ({total / 1e6:,.0f} MB)")
+        console.print(f"{label} ({total / 1e6:,.0f} MB)", markup=False)
         return
-    columns = TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn()
+    columns = (
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        DownloadColumn(),
+        TransferSpeedColumn(),
+    )
     with Progress(*columns, console=console, transient=True) as bar:
         task = bar.add_task(label, total=total or None)
         while not done.wait(0.5):
