@@ -5,9 +5,20 @@ import os
 import re
 from typing import Any
 
+_LONGEST = 2000
+
 
 class UserError(Exception):
     """A mistake that the user can correct: one clear line that names the remedy."""
+
+    def __str__(self) -> str:
+        """Returns the message; a very long line, such as a value of a file, is cut inside."""
+        return "\n".join(map(_cut, super().__str__().split("\n")))
+
+
+def _cut(line: str) -> str:
+    half = _LONGEST // 2
+    return line if len(line) <= _LONGEST else f"{line[:half]} ... {line[-half:]}"
 
 
 def is_panic(error: BaseException) -> bool:

@@ -59,7 +59,7 @@ WAIT = 60
 """Seconds after which a process is ended."""
 MEMORY = 2 << 30
 """Bytes that a process may use more than the one that it is forked from."""
-LONGEST = 1000
+LONGEST = 2100
 """Characters of a message, besides those of paths."""
 TEXT = "Hello, world! 12345 naïve 日本 😀 \n\n  don't"
 
@@ -384,7 +384,7 @@ def main() -> int:
     if given.only:
         name, _, number = given.only.partition(":")
         kinds, numbers = [name], [int(number)]
-    faults = []
+    is_faulty = False
     print(f"{'kind':18}opened  refused  faults  most CPU  most memory")
     for name in kinds:
         found = sorted(outcomes(name, numbers, given.seed, given.jobs))
@@ -400,9 +400,11 @@ def main() -> int:
             flush=True,
         )
         shown = found if given.only else [each for each in found if each[1].what == "fault"]
-        faults += [f"--only {name}:{number} {each.what}: {each.why}" for number, each in shown]
-    print("\n\n".join(["", *faults]), file=sys.stderr)
-    return int(any(": fault" in each or " fault: " in each for each in faults))
+        for number, each in shown:
+            what = f"--seed {given.seed} --only {name}:{number}"
+            print(f"\n{what} {each.what}: {each.why}", file=sys.stderr, flush=True)
+        is_faulty |= any(each.what == "fault" for _, each in found)
+    return int(is_faulty)
 
 
 if __name__ == "__main__":

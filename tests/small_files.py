@@ -111,7 +111,8 @@ def gguf(metadata: dict[str, Any]) -> bytes:
     shapes |= {f"blk.0.{name}.weight": shape for name, shape in block.items()}
     head = b"GGUF" + struct.pack("<IQQ", 3, len(shapes), len(metadata))
     for key, value in metadata.items():
-        head += struct.pack("<Q", len(key.encode())) + key.encode() + gguf_value(value)
+        data = key.encode(errors="replace")
+        head += struct.pack("<Q", len(data)) + data + gguf_value(value)
     place = 0
     for name, shape in shapes.items():
         head += struct.pack("<Q", len(name)) + name.encode() + struct.pack("<I", len(shape))

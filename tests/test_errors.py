@@ -69,3 +69,11 @@ def test_several_keeps_what_is_a_sequence():
     assert several(["a", Path("b")]) == ("a", Path("b"))
     assert several(Path("b")) == (Path("b"),)
     assert several(None) == ()
+
+
+def test_a_long_value_is_cut_inside_a_message():
+    text = str(UserError(f"a: value {'x' * 100_000} is no number; fetch it again\nsecond"))
+    assert text.startswith("a: value xxx")
+    assert text.endswith("; fetch it again\nsecond")
+    assert len(text) < 2100
+    assert str(UserError("short")) == "short"

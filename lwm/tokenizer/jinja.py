@@ -25,7 +25,7 @@ from lwm.tokenizer import template_worker as worker
 _SECONDS = 3
 """Processor time of a rendering, besides one for each `_SECOND` bytes of what is rendered."""
 _SECOND = 10_000_000
-_WAIT = 60
+_WAIT = 30
 """Seconds after which an answer is no longer waited for."""
 _MEMORY = 512 << 20
 """Bytes of a rendering, besides `_COPIES` of what is rendered."""
@@ -36,7 +36,7 @@ _CHUNK = 1 << 16
 
 
 class Rendered(NamedTuple):
-    """What a template wrote, and what it did not read."""
+    """The text that a template wrote, and what it did not read."""
 
     text: str
     unused: Sequence[str]

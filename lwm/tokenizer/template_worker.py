@@ -18,9 +18,9 @@ from datetime import datetime
 from typing import IO, Any
 
 REQUEST = struct.Struct("<3Q")
-"""What comes before a request: its length, the seconds and the bytes that it may take."""
+"""Head of a request: its length, the seconds and the bytes that it may take."""
 REPLY = struct.Struct("<Q")
-"""What comes before a reply: its length."""
+"""Head of a reply: its length."""
 CHARACTERS = 1 << 24
 """Length of a text, besides eight times that of the request."""
 NO_MEMORY = 3

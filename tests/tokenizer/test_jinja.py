@@ -31,8 +31,9 @@ def is_running(pid):
 
 def test_a_template_without_end_is_ended_and_not_run_again(monkeypatch):
     monkeypatch.setattr(jinja, "_SECONDS", 0)
+    monkeypatch.setattr(jinja, "_TRIES", 1)
     loops = "{% for i in range(99999) %}" * 3 + "{% endfor %}" * 3
-    for words in ["takes more than 0 seconds"] * 2 + ["has taken too much 2 times"]:
+    for words in ["takes more than 0 seconds", "has taken too much"]:
         with pytest.raises(UserError, match=words) as caught:
             render(loops, MESSAGES, {})
         assert "\n" not in str(caught.value)
