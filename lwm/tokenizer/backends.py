@@ -269,7 +269,7 @@ class SentencePiece(_Names, long.InPieces):
             },
             patterns={},
         )
-        self._added = {i: text.encode(errors="replace") for text, i in self.special.items()}
+        self._added = {i: text.encode() for text, i in self.special.items()}
         self.vocab_size: int = max([size, *(i + 1 for i in added.values())])
         self.strips_space: bool = model.encode("a", out_type=str)[0].startswith("\u2581")
 

@@ -143,11 +143,3 @@ def test_half_a_surrogate_pair_in_a_template_is_saved(tmp_path):
     Tokenizer.from_gguf(tables).save(tmp_path)
     config = json.loads((tmp_path / "tokenizer_config.json").read_text(encoding="utf-8"))
     assert config["chat_template"] == "{{ messages }} \ud83d"
-
-
-def test_half_a_surrogate_pair_in_the_name_of_a_token_is_read(tmp_path):
-    Tokenizer.from_gguf(sentencepiece_tables()).save(tmp_path)
-    (tmp_path / "tokenizer_config.json").unlink()
-    size = len(sentencepiece_tables()["tokenizer.ggml.tokens"])
-    (tmp_path / "added_tokens.json").write_text(f'{{"<a\\ud83d>": {size}}}')
-    assert Tokenizer.open(tmp_path).text_of(size) == "<a?>"
