@@ -1,7 +1,6 @@
 """Start of a program on several processes, and its end where one of them fails."""
 
 import atexit
-import contextlib
 import dataclasses
 import os
 import sys
@@ -9,6 +8,7 @@ import traceback
 
 from lwm.errors import UserError
 from lwm.peers import Meeting, Peers, meet
+from lwm.signals import end_now
 from lwm.text import printable
 
 
@@ -128,7 +128,7 @@ def end_alone(error: BaseException) -> None:
         status = error.code
     else:
         traceback.print_exception(error)
-    _exit(status)
+    end_now(status)
 
 
 def _leave() -> None:
@@ -136,14 +136,7 @@ def _leave() -> None:
     import jax
 
     if getattr(sys, "last_value", None) is not None:  # its traceback is printed
-        _exit(1)
+        end_now(1)
     jax.distributed.shutdown()
     if _peers is not None:
         _peers.leave()
-
-
-def _exit(status: int) -> None:
-    for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(OSError, ValueError):
-            stream.flush()
-    os._exit(status)

@@ -20,7 +20,7 @@ from lwm.cli.eval import eval_needle, eval_vision, eval_vqgan
 from lwm.cli.generate import generate_image, generate_text, generate_video
 from lwm.cli.plan import plan
 from lwm.errors import UserError
-from lwm.signals import answered, ending
+from lwm.signals import Ended, answered, end_now, ending
 
 
 def plot(
@@ -136,7 +136,9 @@ def main() -> None:
         print_line(f"lwm: {problem}", error=True)
         sys.exit(2)
     except KeyboardInterrupt:
-        sys.exit(130)
+        end_now(130)
+    except Ended as ended:
+        end_now(ended.status)
     except BrokenPipeError:
         # The reader closed the pipe; Python would complain again when it flushes at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
