@@ -26,9 +26,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 if "--tiny" in sys.argv:
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
     # Optimization takes most of the compile time.
-    os.environ.setdefault(
-        "XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
-    )
+    os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
 os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.92")
 
 import jax
