@@ -63,8 +63,8 @@ def test_what_a_template_takes_has_a_limit_and_its_errors_one_line(template, wor
 
 
 def test_long_conversations_have_more_room():
-    messages = [{"role": "user", "content": "日" * 2**20}] * 20
-    assert render(ECHO, messages, {}).text == "日" * 2**20 * 20
+    messages = [{"role": "user", "content": "a" * 2**20}] * 17
+    assert render(ECHO, messages, {}).text == "a" * 2**20 * 17
 
 
 def test_variables_that_cannot_be_passed_on_are_refused():
