@@ -48,6 +48,7 @@ from lwm.errors import UserError  # noqa: E402
 from lwm.files import read_json  # noqa: E402
 from lwm.formats.gguf import read_gguf  # noqa: E402
 from lwm.media.frames import read_frames  # noqa: E402
+from lwm.text import printable  # noqa: E402
 from lwm.tokenizer import jinja  # noqa: E402
 from lwm.tokenizer.template import render_chat  # noqa: E402
 from lwm.tokenizer.tokenizer import Tokenizer  # noqa: E402
@@ -253,7 +254,7 @@ class Fault(Exception):
 
 def require_line(text: str, folder: Path) -> None:
     """Refuses a message of several lines, or a very long one."""
-    short = text.replace(str(folder), "")
+    short = printable(text.replace(str(folder), ""))  # as the command line prints it
     if "\n" in short or len(short) > LONGEST or not short.strip():
         raise Fault(f"{len(short)} characters: {short[:2000]!r}")
 
