@@ -19,6 +19,7 @@ from typing import Any, BinaryIO
 from lwm.errors import UserError
 from lwm.files import edges_of, is_data, reading, reason_of
 from lwm.limits import limit
+from lwm.text import well_formed
 
 MEMBER_BYTES = 1 << 30
 """Largest member of an archive, which is read whole; files in folders may be of any size."""
@@ -241,4 +242,7 @@ def _require_apart(path: Path, infos: Sequence[zipfile.ZipInfo]) -> None:
 
 def readable(name: str) -> str:
     """Returns a file name as valid text; bytes that are not UTF-8 are replaced."""
-    return name.encode(errors="surrogateescape").decode(errors="replace")
+    try:
+        return name.encode(errors="surrogateescape").decode(errors="replace")
+    except UnicodeEncodeError:  # of a list, whose JSON may hold any half of a surrogate pair
+        return well_formed(name)

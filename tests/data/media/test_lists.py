@@ -91,6 +91,13 @@ def test_bad_descriptions_in_a_folder(tmp_path):
     assert found[5].reason.startswith("metadata.jsonl:4: no path; give it in a column file_name")
 
 
+def test_a_row_that_names_half_a_surrogate_pair_is_a_bad_one(tmp_path):
+    rows = [{"file_name": "a.png", "caption": "kept"}, '{"file_name": "\\ud800.png"}']
+    found = read(lay(tmp_path / "x", MEDIA | {"metadata.jsonl": jsonl(rows)}))
+    assert found[0].record["caption"] == "kept"
+    assert any("metadata.jsonl:2:" in getattr(each, "reason", "") for each in found)
+
+
 def test_columns_stay_as_they_are(tmp_path):
     row = {
         "path": "a.png",
