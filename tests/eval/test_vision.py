@@ -29,6 +29,8 @@ def require_known(found):
     assert found["told"] >= found["pairs"] * 60 / 64
 
 
+@pytest.mark.slow
+@pytest.mark.representative
 def test_some_clips_are_drawn_and_told(tiny_vision, tmp_path, capsys):
     run_vision(tiny_vision, CLIPS, tmp_path, count=3)
     found = json.loads((tmp_path / "report.json").read_text())

@@ -260,7 +260,7 @@ def test_files_are_drawn_and_named(on_disk, files, tmp_path, capsys, monkeypatch
     def leave(file):
         raise BrokenPipeError
 
-    monkeypatch.setattr(lwm.cli.generate, "print", leave, raising=False)
+    monkeypatch.setattr(lwm.cli.generate, "print_line", leave)
     with pytest.raises(BrokenPipeError):
         make("f.png", kind="image", n=2)
     assert sorted(file.name for file in tmp_path.glob("f*")) == ["f-1.png", "f-2.png"]

@@ -106,6 +106,8 @@ def rematerialised(tiny, init, place):
     return found
 
 
+@pytest.mark.slow
+@pytest.mark.representative
 def test_rematerialisation_changes_no_gradient(rematerialised):
     saved, _ = rematerialised["none"]
     for grads, _ in rematerialised.values():
@@ -113,6 +115,8 @@ def test_rematerialisation_changes_no_gradient(rematerialised):
             np.testing.assert_allclose(one, other, atol=1e-5 * float(np.abs(one).max()))
 
 
+@pytest.mark.slow
+@pytest.mark.representative
 def test_a_saved_ring_does_not_run_again(rematerialised):
     saved, kept, again = (rematerialised[remat][1] for remat in ("none", "attention", "full"))
     assert kept == saved < again

@@ -131,6 +131,8 @@ def alike(one, other):
         np.testing.assert_allclose(x, y, rtol=0, atol=1e-4 * max(1e-3, np.abs(y).max()))
 
 
+@pytest.mark.slow
+@pytest.mark.representative
 def test_on_another_mesh_the_numbers_are_the_same(whole):
     folder = whole.parent / "mesh"
     stop(folder, 10)

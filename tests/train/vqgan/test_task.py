@@ -192,6 +192,8 @@ def test_the_same_on_every_mesh():
     alike(course("2,2,1,2"), course("1,1,1,1"))
 
 
+@pytest.mark.slow
+@pytest.mark.representative
 def test_the_same_all_at_once_and_in_parts():
     alike(course("1,1,1,1", parts=2), course("1,1,1,1"))
 
