@@ -294,7 +294,8 @@ def test_two_evaluations_in_one_folder_do_not_mix(tiny_model, tmp_path):
 
 
 def test_a_model_stopped_by_ctrl_c_goes_on(tiny_model, tmp_path, monkeypatch, capsys):
-    run_needle(tiny_model, TINY, tmp_path / "whole")
+    grid = dataclasses.replace(TINY, lengths=(600, 700))
+    run_needle(tiny_model, grid, tmp_path / "whole")
     assert "6 of 6 questions asked now" in capsys.readouterr().out
     append = Results.append
 
@@ -305,11 +306,11 @@ def test_a_model_stopped_by_ctrl_c_goes_on(tiny_model, tmp_path, monkeypatch, ca
 
     monkeypatch.setattr(Results, "append", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        run_needle(tiny_model, TINY, tmp_path / "torn")
+        run_needle(tiny_model, grid, tmp_path / "torn")
     assert "stopped with 2 of 6 answers" in capsys.readouterr().err
     assert not (tmp_path / "torn" / REPORT).exists()
     monkeypatch.undo()
-    run_needle(tiny_model, TINY, tmp_path / "torn")
+    run_needle(tiny_model, grid, tmp_path / "torn")
     assert "4 of 6 questions asked now" in capsys.readouterr().out
     for name in (RESULTS, REPORT, PICTURE):
         assert (tmp_path / "torn" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()

@@ -337,6 +337,8 @@ def run_until(config, folder, last):
             run(config, folder)
 
 
+@pytest.mark.slow
+@pytest.mark.representative
 def test_a_run_starts_from_another(files, tmp_path, whole):
     first = whole / "model"
     more = run(of_files(files, init=str(first)), tmp_path / "more")
