@@ -193,5 +193,5 @@ def test_the_real_books(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     for name, found in held_out.items():
         assert len(found & seen) < 0.003 * len(found), name
 
-    monkeypatch.setattr(fetch, "_download", None)
+    monkeypatch.setattr(fetch, "download_sources", None)
     assert fetch_books(progress=False) == folder
