@@ -100,7 +100,7 @@ class Interruptible:
 
     @property
     def requested(self) -> bool:
-        """Whether a stop was requested."""
+        """True after a stop was requested."""
         return bool(self._request.signal)
 
     def check(self) -> None:

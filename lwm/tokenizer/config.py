@@ -52,7 +52,7 @@ class TokenizerConfig:
 
     @property
     def add_bos(self) -> bool | None:
-        """Whether texts start with `bos_token`, if the files say so."""
+        """True if texts start with `bos_token`; None if the files do not say."""
         value = self.main.get("add_bos_token")
         if not isinstance(value, bool | None):
             raise self._wrong("add_bos_token", value, "true, false or null")

@@ -54,7 +54,7 @@ class GGUFTables:
 
     @property
     def add_bos(self) -> bool:
-        """Whether a text starts with `bos_token_id`; by default as llama.cpp has it."""
+        """True if a text starts with `bos_token_id`; by default as in llama.cpp."""
         starts = self._model == "llama" or family_of(self._pre) == "llama-bpe"
         return self.get("add_bos_token", bool, starts)
 

@@ -154,7 +154,7 @@ class _Process:
 
     @property
     def was_killed(self) -> bool:
-        """Whether it ended for a reason that is not in the template."""
+        """True if it ended for a reason outside the template."""
         return self._process.returncode in (-signal.SIGKILL, -signal.SIGTERM, -signal.SIGHUP)
 
     def close(self, *, wait: float = 0.0) -> None:

@@ -1,4 +1,4 @@
-"""What people's records of conversations say besides roles and texts: used, or refused by name."""
+"""Fields of other people's conversations besides roles and texts: used, or refused by name."""
 
 import json
 from typing import Any
@@ -37,7 +37,7 @@ class Shown:
         self.tokenizer = tokenizer
 
     def __call__(self, record, *, template: str | None = TOOLS):
-        """Returns a record as text, and what of it is learnt, span by span."""
+        """Returns a record as text, and its spans with loss."""
         encoder = RecordEncoder(
             tokenizer=self.tokenizer,
             tokens=TokenSpace(text=self.tokenizer.vocab_size),
@@ -55,9 +55,9 @@ def shown(byte_tokenizer):
 
 
 def test_tools_and_calls_go_through_the_template(shown, byte_tokenizer):
-    text, learnt = shown({"messages": TALK, "tools": [ADD]})
+    text, trained = shown({"messages": TALK, "tools": [ADD]})
     assert text == f"tools: {json.dumps([ADD])}{END}" + CALLED
-    assert learnt == [f'[add {{"a": 1}}]{END}', f"Two.{END}"]
+    assert trained == [f'[add {{"a": 1}}]{END}', f"Two.{END}"]
     ids = render_chat(TALK[:1], byte_tokenizer, template=TOOLS, tools=[ADD])
     prompt = byte_tokenizer.decode(ids, skip_special=False)
     assert prompt == f"tools: {json.dumps([ADD])}{END}user: 1+1?{END}assistant: "
@@ -135,8 +135,8 @@ def answers(*changes: dict[str, Any]):
     ],
 )
 def test_empty_answers_and_those_left_out_have_no_loss(shown, left_out):
-    text, learnt = shown(answers({}, left_out, {"weight": 1, "loss_mask": True}))
-    assert learnt == [f"0{END}", f"2{END}"]
+    text, trained = shown(answers({}, left_out, {"weight": 1, "loss_mask": True}))
+    assert trained == [f"0{END}", f"2{END}"]
     assert text.count("assistant: ") == 3
     with pytest.raises(UserError, match="no answer of the assistant to train on"):
         shown(answers(left_out))

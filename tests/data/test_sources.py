@@ -369,9 +369,9 @@ def test_files_of_systems_and_hidden_files_are_no_data(tmp_path):
     junk = "._a.jsonl .DS_Store .hidden.jsonl Thumbs.db desktop.ini __MACOSX/a.jsonl"
     folder = lay(tmp_path / "x", f"a.jsonl sub/b.jsonl {junk} .git/c.jsonl sub/._b.jsonl")
     (folder / "d.json").mkdir()
-    told = []
-    assert [r["text"] for r in values(open_source(folder, warn=told.append))] == ["a.jsonl"]
-    assert told == [f"passed over in {folder}: d.json/, sub/"]
+    warnings = []
+    assert [r["text"] for r in values(open_source(folder, warn=warnings.append))] == ["a.jsonl"]
+    assert warnings == [f"passed over in {folder}: d.json/, sub/"]
     for pattern, expected in [
         ("*.jsonl", ["a.jsonl"]),
         ("**/*.jsonl", ["a.jsonl", "sub/b.jsonl"]),
@@ -411,9 +411,9 @@ def test_compressed_data_in_a_folder_are_refused_by_name(tmp_path, name, command
 
 def test_other_files_in_a_folder_of_data_are_named(tmp_path):
     folder = lay(tmp_path / "x", "a.jsonl README.md b.csv code.zip c/d.jsonl e f g")
-    told = []
-    assert len(open_source(folder, warn=told.append)) == 1
-    assert told == [f"passed over in {folder}: README.md, b.csv, c/, code.zip, e and 2 more"]
+    warnings = []
+    assert len(open_source(folder, warn=warnings.append)) == 1
+    assert warnings == [f"passed over in {folder}: README.md, b.csv, c/, code.zip, e and 2 more"]
 
 
 def test_compression_is_known_by_content_too(tmp_path):
