@@ -54,6 +54,8 @@ class Request:
         self.is_cancelled = False
         """Set by any thread; the scheduler drops the request when it plans next."""
         self.events: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self.passed = 0
+        """Requests after it in order that were admitted while it lacked pages."""
         self.rows: tuple[Row, ...] = ()
         """One for each prompt, once it has been added to a scheduler."""
 

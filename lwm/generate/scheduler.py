@@ -8,6 +8,10 @@ from lwm.generate.pages import LONG, PAGE, Names, Need, Pages, chunk_at
 from lwm.generate.requests import Request, Row
 
 
+PATIENCE = 32
+"""Requests of other lanes that may pass a request that waits for pages."""
+
+
 class Copy(NamedTuple):
     """A page to copy, on one device of a group."""
 
@@ -210,7 +214,8 @@ class Scheduler:
 
     def _admit(self) -> tuple[list[Row], int]:
         """Admits the first in each line until one does not fit, and returns the pages it lacks."""
-        admitted, wants, blocked = [], 0, set()
+        admitted, wants = [], 0
+        blocked: dict[int, Request | None] = {}  # width to the first in line if it lacks pages
         while True:
             heads = [
                 lane.place(head)
@@ -222,11 +227,16 @@ class Scheduler:
             *_, request = min(heads)
             group, short = self._find_room(request)
             if group is None:
-                blocked.add(request.lane)
+                blocked[request.lane] = request if short else None
                 wants = max(wants, short)
-            else:
-                self._lanes[request.lane].pop()
-                admitted += self._seat(request, group)
+                if short and request.passed >= PATIENCE:
+                    return admitted, wants
+                continue
+            self._lanes[request.lane].pop()
+            admitted += self._seat(request, group)
+            for other in blocked.values():
+                if other is not None:
+                    other.passed += 1
 
     def _find_room(self, request: Request) -> tuple[_Group | None, int]:
         """Returns a group with slots and pages, or None and the pages it lacks that has slots.
