@@ -29,8 +29,10 @@ TOKENS = P(BATCH, "sp")
 ACTS = P(BATCH, "sp", None)
 HEADS = P(BATCH, "sp", "tp", None)
 LOGITS = P(BATCH, "sp", "tp")
-CACHE = P(BATCH, "tp", None, None)
+PAGES = P((*BATCH, "sp"), "tp", None, None)
+DEVICES = P((*BATCH, "sp"))
 ROWS = P(BATCH, None)
+ROW = P(BATCH)
 
 
 def parse_mesh(

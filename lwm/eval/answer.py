@@ -10,10 +10,9 @@ import numpy as np
 
 from lwm.errors import UserError
 from lwm.fingerprint import Fingerprints, fingerprints, model_files, named
-from lwm.generate.engine import LONG, Session
+from lwm.generate.answer import Answer
 from lwm.generate.loaded import LoadedModel
-from lwm.generate.plan import GenerationPlan
-from lwm.generate.prefix import Prefix
+from lwm.sampling_params import SamplingParams
 from lwm.tokenizer.tokenizer import TextStream
 
 Answerer = Callable[[Sequence[int]], str]
@@ -21,66 +20,55 @@ Answerer = Callable[[Sequence[int]], str]
 
 
 class ModelAnswerer:
-    """Answers prompts one after another; a prefix shared with the prompt before is not read again.
+    """Answers prompts greedily, one after another.
 
-    A prompt is read in blocks from its start, and only whole blocks are kept for the next. So
-    each block is always computed in the same way, and an answer is the same to the last bit
-    whether the prompts before it were asked now, in another run, or never.
+    What a prompt shares with any prompt before it is not read again, as far as it is in the
+    engine's pool; an answer is the same to the last bit whether or not it is.
     """
 
     def __init__(
         self,
         model: LoadedModel,
         *,
-        longest: int,
+        tokens: int,
         max_tokens: int,
         progress: Callable[[int], None] = lambda done: None,
     ):
-        """Allocates a cache for prompts and answers of `longest` tokens.
+        """Reserves pages for `tokens` tokens, or as many as the memory has room for.
 
         Args:
             model: The model that answers.
-            longest: Tokens of a prompt and its answer together, at most.
+            tokens: Tokens of a prompt and its answer, and of those that others may share.
             max_tokens: Tokens of an answer, at most.
-            progress: Called between blocks with the tokens of a prompt read so far; may raise.
-
-        Raises:
-            UserError: The devices have no memory for so many tokens.
+            progress: Called with the tokens of a prompt read so far; may raise.
         """
-        slots = longest + LONG
-        model.require_memory(slots)
-        self._tokenizer = model.tokenizer
+        self._model = model
         self._max_tokens = max_tokens
         self._progress = progress
-        self._session = Session(model.llama, model.mesh, slots=slots)
-        self._prefix = Prefix()
+        model.engine.reserve(tokens)
         self.num_asked = 0
         """Tokens of all prompts so far."""
         self.num_read = 0
         """Tokens of all prompts that had to be read."""
 
     def __call__(self, ids: Sequence[int]) -> str:
-        """Returns the answer, without the token that ends it."""
-        self._read(ids)
-        stops, stream = self._tokenizer.eos_ids, TextStream(self._tokenizer)
-        pieces = []
-        plan = GenerationPlan(max_tokens=self._max_tokens, stop_ids=stops)
-        for burst in self._session.generate(plan):
-            written = burst.ids[0].tolist()
-            pieces += [stream.push(token) for token in written if token not in stops]
-            self._progress(len(ids))
-        return "".join(pieces) + stream.finish()
+        """Returns the answer, without the token that ends it.
 
-    def _read(self, ids: Sequence[int]) -> None:
-        shared, whole = self._prefix.match(ids, multiple=LONG), (len(ids) - 1) // LONG * LONG
-        self._prefix.rewind(self._session, shared)
-        for start in range(shared, whole, LONG):
-            self._prefix.read(self._session, ids[start : start + LONG])
-            self._progress(start + LONG)
-        self._session.read([ids[whole:]])
+        Raises:
+            UserError: The devices have no memory for the prompt and its answer.
+        """
+        answer = Answer(
+            self._model,
+            ids,
+            TextStream(self._model.tokenizer),
+            SamplingParams(max_tokens=self._max_tokens),
+            progress=lambda done, total: self._progress(done),
+        )
+        text = "".join(piece for piece in answer if isinstance(piece, str))
         self._progress(len(ids))
         self.num_asked += len(ids)
-        self.num_read += len(ids) - shared
+        self.num_read += len(ids) - answer.usage.cached_tokens
+        return text
 
 
 def require_context(length: int, context: int, name: str) -> None:

@@ -8,7 +8,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from jaxtyping import Int
 
 from lwm.data.captions import ASK, request
 from lwm.data.chat import chat_ids
@@ -20,11 +19,12 @@ from lwm.errors import UserError, several
 from lwm.eval.answer import describe_model, model_fingerprints
 from lwm.files import make_folder, write_bytes
 from lwm.fingerprint import fingerprints, named
-from lwm.generate.engine import Session, chunks
 from lwm.generate.grammar import TEXT_ONLY
 from lwm.generate.language_model import LanguageModel
 from lwm.generate.plan import GenerationPlan, VisionPlan
+from lwm.generate.requests import Request
 from lwm.generate.vision import DrawRequest, generate_visions
+from lwm.generate.work import Work, Written
 from lwm.progress import Progress
 from lwm.sampling_params import FrameSampling, VisionSampling
 from lwm.tokenizer.message import Message, Vision
@@ -143,23 +143,23 @@ def _caption(model: LanguageModel, pairs: Sequence[Pair]) -> list[str]:
         )
         for pair in pairs
     ]
-    longest = max(map(len, runs))
-    model.require_fit(longest, _CAPTION_TOKENS)
-    slots = sum(chunks(longest)) + _CAPTION_TOKENS
-    model.require_memory(slots, rows=len(runs))
-    session = Session(model.llama, model.mesh, rows=len(runs), slots=slots)
-    session.read(runs)
-    grammar = model.grammar
-    text_only = grammar.start([TEXT_ONLY] * len(runs), room=_CAPTION_TOKENS)
+    model.require_fit(max(map(len, runs)), _CAPTION_TOKENS)
+    state = model.grammar.start([TEXT_ONLY], room=_CAPTION_TOKENS)
     plan = GenerationPlan(
         max_tokens=_CAPTION_TOKENS,
         stop_ids=model.tokenizer.eos_ids,
-        vision=VisionPlan(grammar=grammar, state=text_only),
+        vision=VisionPlan(state=state),
     )
-    ids: Int[np.ndarray, "B T"] = np.concatenate(
-        [burst.ids for burst in session.generate(plan)], axis=1
-    )
-    return [model.tokenizer.decode(row[row >= 0]).strip() for row in ids]
+    lane = model.lane(len(runs))
+    requests = [
+        Request(tuple(ids), max_tokens=plan.max_tokens, lane=lane, work=Work(plan=plan))
+        for ids in runs
+    ]
+    written: list[list[int]] = [[] for _ in runs]
+    for row, event in model.engine.gather(requests):
+        if isinstance(event, Written):
+            written[row] += event.ids
+    return [model.tokenizer.decode(ids).strip() for ids in written]
 
 
 def _accuracy(model: LanguageModel, pairs: Sequence[Pair]) -> float:

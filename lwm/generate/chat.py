@@ -8,13 +8,9 @@ from typing import Any
 
 from lwm import renamed
 from lwm.errors import UserError
-from lwm.generate.engine import LONG, Session, chunks
-from lwm.generate.grammar import FrameLimits
+from lwm.generate.answer import Answer
 from lwm.generate.loaded import LoadedModel
-from lwm.generate.output import AnswerReader, Frame, assemble, joined
-from lwm.generate.plan import GenerationPlan, VisionPlan
-from lwm.generate.prefix import Prefix
-from lwm.generate.sampling import sampler
+from lwm.generate.output import Frame, assemble
 from lwm.progress import Progress
 from lwm.sampling_params import SamplingParams, VisionSampling
 from lwm.tokenizer.markers import OPENING
@@ -23,122 +19,8 @@ from lwm.tokenizer.template import render_chat
 from lwm.tokenizer.tokenizer import TextStream
 
 
-def _silent(done: int, total: int) -> None:
-    """Shows no progress."""
-
-
-class Reader:
-    """Answers one prompt after another; each is read from where it differs from the one before."""
-
-    def __init__(self, model: LoadedModel):
-        """Starts with an empty cache."""
-        self._model = model
-        self._session: Session | None = None
-        self._prefix = Prefix()
-        self.was_cut = False
-        """True if the last answer ended because `max_tokens` were written."""
-        self.stopped_by: str | None = None
-        """The stop string that ended the last answer, if one did."""
-
-    @property
-    def num_tokens(self) -> int:
-        """Tokens in the cache."""
-        return len(self._prefix.ids)
-
-    def answer(
-        self,
-        ids: Sequence[int],
-        stream: TextStream,
-        params: SamplingParams,
-        progress: Progress = _silent,
-        *,
-        sampling: VisionSampling | None = None,
-    ) -> Generator[str | Frame]:
-        """Reads a whole prompt, then yields the answer in pieces.
-
-        Args:
-            ids: The prompt.
-            stream: Decodes ids to text.
-            params: Length, sampling and end of the text.
-            progress: Called with the number of prompt tokens read.
-            sampling: Sampling of images and videos; None: the answer is text only.
-
-        Raises:
-            UserError: Prompt and answer do not fit into the context or the devices' memory.
-        """
-        self._model.require_fit(len(ids), params.max_tokens)
-        session = self._read(ids, params.max_tokens, progress)
-        stops = self._model.tokenizer.eos_ids
-        grammar = None if sampling is None else self._model.grammar
-        parts = AnswerReader(stream, params.stop, grammar)
-        plan = GenerationPlan(
-            max_tokens=params.max_tokens,
-            stop_ids=stops,
-            sampler=sampler(params),
-            seed=params.seed,
-            vision=None if sampling is None else self._vision_plan(sampling, params.max_tokens),
-        )
-        self.was_cut, self.stopped_by = True, None
-        for burst in session.generate(plan):
-            written = burst.ids[0].tolist()
-            self._prefix.add(session, written)
-            self.was_cut = written[-1] not in stops
-            found = [parts.push(token) for token in written if token not in stops]
-            yield from joined(itertools.chain.from_iterable(found))
-            if parts.is_stopped:
-                self.was_cut, self.stopped_by = False, parts.met
-                return
-        if piece := parts.finish():
-            yield piece
-
-    def _vision_plan(self, sampling: VisionSampling, room: int) -> VisionPlan:
-        grammar = self._model.grammar
-        return VisionPlan(
-            grammar=grammar,
-            state=grammar.start([FrameLimits()], room=room),
-            image=sampler(sampling.image.params()),
-            video=sampler(sampling.video.params()),
-        )
-
-    def _read(self, ids: Sequence[int], max_tokens: int, progress: Progress) -> Session:
-        """Reads what the cache does not hold yet: at least the last id, to go on from it."""
-        if self._session is not None and self._session.is_lost:
-            self._session, self._prefix = None, Prefix()
-        shared = self._prefix.match(ids)
-        slots = self._prefix.end(shared) + sum(chunks(len(ids) - shared)) + max_tokens
-        if slots > self._most:
-            # Padding of earlier turns takes too much room: all is read again.
-            shared, slots = 0, sum(chunks(len(ids))) + max_tokens
-        session = self._reserve(slots)
-        self._prefix.rewind(session, shared)
-        self._prefix.read(session, ids[shared:], progress)
-        return session
-
-    @property
-    def _most(self) -> int:
-        """Slots that a whole context takes, with the padding of one reading."""
-        return self._model.context + LONG // 2
-
-    def _reserve(self, slots: int) -> Session:
-        """Returns the session with a cache for so many slots, and for more if memory allows."""
-        session = self._session
-        cache = None if session is None else session.cache
-        if cache is None or slots > cache.slots:
-            ample = min(_room(slots), self._most)
-            try:
-                self._model.require_memory(ample, instead_of=cache)
-                slots = ample
-            except UserError:
-                self._model.require_memory(slots, instead_of=cache)
-        if session is None:
-            session = Session(self._model.llama, self._model.mesh, slots=slots)
-            self._session = session
-        session.reserve(slots)
-        return session
-
-
 class Conversation:
-    """Questions and answers in turn, optionally about a document; turns share one cache."""
+    """Questions and answers in turn, optionally about a document."""
 
     @renamed.keywords(drawings="sampling")
     def __init__(
@@ -169,7 +51,7 @@ class Conversation:
                 )
             model.grammar  # noqa: B018  (raises if there is no VQGAN)
         self._model = model
-        self._reader = Reader(model)
+        self._last: Answer | None = None
         self._document = document
         self._sampling = sampling
         self._tools = tools
@@ -182,7 +64,7 @@ class Conversation:
         question: str | Sequence[Part],
         *,
         params: SamplingParams = SamplingParams(),
-        progress: Progress = _silent,
+        progress: Progress = lambda done, total: None,
     ) -> Generator[str | Frame]:
         """Yields the answer in pieces of text and frames, as they are generated.
 
@@ -214,13 +96,19 @@ class Conversation:
     ) -> Generator[str | Frame]:
         turns = [*self.messages, self.question(question)]
         ids = self.ids(turns)
-        stream = TextStream(self._model.tokenizer)
         answer: list[str | Frame] = []
         if self._sampling is None and self._sees:
             params = dataclasses.replace(params, stop=(*params.stop, OPENING))
-        pieces = self._reader.answer(ids, stream, params, progress, sampling=self._sampling)
+        self._last = Answer(
+            self._model,
+            ids,
+            TextStream(self._model.tokenizer),
+            params,
+            sampling=self._sampling,
+            progress=progress,
+        )
         try:
-            for piece in pieces:
+            for piece in self._last:
                 if isinstance(piece, str) and not answer:
                     # Formats such as LWM's put a space between role and answer.
                     piece = piece.lstrip(" ")
@@ -229,6 +117,7 @@ class Conversation:
                 answer.append(piece)
                 yield piece
         finally:
+            self._last.close()
             if answer:
                 self.messages = [*turns, Message("assistant", tuple(self._parts(answer)))]
 
@@ -277,17 +166,20 @@ class Conversation:
     @property
     def was_cut(self) -> bool:
         """True if the last answer ended because `max_tokens` were written."""
-        return self._reader.was_cut
+        return self._last is not None and self._last.was_cut
 
     @property
     def is_without_picture(self) -> bool:
         """True if the last answer ended before an image for want of `sampling`."""
-        return self._sampling is None and self._reader.stopped_by == OPENING
+        last = self._last
+        return self._sampling is None and last is not None and last.stopped_by == OPENING
 
     @property
     def num_tokens(self) -> int:
-        """Tokens in the cache."""
-        return self._reader.num_tokens
+        """Tokens of the last prompt and answer."""
+        if self._last is None:
+            return 0
+        return self._last.usage.prompt_tokens + self._last.usage.completion_tokens
 
     def clear(self) -> None:
         """Removes all turns, not the document."""
@@ -296,9 +188,3 @@ class Conversation:
     @property
     def _sees(self) -> bool:
         return bool(self._model.llama.config.tokens.vision)
-
-
-def _room(slots: int) -> int:
-    """Rounds up so that a growing conversation compiles few programs and wastes little."""
-    step = 8192
-    return -(-slots // step) * step if slots > step else 1 << max(10, (slots - 1).bit_length())

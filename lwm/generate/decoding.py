@@ -12,13 +12,13 @@ from jaxtyping import Array, Bool, Float, Int, Key, UInt32
 
 from lwm.generate.grammar import Grammar
 from lwm.generate.sampling import RowSampling, choose
-from lwm.model.cache import EMPTY, KVCache
 from lwm.model.llama import Llama
-from lwm.sharding import BATCH, TOKENS
+from lwm.model.pool import PagePool, Place
+from lwm.sharding import ROW, ROWS, TOKENS
 from lwm.tokens import TokenSpace
 
-BURST = 8
-"""Tokens decoded per call of the compiled loop, after which the caller regains control."""
+BURST = 32
+"""Ids that one call of the compiled loop writes at most, after which rows may come and go."""
 
 
 class Guidance(NamedTuple):
@@ -139,88 +139,120 @@ def _choose(
     return ids, jnp.take_along_axis(jax.nn.log_softmax(own), ids[:, None], axis=1)[:, 0]
 
 
-class Decoded(NamedTuple):
+class RowState(NamedTuple):
+    """State of each slot of a lane, as data; a burst returns the next one."""
+
+    place: Place
+    last: Int[Array | np.ndarray, " B"]
+    """The last id of each row, which is not in its pages yet."""
+    count: Int[Array | np.ndarray, " B"]
+    """Ids written to each row, by which its random keys count."""
+    left: Int[Array | np.ndarray, " B"]
+    """Ids that each row may still write."""
+    done: Bool[Array | np.ndarray, " B"]
+    """Rows that have ended, and slots that hold none."""
+    grammar: Any
+    """The state of each row in the grammar."""
+
+
+class Burst(NamedTuple):
     """State of the decoding loop, and its result."""
 
-    count: Int[Array, ""]
+    steps: Int[Array, ""]
     """Steps taken."""
-    cache: KVCache
-    last: Float[Array, "B D"]
+    pool: PagePool
     seen: Bool[Array, "B V"]
     """The text ids that each row has read or written."""
-    done: Bool[Array, " B"]
-    state: Any
-    """The state of each row in the grammar."""
+    rows: RowState
     ids: Int[Array, "B C"]
+    """Ids written, -1 after the end of a row."""
     logprobs: Float[Array, "B C"]
+    """Natural logarithms, in the row's own distribution over the ids that may come next: before
+    guidance and all sampling rules."""
 
 
-@functools.partial(jax.jit, static_argnames="grammar", donate_argnames="cache")
-def decode(
+@functools.partial(jax.jit, static_argnames="grammar", donate_argnames=("pool", "seen"))
+def burst(
     model: Llama,
-    cache: KVCache,
-    last: Float[Array, "B D"],
+    pool: PagePool,
     seen: Bool[Array, "B V"],
-    done: Bool[Array, " B"],
-    start: Int[Array, ""],
-    steps: Int[Array, ""],
-    state: Any,
+    rows: RowState,
+    steps: Int[Array, ""] | int,
     inputs: RowInputs,
     *,
     grammar: Grammar | None,
-) -> Decoded:
-    """Decodes up to `steps` ids per row, fewer if all rows stop.
+) -> Burst:
+    """Writes up to `steps` ids to each row, at most `BURST`; fewer if all rows end.
 
-    The random key of a step is the row's seed folded with the step's number, from `start`.
+    A step reads the last id of each row, then chooses the next. Its random key is the row's seed
+    folded with the number of ids that the row has written.
     """
-    rows = last.shape[0]
+    slots = len(rows.last)
     row_keys = jax.vmap(jax.random.key)(inputs.seeds)
 
-    def going(now: Decoded):
-        return (now.count < steps) & ~jnp.all(now.done)
+    def going(now: Burst):
+        return (now.steps < steps) & ~jnp.all(now.rows.done)
 
-    def step(now: Decoded) -> Decoded:
-        i, done, state = now.count, now.done, now.state
+    def step(now: Burst) -> Burst:
+        i, row = now.steps, now.rows
+        done = row.done
+        # A slot without a row writes to page 0, and attends to its first token only.
+        place = Place(
+            reshard(jnp.where(done[:, None], 0, row.place.pages), ROWS),
+            reshard(jnp.where(done, 0, row.place.lengths), ROW),
+        )
+        x, pool = model.extend(reshard(row.last[:, None], TOKENS), place, now.pool)
         # All devices choose the same ids from all logits: no collective inside a sort.
-        logits = reshard(model.logits(now.last[:, None])[:, 0], P())
-        keys = jax.vmap(jax.random.fold_in, (0, None))(row_keys, start + i)
+        logits = reshard(model.logits(model.norm(x))[:, 0], P())
         chosen, logprobs = choose_ids(
             logits,
             inputs,
             grammar,
             tokens=model.config.tokens,
             seen=now.seen,
-            keys=keys,
+            keys=jax.vmap(jax.random.fold_in)(row_keys, row.count),
             done=done,
-            state=state,
+            state=row.grammar,
         )
-        segments = jnp.where(done, EMPTY, 0)
-        last, cache = model.extend(
-            reshard(chosen[:, None], TOKENS), reshard(segments[:, None], TOKENS), now.cache
-        )
-        # A row that is done may be continued by a later call, from where it ended.
-        last = jnp.where(reshard(done, P(BATCH))[:, None], now.last, last)
-        stopped = jnp.any(chosen[:, None] == inputs.stops, axis=1)
+        state = row.grammar
+        stopped = jnp.any(chosen[:, None] == inputs.stops, axis=1) | (row.left <= 1)
         if grammar is not None:
             state = _where(done, state, grammar.advance(state, chosen))
             stopped |= grammar.is_done(state)
-        return Decoded(
-            count=i + 1,
-            cache=cache,
-            last=last,
-            seen=now.seen.at[jnp.arange(rows), chosen].set(True, mode="drop"),
-            done=done | stopped,
-            state=state,
+        on = jnp.where(done, 0, 1)
+        return Burst(
+            steps=i + 1,
+            pool=pool,
+            seen=now.seen.at[jnp.arange(slots), chosen].set(True, mode="drop"),
+            rows=RowState(
+                place=Place(row.place.pages, row.place.lengths + on),
+                last=jnp.where(done, row.last, chosen),
+                count=row.count + on,
+                left=row.left - on,
+                done=done | stopped,
+                grammar=state,
+            ),
             ids=now.ids.at[:, i].set(jnp.where(done, -1, chosen)),
             logprobs=now.logprobs.at[:, i].set(logprobs),
         )
 
-    if grammar is not None:
-        done |= grammar.is_done(state)
-    ids, logprobs = jnp.full((rows, BURST), -1, jnp.int32), jnp.zeros((rows, BURST))
-    zero = jnp.zeros((), jnp.int32)
-    first = Decoded(zero, cache, last, seen, done, state, ids, logprobs)
+    ids, logprobs = jnp.full((slots, BURST), -1, jnp.int32), jnp.zeros((slots, BURST))
+    first = Burst(jnp.zeros((), jnp.int32), pool, seen, rows, ids, logprobs)
     return jax.lax.while_loop(going, step, first)
+
+
+@jax.jit
+def score(
+    model: Llama, states: Float[Array, "B S D"], targets: Int[Array, "B S"]
+) -> Float[Array, "B S"]:
+    """Returns the negative log-likelihood of each target, within its modality, in nats.
+
+    Args:
+        model: The model.
+        states: Of its last layer, before the final norm.
+        targets: The id that follows each state.
+    """
+    return reshard(model.score(model.norm(states), targets).nll, P())
 
 
 def _where(rows: Bool[Array, " B"], these: Any, others: Any) -> Any:

@@ -1,212 +1,247 @@
-"""Reads prompts into a cache and continues them. Knows ids and not text."""
+"""Reads prompts and continues them: requests of any threads, many together, in one pool of pages.
 
-import math
-from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+Knows ids and not text. One thread launches all device programs; others set flags and wait.
+"""
+
+import atexit
+import queue
+import threading
+import weakref
+from collections import deque
+from collections.abc import Callable, Generator, Sequence
+from concurrent.futures import CancelledError, Future
+from typing import Any, TypeVar
 
 import jax
-import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
-from jaxtyping import Array, Bool, Float, Int
+from jax.sharding import Mesh
 
 from lwm.errors import UserError
-from lwm.generate.decoding import BURST, RowInputs, decode
-from lwm.generate.plan import GenerationPlan
-from lwm.model.cache import EMPTY, KVCache
+from lwm.generate.grammar import Grammar
+from lwm.generate.requests import Request, Tagged
+from lwm.generate.runner import Runner
+from lwm.generate.work import Finished
 from lwm.model.llama import Llama
-from lwm.progress import Progress
-from lwm.sharding import BATCH, TOKENS
+from lwm.model.pool import PAGE, PagePool
 
-LONG, SHORT = 512, 64
-"""Prompts are read in chunks of these two lengths, so that only two programs are compiled."""
+_T = TypeVar("_T")
 
 
-class Burst(NamedTuple):
-    """Ids written to each row, -1 where it has stopped, with their log-probabilities."""
+class Engine:
+    """Reads and continues requests in one pool of pages.
 
-    ids: Int[np.ndarray, "B C"]
-    logprobs: Float[np.ndarray, "B C"]
-    """Natural logarithms, in the row's own distribution over the ids that may come next: before
-    guidance and all sampling rules."""
-
-
-def chunks(length: int) -> list[int]:
-    """Splits a prompt into chunks whose sum is at least `length`, the short ones first."""
-    long, rest = divmod(length, LONG)
-    if rest > LONG // 2:
-        return [LONG] * (long + 1)
-    return [SHORT] * math.ceil(rest / SHORT) + [LONG] * long
-
-
-class Session:
-    """Rows of a batch that are read and continued together in one cache.
-
-    The rows of a batch write the same slots, so a shorter prompt is padded on the left with
-    empty ones. Rows are added, and stay empty, until the batch divides over the mesh.
+    A request's answer is the same to the last bit alone and amid others, in any order, and
+    whether or not a prefix of its prompt was read before; it depends on the mesh and on the
+    width of its lane.
     """
 
-    def __init__(self, model: Llama, mesh: Mesh, *, rows: int = 1, slots: int):
-        """Allocates a cache of `slots` tokens and padding per row.
+    def __init__(
+        self,
+        model: Llama,
+        mesh: Mesh,
+        *,
+        grammar: Grammar | None = None,
+        stop_places: int = 8,
+        pool_tokens: int | None = None,
+        require_memory: Callable[[int, PagePool | None], None] = lambda tokens, pool: None,
+    ):
+        """Starts without a page; the first request allocates the pool.
+
+        Args:
+            model: The model.
+            mesh: Its mesh.
+            grammar: Rules which id may follow which; None: all requests write text only.
+            stop_places: Stop ids of a request at most.
+            pool_tokens: Tokens in the pool of each device; None: it grows with the requests.
+            require_memory: Called with the tokens of a larger pool and the pool that it
+                replaces; raises UserError if the devices have no memory for it.
 
         Raises:
-            UserError: The mesh splits the sequence.
+            UserError: The mesh splits the sequence, or there is no memory for the pool.
         """
         if mesh.shape["sp"] > 1:
             raise UserError(
                 f"generation cannot split the sequence: the mesh has sp {mesh.shape['sp']}; "
                 "use dp, fsdp and tp"
             )
-        self.model = model.unstack()
         self.mesh = mesh
-        self.rows = rows
-        parts = math.prod(mesh.shape[axis] for axis in BATCH)
-        self._padded_rows = math.ceil(rows / parts) * parts
-        with jax.set_mesh(mesh):
-            dtype, rows = model.compute.dtype, self._padded_rows
-            self.cache = KVCache.empty(model.config, dtype, rows=rows, slots=slots)
-        self.done = np.arange(self._padded_rows) >= rows
-        # The id in each slot in use, -1 where it is empty.
-        self._history = np.full((self._padded_rows, 0), -1, np.int32)
-        self._last: Float[Array, "B D"] | None = None
-        self._state: Any = None
+        self._stop_places, self._require_memory = stop_places, require_memory
+        self._most = None if pool_tokens is None else -(-pool_tokens // PAGE) + 1
+        self._runner = Runner(
+            model.unstack(),
+            mesh,
+            grammar=grammar,
+            stop_places=stop_places,
+            most=self._most,
+            require_memory=require_memory,
+        )
+        self._lock = threading.Lock()
+        self._thread: threading.Thread | None = None
+        self._arrived: deque[Request] = deque()
+        self._calls: deque[tuple[Callable[[], Any], Future]] = deque()
+        self._is_closing = False
+        atexit.register(_close, weakref.ref(self))
 
-    def read(
-        self,
-        prompts: Sequence[Sequence[int]],
-        *,
-        progress: Progress = lambda done, total: None,
-    ) -> None:
-        """Reads one more run of ids for each row.
+    def submit(self, request: Request) -> None:
+        """Adds a request; its events come in `request.events`, an exception or `Finished` last.
 
-        Raises:
-            ValueError: A run is empty, or there is no room; nothing was read then.
-        """
-        lengths = [len(prompt) for prompt in prompts]
-        if len(prompts) != self.rows or not all(lengths):
-            raise ValueError(f"{self.rows} runs of at least one id are wanted, not {lengths}")
-        sizes = chunks(max(lengths))
-        width = sum(sizes)
-        self._require_room(width)
-        tokens = np.zeros((self._padded_rows, width), np.int32)
-        segments = np.full((self._padded_rows, width), EMPTY, np.int32)
-        for row, prompt in enumerate(prompts):
-            tokens[row, width - len(prompt) :] = prompt
-            segments[row, width - len(prompt) :] = 0
-        start = 0
-        for size in sizes:
-            self._extend(tokens[:, start : start + size], segments[:, start : start + size])
-            start += size
-            progress(max(0, max(lengths) - (width - start)), max(lengths))
-
-    def generate(self, plan: GenerationPlan) -> Iterator[Burst]:
-        """Continues every row by a plan, and yields up to `BURST` ids of each row at a time.
-
-        A stop id is yielded and read like any other, and ends its row. Between two bursts, the
-        caller may end rows by setting `done`.
+        The request's `work` is a `Work`; an event is a `Reading`, `Scores`, or what `Work.read`
+        returns.
 
         Raises:
-            ValueError: Nothing has been read, `max_tokens` more do not fit, or the plan is for
-                another number of rows.
+            ValueError: The request does not fit into the context or its lane, or has too many
+                stop ids.
+            UserError: It needs more pages than the pool may have.
         """
-        if self._last is None:
-            raise ValueError("there is nothing to continue; read a prompt first")
-        self._require_room(plan.max_tokens)
-        plan.check(self.rows)
-        inputs, state = plan.lower(self.rows, self._padded_rows)
-        inputs, self._state = jax.tree.map(self._put, (inputs, state))
-        self.done = np.arange(self._padded_rows) >= self.rows
-        return self._bursts(plan, inputs)
+        self._check(request)
+        with self._lock:
+            self._arrived.append(request)
+            self._start()
 
-    def reserve(self, slots: int) -> None:
-        """Grows the cache to at least `slots` tokens and padding."""
-        if slots > self.cache.slots:
-            with jax.set_mesh(self.mesh):
-                self.cache = self.cache.grow(slots)
-
-    def rewind(self, length: int) -> None:
-        """Forgets every slot from `length` on; the next call must be `read`.
+    def stream(self, request: Request) -> Generator[Any]:
+        """Submits a request, and yields its events; closing the generator cancels it.
 
         Raises:
-            ValueError: Fewer slots are in use.
+            ValueError: See `submit`.
+            UserError: See `submit`.
         """
-        if not 0 <= length <= self.length:
-            raise ValueError(f"{length} slots cannot be kept: {self.length} are in use")
-        with jax.set_mesh(self.mesh):
-            self.cache = self.cache.rewind(length)
-        self._history = self._history[:, :length]
-        self._last = None
+        self.submit(request)
+        return self._events(request)
+
+    def gather(self, requests: Sequence[Request]) -> Generator[tuple[int, Any]]:
+        """Submits requests, and yields their events with the number of each.
+
+        An exception among the events is raised; closing the generator cancels all.
+
+        Raises:
+            ValueError: See `submit`.
+            UserError: See `submit`.
+        """
+        inbox: queue.SimpleQueue[tuple[int, Any]] = queue.SimpleQueue()
+        for number, request in enumerate(requests):
+            request.events = Tagged(inbox, number)
+            self._check(request)
+        for request in requests:
+            self.submit(request)
+        return self._gathered(requests, inbox)
+
+    def run(self, function: Callable[[], _T]) -> _T:
+        """Calls a function on the thread that launches device programs, and returns its result."""
+        if threading.current_thread() is self._thread:
+            return function()
+        future: Future[_T] = Future()
+        with self._lock:
+            self._calls.append((function, future))
+            self._start()
+        return future.result()
+
+    def reserve(self, tokens: int) -> None:
+        """Makes the pool so large, for each device, when it grows next, if memory allows."""
+        self._runner.least = max(self._runner.least, -(-tokens // PAGE) + 1)
 
     @property
-    def length(self) -> int:
-        """Slots in use."""
-        return self._history.shape[1]
+    def groups(self) -> int:
+        """Groups of devices that hold whole rows: the product of dp and fsdp."""
+        return self._runner.groups
 
     @property
-    def is_lost(self) -> bool:
-        """True if a program was interrupted after it had taken the cache."""
-        return any(leaf.is_deleted() for leaf in jax.tree.leaves(self.cache))
+    def pool_tokens(self) -> int:
+        """Tokens for which each device has pages."""
+        return (self._runner.per_device - 1) * PAGE
 
-    @property
-    def state(self) -> Any:
-        """The state of each row in the grammar after the last burst."""
-        return jax.tree.map(lambda leaf: np.asarray(leaf)[: self.rows], self._state)
+    def close(self) -> None:
+        """Cancels all requests, and waits for the program that is running."""
+        self._is_closing = True
+        if (thread := self._thread) is not None:
+            thread.join()
 
-    def _bursts(self, plan: GenerationPlan, inputs: RowInputs) -> Iterator[Burst]:
-        assert self._last is not None
-        last, seen = self._last, self._put(self._seen())
-        leader = slice(None) if inputs.guidance is None else np.asarray(inputs.guidance.leader)
-        for start in range(0, plan.max_tokens, BURST):
-            done = self.done[leader]
-            steps = min(BURST, plan.max_tokens - start)
-            with jax.set_mesh(self.mesh):
-                now = decode(
-                    self.model,
-                    self.cache,
-                    last,
-                    seen,
-                    done,
-                    start,
-                    steps,
-                    self._state,
-                    inputs,
-                    grammar=plan.grammar,
-                )
-            last, seen = now.last, now.seen
-            self.cache, self._last, self._state = now.cache, last, now.state
-            # Reading the count waits for the device; the rest comes from the finished program.
-            count = int(now.count)
-            self.done = np.array(now.done)
-            written = np.asarray(now.ids)[:, :count]
-            self._history = np.concatenate([self._history, written], axis=1)
-            if count:
-                yield Burst(written[: self.rows], np.asarray(now.logprobs)[: self.rows, :count])
-            if self.done.all():
-                return
+    def _events(self, request: Request) -> Generator[Any]:
+        try:
+            while True:
+                event = request.events.get()
+                if isinstance(event, BaseException):
+                    raise event
+                yield event
+                if isinstance(event, Finished):
+                    return
+        finally:
+            request.is_cancelled = True
 
-    def _put(self, whole: np.ndarray) -> jax.Array:
-        """Replicates an array over the devices, as the loop returns it, to avoid a second trace."""
-        place = NamedSharding(self.mesh, P(*[None] * whole.ndim))
-        return jax.make_array_from_callback(whole.shape, place, whole.__getitem__)
+    def _gathered(
+        self, requests: Sequence[Request], inbox: "queue.SimpleQueue[tuple[int, Any]]"
+    ) -> Generator[tuple[int, Any]]:
+        left = len(requests)
+        try:
+            while left:
+                number, event = inbox.get()
+                if isinstance(event, BaseException):
+                    raise event
+                left -= isinstance(event, Finished)
+                yield number, event
+        finally:
+            for request in requests:
+                request.is_cancelled = True
 
-    def _seen(self) -> Bool[np.ndarray, "B V"]:
-        """Returns which text ids each row has read or written."""
-        text = self.model.config.tokens.text
-        seen = np.zeros((self._padded_rows, text + 1), bool)
-        # Empty slots and vision ids mark the last column.
-        np.put_along_axis(seen, np.where(self._history < text, self._history, -1), True, axis=1)
-        return seen[:, :-1]
-
-    def _require_room(self, width: int) -> None:
-        if self.length + width > self.cache.slots:
-            raise ValueError(
-                f"{width} more slots do not fit: {self.length} of {self.cache.slots} are in use"
+    def _check(self, request: Request) -> None:
+        longest, context = max(map(len, request.prompts)), self._runner.model.config.max_context
+        if longest + request.max_tokens > context:
+            raise ValueError(f"{longest} ids and {request.max_tokens} more do not fit in {context}")
+        lane, rows = request.lane, len(request.prompts)
+        if lane % self._runner.groups or lane // self._runner.groups < rows:
+            groups = self._runner.groups
+            raise ValueError(f"{rows} rows do not fit in {lane} slots of {groups} groups")
+        if len(request.work.plan.stop_ids) > self._stop_places:
+            raise ValueError(f"a request has at most {self._stop_places} stop ids")
+        pages = sum(-(-(len(ids) + request.max_tokens) // PAGE) for ids in request.prompts)
+        if self._most is not None and pages >= self._most:
+            raise UserError(
+                f"the request needs a cache of {pages * PAGE:,} tokens, but the pool has "
+                f"{(self._most - 1) * PAGE:,}; give more with --pool-tokens, or shorten it"
             )
+        if pages >= self._runner.per_device and self._most is None:
+            self._require_memory(pages * PAGE, self._runner.pool)
 
-    def _extend(self, tokens: np.ndarray, segments: np.ndarray) -> None:
-        place = NamedSharding(self.mesh, TOKENS)
+    # The rest runs on the engine's thread.
+
+    def _start(self) -> None:
+        """Starts the thread unless it runs; the caller holds the lock."""
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._work, name="lwm-engine", daemon=True)
+            self._thread.start()
+
+    def _work(self) -> None:
+        """Works until there is nothing to do."""
         with jax.set_mesh(self.mesh):
-            self._last, self.cache = self.model.extend(
-                jax.device_put(tokens, place), jax.device_put(segments, place), self.cache
-            )
-        ids = np.where(segments == EMPTY, -1, tokens)
-        self._history = np.concatenate([self._history, ids], axis=1)
+            while self._take():
+                try:
+                    self._runner.step()
+                except BaseException as error:
+                    self._runner.fail(error)
+
+    def _take(self) -> bool:
+        """Takes what has arrived, and runs calls; ends the thread if there is nothing to do."""
+        with self._lock:
+            arrived, calls = list(self._arrived), list(self._calls)
+            self._arrived.clear()
+            self._calls.clear()
+            if self._is_closing:
+                for _, future in calls:
+                    future.cancel()
+                for request in (*self._runner.requests, *arrived):
+                    request.events.put(CancelledError())
+            if self._is_closing or (self._runner.is_idle and not arrived and not calls):
+                self._runner.check()
+                self._thread = None
+                return False
+        for function, future in calls:
+            try:
+                future.set_result(function())
+            except BaseException as error:
+                future.set_exception(error)
+        for request in arrived:
+            self._runner.add(request)
+        return True
+
+
+def _close(engine: "weakref.ref[Engine]") -> None:
+    if (own := engine()) is not None:
+        own.close()

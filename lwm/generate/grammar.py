@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Int
 
 from lwm.tokens import TokenSpace
@@ -22,8 +23,13 @@ _NO_LIMIT = 1 << 30
 class Grammar(Protocol):
     """Rules out ids, row by row. Hashable; its state is a tree of arrays with one entry per row.
 
-    The decoding loop does not change the state of a row that is done.
+    The decoding loop does not change the state of a row that is done. All but `advance` also take
+    a state on the host.
     """
+
+    def plain(self) -> Any:
+        """Returns the state of one row that writes any text."""
+        ...
 
     def in_vision(self, state: Any) -> Bool[Array, " B"]:
         """Returns which rows write a vision id next; the others write a text id."""
@@ -42,7 +48,11 @@ class Grammar(Protocol):
         ...
 
     def is_done(self, state: Any) -> Bool[Array, " B"]:
-        """Returns which rows are complete."""
+        """Returns which rows have ended."""
+        ...
+
+    def is_complete(self, state: Any) -> Bool[Array, " B"]:
+        """Returns which rows have ended and have all that was asked for."""
         ...
 
 
@@ -60,6 +70,8 @@ class FrameLimits:
     """Whole frames of it in the prompt, which count."""
     is_all: bool = False
     """The row is done after the first image or video."""
+    is_plain: bool = False
+    """The row writes any text, in which `<vision>` opens nothing."""
 
     def __post_init__(self):
         """Refuses limits that contradict each other."""
@@ -82,6 +94,9 @@ class FrameLimits:
 
 
 TEXT_ONLY = FrameLimits(most=0)
+"""Text in which `<vision>` cannot be completed."""
+PLAIN = FrameLimits(is_plain=True)
+"""Text in which `<vision>` means nothing."""
 
 
 class VisionState(NamedTuple):
@@ -93,11 +108,14 @@ class VisionState(NamedTuple):
     """Codes written in this frame; -1 in text."""
     frames: Int[Array, " B"]
     """Whole frames written in this image or video."""
+    size: Int[Array, " B"]
+    """Codes of a frame."""
     left: Int[Array, " B"]
     """Ids that the row may still write."""
     least: Int[Array, " B"]
     most: Int[Array, " B"]
     is_all: Bool[Array, " B"]
+    is_plain: Bool[Array, " B"]
     is_done: Bool[Array, " B"]
 
 
@@ -108,7 +126,8 @@ class VisionGrammar:
     tokens: TokenSpace
     opening: tuple[tuple[int, ...], ...]
     """All sequences of text ids that decode to `<vision>`."""
-    tokens_per_frame: int
+    tokens_per_frame: int = dataclasses.field(compare=False)
+    """Enters programs by the state of each row: one program serves all sizes."""
 
     def __post_init__(self):
         """Refuses an opening that is not of text, and a space without vision."""
@@ -138,15 +157,21 @@ class VisionGrammar:
         count = len(rows)
         most = [_NO_LIMIT if frames.most is None else frames.most for frames in rows]
         return VisionState(
-            recent=jnp.full((count, self._longest), -1, jnp.int32),
-            place=jnp.array([0 if frames.inside else -1 for frames in rows], jnp.int32),
-            frames=jnp.array([frames.given for frames in rows], jnp.int32),
-            left=jnp.full(count, _NO_LIMIT if room is None else room, jnp.int32),
-            least=jnp.array([frames.least for frames in rows], jnp.int32),
-            most=jnp.array(most, jnp.int32),
-            is_all=jnp.array([frames.is_all for frames in rows], bool),
-            is_done=jnp.zeros(count, bool),
+            recent=np.full((count, self._longest), -1, np.int32),
+            place=np.array([0 if frames.inside else -1 for frames in rows], np.int32),
+            frames=np.array([frames.given for frames in rows], np.int32),
+            size=np.full(count, self.tokens_per_frame, np.int32),
+            left=np.full(count, _NO_LIMIT if room is None else room, np.int32),
+            least=np.array([frames.least for frames in rows], np.int32),
+            most=np.array(most, np.int32),
+            is_all=np.array([frames.is_all for frames in rows], bool),
+            is_plain=np.array([frames.is_plain for frames in rows], bool),
+            is_done=np.zeros(count, bool),
         )
+
+    def plain(self) -> VisionState:
+        """Returns the state of one row that writes any text, in which `<vision>` opens nothing."""
+        return self.start([PLAIN])
 
     def size(self, frames: int) -> int:
         """Counts the ids of so many frames, the marker after each included."""
@@ -168,7 +193,7 @@ class VisionGrammar:
         markers = (ids == self.tokens.end_of_frame) & goes_on[:, None]
         markers |= (ids == self.tokens.end_of_vision) & ends[:, None]
         text = (ids < self.tokens.text) & ~self._forbidden(state, ids)
-        in_frame = state.place < self.tokens_per_frame
+        in_frame = state.place < state.size
         vision = jnp.where(in_frame[:, None], codes, markers)
         return jnp.where(self.in_vision(state)[:, None], vision, text)
 
@@ -176,9 +201,10 @@ class VisionGrammar:
         """Counts codes and frames, and matches text against `<vision>`."""
         in_text = ~self.in_vision(state)
         recent = jnp.concatenate([state.recent[:, 1:], ids[:, None]], axis=1)
-        met, has_room = in_text & self._is_opening(recent), self._has_room(state)
+        met = in_text & ~state.is_plain & self._is_opening(recent)
+        has_room = self._has_room(state)
         opens, is_cut = met & has_room, met & ~has_room
-        ended = state.place == self.tokens_per_frame
+        ended = state.place == state.size
         place = jnp.where(in_text, -1, state.place + 1)
         place = jnp.where(ended, jnp.where(ids == self.tokens.end_of_vision, -1, 0), place)
         return state._replace(
@@ -193,6 +219,10 @@ class VisionGrammar:
         """Returns which rows have all their frames, or no room for one that they opened."""
         return state.is_done
 
+    def is_complete(self, state: VisionState) -> Bool[Array, " B"]:
+        """Returns which rows have all their frames."""
+        return state.is_done & state.is_all
+
     @property
     def _longest(self) -> int:
         return max(map(len, self.opening), default=1)
@@ -200,11 +230,11 @@ class VisionGrammar:
     def _markers(self, state: VisionState) -> tuple[Bool[Array, " B"], Bool[Array, " B"]]:
         """Returns which rows may write another frame after this one, and which may end."""
         done = state.frames + 1
-        goes_on = (done < state.most) & (state.left - 1 >= self.size(1))
+        goes_on = (done < state.most) & (state.left - 1 >= state.size + 1)
         return goes_on, (done >= state.least) | ~goes_on
 
     def _has_room(self, state: VisionState) -> Bool[Array, " B"]:
-        return state.left - 1 >= state.least * self.size(1)
+        return state.left - 1 >= state.least * (state.size + 1)
 
     def _is_opening(self, recent: Int[Array, "B L"]) -> Bool[Array, " B"]:
         found = jnp.zeros(recent.shape[0], bool)

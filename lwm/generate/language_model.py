@@ -1,18 +1,19 @@
 """The public methods of a model: see, chat, draw and generate."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Unpack
 
 from lwm import renamed
-from lwm.generate.batch import Completion, complete
-from lwm.generate.chat import Conversation, Reader
+from lwm.generate.answer import Answer
+from lwm.generate.batch import Completion, Result, TextRequest, answers, complete, encode
+from lwm.generate.chat import Conversation
 from lwm.generate.loaded import LoadedModel
 from lwm.generate.vision import DrawRequest, generate_visions
 from lwm.media.frames import Frames, read_frames
 from lwm.progress import Progress
 from lwm.sampling_params import SamplingOptions, SamplingParams, VisionSampling
-from lwm.tokenizer.message import Part, Vision
+from lwm.tokenizer.message import Message, Part, Vision
 from lwm.tokenizer.tokenizer import TextStream
 
 
@@ -123,10 +124,41 @@ class LanguageModel(LoadedModel):
         Raises:
             UserError: The prompt is empty, or it and the continuation do not fit.
         """
-        ids = self.encode_prompt(prompt)
-        stream = TextStream(self.tokenizer, continues=True)
-        pieces = Reader(self).answer(ids, stream, SamplingParams(**params))
-        return "".join(piece for piece in pieces if isinstance(piece, str))
+        return "".join(piece for piece in self.stream(prompt, **params) if isinstance(piece, str))
+
+    def stream(self, prompt: str | Sequence[Message], **params: Unpack[SamplingOptions]) -> Answer:
+        """Continues a text or answers a chat in pieces, as they are generated.
+
+        The result has `finish_reason`, `usage`, `ids` and `logprobs`, which are complete after
+        the last piece; closing it ends the answer. Any number of threads may have one at a time.
+
+        Args:
+            prompt: A text to continue, or the turns of a chat, of which the last is a question.
+            **params: Fields of `SamplingParams`, such as max_tokens, temperature, seed.
+
+        Raises:
+            UserError: The prompt is empty, or it and the continuation do not fit.
+        """
+        stream = TextStream(self.tokenizer, continues=isinstance(prompt, str))
+        return Answer(self, encode(self, prompt), stream, SamplingParams(**params))
+
+    def batch(
+        self,
+        requests: Sequence[TextRequest],
+        *,
+        progress: Progress = lambda done, total: None,
+    ) -> Iterator[Result]:
+        """Answers requests together; yields each answer once it is ready, in any order.
+
+        An answer does not depend on the other requests. One that does not fit is an error of its
+        own, and the others go on.
+
+        Args:
+            requests: Texts to continue and chats to answer.
+            progress: Called with the tokens of prompts read and of answers written, and the most
+                that these can be; may raise.
+        """
+        return answers(self, requests, progress=progress)
 
     def generate_batch(
         self,

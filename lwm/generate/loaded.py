@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import math
+import threading
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,9 +13,10 @@ from jax.sharding import Mesh
 
 from lwm.devices import machine
 from lwm.errors import UserError
+from lwm.generate.engine import Engine
 from lwm.generate.grammar import VisionGrammar
-from lwm.model.cache import KVCache
 from lwm.model.llama import Llama
+from lwm.model.pool import PagePool
 from lwm.plan.fit import require_fit
 from lwm.sampling_params import LWM_SAMPLING, VisionSampling
 from lwm.tokenizer.markers import VisionMarkers
@@ -23,6 +25,11 @@ from lwm.tokenizer.tokenizer import Tokenizer
 if TYPE_CHECKING:
     from lwm.tokenizer.message import Vision
     from lwm.vqgan.tokenizer import VisionTokenizer
+
+
+_STARTING = threading.Lock()
+WIDEST = 16
+"""Rows that are decoded together at most, for each group of devices that holds whole rows."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -41,6 +48,8 @@ class LoadedModel:
     """The VQGAN of its images: a file or folder for `lwm.vqgan.checkpoint.read_vqgan`."""
     source: Path | None = None
     """The file or folder that it was read from."""
+    pool_tokens: int | None = None
+    """Tokens in the cache of each device; None: it grows with what is asked, as memory allows."""
 
     def __post_init__(self):
         """Takes what the template writes for control tokens; see `Tokenizer.under`."""
@@ -70,6 +79,38 @@ class LoadedModel:
         if self.vqgan_file is None:
             raise UserError(f"{self.name} has no VQGAN beside it; give one with --vqgan")
         return VisionTokenizer.open(self.vqgan_file, mesh=self.mesh, tokens=tokens)
+
+    @property
+    def engine(self) -> Engine:
+        """Reads prompts and continues them, for all threads; made at first use."""
+        with _STARTING:
+            return self._engine
+
+    @functools.cached_property
+    def _engine(self) -> Engine:
+        tokens, grammar = self.llama.config.tokens, None
+        if tokens.vision:
+            # Each row brings the size of its frames, which only the VQGAN knows.
+            grammar = VisionGrammar(tokens=tokens, opening=self.marks.openings, tokens_per_frame=1)
+        return Engine(
+            self.llama,
+            self.mesh,
+            grammar=grammar,
+            stop_places=max(8, 1 << (len(self.tokenizer.eos_ids) - 1).bit_length()),
+            pool_tokens=self.pool_tokens,
+            require_memory=lambda tokens, pool: self.require_memory(tokens, instead_of=pool),
+        )
+
+    def lane(self, rows: int, *, together: int = 1) -> int:
+        """Returns the width of the lane for so many rows, or for as many of them as it holds.
+
+        Args:
+            rows: Rows that are wanted at once.
+            together: Rows of each request, which run in one group of devices.
+        """
+        groups = self.engine.groups
+        each = max(together, min(-(-rows // groups), max(WIDEST, together)))
+        return groups * (1 << (each - 1).bit_length())
 
     @property
     def grammar(self) -> VisionGrammar:
@@ -103,14 +144,14 @@ class LoadedModel:
             )
 
     def require_memory(
-        self, slots: int, *, rows: int = 1, instead_of: KVCache | None = None
+        self, slots: int, *, rows: int = 1, instead_of: PagePool | None = None
     ) -> None:
         """Refuses a cache for which the devices have no memory beside the model.
 
         Args:
-            slots: Tokens and padding of each row.
+            slots: Tokens of each row, or of the pool of each device.
             rows: Prompts in a batch.
-            instead_of: A cache that it replaces.
+            instead_of: A pool that it replaces.
 
         Raises:
             UserError: Names the memory needed and available, and remedies.

@@ -53,7 +53,7 @@ class Request:
         self.work = work
         self.is_cancelled = False
         """Set by any thread; the scheduler drops the request when it plans next."""
-        self.events: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self.events: queue.SimpleQueue[Any] | Tagged = queue.SimpleQueue()
         self.passed = 0
         """Requests after it in order that were admitted while it lacked pages."""
         self.rows: tuple[Row, ...] = ()
@@ -73,6 +73,18 @@ class Request:
     def num_shared(self) -> int:
         """Ids of the prompts that another row had read."""
         return sum(row.num_shared for row in self.rows)
+
+
+class Tagged:
+    """Events of a request in a queue that it shares with others, each with a tag."""
+
+    def __init__(self, inbox: "queue.SimpleQueue[tuple[Any, Any]]", tag: Any):
+        """Takes the queue and the tag."""
+        self._inbox, self._tag = inbox, tag
+
+    def put(self, event: Any) -> None:
+        """Adds an event."""
+        self._inbox.put((self._tag, event))
 
 
 class Row:
@@ -97,6 +109,8 @@ class Row:
         """Ids in its pages. The scheduler counts them until all has been read."""
         self.num_read = 0
         self.num_shared = 0
+        self.turn = 0
+        """When it last had a turn to read."""
 
     @property
     def num_to_read(self) -> int:

@@ -1,16 +1,18 @@
 """Images and videos generated from text, and continued from frames: many together."""
 
+import contextlib
 import dataclasses
 from collections.abc import Iterator, Sequence
 
 from lwm.data import captions
 from lwm.errors import UserError, several
-from lwm.generate.engine import Session, chunks
 from lwm.generate.grammar import FrameLimits
 from lwm.generate.loaded import LoadedModel
 from lwm.generate.output import Frame, FrameCollector, FrameReader
 from lwm.generate.plan import GenerationPlan, VisionPlan
+from lwm.generate.requests import Request
 from lwm.generate.sampling import sampler
+from lwm.generate.work import Work, Written
 from lwm.progress import Progress
 from lwm.sampling_params import VisionSampling
 from lwm.tokenizer.message import Vision
@@ -131,36 +133,48 @@ def _generate(
             [[*run, *ids] for run, ids in zip(given_runs, begun, strict=True)]
             for given_runs in (runs, openings)
         )
-    rows = [*runs, *openings] if sampling.is_guided else runs
-    count, longest = grammar.size(request.frames - given), max(map(len, rows))
+    together = 2 if sampling.is_guided else 1
+    rows = [each[:together] for each in zip(runs, openings, strict=True)]
+    longest = max(len(ids) for each in rows for ids in each)
     _require_room(model, longest, request.frames, given)
-    slots = sum(chunks(longest)) + count
-    model.require_memory(slots, rows=len(rows))
-    session = Session(model.llama, model.mesh, rows=len(rows), slots=slots)
-    session.read(rows)
-    limits = [FrameLimits.exactly(request.frames, given=given)] * len(rows)
-    seeds = range(request.seed, request.seed + len(runs))
-    plan = GenerationPlan(
+    plan = _plan(model, request, sampling)
+    requests = [
+        Request(
+            *(tuple(ids) for ids in each),
+            max_tokens=plan.max_tokens,
+            lane=model.lane(len(rows) * together, together=together),
+            work=Work(plan=dataclasses.replace(plan, seed=request.seed + number)),
+        )
+        for number, each in enumerate(rows)
+    ]
+    readers = [FrameReader(grammar, given=given) for _ in rows]
+    written = [0] * len(rows)
+    with contextlib.closing(model.engine.gather(requests)) as events:
+        for row, event in events:
+            if isinstance(event, Written):
+                for found in map(readers[row].push, event.ids):
+                    if isinstance(found, Frame):
+                        yield row, found
+                written[row] += len(event.ids)
+                progress(min(written), plan.max_tokens)
+
+
+def _plan(model: LoadedModel, request: DrawRequest, sampling: VisionSampling) -> GenerationPlan:
+    """Returns the plan of one image or video, for the first seed."""
+    count = model.grammar.size(request.frames - request.given)
+    limits = FrameLimits.exactly(request.frames, given=request.given)
+    image, video = sampling.image, sampling.video
+    return GenerationPlan(
         max_tokens=count,
-        seed=[*seeds] * (len(rows) // len(runs)),
+        seed=request.seed,
         vision=VisionPlan(
-            grammar=grammar,
-            state=grammar.start(limits, room=count),
-            image=sampler(sampling.image.params()),
-            video=sampler(sampling.video.params()),
-            guidance=sampling.image.guidance if sampling.is_guided else None,
-            video_guidance=sampling.video.guidance if sampling.is_guided else None,
+            state=model.grammar.start([limits], room=count),
+            image=sampler(image.params()),
+            video=sampler(video.params()),
+            guidance=1.0 if image.guidance is None else image.guidance,
+            video_guidance=video.guidance,
         ),
     )
-    readers = [FrameReader(grammar, given=given) for _ in runs]
-    written = 0
-    for burst in session.generate(plan):
-        for row, reader in enumerate(readers):
-            for found in map(reader.push, burst.ids[row].tolist()):
-                if isinstance(found, Frame):
-                    yield row, found
-        written += burst.ids.shape[1]
-        progress(written, count)
 
 
 def _require_room(model: LoadedModel, longest: int, frames: int, given: int) -> None:

@@ -9,9 +9,9 @@ import jax.random as jr
 from jax.sharding import PartitionSpec as P, reshard
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from lwm.model.cache import LayerCache, Slots
 from lwm.model.config import LlamaConfig
 from lwm.model.linear import linear
+from lwm.model.pool import LayerPages, Place
 from lwm.model.rope import rotate
 from lwm.ops.mask import Mask
 from lwm.ops.ring import ring_attention
@@ -112,12 +112,12 @@ class Attention(eqx.Module):
         self,
         x: Float[Array, "B S D"],
         cos_sin: tuple[Array, Array],
-        cache: LayerCache,
-        where: Slots,
-    ) -> tuple[Float[Array, "B S D"], LayerCache]:
-        """Writes S new tokens to the cache and attends to all that it holds."""
-        out, cache = cache.attend(*self._project(x, cos_sin), where)
-        return self._merge(out), cache
+        layer: LayerPages,
+        place: Place,
+    ) -> tuple[Float[Array, "B S D"], LayerPages]:
+        """Writes S new tokens to the pages of their rows and attends to all of these."""
+        out, layer = layer.attend(*self._project(x, cos_sin), place)
+        return self._merge(out), layer
 
     def _project(
         self, x: Float[Array, "B S D"], cos_sin: tuple[Array, Array]
@@ -230,10 +230,10 @@ class Block(eqx.Module):
         self,
         x: Float[Array, "B S D"],
         cos_sin: tuple[Array, Array],
-        cache: LayerCache,
-        where: Slots,
-    ) -> tuple[Float[Array, "B S D"], LayerCache]:
-        """Runs over S tokens that follow those in the cache."""
-        out, cache = self.attention.extend(self.attention_norm(x), cos_sin, cache, where)
+        layer: LayerPages,
+        place: Place,
+    ) -> tuple[Float[Array, "B S D"], LayerPages]:
+        """Runs over S tokens that follow those in the pages of their rows."""
+        out, layer = self.attention.extend(self.attention_norm(x), cos_sin, layer, place)
         x = x + out
-        return x + self.mlp(self.mlp_norm(x)), cache
+        return x + self.mlp(self.mlp_norm(x)), layer

@@ -1,6 +1,6 @@
 """Dense decoder of the Llama kind over one token space for text and vision.
 
-Letters of shapes: B batch rows, S sequence, T cache slots, D model width, F feed-forward width,
+Letters of shapes: B batch rows, S sequence, D model width, F feed-forward width,
 N heads, K key/value heads, H head width, R rotated pairs, L layers, V table rows.
 """
 
@@ -15,13 +15,13 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import Mesh, PartitionSpec as P, reshard
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from lwm.model.cache import KVCache, Slots
 from lwm.model.config import Compute, LlamaConfig, Remat
 from lwm.model.layers import Block, Packing, RMSNorm
 from lwm.model.linear import linear
+from lwm.model.pool import PagePool, Place
 from lwm.model.rope import rotation
 from lwm.ops.cross_entropy import TokenLoss, cross_entropy
-from lwm.sharding import ACTS, BATCH, LOGITS, SHARD, TOKENS, require_divisible
+from lwm.sharding import ACTS, LOGITS, ROW, SHARD, TOKENS, require_divisible
 
 
 class Llama(eqx.Module):
@@ -100,21 +100,21 @@ class Llama(eqx.Module):
         return self.norm(x)
 
     def extend(
-        self, tokens: Int[Array, "B S"], segments: Int[Array, "B S"], cache: KVCache
-    ) -> tuple[Float[Array, "B D"], KVCache]:
-        """Reads S more tokens into the cache; returns the state after the last one.
+        self, tokens: Int[Array, "B S"], place: Place, pool: PagePool
+    ) -> tuple[Float[Array, "B S D"], PagePool]:
+        """Reads S more tokens of each row into its pages; returns the states after the last layer.
 
-        Slots of segment -1 hold no token: no token sees them, and they take no position.
+        The states are not normalised yet: reading a prompt has no use for them.
         """
         blocks = self.unstack().blocks
         assert isinstance(blocks, tuple)
-        where, cos_sin = _place(segments, cache, self.config)
+        cos_sin = _rotation(place.lengths, tokens.shape[1], self.config)
         x = embed(self.embedding, tokens, dtype=self.compute.dtype)
         layers = []
-        for block, layer in zip(blocks, cache.layers, strict=True):
-            x, layer = _extend_block(block, x, cos_sin, layer, where)
+        for block, layer in zip(blocks, pool.layers, strict=True):
+            x, layer = _extend_block(block, x, cos_sin, layer, place)
             layers.append(layer)
-        return _last(self.norm, x), cache.extended(layers, where, num_tokens=tokens.shape[1])
+        return x, pool.extended(layers)
 
     @jax.named_scope("head")
     def logits(self, x: Float[Array, "B S D"]) -> Float[Array, "B S V"]:
@@ -137,10 +137,14 @@ class Llama(eqx.Module):
         self, tokens: Int[Array, "B S"], targets: Int[Array, "B S"], packing: Packing
     ) -> TokenLoss:
         """Returns the loss of each target; the logits of a whole row are never in memory."""
+        return self.score(self.hidden(tokens, packing), targets)
+
+    @jax.named_scope("loss")
+    def score(self, x: Float[Array, "B S D"], targets: Int[Array, "B S"]) -> TokenLoss:
+        """Returns the loss of each target after a normalised state of the last layer."""
         table = self.embedding if self.head is None else self.head.T
-        x, chunk = self.hidden(tokens, packing), self.compute.loss_chunk
-        with jax.named_scope("loss"):
-            return cross_entropy(x, table, targets, tokens=self.config.tokens, chunk=chunk)
+        chunk = self.compute.loss_chunk
+        return cross_entropy(x, table, targets, tokens=self.config.tokens, chunk=chunk)
 
 
 def check_mesh(config: LlamaConfig, mesh: Mesh) -> None:
@@ -185,13 +189,13 @@ def _rematerialise(layer, remat: Remat):
 # an outer jit, as in the decoding loop, they become part of its program.
 
 
-@functools.partial(jax.jit, static_argnames="config")
-def _place(
-    segments: Int[Array, "B S"], cache: KVCache, config: LlamaConfig
-) -> tuple[Slots, tuple[Float[Array, "B S R"], Float[Array, "B S R"]]]:
-    """Returns the slots of new tokens, and the cosine and sine of their positions."""
-    where, positions = cache.claim(segments)
-    return where, rotation(jnp.maximum(positions, 0), config.rope, config.head_dim)
+@functools.partial(jax.jit, static_argnames=("count", "config"))
+def _rotation(
+    lengths: Int[Array, " B"], count: int, config: LlamaConfig
+) -> tuple[Float[Array, "B S R"], Float[Array, "B S R"]]:
+    """Returns the cosine and sine of the positions of new tokens."""
+    positions = reshard(lengths, ROW)[:, None] + jnp.arange(count)
+    return rotation(reshard(positions, TOKENS), config.rope, config.head_dim)
 
 
 @functools.partial(jax.jit, static_argnames="dtype")
@@ -211,11 +215,6 @@ def embed(
     return mapped(reshard(table, P("tp", None)), tokens).astype(dtype)
 
 
-@functools.partial(jax.jit, donate_argnames="cache")
-def _extend_block(block, x, cos_sin, cache, where):
-    return block.extend(x, cos_sin, cache, where)
-
-
-@jax.jit
-def _last(norm: RMSNorm, x: Float[Array, "B S D"]) -> Float[Array, "B D"]:
-    return norm(reshard(x, P(BATCH, None, None))[:, -1])
+@functools.partial(jax.jit, donate_argnames="layer")
+def _extend_block(block, x, cos_sin, layer, place):
+    return block.extend(x, cos_sin, layer, place)

@@ -4,20 +4,17 @@ After FlashAttention-2 (Dao 2023, arXiv 2307.08691), algorithms 1 and 2. A tile 
 that each product is large enough for all cores.
 """
 
+from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Float, Int, UInt16
+from jaxtyping import Array, Bool, Float, Int
 
-from lwm.ops.cpu.bits import from_bits
 from lwm.ops.cpu.product import product
 from lwm.ops.mask import EMPTY, Mask
-
-CACHE_TILE = 512
-"""Slots of a cache that are read at a time."""
 
 NOWHERE = -1e30  # running maximum before any key is seen; finite, so that no difference is NaN
 
@@ -57,41 +54,12 @@ def fwd(
     """Returns the attention output and each row's log-sum-exp, in float32."""
     K = k.shape[2]
     bq, bk = blocks or block_sizes(q.shape[1], k.shape[1], q.shape[2])
-    ks, vs = _rows(k, K, bk), _rows(_with_ones(v), K, bk)
+    ks, vs = rows_of(k, K, bk), rows_of(with_ones(v), K, bk)
 
     def scores(query, row, j):
         return product("kqh,kth->kqt", query, ks[row, j], aligned=True)
 
     return _forward(q, scores, lambda row, j: vs[row, j], mask, K, (bq, bk))
-
-
-def read_cache(
-    q: Float[Array, "B S N H"],
-    keys: Float[Array, "B K H T"] | UInt16[Array, "B K H T"],
-    values: Float[Array, "B K T H"] | UInt16[Array, "B K T H"],
-    mask: Mask,
-) -> Float[Array, "B S N H"]:
-    """Attends to a cache in its own memory layout; reads only tiles that the mask leaves visible.
-
-    Args:
-        q: Queries.
-        keys: Bfloat16 may be held as bits; T is a multiple of `CACHE_TILE`, or smaller.
-        values: Likewise.
-        mask: Mask of all T slots.
-    """
-    K, H, T = keys.shape[1:]
-    bk = min(CACHE_TILE, T)
-
-    def scores(query, row, j):
-        tile = lax.dynamic_slice(keys, (row, 0, 0, j * bk), (1, K, H, bk))
-        return product("kqh,kht->kqt", query, from_bits(tile[0]), aligned=True)
-
-    def summands(row, j):
-        tile = lax.dynamic_slice(values, (row, 0, j * bk, 0), (1, K, bk, H))
-        return _with_ones(from_bits(tile[0]))
-
-    bq, _ = block_sizes(q.shape[1], T, q.shape[2])
-    return _forward(q, scores, summands, mask, K, (bq, bk))[0].astype(q.dtype)
 
 
 def bwd(
@@ -113,7 +81,7 @@ def bwd(
     dout = dout.astype(q.dtype)
     # Rows that see no key have p = exp(s - inf) = 0 for every s.
     lse = jnp.where(lse == -jnp.inf, jnp.inf, lse)[..., None]
-    ks, vs = _rows(k, K, bk), _rows(v, K, bk)
+    ks, vs = rows_of(k, K, bk), rows_of(v, K, bk)
     scale = H**-0.5
 
     def query_tile(grads, tile):
@@ -144,57 +112,85 @@ def bwd(
         return grads, dq
 
     zeros = jnp.zeros(ks.swapaxes(3, 4).shape, jnp.float32)
-    tiles = [_rows(x, K, bq) for x in (q, out, dout, lse)]
+    tiles = [rows_of(x, K, bq) for x in (q, out, dout, lse)]
     grads = _vary([zeros, zeros], (q, k, v, dout, lse, q_side, k_side))
     (dks, dvs), dq = lax.scan(query_tile, grads, _each(B, *tiles, q_side))
     dk, dv = _uncolumns(dks * scale, k.shape), _uncolumns(dvs, v.shape)
-    return _unrows(dq * scale, q.shape), dk, dv
+    return unrows(dq * scale, q.shape), dk, dv
 
 
 def _forward(q, scores, summands, mask, K, blocks):
     """Attends to K heads of keys and values, read tile by tile.
 
     `scores(query, row, j)` multiplies with the keys of a tile; `summands(row, j)` returns its
-    values and a column of ones, so that the product also sums the weights of each query.
+    values and a column of ones.
     """
-    B, S, N, H = q.shape
+    B, S, N, _ = q.shape
     bq, bk = blocks
     q_side, k_side = _sides(mask, bq, bk)
-    scale = H**-0.5
 
     def query_tile(work):
         row, query, side = work
         full, partly, order = _plan(side, jax.tree.map(lambda x: x[row], k_side))
+        tiles = Tiles(
+            scores=lambda n: scores(query, row, order[n]),
+            summands=lambda n: summands(row, order[n]),
+            visible=lambda n: _visible(side, k_side, row, order[n], N // K),
+        )
+        return attend(query, tiles, full, full + partly, like=(side, k_side))
 
-        def step(n, carry, masked):
-            top, acc = carry
-            j = order[n]
-            s = scores(query, row, j)
-            if masked:
-                s = jnp.where(_visible(side, k_side, row, j, N // K), s, -jnp.inf)
-            new_top = jnp.maximum(top, s.max(-1))
-            # Scaled here, where it needs no extra pass over the tile.
-            p = jnp.exp((s - new_top[..., None]) * scale)
-            shrink = jnp.exp((top - new_top) * scale)
-            v = summands(row, j)
-            mixed = product("kqt,kth->kqh", p.astype(v.dtype), v, aligned=True)
-            return new_top, acc * shrink[..., None] + mixed
-
-        top = jnp.full(query.shape[:2], NOWHERE, jnp.float32)
-        carry = top, jnp.zeros((*top.shape, H + 1), jnp.float32)
-        carry = _vary(carry, (scores(query, row, 0), summands(row, 0), side, k_side))
-        carry = lax.fori_loop(0, full, partial(step, masked=False), carry)
-        top, acc = lax.fori_loop(full, full + partly, partial(step, masked=True), carry)
-        acc, total = acc[..., :H], acc[..., H]
-        seen = total > 0
-        safe = jnp.where(seen, total, 1)
-        return acc / safe[..., None], jnp.where(seen, top * scale + jnp.log(safe), -jnp.inf)
-
-    out, lse = lax.map(query_tile, _each(B, _rows(q, K, bq), q_side))
-    return _unrows(out, q.shape), _unrows(lse[..., None], (B, S, N, 1))[..., 0]
+    out, lse = lax.map(query_tile, _each(B, rows_of(q, K, bq), q_side))
+    return unrows(out, q.shape), unrows(lse[..., None], (B, S, N, 1))[..., 0]
 
 
-def _with_ones(v):
+class Tiles(NamedTuple):
+    """Keys and values of a tile of queries, tile by tile."""
+
+    scores: Callable[[Array], Float[Array, "K q t"]]
+    """Products of the queries with the keys of a tile."""
+    summands: Callable[[Array], Float[Array, "K t H1"]]
+    """Values of a tile and a column of ones, so that a product also sums the weights."""
+    visible: Callable[[Array], Bool[Array, "#q t"]]
+    """Mask of a tile that is visible in part."""
+
+
+def attend(
+    query: Float[Array, "K q H"], tiles: Tiles, full: Array, end: Array, *, like: Any = ()
+) -> tuple[Float[Array, "K q H"], Float[Array, "K q"]]:
+    """Attends to tiles up to `end`, of which those before `full` are not masked.
+
+    Returns the output and each query's log-sum-exp, in float32. Arrays in `like` vary over the
+    mesh axes over which the result does.
+    """
+    H = query.shape[-1]
+    scale = H**-0.5
+
+    def step(n, carry, masked):
+        top, acc = carry
+        s = tiles.scores(n)
+        if masked:
+            s = jnp.where(tiles.visible(n), s, -jnp.inf)
+        new_top = jnp.maximum(top, s.max(-1))
+        # Scaled here, where it needs no extra pass over the tile.
+        p = jnp.exp((s - new_top[..., None]) * scale)
+        shrink = jnp.exp((top - new_top) * scale)
+        v = tiles.summands(n)
+        mixed = product("kqt,kth->kqh", p.astype(v.dtype), v, aligned=True)
+        return new_top, acc * shrink[..., None] + mixed
+
+    top = jnp.full(query.shape[:2], NOWHERE, jnp.float32)
+    carry = top, jnp.zeros((*top.shape, H + 1), jnp.float32)
+    carry = _vary(carry, (tiles.scores(jnp.int32(0)), tiles.summands(jnp.int32(0)), like))
+    carry = lax.fori_loop(0, full, partial(step, masked=False), carry)
+    top, acc = lax.fori_loop(full, end, partial(step, masked=True), carry)
+    acc, total = acc[..., :H], acc[..., H]
+    seen = total > 0
+    safe = jnp.where(seen, total, 1)
+    return acc / safe[..., None], jnp.where(seen, top * scale + jnp.log(safe), -jnp.inf)
+
+
+def with_ones(v: Float[Array, "*B t H"]) -> Float[Array, "*B t H1"]:
+    """Returns values with a column of ones, so that a product also sums the weights."""
     return jnp.concatenate([v, jnp.ones((*v.shape[:-1], 1), v.dtype)], -1)
 
 
@@ -253,7 +249,7 @@ def _each(B, qs, *rest):
     return rows, *jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), (qs, *rest))
 
 
-def _rows(x, K, b):
+def rows_of(x, K, b):
     """Reshapes B S N H to B tiles K G·b H: all query heads of a key head share one tile."""
     B, S, N, H = x.shape
     x = jnp.pad(x, ((0, 0), (0, -S % b), (0, 0), (0, 0)))
@@ -261,8 +257,8 @@ def _rows(x, K, b):
     return x.reshape(B, -1, K, N // K * b, H)
 
 
-def _unrows(x, shape):
-    """Inverts `_rows`, from the flattened work items."""
+def unrows(x, shape):
+    """Inverts `rows_of`, from the flattened work items."""
     B, S, N, H = shape
     K = x.shape[1]
     x = x.reshape(B, -1, K, N // K, x.shape[2] * K // N, H).transpose(0, 1, 4, 2, 3, 5)
@@ -270,7 +266,7 @@ def _unrows(x, shape):
 
 
 def _uncolumns(x, shape):
-    """Inverts `_rows` for keys whose tiles are transposed."""
+    """Inverts `rows_of` for keys whose tiles are transposed."""
     B, T, K, H = shape
     return x.transpose(0, 1, 4, 2, 3).reshape(B, -1, K, H)[:, :T]
 

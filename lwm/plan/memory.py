@@ -17,12 +17,11 @@ import jax.random as jr
 from jax.sharding import AbstractMesh, AxisType
 
 from lwm.errors import UserError
-from lwm.model.cache import whole_blocks
 from lwm.model.config import LlamaConfig, Storage, compute_dtype
 from lwm.model.llama import Llama
+from lwm.model.pool import PAGE
 from lwm.model.quantize import CONTRACTED
-from lwm.ops.blockwise import CACHE_TILE, block_sizes
-from lwm.ops.decode import BLOCK
+from lwm.ops.blockwise import block_sizes
 from lwm.sharding import AXES, BATCH, SHARD
 
 MeshSizes = tuple[int, int, int, int]
@@ -73,7 +72,7 @@ def inference_need(
         UserError: The weights do not divide over the mesh.
     """
     rows = math.ceil(rows / _parts(mesh, BATCH))
-    slots = whole_blocks(context)
+    slots = -(-context // PAGE) * PAGE
     # Replicas over dp are alike: one entry in the cache of results serves them all.
     weights = _weights(config, (1, *mesh[1:]), dtype)
     cache = _cache_bytes(config, dtype, rows=rows, slots=slots, mesh=mesh)
@@ -111,9 +110,9 @@ def _cache_bytes(
     config: LlamaConfig, dtype: Storage, *, rows: int, slots: int, mesh: MeshSizes
 ) -> int:
     heads = config.num_kv_heads // _parts(mesh, ("tp",))
-    layer = 2 * rows * heads * config.head_dim * slots * _width(dtype)
-    segments, length = rows * slots * 4, 4
-    return config.num_layers * layer + segments + length
+    # One more page takes the writes of rows that are not in use.
+    layer = 2 * heads * config.head_dim * (rows * slots + PAGE) * _width(dtype)
+    return config.num_layers * layer
 
 
 class _Leaf(NamedTuple):
@@ -215,7 +214,7 @@ class _Work:
         heads = self.config.num_heads // self._tp
         queries, _ = block_sizes(CHUNK, self.slots, heads)
         # Scores of a tile, their exponentials, and those cast to the type of the values.
-        tile = heads * queries * CACHE_TILE * (2 * _FLOAT32 + 2)
+        tile = heads * queries * PAGE * (2 * _FLOAT32 + 2)
         # Queries, keys and values after projection, RoPE and slicing, and the output's sums.
         projected = 6 * self.rows * CHUNK * heads * self.config.head_dim * _FLOAT32
         hidden = 3 * self.rows * CHUNK * self.config.mlp_dim // self._tp * _FLOAT32
@@ -231,7 +230,7 @@ class _Work:
         rows = self.rows * _parts(self.mesh, BATCH)
         logits = 10 * rows * self.config.tokens.rows * _FLOAT32
         kv_heads = self.config.num_kv_heads // self._tp
-        block = 3 * self.rows * kv_heads * BLOCK * self.config.head_dim * _FLOAT32
+        block = 3 * self.rows * kv_heads * PAGE * self.config.head_dim * _FLOAT32
         states = 6 * self.rows * (self.config.mlp_dim // self._tp + 2 * self.config.dim)
         return logits + block + states * _FLOAT32 + self._slots + self._kept()
 

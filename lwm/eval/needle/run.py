@@ -109,8 +109,12 @@ def evaluate(
             finished += cell.length
             report_tokens(0)
 
+        # Prompts share the haystack: room for it, and for a few more of what follows a needle.
         answer = ModelAnswerer(
-            model, longest=longest, max_tokens=config.max_tokens, progress=report_tokens
+            model,
+            tokens=min(total, 4 * longest),
+            max_tokens=config.max_tokens,
+            progress=report_tokens,
         )
         try:
             report = ask(answer, prompts, results, finish=finish)

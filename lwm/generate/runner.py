@@ -1,0 +1,264 @@
+"""Runs the steps of a scheduler on the devices: chunks of prompts, and bursts of all rows."""
+
+import hashlib
+import math
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import CancelledError
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
+
+from lwm.errors import UserError
+from lwm.generate.decoding import BURST, score
+from lwm.generate.grammar import Grammar
+from lwm.generate.pages import LONG
+from lwm.generate.requests import Request
+from lwm.generate.scheduler import Copy, Read, Scheduler
+from lwm.generate.slots import Slots
+from lwm.generate.work import Finished, FinishReason, Reading, Scores, Written
+from lwm.model.llama import Llama
+from lwm.model.pool import PAGE, PagePool, Place, copy_pages, table_width
+from lwm.sharding import BATCH, DEVICES, ROW, ROWS, TOKENS
+
+_BURST_SECONDS = 0.1
+"""Time after which ids are handed out, and rows come and go."""
+
+
+class Runner:
+    """Pool, slots and scheduler of an engine. One thread uses it, under the mesh."""
+
+    def __init__(
+        self,
+        model: Llama,
+        mesh: Mesh,
+        *,
+        grammar: Grammar | None,
+        stop_places: int,
+        most: int | None,
+        require_memory: Callable[[int, PagePool | None], None],
+    ):
+        """Starts without a page; see `Engine` for the arguments.
+
+        `most` is the number of pages of each device, page 0 included; None: as memory allows.
+        """
+        self.model, self.mesh, self.grammar = model, mesh, grammar
+        self.groups = math.prod(mesh.shape[axis] for axis in BATCH)
+        self._stop_places, self._most, self._require_memory = stop_places, most, require_memory
+        self.least = 0
+        """Pages of each device, page 0 included, to which the pool grows at once."""
+        self._forget()
+
+    @property
+    def is_idle(self) -> bool:
+        """True if no request waits or runs."""
+        return not self.requests
+
+    @property
+    def per_device(self) -> int:
+        """Pages of each device, page 0 included."""
+        return self._scheduler.pages[0].per_device
+
+    def add(self, request: Request) -> None:
+        """Puts a request in line."""
+        self._scheduler.add(request)
+        self.requests[request] = None
+
+    def check(self) -> None:
+        """Checks that no page and no slot is lost; see `Scheduler.check`."""
+        self._scheduler.check()
+
+    def fail(self, error: BaseException) -> None:
+        """Sends an error to all requests, and starts anew: the pool may be lost."""
+        for request in self.requests:
+            request.events.put(error)
+        self._forget()
+
+    def step(self) -> None:
+        """Takes one step: at most one chunk per group is read, and each lane writes a burst."""
+        step = self._scheduler.plan()
+        for request in step.ended:
+            self._end(request, CancelledError())
+        if step.wants:
+            self._grow(step.wants)
+        for copy in step.copies:
+            self._copy(copy)
+        for request in step.started:
+            self._seat(request)
+        self._read(step.reads)
+        for width in step.lanes:
+            self._write(width)
+
+    def _grow(self, wants: int) -> None:
+        """Enlarges the pool for the next in line, to an ample size if memory allows.
+
+        Raises:
+            UserError: It cannot grow, and no row runs that could give back pages.
+        """
+        least = self.per_device + wants
+        if self._most is not None:
+            sizes = [self._most] if self.per_device < self._most else []
+        else:
+            ample = _ample(least)
+            reserved = [self.least >> half for half in range(8)]
+            sizes = [*(size for size in reserved if size > ample), ample, least]
+        for size in sizes:
+            try:
+                self._require_memory((size - 1) * PAGE, self.pool)
+            except UserError:
+                if size == sizes[-1] and not self._scheduler.running:
+                    raise
+            else:
+                self.pool = None if self.pool is None else self.pool.enlarged(size)
+                self._scheduler.enlarge(size)
+                return
+
+    def _read(self, reads: Sequence[Read]) -> None:
+        """Launches chunks, and waits for those launched before, so that only one is in flight."""
+        for size in sorted({read.size for read in reads}):
+            now = [read for read in reads if read.size == size]
+            states = self._extend(now, size)
+            jax.block_until_ready(self._in_flight)
+            self._in_flight = states
+            for read in now:
+                self._scheduler.has_read(read)
+                request = read.row.request
+                if read.row.number == 0:
+                    request.events.put(Reading(read.row.length, len(read.row.prompt)))
+                if request.work.wants_scores:
+                    request.events.put(self._scores(read, states))
+
+    def _extend(self, reads: Sequence[Read], size: int) -> jax.Array:
+        """Reads a chunk of one row per group; returns the states after the last layer."""
+        tokens = np.zeros((self.groups, size), np.int32)
+        pages = np.zeros((self.groups, table_width(self.model.config.max_context)), np.int32)
+        lengths = np.zeros(self.groups, np.int32)
+        for read in reads:
+            group, held = read.row.group, read.row.holding.pages
+            tokens[group, : read.count] = read.row.prompt[read.start : read.start + read.count]
+            pages[group, : len(held)] = held
+            lengths[group] = read.start
+        place = Place(self._put(pages, ROWS), self._put(lengths, ROW))
+        pool, self.pool = self._filled(), None  # lost if the program fails
+        states, self.pool = self.model.extend(self._put(tokens, TOKENS), place, pool)
+        return states
+
+    def _scores(self, read: Read, states: jax.Array) -> Scores:
+        """Returns the log-probability of the id after each one of a chunk."""
+        row = read.row
+        targets = np.zeros(states.shape[:2], np.int32)
+        after = row.prompt[read.start + 1 : read.start + read.count + 1]
+        targets[row.group, : read.count] = after
+        nll = score(self.model, states, self._put(targets, TOKENS))
+        return Scores(read.start + 1, (-np.asarray(nll)[row.group, : read.count]).tolist())
+
+    def _copy(self, copy: Copy) -> None:
+        pages = np.zeros((2, self.groups), np.int32)
+        pages[:, copy.group] = copy.source, copy.destination
+        pool, self.pool = self._filled(), None
+        self.pool = copy_pages(pool, *(self._put(each, DEVICES) for each in pages))
+
+    def _seat(self, request: Request) -> None:
+        """Gives the rows of a request, whose prompts have been read, to their lane."""
+        work, slots = request.work, self._slots(request.lane)
+        state = None
+        if self.grammar is not None:
+            vision = work.plan.vision
+            state = self.grammar.plain() if vision is None else vision.state
+        leader = request.rows[0].slot
+        for row in request.rows:
+            slots.seat(
+                row.slot, work.plan, row.prompt, row.holding.pages, state=state, leader=leader
+            )
+        self._seated[request.lane][request] = None
+        if not request.max_tokens:
+            self._finish(request, "length")
+
+    def _write(self, width: int) -> None:
+        """Continues the rows of a lane, and hands out what they have written."""
+        slots = self._slots(width)
+        rows = list(self._seated[width])
+        if not rows:
+            return
+        # The first id of an answer is handed out alone.
+        is_first = any(slots.count(request.rows[0].slot) == 0 for request in rows)
+        steps = 1 if is_first else self._steps[width]
+        begun = time.perf_counter()
+        pool, self.pool = self._filled(), None
+        self.pool, ids, logprobs = slots.decode(pool, steps)
+        pace = (time.perf_counter() - begun) / max(1, ids.shape[1])
+        self._steps[width] = min(BURST, max(1, int(_BURST_SECONDS / pace)))
+        for request in rows:
+            slot = request.rows[0].slot
+            count = int(np.sum(ids[slot] >= 0))
+            written = Written(ids[slot, :count].tolist(), logprobs[slot, :count].tolist())
+            self._hand_out(request, written, slots)
+
+    def _hand_out(self, request: Request, written: Written, slots: Slots) -> None:
+        work, slot = request.work, request.rows[0].slot
+        try:
+            event, is_ended = work.read(written)
+        except Exception as error:
+            self._end(request, error)
+            return
+        request.events.put(event)
+        if is_ended or (written.ids and written.ids[-1] in work.plan.stop_ids):
+            self._finish(request, "stop")
+        elif slots.is_done(slot):
+            self._finish(request, "stop" if slots.is_complete(slot) else "length")
+
+    def _finish(self, request: Request, reason: FinishReason) -> None:
+        self._end(request, Finished(reason, request.rows[0].num_shared))
+
+    def _end(self, request: Request, last: Any) -> None:
+        """Takes a request out of its slots, and sends its last event."""
+        if self._seated.get(request.lane, {}).pop(request, self) is None:
+            for row in request.rows:
+                self._lanes[request.lane].empty(row.slot)
+        self._scheduler.finish(request)
+        self.requests.pop(request, None)
+        request.events.put(last)
+
+    def _forget(self) -> None:
+        """Starts without a page, a lane or a request."""
+        root = hashlib.sha256(repr((LONG, self.model.config, self.model.compute)).encode())
+        self._scheduler = Scheduler(1, root=root.digest(), groups=self.groups)
+        self.pool: PagePool | None = None
+        """None before its first use, and if a program that had taken it failed."""
+        self.requests: dict[Request, None] = {}
+        """Requests that wait or run."""
+        self._lanes: dict[int, Slots] = {}
+        self._seated: dict[int, dict[Request, None]] = {}
+        self._steps: dict[int, int] = {}
+        self._in_flight: Any = ()
+
+    def _filled(self) -> PagePool:
+        """Returns the pool, allocated at its first use."""
+        if self.pool is None:
+            config, dtype = self.model.config, self.model.compute.dtype
+            return PagePool.empty(config, dtype, per_device=self.per_device)
+        return self.pool
+
+    def _slots(self, width: int) -> Slots:
+        if width not in self._lanes:
+            self._lanes[width] = Slots(
+                self.model,
+                self.mesh,
+                width,
+                grammar=self.grammar,
+                stop_places=self._stop_places,
+            )
+            self._seated[width], self._steps[width] = {}, 1
+        return self._lanes[width]
+
+    def _put(self, whole: np.ndarray, spec: P) -> jax.Array:
+        return jax.device_put(whole, NamedSharding(self.mesh, spec))
+
+
+def _ample(pages: int) -> int:
+    """Rounds up, so that a growing conversation compiles few programs and wastes little."""
+    step = 8192 // PAGE
+    tokens = pages - 1
+    return 1 + (-(-tokens // step) * step if tokens > step else 1 << (tokens - 1).bit_length())

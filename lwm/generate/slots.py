@@ -1,0 +1,175 @@
+"""Arrays of the rows in the slots of a lane, which are decoded together."""
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
+from jaxtyping import Array, Bool, Float, Int
+
+from lwm.generate.decoding import Burst, Guidance, RowInputs, RowState, burst
+from lwm.generate.grammar import Grammar
+from lwm.generate.plan import GenerationPlan
+from lwm.generate.sampling import GREEDY, RowSampling, Sampler
+from lwm.model.llama import Llama
+from lwm.model.pool import PagePool, Place, table_width
+
+
+class Slots:
+    """Slots of one compiled decoding loop; all that differs between their rows is data.
+
+    XLA for CPU gives a row other bits in a batch of one row than in a larger one, so a lane never
+    changes its width.
+    """
+
+    def __init__(
+        self, model: Llama, mesh: Mesh, width: int, *, grammar: Grammar | None, stop_places: int
+    ):
+        """Starts with empty slots.
+
+        Args:
+            model: The model.
+            mesh: Its mesh, whose dp and fsdp divide the width.
+            width: Number of slots.
+            grammar: Rules which id may follow which; None: text only.
+            stop_places: Stop ids of a row at most.
+        """
+        config = model.config
+        self._model, self._grammar, self._text = model, grammar, config.tokens.text
+
+        def zeros(*shape: int, dtype: type = np.int32) -> np.ndarray:
+            return np.zeros((width, *shape), dtype)
+
+        self._rows = RowState(
+            place=Place(zeros(table_width(config.max_context)), zeros()),
+            last=zeros(),
+            count=zeros(),
+            left=zeros(),
+            done=np.ones(width, bool),
+            grammar=None,
+        )
+        greedy = RowSampling.of([GREEDY] * width)
+        self._inputs = RowInputs(
+            text=greedy,
+            image=jax.tree.map(np.copy, greedy),
+            video=jax.tree.map(np.copy, greedy),
+            seeds=zeros(dtype=np.uint32),
+            stops=np.full((width, stop_places), -1, np.int32),
+            guidance=None if grammar is None else Guidance.of_pairs([], width),
+        )
+        # Replicated over the devices, as the loop returns it, to avoid a second trace.
+        self._seen = jax.device_put(
+            zeros(self._text, dtype=bool), NamedSharding(mesh, P(None, None))
+        )
+
+    def seat(
+        self,
+        slot: int,
+        plan: GenerationPlan,
+        prompt: Sequence[int],
+        pages: Sequence[int],
+        *,
+        state: Any = None,
+        leader: int | None = None,
+    ) -> None:
+        """Puts a row into a slot; its prompt is in its pages, without the last id.
+
+        Args:
+            slot: The slot.
+            plan: The row's plan.
+            prompt: Ids of its prompt.
+            pages: Its pages.
+            state: The row's state in the grammar, as a batch of one; it is needed with a grammar.
+            leader: The slot of the row that this one is the unconditional row of.
+        """
+        rows, inputs = self._rows, self._inputs
+        rows.place.pages[slot] = 0
+        rows.place.pages[slot, : len(pages)] = pages
+        rows.place.lengths[slot] = len(prompt) - 1
+        rows.last[slot], rows.count[slot], rows.left[slot] = prompt[-1], 0, plan.max_tokens
+        rows.done[slot] = False
+        if self._grammar is not None:
+            self._seat_vision(slot, plan, state, slot if leader is None else leader)
+        _set(inputs.text, slot, plan.sampler)
+        inputs.seeds[slot] = plan.seed
+        inputs.stops[slot] = -1
+        inputs.stops[slot, : len(plan.stop_ids)] = sorted(plan.stop_ids)
+        if inputs.text.penalty[slot] != 1:
+            seen = np.zeros(self._text, bool)
+            ids = np.asarray(prompt)
+            seen[ids[ids < self._text]] = True
+            self._seen = _set_row(self._seen, slot, seen)
+
+    def empty(self, slot: int) -> None:
+        """Takes the row out of a slot."""
+        self._rows.done[slot] = True
+        if self._inputs.guidance is not None:
+            self._inputs.guidance.leader[slot] = self._inputs.guidance.away_from[slot] = slot
+
+    def decode(
+        self, pool: PagePool, steps: int
+    ) -> tuple[PagePool, Int[np.ndarray, "B C"], Float[np.ndarray, "B C"]]:
+        """Writes up to so many ids to each row; returns them, -1 after a row's end, and logprobs.
+
+        The pool is deleted, also if this fails.
+        """
+        rows = self._rows
+        found: Burst = burst(
+            self._model, pool, self._seen, rows, steps, self._inputs, grammar=self._grammar
+        )
+        self._seen = found.seen
+        # Waits for the device. Pages and inputs are the host's own.
+        state = jax.tree.map(np.array, found.rows._replace(place=found.rows.place.lengths))
+        self._rows = state._replace(place=Place(rows.place.pages, state.place))
+        taken = int(found.steps)
+        return found.pool, np.asarray(found.ids)[:, :taken], np.asarray(found.logprobs)[:, :taken]
+
+    def count(self, slot: int) -> int:
+        """Returns the number of ids that have been written to a row."""
+        return int(self._rows.count[slot])
+
+    def is_done(self, slot: int) -> bool:
+        """Returns whether a row has ended, or the slot holds none."""
+        return bool(self._rows.done[slot])
+
+    def is_complete(self, slot: int) -> bool:
+        """Returns whether a row has ended because its grammar wants no more."""
+        grammar, state = self._grammar, self._rows.grammar
+        return grammar is not None and bool(grammar.is_complete(state)[slot])
+
+    def _seat_vision(self, slot: int, plan: GenerationPlan, state: Any, leader: int) -> None:
+        if self._rows.grammar is None:
+            width = len(self._rows.last)
+            every = jax.tree.map(lambda leaf: np.repeat(np.asarray(leaf), width, 0), state)
+            self._rows = self._rows._replace(grammar=every)
+        jax.tree.map(_put(slot), self._rows.grammar, state)
+        vision, inputs, guidance = plan.vision, self._inputs, self._inputs.guidance
+        image = plan.sampler if vision is None or vision.image is None else vision.image
+        _set(inputs.image, slot, image)
+        _set(inputs.video, slot, image if vision is None or vision.video is None else vision.video)
+        assert guidance is not None
+        guidance.leader[slot], guidance.away_from[slot] = leader, slot
+        guidance.image[slot] = guidance.video[slot] = 1
+        if leader != slot and vision is not None:
+            later = vision.video_guidance
+            guidance.away_from[leader] = slot
+            guidance.image[leader] = vision.guidance
+            guidance.video[leader] = vision.guidance if later is None else later
+
+
+def _set(values: RowSampling, slot: int, sampler: Sampler) -> None:
+    jax.tree.map(_put(slot), values, RowSampling.of([sampler]))
+
+
+def _put(slot: int):
+    def put(whole: np.ndarray, one: Any) -> None:
+        whole[slot] = np.asarray(one)[0]
+
+    return put
+
+
+@partial(jax.jit, donate_argnames="seen")
+def _set_row(seen: Bool[Array, "B V"], row: int, values: Bool[Array, " V"]) -> Bool[Array, "B V"]:
+    return seen.at[row].set(values)

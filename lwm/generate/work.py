@@ -1,0 +1,54 @@
+"""Work of the engine for a request, and the events that come of it."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
+
+from lwm.generate.plan import GenerationPlan
+
+FinishReason = Literal["stop", "length"]
+"""`stop`: a stop id or string, or the last frame asked for; `length`: `max_tokens` were written."""
+
+
+class Reading(NamedTuple):
+    """Progress of a prompt."""
+
+    done: int
+    """Ids of the prompt that are in its pages, those shared with others included."""
+    total: int
+
+
+class Written(NamedTuple):
+    """Ids written to a row, with their log-probabilities; see `lwm.generate.decoding.Burst`."""
+
+    ids: list[int]
+    logprobs: list[float]
+
+
+class Scores(NamedTuple):
+    """Log-probabilities of the ids of a prompt from `start` on, each after those before it."""
+
+    start: int
+    logprobs: list[float]
+
+
+class Finished(NamedTuple):
+    """End of an answer."""
+
+    reason: FinishReason
+    num_cached: int
+    """Ids of the prompt that did not have to be read."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Work:
+    """What the engine does for a request, as its `work`."""
+
+    plan: GenerationPlan
+    read: Callable[[Written], tuple[Any, bool]] = lambda written: (written, False)
+    """Turns what has been written into an event, and decides whether the answer ends with it.
+
+    Runs on the engine's thread: a stop string ends its row at once.
+    """
+    wants_scores: bool = False
+    """Sends `Scores` of the prompt; the request should then reuse no prefix."""

@@ -1,0 +1,165 @@
+"""Pool of pages for keys and values: an argument and a result, never hidden state.
+
+Each row has a table of its pages and a length of its own, both data, so that rows come and go
+without a program for each. Only this file and `lwm.ops.paged` depend on the memory layout.
+
+Pages are split over the devices of `dp`, `fsdp` and `sp`, and their heads over `tp`. Numbers of
+pages count on one device; page 0 of each takes the writes of rows that are not in use.
+"""
+
+from collections.abc import Sequence
+from functools import partial
+from typing import NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jax.sharding import get_abstract_mesh
+from jaxtyping import Array, Float, Int, UInt16
+
+from lwm.model.config import Dtype, LlamaConfig
+from lwm.ops.cpu.bits import stored_as, to_bits
+from lwm.ops.paged import PAGE, attend_pages, read_pages
+from lwm.sharding import DEVICES, HEADS, PAGES, ROW, ROWS, manual
+
+
+class Place(NamedTuple):
+    """Pages and lengths of rows, the same for every layer."""
+
+    pages: Int[Array, "B W"]
+    """Page of each `PAGE` tokens; 0 beyond the row's last. W is `table_width`."""
+    lengths: Int[Array, " B"]
+    """Tokens in the pages, and so the position of the next."""
+
+
+def table_width(context: int) -> int:
+    """Returns the entries of a row's table: one more than pages, for the padding of a chunk."""
+    return -(-context // PAGE) + 1
+
+
+class LayerPages(eqx.Module):
+    """Keys and values of one layer, head-major: decoding reads one head contiguously.
+
+    Keys are stored transposed, in the order in which a matrix product with a query reads them.
+    Bfloat16 is held as bits (`lwm.ops.cpu.bits`).
+    """
+
+    keys: Float[Array, "P K H b"] | UInt16[Array, "P K H b"]
+    values: Float[Array, "P K b H"] | UInt16[Array, "P K b H"]
+
+    def attend(
+        self,
+        q: Float[Array, "B S N H"],
+        k: Float[Array, "B S K H"],
+        v: Float[Array, "B S K H"],
+        place: Place,
+    ) -> tuple[Float[Array, "B S N H"], "LayerPages"]:
+        """Stores the keys and values of new tokens, and attends from them to their rows.
+
+        Of several tokens, the first stands at a multiple of S or of `PAGE`, the smaller of both.
+        """
+
+        def local(q, k, v, keys, values, pages, lengths):
+            one = q.shape[1] == 1
+            keys, values = (_store_one if one else _store)(keys, values, k, v, pages, lengths)
+            run = attend_pages if one else read_pages
+            return run(q, keys, values, pages, lengths), keys, values
+
+        mapped = manual(
+            local,
+            in_specs=(HEADS, HEADS, HEADS, PAGES, PAGES, ROWS, ROW),
+            out_specs=(HEADS, PAGES, PAGES),
+        )
+        out, keys, values = mapped(q, k, v, self.keys, self.values, *place)
+        return out, LayerPages(keys, values)
+
+
+class PagePool(eqx.Module):
+    """Pages of all layers."""
+
+    layers: tuple[LayerPages, ...]
+
+    @classmethod
+    def empty(cls, config: LlamaConfig, dtype: Dtype, *, per_device: int) -> "PagePool":
+        """Allocates so many pages on each device of the mesh in use, page 0 included."""
+        count = per_device * _num_parts()
+
+        def zeros(*shape: int) -> Array:
+            shape = count, config.num_kv_heads, *shape
+            return jnp.zeros(shape, stored_as(jnp.dtype(dtype)), out_sharding=PAGES)
+
+        H = config.head_dim
+        return cls(
+            tuple(LayerPages(zeros(H, PAGE), zeros(PAGE, H)) for _ in range(config.num_layers))
+        )
+
+    @property
+    def per_device(self) -> int:
+        """Pages of each device of the mesh in use."""
+        return len(self.layers[0].keys) // _num_parts()
+
+    def extended(self, layers: Sequence[LayerPages]) -> "PagePool":
+        """Returns the pool after every layer has stored new tokens."""
+        return PagePool(tuple(layers))
+
+    def enlarged(self, per_device: int) -> "PagePool":
+        """Returns the pool with so many pages on each device; pages keep their numbers.
+
+        Each array is deleted once it is copied, so that the whole pool never exists twice.
+        """
+        more = per_device - self.per_device
+
+        def lengthen(old: Array) -> Array:
+            new = manual(
+                lambda x: jnp.pad(x, ((0, more), (0, 0), (0, 0), (0, 0))), (PAGES,), PAGES
+            )(old)
+            new.block_until_ready()
+            old.delete()
+            return new
+
+        return jax.tree.map(lengthen, self) if more > 0 else self
+
+
+@partial(jax.jit, donate_argnames="pool")
+def copy_pages(
+    pool: PagePool, sources: Int[Array, " devices"], targets: Int[Array, " devices"]
+) -> PagePool:
+    """Copies one page on each device of `dp`, `fsdp` and `sp`; page 0 to itself where none is."""
+
+    def local(cache, source, target):
+        page = jax.lax.dynamic_index_in_dim(cache, source[0])
+        return jax.lax.dynamic_update_index_in_dim(cache, page, target[0], axis=0)
+
+    copy = manual(local, (PAGES, DEVICES, DEVICES), PAGES)
+    return jax.tree.map(lambda cache: copy(cache, sources, targets), pool)
+
+
+def _num_parts() -> int:
+    shape = get_abstract_mesh().shape
+    return shape["dp"] * shape["fsdp"] * shape["sp"]
+
+
+def _store(keys, values, k, v, pages, lengths):
+    """Writes a chunk per row: whole pages, or a part of one."""
+    k, v = to_bits(k.transpose(0, 2, 3, 1)), to_bits(v.transpose(0, 2, 1, 3))
+    size = min(k.shape[3], PAGE)
+    for row in range(len(k)):
+        for start in range(0, k.shape[3], size):
+            position = lengths[row] + start
+            page, offset = pages[row, position // PAGE], position % PAGE
+            keys = jax.lax.dynamic_update_slice(
+                keys, k[row, None, :, :, start : start + size], (page, 0, 0, offset)
+            )
+            values = jax.lax.dynamic_update_slice(
+                values, v[row, None, :, start : start + size], (page, 0, offset, 0)
+            )
+    return keys, values
+
+
+def _store_one(keys, values, k, v, pages, lengths):
+    """Writes one token per row."""
+    page = jnp.take_along_axis(pages, lengths[:, None] // PAGE, axis=1)[:, 0]
+    offset = lengths % PAGE
+    keys = keys.at[page, :, :, offset].set(to_bits(k[:, 0]))
+    values = values.at[page, :, offset].set(to_bits(v[:, 0]))
+    return keys, values
