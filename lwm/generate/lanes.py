@@ -1,36 +1,37 @@
 """Turns of clients, and batches of a fixed number of slots with the requests in line for them."""
 
 import heapq
+import itertools
 from collections.abc import Hashable
 
 from lwm.generate.requests import Request, Row
 
 
 class Turns:
-    """Amounts given to clients, of which the least served has its turn.
+    """Clients in the order of their last turns; a new one is the last.
 
-    A new client starts where the one stood that had the last turn: it neither overtakes clients
-    that wait, nor waits for all that others have had.
+    So each waits for one turn of each other one at most, however many come, and however much one
+    asks for.
     """
 
     def __init__(self):
         """Starts without a client."""
-        self._amounts: dict[Hashable, int] = {}
-        self._now = 0
+        self._last: dict[Hashable, int] = {}
+        self._clock = itertools.count()
 
-    def amount(self, client: Hashable) -> int:
-        """Returns the amount given to a client."""
-        return self._amounts.setdefault(client, self._now)
+    def last(self, client: Hashable) -> int:
+        """Returns the time of a client's last turn, or of its arrival; the least is next."""
+        if client not in self._last:
+            self.take(client)
+        return self._last[client]
 
-    def charge(self, client: Hashable, amount: int) -> None:
-        """Adds to the amount given to the client whose turn it was."""
-        before = self.amount(client)
-        self._now = max(self._now, before)
-        self._amounts[client] = before + amount
+    def take(self, client: Hashable) -> None:
+        """Notes that a client has its turn."""
+        self._last[client] = next(self._clock)
 
     def forget(self, client: Hashable) -> None:
         """Forgets a client without requests."""
-        self._amounts.pop(client, None)
+        self._last.pop(client, None)
 
 
 class Lane:
@@ -41,7 +42,7 @@ class Lane:
         self.slots: list[Row | None] = [None] * width
         self._share = width // groups
         self._turns = turns
-        # A heap by priority, amount given to the client when last looked at, and arrival.
+        # A heap by priority, the client's last turn when last looked at, and arrival.
         self._line: list[tuple[int, int, int, Request]] = []
 
     def free(self, group: int) -> list[int]:
@@ -56,8 +57,7 @@ class Lane:
 
     def place(self, request: Request) -> tuple[int, int, int, Request]:
         """Returns the place in line, the least being the first."""
-        amount = self._turns.amount(request.client)
-        return -request.priority, amount, request.arrival, request
+        return -request.priority, self._turns.last(request.client), request.arrival, request
 
     def push(self, request: Request) -> None:
         """Puts a request in line."""
@@ -70,7 +70,7 @@ class Lane:
             place = self.place(request)
             if place == self._line[0]:
                 return request
-            heapq.heapreplace(self._line, place)  # its client has been served meanwhile
+            heapq.heapreplace(self._line, place)  # its client has had a turn meanwhile
         return None
 
     def pop(self) -> None:

@@ -109,8 +109,6 @@ class Row:
         """Ids in its pages. The scheduler counts them until all has been read."""
         self.num_read = 0
         self.num_shared = 0
-        self.turn = 0
-        """When it last had a turn to read."""
 
     @property
     def num_to_read(self) -> int:

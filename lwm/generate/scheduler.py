@@ -7,7 +7,6 @@ from lwm.generate.lanes import Lane, Turns
 from lwm.generate.pages import LONG, PAGE, Names, Need, Pages, chunk_at
 from lwm.generate.requests import Request, Row
 
-
 PATIENCE = 32
 """Requests of other lanes that may pass a request that waits for pages."""
 
@@ -82,7 +81,6 @@ class Scheduler:
         self._running: dict[Request, bool] = {}  # with slots; True once it has started
         self._clients: dict[Hashable, int] = {}  # requests of each
         self._admissions, self._reading = Turns(), Turns()
-        self._clock = 0
 
     @property
     def is_idle(self) -> bool:
@@ -163,6 +161,7 @@ class Scheduler:
             group.pages.release(row.holding)
             group.rows.remove(row)
             slots[row.slot] = None
+            self._reading.forget(row)
         self._leave(request)
 
     def enlarge(self, per_device: int) -> None:
@@ -274,12 +273,12 @@ class Scheduler:
         for row, holding, slot in zip(request.rows, holdings, lane.free(index), strict=False):
             row.holding, row.group, row.slot = holding, index, slot
             row.length = row.num_shared = holding.num_shared
-            row.turn = self._tick()
+            self._reading.take(row)
             lane.slots[slot] = row
             group.rows.append(row)
         self._running[request] = False
-        lengths = [len(row.prompt) + request.max_tokens for row in request.rows]
-        self._admissions.charge(request.client, sum(lengths))
+        self._admissions.take(request.client)
+        self._reading.last(request.client)  # comes after clients that read
         return request.rows
 
     def _bind(self) -> None:
@@ -326,21 +325,15 @@ class Scheduler:
         rows = [row for row in group.rows if not row.is_ready]
         if not rows:
             return
+        client = {row: row.request.client for row in rows}
+        turns = self._reading
         row = min(
             rows,
-            key=lambda row: (
-                -row.request.priority,
-                self._reading.amount(row.request.client),
-                row.turn,
-            ),
+            key=lambda row: (-row.request.priority, turns.last(client[row]), turns.last(row)),
         )
-        row.turn = self._tick()
+        turns.take(client[row])
+        turns.take(row)
         # A row that waits for another one's tail lends it its turn.
         reader = self._tail_of(group, row) or row
         size, count = chunk_at(reader.length, reader.num_to_read)
-        self._reading.charge(row.request.client, size)
         yield Read(reader, reader.length, size, count)
-
-    def _tick(self) -> int:
-        self._clock += 1
-        return self._clock
