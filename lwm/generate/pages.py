@@ -28,7 +28,7 @@ def chunk_at(start: int, length: int) -> Chunk:
     The grid starts at 0: complete chunks, then the tail, in one padded long chunk or in short ones.
     """
     rest = length - start
-    if rest >= LONG or length % LONG > LONG // 2:
+    if rest > LONG // 2:
         return Chunk(LONG, min(rest, LONG))
     return Chunk(SHORT, min(rest, SHORT))
 

@@ -32,10 +32,10 @@ class Read(NamedTuple):
 
 
 class Step(NamedTuple):
-    """Work of the engine, in this order: copies, reads, a burst of each lane."""
+    """Work of the engine: copies, then a read per group, and a burst of each lane."""
 
     ended: tuple[Request, ...]
-    """Cancelled, and dropped from their line or their slots."""
+    """Cancelled, and dropped from their line or their slots; their rows must write no more."""
     admitted: tuple[Row, ...]
     """Have been given a slot, perhaps one of a row that has just ended."""
     copies: tuple[Copy, ...]

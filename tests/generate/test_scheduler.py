@@ -240,13 +240,23 @@ def test_a_request_is_admitted_only_with_all_the_pages_that_it_may_need():
     machine = Machine(9)
     first = machine.add((1, 2), max_tokens=5 * PAGE - 2, lane=4)
     second = machine.add((3, 4), max_tokens=4 * PAGE - 2, lane=4)
+    bigger = machine.add((5, 6), max_tokens=6 * PAGE - 2, lane=2)
+    smaller = machine.add((7, 8), max_tokens=5 * PAGE - 2, lane=1)
     step = machine.step()
-    assert step.wants == 1
     assert [row.request for row in step.admitted] == [first]
+    assert step.wants == 3  # pages: 3 of 8 are free, and 4, 6 and 5 are asked for
     machine.scheduler.enlarge(10)
     step = machine.step()
-    assert step.wants == 0
     assert [row.request for row in step.admitted] == [second]
+    assert step.wants == 6
+    machine.scheduler.enlarge(16)
+    step = machine.step()
+    assert [row.request for row in step.admitted] == [bigger]
+    assert step.wants == 5
+    machine.scheduler.enlarge(21)
+    step = machine.step()
+    assert [row.request for row in step.admitted] == [smaller]
+    assert step.wants == 0
     machine.run()
 
 
@@ -378,6 +388,17 @@ def test_a_request_is_cancelled_in_any_state(after):
     assert {*machine.finished, *gone} == {before, pair, shares, waiting, *behind}
     assert machine.scheduler.pages[0].num_used == 0
     assert shares.num_read + shares.num_shared == 599
+
+
+def test_a_chunk_of_a_request_that_has_just_finished_changes_nothing():
+    machine = Machine(40)
+    request = machine.add(DOCUMENT[: 2 * LONG], lane=4)
+    (read,) = machine.scheduler.plan().reads
+    machine.scheduler.finish(request)
+    machine.scheduler.has_read(read)
+    machine.scheduler.check()
+    assert machine.scheduler.is_idle
+    assert machine.scheduler.pages[0].num_kept == 0
 
 
 def test_a_tail_whose_reader_is_cancelled_is_read_by_another_row():
