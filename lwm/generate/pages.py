@@ -6,8 +6,8 @@ from collections import Counter, OrderedDict
 from collections.abc import Sequence
 from typing import NamedTuple
 
-PAGE = 256
-"""Tokens of a page."""
+from lwm.model.pool import PAGE
+
 LONG, SHORT = 512, 64
 """Prompts are read in chunks of these two lengths; a complete chunk is two pages."""
 PAGES_PER_CHUNK = LONG // PAGE

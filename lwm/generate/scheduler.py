@@ -4,8 +4,9 @@ from collections.abc import Hashable, Iterator
 from typing import NamedTuple
 
 from lwm.generate.lanes import Lane, Turns
-from lwm.generate.pages import LONG, PAGE, Names, Need, Pages, chunk_at
+from lwm.generate.pages import LONG, Names, Need, Pages, chunk_at
 from lwm.generate.requests import Request, Row
+from lwm.model.pool import PAGE
 
 PATIENCE = 32
 """Requests of other lanes that may pass a request that waits for pages."""

@@ -3,7 +3,8 @@ from collections import Counter
 
 import pytest
 
-from lwm.generate.pages import LONG, PAGE, SHORT, Holding, Names, Need, Pages, chunk_at
+from lwm.generate.pages import LONG, SHORT, Holding, Names, Need, Pages, chunk_at
+from lwm.model.pool import PAGE
 
 DOCUMENT = tuple(range(8 * LONG))
 """Ids whose chunks all differ."""

@@ -3,9 +3,10 @@ from typing import Any
 
 import pytest
 
-from lwm.generate.pages import LONG, PAGE, SHORT
+from lwm.generate.pages import LONG, SHORT
 from lwm.generate.requests import Request, Row
 from lwm.generate.scheduler import PATIENCE, Scheduler, Step
+from lwm.model.pool import PAGE
 
 RNG = random.Random(0)
 DOCUMENT = tuple(RNG.randrange(1000) for _ in range(60 * LONG))
