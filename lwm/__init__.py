@@ -13,7 +13,8 @@ from lwm import renamed
 
 if TYPE_CHECKING:
     from lwm.errors import UserError
-    from lwm.generate.batch import Completion
+    from lwm.generate.answer import Answer, Usage
+    from lwm.generate.batch import Completion, Result, TextRequest
     from lwm.generate.chat import Conversation
     from lwm.generate.language_model import LanguageModel
     from lwm.generate.output import Frame
@@ -49,6 +50,7 @@ _find_old = renamed.look_up(__name__)
 # Looked up at first use: `import lwm` costs little, and the command line prints its help without
 # JAX.
 _PUBLIC = {
+    "Answer": "lwm.generate.answer",
     "Completion": "lwm.generate.batch",
     "Compute": "lwm.model.config",
     "Conversation": "lwm.generate.chat",
@@ -66,13 +68,16 @@ _PUBLIC = {
     "Packing": "lwm.model.layers",
     "Part": "lwm.tokenizer.message",
     "Progress": "lwm.progress",
+    "Result": "lwm.generate.batch",
     "Rope": "lwm.model.config",
     "RopeScaling": "lwm.model.config",
     "SamplingOptions": "lwm.sampling_params",
     "SamplingParams": "lwm.sampling_params",
     "Storage": "lwm.model.config",
+    "TextRequest": "lwm.generate.batch",
     "TokenSpace": "lwm.tokens",
     "Tokenizer": "lwm.tokenizer.tokenizer",
+    "Usage": "lwm.generate.answer",
     "UserError": "lwm.errors",
     "Vision": "lwm.tokenizer.message",
     "VisionMarkers": "lwm.tokenizer.markers",
@@ -83,6 +88,7 @@ _PUBLIC = {
     "make_mesh": "lwm.sharding",
 }
 __all__ = [
+    "Answer",
     "Completion",
     "Compute",
     "Conversation",
@@ -100,13 +106,16 @@ __all__ = [
     "Packing",
     "Part",
     "Progress",
+    "Result",
     "Rope",
     "RopeScaling",
     "SamplingOptions",
     "SamplingParams",
     "Storage",
+    "TextRequest",
     "TokenSpace",
     "Tokenizer",
+    "Usage",
     "UserError",
     "Vision",
     "VisionMarkers",

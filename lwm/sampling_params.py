@@ -12,8 +12,11 @@ from lwm.errors import UserError, several
 class SamplingParams:
     """Length, sampling and end of a generated text."""
 
-    max_tokens: int = 512
-    """Tokens of the answer at most; they are kept free in the context."""
+    max_tokens: int | None = 512
+    """Tokens of the answer at most; they are kept free in the context.
+
+    None: the rest of the context, at most 4,096.
+    """
     temperature: float = 0.0
     """Randomness; 0 takes the most likely token each time."""
     top_k: int = 0
@@ -36,9 +39,8 @@ class SamplingParams:
             UserError: The value.
         """
         object.__setattr__(self, "stop", several(self.stop))
-        if self.max_tokens < 1:
-            raise UserError(f"max_tokens {self.max_tokens} leaves no room for an answer")
         for name, allowed, wanted in (
+            ("max_tokens", self.max_tokens is None or self.max_tokens >= 0, "0 or above"),
             # A lower temperature overflows logits: the likeliest token would be lost.
             (
                 "temperature",
@@ -63,7 +65,7 @@ class SamplingParams:
 class SamplingOptions(TypedDict, total=False):
     """The fields of `SamplingParams` as keywords; one that is left out has its default."""
 
-    max_tokens: int
+    max_tokens: int | None
     temperature: float
     top_k: int
     top_p: float

@@ -181,7 +181,8 @@ class TerminalChat:
         codes = np.zeros((frames, model.vision.tokens_per_frame), np.int32)
         asked = self.conversation.question((*self._seen, Vision(codes=codes, is_video=frames > 1)))
         used = len(self.conversation.ids([*self.conversation.messages, asked]))
-        limit = self._sampling.max_tokens
+        most = self._sampling.max_tokens
+        limit = 1 if most is None else most
         room = model.context - limit - used
         size, frame = len(model.marks.wrap(codes)), codes.shape[1] + 1
         what = f"{file}: {frames} frame{'s' * (frames > 1)}, {size:,} tokens"
@@ -210,7 +211,8 @@ class TerminalChat:
                 self._seen = []
                 self._save()
         if self.conversation.was_cut:
-            print(f"[cut at {self._sampling.max_tokens} tokens; see --max-tokens]", file=sys.stderr)
+            count = self.conversation.num_written
+            print(f"[cut at {count} tokens; see --max-tokens]", file=sys.stderr)
         if self.conversation.is_without_picture:
             print("[an image was to follow; give --out FOLDER to generate it]", file=sys.stderr)
 

@@ -13,7 +13,6 @@ from lwm.fingerprint import Fingerprints, fingerprints, model_files, named
 from lwm.generate.answer import Answer
 from lwm.generate.loaded import LoadedModel
 from lwm.sampling_params import SamplingParams
-from lwm.tokenizer.tokenizer import TextStream
 
 Answerer = Callable[[Sequence[int]], str]
 """Takes the ids of a prompt and returns the text that follows."""
@@ -60,7 +59,6 @@ class ModelAnswerer:
         answer = Answer(
             self._model,
             ids,
-            TextStream(self._model.tokenizer),
             SamplingParams(max_tokens=self._max_tokens),
             progress=lambda done, total: self._progress(done),
         )

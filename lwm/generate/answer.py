@@ -2,7 +2,9 @@
 
 import dataclasses
 import queue
-from collections.abc import Generator, Hashable, Iterator, Sequence
+from collections import deque
+from collections.abc import Collection, Hashable, Iterator, Sequence
+from concurrent.futures import CancelledError
 from typing import Any
 
 from lwm.generate.grammar import FrameLimits
@@ -14,6 +16,7 @@ from lwm.generate.sampling import sampler
 from lwm.generate.work import Finished, FinishReason, Reading, Scores, Work, Written
 from lwm.progress import Progress
 from lwm.sampling_params import SamplingParams, VisionSampling
+from lwm.tokenizer.markers import OPENING
 from lwm.tokenizer.tokenizer import TextStream
 
 MOST = 4096
@@ -33,16 +36,17 @@ class Usage:
 class Answer:
     """The answer to one prompt, in pieces of text and frames as they are generated.
 
-    An iterator; closing it ends the answer. The other attributes grow with it.
+    An iterator; closing or dropping it ends the answer. The other attributes grow with it.
     """
 
     def __init__(
         self,
         model: LoadedModel,
         ids: Sequence[int],
-        stream: TextStream,
         params: SamplingParams,
         *,
+        continues: bool = False,
+        is_turn: bool = False,
         sampling: VisionSampling | None = None,
         lane: int | None = None,
         progress: Progress = lambda done, total: None,
@@ -56,8 +60,10 @@ class Answer:
         Args:
             model: The model.
             ids: The prompt.
-            stream: Decodes ids to text.
             params: Length, sampling and end of the text.
+            continues: The text goes on within that of the prompt, maybe within a word.
+            is_turn: The answer is a turn of a chat. It starts without spaces, since formats such
+                as LWM's put one before it; without `sampling` it ends before its first image.
             sampling: Sampling of images and videos; None: the answer is text only.
             lane: Width of the lane; None: that of one row.
             progress: Called with the number of prompt tokens in the cache, as the answer is read.
@@ -70,7 +76,7 @@ class Answer:
         Raises:
             UserError: Prompt and answer do not fit into the context or the devices' memory.
         """
-        model.require_fit(len(ids), params.max_tokens)
+        most = room(model, len(ids), params)
         self.ids: list[int] = []
         """All ids written, those of the end of text or of a stop string included."""
         self.logprobs: list[float] = []
@@ -80,30 +86,38 @@ class Answer:
         self.finish_reason: FinishReason | None = None
         """Why the answer has ended; None before."""
         self.usage = Usage(prompt_tokens=len(ids), completion_tokens=0)
-        self.stopped_by: str | None = None
-        """The stop string that ended the answer, if one did."""
-        self._ends = model.tokenizer.eos_ids
-        self._parts = AnswerReader(stream, params.stop, None if sampling is None else model.grammar)
-        self._progress = progress
+        self._strips, self._progress = is_turn, progress
+        stops = params.stop
+        if is_turn and sampling is None and model.sees:
+            stops = (*stops, OPENING)
+        # The engine knows the reader, and not the answer, so that one may be dropped.
+        self._reader = _Reader(
+            AnswerReader(
+                TextStream(model.tokenizer, continues=continues),
+                stops,
+                None if sampling is None else model.grammar,
+            ),
+            model.tokenizer.eos_ids,
+        )
         plan = GenerationPlan(
-            max_tokens=params.max_tokens,
-            stop_ids=self._ends,
+            max_tokens=most,
+            stop_ids=model.tokenizer.eos_ids,
             sampler=sampler(params),
             seed=params.seed,
-            vision=None if sampling is None else _vision_plan(model, sampling, params.max_tokens),
+            vision=None if sampling is None else _vision_plan(model, sampling, most),
         )
         self._request = Request(
             tuple(ids),
-            max_tokens=params.max_tokens,
+            max_tokens=most,
             lane=model.lane(1) if lane is None else lane,
             priority=priority,
             client=client,
             reuse=not wants_scores,
-            work=Work(plan=plan, read=self._read, wants_scores=wants_scores),
+            work=Work(plan=plan, read=self._reader, wants_scores=wants_scores),
         )
-        if inbox is not None:
-            self._request.events = Tagged(inbox, self)
-        self._pieces = self._run()
+        self._events: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self._request.events = self._events if inbox is None else Tagged(inbox, self)
+        self._pieces: deque[str | Frame] = deque()
         model.engine.submit(self._request)
 
     def __iter__(self) -> Iterator[str | Frame]:
@@ -112,16 +126,36 @@ class Answer:
 
     def __next__(self) -> str | Frame:
         """Waits for the next piece."""
-        return next(self._pieces)
+        while not self._pieces:
+            if self.finish_reason is not None or self._request.is_cancelled:
+                raise StopIteration
+            try:
+                event = self._events.get()
+                if isinstance(event, CancelledError) and self._request.is_cancelled:
+                    raise StopIteration
+                self._pieces += self.take(event)
+            except BaseException:
+                self.close()
+                raise
+        return self._pieces.popleft()
+
+    def __del__(self):
+        """Ends the answer."""
+        if hasattr(self, "_request"):
+            self.close()
 
     def close(self) -> None:
-        """Ends the answer, if it has not ended."""
+        """Ends the answer, if it has not ended; any thread may do so."""
         self._request.is_cancelled = True
-        self._pieces.close()
+
+    @property
+    def stopped_by(self) -> str | None:
+        """The stop string that ended the answer, if one did."""
+        return None if self.finish_reason is None else self._reader.parts.met
 
     @property
     def was_cut(self) -> bool:
-        """True if the answer ended because `max_tokens` were written."""
+        """True if the answer ended because it reached its largest length."""
         return self.finish_reason == "length"
 
     def take(self, event: Any) -> list[str | Frame]:
@@ -130,6 +164,7 @@ class Answer:
         Raises:
             Exception: The event is one.
         """
+        pieces: list[str | Frame] = []
         if isinstance(event, BaseException):
             raise event
         if isinstance(event, Reading):
@@ -137,42 +172,67 @@ class Answer:
         elif isinstance(event, Scores):
             self.prompt_logprobs += event.logprobs
         elif isinstance(event, Finished):
-            self.finish_reason, self.stopped_by = event.reason, self._parts.met
+            self.finish_reason = event.reason
             self._count(event.num_cached)
-            rest = "" if self._parts.is_stopped else self._parts.finish()
-            return [rest] if rest else []
+            pieces = self._reader.finish()
         else:
             pieces, written = event
             self.ids += written.ids
             self.logprobs += written.logprobs
             self._count(0)
-            return pieces
-        return []
+        return self._stripped(pieces) if self._strips else pieces
 
-    def _run(self) -> Generator[str | Frame]:
-        try:
-            while self.finish_reason is None:
-                yield from self.take(self._request.events.get())
-        finally:
-            self._request.is_cancelled = True
-
-    def _read(self, written: Written) -> tuple[Any, bool]:
-        """Decodes ids as soon as they are written, on the engine's thread."""
-        found: list[str | Frame] = []
-        count = 0
-        for token in written.ids:
-            count += 1
-            if token not in self._ends:
-                found += self._parts.push(token)
-            if self._parts.is_stopped:
-                break
-        kept = Written(written.ids[:count], written.logprobs[:count])
-        return (list(joined(found)), kept), self._parts.is_stopped
+    def _stripped(self, pieces: list[str | Frame]) -> list[str | Frame]:
+        """Removes spaces before the first piece that is more."""
+        while pieces and self._strips:
+            first = pieces[0]
+            pieces[0] = first.lstrip(" ") if isinstance(first, str) else first
+            self._strips = not pieces[0]
+            pieces = pieces[self._strips :]
+        return pieces
 
     def _count(self, cached: int) -> None:
         self.usage = dataclasses.replace(
             self.usage, completion_tokens=len(self.ids), cached_tokens=cached
         )
+
+
+def room(model: LoadedModel, num_ids: int, params: SamplingParams) -> int:
+    """Returns the tokens of an answer to a prompt of so many tokens, at most.
+
+    Raises:
+        UserError: They do not fit into the context.
+    """
+    if params.max_tokens is not None:
+        model.require_fit(num_ids, params.max_tokens)
+        return params.max_tokens
+    model.require_fit(num_ids, 1)
+    return min(MOST, model.context - num_ids)
+
+
+class _Reader:
+    """Decodes ids as soon as they are written, on the engine's thread."""
+
+    def __init__(self, parts: AnswerReader, ends: Collection[int]):
+        self.parts, self._ends = parts, ends
+
+    def __call__(self, written: Written) -> tuple[Any, bool]:
+        """Returns the pieces with the ids up to a stop string, and whether there is one."""
+        found: list[str | Frame] = []
+        count = 0
+        for token in written.ids:
+            count += 1
+            if token not in self._ends:
+                found += self.parts.push(token)
+            if self.parts.is_stopped:
+                break
+        kept = Written(written.ids[:count], written.logprobs[:count])
+        return (list(joined(found)), kept), self.parts.is_stopped
+
+    def finish(self) -> list[str | Frame]:
+        """Returns the text that was held back."""
+        rest = "" if self.parts.is_stopped else self.parts.finish()
+        return [rest] if rest else []
 
 
 def _vision_plan(model: LoadedModel, sampling: VisionSampling, room: int) -> VisionPlan:

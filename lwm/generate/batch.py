@@ -2,17 +2,19 @@
 
 import dataclasses
 import queue
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 from lwm.errors import UserError, several
-from lwm.generate.answer import Answer, FinishReason, Usage
+from lwm.generate.answer import Answer, Usage, room
 from lwm.generate.loaded import LoadedModel
+from lwm.generate.pages import PAGE
+from lwm.generate.work import FinishReason
 from lwm.progress import Progress
 from lwm.sampling_params import SamplingParams
 from lwm.tokenizer.message import Message
 from lwm.tokenizer.template import render_chat
-from lwm.tokenizer.tokenizer import TextStream
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -21,25 +23,27 @@ class TextRequest:
 
     prompt: str | Sequence[Message]
     """A text, or the turns of a chat, of which the last is a question."""
+    variables: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    """Variables of the chat template, such as `tools`."""
     params: SamplingParams = SamplingParams()
     n: int = 1
-    """Answers; each next one has the next seed."""
+    """Answers; each next one has the next seed. They share what is read of the prompt."""
     priority: int = 0
     """Requests with a higher one come first."""
 
     def __post_init__(self):
-        """Refuses a number of answers that is none.
+        """Refuses a number of answers that is out of range.
 
         Raises:
             UserError: The number.
         """
-        if self.n < 1 or self.params.seed + self.n > 2**32:
-            raise UserError(f"n {self.n} must be at least 1, and seed + n at most 2³²")
+        if not 1 <= self.n <= 2**32 - self.params.seed:
+            raise UserError(f"n {self.n} must be from 1 to {2**32 - self.params.seed}")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Completion:
-    """Text generated after one prompt."""
+    """Text generated after one prompt, or the answer to a chat."""
 
     prompt: str
     """Empty for a chat."""
@@ -50,7 +54,7 @@ class Completion:
     logprobs: tuple[float, ...]
     """Natural logarithm of each id's probability, before all sampling rules."""
     finish_reason: FinishReason
-    """`stop`: end of text or stop string; `length`: `max_tokens` were written."""
+    """`stop`: end of text or stop string; `length`: the largest length was reached."""
     usage: Usage
 
     def to_json(self) -> dict[str, Any]:
@@ -74,6 +78,7 @@ def answers(
     model: LoadedModel,
     requests: Sequence[TextRequest],
     *,
+    rows: int = 0,
     progress: Progress = lambda done, total: None,
 ) -> Iterator[Result]:
     """Answers requests together; yields each answer once it is ready, in any order.
@@ -84,10 +89,12 @@ def answers(
     Args:
         model: The model.
         requests: What to answer.
+        rows: The number of answers of which these are the rest, if others were given before; so
+            each is the same to the last bit as if all were asked together.
         progress: Called with the tokens of prompts read and of answers written, and the most
-            that these can be; may raise.
+            that these can still become; may raise.
     """
-    yield from _Batch(model, requests, progress).run()
+    yield from _Batch(model, requests, progress, rows).run()
 
 
 def complete(
@@ -122,15 +129,18 @@ def completions(
     """
     prompts = several(prompts)
     batch = _Batch(model, [TextRequest(prompt=each, params=params) for each in prompts], progress)
+
+    def checked(found: _Job | Result) -> None:
+        if found.error is not None:
+            place = f"prompt {found.index + 1} of {len(prompts)}: " if len(prompts) > 1 else ""
+            raise UserError(f"{place}{found.error}")
+
     for job in batch.jobs:
-        if job.error is not None:
-            number = f"prompt {job.index + 1} of {len(prompts)}"
-            raise UserError(f"{number}: {job.error}") from None
+        checked(job)
     ready: dict[int, Completion] = {}
     following = 0
     for result in batch.run():
-        if result.error is not None:
-            raise result.error
+        checked(result)
         assert result.completion is not None
         ready[result.index] = result.completion
         while following in ready:
@@ -145,9 +155,13 @@ class _Job:
     index: int
     number: int
     prompt: str
+    is_turn: bool
+    """The prompt is a chat."""
     params: SamplingParams
     priority: int
     ids: list[int] = dataclasses.field(default_factory=list)
+    most: int = 0
+    """Ids that it writes at most."""
     error: UserError | None = None
     answer: Answer | None = None
     pieces: list[Any] = dataclasses.field(default_factory=list)
@@ -156,33 +170,49 @@ class _Job:
     @property
     def size(self) -> int:
         """Tokens that its row holds at most."""
-        return len(self.ids) + self.params.max_tokens
+        return len(self.ids) + self.most
 
-    def result(self, completion: Completion | None = None) -> Result:
+    @property
+    def done(self) -> int:
+        """Tokens that its row holds now."""
+        return self.read + (0 if self.answer is None else len(self.answer.ids))
+
+    def note(self, done: int, total: int) -> None:
+        """Notes the tokens of the prompt that its row holds."""
+        self.read = done
+
+    def result(self) -> Result:
+        """Returns the answer, or the reason why there is none."""
+        completion = None
+        if self.error is None:
+            assert self.answer is not None
+            assert self.answer.finish_reason is not None
+            completion = Completion(
+                prompt=self.prompt,
+                text="".join(self.pieces),
+                ids=tuple(self.answer.ids),
+                logprobs=tuple(self.answer.logprobs),
+                finish_reason=self.answer.finish_reason,
+                usage=self.answer.usage,
+            )
         return Result(index=self.index, number=self.number, completion=completion, error=self.error)
-
-    def completion(self) -> Completion:
-        assert self.answer is not None
-        assert self.answer.finish_reason is not None
-        return Completion(
-            prompt=self.prompt,
-            text="".join(self.pieces),
-            ids=tuple(self.answer.ids),
-            logprobs=tuple(self.answer.logprobs),
-            finish_reason=self.answer.finish_reason,
-            usage=self.answer.usage,
-        )
 
 
 class _Batch:
     """Answers that are generated together."""
 
-    def __init__(self, model: LoadedModel, requests: Sequence[TextRequest], progress: Progress):
+    def __init__(
+        self,
+        model: LoadedModel,
+        requests: Sequence[TextRequest],
+        progress: Progress,
+        rows: int = 0,
+    ):
         self._model, self._progress = model, progress
         self.jobs = [
             job for index, request in enumerate(requests) for job in _jobs(model, index, request)
         ]
-        self._lane = model.lane(len(self.jobs))
+        self._lane = model.lane(max(rows, len(self.jobs)))
         self._inbox: queue.SimpleQueue[tuple[Answer, Any]] = queue.SimpleQueue()
         self._open: dict[Answer, _Job] = {}
         self._ended = 0
@@ -190,66 +220,82 @@ class _Batch:
 
     def run(self) -> Iterator[Result]:
         """Yields each answer once it is ready."""
-        model = self._model
-        fit = [job for job in self.jobs if job.error is None]
-        together = sorted((job.size for job in fit), reverse=True)[: self._lane]
-        model.engine.reserve(sum(together) // model.engine.groups)
+        self._reserve()
         waiting = iter(self.jobs)
         try:
             while True:
-                # Some wait in line, so that a slot is never empty for want of a request.
+                # Some wait in line, so that no slot is empty for want of a request.
                 while len(self._open) < 2 * self._lane and (job := next(waiting, None)):
-                    self._send(job)
+                    if job.error is None:
+                        self._send(job)
                     if job.error is not None:
                         yield job.result()
                 if not self._open:
                     return
-                answer, event = self._inbox.get()
-                job = self._open[answer]
-                job.pieces += answer.take(event)
-                if answer.finish_reason is not None:
-                    del self._open[answer]
-                    self._ended += job.size
-                    yield job.result(job.completion())
-                written = sum(len(each.ids) for each in self._open)
-                read = sum(each.read for each in self._open.values())
-                self._progress(self._ended + read + written, self._total)
+                if (ended := self._take(*self._inbox.get())) is not None:
+                    yield ended.result()
+                self._progress(
+                    self._ended + sum(job.done for job in self._open.values()), self._total
+                )
         finally:
             for answer in self._open:
                 answer.close()
 
+    def _reserve(self) -> None:
+        """Asks for pages for the longest rows that may run at once, so that the pool grows once."""
+        sizes = sorted(
+            (-(-job.size // PAGE) for job in self.jobs if job.error is None), reverse=True
+        )
+        engine = self._model.engine
+        engine.reserve(-(-sum(sizes[: self._lane]) // engine.groups) * PAGE)
+
     def _send(self, job: _Job) -> None:
-        if job.error is not None:
-            return
-
-        def note(done: int, total: int) -> None:
-            del total
-            job.read = done
-
+        """Sends a request to the engine, or notes why that is not possible."""
         try:
             job.answer = Answer(
                 self._model,
                 job.ids,
-                TextStream(self._model.tokenizer, continues=bool(job.prompt)),
-                job.params,
+                dataclasses.replace(job.params, max_tokens=job.most),
+                continues=not job.is_turn,
+                is_turn=job.is_turn,
                 lane=self._lane,
-                progress=note,
+                progress=job.note,
                 priority=job.priority,
                 inbox=self._inbox,
             )
         except UserError as error:
-            job.error = error
+            self._fail(job, error)
         else:
             self._open[job.answer] = job
+
+    def _take(self, answer: Answer, event: Any) -> _Job | None:
+        """Takes an event, and returns the answer if it has ended."""
+        job = self._open[answer]
+        try:
+            job.pieces += answer.take(event)
+        except UserError as error:
+            self._fail(job, error)
+        else:
+            if answer.finish_reason is None:
+                return None
+            used = answer.usage.prompt_tokens + answer.usage.completion_tokens
+            self._ended += used
+            self._total += used - job.size
+        del self._open[answer]
+        return job
+
+    def _fail(self, job: _Job, error: UserError) -> None:
+        job.error = error
+        self._total -= job.size
 
 
 def _jobs(model: LoadedModel, index: int, request: TextRequest) -> Iterator[_Job]:
     """Yields the answers that a request asks for, with the ids of its prompt or the error."""
     ids: list[int] = []
-    error = None
+    most, error = 0, None
     try:
-        ids = encode(model, request.prompt)
-        model.require_fit(len(ids), request.params.max_tokens)
+        ids = encode(model, request.prompt, request.variables)
+        most = room(model, len(ids), request.params)
     except UserError as found:
         error = found
     for number in range(request.n):
@@ -257,24 +303,35 @@ def _jobs(model: LoadedModel, index: int, request: TextRequest) -> Iterator[_Job
             index=index,
             number=number,
             prompt=request.prompt if isinstance(request.prompt, str) else "",
+            is_turn=not isinstance(request.prompt, str),
             params=dataclasses.replace(request.params, seed=request.params.seed + number),
             priority=request.priority,
             ids=ids,
+            most=most,
             error=error,
         )
 
 
-def encode(model: LoadedModel, prompt: str | Sequence[Message]) -> list[int]:
+def encode(
+    model: LoadedModel,
+    prompt: str | Sequence[Message],
+    variables: Mapping[str, Any] = MappingProxyType({}),
+) -> list[int]:
     """Returns the ids of a text to continue, or of a chat to answer.
 
+    Args:
+        model: The model.
+        prompt: A text, or the turns of a chat.
+        variables: Variables of the chat template, such as `tools`.
+
     Raises:
-        UserError: It is empty, or its frames are not those of the model.
+        UserError: It is empty, the chat does not end with a question, or its frames are not those
+            of the model.
     """
     if isinstance(prompt, str):
         return model.encode_prompt(prompt)
-    if not prompt:
-        raise UserError("the chat is empty; give at least one message")
-    sees = bool(model.llama.config.tokens.vision)
+    if prompt and prompt[-1].role == "assistant":
+        raise UserError("the chat ends with an answer of the assistant; end it with a question")
     for message in prompt:
         for vision in message.visions:
             model.require_frames(vision)
@@ -282,5 +339,6 @@ def encode(model: LoadedModel, prompt: str | Sequence[Message]) -> list[int]:
         prompt,
         model.tokenizer,
         template=model.template,
-        marks=model.marks if sees else None,
+        marks=model.marks if model.sees else None,
+        variables=variables,
     )

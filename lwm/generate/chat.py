@@ -1,6 +1,5 @@
 """Conversations in text, images and video."""
 
-import dataclasses
 import itertools
 import threading
 from collections.abc import Generator, Iterator, Mapping, Sequence
@@ -16,7 +15,6 @@ from lwm.sampling_params import SamplingParams, VisionSampling
 from lwm.tokenizer.markers import OPENING
 from lwm.tokenizer.message import Message, Part, Vision
 from lwm.tokenizer.template import render_chat
-from lwm.tokenizer.tokenizer import TextStream
 
 
 class Conversation:
@@ -97,23 +95,16 @@ class Conversation:
         turns = [*self.messages, self.question(question)]
         ids = self.ids(turns)
         answer: list[str | Frame] = []
-        if self._sampling is None and self._sees:
-            params = dataclasses.replace(params, stop=(*params.stop, OPENING))
         self._last = Answer(
             self._model,
             ids,
-            TextStream(self._model.tokenizer),
             params,
+            is_turn=True,
             sampling=self._sampling,
             progress=progress,
         )
         try:
             for piece in self._last:
-                if isinstance(piece, str) and not answer:
-                    # Formats such as LWM's put a space between role and answer.
-                    piece = piece.lstrip(" ")
-                    if not piece:
-                        continue
                 answer.append(piece)
                 yield piece
         finally:
@@ -127,7 +118,7 @@ class Conversation:
             turns,
             self._model.tokenizer,
             template=self._model.template,
-            marks=self._model.marks if self._sees else None,
+            marks=self._model.marks if self._model.sees else None,
             tools=self._tools,
         )
 
@@ -165,7 +156,7 @@ class Conversation:
 
     @property
     def was_cut(self) -> bool:
-        """True if the last answer ended because `max_tokens` were written."""
+        """True if the last answer ended because it reached its largest length."""
         return self._last is not None and self._last.was_cut
 
     @property
@@ -179,12 +170,13 @@ class Conversation:
         """Tokens of the last prompt and answer."""
         if self._last is None:
             return 0
-        return self._last.usage.prompt_tokens + self._last.usage.completion_tokens
+        return self._last.usage.prompt_tokens + self.num_written
+
+    @property
+    def num_written(self) -> int:
+        """Tokens of the last answer."""
+        return 0 if self._last is None else self._last.usage.completion_tokens
 
     def clear(self) -> None:
         """Removes all turns, not the document."""
         self.messages = []
-
-    @property
-    def _sees(self) -> bool:
-        return bool(self._model.llama.config.tokens.vision)

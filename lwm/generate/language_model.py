@@ -14,7 +14,6 @@ from lwm.media.frames import Frames, read_frames
 from lwm.progress import Progress
 from lwm.sampling_params import SamplingOptions, SamplingParams, VisionSampling
 from lwm.tokenizer.message import Message, Part, Vision
-from lwm.tokenizer.tokenizer import TextStream
 
 
 class LanguageModel(LoadedModel):
@@ -51,7 +50,7 @@ class LanguageModel(LoadedModel):
         check(frames)
         name = "" if isinstance(file, bytes) else Path(file).name
         return Vision(
-            codes=self.vision.encode(frames.pixels),
+            codes=self.encode_frames(frames.pixels),
             is_video=frames.is_video,
             pixels=frames.pixels,
             times=frames.times,
@@ -130,7 +129,8 @@ class LanguageModel(LoadedModel):
         """Continues a text or answers a chat in pieces, as they are generated.
 
         The result has `finish_reason`, `usage`, `ids` and `logprobs`, which are complete after
-        the last piece; closing it ends the answer. Any number of threads may have one at a time.
+        the last piece; closing or dropping it ends the answer. Threads may share a model: their
+        answers are generated together.
 
         Args:
             prompt: A text to continue, or the turns of a chat, of which the last is a question.
@@ -139,8 +139,14 @@ class LanguageModel(LoadedModel):
         Raises:
             UserError: The prompt is empty, or it and the continuation do not fit.
         """
-        stream = TextStream(self.tokenizer, continues=isinstance(prompt, str))
-        return Answer(self, encode(self, prompt), stream, SamplingParams(**params))
+        is_text = isinstance(prompt, str)
+        return Answer(
+            self,
+            encode(self, prompt),
+            SamplingParams(**params),
+            continues=is_text,
+            is_turn=not is_text,
+        )
 
     def batch(
         self,
@@ -156,7 +162,7 @@ class LanguageModel(LoadedModel):
         Args:
             requests: Texts to continue and chats to answer.
             progress: Called with the tokens of prompts read and of answers written, and the most
-                that these can be; may raise.
+                that these can still become; may raise.
         """
         return answers(self, requests, progress=progress)
 
@@ -171,11 +177,11 @@ class LanguageModel(LoadedModel):
 
         Args:
             prompts: The texts.
-            progress: Called with the number of prompt tokens read.
+            progress: See `batch`.
             **params: Fields of `SamplingParams`, such as max_tokens, temperature, seed.
 
         Raises:
-            UserError: A prompt is empty, or the prompts and their continuations do not fit into
-                the context or the devices' memory.
+            UserError: A prompt is empty, or it and its continuation do not fit into the context or
+                the devices' memory.
         """
         return complete(self, prompts, SamplingParams(**params), progress=progress)

@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh
+from jaxtyping import Int, UInt8
 
 from lwm.devices import machine
 from lwm.errors import UserError
@@ -55,6 +57,11 @@ class LoadedModel:
         """Takes what the template writes for control tokens; see `Tokenizer.under`."""
         object.__setattr__(self, "tokenizer", self.tokenizer.under(self.template))
 
+    @property
+    def sees(self) -> bool:
+        """True if the model has vision ids."""
+        return bool(self.llama.config.tokens.vision)
+
     @functools.cached_property
     def marks(self) -> VisionMarkers:
         """Ids around the frames of images and videos.
@@ -62,7 +69,7 @@ class LoadedModel:
         Raises:
             UserError: The model has text ids only.
         """
-        if not self.llama.config.tokens.vision:
+        if not self.sees:
             raise UserError(f"{self.name} reads and writes text only")
         return VisionMarkers.of(self.tokenizer, self.llama.config.tokens)
 
@@ -80,6 +87,27 @@ class LoadedModel:
             raise UserError(f"{self.name} has no VQGAN beside it; give one with --vqgan")
         return VisionTokenizer.open(self.vqgan_file, mesh=self.mesh, tokens=tokens)
 
+    def encode_frames(self, pixels: UInt8[np.ndarray, "N R R 3"]) -> Int[np.ndarray, "N T"]:
+        """Returns the codes of frames, computed on the engine's thread.
+
+        Raises:
+            UserError: See `vision`.
+        """
+        size = self.vision.frames_per_batch
+        encode = self.vision.encode if len(pixels) <= size else self.vision.encode_batch
+        # In parts, between which answers go on.
+        parts = (pixels[at : at + size] for at in range(0, len(pixels), size))
+        done = [self.engine.run(functools.partial(encode, part)) for part in parts]
+        return np.concatenate(done)
+
+    def decode_frames(self, codes: Int[np.ndarray, "N T"]) -> UInt8[np.ndarray, "N R R 3"]:
+        """Returns the frames of codes, computed on the engine's thread.
+
+        Raises:
+            UserError: See `vision`.
+        """
+        return self.engine.run(functools.partial(self.vision.decode, codes))
+
     @property
     def engine(self) -> Engine:
         """Reads prompts and continues them, for all threads; made at first use."""
@@ -88,10 +116,12 @@ class LoadedModel:
 
     @functools.cached_property
     def _engine(self) -> Engine:
-        tokens, grammar = self.llama.config.tokens, None
-        if tokens.vision:
+        grammar = None
+        if self.sees:
             # Each row brings the size of its frames, which only the VQGAN knows.
-            grammar = VisionGrammar(tokens=tokens, opening=self.marks.openings, tokens_per_frame=1)
+            grammar = VisionGrammar(
+                tokens=self.marks.tokens, opening=self.marks.openings, tokens_per_frame=1
+            )
         return Engine(
             self.llama,
             self.mesh,

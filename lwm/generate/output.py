@@ -104,7 +104,7 @@ class AnswerReader:
 def assemble(model: LoadedModel, frames: Sequence[Frame]) -> Vision:
     """Returns an image or video of its frames, with pixels."""
     codes = np.stack([frame.codes for frame in frames])
-    return Vision(codes=codes, is_video=len(codes) > 1, pixels=model.vision.decode(codes))
+    return Vision(codes=codes, is_video=len(codes) > 1, pixels=model.decode_frames(codes))
 
 
 class FrameCollector:
@@ -124,11 +124,11 @@ class FrameCollector:
         for row, vision in enumerate(first):
             self._codes[row] += list(vision.codes)
             seen = vision.pixels
-            self._pixels[row] += list(model.vision.decode(vision.codes) if seen is None else seen)
+            self._pixels[row] += list(model.decode_frames(vision.codes) if seen is None else seen)
 
     def add(self, row: int, frame: Frame) -> UInt8[np.ndarray, "R R 3"]:
         """Adds a frame, and returns its pixels."""
-        (pixels,) = self._model.vision.decode(frame.codes[None])
+        (pixels,) = self._model.decode_frames(frame.codes[None])
         self._codes[row].append(frame.codes)
         self._pixels[row].append(pixels)
         return pixels

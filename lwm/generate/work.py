@@ -42,7 +42,7 @@ class Finished(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Work:
-    """What the engine does for a request, as its `work`."""
+    """Work of the engine for a request, as its `work`."""
 
     plan: GenerationPlan
     read: Callable[[Written], tuple[Any, bool]] = lambda written: (written, False)

@@ -189,7 +189,7 @@ def test_forty_generations_share_one_decoding_program(model):
 @pytest.mark.parametrize(
     ("values", "says"),
     [
-        ({"max_tokens": 0}, "max_tokens 0"),
+        ({"max_tokens": -1}, "max_tokens -1"),
         ({"temperature": -1.0}, "temperature -1.0 must be 0 or a number"),
         ({"temperature": float("nan")}, "temperature nan"),
         ({"temperature": float("inf")}, "temperature inf"),

@@ -26,6 +26,25 @@ sampling = lwm.VisionSampling(image=lwm.FrameSampling(guidance=2.0))
 pictures = model.draw("a tiger", frames=4, n=2, seed=3, sampling=sampling)
 assert_type(pictures, list[lwm.Vision])
 
+answer = model.stream("The sea", max_tokens=None, temperature=0.7)
+assert_type(answer, lwm.Answer)
+for piece in answer:
+    assert_type(piece, str | lwm.Frame)
+assert_type(answer.usage.prompt_tokens, int)
+if answer.finish_reason == "length":
+    print(answer.ids, answer.logprobs)
+answer = model.stream([lwm.Message("user", "What is the capital of France?")])
+answer.close()
+
+requests = [
+    lwm.TextRequest(prompt="The sea", params=lwm.SamplingParams(temperature=1.0), n=4),
+    lwm.TextRequest(prompt=[lwm.Message("user", "Hello")], priority=1),
+]
+for result in model.batch(requests, progress=lambda done, total: print(done, total)):
+    assert_type(result, lwm.Result)
+    assert_type(result.completion, lwm.Completion | None)
+    assert_type(result.error, lwm.UserError | None)
+
 completions = model.generate_batch(["Once", "Twice"], max_tokens=8)
 assert_type(completions, list[lwm.Completion])
 assert_type(completions[0].text, str)
