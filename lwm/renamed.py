@@ -38,8 +38,6 @@ NAMES = {
     "lwm.loading.read_llama": "lwm.convert.open.read_llama",
     "lwm.ops.EMPTY": "lwm.ops.mask.EMPTY",
     "lwm.ops.Mask": "lwm.ops.mask.Mask",
-    "lwm.ops.decode_attention": "lwm.ops.decode.decode_attention",
-    "lwm.ops.read_cache": "lwm.ops.blockwise.read_cache",
     "lwm.train.vqgan_config.Codebook": "lwm.train.vqgan.config.CodebookConfig",
 }
 """Old name, with the module it was imported from, to new."""

@@ -1,4 +1,3 @@
-import dataclasses
 import itertools
 
 import jax
@@ -8,11 +7,11 @@ import numpy as np
 import pytest
 from jax.sharding import AbstractMesh, AxisType
 
-from lwm.model.cache import EMPTY, KVCache
-from lwm.model.config import PRESETS, Compute, preset
+from lwm.model.config import PRESETS, preset
 from lwm.model.layers import Packing
 from lwm.model.llama import Llama
-from lwm.sharding import AXES, TOKENS, make_mesh, on_mesh
+from lwm.ops.mask import EMPTY
+from lwm.sharding import AXES, TOKENS, make_mesh
 
 forward = jax.jit(lambda model, tokens, packing: model(tokens, packing))
 
@@ -89,57 +88,6 @@ def test_scanned_layers_are_as_looped_ones(mesh, tiny, init, place):
     assert isinstance(looped.blocks, tuple)
     np.testing.assert_allclose(forward(looped, *placed), forward(model, *placed), atol=1e-5)
     jax.tree.map(np.testing.assert_array_equal, looped.stack(), model)
-
-
-@pytest.mark.parametrize("sizes", [(40,), (8, 32), (24, 1, 1, 14), (1,) * 40])
-def test_extending_a_cache_is_as_one_forward_pass(mesh, tiny, init, place, sizes):
-    config = tiny(num_heads=16)
-    model = init(config).unstack()
-    tokens = random_tokens(2, 40)
-    whole = forward(model, *place(mesh, tokens))
-    cache = KVCache.empty(config, "float32", rows=2, slots=64)
-    extend = jax.jit(lambda model, tokens, segments, cache: model.extend(tokens, segments, cache))
-    start = 0
-    for size in sizes:
-        piece = jax.device_put(np.int32(tokens[:, start : start + size]), on_mesh(mesh, TOKENS))
-        last, cache = extend(model, piece, jnp.zeros_like(piece), cache)
-        start += size
-        logits = model.logits(last[:, None])[:, 0]
-        np.testing.assert_allclose(logits, whole[:, start - 1], atol=1e-4)
-    assert int(cache.length) == 40
-
-
-def test_bfloat16_is_near_float32(mesh, tiny, init, place):
-    model = init(tiny(num_heads=16))
-    tokens = random_tokens(2, 40)
-    exact = forward(model, *place(mesh, tokens))
-    half = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), model)
-    half = dataclasses.replace(half, compute=Compute(dtype="bfloat16")).unstack()
-    rounded = forward(half, *place(mesh, tokens))
-
-    def error(got, want):
-        return np.linalg.norm(got - want) / np.linalg.norm(want)
-
-    assert error(rounded, exact) < 2e-2
-
-    cache = KVCache.empty(half.config, "bfloat16", rows=2, slots=64)
-    for start, size in ((0, 38), (38, 1), (39, 1)):
-        piece = jax.device_put(tokens[:, start : start + size], on_mesh(mesh, TOKENS))
-        last, cache = half.extend(piece, jnp.zeros_like(piece), cache)
-    assert error(half.logits(last[:, None])[:, 0], exact[:, -1]) < 2e-2
-
-
-def test_cache_grows_and_rewinds(mesh, tiny):
-    cache = KVCache.empty(tiny(), "float32", rows=2, slots=10)
-    assert cache.slots == 512
-    grown = cache.grow(600)
-    assert grown.slots == 1024
-    assert (grown.segments == EMPTY).all()
-    assert grown.grow(5).slots == 1024
-    filled = dataclasses.replace(grown, segments=jnp.zeros_like(grown.segments))
-    rewound = filled.rewind(7)
-    assert int(rewound.length) == 7
-    np.testing.assert_array_equal(rewound.tokens(), [7, 7])
 
 
 @pytest.mark.parametrize("name", PRESETS)

@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 from jax.sharding import reshard
 
-from lwm.model.cache import EMPTY
 from lwm.model.config import Compute
 from lwm.model.layers import Packing, by_chunks
 from lwm.model.llama import Llama
 from lwm.model.rope import rotation
 from lwm.ops.layout import order
+from lwm.ops.mask import EMPTY
 from lwm.sharding import ACTS, make_mesh, on_mesh
 from lwm.tokens import TokenSpace
 

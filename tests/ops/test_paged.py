@@ -1,0 +1,155 @@
+"""Attention to pages against attention to the same keys and values in a row."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jaxtyping import Array
+
+from lwm.ops import reference
+from lwm.ops.cpu.bits import from_bits, stored_as, to_bits
+from lwm.ops.mask import EMPTY, Mask
+from lwm.ops.paged import PAGE, all_rows, attend_pages, by_row, read_pages
+
+N, K, H = 4, 2, 16
+WIDTH = 4
+"""Entries of a table: three pages, and one for padding."""
+DTYPES = jnp.float32, jnp.bfloat16
+
+
+class Rows(NamedTuple):
+    """Keys and values of rows, in order and in pages."""
+
+    keys: Array
+    values: Array
+    stored: tuple[Array, Array, Array]
+    """Pages of keys, pages of values, and the tables."""
+
+
+def normal(dtype, *shape, seed=0):
+    return jnp.asarray(np.random.default_rng(seed).normal(size=shape), dtype)
+
+
+def paged(dtype, lengths, *, seed=0) -> Rows:
+    """Puts rows of so many tokens into scattered pages; all else in the pool is NaN."""
+    B, T = len(lengths), (WIDTH - 1) * PAGE
+    keys, values = normal(dtype, 2, B, T, K, H)
+    numbers = 1 + np.random.default_rng(seed).permutation(B * WIDTH)
+    tables, used = np.zeros((B, WIDTH), np.int32), iter(numbers)
+    shape = 1 + B * WIDTH, K, H, PAGE
+    pool = np.full((2, *shape), np.nan, np.float32)
+    for row, length in enumerate(lengths):
+        for n in range(-(-length // PAGE)):
+            tables[row, n] = page = next(used)
+            held = slice(n * PAGE, min(length, (n + 1) * PAGE))
+            count = held.stop - held.start
+            pool[:, page, ..., :count] = [
+                np.asarray(x[row, held], np.float32).transpose(1, 2, 0) for x in (keys, values)
+            ]
+    pages = [to_bits(jnp.asarray(x, dtype)) for x in (pool[0], pool[1].swapaxes(-1, -2))]
+    return Rows(keys, values, (pages[0], pages[1], jnp.asarray(tables)))
+
+
+@jax.jit
+def exactly(q, keys, values, lengths):
+    """The quadratic attention in float32, of new tokens after so many others."""
+    q, keys, values = (x.astype(jnp.float32) for x in (q, keys, values))
+
+    def row(q, keys, values, length):
+        index = jnp.arange(len(keys))
+        end = length + len(q)
+        segments = jnp.where(index < end, 0, EMPTY)[None]
+        own = jnp.zeros((1, len(q)), jnp.int32)
+        mask = Mask(length + jnp.arange(len(q)), index, own, segments)
+        return reference.attention(q[None], keys[None], values[None], mask)[0][0]
+
+    return jax.vmap(row)(q, keys, values, lengths)
+
+
+def check(got, q, rows, lengths):
+    assert got.dtype == q.dtype
+    want = exactly(q, rows.keys, rows.values, jnp.asarray(lengths))
+    tolerance = 1e-5 if q.dtype == jnp.float32 else 2e-2
+    np.testing.assert_allclose(got.astype(jnp.float32), want, rtol=0, atol=tolerance)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("run", [by_row, all_rows])
+@pytest.mark.parametrize(
+    "lengths", [(0, 0, 700, 0), (255, 256, 257, 1), (10, 511, 3, 767)], ids=str
+)
+def test_one_token_of_each_row_sees_the_tokens_of_its_row(run, dtype, lengths):
+    rows = paged(dtype, [length + 1 for length in lengths])
+    q = normal(dtype, len(lengths), 1, N, H, seed=1)
+    got = jax.jit(run)(q, *rows.stored, jnp.asarray(lengths))
+    check(got, q, rows, lengths)
+
+
+def test_one_row_and_many_are_attended_to_alike():
+    lengths = 300, 20
+    rows, q = paged(jnp.float32, [301, 21]), normal(jnp.float32, 2, 1, N, H, seed=1)
+    check(jax.jit(attend_pages)(q, *rows.stored, jnp.asarray(lengths)), q, rows, lengths)
+    keys, values, tables = rows.stored
+    alone = jax.jit(attend_pages)(q[:1], keys, values, tables[:1], jnp.asarray(lengths[:1]))
+    check(alone, q[:1], Rows(rows.keys[:1], rows.values[:1], rows.stored), lengths[:1])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    ("size", "lengths"), [(64, (0, 192, 576)), (64, (320, 256, 0)), (512, (0, 256, 0))], ids=str
+)
+def test_new_tokens_see_those_before_them(dtype, size, lengths):
+    rows = paged(dtype, [length + size for length in lengths])
+    q = normal(dtype, len(lengths), size, N, H, seed=1)
+    got = jax.jit(read_pages)(q, *rows.stored, jnp.asarray(lengths))
+    check(got, q, rows, lengths)
+
+
+def test_tiles_of_queries_need_not_divide_a_chunk():
+    """40 heads make tiles of 171 queries, of which the last has one too many."""
+    lengths = 0, 256
+    rows, q = paged(jnp.float32, [512, 768]), normal(jnp.float32, 2, 512, 40, H, seed=1)
+    check(jax.jit(read_pages)(q, *rows.stored, jnp.asarray(lengths)), q, rows, lengths)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_row_has_the_same_bits_in_any_company_and_in_any_pages(dtype):
+    decode, read = jax.jit(by_row), jax.jit(read_pages)
+    found = []
+    for others, seed in ((5, 0), (600, 1)):
+        lengths = [others, 520]
+        for order in ([0, 1], [1, 0]):
+            rows = paged(dtype, [length + 64 for length in lengths], seed=seed)
+            keys, values, tables = rows.stored
+            given = keys, values, tables[jnp.array(order)]
+            now = jnp.asarray(lengths)[jnp.array(order)]
+            q = normal(dtype, 2, 64, N, H, seed=1)[jnp.array(order)]
+            at = order.index(1)
+            found.append((decode(q[:, :1], *given, now)[at], read(q, *given, now)[at]))
+    for one, all_of_it in found[1:]:
+        np.testing.assert_array_equal(one, found[0][0])
+        np.testing.assert_array_equal(all_of_it, found[0][1])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_bits_are_the_same_numbers(dtype):
+    x = normal(dtype, 5, 7)
+    assert to_bits(x).dtype == stored_as(x.dtype)
+    np.testing.assert_array_equal(from_bits(to_bits(x)), x)
+
+
+@pytest.mark.parametrize("run", [by_row, all_rows, read_pages])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_no_program_converts_or_copies_the_pool(run, dtype):
+    rows = paged(dtype, [100, 300, 10])
+    q = normal(dtype, 3, 64 if run is read_pages else 1, N, H)
+    text = jax.jit(run).lower(q, *rows.stored, jnp.zeros(3, jnp.int32)).compile().as_text()
+    assert text is not None
+    kind = {"float32": "f32", "bfloat16": "u16"}[q.dtype.name]
+    wholes = [line for line in text.splitlines() if f"= {kind}[13,{K}," in line]
+    assert wholes
+    assert all("parameter(" in line or "get-tuple-element(" in line for line in wholes), wholes
+    for other in {"f32", "bf16", "u16"} - {kind}:
+        assert f"{other}[13,{K}," not in text
