@@ -104,8 +104,10 @@ class Engine:
             ValueError: See `submit`.
             UserError: See `submit`.
         """
+        events = self._events(request)
+        next(events)  # from here on, closing it cancels the request
         self.submit(request)
-        return self._events(request)
+        return events
 
     def gather(self, requests: Sequence[Request]) -> Generator[tuple[int, Any]]:
         """Submits requests, and yields their events with the number of each.
@@ -120,9 +122,11 @@ class Engine:
         for number, request in enumerate(requests):
             request.events = Tagged(inbox, number)
             self._check(request)
+        events = self._gathered(requests, inbox)
+        next(events)  # from here on, closing it cancels the requests
         for request in requests:
             self.submit(request)
-        return self._gathered(requests, inbox)
+        return events
 
     def run(self, function: Callable[[], _T]) -> _T:
         """Calls a function on the thread that launches device programs, and returns its result."""
@@ -156,6 +160,7 @@ class Engine:
 
     def _events(self, request: Request) -> Generator[Any]:
         try:
+            yield None
             while True:
                 event = request.events.get()
                 if isinstance(event, BaseException):
@@ -171,6 +176,7 @@ class Engine:
     ) -> Generator[tuple[int, Any]]:
         left = len(requests)
         try:
+            yield -1, None
             while left:
                 number, event = inbox.get()
                 if isinstance(event, BaseException):
@@ -226,11 +232,12 @@ class Engine:
             if self._is_closing:
                 for _, future in calls:
                     future.cancel()
-                for request in (*self._runner.requests, *arrived):
+                self._runner.fail(CancelledError())
+                for request in arrived:
                     request.events.put(CancelledError())
             if self._is_closing or (self._runner.is_idle and not arrived and not calls):
+                self._thread = None  # first: whatever is found wrong, a later request is answered
                 self._runner.check()
-                self._thread = None
                 return False
         for function, future in calls:
             try:
@@ -238,7 +245,10 @@ class Engine:
             except BaseException as error:
                 future.set_exception(error)
         for request in arrived:
-            self._runner.add(request)
+            try:
+                self._runner.add(request)
+            except ValueError as error:
+                request.events.put(error)
         return True
 
 

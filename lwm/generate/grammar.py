@@ -17,6 +17,9 @@ from jaxtyping import Array, Bool, Int
 from lwm.tokens import TokenSpace
 
 _NO_LIMIT = 1 << 30
+_Rows = Bool[Array | np.ndarray, " B"]
+_Numbers = Int[Array | np.ndarray, " B"]
+"""An entry per row: on a device, or on the host before the loop and after a burst."""
 
 
 @runtime_checkable
@@ -31,11 +34,11 @@ class Grammar(Protocol):
         """Returns the state of one row that writes any text."""
         ...
 
-    def in_vision(self, state: Any) -> Bool[Array, " B"]:
+    def in_vision(self, state: Any) -> _Rows:
         """Returns which rows write a vision id next; the others write a text id."""
         ...
 
-    def in_video(self, state: Any) -> Bool[Array, " B"]:
+    def in_video(self, state: Any) -> _Rows:
         """Returns which rows are in a frame after the first of a video."""
         ...
 
@@ -47,11 +50,11 @@ class Grammar(Protocol):
         """Returns the state after one more id of each row."""
         ...
 
-    def is_done(self, state: Any) -> Bool[Array, " B"]:
+    def is_done(self, state: Any) -> _Rows:
         """Returns which rows have ended."""
         ...
 
-    def is_complete(self, state: Any) -> Bool[Array, " B"]:
+    def is_complete(self, state: Any) -> _Rows:
         """Returns which rows have ended and have all that was asked for."""
         ...
 
@@ -102,21 +105,21 @@ PLAIN = FrameLimits(is_plain=True)
 class VisionState(NamedTuple):
     """Position of each row in the grammar, and its limits."""
 
-    recent: Int[Array, "B L"]
+    recent: Int[Array | np.ndarray, "B L"]
     """The last sampled ids, -1 before the first; a vision id is in no opening."""
-    place: Int[Array, " B"]
+    place: _Numbers
     """Codes written in this frame; -1 in text."""
-    frames: Int[Array, " B"]
+    frames: _Numbers
     """Whole frames written in this image or video."""
-    size: Int[Array, " B"]
+    size: _Numbers
     """Codes of a frame."""
-    left: Int[Array, " B"]
+    left: _Numbers
     """Ids that the row may still write."""
-    least: Int[Array, " B"]
-    most: Int[Array, " B"]
-    is_all: Bool[Array, " B"]
-    is_plain: Bool[Array, " B"]
-    is_done: Bool[Array, " B"]
+    least: _Numbers
+    most: _Numbers
+    is_all: _Rows
+    is_plain: _Rows
+    is_done: _Rows
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -177,11 +180,11 @@ class VisionGrammar:
         """Counts the ids of so many frames, the marker after each included."""
         return frames * (self.tokens_per_frame + 1)
 
-    def in_vision(self, state: VisionState) -> Bool[Array, " B"]:
+    def in_vision(self, state: VisionState) -> _Rows:
         """Returns which rows are between `<vision>` and the end of vision."""
         return state.place >= 0
 
-    def in_video(self, state: VisionState) -> Bool[Array, " B"]:
+    def in_video(self, state: VisionState) -> _Rows:
         """Returns which rows are in a frame after the first."""
         return self.in_vision(state) & (state.frames > 0)
 
@@ -215,11 +218,11 @@ class VisionGrammar:
             is_done=state.is_done | is_cut | (ended & (place < 0) & state.is_all),
         )
 
-    def is_done(self, state: VisionState) -> Bool[Array, " B"]:
+    def is_done(self, state: VisionState) -> _Rows:
         """Returns which rows have all their frames, or no room for one that they opened."""
         return state.is_done
 
-    def is_complete(self, state: VisionState) -> Bool[Array, " B"]:
+    def is_complete(self, state: VisionState) -> _Rows:
         """Returns which rows have all their frames."""
         return state.is_done & state.is_all
 
@@ -227,16 +230,16 @@ class VisionGrammar:
     def _longest(self) -> int:
         return max(map(len, self.opening), default=1)
 
-    def _markers(self, state: VisionState) -> tuple[Bool[Array, " B"], Bool[Array, " B"]]:
+    def _markers(self, state: VisionState) -> tuple[_Rows, _Rows]:
         """Returns which rows may write another frame after this one, and which may end."""
         done = state.frames + 1
         goes_on = (done < state.most) & (state.left - 1 >= state.size + 1)
         return goes_on, (done >= state.least) | ~goes_on
 
-    def _has_room(self, state: VisionState) -> Bool[Array, " B"]:
+    def _has_room(self, state: VisionState) -> _Rows:
         return state.left - 1 >= state.least * (state.size + 1)
 
-    def _is_opening(self, recent: Int[Array, "B L"]) -> Bool[Array, " B"]:
+    def _is_opening(self, recent: Int[Array, "B L"]) -> _Rows:
         found = jnp.zeros(recent.shape[0], bool)
         for run in self.opening:
             tail = recent[:, self._longest - len(run) :]

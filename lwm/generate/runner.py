@@ -62,13 +62,24 @@ class Runner:
         return self._scheduler.pages[0].per_device
 
     def add(self, request: Request) -> None:
-        """Puts a request in line."""
+        """Puts a request in line; one that asks for nothing has its answer at once."""
+        if not request.max_tokens and not request.work.wants_scores:
+            request.events.put(Finished("length", 0))
+            return
         self._scheduler.add(request)
         self.requests[request] = None
 
     def check(self) -> None:
-        """Checks that no page and no slot is lost; see `Scheduler.check`."""
-        self._scheduler.check()
+        """Checks that no page and no slot is lost, and starts anew if one is.
+
+        Raises:
+            AssertionError: See `Scheduler.check`.
+        """
+        try:
+            self._scheduler.check()
+        except AssertionError:
+            self._forget()
+            raise
 
     def fail(self, error: BaseException) -> None:
         """Sends an error to all requests, and starts anew: the pool may be lost."""

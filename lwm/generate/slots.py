@@ -171,5 +171,7 @@ def _put(slot: int):
 
 
 @partial(jax.jit, donate_argnames="seen")
-def _set_row(seen: Bool[Array, "B V"], row: int, values: Bool[Array, " V"]) -> Bool[Array, "B V"]:
+def _set_row(
+    seen: Bool[Array, "B V"], row: Int[Array, ""], values: Bool[Array, " V"]
+) -> Bool[Array, "B V"]:
     return seen.at[row].set(values)

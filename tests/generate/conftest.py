@@ -1,6 +1,7 @@
-"""A small model that draws, and the VQGAN of its codes."""
+"""Requests to an engine, a small model that draws, and the VQGAN of its codes."""
 
 import dataclasses
+from typing import Any
 
 import jax
 import numpy as np
@@ -8,12 +9,79 @@ import pytest
 import tokenizers
 
 from lwm.generate.language_model import LanguageModel
+from lwm.generate.requests import Request
+from lwm.generate.work import Finished, Reading, Scores, Work, Written
 from lwm.sharding import make_mesh
 from lwm.tokens import TokenSpace
 
 CODES, SIDE = 16, 16
 """Codes of the codebook, and pixels along a side."""
 OPENING = "<vision>"
+
+
+@dataclasses.dataclass
+class Found:
+    """Events of a request."""
+
+    ids: list[int] = dataclasses.field(default_factory=list)
+    logprobs: list[float] = dataclasses.field(default_factory=list)
+    scores: list[float] = dataclasses.field(default_factory=list)
+    last: Any = None
+    """`Finished`, or an exception."""
+
+    @property
+    def bits(self):
+        """Everything written, to be compared exactly."""
+        assert isinstance(self.last, Finished), self.last
+        return self.ids, self.logprobs, self.last.reason
+
+
+def _await(request):
+    """Collects the events of a request until the last."""
+    found = Found()
+    while found.last is None:
+        match request.events.get(timeout=300):
+            case Written(ids, logprobs):
+                found.ids += ids
+                found.logprobs += logprobs
+            case Scores(start, logprobs):
+                assert start == len(found.scores) + 1
+                found.scores += logprobs
+            case Reading():
+                pass
+            case last:
+                found.last = last
+    return found
+
+
+@pytest.fixture(scope="session")
+def ask():
+    """Sends requests to an engine together, and returns what comes of each."""
+
+    def send(engine, *requests):
+        for request in requests:
+            engine.submit(request)
+        return [_await(request) for request in requests]
+
+    return send
+
+
+@pytest.fixture(scope="session")
+def request_for():
+    """Makes a request of prompts and a plan; several prompts are a guided pair."""
+
+    def make(plan, *prompts, lane=1, wants_scores=False, read=None, **options):
+        how = {} if read is None else {"read": read}
+        return Request(
+            *map(tuple, prompts),
+            max_tokens=plan.max_tokens,
+            lane=lane,
+            reuse=not wants_scores,
+            work=Work(plan=plan, wants_scores=wants_scores, **how),
+            **options,
+        )
+
+    return make
 
 
 @pytest.fixture(scope="module")

@@ -1,11 +1,13 @@
 """Prompts read and continued: what is written is the same together, alone, again and later."""
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
 
 from lwm.errors import UserError
-from lwm.generate.engine import LONG, SHORT, Session, chunks
+from lwm.generate.engine import Engine
 from lwm.generate.plan import GenerationPlan
 from lwm.generate.sampling import (
     GREEDY,
@@ -16,219 +18,260 @@ from lwm.generate.sampling import (
     TopK,
     TopP,
 )
-from lwm.model.llama import Llama
 from lwm.sharding import make_mesh
 
-NONE = -7
-"""No id, but a stop: as many of them as there are elsewhere, so that nothing is compiled anew."""
+POOL = 10_240
+"""Tokens of every pool here, so that nothing is compiled twice."""
+LANES = 1, 4
+"""A batch of one slot has bits of its own."""
 
 
-def collect(bursts):
-    return np.concatenate([burst.ids for burst in bursts], axis=1)
-
-
-def prompts(*lengths):
-    rng = np.random.default_rng(0)
+def prompts(*lengths, seed=0):
+    rng = np.random.default_rng(seed)
     return [rng.integers(0, 256, length).tolist() for length in lengths]
 
 
-@pytest.mark.parametrize("length", [1, 63, 64, 65, 256, 257, 511, 512, 513, 5000])
-def test_chunks_hold_the_prompt_with_little_padding(length):
-    sizes = chunks(length)
-    assert set(sizes) <= {LONG, SHORT}
-    assert sizes == sorted(sizes)
-    assert length <= sum(sizes) < length + LONG // 2
+@pytest.fixture(scope="module")
+def model(tiny, kept):
+    """A model whose keys each serve two queries."""
+    with jax.set_mesh(make_mesh()):
+        yield kept(tiny(num_heads=4, num_kv_heads=2, max_context=2048))
+
+
+@pytest.fixture(scope="module")
+def start(model):
+    """Starts an engine that has read nothing."""
+    return lambda: Engine(model, jax.sharding.get_mesh(), pool_tokens=POOL)
+
+
+@pytest.fixture(scope="module")
+def engine(start):
+    return start()
+
+
+PLANS = [
+    GenerationPlan(max_tokens=20),
+    GenerationPlan(max_tokens=33, sampler=Sampler(), seed=7),
+    GenerationPlan(max_tokens=20, sampler=Sampler(rules=(Temperature(0.7), TopP(0.8))), seed=3),
+    GenerationPlan(
+        max_tokens=24,
+        sampler=Sampler(rules=(RepetitionPenalty(1.5), TopK(20), MinP(0.05))),
+        stop_ids=range(6),
+        seed=2**32 - 1,
+    ),
+]
+BEGINNING = prompts(520, seed=1)[0]
+MIXED = [
+    *prompts(3, 70, 256, 257, 300),
+    *(BEGINNING + rest for rest in prompts(1, 100, 600)),
+    BEGINNING,
+    [*BEGINNING[:512], 7],
+]
+"""Prompts of which some begin alike."""
 
 
 @pytest.mark.parametrize("mesh_text", ["1,1,1,1", "2,2,2,1"])
-def test_greedy_answers_are_those_of_the_original(fixtures, original, mesh_text):
+def test_greedy_answers_are_those_of_the_original(fixtures, original, ask, request_for, mesh_text):
     given = np.load(fixtures / "generation.npz")
-    mesh = make_mesh(mesh_text)
-    session = Session(original(mesh, stored="scan"), mesh, rows=3, slots=256)
     ids, mask = given["text.input_ids"], given["text.attention_mask"]
-    session.read([row[seen > 0].tolist() for row, seen in zip(ids, mask, strict=True)])
-    written = collect(session.generate(GenerationPlan(max_tokens=32, stop_ids=[2])))
-    wanted = given["text.greedy.sequences"][:, ids.shape[1] :]
-    np.testing.assert_array_equal(np.where(written < 0, 0, written), wanted)
+    runs = [row[seen > 0].tolist() for row, seen in zip(ids, mask, strict=True)]
+    with jax.set_mesh(mesh := make_mesh(mesh_text)):
+        engine = Engine(original(mesh, stored="scan"), mesh, pool_tokens=1024)
+        plan = GenerationPlan(max_tokens=32, stop_ids=[2])
+        found = ask(engine, *(request_for(plan, run, lane=4) for run in runs))
+    wanted = given["text.greedy.sequences"][:, ids.shape[1] :].tolist()
+    assert [each.ids + [0] * (32 - len(each.ids)) for each in found] == wanted
 
 
-def test_unequal_prompts_together_are_as_alone(mesh, tiny, kept):
-    model = kept(tiny(num_heads=16))
-    given = prompts(3, 70, 20)
-    together = Session(model, mesh, rows=3, slots=256)
-    together.read(given)
-    written = collect(together.generate(GenerationPlan(max_tokens=20)))
-    for row, prompt in enumerate(given):
-        alone = Session(model, mesh, slots=256)
-        alone.read([prompt])
-        np.testing.assert_array_equal(
-            written[row], collect(alone.generate(GenerationPlan(max_tokens=20)))[0]
-        )
+@pytest.mark.parametrize("lane", LANES)
+def test_an_answer_has_the_same_bits_in_any_company_and_order(start, ask, request_for, lane):
+    """Whether or not what it begins with was read before; also when pages are scarce."""
+    rng = np.random.default_rng(2)
+
+    def requests():
+        return [
+            request_for(PLANS[number % len(PLANS)], prompt, lane=lane)
+            for number, prompt in enumerate(MIXED)
+        ]
+
+    alone = [ask(start(), request)[0].bits for request in requests()]
+    one_by_one = start()
+    assert [ask(one_by_one, request)[0].bits for request in requests()] == alone
+    engine = start()
+    for _ in range(2):
+        order = rng.permutation(len(MIXED))
+        all_of_them = requests()
+        found = ask(engine, *(all_of_them[number] for number in order))
+        assert [each.bits for each in found] == [alone[number] for number in order]
+    read = sum(request.num_read for request in all_of_them)
+    assert read < sum(map(len, MIXED)) / 2, "the second time, chunks are there"
 
 
-def test_sampling_depends_on_the_seed_and_not_on_the_batch(mesh, tiny, kept):
-    model = kept(tiny(num_heads=16))
-
-    def sample(given, seed):
-        session = Session(model, mesh, rows=len(given), slots=256)
-        session.read(given)
-        return collect(
-            session.generate(GenerationPlan(max_tokens=24, sampler=Sampler(), seed=seed))
-        )
-
-    given = prompts(5, 9, 14)
-    first = sample(given, 1)
-    np.testing.assert_array_equal(first, sample(given, 1))
-    np.testing.assert_array_equal(first[1:2], sample(given[1:2], 1))
-    assert (first != sample(given, 2)).any()
-
-
-def test_generation_goes_on_where_it_was_left(mesh, tiny, kept):
-    model = kept(tiny(num_heads=16))
-    session = Session(model, mesh, slots=256)
-    session.read(prompts(30))
-    whole = collect(session.generate(GenerationPlan(max_tokens=30)))
-    other = Session(model, mesh, slots=256)
-    other.read(prompts(30))
-    pieces = [collect(other.generate(GenerationPlan(max_tokens=n))) for n in (5, 20, 5)]
-    np.testing.assert_array_equal(whole, np.concatenate(pieces, axis=1))
-
-
-def test_a_stop_id_ends_its_row_only(mesh, tiny, kept):
-    session = Session(kept(tiny(num_heads=16)), mesh, rows=3, slots=256)
-    session.read(prompts(10, 12, 5))
-    free = collect(session.generate(GenerationPlan(max_tokens=20, stop_ids=[NONE])))
-    stop = int(free[0, 3])
-    session.rewind(0)
-    session.read(prompts(10, 12, 5))
-    stopped = collect(session.generate(GenerationPlan(max_tokens=20, stop_ids=[stop])))
-    end = list(free[0]).index(stop)
-    np.testing.assert_array_equal(stopped[0, : end + 1], free[0, : end + 1])
-    assert (stopped[0, end + 1 :] == -1).all()
-    assert stop not in free[1:]
-    np.testing.assert_array_equal(stopped[1:], free[1:])
-
-
-def test_a_row_that_had_ended_goes_on_from_where_it_did(mesh, tiny, kept):
-    model, given = kept(tiny(num_heads=16)), prompts(10, 12, 5)
-    session = Session(model, mesh, rows=3, slots=256)
-    session.read(given)
-    free = collect(session.generate(GenerationPlan(max_tokens=20, stop_ids=[NONE])))
-    stop = int(free[0, 2])
-    end = list(free[0]).index(stop) + 1
-    session.rewind(0)
-    session.read(given)
-    collect(session.generate(GenerationPlan(max_tokens=8, stop_ids=[stop])))
-    np.testing.assert_array_equal(
-        collect(session.generate(GenerationPlan(max_tokens=8, stop_ids=[NONE])))[0],
-        free[0, end : end + 8],
+def test_bits_are_those_of_the_lane_and_lanes_share_what_was_read(engine, ask, request_for):
+    one, two = (
+        [request_for(PLANS[1], prompt, lane=lane) for prompt in MIXED[-4:]] for lane in LANES
     )
+    found = ask(engine, *(request for pair in zip(one, two, strict=True) for request in pair))
+    for narrow, wide in zip(found[::2], found[1::2], strict=True):
+        assert narrow.ids == wide.ids
+        np.testing.assert_allclose(narrow.logprobs, wide.logprobs, atol=1e-4)
+    assert sum(request.num_read for request in (*one, *two)) < sum(map(len, MIXED[-4:]))
 
 
-def test_rewinding_and_reading_again_is_as_reading_once(mesh, tiny, kept):
-    model, (start, wrong, right) = kept(tiny(num_heads=16)), prompts(40, 25, 33)
-    session = Session(model, mesh, slots=256)
-    session.read([start])
-    session.read([wrong])
-    session.rewind(SHORT)
-    session.read([right])
-    other = Session(model, mesh, slots=256)
-    other.read([start + right])
-    np.testing.assert_array_equal(
-        collect(session.generate(GenerationPlan(max_tokens=16))),
-        collect(other.generate(GenerationPlan(max_tokens=16))),
-    )
+def test_bits_do_not_change_when_the_pool_grows(model, start, ask, request_for):
+    long = request_for(dataclasses.replace(PLANS[1], max_tokens=1000), BEGINNING[:20])
+    (wanted,) = ask(start(), long)
+    growing = Engine(model, jax.sharding.get_mesh())
+    again = request_for(long.work.plan, BEGINNING[:20])
+    growing.submit(again)
+    before = growing.pool_tokens
+    ask(growing, request_for(PLANS[0], BEGINNING, lane=4))
+    assert growing.pool_tokens > before
+    ids = []
+    while not hasattr(event := again.events.get(timeout=60), "reason"):
+        ids += getattr(event, "ids", [])
+    assert ids == wanted.ids
 
 
-def test_reading_can_be_stopped_between_chunks(mesh, tiny, kept):
-    session = Session(kept(tiny(num_heads=16)), mesh, slots=512)
-    seen = []
-
-    def stop(done, total):
-        seen.append((done, total))
-        if done >= 64:
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        session.read(prompts(200), progress=stop)
-    assert seen == [(8, 200), (72, 200)]
-    assert session.length == 2 * SHORT
-    session.rewind(0)
-    session.read(prompts(200))
+def test_sampling_depends_on_the_seed(engine, ask, request_for):
+    (given,) = prompts(14)
+    plans = [GenerationPlan(max_tokens=24, sampler=Sampler(), seed=seed) for seed in (4, 9, 4)]
+    found = ask(engine, *(request_for(plan, given, lane=4) for plan in plans))
+    assert found[0].bits == found[2].bits
+    assert found[0].ids != found[1].ids
 
 
-def test_what_cannot_be_done_is_refused(mesh, tiny, kept):
-    model = kept(tiny(num_heads=16))
-    session = Session(model, mesh, slots=256)
-    with pytest.raises(ValueError, match="read a prompt first"):
-        next(session.generate(GenerationPlan(max_tokens=1)))
-    with pytest.raises(ValueError, match="at least one id"):
-        session.read([[]])
-    session.read(prompts(100))
-    with pytest.raises(ValueError, match="400 more slots do not fit: 128 of 512"):
-        next(session.generate(GenerationPlan(max_tokens=400)))
-    with pytest.raises(ValueError, match="129 slots cannot be kept: 128 are in use"):
-        session.rewind(129)
-    session.reserve(700)
-    assert collect(session.generate(GenerationPlan(max_tokens=400))).shape == (1, 400)
+def test_an_answer_that_is_read_goes_on_as_it_went_on(engine, ask, request_for):
+    """Also after its end, which another request did not stop at."""
+    (given,) = prompts(30)
+    plan = GenerationPlan(max_tokens=60)
+    whole = ask(engine, request_for(plan, given))[0].ids
+    for count in (1, 5, 34):
+        rest = GenerationPlan(max_tokens=60 - count)
+        assert ask(engine, request_for(rest, given + whole[:count]))[0].ids == whole[count:]
+    stop = dataclasses.replace(plan, stop_ids=[whole[2]])
+    ended = ask(engine, request_for(stop, given))[0].ids
+    assert ended == whole[: whole.index(whole[2]) + 1]
+    rest = GenerationPlan(max_tokens=8)
+    found = ask(engine, request_for(rest, given + ended))[0].ids
+    assert found == whole[len(ended) :][:8]
+
+
+def test_a_stop_id_ends_its_row_only(engine, ask, request_for):
+    given = prompts(10, 12, 5)
+    plan = GenerationPlan(max_tokens=20)
+    free = ask(engine, *(request_for(plan, each, lane=4) for each in given))
+    stop = free[0].ids[3]
+    plan = GenerationPlan(max_tokens=20, stop_ids=[stop])
+    found = ask(engine, *(request_for(plan, each, lane=4) for each in given))
+    assert found[0].ids == free[0].ids[: free[0].ids.index(stop) + 1]
+    assert found[0].last.reason == "stop"
+    for each, other in zip(found[1:], free[1:], strict=True):
+        assert stop not in other.ids
+        assert each.bits == other.bits
+        assert each.last.reason == "length"
+
+
+def test_a_prompt_that_parts_from_another_is_as_read_alone(engine, start, ask, request_for):
+    beginning, wrong, right = prompts(530, 600, 250, seed=5)
+    plan = GenerationPlan(max_tokens=16)
+    ask(engine, request_for(plan, beginning + wrong))
+    request = request_for(plan, beginning + right)
+    (found,) = ask(engine, request)
+    assert request.num_shared == found.last.num_cached == 512
+    (cold,) = ask(start(), request_for(plan, beginning + right))
+    assert found.bits == cold.bits
+    assert cold.last.num_cached == 0
+
+
+def test_prompts_that_are_the_same_are_read_once(start, ask, request_for):
+    (given,) = prompts(580)
+    plans = [GenerationPlan(max_tokens=12, sampler=Sampler(), seed=seed) for seed in range(4)]
+    requests = [request_for(plan, given, lane=4) for plan in plans]
+    engine = start()
+    found = ask(engine, *requests)
+    assert sum(request.num_read for request in requests) == len(given) - 1
+    for plan, each in zip(plans, found, strict=True):
+        assert ask(start(), request_for(plan, given, lane=4))[0].bits == each.bits
+
+
+def test_taking_the_likeliest_of_one_is_greedy(engine, ask, request_for):
+    (given,) = prompts(10)
+    greedy = GenerationPlan(max_tokens=20)
+    top1 = dataclasses.replace(greedy, sampler=Sampler(rules=(TopK(1),)), seed=5)
+    one, other = ask(engine, *(request_for(plan, given, lane=4) for plan in (greedy, top1)))
+    assert one.bits == other.bits
+
+
+def test_each_row_has_its_own_rules(engine, ask, request_for):
+    (given,) = prompts(6)
+    samplers = [GREEDY, *(plan.sampler for plan in PLANS[2:])]
+    plans = [GenerationPlan(max_tokens=16, sampler=each, seed=4) for each in samplers]
+    together = ask(engine, *(request_for(plan, given, lane=4) for plan in plans))
+    for plan, found in zip(plans, together, strict=True):
+        same = ask(engine, *(request_for(plan, given, lane=4) for _ in range(3)))
+        assert [each.bits for each in same] == [found.bits] * 3
+    assert len({tuple(each.ids) for each in together}) == 3
+
+
+def test_requests_that_cannot_be_are_refused(model, engine, request_for):
+    plan = GenerationPlan(max_tokens=49)
+    with pytest.raises(ValueError, match="a prompt at least one id"):
+        request_for(plan, [])
+    with pytest.raises(ValueError, match="2000 ids and 49 more do not fit in 2048"):
+        engine.submit(request_for(plan, [1] * 2000))
+    with pytest.raises(ValueError, match="2 rows do not fit in 1 slots"):
+        engine.submit(request_for(plan, [1], [2]))
+    with pytest.raises(ValueError, match="at most 8 stop ids"):
+        engine.submit(request_for(GenerationPlan(max_tokens=1, stop_ids=range(9)), [1]))
     with pytest.raises(UserError, match="the mesh has sp 2"):
-        Session(model, make_mesh("sp=2"), slots=256)
+        Engine(model, make_mesh("sp=2"))
+    small = Engine(model, jax.sharding.get_mesh(), pool_tokens=300)
+    with pytest.raises(UserError, match=r"cache of 768 tokens, but the pool has 512") as error:
+        small.submit(request_for(plan, [1] * 500))
+    assert "\n" not in str(error.value)
+    engine.submit(twice := request_for(plan, [1]))
+    with pytest.raises(ValueError, match="a request is added once"):
+        list(engine.stream(twice))
 
 
-def test_taking_the_likeliest_of_one_is_greedy(mesh, tiny, kept):
-    session = Session(kept(tiny(num_heads=16)), mesh, rows=3, slots=256)
-    session.read(prompts(10, 12, 5))
-    greedy = collect(session.generate(GenerationPlan(max_tokens=20)))
-    session.rewind(0)
-    session.read(prompts(10, 12, 5))
-    plan = GenerationPlan(max_tokens=20, sampler=Sampler(rules=(TopK(1),)), seed=5)
-    top1 = collect(session.generate(plan))
-    np.testing.assert_array_equal(top1, greedy)
+def test_rows_wait_for_pages_and_are_answered(model, engine, ask, request_for):
+    """Four rows of two pages each, in a pool of three."""
+    plan, given = GenerationPlan(max_tokens=40), prompts(300, 310, 320, 330)
+    small = Engine(model, jax.sharding.get_mesh(), pool_tokens=768)
+    found = ask(small, *(request_for(plan, each, lane=4) for each in given))
+    wanted = ask(engine, *(request_for(plan, each, lane=4) for each in given))
+    assert [each.bits for each in found] == [each.bits for each in wanted]
 
 
-def test_each_row_has_its_own_seed(mesh, tiny, kept):
-    model, given = kept(tiny(num_heads=16)), prompts(6)
+def test_log_probabilities_of_a_prompt_come_with_no_other_bits(engine, ask, request_for):
+    plan = GenerationPlan(max_tokens=8)
+    wanted = ask(engine, *(request_for(plan, prompt) for prompt in MIXED))
+    for _ in range(2):
+        requests = [request_for(plan, prompt, wants_scores=True) for prompt in MIXED]
+        found = ask(engine, *requests)
+        assert [each.bits for each in found] == [each.bits for each in wanted]
+        assert [len(each.scores) for each in found] == [len(prompt) - 1 for prompt in MIXED]
+        assert not any(request.num_shared for request in requests)
+    again = [request_for(plan, prompt, wants_scores=True) for prompt in reversed(MIXED)]
+    assert [each.scores for each in ask(engine, *again)] == [each.scores for each in found[::-1]]
+    nothing = GenerationPlan(max_tokens=0)
+    (alone,) = ask(engine, request_for(nothing, MIXED[5], wants_scores=True))
+    assert (alone.ids, alone.scores, alone.last.reason) == ([], found[5].scores, "length")
 
-    def sample(rows, seed):
-        session = Session(model, mesh, rows=rows, slots=256)
-        session.read(given * rows)
-        return collect(
-            session.generate(GenerationPlan(max_tokens=16, sampler=Sampler(), seed=seed))
-        )
 
-    several = sample(3, [4, 9, 4])
-    np.testing.assert_array_equal(several[0], several[2])
-    np.testing.assert_array_equal(several[:2], np.concatenate([sample(1, 4), sample(1, 9)]))
-    assert (several[0] != several[1]).any()
-
-
-def test_each_row_has_its_own_rules(mesh, tiny, kept):
-    model, given = kept(tiny(num_heads=16)), prompts(6)
-    samplers = [
-        GREEDY,
-        Sampler(rules=(Temperature(0.7), TopP(0.8))),
-        Sampler(rules=(RepetitionPenalty(1.5), TopK(20), MinP(0.05))),
+def test_prompts_as_long_as_the_context_are_answered_in_company(engine, ask, request_for):
+    context, company = 2048, prompts(40, 600)
+    long = prompts(context, seed=3)[0]
+    plan = GenerationPlan(max_tokens=20)
+    wanted = ask(engine, *(request_for(plan, each, lane=4) for each in company))
+    requests = [
+        request_for(GenerationPlan(max_tokens=left), long[: context - left], lane=4)
+        for left in (0, 1, 2)
     ]
-
-    def sample(*samplers):
-        session = Session(model, mesh, rows=3, slots=256)
-        session.read(given * 3)
-        return collect(session.generate(GenerationPlan(max_tokens=16, sampler=samplers, seed=4)))
-
-    together = sample(*samplers)
-    for row, each in enumerate(samplers):
-        np.testing.assert_array_equal(together[row], sample(each, each, each)[0])
-    assert len({tuple(row) for row in together.tolist()}) == 3
-
-
-def test_logprobs_are_those_of_the_forward_pass(mesh, tiny, kept, place):
-    model, given = kept(tiny(num_heads=16)), prompts(12)
-    session = Session(model, mesh, slots=256)
-    session.read(given)
-    bursts = list(session.generate(GenerationPlan(max_tokens=20, sampler=Sampler(), seed=3)))
-    ids = np.concatenate([burst.ids for burst in bursts], axis=1)
-    logprobs = np.concatenate([burst.logprobs for burst in bursts], axis=1)
-    whole = np.concatenate([given, ids], axis=1)
-    chances = jax.nn.log_softmax(jax.jit(Llama.__call__)(model, *place(mesh, whole)))[:, 11:-1]
-    wanted = np.take_along_axis(np.asarray(chances), ids[..., None], axis=-1)[..., 0]
-    np.testing.assert_allclose(logprobs, wanted, atol=1e-4)
+    found = ask(engine, *requests, *(request_for(plan, each, lane=4) for each in company))
+    assert [len(each.ids) for each in found[:3]] == [0, 1, 2]
+    assert {each.last.reason for each in found[:3]} == {"length"}
+    assert [each.bits for each in found[3:]] == [each.bits for each in wanted]
+    with pytest.raises(ValueError, match="do not fit in 2048"):
+        engine.submit(request_for(GenerationPlan(max_tokens=1), long))
