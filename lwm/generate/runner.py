@@ -12,19 +12,17 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
 
 from lwm.errors import UserError
-from lwm.generate.decoding import BURST, score
+from lwm.generate.decoding import score
 from lwm.generate.grammar import Grammar
+from lwm.generate.pace import Pace
 from lwm.generate.pages import LONG
 from lwm.generate.requests import Request
-from lwm.generate.scheduler import Copy, Read, Scheduler
+from lwm.generate.scheduler import Copy, Read, Scheduler, Step
 from lwm.generate.slots import Slots
 from lwm.generate.work import Finished, FinishReason, Reading, Scores, Written
 from lwm.model.llama import Llama
 from lwm.model.pool import PAGE, PagePool, Place, copy_pages, table_width
 from lwm.sharding import BATCH, DEVICES, ROW, ROWS, TOKENS
-
-_BURST_SECONDS = 0.1
-"""Time after which ids are handed out, and rows come and go."""
 
 
 class Runner:
@@ -92,8 +90,8 @@ class Runner:
         step = self._scheduler.plan()
         for request in step.ended:
             self._end(request, CancelledError())
-        if step.wants:
-            self._grow(step.wants)
+        if step.short:
+            self._grow(step)
         for copy in step.copies:
             self._copy(copy)
         for request in step.started:
@@ -102,29 +100,36 @@ class Runner:
         for width in step.lanes:
             self._write(width)
 
-    def _grow(self, wants: int) -> None:
-        """Enlarges the pool for the next in line, to an ample size if memory allows.
+    def _grow(self, step: Step) -> None:
+        """Enlarges the pool for the first in line, to an ample size if memory allows.
 
-        Raises:
-            UserError: It cannot grow, and no row runs that could give back pages.
+        If it does not, they wait for rows that run to give back pages; if there are none, they end.
         """
-        least = self.per_device + wants
+        least = self.per_device + step.wants
+        running = bool(self._scheduler.running)
         if self._most is not None:
             sizes = [self._most] if self.per_device < self._most else []
         else:
             ample = _ample(least)
             reserved = [self.least >> half for half in range(8)]
             sizes = [*(size for size in reserved if size > ample), ample, least]
+        if running and least >= self._refused:
+            return
         for size in sizes:
             try:
                 self._require_memory((size - 1) * PAGE, self.pool)
-            except UserError:
-                if size == sizes[-1] and not self._scheduler.running:
-                    raise
+            except UserError as error:
+                refusal = error
             else:
                 self.pool = None if self.pool is None else self.pool.enlarged(size)
                 self._scheduler.enlarge(size)
                 return
+        if running:
+            self._refused = least
+        elif sizes:
+            for request in step.short:
+                request.is_cancelled = True  # leaves its line with the next step
+                request.events.put(refusal)
 
     def _read(self, reads: Sequence[Read]) -> None:
         """Launches chunks, and waits for those launched before, so that only one is in flight."""
@@ -195,12 +200,11 @@ class Runner:
             return
         # The first id of an answer is handed out alone.
         is_first = any(slots.count(request.rows[0].slot) == 0 for request in rows)
-        steps = 1 if is_first else self._steps[width]
+        steps = 1 if is_first else self._paces[width].steps()
         begun = time.perf_counter()
         pool, self.pool = self._filled(), None
         self.pool, ids, logprobs = slots.decode(pool, steps)
-        pace = (time.perf_counter() - begun) / max(1, ids.shape[1])
-        self._steps[width] = min(BURST, max(1, int(_BURST_SECONDS / pace)))
+        self._paces[width].note(ids.shape[1], time.perf_counter() - begun)
         for request in rows:
             slot = request.rows[0].slot
             count = int(np.sum(ids[slot] >= 0))
@@ -229,6 +233,7 @@ class Runner:
             for row in request.rows:
                 self._lanes[request.lane].empty(row.slot)
         self._scheduler.finish(request)
+        self._refused = math.inf
         self.requests.pop(request, None)
         request.events.put(last)
 
@@ -242,8 +247,9 @@ class Runner:
         """Requests that wait or run."""
         self._lanes: dict[int, Slots] = {}
         self._seated: dict[int, dict[Request, None]] = {}
-        self._steps: dict[int, int] = {}
+        self._paces: dict[int, Pace] = {}
         self._in_flight: Any = ()
+        self._refused = math.inf  # size for which there was no memory, since a request ended
 
     def _filled(self) -> PagePool:
         """Returns the pool, allocated at its first use."""
@@ -261,7 +267,7 @@ class Runner:
                 grammar=self.grammar,
                 stop_places=self._stop_places,
             )
-            self._seated[width], self._steps[width] = {}, 1
+            self._seated[width], self._paces[width] = {}, Pace()
         return self._lanes[width]
 
     def _put(self, whole: np.ndarray, spec: P) -> jax.Array:

@@ -47,8 +47,10 @@ class Step(NamedTuple):
     """At most one per group."""
     lanes: tuple[int, ...]
     """Widths of the lanes in which rows decode."""
+    short: tuple[Request, ...]
+    """First in their lines, with free slots, but not with enough pages."""
     wants: int
-    """Pages that each device lacks for a request that has free slots; 0 if none waits for pages."""
+    """Pages that each device lacks for all of these; 0 if there are none."""
 
 
 class _Group:
@@ -121,7 +123,7 @@ class Scheduler:
         """Drops cancelled requests, admits others, and returns what to do next."""
         ended = self._drop_cancelled()
         self._bind()  # first, since it frees pages
-        admitted, wants = self._admit()
+        admitted, short, wants = self._admit()
         copies = [copy for group in self._groups for copy in self._copy_tails(group)]
         started = [
             request
@@ -136,6 +138,7 @@ class Scheduler:
             started=tuple(started),
             reads=tuple(read for group in self._groups for read in self._next_read(group)),
             lanes=tuple(sorted({each.lane for each, started in self._running.items() if started})),
+            short=short,
             wants=wants,
         )
 
@@ -212,10 +215,10 @@ class Scheduler:
             self._admissions.forget(client)
             self._reading.forget(client)
 
-    def _admit(self) -> tuple[list[Row], int]:
-        """Admits the first in each line until one does not fit, and returns the pages it lacks."""
-        admitted, wants = [], 0
-        blocked: dict[int, Request | None] = {}  # width to the first in line if it lacks pages
+    def _admit(self) -> tuple[list[Row], list[Request], int]:
+        """Admits the first in each line until one does not fit; returns those that lack pages."""
+        admitted, short, wants = [], [], 0
+        blocked: set[int] = set()
         while True:
             heads = [
                 lane.place(head)
@@ -223,20 +226,21 @@ class Scheduler:
                 if width not in blocked and (head := lane.head()) is not None
             ]
             if not heads:
-                return admitted, wants
+                return admitted, short, wants
             *_, request = min(heads)
-            group, short = self._find_room(request)
+            group, lacks = self._find_room(request)
             if group is None:
-                blocked[request.lane] = request if short else None
-                wants = max(wants, short)
-                if short and request.passed >= PATIENCE:
-                    return admitted, wants
+                blocked.add(request.lane)
+                if lacks:
+                    short.append(request)
+                    wants = max(wants, lacks)
+                    if request.passed >= PATIENCE:
+                        return admitted, short, wants
                 continue
             self._lanes[request.lane].pop()
             admitted += self._seat(request, group)
-            for other in blocked.values():
-                if other is not None:
-                    other.passed += 1
+            for other in short:
+                other.passed += 1
 
     def _find_room(self, request: Request) -> tuple[_Group | None, int]:
         """Returns a group with slots and pages, or None and the pages it lacks that has slots.
