@@ -86,12 +86,15 @@ class LwmTensors(LazyArrays):
         return out
 
     def _read_stored(self, name: str, out: np.ndarray) -> None:
-        place = self._places[name]
+        place, path = self._places[name], self._file.path
+
+        def check(part: np.ndarray) -> None:
+            require_finite(part, name, path)
+
         if place.axis is None:
-            self._file.read(place.name, out)
+            self._file.read(place.name, out, check)
         else:
-            self._file.read_slice(place.name, place.layer, axis=place.axis, out=out)
-        require_finite(out, name, self._file.path)
+            self._file.read_slice(place.name, place.layer, axis=place.axis, out=out, check=check)
 
 
 def open_lwm(

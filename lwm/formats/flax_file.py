@@ -8,8 +8,9 @@ tensors that are missing.
 """
 
 import math
+import mmap
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from io import RawIOBase
 from pathlib import Path
@@ -37,6 +38,11 @@ _MAX_DIMS = 8
 
 _SMALL = 1 << 24
 """Arrays up to this many bytes are read whole for a slice, in place of many small reads."""
+_PART = 1 << 18
+"""Elements that are read at once; they are then still in a processor's cache for the check."""
+
+Check = Callable[[np.ndarray], None]
+"""Called with each part of an array, flat, just after it was read."""
 
 
 @dataclass(frozen=True)
@@ -75,28 +81,40 @@ class FlaxFile:
         room = host_memory()
         self._is_kept = room is None or 2 * path.stat().st_size < room
 
-    def read(self, name: str, out: np.ndarray) -> None:
+    def read(self, name: str, out: np.ndarray, check: Check) -> None:
         """Reads an array into `out`, which has its shape and type and contiguous rows."""
         stored = self.arrays[name]
         rows = [out.reshape(-1)] if out.flags.c_contiguous else out
         with self.path.open("rb", buffering=0) as file:
             for number, row in enumerate(rows):
-                self._fill(file, stored, number * row.size, row)
+                self._fill(file, stored, number * row.size, row, check)
 
-    def read_slice(self, name: str, index: int, *, axis: int, out: np.ndarray) -> None:
+    def read_slice(
+        self, name: str, index: int, *, axis: int, out: np.ndarray, check: Check
+    ) -> None:
         """Reads `array.take(index, axis)` into `out`; of large arrays, only those bytes."""
         stored = self.arrays[name]
         runs = math.prod(stored.shape[:axis])
         if runs > 1 and stored.num_bytes <= _SMALL:
             whole = np.empty(stored.shape, stored.dtype)
-            self.read(name, whole)
+            self.read(name, whole, lambda part: None)
             out[...] = whole.take(index, axis)
+            check(out.reshape(-1))
             return
         with self.path.open("rb", buffering=0) as file:
-            for run, part in enumerate(out.reshape(runs, -1)):
-                self._fill(file, stored, (run * stored.shape[axis] + index) * part.size, part)
+            for run, row in enumerate(out.reshape(runs, -1)):
+                start = (run * stored.shape[axis] + index) * row.size
+                self._fill(file, stored, start, row, check)
 
-    def _fill(self, file: RawIOBase, stored: StoredArray, start: int, out: np.ndarray) -> None:
+    def _fill(
+        self, file: RawIOBase, stored: StoredArray, start: int, out: np.ndarray, check: Check
+    ) -> None:
+        for first in range(0, out.size, _PART):
+            part = out[first : first + _PART]
+            self._fill_part(file, stored, start + first, part)
+            check(part)
+
+    def _fill_part(self, file: RawIOBase, stored: StoredArray, start: int, out: np.ndarray) -> None:
         """Reads elements of the flattened array from `start` on."""
         into = out.view(np.uint8).data
         at = start * stored.dtype.itemsize
@@ -122,6 +140,8 @@ def _read_whole(file: RawIOBase, into: memoryview, path: Path) -> None:
 
 def _forget(file: RawIOBase, start: int, length: int) -> None:
     """Drops bytes that were read from the page cache, before memory runs short."""
+    begun = start % mmap.PAGESIZE  # only whole pages are dropped
+    start, length = start - begun, length + begun
     if hasattr(os, "posix_fadvise"):
         os.posix_fadvise(file.fileno(), start, length, os.POSIX_FADV_DONTNEED)
 

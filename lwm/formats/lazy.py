@@ -14,8 +14,8 @@ _INFINITY = {
     np.dtype(np.float32): 0x7F80_0000,
 }
 """Bits of infinity; those of NaN are above, and those of all numbers below."""
-_BLOCK = 1 << 17
-"""Elements whose bits stay in a processor's cache."""
+_BLOCK = 1 << 18
+"""Elements whose bits stay in a processor's cache from one pass to the next."""
 
 
 class LazyArrays(Mapping):  # without parameters: run-time type checks would read values
