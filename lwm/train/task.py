@@ -137,6 +137,7 @@ def open_task(
         UserError: A file is missing, or sizes do not fit together.
     """
     require_batch(mesh, rows=config.data.rows, length=config.data.packing.length)
+    _require_model(config)
     files = None if config.init is None else open_model_files(config.init, given=config)
     tokenizer = _tokenizer(config, files, folder, resumed=resumed)
     vqgan = None if config.data.vqgan is None else read_vqgan(config.data.vqgan)
@@ -208,6 +209,27 @@ def _keep_tokenizer(
     write_bytes(place / "generation_config.json", to_text(values).encode())
 
 
+def _require_model(config: Run) -> None:
+    """Refuses wrong settings of the model, before a tokenizer for it is trained.
+
+    Raises:
+        UserError: The run names no model, or two, or rows are longer than its context.
+    """
+    if config.init is None:
+        if config.model is None:
+            raise UserError(
+                "the run has no model; give its shape, or init to start from another model"
+            )
+        if config.config is not None or config.codes is not None:
+            raise UserError("--config and --codes are of a model to start from; give --init, too")
+    length = config.data.packing.length
+    if config.context is not None and length > config.context:
+        raise UserError(
+            f"rows of {length} tokens exceed --context {config.context}; give at least {length}, "
+            "or shorter rows with --data.packing.length"
+        )
+
+
 def _tokenizer(config: Run, files: ModelFiles | None, folder: Path, *, resumed: bool) -> Tokenizer:
     data = config.data
     if files is not None:
@@ -240,7 +262,7 @@ def _model_config(
     """Returns the shape of the model to train, with its token space.
 
     Raises:
-        UserError: The run names no model, or two, or sizes do not fit together.
+        UserError: Sizes do not fit together.
     """
     codes = config.data.codes
     if vqgan is not None:
@@ -255,21 +277,13 @@ def _model_config(
     if files is not None:
         model = files.training_config(codes=codes)
         _require_shape_of(model, config)
-    elif config.model is None:
-        raise UserError("the run has no model; give its shape, or init to start from another model")
-    elif config.config is not None or config.codes is not None:
-        raise UserError("--config and --codes are of a model to start from; give --init, too")
     else:
+        assert config.model is not None  # see `_require_model`
         tokens = TokenSpace.of(tokenizer.vocab_size, codes)
         model = config.applied(dataclasses.replace(config.model, tokens=tokens))
     length = config.data.packing.length
     if length <= model.max_context:
         return model
-    if config.context is not None:
-        raise UserError(
-            f"rows of {length} tokens exceed --context {config.context}; give at least {length}, "
-            "or shorter rows with --data.packing.length"
-        )
     warn(
         f"rows of {length} tokens exceed the model's context of {model.max_context}; RoPE's theta "
         f"stays {model.rope.theta:g}: --theta and --context change both"
