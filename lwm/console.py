@@ -2,7 +2,7 @@
 
 import contextlib
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,9 @@ from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
     Progress as Bar,
+    ProgressColumn,
     SpinnerColumn,
+    Task,
     TextColumn,
     TimeElapsedColumn,
 )
@@ -26,10 +28,17 @@ _STOPPING = "lwm: stopping after this step; Ctrl-C again stops at once"
 
 
 @contextlib.contextmanager
-def waiting(label: str, unit: str = "", *, console: Console | None = None) -> Iterator[Progress]:
+def waiting(
+    label: str,
+    unit: str = "",
+    *,
+    console: Console | None = None,
+    note: Callable[[], str] = str,
+) -> Iterator[Progress]:
     """Shows a progress bar until the block ends; yields the callback that updates it.
 
-    Output printed meanwhile stands above the bar only if the same console prints it.
+    Output printed meanwhile stands above the bar only if the same console prints it. `note`
+    returns a text beside the bar.
     """
     console = console or Console(stderr=True)
     columns = (
@@ -39,10 +48,20 @@ def waiting(label: str, unit: str = "", *, console: Console | None = None) -> It
         MofNCompleteColumn(),
         TextColumn(unit, markup=False),
         TimeElapsedColumn(),
+        _Note(note),
     )
     with Bar(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task(printable(label), total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+class _Note(ProgressColumn):
+    def __init__(self, note: Callable[[], str]):
+        super().__init__()
+        self._note = note
+
+    def render(self, task: Task) -> Text:
+        return Text(self._note())
 
 
 class Preview:

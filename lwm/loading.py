@@ -7,6 +7,7 @@ from lwm.convert.huggingface import is_not_weight
 from lwm.convert.open import open_model_files as open_files
 from lwm.convert.weights import build_llama
 from lwm.devices import machine
+from lwm.errors import UserError
 from lwm.generate.language_model import LanguageModel
 from lwm.model.config import NO_OVERRIDES, Compute, ModelOverrides, Storage, compute_dtype
 from lwm.model.llama import check_mesh
@@ -29,6 +30,7 @@ def load(
     template: str | None = None,
     vqgan: str | Path | None = None,
     given: ModelOverrides = NO_OVERRIDES,
+    pool_tokens: int | None = None,
     progress: Progress = lambda done, total: None,
 ) -> LanguageModel:
     """Loads a model; one that `lwm models` lists or that is on the hub is fetched first.
@@ -42,11 +44,15 @@ def load(
         template: `lwm` or Jinja source in place of the model's own chat template.
         vqgan: The VQGAN of images, if it is not beside the model.
         given: Values that the files lack or have wrong: RoPE theta, context, sizes of LWM's models.
+        pool_tokens: Tokens in the cache of each device, for all answers at once; None: it grows
+            with what is asked, as memory allows.
         progress: Called with the number of tensors loaded.
 
     Raises:
         UserError: The model cannot be found, read or placed on the mesh, or does not fit.
     """
+    if pool_tokens is not None and pool_tokens < 1:
+        raise UserError(f"pool_tokens {pool_tokens} must be 1 or above")
     opened = open_files(name_or_path, given=given)
     config, devices = opened.config, make_mesh(mesh)
     check_mesh(config, devices)
@@ -54,7 +60,7 @@ def load(
     require_fit(
         config,
         name=str(name_or_path),
-        context=given.context or _MIN_CONTEXT,
+        context=pool_tokens or given.context or _MIN_CONTEXT,
         mesh=(dp, fsdp, tp, sp),
         dtype=dtype,
         machine=machine(),
@@ -78,4 +84,5 @@ def load(
         sampling=opened.sampling.over(LWM_SAMPLING),
         vqgan_file=opened.vqgan if vqgan is None else Path(vqgan),
         source=opened.source,
+        pool_tokens=pool_tokens,
     )

@@ -17,8 +17,9 @@ from lwm.cli.common import STOPPING, Flat, LoadOptions, print_line, print_table
 from lwm.cli.convert import convert
 from lwm.cli.data import data_check, data_show, data_tokenize, tokenize
 from lwm.cli.eval import eval_needle, eval_vision, eval_vqgan
-from lwm.cli.generate import generate_image, generate_text, generate_video
+from lwm.cli.generate import generate_image, generate_video
 from lwm.cli.plan import plan
+from lwm.cli.texts import generate_text
 from lwm.errors import UserError
 from lwm.signals import Ended, answered, end_now, ending
 

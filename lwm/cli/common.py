@@ -31,6 +31,8 @@ class LoadOptions:
     """`lwm` or Jinja source in place of the model's own chat template."""
     vqgan: Path | None = None
     """The VQGAN, if it is not beside the model: a folder, or LWM's file."""
+    pool_tokens: int | None = None
+    """Tokens in the cache of each device, for all answers at once; else it grows with them."""
     # Without a name it has no group of its own in the help.
     given: Annotated[ModelOverrides, tyro.conf.arg(name="")] = NO_OVERRIDES
     """Values that the model's files lack."""
@@ -61,6 +63,7 @@ def open_model(name: str, options: LoadOptions) -> "LanguageModel":
             template=options.template,
             vqgan=options.vqgan,
             given=options.given,
+            pool_tokens=options.pool_tokens,
             progress=progress,
         )
 

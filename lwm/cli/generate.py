@@ -1,4 +1,4 @@
-"""`lwm generate text|image|video`: texts, images and videos from prompts."""
+"""`lwm generate image|video`: images and videos from prompts."""
 
 import dataclasses
 import tempfile
@@ -13,11 +13,10 @@ from lwm.cli.common import (
     Model,
     open_model,
     print_line,
-    print_text,
     stoppable,
 )
 from lwm.errors import UserError
-from lwm.sampling_params import FrameSampling, SamplingParams, VisionSampling
+from lwm.sampling_params import FrameSampling, VisionSampling
 
 if TYPE_CHECKING:
     import numpy as np
@@ -32,106 +31,6 @@ Prompt = Annotated[str, tyro.conf.Positional]
 
 _IMAGE, _VIDEO = Path("image.png"), Path("video.mp4")
 """Files where --out names none; they are replaced."""
-
-
-def generate_text(
-    model: Model,
-    prompts: Annotated[tuple[str, ...], tyro.conf.Positional] = (),
-    /,
-    *,
-    prompts_from: Path | None = None,
-    out: Path | None = None,
-    overwrite: bool = False,
-    sampling: Flat[SamplingParams] = SamplingParams(),
-    load: Flat[LoadOptions] = LoadOptions(),
-) -> None:
-    """Continues texts, in one batch.
-
-    Args:
-        model: A name from `lwm models`, a Hugging Face folder, a GGUF file, or a hub's org/name.
-        prompts: The texts.
-        prompts_from: A file of more texts: one per line, or JSONL (.jsonl, .ndjson, .json) with
-            the field `prompt`.
-        out: A JSONL file for prompt, text, ids, logprobs and finish_reason of each, in place of
-            the text alone on stdout.
-        overwrite: Replace the file if it exists.
-        sampling: How the texts are sampled.
-        load: How the model is loaded.
-    """
-    from lwm.console import waiting
-    from lwm.files import json_line, require_absent, require_writable
-    from lwm.generate.batch import completions
-    from lwm.text import well_formed
-
-    texts = [*prompts, *(read_prompts(prompts_from) if prompts_from else ())]
-    texts = [well_formed(text) for text in texts]
-    if not texts:
-        raise UserError("there is no prompt; give some, or --prompts-from FILE")
-    if out is not None:
-        require_writable(out)
-        require_absent(out, overwrite=overwrite)
-    opened = open_model(model, load)
-    done: list[str] = []
-    written = 0
-    try:
-        with waiting("generating", "tokens") as progress:
-            for each in completions(opened, texts, sampling, progress=progress):
-                if out is None:
-                    done.append(each.prompt + each.text)
-                else:
-                    _append(out, json_line(each.to_json()), first=not written)
-                    written += 1
-    finally:
-        # After an error, too, what is complete is printed, or is in the file.
-        for text in done:
-            print_text(text)
-        if written:
-            print_line(out)
-
-
-def _append(out: Path, line: bytes, *, first: bool) -> None:
-    """Adds a line to a file, which the first one replaces."""
-    from lwm.files import writing
-
-    with writing(out), out.open("wb" if first else "ab") as file:
-        file.write(line)
-
-
-def read_prompts(path: Path) -> list[str]:
-    """Reads one text per line, or the field `prompt` of each line of a JSONL file.
-
-    Files of JSON lines end in .jsonl, .ndjson or .json.
-
-    Raises:
-        UserError: The file is missing, compressed or no text, or a line of JSON lacks a prompt.
-    """
-    from lwm.files import require_unpacked
-    from lwm.limits import require_bounded
-
-    try:
-        with path.open("rb") as packed:
-            require_unpacked(path, packed.read(8))
-        require_bounded(path)
-        # Not `splitlines`: JSON may hold other ends of a line, such as U+2028.
-        lines = path.read_text(encoding="utf-8-sig").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"prompts cannot be read from {path}: {error}") from None
-    numbered = [(number, line) for number, line in enumerate(lines, start=1) if line.strip()]
-    if path.suffix.lower() not in (".jsonl", ".ndjson", ".json"):
-        return [line for _, line in numbered]
-    return [_prompt(path, number, line) for number, line in numbered]
-
-
-def _prompt(path: Path, number: int, line: str) -> str:
-    from lwm.files import parse_json
-
-    try:
-        prompt = parse_json(line)["prompt"]
-    except (ValueError, KeyError, TypeError):
-        prompt = None
-    if not isinstance(prompt, str):
-        raise UserError(f'{path}, line {number}: no JSON object with a text "prompt"')
-    return prompt
 
 
 def generate_image(

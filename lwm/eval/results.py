@@ -79,22 +79,22 @@ def _parse(data: bytes, path: Path) -> list[dict[str, Any]]:
 
 def _require_same(there: ResultRow, here: ResultRow, path: Path) -> None:
     if there.get("evaluation") != here.get("evaluation"):
-        difference: str | None = "its first line differs"
+        found: str | None = "its first line differs"
     else:
-        difference = _difference(there, here)
-    if difference:
+        found = difference(there, here)
+    if found:
         raise UserError(
-            f"{path} belongs to another evaluation ({difference}); "
+            f"{path} belongs to another evaluation ({found}); "
             "choose another folder, or remove this one to start anew"
         )
 
 
-def _difference(there: Mapping[str, Any], here: Mapping[str, Any], prefix: str = "") -> str | None:
+def difference(there: Mapping[str, Any], here: Mapping[str, Any], prefix: str = "") -> str | None:
     """Names the first field in which two headers differ; those that are not `there` are new."""
     for key, old in there.items():
         new = here.get(key)
         if isinstance(old, dict) and isinstance(new, dict):
-            if found := _difference(old, new, f"{prefix}{key}."):
+            if found := difference(old, new, f"{prefix}{key}."):
                 return found
         elif old != new:
             return f"{prefix}{key} was {json.dumps(old)}, is {json.dumps(new)}"
