@@ -64,6 +64,7 @@ def load(
         mesh=(dp, fsdp, tp, sp),
         dtype=dtype,
         machine=machine(),
+        shorter=pool_tokens is None,
     )
     llama = build_llama(
         config,
