@@ -88,14 +88,12 @@ class Engine:
         returns.
 
         Raises:
-            ValueError: The request does not fit into the context or its lane, or has too many
-                stop ids.
+            ValueError: The request does not fit into the context or its lane, has too many stop
+                ids, or has ids or a seed out of range.
             UserError: It needs more pages than the pool may have.
         """
         self._check(request)
-        with self._lock:
-            self._arrived.append(request)
-            self._start()
+        self._add([request])
 
     def stream(self, request: Request) -> Generator[Any]:
         """Submits a request, and yields its events; closing the generator cancels it.
@@ -124,8 +122,7 @@ class Engine:
             self._check(request)
         events = self._gathered(requests, inbox)
         next(events)  # from here on, closing it cancels the requests
-        for request in requests:
-            self.submit(request)
+        self._add(requests)
         return events
 
     def run(self, function: Callable[[], _T]) -> _T:
@@ -141,6 +138,17 @@ class Engine:
     def reserve(self, tokens: int) -> None:
         """Makes the pool so large, for each device, when it grows next, if memory allows."""
         self._runner.least = max(self._runner.least, -(-tokens // PAGE) + 1)
+
+    def warm_up(self, lanes: Sequence[int]) -> None:
+        """Compiles all programs for lanes of these widths, so that no request waits for one.
+
+        Allocates the pool with its fixed size, or with the one asked for with `reserve`. If it
+        grows later, programs are compiled again as they are needed.
+
+        Raises:
+            UserError: There is no memory for the pool.
+        """
+        self.run(lambda: self._runner.warm_up(lanes))
 
     @property
     def groups(self) -> int:
@@ -191,6 +199,11 @@ class Engine:
         longest, context = max(map(len, request.prompts)), self._runner.model.config.max_context
         if longest + request.max_tokens > context:
             raise ValueError(f"{longest} ids and {request.max_tokens} more do not fit in {context}")
+        ids = self._runner.model.config.tokens.size
+        if min(map(min, request.prompts)) < 0 or max(map(max, request.prompts)) >= ids:
+            raise ValueError(f"a prompt has ids from 0 to {ids - 1}")
+        if not 0 <= request.work.plan.seed < 2**32:
+            raise ValueError("a seed is from 0 to 2³² - 1")
         lane, rows = request.lane, len(request.prompts)
         if lane % self._runner.groups or lane // self._runner.groups < rows:
             groups = self._runner.groups
@@ -204,7 +217,13 @@ class Engine:
                 f"{(self._most - 1) * PAGE:,}; give more with --pool-tokens, or shorten it"
             )
         if pages >= self._runner.per_device and self._most is None:
-            self._require_memory(pages * PAGE, self._runner.pool)
+            # Between two steps, since a program that runs has taken the pool.
+            self.run(lambda: self._require_memory(pages * PAGE, self._runner.pool))
+
+    def _add(self, requests: Sequence[Request]) -> None:
+        with self._lock:
+            self._arrived += requests
+            self._start()
 
     # The rest runs on the engine's thread.
 
@@ -247,7 +266,7 @@ class Engine:
         for request in arrived:
             try:
                 self._runner.add(request)
-            except ValueError as error:
+            except Exception as error:
                 request.events.put(error)
         return True
 

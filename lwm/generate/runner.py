@@ -3,7 +3,7 @@
 import hashlib
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import CancelledError
 from typing import Any
 
@@ -15,7 +15,7 @@ from lwm.errors import UserError
 from lwm.generate.decoding import score
 from lwm.generate.grammar import Grammar
 from lwm.generate.pace import Pace
-from lwm.generate.pages import LONG
+from lwm.generate.pages import LONG, SHORT
 from lwm.generate.requests import Request
 from lwm.generate.scheduler import Copy, Read, Scheduler, Step
 from lwm.generate.slots import Slots
@@ -85,11 +85,33 @@ class Runner:
             request.events.put(error)
         self._forget()
 
+    def warm_up(self, lanes: Iterable[int]) -> None:
+        """Compiles all programs for lanes of these widths, and allocates the pool; see `Engine`."""
+        size = self.least if self._most is None else self._most
+        if size > self.per_device:
+            self._require_memory((size - 1) * PAGE, self.pool)
+            self._enlarge(size)
+        try:
+            self._compile(lanes)
+        except BaseException as error:
+            self.fail(error)
+            raise
+
+    def _compile(self, lanes: Iterable[int]) -> None:
+        """Runs all programs, which write to page 0."""
+        for length in (LONG, SHORT):
+            states = self._extend([], length)
+            score(self.model, states, self._put(np.zeros(states.shape[:2], np.int32), TOKENS))
+        self._copy_pages(np.zeros((2, self.groups), np.int32))
+        for width in lanes:
+            pool, self.pool = self._filled(), None
+            self.pool = self._new_slots(width).warm_up(pool)
+
     def step(self) -> None:
         """Takes one step: at most one chunk per group is read, and each lane writes a burst."""
         step = self._scheduler.plan()
         for request in step.ended:
-            self._end(request, CancelledError())
+            self._end(request, self._refusals.pop(request, None) or CancelledError())
         if step.short:
             self._grow(step)
         for copy in step.copies:
@@ -115,21 +137,25 @@ class Runner:
             sizes = [*(size for size in reserved if size > ample), ample, least]
         if running and least >= self._refused:
             return
+        refusal = None
         for size in sizes:
             try:
                 self._require_memory((size - 1) * PAGE, self.pool)
             except UserError as error:
                 refusal = error
             else:
-                self.pool = None if self.pool is None else self.pool.enlarged(size)
-                self._scheduler.enlarge(size)
+                self._enlarge(size)
                 return
         if running:
             self._refused = least
-        elif sizes:
+        elif refusal is not None:
             for request in step.short:
                 request.is_cancelled = True  # leaves its line with the next step
-                request.events.put(refusal)
+                self._refusals[request] = refusal
+
+    def _enlarge(self, size: int) -> None:
+        self.pool = None if self.pool is None else self.pool.enlarged(size)
+        self._scheduler.enlarge(size)
 
     def _read(self, reads: Sequence[Read]) -> None:
         """Launches chunks, and waits for those launched before, so that only one is in flight."""
@@ -173,6 +199,9 @@ class Runner:
     def _copy(self, copy: Copy) -> None:
         pages = np.zeros((2, self.groups), np.int32)
         pages[:, copy.group] = copy.source, copy.destination
+        self._copy_pages(pages)
+
+    def _copy_pages(self, pages: np.ndarray) -> None:
         pool, self.pool = self._filled(), None
         self.pool = copy_pages(pool, *(self._put(each, DEVICES) for each in pages))
 
@@ -250,6 +279,7 @@ class Runner:
         self._paces: dict[int, Pace] = {}
         self._in_flight: Any = ()
         self._refused = math.inf  # size for which there was no memory, since a request ended
+        self._refusals: dict[Request, UserError] = {}  # last events of requests that leave
 
     def _filled(self) -> PagePool:
         """Returns the pool, allocated at its first use."""
@@ -260,15 +290,14 @@ class Runner:
 
     def _slots(self, width: int) -> Slots:
         if width not in self._lanes:
-            self._lanes[width] = Slots(
-                self.model,
-                self.mesh,
-                width,
-                grammar=self.grammar,
-                stop_places=self._stop_places,
-            )
+            self._lanes[width] = self._new_slots(width)
             self._seated[width], self._paces[width] = {}, Pace()
         return self._lanes[width]
+
+    def _new_slots(self, width: int) -> Slots:
+        return Slots(
+            self.model, self.mesh, width, grammar=self.grammar, stop_places=self._stop_places
+        )
 
     def _put(self, whole: np.ndarray, spec: P) -> jax.Array:
         return jax.device_put(whole, NamedSharding(self.mesh, spec))

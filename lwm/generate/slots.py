@@ -50,6 +50,9 @@ class Slots:
             done=np.ones(width, bool),
             grammar=None,
         )
+        if grammar is not None:
+            plain = jax.tree.map(lambda leaf: np.repeat(leaf, width, 0), grammar.plain())
+            self._rows = self._rows._replace(grammar=plain)
         greedy = RowSampling.of([GREEDY] * width)
         self._inputs = RowInputs(
             text=greedy,
@@ -126,6 +129,11 @@ class Slots:
         taken = int(found.steps)
         return found.pool, np.asarray(found.ids)[:, :taken], np.asarray(found.logprobs)[:, :taken]
 
+    def warm_up(self, pool: PagePool) -> PagePool:
+        """Compiles the programs of empty slots; the pool is deleted, and returned as it was."""
+        self._seen = _set_row(self._seen, 0, np.zeros(self._text, bool))
+        return self.decode(pool, 1)[0]
+
     def count(self, slot: int) -> int:
         """Returns the number of ids that have been written to a row."""
         return int(self._rows.count[slot])
@@ -140,10 +148,6 @@ class Slots:
         return grammar is not None and bool(grammar.is_complete(state)[slot])
 
     def _seat_vision(self, slot: int, plan: GenerationPlan, state: Any, leader: int) -> None:
-        if self._rows.grammar is None:
-            width = len(self._rows.last)
-            every = jax.tree.map(lambda leaf: np.repeat(np.asarray(leaf), width, 0), state)
-            self._rows = self._rows._replace(grammar=every)
         jax.tree.map(_put(slot), self._rows.grammar, state)
         vision, inputs, guidance = plan.vision, self._inputs, self._inputs.guidance
         image = plan.sampler if vision is None or vision.image is None else vision.image

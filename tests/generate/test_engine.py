@@ -224,6 +224,12 @@ def test_requests_that_cannot_be_are_refused(model, engine, request_for):
         engine.submit(request_for(plan, [1], [2]))
     with pytest.raises(ValueError, match="at most 8 stop ids"):
         engine.submit(request_for(GenerationPlan(max_tokens=1, stop_ids=range(9)), [1]))
+    for ids in ([-1], [256]):
+        with pytest.raises(ValueError, match="ids from 0 to 255"):
+            engine.submit(request_for(plan, [1], ids, lane=4))
+    for seed in (-1, 2**32):
+        with pytest.raises(ValueError, match="a seed is from 0"):
+            engine.submit(request_for(dataclasses.replace(plan, seed=seed), [1]))
     with pytest.raises(UserError, match="the mesh has sp 2"):
         Engine(model, make_mesh("sp=2"))
     small = Engine(model, jax.sharding.get_mesh(), pool_tokens=300)
@@ -275,3 +281,19 @@ def test_prompts_as_long_as_the_context_are_answered_in_company(engine, ask, req
     assert [each.bits for each in found[3:]] == [each.bits for each in wanted]
     with pytest.raises(ValueError, match="do not fit in 2048"):
         engine.submit(request_for(GenerationPlan(max_tokens=1), long))
+
+
+def test_one_for_whom_there_is_no_more_memory_ends_once(model, ask, request_for):
+    asked = []
+
+    def require_memory(tokens, pool):
+        asked.append(tokens)
+        if len(asked) > 1:
+            raise UserError("no memory")
+
+    engine = Engine(model, jax.sharding.get_mesh(), require_memory=require_memory)
+    request = request_for(PLANS[0], *prompts(5))
+    (found,) = ask(engine, request)
+    assert isinstance(found.last, UserError)
+    engine.close()
+    assert request.events.empty()
