@@ -9,10 +9,11 @@ import lwm
 from lwm.cli.eval import run_vision
 from lwm.errors import UserError
 from lwm.eval.vision import measure, read_pairs
-from lwm.generate.engine import Session
 from lwm.generate.grammar import FrameLimits
 from lwm.generate.plan import GenerationPlan, VisionPlan
+from lwm.generate.requests import Request
 from lwm.generate.sampling import Sampler, Temperature
+from lwm.generate.work import Work, Written
 from lwm.tokenizer.template import render_chat
 
 CLIPS = ("shipped:clips",)
@@ -55,20 +56,22 @@ def test_videos_at_temperature_two_are_legal(tiny_vision, videos):
     prompt = render_chat(asked, tiny_vision.tokenizer, marks=tiny_vision.marks)
     assert max(prompt) < tokens.text
     prompt += tiny_vision.marks.opening
-    counts = []
-    batch = min(250, videos)
-    for start in range(0, videos, batch):
-        session = Session(tiny_vision.llama, tiny_vision.mesh, rows=batch, slots=384)
-        session.read([prompt] * batch)
-        rows = [FrameLimits(least=1, most=3, inside=True, is_all=True)] * batch
-        plan = GenerationPlan(
-            max_tokens=195,
-            sampler=Sampler(rules=(Temperature(2.0),)),
-            seed=range(start, start + batch),
-            vision=VisionPlan(grammar=grammar, state=grammar.start(rows, room=195)),
-        )
-        ids = np.concatenate([burst.ids for burst in session.generate(plan)], axis=1)
-        counts += [frames_of(row[row >= 0], tokens, grammar.tokens_per_frame) for row in ids]
+    rules = FrameLimits(least=1, most=3, inside=True, is_all=True)
+    vision = VisionPlan(state=grammar.start([rules], room=195))
+    sampler = Sampler(rules=(Temperature(2.0),))
+    plans = [
+        GenerationPlan(max_tokens=195, sampler=sampler, seed=seed, vision=vision)
+        for seed in range(videos)
+    ]
+    requests = [
+        Request(tuple(prompt), max_tokens=195, lane=tiny_vision.lane(videos), work=Work(plan=plan))
+        for plan in plans
+    ]
+    ids = [[] for _ in requests]
+    for number, event in tiny_vision.engine.gather(requests):
+        if isinstance(event, Written):
+            ids[number] += event.ids
+    counts = [frames_of(np.array(row), tokens, grammar.tokens_per_frame) for row in ids]
     assert len(counts) == videos
     assert set(counts) == {1, 2, 3}
 

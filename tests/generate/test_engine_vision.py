@@ -1,15 +1,13 @@
 """Text and vision written together, under the grammar and with guidance."""
 
-import dataclasses
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lwm.generate.decoding import decode
-from lwm.generate.engine import Session
-from lwm.generate.grammar import TEXT_ONLY, FrameLimits, VisionGrammar
+from lwm.generate.decoding import burst
+from lwm.generate.engine import Engine
+from lwm.generate.grammar import PLAIN, TEXT_ONLY, FrameLimits, VisionGrammar
 from lwm.generate.plan import GenerationPlan, VisionPlan
 from lwm.generate.sampling import GREEDY, RepetitionPenalty, Sampler
 from lwm.sharding import make_mesh
@@ -18,35 +16,53 @@ from lwm.tokens import TokenSpace
 TOKENS = TokenSpace(text=118, vision=9, codes=6)
 GRAMMAR = VisionGrammar(tokens=TOKENS, opening=((1, 2),), tokens_per_frame=5)
 PICTURE = FrameLimits.exactly(3)
+LANE = 8
+"""Slots, two for each group of devices where there are four."""
 
 
-def collect(bursts):
-    return np.concatenate([burst.ids for burst in bursts], axis=1)
-
-
-@pytest.fixture
+@pytest.fixture(scope="module")
 def painter(tiny, kept):
     return lambda: kept(tiny(tokens=TOKENS))
 
 
-def paint(model, mesh, given, rows, *, count=18, grammar=GRAMMAR, **options):
-    """Returns ids and logprobs that are written after prompts."""
-    session = Session(model, mesh, rows=len(given), slots=256)
-    session.read(given)
-    vision = None
-    if grammar is not None:
-        of_vision = {"image", "guidance"} & set(options)
-        how = {name: options.pop(name) for name in of_vision}
-        vision = VisionPlan(grammar=grammar, state=grammar.start(rows), **how)
-    plan = GenerationPlan(max_tokens=count, vision=vision, **options)
-    ids, logprobs = zip(*session.generate(plan), strict=True)
-    return np.concatenate(ids, axis=1), np.concatenate(logprobs, axis=1)
+@pytest.fixture(scope="module")
+def engines(painter):
+    """Makes an engine for each grammar on each mesh in use."""
+    made = {}
+
+    def make(grammar):
+        of = grammar, (mesh := jax.sharding.get_mesh())
+        if of not in made:
+            made[of] = Engine(painter(), mesh, grammar=grammar, pool_tokens=2560)
+        return made[of]
+
+    return make
 
 
-def painting(count, state, **how):
-    """Returns the plan of rows that go on from a state of the grammar."""
-    vision = VisionPlan(grammar=GRAMMAR, state=state, **how)
-    return GenerationPlan(max_tokens=count, vision=vision)
+@pytest.fixture
+def paint(engines, ask, request_for):
+    """Writes after prompts; where there are scales, the last of them guide the first."""
+
+    def make(given, rows, *, count=18, grammar=GRAMMAR, guidance=None, seed=0, **options):
+        scales = [] if guidance is None else guidance
+        pairs = len(scales)
+        alone = [(prompt,) for prompt in given[2 * pairs :]]
+        runs = [*zip(given[:pairs], given[pairs : 2 * pairs], strict=True), *alone]
+        seeds = [seed] * len(runs) if isinstance(seed, int) else seed
+        image = options.pop("image", None)
+
+        def plan(number):
+            vision = None
+            if rows is not None:
+                scale = scales[number] if number < pairs else 1.0
+                state = grammar.start([rows[number]])
+                vision = VisionPlan(state=state, image=image, guidance=scale)
+            return GenerationPlan(max_tokens=count, seed=seeds[number], vision=vision, **options)
+
+        requests = [request_for(plan(n), *run, lane=LANE) for n, run in enumerate(runs)]
+        return ask(engines(grammar), *requests)
+
+    return make
 
 
 def texts(*lengths):
@@ -61,172 +77,161 @@ def forward(model, tokens, packing):
 
 def alone(model, place, mesh, given, ids):
     """Returns the logits before each written id; every row is read whole, padded after its end."""
-    ends = [len(prompt) + ids.shape[1] for prompt in given]
+    ends = [len(prompt) + len(row) for prompt, row in zip(given, ids, strict=True)]
     tokens, segments = np.zeros((2, len(given), 128), np.int32)
     for row, (prompt, end) in enumerate(zip(given, ends, strict=True)):
         tokens[row, :end] = [*prompt, *ids[row]]
         segments[row, end:] = -1
     logits = np.asarray(forward(model, *place(mesh, tokens, segments)))
     starts = [len(prompt) - 1 for prompt in given]
-    return np.stack([logits[row, s : s + ids.shape[1]] for row, s in enumerate(starts)])
+    return np.stack([logits[row, s : s + len(ids[row])] for row, s in enumerate(starts)])
 
 
 @pytest.mark.parametrize("mesh_text", ["1,1,1,1", "2,2,2,1"])
-def test_guided_pairs_of_unequal_length_are_as_each_alone(mesh_text, painter, place):
+def test_guided_pairs_of_unequal_length_are_as_each_alone(mesh_text, painter, paint, place):
     given, scales = texts(40, 7, 90, 3, 3, 70), [5.0, 1.0, 0.5]
-    with jax.set_mesh(mesh := make_mesh(mesh_text)):
-        ids, logprobs = paint(painter(), mesh, given, [PICTURE] * 6, guidance=scales)
-    np.testing.assert_array_equal(ids[:3], ids[3:])
+    with jax.set_mesh(make_mesh(mesh_text)):
+        found = paint(given, [PICTURE] * 3, guidance=scales)
+    ids = np.array([each.ids for each in found])
+    logprobs = np.array([each.logprobs for each in found])
+    assert {each.last.reason for each in found} == {"stop"}
     ends = np.arange(18) % 6 == 5
     markers = [TOKENS.end_of_frame] * 2 + [TOKENS.end_of_vision]
-    np.testing.assert_array_equal(ids[:, ends], [markers] * 6)
+    np.testing.assert_array_equal(ids[:, ends], [markers] * 3)
     np.testing.assert_allclose(logprobs[:, ends], 0)
     with jax.set_mesh(mesh := make_mesh()):
-        logits = alone(painter(), place, mesh, given, ids)
+        logits = alone(painter(), place, mesh, given, [*ids, *ids])
     codes = logits[:, ~ends, TOKENS.text : TOKENS.end_of_frame]
     cond, uncond = codes[:3], codes[3:]
     guided = uncond + np.array(scales)[:, None, None] * (cond - uncond)
     drawn = ids[:, ~ends] - TOKENS.text
-    np.testing.assert_array_equal(drawn[:3], guided.argmax(axis=-1))
-    chances = np.asarray(jax.nn.log_softmax(jnp.asarray(codes)))
+    np.testing.assert_array_equal(drawn, guided.argmax(axis=-1))
+    chances = np.asarray(jax.nn.log_softmax(jnp.asarray(cond)))
     own = np.take_along_axis(chances, drawn[..., None], axis=-1)[..., 0]
     np.testing.assert_allclose(logprobs[:, ~ends], own, atol=1e-4)
 
 
-def test_guidance_of_one_is_none(mesh, painter):
-    model, given = painter(), texts(12, 30, 4, 4)
-    options = {"sampler": Sampler(), "seed": [3, 4, 5, 6]}
-    rows = [PICTURE] * 2 + [TEXT_ONLY] * 2  # of a pair, the first counts
-    guided = paint(model, mesh, given, rows, guidance=1.0, **options)
-    free = paint(model, mesh, given, [PICTURE] * 4, **options)
-    np.testing.assert_array_equal(guided[0], free[0][[0, 1, 0, 1]])
-    np.testing.assert_array_equal(guided[1][:2], free[1][:2])
-    other = paint(model, mesh, given, [PICTURE] * 4, guidance=[1.0, 9.0], **options)
-    np.testing.assert_array_equal(other[0][0], free[0][0])
-    assert (other[0][1] != free[0][1]).any()
+def test_guidance_of_one_is_none(mesh, paint):
+    given = texts(12, 30, 4, 4)
+    options = {"sampler": Sampler(), "seed": [3, 4]}
+    guided = paint(given, [PICTURE] * 2, guidance=[1.0, 1.0], **options)
+    free = paint(given[:2], [PICTURE] * 2, **options)
+    assert [each.bits for each in guided] == [each.bits for each in free]
+    other = paint(given, [PICTURE] * 2, guidance=[1.0, 9.0], **options)
+    assert other[0].bits == free[0].bits
+    assert other[1].ids != free[1].ids
 
 
-def test_text_of_a_pair_is_that_of_the_row_with_the_condition(mesh, painter):
-    model, given = painter(), texts(12, 30, 4, 4)
-    ids, _ = paint(model, mesh, given, [TEXT_ONLY] * 4, guidance=9.0)
-    plain, _ = paint(model, mesh, given, None, grammar=None)
-    np.testing.assert_array_equal(ids, plain[[0, 1, 0, 1]])
+def test_text_of_a_pair_is_that_of_the_row_with_the_condition(mesh, paint):
+    given = texts(12, 30, 4, 4)
+    found = paint(given, [TEXT_ONLY] * 2, guidance=[9.0, 9.0])
+    plain = paint(given[:2], None, grammar=None)
+    assert [each.ids for each in found] == [each.ids for each in plain]
 
 
-def test_rows_of_text_and_of_vision_together_are_as_alone(mesh, painter):
-    model, given = painter(), texts(12, 30, 9, 40)
-    rows = [TEXT_ONLY, PICTURE, FrameLimits(inside=True, most=2), FrameLimits.exactly(1)]
-    options = {"sampler": Sampler(), "seed": 5}
-    ids, logprobs = paint(model, mesh, given, rows, count=22, **options)
-    for number, row in enumerate(rows):
-        same = paint(model, mesh, [given[number]] * 4, [row] * 4, count=22, **options)
-        count = (ids[number] >= 0).sum()
-        np.testing.assert_array_equal(ids[number, :count], same[0][0])
-        np.testing.assert_allclose(logprobs[number, :count], same[1][0], atol=1e-4)
-    plain, _ = paint(model, mesh, given, None, count=22, grammar=None, **options)
-    np.testing.assert_array_equal(ids[0], plain[0])
-    lengths = [(row >= 0).sum() for row in ids]
+ROWS = [TEXT_ONLY, PICTURE, FrameLimits(inside=True, most=2), FrameLimits.exactly(1)]
+
+
+def test_rows_of_text_and_of_vision_together_are_as_alone(mesh, paint):
+    given, options = texts(12, 30, 9, 40), {"sampler": Sampler(), "seed": 5, "count": 22}
+    found = paint(given, ROWS, **options)
+    for number, row in enumerate(ROWS):
+        assert paint([given[number]], [row], **options)[0].bits == found[number].bits
+        same = paint([given[number]] * 4, [row] * 4, **options)
+        assert [each.bits for each in same] == [found[number].bits] * 4
+    (plain,) = paint(given[:1], None, grammar=None, **options)
+    assert found[0].ids == plain.ids
+    (plain,) = paint(given[:1], None, **options)
+    assert found[0].ids == plain.ids, "without a plan of vision, a row writes text"
+    lengths = [len(each.ids) for each in found]
     assert lengths == [22, GRAMMAR.size(3), 22, GRAMMAR.size(1)]
-    assert (ids[2, 12:] < TOKENS.text).all()  # text again after the image
-    assert np.isfinite(logprobs).all()
+    assert [each.last.reason for each in found] == ["length", "stop", "length", "stop"]
+    assert max(found[2].ids[12:]) < TOKENS.text  # text again after the image
+    assert all(np.isfinite(each.logprobs).all() for each in found)
 
 
-def test_a_sampled_opening_begins_a_frame_and_a_read_one_does_not(mesh, painter):
-    model, given = painter(), [[5, 1, 2]] * 4
-    plain, _ = paint(model, mesh, given, None, grammar=None)
-    opening = tuple(plain[0, 2:5].tolist())
+def test_pairs_and_rows_come_and_go_and_keep_their_bits(mesh, engines, ask, request_for):
+    """More than there are slots, in another order, after and beside other guidance."""
+    engine = engines(GRAMMAR)
+
+    def requests():
+        made = []
+        for number, row in enumerate([*ROWS, PICTURE, PICTURE, *ROWS]):
+            vision = VisionPlan(state=GRAMMAR.start([row]), guidance=1.0 + number)
+            plan = GenerationPlan(max_tokens=22, sampler=Sampler(), seed=number, vision=vision)
+            runs = texts(12 + number, 3)[: 1 + number % 2]
+            made.append(request_for(plan, *runs, lane=LANE))
+        return made
+
+    together = ask(engine, *requests())
+    backwards = ask(engine, *reversed(requests()))[::-1]
+    alone = [ask(engine, request)[0] for request in requests()]
+    assert [each.bits for each in together] == [each.bits for each in alone]
+    assert [each.bits for each in backwards] == [each.bits for each in alone]
+
+
+def test_a_sampled_opening_begins_a_frame_and_a_read_one_does_not(mesh, paint):
+    given = [[5, 1, 2]]
+    (plain,) = paint(given, None, grammar=None)
+    opening = tuple(plain.ids[2:5])
     grammar = VisionGrammar(tokens=TOKENS, opening=(opening,), tokens_per_frame=5)
-    ids, _ = paint(model, mesh, given, [FrameLimits(), TEXT_ONLY] * 2, grammar=grammar)
-    np.testing.assert_array_equal(ids[0, :5], plain[0, :5])
-    assert (ids[0, 5:10] >= TOKENS.text).all()
-    np.testing.assert_array_equal(ids[1, :4], plain[1, :4])
-    assert ids[1, 4] != plain[1, 4]
-    assert (ids[1] < TOKENS.text).all()
-    read, _ = paint(model, mesh, [[7, *opening]] * 4, [FrameLimits()] * 4, grammar=grammar)
-    assert (read[:, 0] < TOKENS.text).all()
+    free, text, unruled = paint(given * 3, [FrameLimits(), TEXT_ONLY, PLAIN], grammar=grammar)
+    assert free.ids[:5] == plain.ids[:5]
+    assert min(free.ids[5:10]) >= TOKENS.text
+    assert text.ids[:4] == plain.ids[:4]
+    assert text.ids[4] != plain.ids[4]
+    assert max(text.ids) < TOKENS.text
+    assert unruled.ids == plain.ids
+    (read,) = paint([[7, *opening]], [FrameLimits()], grammar=grammar)
+    assert read.ids[0] < TOKENS.text
 
 
-def test_text_and_vision_are_sampled_by_rules_of_their_own(mesh, painter):
-    model, given = painter(), texts(12, 30, 4, 4)
-    rows = [TEXT_ONLY, PICTURE] * 2
-    greedy, _ = paint(model, mesh, given, rows)
-    ids, _ = paint(model, mesh, given, rows, sampler=Sampler(), image=GREEDY)
-    assert (ids[0] != greedy[0]).any()
-    np.testing.assert_array_equal(ids[1], greedy[1])
-    free, _ = paint(model, mesh, given, rows, sampler=Sampler())
-    penalised = Sampler(rules=(RepetitionPenalty(9.0),))
-    ids, _ = paint(model, mesh, given, rows, sampler=penalised)
-    assert (ids[0] != free[0]).any()
-    np.testing.assert_array_equal(ids[1], free[1])
+def test_text_and_vision_are_sampled_by_rules_of_their_own(mesh, paint):
+    given, rows = texts(12, 30), [TEXT_ONLY, PICTURE]
+    greedy = paint(given, rows)
+    mixed = paint(given, rows, sampler=Sampler(), image=GREEDY)
+    assert mixed[0].ids != greedy[0].ids
+    assert mixed[1].bits == greedy[1].bits
+    free = paint(given, rows, sampler=Sampler())
+    penalised = paint(given, rows, sampler=Sampler(rules=(RepetitionPenalty(9.0),)))
+    assert penalised[0].ids != free[0].ids
+    assert penalised[1].bits == free[1].bits
 
 
-def test_vision_goes_on_where_it_was_left(mesh, painter):
-    model, given = painter(), texts(12, 30, 4, 4)
-    rows = [FrameLimits.exactly(1), FrameLimits(inside=True)] * 2
-    whole, _ = paint(model, mesh, given, rows)
-    session = Session(model, mesh, rows=4, slots=256)
-    session.read(given)
-    state, pieces = GRAMMAR.start(rows), []
-    for count in (3, 8, 7):
-        pieces.append(collect(session.generate(painting(count, state))))
-        state = session.state
-    np.testing.assert_array_equal(np.concatenate(pieces, axis=1), whole)
-    np.testing.assert_array_equal(GRAMMAR.start(rows).left - state.left, [6, 18, 6, 18])
+def test_no_code_ends_a_row(mesh, paint):
+    found = paint(texts(12, 30, 4, 4), [PICTURE] * 2, guidance=[2.0, 2.0], stop_ids=range(8))
+    assert [len(each.ids) for each in found] == [18, 18]
+    assert min(min(each.ids) for each in found) >= TOKENS.text
 
 
-def test_no_code_ends_a_row_and_its_caller_ends_a_pair(mesh, painter):
-    model, given = painter(), texts(12, 30, 4, 4)
-    session = Session(model, mesh, rows=4, slots=256)
-    session.read(given)
-    pictures = GRAMMAR.start([PICTURE] * 4)
-    plan = painting(18, pictures, guidance=2.0)
-    bursts = session.generate(dataclasses.replace(plan, stop_ids=range(TOKENS.text)))
-    assert (next(bursts).ids >= TOKENS.text).all()
-    session.done[1] = True
-    ids = collect(bursts)
-    assert (ids[[1, 3]] == -1).all()
-    assert (ids[[0, 2]] >= TOKENS.text).all()
-    assert ids.shape == (4, 10)
-
-
-def test_there_is_no_burst_of_nothing(mesh, painter):
-    session = Session(painter(), mesh, rows=4, slots=256)
-    session.read(texts(12, 30, 4, 4))
-    picture = GRAMMAR.start([FrameLimits.exactly(1)] * 4)
-    list(session.generate(painting(18, picture)))
-    assert not list(session.generate(painting(18, session.state)))
-
-
-def test_arguments_that_do_not_go_together_are_refused(mesh, painter):
-    session = Session(painter(), mesh, rows=3, slots=256)
-    session.read(texts(5, 5, 5))
-    rows = [PICTURE] * 3
-    with pytest.raises(ValueError, match="needs a state of 3 rows"):
-        session.generate(painting(1, None))
-    with pytest.raises(ValueError, match=r"state of 3 rows, not \[2\]"):
-        session.generate(painting(1, GRAMMAR.start(rows[:2])))
-    with pytest.raises(ValueError, match="1 scales of guidance do not pair 3 rows"):
-        session.generate(painting(1, GRAMMAR.start(rows), guidance=2.0))
-    with pytest.raises(ValueError, match="2 samplers or seeds for 3 rows"):
-        session.generate(GenerationPlan(max_tokens=1, sampler=[GREEDY] * 2))
-    with pytest.raises(ValueError, match="2 samplers or seeds for 3 rows"):
-        session.generate(GenerationPlan(max_tokens=1, seed=[1, 2]))
+def test_a_pair_ends_together(mesh, engines, ask, request_for):
+    engine, given = engines(GRAMMAR), texts(12, 30)
+    vision = VisionPlan(state=GRAMMAR.start([PICTURE]), guidance=2.0)
+    request = request_for(GenerationPlan(max_tokens=18, vision=vision), *given, lane=LANE)
+    events = engine.stream(request)
+    while not getattr(next(events), "ids", None):
+        pass
+    events.close()
+    plain = request_for(GenerationPlan(max_tokens=3), given[0], lane=LANE)
+    assert len(ask(engine, plain)[0].ids) == 3
+    engine.run(engine._runner.check)
+    assert engine._runner.is_idle
 
 
 def traces():
     """Counts the kinds of arguments that the loop has met; each costs a trace."""
-    return vars(type(decode))["_cache_size"](decode)
+    return vars(type(burst))["_cache_size"](burst)
 
 
-def test_the_loop_is_traced_once_for_all_calls_alike(mesh, painter):
-    """Whatever the seeds and where rows stand; no other test has two rows of this model."""
-    session, before = Session(painter(), mesh, rows=2, slots=512), traces()
-    for seed in (0, [1, 2]):
-        session.read(texts(5, 80))
-        collect(session.generate(GenerationPlan(max_tokens=9, seed=seed)))
+def test_the_loop_is_traced_once_for_all_calls_alike(mesh, engines, ask, request_for):
+    """Whatever the seeds, the guidance and the size of frames; no other test has two slots."""
+    engine, before = engines(GRAMMAR), traces()
+    for number, size in enumerate((5, 7, 3)):
+        grammar = VisionGrammar(tokens=TOKENS, opening=((1, 2),), tokens_per_frame=size)
+        state = grammar.start([FrameLimits.exactly(2)])
+        for vision in (None, VisionPlan(state=state, guidance=1.0 + number)):
+            plan = GenerationPlan(max_tokens=16, seed=number, vision=vision)
+            runs = texts(5 + number, 80)[: 1 if vision is None else 2]
+            (found,) = ask(engine, request_for(plan, *runs, lane=2))
+            assert len(found.ids) == 16 if vision is None else 2 * (size + 1)
     assert traces() == before + 1
-    state = GRAMMAR.start([PICTURE] * 2)
-    for count in (9, 3):
-        collect(session.generate(painting(count, state)))
-        state = session.state
-    assert traces() == before + 2

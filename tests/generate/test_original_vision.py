@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from lwm.generate.decoding import Guidance, guide
-from lwm.generate.engine import Session
+from lwm.generate.engine import Engine
 from lwm.generate.grammar import FrameLimits, VisionGrammar
 from lwm.generate.plan import GenerationPlan, VisionPlan
 from lwm.generate.sampling import GREEDY, Temperature, TopK, TopP
@@ -28,8 +28,8 @@ CODES = 256
 class Unruly:
     """Any vision id, and end-of-frame after each 256, whatever these were."""
 
-    def start(self, rows):
-        return np.zeros(rows, np.int32)
+    def plain(self):
+        return np.zeros(1, np.int32)
 
     def in_vision(self, state):
         return jnp.ones(state.shape, bool)
@@ -47,6 +47,9 @@ class Unruly:
 
     def is_done(self, state):
         return jnp.zeros(state.shape, bool)
+
+    def is_complete(self, state):
+        return np.zeros(state.shape, bool)
 
 
 @jax.jit
@@ -68,24 +71,37 @@ def painter(original):
         yield mesh, original(mesh, name="vision_full", stored="scan")
 
 
+@pytest.fixture(scope="module")
+def paint(painter, ask, request_for):
+    """Writes ids after prompts, of which the second half may guide the first."""
+    mesh, model = painter
+    engines = {}
+
+    def make(runs, count, *, grammar=None, state=None, guidance=None, stop_ids=()):
+        if grammar not in engines:
+            engines[grammar] = Engine(model, mesh, grammar=grammar, pool_tokens=5120)
+        half = len(runs) // 2
+        rows = (
+            [(run,) for run in runs]
+            if guidance is None
+            else [*zip(runs[:half], runs[half:], strict=True)]
+        )
+        vision = None
+        if grammar is not None:
+            state = grammar.plain() if state is None else state
+            vision = VisionPlan(state=state, guidance=1.0 if guidance is None else guidance)
+        plan = GenerationPlan(max_tokens=count, stop_ids=stop_ids, sampler=GREEDY, vision=vision)
+        found = ask(engines[grammar], *(request_for(plan, *each, lane=4) for each in rows))
+        return np.array([each.ids + [-1] * (count - len(each.ids)) for each in found])
+
+    return make
+
+
 def prompts(given, kind="vision"):
     """The prompts without their padding; the second half has no condition."""
     ids = given[f"{kind}.input_ids"] + TOKENS.text * given.get(f"{kind}.vision_masks", 0)
     mask = given[f"{kind}.attention_mask"]
     return [row[seen > 0].tolist() for row, seen in zip(ids, mask, strict=True)]
-
-
-def paint(painter, runs, count, *, stop_ids=(), **vision):
-    mesh, model = painter
-    session = Session(model, mesh, rows=len(runs), slots=1088)
-    session.read(runs)
-    plan = GenerationPlan(
-        max_tokens=count,
-        stop_ids=stop_ids,
-        sampler=GREEDY,
-        vision=VisionPlan(**vision) if vision else None,
-    )
-    return np.concatenate([burst.ids for burst in session.generate(plan)], axis=1)
 
 
 def forward(painter, place, runs, written):
@@ -130,26 +146,21 @@ def draws(logits, rules, seed):
 
 
 @pytest.mark.parametrize(("mode", "scale"), [("cfg5_topk1", 5.0), ("cfg1_topk1", 1.0)])
-def test_images_are_those_of_the_original(given, painter, mode, scale):
-    written = paint(
-        painter, prompts(given), 257, grammar=Unruly(), state=Unruly().start(4), guidance=scale
-    )
-    np.testing.assert_array_equal(written[:2] - TOKENS.text, given[f"vision.{mode}.tokens"])
-    np.testing.assert_array_equal(written[2:], written[:2])
+def test_images_are_those_of_the_original(given, paint, mode, scale):
+    written = paint(prompts(given), 257, grammar=Unruly(), guidance=scale)
+    np.testing.assert_array_equal(written - TOKENS.text, given[f"vision.{mode}.tokens"])
 
 
-def test_without_guidance_an_image_is_as_with_scale_one(given, painter):
-    state = Unruly().start(2)
-    written = paint(painter, prompts(given)[:2], 257, grammar=Unruly(), state=state)
+def test_without_guidance_an_image_is_as_with_scale_one(given, paint):
+    written = paint(prompts(given)[:2], 257, grammar=Unruly())
     np.testing.assert_array_equal(written - TOKENS.text, given["vision.cfg1_topk1.tokens"])
 
 
-def test_a_video_goes_on_from_its_first_frame_as_in_the_original(given, painter):
+def test_a_video_goes_on_from_its_first_frame_as_in_the_original(given, paint):
     first = given["vision.cfg5_topk1.tokens"] + TOKENS.text
     runs = [[*run, *first[row % 2].tolist()] for row, run in enumerate(prompts(given))]
-    state = Unruly().start(4)
-    written = paint(painter, runs, 514, grammar=Unruly(), state=state, guidance=1.0)
-    np.testing.assert_array_equal(written[:2] - TOKENS.text, given["video.cfg1_topk1.tokens"])
+    written = paint(runs, 514, grammar=Unruly(), guidance=1.0)
+    np.testing.assert_array_equal(written - TOKENS.text, given["video.cfg1_topk1.tokens"])
 
 
 def test_guided_logits_are_those_of_the_original(given, painter, place):
@@ -173,9 +184,9 @@ def test_sampled_images_are_those_of_the_original(given, painter, place, mode, s
     np.testing.assert_array_equal(drawn[:, :CODES], wanted[:, :CODES])
 
 
-def test_chats_about_images_are_those_of_the_original(given, painter, place):
+def test_chats_about_images_are_those_of_the_original(given, painter, paint, place):
     wanted = given["chat.greedy.new_tokens"]
-    written = paint(painter, prompts(given, "chat"), 32, stop_ids=[2])
+    written = paint(prompts(given, "chat"), 32, stop_ids=[2])
     np.testing.assert_array_equal(np.where(written < 0, 0, written), wanted)
     # Transformers keeps the 50 likeliest where nothing else is said.
     sampled = given["chat.sample_t0.2.new_tokens"]
@@ -208,10 +219,12 @@ def until_stop(drawn, wanted):
     return np.where(ended, 0, drawn), wanted
 
 
-def test_our_grammar_departs_from_the_original_only_where_it_is_illegal(given, painter, place):
+def test_our_grammar_departs_from_the_original_only_where_it_is_illegal(
+    given, painter, paint, place
+):
     grammar = VisionGrammar(tokens=TOKENS, opening=((1, 2),), tokens_per_frame=CODES)
-    state = grammar.start([FrameLimits.exactly(1)] * 4, room=257)
-    written = paint(painter, prompts(given), 257, grammar=grammar, state=state, guidance=5.0)
+    state = grammar.start([FrameLimits.exactly(1)], room=257)
+    written = paint(prompts(given), 257, grammar=grammar, state=state, guidance=5.0)
     assert (written[:, :CODES] < TOKENS.end_of_frame).all()
     assert (written[:, CODES] == TOKENS.end_of_vision).all()
     for row, theirs in zip(written - TOKENS.text, given["vision.cfg5_topk1.tokens"], strict=False):
@@ -219,6 +232,6 @@ def test_our_grammar_departs_from_the_original_only_where_it_is_illegal(given, p
         assert 0 < first < CODES
         np.testing.assert_array_equal(row[:first], theirs[:first])
         assert row[first] != theirs[first]
-    codes = guided(forward(painter, place, prompts(given), written), 5.0)
-    likeliest = codes[:, :CODES, : TOKENS.codes].argmax(axis=-1)
-    np.testing.assert_array_equal(written[:2, :CODES] - TOKENS.text, likeliest)
+    logits = forward(painter, place, prompts(given), np.tile(written, (2, 1)))
+    likeliest = guided(logits, 5.0)[:, :CODES, : TOKENS.codes].argmax(axis=-1)
+    np.testing.assert_array_equal(written[:, :CODES] - TOKENS.text, likeliest)
