@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 import lwm
-from lwm.generate.engine import Session
 from lwm.generate.plan import GenerationPlan
+from lwm.generate.requests import Request
+from lwm.generate.work import Work, Written
 from lwm.hub import catalog
 
 # In one process: to read the file as transformers does takes a minute.
@@ -60,12 +61,10 @@ def test_64_greedy_tokens(theirs, ours, english):
         wanted = theirs.generate(
             torch.tensor([prompt]), max_new_tokens=64, min_new_tokens=64, do_sample=False
         )[0, len(prompt) :].tolist()
-    session = Session(ours.llama, ours.mesh, slots=512)
-    session.read([prompt])
-    written = np.concatenate(
-        [burst.ids for burst in session.generate(GenerationPlan(max_tokens=64))], axis=1
-    )[0]
-    assert written.tolist() == wanted
+    work = Work(plan=GenerationPlan(max_tokens=64))
+    request = Request(tuple(prompt), max_tokens=64, work=work)
+    bursts = (each for each in ours.engine.stream(request) if isinstance(each, Written))
+    assert [token for burst in bursts for token in burst.ids] == wanted
 
 
 def test_it_answers(ours):

@@ -19,6 +19,7 @@ from lwm.model.config import Compute, LlamaConfig, Remat
 from lwm.model.layers import Block, Packing, RMSNorm
 from lwm.model.linear import linear
 from lwm.model.pool import PagePool, Place
+from lwm.model.quantize import QuantizedWeight
 from lwm.model.rope import rotation
 from lwm.ops.cross_entropy import TokenLoss, cross_entropy
 from lwm.sharding import ACTS, LOGITS, ROW, SHARD, TOKENS, require_divisible
@@ -142,7 +143,10 @@ class Llama(eqx.Module):
     @jax.named_scope("loss")
     def score(self, x: Float[Array, "B S D"], targets: Int[Array, "B S"]) -> TokenLoss:
         """Returns the loss of each target after a normalised state of the last layer."""
-        table = self.embedding if self.head is None else self.head.T
+        head = self.head
+        if isinstance(head, QuantizedWeight):
+            head = head.astype(x.dtype)
+        table = self.embedding if head is None else head.T
         chunk = self.compute.loss_chunk
         return cross_entropy(x, table, targets, tokens=self.config.tokens, chunk=chunk)
 

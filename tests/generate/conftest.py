@@ -59,8 +59,8 @@ def ask():
     """Sends requests to an engine together, and returns what comes of each."""
 
     def send(engine, *requests):
-        for request in requests:
-            engine.submit(request)
+        # On the engine's thread, so that no step comes between them.
+        engine.run(lambda: [engine.submit(request) for request in requests])
         return [_await(request) for request in requests]
 
     return send
@@ -118,14 +118,20 @@ def open_painter(tiny, init, eager_tokenizer, draw_vqgan):
     opening = eager_tokenizer.encode(OPENING, special=False)
     assert len(opening) == 1
 
-    def make(mesh, eager=6.0):
-        llama = init(tiny(tokens=TokenSpace.of(eager_tokenizer.vocab_size, CODES))).unstack()
+    def make(mesh, eager=6.0, context=512):
+        tokens = TokenSpace.of(eager_tokenizer.vocab_size, CODES)
+        llama = init(tiny(tokens=tokens, max_context=context)).unstack()
         scale = np.ones(llama.head.shape, np.float32)
         scale[:, opening[0]] = eager
         scale = jax.device_put(scale, llama.head.sharding)
         llama = dataclasses.replace(llama, head=llama.head * scale)
         return LanguageModel(
-            name="tiny", llama=llama, tokenizer=eager_tokenizer, mesh=mesh, vqgan_file=folder
+            name="tiny",
+            llama=llama,
+            tokenizer=eager_tokenizer,
+            mesh=mesh,
+            vqgan_file=folder,
+            pool_tokens=8 * context,
         )
 
     return make

@@ -1,45 +1,77 @@
 import dataclasses
 from concurrent.futures import ThreadPoolExecutor
 
+import jax
 import pytest
 
 from lwm.devices import Machine
 from lwm.errors import UserError
-from lwm.generate import engine, loaded
-from lwm.generate.batch import complete
-from lwm.generate.chat import Conversation, Reader
+from lwm.generate import loaded, slots
+from lwm.generate.answer import Answer
+from lwm.generate.batch import TextRequest, answers, complete
+from lwm.generate.chat import Conversation
+from lwm.generate.language_model import LanguageModel
+from lwm.generate.pace import Pace
 from lwm.plan.memory import inference_need
 from lwm.sampling_params import SamplingParams, VisionSampling
+from lwm.sharding import make_mesh
 from lwm.tokenizer.message import Message
-from lwm.tokenizer.tokenizer import TextStream
+from lwm.tokens import TokenSpace
 
 SHORT = SamplingParams(max_tokens=16)
 
 
-def test_turns_continue_the_cache_and_answer_as_a_fresh_reading_would(model):
-    conversation = Conversation(model, document="A long text.\n")
-    read = []
+@pytest.fixture(scope="module")
+def model(tiny, init, byte_tokenizer):
+    """A model with a pool of one size, so that nothing is compiled twice."""
+    with jax.set_mesh(mesh := make_mesh()):
+        config = tiny(tokens=TokenSpace(text=byte_tokenizer.vocab_size), max_context=1536)
+        yield LanguageModel(
+            name="tiny",
+            llama=init(config).unstack(),
+            tokenizer=byte_tokenizer,
+            mesh=mesh,
+            pool_tokens=8192,
+        )
+
+
+def cold(model):
+    """Returns the model with an engine that has read nothing."""
+    return dataclasses.replace(model)
+
+
+def test_turns_share_what_was_read_and_answer_as_the_same_chat_begun_cold(model):
+    """To the last bit."""
+    document = "A long text.\n" * 45
+    conversation = Conversation(model, document=document)
     for question in ("What?", "Why?", "Who?"):
         turns = [*conversation.messages]
-        list(conversation.ask(question, params=SHORT, progress=lambda n, total: read.append(total)))
-        fresh = Conversation(model, document="A long text.\n")
+        list(conversation.ask(question, params=SHORT))
+        fresh = Conversation(cold(model), document=document)
         fresh.messages = turns
         list(fresh.ask(question, params=SHORT))
         assert conversation.messages == fresh.messages
-    first = "user: A long text.\n\nWhat?<|im_end|>assistant: "
-    assert conversation.messages[0].text == "A long text.\n\nWhat?"
-    assert read[0] == len(model.tokenizer.encode(first))
-    assert max(read[1:]) < 80  # only the new turn
+        ours, theirs = conversation._last, fresh._last
+        assert (ours.ids, ours.logprobs) == (theirs.ids, theirs.logprobs)
+        assert theirs.usage.cached_tokens == 0
+        assert ours.usage.cached_tokens == (512 if turns else 0)
+    first = f"user: {document.strip()}\n\nWhat?<|im_end|>assistant: "
+    assert conversation.messages[0].text == f"{document.strip()}\n\nWhat?"
+    read = []
+    again = Conversation(cold(model), document=document)
+    list(again.ask("What?", params=SHORT, progress=lambda *now: read.append(now)))
+    assert {total for _, total in read} == {len(model.tokenizer.encode(first))}
+    assert [done for done, _ in read] == sorted(done for done, _ in read)
 
 
 def test_prompt_that_does_not_fit_says_how_much_does(model):
-    with pytest.raises(UserError, match=r"prompt has 6\d\d tokens, .* context of 512: 496 fit"):
-        model.chat("x" * 600, max_tokens=16)
+    with pytest.raises(UserError, match=r"prompt has 1,6\d\d tokens, .* of 1,536: 1,520 fit"):
+        model.chat("x" * 1600, max_tokens=16)
     conversation = Conversation(model)
     list(conversation.ask("Hi", params=SHORT))
     before = list(conversation.messages)
     with pytest.raises(UserError, match="shorten the prompt or lower max_tokens"):
-        list(conversation.ask("x" * 600, params=SHORT))
+        list(conversation.ask("x" * 1600, params=SHORT))
     assert conversation.messages == before
     assert list(conversation.ask("And?", params=SHORT))
 
@@ -63,17 +95,45 @@ def test_reading_given_up_leaves_the_conversation_as_it_was(model):
         list(conversation.ask("Hi", params=SHORT, progress=stop))
     assert conversation.messages == []
     other = Conversation(model)
-    assert list(conversation.ask("Ho", params=SHORT)) == list(other.ask("Ho", params=SHORT))
+    assert "".join(conversation.ask("Ho", params=SHORT)) == "".join(other.ask("Ho", params=SHORT))
 
 
-def test_answers_end_at_the_end_of_turn(model):
-    tokenizer = model.tokenizer
-    prompt = tokenizer.encode("Hello")
-    free = Reader(model)
-    text = "".join(map(str, free.answer(prompt, TextStream(tokenizer), SHORT)))
-    assert free.was_cut
-    assert free.num_tokens == len(prompt) + 16
-    assert text == tokenizer.decode(free._prefix.ids[len(prompt) :])
+def test_an_answer_says_how_it_went(model):
+    prompt = model.tokenizer.encode("Hello")
+    answer = Answer(model, prompt, SHORT)
+    assert answer.finish_reason is None
+    text = "".join(map(str, answer))
+    assert answer.finish_reason == "length"
+    assert answer.was_cut
+    assert text == model.tokenizer.decode(answer.ids)
+    assert len(answer.logprobs) == len(answer.ids) == 16
+    usage = dataclasses.astuple(answer.usage)
+    assert usage == (len(prompt), 16, 0)
+
+
+def test_answers_end_at_the_end_of_turn(model, monkeypatch):
+    """With any id of the answer for one that ends a turn."""
+    whole = Answer(model, model.tokenizer.encode("Hello"), SHORT)
+    text = "".join(map(str, whole))
+    end = next(n for n in range(4, 16) if whole.ids[n] not in whole.ids[:n])
+    ends = frozenset({whole.ids[end]})
+    tokenizer = dataclasses.replace(model.tokenizer, eos_ids=ends)
+    other = dataclasses.replace(model, tokenizer=tokenizer)
+    answer = Answer(other, model.tokenizer.encode("Hello"), SHORT)
+    assert text.startswith("".join(map(str, answer)))
+    assert answer.ids == whole.ids[: end + 1]
+    assert (answer.finish_reason, answer.stopped_by) == ("stop", None)
+
+
+def test_log_probabilities_of_a_prompt_are_there_when_asked_for(model):
+    prompt = model.tokenizer.encode("The sea " * 80)
+    list(Answer(model, prompt, SHORT))
+    answer = Answer(model, prompt, SHORT, wants_scores=True)
+    list(answer)
+    assert len(answer.prompt_logprobs) == len(prompt) - 1
+    assert answer.usage.cached_tokens == 0
+    alone = Answer(cold(model), prompt, SamplingParams(max_tokens=0), wants_scores=True)
+    assert (list(alone), alone.prompt_logprobs) == ([], answer.prompt_logprobs)
 
 
 def test_generate_continues_a_text(model):
@@ -91,6 +151,19 @@ def test_stop_strings_end_an_answer_wherever_tokens_divide_it(model):
     assert text == whole[: whole.index(stop)]
 
 
+def test_a_stop_string_gives_the_same_ids_whatever_the_length_of_bursts(model, monkeypatch):
+    whole = model.generate("Once upon", max_tokens=40)
+    found = []
+    for steps in (1, 5, 32):
+        monkeypatch.setattr(Pace, "steps", lambda self, steps=steps: steps)
+        answer = model.stream("Once upon", max_tokens=40, stop=whole[20:23])
+        text = "".join(map(str, answer))
+        found.append((text, answer.ids, answer.logprobs, answer.finish_reason, answer.stopped_by))
+    assert found[1:] == found[:1] * 2
+    assert text == whole[: whole.index(whole[20:23])]
+    assert found[0][3:] == ("stop", whole[20:23])
+
+
 def test_prompts_together_are_completed_as_alone(model):
     prompts = ["Once upon a time", "x", "The sea " * 20]
     params = SamplingParams(max_tokens=24, temperature=1.0, seed=7)
@@ -99,6 +172,8 @@ def test_prompts_together_are_completed_as_alone(model):
         alone = complete(model, [prompt], params)[0]
         assert (completion.prompt, completion.ids) == (prompt, alone.ids)
         assert completion.logprobs == pytest.approx(alone.logprobs, abs=1e-4)
+        (wide,) = answers(model, [TextRequest(prompt=prompt, params=params)], rows=3)
+        assert dataclasses.replace(wide.completion, usage=completion.usage) == completion
         assert completion.text == model.generate(prompt, max_tokens=24, temperature=1.0, seed=7)
         assert len(completion.ids) == len(completion.logprobs)
         assert (completion.finish_reason == "length") == (len(completion.ids) == 24)
@@ -144,105 +219,115 @@ def test_rows_of_a_batch_stop_by_themselves(model):
 def test_the_prompt_of_a_batch_that_cannot_be_is_named(model):
     with pytest.raises(UserError, match="prompt 2 of 2: the prompt is empty"):
         complete(model, ["Hi", ""], SHORT)
-    with pytest.raises(UserError, match="prompt 1 of 2: the prompt has 600 tokens"):
-        complete(model, ["x" * 600, "Hi"], SHORT)
+    with pytest.raises(UserError, match="prompt 1 of 2: the prompt has 1,600 tokens"):
+        complete(model, ["x" * 1600, "Hi"], SHORT)
     assert complete(model, []) == []
 
 
-def longer(model, context):
-    """Lets the model read more than it is known for."""
-    config = dataclasses.replace(model.llama.config, max_context=context)
-    return dataclasses.replace(model, llama=dataclasses.replace(model.llama, config=config))
+def test_what_does_not_fit_is_an_error_of_its_own_and_the_others_go_on(model):
+    context = model.context
+    texts = ["Hi", "x" * (context - 16), "x" * (context - 15), "x" * (context + 1), "", "Ho"]
+    requests = [TextRequest(prompt=text, params=SHORT) for text in texts]
+    nothing = SamplingParams(max_tokens=0)
+    requests += [TextRequest(prompt=text, params=nothing) for text in ("Hi", "x" * context)]
+    found = sorted(model.batch(requests), key=lambda each: each.index)
+    errors = [each.error and str(each.error) for each in found]
+    assert [error is None for error in errors] == [True, True, False, False, False, *[True] * 3]
+    for error in filter(None, errors):
+        assert "\n" not in error
+    assert "1,520 fit beside an answer of 16" in errors[2]
+    assert "the prompt is empty" in errors[4]
+    for number in (6, 7):
+        assert found[number].completion.text == ""
+        assert found[number].completion.finish_reason == "length"
+        assert found[number].completion.usage.completion_tokens == 0
+    alone = [complete(cold(model), [text], SHORT)[0] for text in ("Hi", "Ho")]
+    assert [found[number].completion.ids for number in (0, 5)] == [each.ids for each in alone]
+    assert len(found[1].completion.ids) == 16
 
 
-def text_of(reader, model, length, params=SHORT):
-    return "".join(reader.answer([7] * length, TextStream(model.tokenizer), params))
+def test_a_pool_that_is_too_small_is_one_line(model):
+    small = dataclasses.replace(model, pool_tokens=256)
+    with pytest.raises(UserError, match=r"cache of 512 tokens, but the pool has 256; .*--pool-tok"):
+        small.generate("x" * 300, max_tokens=16)
+    found = {each.index: each for each in small.batch([TextRequest(prompt="x" * 300)] * 2)}
+    assert all("pool has 256" in str(each.error) for each in found.values())
+    with pytest.raises(UserError, match=r"^prompt 1 of 2: the request needs"):
+        complete(small, ["x" * 300, "Hi"], SHORT)
 
 
-def session_of(reader):
-    assert reader._session is not None
-    return reader._session
-
-
-def test_a_cache_is_no_larger_than_the_context_can_use(model):
-    model = longer(model, 1100)
-    reader = Reader(model)
-    text_of(reader, model, 1000, SamplingParams(max_tokens=100))
-    assert reader.num_tokens == 1100
-    assert session_of(reader).cache.slots == 1536, "and not the next power of two"
-
-
-def test_padding_of_many_turns_does_not_outgrow_the_context(model):
-    params, slots = SamplingParams(max_tokens=4), []
-    conversation = Conversation(model)
-    for turn in range(14):
-        before = list(conversation.messages)
-        answer = list(conversation.ask(f"{turn}", params=params))
-        slots.append(session_of(conversation._reader).length)
-    assert max(slots) <= 512 + 256
-    assert slots != sorted(slots), "the padding of earlier turns is given up"
-    fresh = Conversation(model)
-    fresh.messages = before
-    assert list(fresh.ask(f"{turn}", params=params)) == answer
+def test_threads_share_a_model(model):
+    texts = [f"{number} times" for number in range(6)]
+    wanted = [model.generate(text, max_tokens=20, seed=3, temperature=1.0) for text in texts]
+    with ThreadPoolExecutor(6) as pool:
+        found = pool.map(lambda t: model.generate(t, max_tokens=20, seed=3, temperature=1.0), texts)
+        assert list(found) == wanted
 
 
 @pytest.fixture
-def memory(monkeypatch, model):
-    """Leaves room for a cache of so many slots beside the model, in place of one that is there."""
+def growing(model):
+    """The model with a pool that grows, a context to match, and no page yet."""
+    config = dataclasses.replace(model.llama.config, max_context=4096)
+    llama = dataclasses.replace(model.llama, config=config)
+    return dataclasses.replace(model, llama=llama, pool_tokens=None)
 
-    def need(slots, rows):
-        config = model.llama.config
-        return inference_need(config, context=slots, rows=rows, mesh=(1, 1, 1, 1), platform="cpu")
 
-    def leave(slots, *, instead_of=None, rows=1):
-        there = need(instead_of, rows).cache if instead_of else 0
-        free = need(slots, rows).total - need(slots, rows).weights - there
-        here = Machine(count=1, memory=free, platform="cpu")
-        monkeypatch.setattr(loaded, "machine", lambda devices: here)
+@pytest.fixture
+def memory(monkeypatch, growing):
+    """Leaves room for a pool of so many tokens beside the model."""
+
+    def need(tokens):
+        config = growing.llama.config
+        return inference_need(config, context=tokens, rows=1, mesh=(1, 1, 1, 1), platform="cpu")
+
+    def leave(tokens):
+        def machine(devices):
+            leaves = jax.tree.leaves(growing.engine._runner.sizes)
+            free = need(tokens).total - need(tokens).weights - sum(leaf.nbytes for leaf in leaves)
+            return Machine(count=1, memory=free, platform="cpu")
+
+        monkeypatch.setattr(loaded, "machine", machine)
 
     return leave
 
 
-def test_what_no_memory_is_left_for_is_refused_before_it_is_read(model, memory):
-    model = longer(model, 4096)
-    reader = Reader(model)
+def test_what_no_memory_is_left_for_is_refused_before_it_is_read(growing, memory):
+    prompt = [7] * 700
     memory(1024)
-    text = text_of(reader, model, 700)
-    kept = reader.num_tokens
-    memory(1024, instead_of=1024)
-    with pytest.raises(UserError, match=r"tiny needs .* for 1,232 tokens .* or shorten the prompt"):
-        text_of(reader, model, 1200)
-    assert reader.num_tokens == kept
-    assert text_of(reader, model, 700) == text
-    memory(1536, instead_of=1024)  # no power of two, but enough
-    text_of(reader, model, 1200)
-    assert session_of(reader).cache.slots == 1536
+    first = Answer(growing, prompt, SHORT)
+    list(first)
+    assert growing.engine.pool_tokens == 1024
+    with pytest.raises(UserError, match=r"tiny needs .* for 1,280 tokens .* or shorten the prompt"):
+        Answer(growing, [7] * 1200, SHORT)
+    again = Answer(growing, prompt, SHORT)
+    list(again)
+    assert (again.ids, again.logprobs) == (first.ids, first.logprobs)
+    assert again.usage.cached_tokens == 512
+    memory(1280)  # no power of two, but enough
+    assert len(list(Answer(growing, [7] * 1200, SHORT))) > 0
+    assert growing.engine.pool_tokens == 1280
 
 
-def test_there_is_memory_for_all_prompts_together_or_for_none(model, memory):
-    prompts = ["x" * 700] * 3
-    model = longer(model, 4096)
-    memory(1024)
-    with pytest.raises(UserError, match="give fewer at a time"):
-        complete(model, prompts, SHORT)
-    memory(1024, rows=3)
-    model.require_memory(1024, rows=3)
+def test_prompts_take_turns_where_there_is_no_memory_for_all_together(growing, memory):
+    memory(768)  # one at a time
+    prompts = ["x" * 600, "y" * 610, "z" * 620]
+    assert len(complete(growing, prompts, SHORT)) == 3
+    assert growing.engine.pool_tokens == 768
 
 
-def test_a_cache_that_was_lost_to_an_interruption_is_read_again(model, monkeypatch):
-    conversation, decode = Conversation(model), engine.decode
+def test_a_chat_goes_on_after_a_program_was_interrupted(model, monkeypatch):
+    conversation, burst = Conversation(model), slots.burst
 
     def broken_off(*arguments, **options):
-        decode(*arguments, **options)
+        burst(*arguments, **options)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(engine, "decode", broken_off)
+    monkeypatch.setattr(slots, "burst", broken_off)
     with pytest.raises(KeyboardInterrupt):
         list(conversation.ask("Hi", params=SHORT))
-    monkeypatch.setattr(engine, "decode", decode)
-    assert list(conversation.ask("Ho", params=SHORT)) == [
-        *Conversation(model).ask("Ho", params=SHORT)
-    ]
+    monkeypatch.setattr(slots, "burst", burst)
+    fresh = Conversation(cold(model)).ask("Ho", params=SHORT)
+    assert "".join(conversation.ask("Ho", params=SHORT)) == "".join(fresh)
 
 
 def test_one_conversation_in_several_threads_is_refused_at_once(model):

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from lwm.errors import UserError
-from lwm.generate.chat import Reader
-from lwm.generate.decoding import decode
+from lwm.generate.answer import Answer
+from lwm.generate.decoding import burst
 from lwm.generate.sampling import (
     GREEDY,
     MinP,
@@ -20,7 +20,6 @@ from lwm.generate.sampling import (
     sampler,
 )
 from lwm.sampling_params import SamplingOptions, SamplingParams
-from lwm.tokenizer.tokenizer import TextStream
 
 RNG = np.random.default_rng(0)
 LOGITS = (3 * RNG.normal(size=(64, 20))).astype(np.float32)
@@ -167,12 +166,11 @@ def test_the_kth_largest_is_found_among_all_kinds_of_numbers(k):
 
 
 def test_forty_generations_share_one_decoding_program(model):
-    """They differ in all that a request may set but the length; see `decode`."""
+    """They differ in all that a request may set; see `burst`."""
     decodings = []
-    reader = Reader(model)
     for number in range(40):
         params = SamplingParams(
-            max_tokens=4,
+            max_tokens=3 + number % 5,
             temperature=[0.0, 0.5, 1.0, 1.3][number % 4],
             top_k=[0, 5, 50][number % 3],
             top_p=[1.0, 0.9, 0.4][number // 2 % 3],
@@ -181,8 +179,8 @@ def test_forty_generations_share_one_decoding_program(model):
             seed=number,
             stop=tuple("abc"[: number % 3]),
         )
-        list(reader.answer([1, 2, 3, number], TextStream(model.tokenizer), params))
-        decodings.append(vars(type(decode))["_cache_size"](decode))
+        list(Answer(model, [1, 2, 3, number], params))
+        decodings.append(vars(type(burst))["_cache_size"](burst))
     assert len(set(decodings)) == 1, "none after the first"
 
 

@@ -11,7 +11,6 @@ import subprocess
 import sys
 
 import jax
-import numpy as np
 import pytest
 import tokenizers
 from tokenizers import normalizers
@@ -27,9 +26,11 @@ from lwm.eval.needle.run import PICTURE, REPORT, RESULTS, ask, check, evaluate, 
 from lwm.eval.results import Results
 from lwm.files import exclusive
 from lwm.generate import loaded
+from lwm.generate.answer import Answer
 from lwm.generate.language_model import LanguageModel
 from lwm.hub.catalog import find_model, locate
 from lwm.model.config import ModelOverrides
+from lwm.sampling_params import SamplingParams
 from lwm.tokenizer.backends import FastTokenizer
 
 GRID = NeedleConfig(lengths=(700, 1400), depths=(0.0, 30.0, 100.0), rounds=2, max_tokens=40)
@@ -321,11 +322,13 @@ def test_an_answer_does_not_hang_on_those_before(tiny_model):
     asked = [prompts.build(cell).ids for cell in prompts.cells]
 
     def answers(order):
-        answer = ModelAnswerer(tiny_model, longest=2400, max_tokens=8)
-        found = {}
+        model, found = dataclasses.replace(tiny_model), {}
+        answer = ModelAnswerer(model, tokens=2400, max_tokens=8)
         for i in order:
             text = answer(asked[i])
-            found[i] = (text, np.asarray(answer._session._last).tobytes())
+            again = Answer(model, asked[i], SamplingParams(max_tokens=8))
+            assert "".join(map(str, again)) == text
+            found[i] = text, again.ids, again.logprobs
         return found, answer
 
     together, answer = answers(range(6))
@@ -496,5 +499,5 @@ def test_what_no_memory_is_left_for_is_refused(tiny_model, monkeypatch):
     none = Machine(count=1, memory=1, platform="cpu")
     monkeypatch.setattr(loaded, "machine", lambda devices: none)
     with pytest.raises(UserError, match=r"tiny needs .* for 2,912 tokens") as caught:
-        ModelAnswerer(tiny_model, longest=2400, max_tokens=8)
+        ModelAnswerer(tiny_model, tokens=2400, max_tokens=8)([7] * 2400)
     assert "\n" not in str(caught.value)
