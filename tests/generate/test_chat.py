@@ -282,7 +282,7 @@ def memory(monkeypatch, growing):
 
     def leave(tokens):
         def machine(devices):
-            leaves = jax.tree.leaves(growing.engine._runner.sizes)
+            leaves = jax.tree.leaves(growing.engine._runner.pool)
             free = need(tokens).total - need(tokens).weights - sum(leaf.nbytes for leaf in leaves)
             return Machine(count=1, memory=free, platform="cpu")
 

@@ -230,6 +230,11 @@ def test_requests_that_cannot_be_are_refused(model, engine, request_for):
     for seed in (-1, 2**32):
         with pytest.raises(ValueError, match="a seed is from 0"):
             engine.submit(request_for(dataclasses.replace(plan, seed=seed), [1]))
+    for ids in ([-1], [256]):
+        with pytest.raises(ValueError, match="ids from 0 to 255"):
+            engine.submit(request_for(plan, ids))
+    with pytest.raises(ValueError, match="a seed is from 0"):
+        engine.submit(request_for(GenerationPlan(max_tokens=1, seed=2**32), [1]))
     with pytest.raises(UserError, match="the mesh has sp 2"):
         Engine(model, make_mesh("sp=2"))
     small = Engine(model, jax.sharding.get_mesh(), pool_tokens=300)
