@@ -76,7 +76,7 @@ def choose_ids(
     tokens: TokenSpace,
     seen: Bool[Array, "B V"],
     keys: Key[Array, " B"],
-    done: Bool[Array, " B"],
+    done: Bool[Array | np.ndarray, " B"],
     state: Any = None,
 ) -> tuple[Int[Array, " B"], Float[Array, " B"]]:
     """Chooses one id per row; also returns its log-probability in the row's own distribution.
@@ -255,7 +255,7 @@ def score(
     return reshard(model.score(model.norm(states), targets).nll, P())
 
 
-def _where(rows: Bool[Array, " B"], these: Any, others: Any) -> Any:
+def _where(rows: Bool[Array | np.ndarray, " B"], these: Any, others: Any) -> Any:
     """Takes whole rows of a tree of arrays from one of two."""
 
     def choose(a: Array, b: Array) -> Array:

@@ -167,6 +167,7 @@ class Engine:
             thread.join()
 
     def _events(self, request: Request) -> Generator[Any]:
+        assert isinstance(request.events, queue.SimpleQueue)
         try:
             yield None
             while True:

@@ -138,7 +138,7 @@ class Scheduler:
             started=tuple(started),
             reads=tuple(read for group in self._groups for read in self._next_read(group)),
             lanes=tuple(sorted({each.lane for each, started in self._running.items() if started})),
-            short=short,
+            short=tuple(short),
             wants=wants,
         )
 

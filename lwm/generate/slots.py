@@ -124,8 +124,8 @@ class Slots:
         )
         self._seen = found.seen
         # Waits for the device. Pages and inputs are the host's own.
-        state = jax.tree.map(np.array, found.rows._replace(place=found.rows.place.lengths))
-        self._rows = state._replace(place=Place(rows.place.pages, state.place))
+        place = Place(rows.place.pages, found.rows.place.lengths)
+        self._rows = jax.tree.map(np.array, found.rows._replace(place=place))
         taken = int(found.steps)
         return found.pool, np.asarray(found.ids)[:, :taken], np.asarray(found.logprobs)[:, :taken]
 

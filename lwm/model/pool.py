@@ -14,6 +14,7 @@ from typing import NamedTuple
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import get_abstract_mesh
 from jaxtyping import Array, Float, Int, UInt16
 
@@ -26,9 +27,9 @@ from lwm.sharding import DEVICES, HEADS, PAGES, ROW, ROWS, manual
 class Place(NamedTuple):
     """Pages and lengths of rows, the same for every layer."""
 
-    pages: Int[Array, "B W"]
+    pages: Int[Array | np.ndarray, "B W"]
     """Page of each `PAGE` tokens; 0 beyond the row's last. W is `table_width`."""
-    lengths: Int[Array, " B"]
+    lengths: Int[Array | np.ndarray, " B"]
     """Tokens in the pages, and so the position of the next."""
 
 

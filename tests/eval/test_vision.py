@@ -67,7 +67,7 @@ def test_videos_at_temperature_two_are_legal(tiny_vision, videos):
         Request(tuple(prompt), max_tokens=195, lane=tiny_vision.lane(videos), work=Work(plan=plan))
         for plan in plans
     ]
-    ids = [[] for _ in requests]
+    ids: list[list[int]] = [[] for _ in requests]
     for number, event in tiny_vision.engine.gather(requests):
         if isinstance(event, Written):
             ids[number] += event.ids

@@ -215,6 +215,8 @@ def test_a_chat_with_pictures_goes_on_as_the_same_chat_begun_cold(drawer, open_p
     other, _ = pieces_of(fresh, "More")
     assert list(map(repr, joined(other))) == list(map(repr, joined(again)))
     ours, theirs = conversation._last, fresh._last
+    assert ours is not None
+    assert theirs is not None
     assert (ours.ids, ours.logprobs) == (theirs.ids, theirs.logprobs)
     assert (ours.usage.cached_tokens, theirs.usage.cached_tokens) == (512, 0)
 
