@@ -499,5 +499,6 @@ def test_what_no_memory_is_left_for_is_refused(tiny_model, monkeypatch):
     none = Machine(count=1, memory=1, platform="cpu")
     monkeypatch.setattr(loaded, "machine", lambda devices: none)
     with pytest.raises(UserError, match=r"tiny needs .* for 2,560 tokens") as caught:
-        ModelAnswerer(tiny_model, tokens=2400, max_tokens=8)([7] * 2400)
+        # With an engine that has no page yet.
+        ModelAnswerer(dataclasses.replace(tiny_model), tokens=2400, max_tokens=8)([7] * 2400)
     assert "\n" not in str(caught.value)
