@@ -37,16 +37,20 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
 
 import lwm.model.layers as model_layers
 from lwm.data.example import Batch
-from lwm.generate.engine import Session
+from lwm.generate.decoding import BURST
+from lwm.generate.engine import Engine
 from lwm.generate.plan import GenerationPlan
-from lwm.model.cache import KVCache
+from lwm.generate.requests import Request
+from lwm.generate.slots import Slots
+from lwm.generate.work import Work, Written
 from lwm.model.config import Compute, LlamaConfig, Remat, preset
 from lwm.model.layers import Packing
 from lwm.model.llama import Llama
+from lwm.model.pool import PAGE, PagePool, Place, table_width
 from lwm.ops.attention import attention
 from lwm.ops.mask import Mask
 from lwm.plan.flops import known_peak, training_flops
-from lwm.sharding import HEADS, ROWS, TOKENS, make_mesh, manual, on_mesh
+from lwm.sharding import HEADS, ROW, ROWS, TOKENS, make_mesh, manual, on_mesh
 from lwm.tokens import TokenSpace
 from lwm.train.config import AdamW, Loss, Schedule
 from lwm.train.optimizer import build_optimizer
@@ -242,34 +246,41 @@ def check_training(check: Check) -> None:
 def check_decoding(check: Check) -> None:
     """Compares greedy ids with those of whole forward passes, and with those on the CPU."""
     config = small()
-    prompt = np.random.default_rng(1).integers(0, 500, 100).tolist()
+    prompt = np.random.default_rng(1).integers(0, 500, 600).tolist()
+    plan = GenerationPlan(max_tokens=16)
 
-    def write(dtype, device: jax.Device) -> tuple[np.ndarray, np.ndarray]:
-        """Returns the ids, and the likeliest ones at the same places of a forward pass."""
+    def write(dtype, device: jax.Device) -> dict[int, tuple[np.ndarray, np.ndarray]]:
+        """Returns, by slots, ids and the likeliest ones at the same places of a forward pass."""
         mesh = mesh_of(device)
         compute = Compute(dtype=dtype)
         with jax.set_mesh(mesh):
             init = jax.jit(lambda: Llama.init(config, compute, key=jr.key(0)))
             model = jax.tree.map(lambda x: 3 * x.astype(dtype), init())
-        session = Session(model, mesh, rows=1, slots=512)
-        session.read([prompt])
-        ids = [i for burst in session.generate(GenerationPlan(max_tokens=16)) for i in burst.ids[0]]
-        with jax.set_mesh(mesh):
-            whole = jax.device_put(np.array([[*prompt, *ids]], np.int32), on_mesh(mesh, TOKENS))
-            logits = jax.jit(lambda m, t: m(t, Packing.whole(*t.shape)))(model, whole)
-            likeliest = np.asarray(jnp.argmax(logits[0, :, : config.tokens.text], -1))
-        return np.array(ids), likeliest[len(prompt) - 1 : -1]
+            forward = jax.jit(lambda m, t: m(t, Packing.whole(*t.shape)))
+        engine, found = Engine(model, mesh), {}
+        for lane in (1, 2):
+            request = Request(prompt, max_tokens=plan.max_tokens, lane=lane, work=Work(plan=plan))
+            written = [event for event in engine.stream(request) if isinstance(event, Written)]
+            ids = [i for event in written for i in event.ids]
+            with jax.set_mesh(mesh):
+                whole = np.array([[*prompt, *ids]], np.int32)
+                logits = forward(model, jax.device_put(whole, on_mesh(mesh, TOKENS)))
+                likeliest = np.asarray(jnp.argmax(logits[0, :, : config.tokens.text], -1))
+            found[lane] = np.array(ids), likeliest[len(prompt) - 1 : -1]
+        return found
 
     for dtype in ("float32", "bfloat16"):
         with jax.default_matmul_precision("highest" if dtype == "float32" else "default"):
-            (ids, likeliest), (wanted, _) = write(dtype, check.device), write(dtype, check.cpu)
-        check.report(
-            "decode_same",
-            dtype=dtype,
-            equals_forward=int((likeliest == ids).sum()),
-            equals_cpu=int((ids == wanted).sum()),
-            of=len(ids),
-        )
+            here, wanted = write(dtype, check.device), write(dtype, check.cpu)
+        for lane, (ids, likeliest) in here.items():
+            check.report(
+                "decode_same",
+                dtype=dtype,
+                slots=lane,
+                equals_forward=int((likeliest == ids).sum()),
+                equals_cpu=int((ids == wanted[lane][0]).sum()),
+                of=len(ids),
+            )
 
 
 def check_vqgan(check: Check) -> None:
@@ -433,17 +444,12 @@ def seven_billion(check: Check) -> tuple[LlamaConfig, Mesh, Llama]:
     return config, mesh, check.weights(config, mesh)
 
 
-def filled_session(mesh: Mesh, model: Llama, *, slots: int, length: int) -> Session:
-    """Returns a session whose cache counts as filled up to a length."""
-    session = Session(model, mesh, rows=1, slots=slots)
-    session.read([[1, 2, 3]])
+def filled_pool(mesh: Mesh, model: Llama, length: int) -> tuple[PagePool, list[int]]:
+    """Returns a pool with pages for one row; the speed does not depend on what they hold."""
+    pages = range(1, -(-length // PAGE) + 1)
     with jax.set_mesh(mesh):
-        cache = session.cache
-        segments = jnp.where(jnp.arange(cache.slots)[None] < length, 0, -1).astype(jnp.int32)
-        placed = jax.device_put(segments, cache.segments.sharding)
-        session.cache = KVCache(cache.layers, placed, jnp.asarray(length, jnp.int32))
-    session._history = np.zeros((1, length), np.int32)
-    return session
+        pool = PagePool.empty(model.config, model.compute.dtype, per_device=len(pages) + 1)
+    return pool, list(pages)
 
 
 def time_decoding(check: Check) -> None:
@@ -453,16 +459,17 @@ def time_decoding(check: Check) -> None:
     for length in (64, 300) if check.tiny else (1024, 32_000):
         if check.is_late(30, "decode", length=length):
             return
-        slots = (length + 600) // 512 * 512 + 512
-        session = filled_session(mesh, model, slots=slots, length=length)
-        bursts = session.generate(GenerationPlan(max_tokens=64))
-        begun = time.perf_counter()
-        next(bursts)
-        first, begun, count = time.perf_counter() - begun, time.perf_counter(), 0
-        for burst in bursts:
-            count += burst.ids.shape[1]
-            if time.perf_counter() - begun > 8:
-                break
+        plan = GenerationPlan(max_tokens=3 * BURST)
+        pool, pages = filled_pool(mesh, model, length + plan.max_tokens)
+        slots = Slots(model, mesh, 1, grammar=None, stop_places=8)
+        slots.seat(0, plan, [5] * length, pages)
+        with jax.set_mesh(mesh):
+            begun = time.perf_counter()
+            pool, *_ = slots.decode(pool, BURST)
+            first, begun, count = time.perf_counter() - begun, time.perf_counter(), 0
+            while count < 2 * BURST and time.perf_counter() - begun < 8:
+                pool, ids, _ = slots.decode(pool, BURST)
+                count += ids.shape[1]
         seconds = (time.perf_counter() - begun) / count
         cached = 2 * 2 * config.num_layers * config.num_kv_heads * config.head_dim * length
         check.report(
@@ -478,16 +485,25 @@ def time_decoding(check: Check) -> None:
 
 def time_reading(check: Check) -> None:
     """Times reading a chunk of a prompt after a short and a long one."""
-    _, mesh, model = seven_billion(check)
-    chunk, slots = (64, 1024) if check.tiny else (512, 36_864)
-    for length in (64, 256) if check.tiny else (1024, 31_000):
+    config, mesh, model = seven_billion(check)
+    chunk = 64 if check.tiny else 512
+    for length in (64, 256) if check.tiny else (1024, 31_232):
         if check.is_late(30, "prefill", length=length):
             return
-        session = filled_session(mesh, model, slots=slots, length=length)
+        pool, pages = filled_pool(mesh, model, length + chunk)
+        table = np.zeros((1, table_width(config.max_context)), np.int32)
+        table[0, : len(pages)] = pages
+        put = functools.partial(jax.device_put, device=on_mesh(mesh, ROWS))
+        place = Place(put(table), jax.device_put(np.array([length]), on_mesh(mesh, ROW)))
+        tokens, held = (
+            jax.device_put(np.full((1, chunk), 5, np.int32), on_mesh(mesh, TOKENS)),
+            [pool],
+        )
 
-        def read(session=session) -> Any:
-            session.read([[5] * chunk])
-            return session._last
+        def read(place=place, tokens=tokens, held=held) -> Any:
+            with jax.set_mesh(mesh):
+                states, held[0] = model.extend(tokens, place, held[0])
+            return states
 
         seconds, first = timed(read, repeats=3)
         check.report(

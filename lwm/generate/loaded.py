@@ -173,14 +173,11 @@ class LoadedModel:
                 f"of {max_tokens:,}; shorten the prompt or lower max_tokens"
             )
 
-    def require_memory(
-        self, slots: int, *, rows: int = 1, instead_of: PagePool | None = None
-    ) -> None:
+    def require_memory(self, tokens: int, *, instead_of: PagePool | None = None) -> None:
         """Refuses a cache for which the devices have no memory beside the model.
 
         Args:
-            slots: Tokens of each row, or of the pool of each device.
-            rows: Prompts in a batch.
+            tokens: Tokens in the pages of each device.
             instead_of: A pool that it replaces.
 
         Raises:
@@ -196,8 +193,8 @@ class LoadedModel:
         require_fit(
             self.llama.config,
             name=self.name,
-            context=slots,
-            rows=rows,
+            context=tokens,
+            lane=WIDEST * dp * fsdp,
             mesh=(dp, fsdp, tp, sp),
             dtype="int8" if is_int8 else self.llama.compute.dtype,
             machine=dataclasses.replace(here, count=jax.device_count()),

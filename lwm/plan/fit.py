@@ -23,6 +23,8 @@ class Plan:
     rows: int
     mesh: MeshSizes
     dtype: Storage
+    lane: int | None = None
+    """Rows that are decoded together; None: all."""
 
     @property
     def devices(self) -> int:
@@ -35,6 +37,7 @@ class Plan:
             self.config,
             context=self.context,
             rows=self.rows,
+            lane=self.lane,
             mesh=self.mesh,
             dtype=self.dtype,
             platform=platform,
@@ -61,6 +64,7 @@ def require_fit(
     name: str,
     context: int,
     rows: int = 1,
+    lane: int | None = None,
     mesh: MeshSizes,
     dtype: Storage,
     machine: Machine,
@@ -72,7 +76,8 @@ def require_fit(
         config: The model.
         name: Name of the model in messages.
         context: Tokens of each row, read and written.
-        rows: Prompts that are continued together.
+        rows: Rows in the cache.
+        lane: Rows that are decoded together; by default all.
         mesh: dp, fsdp, tp, sp.
         dtype: Type of the weights, and, unless it is int8, of activations and cache.
         machine: The devices; if their memory is not known, everything fits.
@@ -82,13 +87,13 @@ def require_fit(
         UserError: The model does not fit: the memory needed, the memory available, and the
             cheapest options that make it fit. Or the weights do not divide over the mesh.
     """
-    plan = Plan(config=config, context=context, rows=rows, mesh=mesh, dtype=dtype)
+    plan = Plan(config=config, context=context, rows=rows, mesh=mesh, dtype=dtype, lane=lane)
     need, room = plan.need(machine.platform), machine.room(plan.devices)
     if room is None or need.total <= room:
         return
     texts = [option.text for option in options(plan, machine, shorter=shorter)]
     if not shorter:
-        texts.append("shorten the prompts or give fewer at a time")
+        texts.append("shorten the prompt")
     raise UserError(
         f"{name} needs {gigabytes(need.total)} a device for {context:,} tokens in {plan.dtype} "
         f"(weights {gigabytes(need.weights)}, cache {gigabytes(need.cache)}, activations "

@@ -53,6 +53,7 @@ def inference_need(
     *,
     context: int,
     rows: int = 1,
+    lane: int | None = None,
     mesh: MeshSizes,
     dtype: Storage = "float32",
     platform: str = "gpu",
@@ -61,8 +62,9 @@ def inference_need(
 
     Args:
         config: The model.
-        context: Slots of the cache: tokens of a row, read and written, and padding.
-        rows: Prompts that are continued together.
+        context: Tokens of each row, read and written.
+        rows: Rows in the cache, split over dp and fsdp. Their prompts are read one by one.
+        lane: Rows that are decoded together; by default all.
         mesh: dp, fsdp, tp, sp; the cache is not split over sp.
         dtype: Type of the weights, and, unless it is int8, of activations and cache.
         platform: JAX's name of the kind of device. XLA for CPU widens and gathers all weights
@@ -71,16 +73,16 @@ def inference_need(
     Raises:
         UserError: The weights do not divide over the mesh.
     """
-    rows = math.ceil(rows / _parts(mesh, BATCH))
-    slots = -(-context // PAGE) * PAGE
+    groups = _parts(mesh, BATCH)
+    # Page 0 takes the writes of rows that are not in use.
+    pages = math.ceil(rows / groups) * math.ceil(context / PAGE) + 1
     # Replicas over dp are alike: one entry in the cache of results serves them all.
     weights = _weights(config, (1, *mesh[1:]), dtype)
-    cache = _cache_bytes(config, dtype, rows=rows, slots=slots, mesh=mesh)
+    cache = _cache_bytes(config, dtype, pages=pages, mesh=mesh)
     work = _Work(
         config=config,
         mesh=mesh,
-        rows=rows,
-        slots=slots,
+        rows=math.ceil((lane or rows) / groups),
         weights=weights,
         layer_cache=cache // config.num_layers,
         dtype=dtype,
@@ -106,13 +108,9 @@ def require_divisible_weights(config: LlamaConfig, mesh: MeshSizes) -> None:
                 )
 
 
-def _cache_bytes(
-    config: LlamaConfig, dtype: Storage, *, rows: int, slots: int, mesh: MeshSizes
-) -> int:
+def _cache_bytes(config: LlamaConfig, dtype: Storage, *, pages: int, mesh: MeshSizes) -> int:
     heads = config.num_kv_heads // _parts(mesh, ("tp",))
-    # One more page takes the writes of rows that are not in use.
-    layer = 2 * heads * config.head_dim * (rows * slots + PAGE) * _width(dtype)
-    return config.num_layers * layer
+    return config.num_layers * 2 * pages * PAGE * heads * config.head_dim * _width(dtype)
 
 
 class _Leaf(NamedTuple):
@@ -199,30 +197,30 @@ class _Work:
     config: LlamaConfig
     mesh: MeshSizes
     rows: int
-    slots: int
+    """Rows that are decoded together."""
     weights: _Weights
     layer_cache: int
     dtype: Storage
     is_cpu: bool
 
     def embedding(self) -> int:
-        """Counts embedding a chunk: its states three times, and the gathered table."""
+        """Counts embedding a chunk of one row: its states three times, and the gathered table."""
         return 3 * self._states(_FLOAT32) + (2 * self._table if self._is_gathered else 0)
 
     def reading(self) -> int:
-        """Counts one layer over a chunk."""
+        """Counts one layer over a chunk of one row."""
         heads = self.config.num_heads // self._tp
-        queries, _ = block_sizes(CHUNK, self.slots, heads)
-        # Scores of a tile, their exponentials, and those cast to the type of the values.
-        tile = heads * queries * PAGE * (2 * _FLOAT32 + 2)
-        # Queries, keys and values after projection, RoPE and slicing, and the output's sums.
-        projected = 6 * self.rows * CHUNK * heads * self.config.head_dim * _FLOAT32
-        hidden = 3 * self.rows * CHUNK * self.config.mlp_dim // self._tp * _FLOAT32
+        queries, _ = block_sizes(CHUNK, PAGE, heads)
+        # Scores of a tile and their exponentials.
+        tile = heads * queries * PAGE * 2 * _FLOAT32
+        # Queries, keys and values after projection and RoPE, and the output's sums.
+        projected = 3 * CHUNK * heads * self.config.head_dim * _FLOAT32
+        hidden = 3 * CHUNK * self.config.mlp_dim // self._tp * _FLOAT32
         states = 2 * self._states(_width(self.dtype)) + 2 * self._states(_FLOAT32)
-        turn = self.rows * CHUNK * self.config.head_dim * _FLOAT32
-        # XLA for TPUs copies the keys and values of the layer into another layout.
+        turn = CHUNK * self.config.head_dim * _FLOAT32
+        # XLA for TPUs copies the pages of the layer into another layout.
         again = 0 if self.is_cpu else self.layer_cache
-        return states + turn + max(tile + projected, hidden) + self._layer + again + self._slots
+        return states + turn + max(tile + projected, hidden) + self._layer + again
 
     def writing(self) -> int:
         """Counts all layers and logits for one token of each row; on a CPU, all weights too."""
@@ -230,9 +228,10 @@ class _Work:
         rows = self.rows * _parts(self.mesh, BATCH)
         logits = 10 * rows * self.config.tokens.rows * _FLOAT32
         kv_heads = self.config.num_kv_heads // self._tp
-        block = 3 * self.rows * kv_heads * PAGE * self.config.head_dim * _FLOAT32
+        at_once = 1 if self.is_cpu else self.rows
+        page = 3 * at_once * kv_heads * PAGE * self.config.head_dim * _FLOAT32
         states = 6 * self.rows * (self.config.mlp_dim // self._tp + 2 * self.config.dim)
-        return logits + block + states * _FLOAT32 + self._slots + self._kept()
+        return logits + page + states * _FLOAT32 + self._kept()
 
     def _kept(self) -> int:
         """Counts copies of weights that decoding uses.
@@ -265,11 +264,6 @@ class _Work:
         return self.weights.table * (_FLOAT32 if self.is_cpu else _width(self.dtype))
 
     @property
-    def _slots(self) -> int:
-        """Positions and segments of all slots, several times."""
-        return 4 * self.rows * self.slots * 4
-
-    @property
     def _is_gathered(self) -> bool:
         return _parts(self.mesh, SHARD) > 1
 
@@ -278,7 +272,7 @@ class _Work:
         return _parts(self.mesh, ("tp",))
 
     def _states(self, width: int) -> int:
-        return self.rows * CHUNK * self.config.dim * width
+        return CHUNK * self.config.dim * width
 
 
 def _width(dtype: Storage) -> int:

@@ -58,7 +58,7 @@ def test_a_refusal_names_the_parts_and_the_ways_in_one_line(large):
         )
     assert re.fullmatch(
         r"LWM-Text-1M needs 84\.\d\d GB a device for 131,072 tokens in bfloat16 "
-        r"\(weights 13\.48 GB, cache 68\.72 GB, activations 2\.\d\d GB\), but the device has "
+        r"\(weights 13\.48 GB, cache 68\.85 GB, activations 2\.\d\d GB\), but the device has "
         r"80\.00 GB; give --context 65536 or take 2 devices of this size with --mesh 1,1,2,1",
         str(caught.value),
     )
@@ -96,7 +96,7 @@ def test_prompts_that_are_there_can_be_shortened_by_their_owner_only(large):
         )
     message = str(caught.value)
     assert "--context" not in message
-    assert message.endswith("--mesh 1,1,2,1 or shorten the prompts or give fewer at a time")
+    assert message.endswith("--mesh 1,1,2,1 or shorten the prompt")
 
 
 def test_the_ways_for_many_prompts_are_found_at_once(large, monkeypatch):

@@ -1,26 +1,27 @@
 """What a model needs: exactly what its arrays take, and no less than XLA's programs do."""
 
 import dataclasses
+import math
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import NamedSharding, PartitionSpec as P
+from jax.sharding import NamedSharding
 
 from lwm import devices
 from lwm.convert.names import HUGGING_FACE, dimensions
 from lwm.convert.weights import build_llama
 from lwm.devices import Machine, free_bytes, host_memory
 from lwm.errors import UserError
-from lwm.generate.decoding import BURST, decode
-from lwm.generate.engine import LONG, Session
-from lwm.generate.plan import GenerationPlan
-from lwm.model.cache import EMPTY, KVCache, Slots
+from lwm.generate.decoding import BURST, burst
+from lwm.generate.pages import LONG
+from lwm.generate.slots import Slots
 from lwm.model.config import Compute, Storage, compute_dtype, preset
 from lwm.model.llama import _extend_block, embed
+from lwm.model.pool import PAGE, PagePool, Place, table_width
 from lwm.plan.memory import CHUNK, inference_need, require_divisible_weights
-from lwm.sharding import ACTS, BATCH, TOKENS, make_mesh
+from lwm.sharding import ACTS, BATCH, ROW, ROWS, TOKENS, make_mesh
 from lwm.tokens import TokenSpace
 
 VARIANTS = {
@@ -73,63 +74,50 @@ def test_weights_are_exact(tiny, variant, text):
         assert need.weights == bytes_of_a_device(build(config, mesh, dtype))
 
 
+def pages_for(context, rows, mesh):
+    """Returns the pages of each device that hold so many rows, page 0 included."""
+    groups = mesh.shape["dp"] * mesh.shape["fsdp"]
+    return -(-rows // groups) * -(-context // PAGE) + 1
+
+
 @pytest.mark.parametrize(("text", "rows"), [("1,1,1,1", 3), ("1,2,2,1", 3), ("2,1,4,1", 4)])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_the_cache_is_exact(tiny, text, rows, dtype):
     config, mesh = tiny(num_kv_heads=4), make_mesh(text)
-    session = Session(build(config, mesh, dtype), mesh, rows=rows, slots=700)
+    with jax.set_mesh(mesh):
+        pool = PagePool.empty(config, dtype, per_device=pages_for(700, rows, mesh))
     need = inference_need(config, context=700, rows=rows, mesh=sizes(mesh), dtype=dtype)
-    assert need.cache == bytes_of_a_device(session.cache)
+    assert need.cache == bytes_of_a_device(pool)
 
 
-def test_a_cache_that_grows_is_never_there_twice(mesh, tiny):
-    empty = KVCache.empty(tiny(), "float32", rows=2, slots=512)
-    cache = jax.tree.map(lambda leaf: leaf + 7, empty)
-    grown = cache.grow(600)
-    for old, new in zip(jax.tree.leaves(cache.layers), jax.tree.leaves(grown.layers), strict=True):
-        assert old.is_deleted()
-        assert new.shape[2:] in ((8, 1024), (1024, 8))
-        assert (new[:, :, :8, :8] == 7).all()
-        assert (new[:, :, -8:, -8:] == 0).any()
-        assert jnp.sum(new) == 7 * new.size / 2
-    assert (grown.segments[:, :512] == 6).all()
-    assert (grown.segments[:, 512:] == EMPTY).all()
-    assert grown.grow(1000) is grown
-
-
-def measure(config, mesh, *, rows, slots, dtype):
+def measure(config, mesh, *, rows, context, dtype):
     """Returns the most that a program of generation holds besides weights and cache."""
 
-    everywhere = P()
-
-    def on(shape, dtype, spec=everywhere):
+    def on(shape, dtype, spec):
         return jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(mesh, spec))
 
     model, D = build(config, mesh, dtype), config.dim
-    wide = model.compute.dtype
-    cache = Session(model, mesh, rows=rows, slots=slots).cache
-    turn = on((rows, LONG, config.head_dim // 2), jnp.float32, ACTS)
-    x = on((rows, LONG, D), wide, ACTS)
-    ids, where = on((rows, LONG), jnp.int32, TOKENS), Slots(cache.segments, cache.length)
-    state = (
-        on((rows, D), wide, P(BATCH, None)),
-        on((rows, config.tokens.text), jnp.bool_),
-        on((rows,), jnp.bool_),
-    )
-    inputs, _ = GenerationPlan(max_tokens=BURST).lower(rows, rows)
-    inputs = jax.tree.map(lambda leaf: on(leaf.shape, leaf.dtype), inputs)
+    wide, groups = model.compute.dtype, math.prod(mesh.shape[axis] for axis in BATCH)
+    turn = on((groups, LONG, config.head_dim // 2), jnp.float32, ACTS)
+    x, ids = on((groups, LONG, D), wide, ACTS), on((groups, LONG), jnp.int32, TOKENS)
+    table = on((groups, table_width(config.max_context)), jnp.int32, ROWS)
+    place = Place(table, on((groups,), jnp.int32, ROW))
+    slots = Slots(model, mesh, rows, grammar=None, stop_places=8)
     assert isinstance(model.blocks, tuple)
     with jax.set_mesh(mesh):
+        pool = PagePool.empty(config, wide, per_device=pages_for(context, rows, mesh))
         programs = (
             embed.lower(model.embedding, ids, dtype=wide),
-            _extend_block.lower(model.blocks[0], x, (turn, turn), cache.layers[0], where),
-            decode.lower(model, cache, *state, 0, BURST, None, inputs, grammar=None),
+            _extend_block.lower(model.blocks[0], x, (turn, turn), pool.layers[0], place),
+            burst.lower(model, pool, slots._seen, slots._rows, BURST, slots._inputs, grammar=None),
         )
         used = [each for one in programs if (each := one.compile().memory_analysis())]
     assert len(used) == len(programs)
     new = [each.output_size_in_bytes - each.alias_size_in_bytes for each in used]
     held = [each.temp_size_in_bytes + more for each, more in zip(used, new, strict=True)]
     held[1] += x.sharding.shard_shape(x.shape)[0] * LONG * D * x.dtype.itemsize
+    # The loop writes into the pool that it is given.
+    assert used[2].alias_size_in_bytes >= bytes_of_a_device(pool)
     return max(held)
 
 
@@ -147,7 +135,7 @@ CASES = [
 def test_activations_are_at_least_what_xla_needs_and_not_twice_that(tiny, text, dtype, changes):
     """On a CPU: the programs are those that run, of models large enough to tell the parts."""
     config, mesh = tiny(**SIZES | changes), make_mesh(text)
-    measured = measure(config, mesh, rows=2, slots=2048, dtype=dtype)
+    measured = measure(config, mesh, rows=2, context=2048, dtype=dtype)
     given = dict(context=2048, rows=2, mesh=sizes(mesh), dtype=dtype)
     need = inference_need(config, **given, platform="cpu")
     assert measured <= need.activations <= 2 * measured
@@ -162,8 +150,7 @@ def test_seven_billion_weights():
     config = preset("7b")
     need = inference_need(config, context=2**20, mesh=(1, 1, 1, 1), dtype="bfloat16")
     assert need.weights == 2 * 6_738_415_616
-    # Segments are four bytes a token, and the number of tokens read is four bytes.
-    assert need.cache == 2**20 * (2 * 32 * 4096 * 2 + 4) + 4
+    assert need.cache == (2**20 + PAGE) * 2 * 32 * 4096 * 2
     assert 2 * 32 * 4096 * 2 == 512 * 1024
     split = inference_need(config, context=2**20, mesh=(1, 1, 32, 1), dtype="bfloat16")
     norms = 2 * 65 * 4096
@@ -172,11 +159,18 @@ def test_seven_billion_weights():
 
 
 def test_what_grows_with_what(tiny):
-    def need(*, context=4096, rows=2, mesh=(1, 1, 1, 1), dtype: Storage = "float32"):
-        return inference_need(tiny(), context=context, rows=rows, mesh=mesh, dtype=dtype)
+    def need(*, context=4096, rows=2, lane=None, mesh=(1, 1, 1, 1), dtype: Storage = "float32"):
+        given = dict(context=context, rows=rows, lane=lane, dtype=dtype, platform="cpu")
+        return inference_need(tiny(), mesh=mesh, **given)
 
     assert need(context=8192).cache > 1.9 * need().cache
-    assert need(rows=4).cache == 2 * need().cache - 4
+    page = need(rows=4).cache - 2 * (need(rows=4).cache - need().cache)
+    assert page == inference_need(tiny(), context=0, mesh=(1, 1, 1, 1)).cache
+    # Prompts are read one by one, and rows are decoded as many together as they are.
+    assert need(context=2**20).activations == need().activations
+    assert need(rows=3).activations == need().activations < need(rows=5000).activations
+    assert need(lane=5000).activations == need(rows=5000).activations
+    assert need(lane=5000).cache == need().cache
     assert need(rows=2, mesh=(2, 1, 1, 1)).cache == need(rows=1).cache
     assert need(mesh=(1, 1, 4, 1)).weights < need().weights / 3
     assert need(dtype="int8").weights < need().weights / 2
