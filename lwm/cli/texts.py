@@ -119,6 +119,11 @@ class _Batch:
             f"{self._num_written / seconds:,.0f} tokens/s"
         )
 
+    def _note(self) -> str:
+        """Returns the most important of it, for the side of a bar."""
+        seconds = max(1e-3, time.monotonic() - self._begun)
+        return f"{self._num_answers:,} answers, {self._num_written / seconds:,.0f} tokens/s"
+
     def answers(
         self, model: "LanguageModel", done: Collection[Place] = ()
     ) -> "Iterator[tuple[Place, Completion]]":
@@ -141,7 +146,7 @@ class _Batch:
         failed: dict[int, UserError] = {}
         console = Console(stderr=True)
         self._begun = time.monotonic()
-        with waiting("generating", "tokens", console=console, note=lambda: self.pace) as bar:
+        with waiting("generating", "tokens", console=console, note=self._note) as bar:
             asked = [self._one(*place) for place in places]
             for result in answers(model, asked, rows=self.total, progress=bar):
                 place = places[result.index]
