@@ -141,7 +141,13 @@ def same_files(one: Path, other: Path, *, leave: str = "") -> bool:
     return bool(found[0]) and found[0] == found[1]
 
 
-@pytest.mark.parametrize("name", RUNS)
+@pytest.mark.parametrize(
+    "name",
+    [
+        "text-run",
+        pytest.param("vqgan-run", marks=[pytest.mark.slow, pytest.mark.representative]),
+    ],
+)
 def test_a_run_goes_on(before, monkeypatch, name):
     fetch, batches = lwm.train.loop.fetch, []
 

