@@ -69,7 +69,7 @@ def test_ctrl_c_stops_the_answer_and_not_the_program(model, typed, capsys, monke
         # As the terminal would, once something has been printed.
         print(*arguments, **options)
         if options.get("end") == "" and not pressed:
-            pressed.append(True)
+            pressed.append(arguments[0])
             signal.raise_signal(signal.SIGINT)
 
     pressed, before = [], signal.getsignal(signal.SIGINT)
@@ -79,7 +79,9 @@ def test_ctrl_c_stops_the_answer_and_not_the_program(model, typed, capsys, monke
     shown = capsys.readouterr()
     assert "[stopped]" in shown.err
     whole = model.chat("Hello", max_tokens=100)
-    assert shown.out.startswith(whole[:4])
+    assert pressed[0]
+    assert whole.startswith(pressed[0])
+    assert shown.out.startswith(pressed[0])
     assert not shown.out.startswith(whole)
     assert signal.getsignal(signal.SIGINT) is before
 
