@@ -8,7 +8,6 @@ import pytest
 
 import lwm
 from lwm.generate.plan import GenerationPlan
-from lwm.generate.requests import Request
 from lwm.generate.work import Work, Written
 from lwm.hub import catalog
 
@@ -62,7 +61,7 @@ def test_64_greedy_tokens(theirs, ours, english):
             torch.tensor([prompt]), max_new_tokens=64, min_new_tokens=64, do_sample=False
         )[0, len(prompt) :].tolist()
     work = Work(plan=GenerationPlan(max_tokens=64))
-    request = Request(tuple(prompt), max_tokens=64, work=work)
+    request = work.request(prompt)
     bursts = (each for each in ours.engine.stream(request) if isinstance(each, Written))
     assert [token for burst in bursts for token in burst.ids] == wanted
 

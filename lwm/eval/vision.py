@@ -22,7 +22,6 @@ from lwm.fingerprint import fingerprints, named
 from lwm.generate.grammar import TEXT_ONLY
 from lwm.generate.language_model import LanguageModel
 from lwm.generate.plan import GenerationPlan, VisionPlan
-from lwm.generate.requests import Request
 from lwm.generate.vision import DrawRequest, generate_visions
 from lwm.generate.work import Work, Written
 from lwm.progress import Progress
@@ -151,10 +150,7 @@ def _caption(model: LanguageModel, pairs: Sequence[Pair]) -> list[str]:
         vision=VisionPlan(state=state),
     )
     lane = model.lane(len(runs))
-    requests = [
-        Request(tuple(ids), max_tokens=plan.max_tokens, lane=lane, work=Work(plan=plan))
-        for ids in runs
-    ]
+    requests = [Work(plan=plan).request(ids, lane=lane) for ids in runs]
     written: list[list[int]] = [[] for _ in runs]
     for row, event in model.engine.gather(requests):
         if isinstance(event, Written):

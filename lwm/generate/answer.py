@@ -11,7 +11,7 @@ from lwm.generate.grammar import FrameLimits
 from lwm.generate.loaded import LoadedModel
 from lwm.generate.output import AnswerReader, Frame, joined
 from lwm.generate.plan import GenerationPlan, VisionPlan
-from lwm.generate.requests import Request, Tagged
+from lwm.generate.requests import Tagged
 from lwm.generate.sampling import sampler
 from lwm.generate.work import Finished, FinishReason, Reading, Scores, Work, Written
 from lwm.progress import Progress
@@ -106,14 +106,9 @@ class Answer:
             seed=params.seed,
             vision=None if sampling is None else _vision_plan(model, sampling, most),
         )
-        self._request = Request(
-            tuple(ids),
-            max_tokens=most,
-            lane=model.lane(1) if lane is None else lane,
-            priority=priority,
-            client=client,
-            reuse=not wants_scores,
-            work=Work(plan=plan, read=self._reader, wants_scores=wants_scores),
+        work = Work(plan=plan, read=self._reader, wants_scores=wants_scores)
+        self._request = work.request(
+            ids, lane=model.lane(1) if lane is None else lane, priority=priority, client=client
         )
         self._events: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self._request.events = self._events if inbox is None else Tagged(inbox, self)

@@ -165,6 +165,7 @@ class Engine:
         self._is_closing = True
         if (thread := self._thread) is not None:
             thread.join()
+        self._runner.fail(CancelledError())  # frees the pool
 
     def _events(self, request: Request) -> Generator[Any]:
         assert isinstance(request.events, queue.SimpleQueue)

@@ -10,7 +10,6 @@ from lwm.generate.grammar import FrameLimits
 from lwm.generate.loaded import LoadedModel
 from lwm.generate.output import Frame, FrameCollector, FrameReader
 from lwm.generate.plan import GenerationPlan, VisionPlan
-from lwm.generate.requests import Request
 from lwm.generate.sampling import sampler
 from lwm.generate.work import Work, Written
 from lwm.progress import Progress
@@ -138,13 +137,9 @@ def _generate(
     longest = max(len(ids) for each in rows for ids in each)
     _require_room(model, longest, request.frames, given)
     plan = _plan(model, request, sampling)
+    lane = model.lane(len(rows) * together, together=together)
     requests = [
-        Request(
-            *(tuple(ids) for ids in each),
-            max_tokens=plan.max_tokens,
-            lane=model.lane(len(rows) * together, together=together),
-            work=Work(plan=dataclasses.replace(plan, seed=request.seed + number)),
-        )
+        Work(plan=dataclasses.replace(plan, seed=request.seed + number)).request(*each, lane=lane)
         for number, each in enumerate(rows)
     ]
     readers = [FrameReader(grammar, given=given) for _ in rows]

@@ -1,10 +1,11 @@
 """Work of the engine for a request, and the events that come of it."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple
 
 from lwm.generate.plan import GenerationPlan
+from lwm.generate.requests import Request
 
 FinishReason = Literal["stop", "length"]
 """`stop`: a stop id or string, or the last frame asked for; `length`: `max_tokens` were written."""
@@ -51,4 +52,19 @@ class Work:
     Runs on the engine's thread: a stop string ends its row at once.
     """
     wants_scores: bool = False
-    """Sends `Scores` of the prompt; the request should then reuse no prefix."""
+    """Sends `Scores` of the prompt, all of which is read then."""
+
+    def request(self, *prompts: Sequence[int], **options: Any) -> Request:
+        """Returns a request for this work; of two prompts, the second is the row without condition.
+
+        Args:
+            *prompts: Ids of each row.
+            **options: Lane, priority and client; see `Request`.
+        """
+        return Request(
+            *map(tuple, prompts),
+            max_tokens=self.plan.max_tokens,
+            reuse=not self.wants_scores,
+            work=self,
+            **options,
+        )

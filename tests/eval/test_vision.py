@@ -11,7 +11,6 @@ from lwm.errors import UserError
 from lwm.eval.vision import measure, read_pairs
 from lwm.generate.grammar import FrameLimits
 from lwm.generate.plan import GenerationPlan, VisionPlan
-from lwm.generate.requests import Request
 from lwm.generate.sampling import Sampler, Temperature
 from lwm.generate.work import Work, Written
 from lwm.tokenizer.template import render_chat
@@ -63,10 +62,7 @@ def test_videos_at_temperature_two_are_legal(tiny_vision, videos):
         GenerationPlan(max_tokens=195, sampler=sampler, seed=seed, vision=vision)
         for seed in range(videos)
     ]
-    requests = [
-        Request(tuple(prompt), max_tokens=195, lane=tiny_vision.lane(videos), work=Work(plan=plan))
-        for plan in plans
-    ]
+    requests = [Work(plan=plan).request(prompt, lane=tiny_vision.lane(videos)) for plan in plans]
     ids: list[list[int]] = [[] for _ in requests]
     for number, event in tiny_vision.engine.gather(requests):
         if isinstance(event, Written):

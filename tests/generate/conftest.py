@@ -9,7 +9,6 @@ import pytest
 import tokenizers
 
 from lwm.generate.language_model import LanguageModel
-from lwm.generate.requests import Request
 from lwm.generate.work import Finished, Reading, Scores, Work, Written
 from lwm.sharding import make_mesh
 from lwm.tokens import TokenSpace
@@ -72,14 +71,8 @@ def request_for():
 
     def make(plan, *prompts, lane=1, wants_scores=False, read=None, **options):
         how = {} if read is None else {"read": read}
-        return Request(
-            *map(tuple, prompts),
-            max_tokens=plan.max_tokens,
-            lane=lane,
-            reuse=not wants_scores,
-            work=Work(plan=plan, wants_scores=wants_scores, **how),
-            **options,
-        )
+        work = Work(plan=plan, wants_scores=wants_scores, **how)
+        return work.request(*prompts, lane=lane, **options)
 
     return make
 
