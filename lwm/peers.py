@@ -13,7 +13,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import NoReturn
 
@@ -85,16 +85,16 @@ class Peers:
         """Ends this process if a failure of its work may come from that of another process."""
         time.sleep(_GRACE + 2 * _EVERY)
         for number, heard in self._heard.items():
-            if number in self._lines and time.monotonic() - heard > 2 * _EVERY:
+            if number in self._lines.keys() - self._left and time.monotonic() - heard > 2 * _EVERY:
                 self._fail(f"process {number} does not answer; run the same again to go on")
 
     def _watch(self) -> None:
         beat = 0.0
         while lines := dict(self._lines):
-            ready = select.select([line.socket for line in lines.values()], [], [], _EVERY / 2)[0]
+            ready = _readable([line.socket for line in lines.values()], _EVERY / 2)
             now = time.monotonic()
             for number, line in lines.items():
-                if line.socket in ready:
+                if line.socket.fileno() in ready:
                     self._heard[number] = now
                     self._named.discard(number)
                     self._take(number, line.read())
@@ -102,7 +102,7 @@ class Peers:
                 beat = now
                 for line in lines.values():
                     line.send(_BEAT)
-            for number in self._lines.keys() & lines.keys():
+            for number in (self._lines.keys() & lines.keys()) - self._left:
                 self._require_heard(number, now - self._heard[number])
 
     def _take(self, number: int, lines: list[str] | None) -> None:
@@ -126,7 +126,7 @@ class Peers:
             write(f"process {number} does not answer; {limit(self._timeout)}")
 
     def _fail(self, reason: str) -> NoReturn:
-        for line in self._lines.values():
+        for line in list(self._lines.values()):  # the other thread may remove one
             line.send(f"{_END}{reason}")
         write(f"\x1b[?25h{reason}" if os.isatty(2) else reason)  # a bar may have hidden the cursor
         os._exit(1)
@@ -260,7 +260,7 @@ def _all_are_here(line: Line, until: float) -> int:
     """Waits until all have joined; returns the port of JAX's service, or 0 if process 0 ends."""
     said, begun = False, time.monotonic()
     while (left := until - time.monotonic()) > 0:
-        if select.select([line.socket], [], [], min(left, _QUIET))[0]:
+        if _readable([line.socket], min(left, _QUIET)):
             lines = line.read()
             if lines is None:
                 return 0
@@ -301,6 +301,14 @@ def _relay(host: str, port: int) -> str:
 
 
 _kept: list[subprocess.Popen] = []
+
+
+def _readable(sockets: Iterable[socket.socket], seconds: float) -> set[int]:
+    """Returns the descriptors with something to read; `select` would take none above 1023."""
+    poll = select.poll()
+    for each in sockets:
+        poll.register(each, select.POLLIN)
+    return {descriptor for descriptor, _ in poll.poll(1000 * seconds)}
 
 
 def _is_gone(connection: socket.socket) -> bool:

@@ -13,8 +13,11 @@ from lwm.errors import UserError
 from lwm.peers import Meeting, meet
 
 WORKER = """
-import sys, time
+import os, resource, sys, time
 from lwm import peers
+most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+resource.setrlimit(resource.RLIMIT_NOFILE, (min(most, 2048), most))
+files = [os.open(os.devnull, os.O_RDONLY) for _ in range(1100)]  # as of a set of many shards
 index, address, peers._EVERY, peers._GRACE, peers._QUIET = int(sys.argv[1]), sys.argv[2], .1, .1, .1
 if index:
     lines = {0: peers.meet(address, index, 3, 20)[0]}
@@ -24,6 +27,7 @@ watch = peers.Peers(lines, 1)
 print("ready", flush=True)
 if input():
     watch.leave()
+    sys.stdin.read()
 """
 
 
@@ -73,10 +77,14 @@ def test_a_process_that_is_gone_or_silent_ends_the_others_with_its_name(three, g
 
 
 def test_a_process_that_leaves_ends_no_other(three):
-    three[1].communicate("leave\n")
-    three[0].communicate("leave\n")
-    three[2].communicate("leave\n")
+    """Nor if its own end takes longer than the others would wait for an answer."""
+    three[1].stdin.write("leave\n")
+    three[1].stdin.flush()
+    time.sleep(2)
+    assert [process.poll() for process in three] == [None, None, None]
+    said = [three[index].communicate("leave\n" * (index != 1))[1] for index in (1, 0, 2)]
     assert [process.returncode for process in three] == [0, 0, 0]
+    assert not any("not answer" in each for each in said)
 
 
 def test_a_coordinator_that_cannot_be_reached_is_named_and_waited_for_in_words(address, capfd):

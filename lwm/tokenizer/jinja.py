@@ -90,6 +90,10 @@ class _Ended(Exception):
     """A process that ended, or was ended, before it answered; the message says why."""
 
 
+class _Killed(_Ended):
+    """A process that was ended from outside, which says nothing of the template."""
+
+
 class _Process:
     """The process that runs templates."""
 
@@ -150,12 +154,9 @@ class _Process:
             return _Ended(f"takes more than {_SECONDS} seconds of processor time")
         if code == worker.NO_MEMORY:
             return _Ended(f"takes more than {_MEMORY >> 20} MiB of memory")
-        return _Ended(f"ended the process that runs it, with status {code}")
-
-    @property
-    def was_killed(self) -> bool:
-        """True if it ended for a reason outside the template."""
-        return self._process.returncode in (-signal.SIGKILL, -signal.SIGTERM, -signal.SIGHUP)
+        from_outside = code in (-signal.SIGKILL, -signal.SIGTERM, -signal.SIGHUP)
+        kind = _Killed if from_outside else _Ended
+        return kind(f"ended the process that runs it, with status {code}")
 
     def close(self, *, wait: float = 0.0) -> None:
         """Ends the process, unless it ends by itself within some seconds."""
@@ -196,7 +197,7 @@ def _ask(request: bytes) -> dict[str, Any]:
                 return process.ask(request)
             except BaseException as error:
                 _process = None
-                if is_new or not (isinstance(error, _Ended) and process.was_killed):
+                if is_new or not isinstance(error, _Killed):
                     raise
 
 

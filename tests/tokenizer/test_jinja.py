@@ -86,6 +86,17 @@ def test_a_killed_process_is_started_again():
     assert render(ECHO, MESSAGES, {}).text == "a"
 
 
+def test_a_process_that_does_not_answer_is_waited_for_once(monkeypatch):
+    render(ECHO, MESSAGES, {})
+    monkeypatch.setattr(jinja, "_WAIT", 0.2)
+    assert jinja._process is not None
+    jinja._process._process.send_signal(signal.SIGSTOP)
+    with pytest.raises(UserError, match=r"the chat template has not answered for 0\.2 seconds"):
+        render(ECHO, MESSAGES, {})
+    monkeypatch.undo()
+    assert render(ECHO, MESSAGES, {}).text == "a"
+
+
 def test_threads_get_their_own_answers():
     wrong = []
 
