@@ -92,7 +92,7 @@ class Now:
         from lwm.generate.work import Work
 
         work = Work(plan=GenerationPlan(max_tokens=count))
-        return [Request(ids, max_tokens=count, lane=lane, work=work) for ids in prompts]
+        return [Request(tuple(ids), max_tokens=count, lane=lane, work=work) for ids in prompts]
 
     def gather(self, prompts: list[list[int]], count: int, lane: int) -> dict[str, float]:
         """Reads and continues prompts together."""
@@ -310,7 +310,7 @@ def compare(config: Benchmark) -> dict[tuple[str, str], dict[str, list[float]]]:
     """Returns all figures of each case and side, measured in turn."""
     found: dict[tuple[str, str], dict[str, list[float]]] = {}
     now = Worker(config, None)
-    before = config.worktree and Worker(config, config.worktree)
+    before = None if config.worktree is None else Worker(config, config.worktree)
     for case in config.cases:
         is_long = case in ("rows", "document")
         for number in range(config.long_rounds if is_long else config.rounds):

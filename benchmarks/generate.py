@@ -70,31 +70,50 @@ def read_book(num_tokens: int, model: Path) -> list[int]:
     return (ids * (num_tokens // len(ids) + 1))[:num_tokens]
 
 
+class Engine:
+    """Reads prompts and writes after them, in one slot."""
+
+    def __init__(self, config: Benchmark, longest: int, **options: Any):
+        import lwm
+        from lwm.model.config import ModelOverrides
+
+        given = ModelOverrides(**options)
+        self.model = lwm.load(config.model, dtype=config.dtype, given=given)
+        self.model.engine.reserve(longest)
+
+    def events(self, ids: list[int], count: int) -> Iterator[Any]:
+        """Yields the events of a request that shares nothing with those before it."""
+        from lwm.generate.plan import GenerationPlan
+        from lwm.generate.requests import Request
+        from lwm.generate.work import Work
+
+        work = Work(plan=GenerationPlan(max_tokens=count))
+        request = Request(tuple(ids), max_tokens=count, lane=1, reuse=False, work=work)
+        return self.model.engine.stream(request)
+
+    def read(self, ids: list[int]) -> list[int]:
+        """Reads a prompt, and chooses the first token after it."""
+        for _ in self.events(ids, 1):
+            pass
+        return ids
+
+
 def measure_lwm(config: Benchmark) -> dict[str, float]:
-    import jax
+    from lwm.generate.work import Written
 
-    import lwm
-    from lwm.generate.engine import Session, chunks
-    from lwm.generate.plan import GenerationPlan
+    engine = Engine(config, 2 * max(config.prompts) + config.new_tokens)
 
-    model = lwm.load(config.model, dtype=config.dtype)
-
-    def session(length: int) -> Session:
-        return Session(model.llama, model.mesh, slots=sum(chunks(length)) + config.new_tokens)
-
-    def read(ids: list[int]) -> Session:
-        reading = session(len(ids))
-        reading.read([ids])
-        jax.block_until_ready(reading.cache)
-        return reading
-
-    def write(reading: Session) -> tuple[int, float]:
-        begun = time.perf_counter()
-        bursts = reading.generate(GenerationPlan(max_tokens=config.new_tokens))
-        written = sum(burst.ids.shape[1] for burst in bursts)
+    def write(ids: list[int]) -> tuple[int, float]:
+        begun, written = None, 0
+        for event in engine.events(ids, config.new_tokens + 1):
+            if isinstance(event, Written):
+                # The first token comes with reading, as it does from transformers.
+                written += 0 if begun is None else len(event.ids)
+                begun = begun or time.perf_counter()
+        assert begun is not None
         return written, time.perf_counter() - begun
 
-    return measure(config, read, write)
+    return measure(config, engine.read, write)
 
 
 def measure_transformers(config: Benchmark) -> dict[str, float]:
@@ -154,16 +173,11 @@ def measure(config: Benchmark, read: Callable, write: Callable) -> dict[str, flo
 
 def measure_long(config: Benchmark) -> dict[str, float]:
     """Reads a prompt of four times the model's context, for the memory that it takes."""
-    import jax
-
-    import lwm
-    from lwm.generate.engine import Session
-
-    model = lwm.load(config.model, dtype=config.dtype)
-    session = Session(model.llama, model.mesh, slots=config.long_prompt)
+    length = config.long_prompt + 1
+    engine = Engine(config, length, context=length)
+    ids = read_book(config.long_prompt, config.model)
     begun = time.perf_counter()
-    session.read([read_book(config.long_prompt, config.model)])
-    jax.block_until_ready(session.cache)
+    engine.read(ids)
     seconds = time.perf_counter() - begun
     return {
         f"read {config.long_prompt}": config.long_prompt / seconds,

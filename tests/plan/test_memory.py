@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -93,7 +94,7 @@ def test_the_cache_is_exact(tiny, text, rows, dtype):
 def measure(config, mesh, *, rows, context, dtype):
     """Returns the most that a program of generation holds besides weights and cache."""
 
-    def on(shape, dtype, spec):
+    def on(shape, dtype, spec) -> Any:
         return jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(mesh, spec))
 
     model, D = build(config, mesh, dtype), config.dim
