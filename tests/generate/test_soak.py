@@ -3,6 +3,8 @@
 import gc
 import random
 import resource
+import subprocess
+import sys
 import threading
 from concurrent.futures import CancelledError, ThreadPoolExecutor
 from pathlib import Path
@@ -90,7 +92,7 @@ class Client:
             if self.random.random() < 0.4:
                 seen = [self.vision(self.random.randint(1, 3)) for _ in range(2)]
                 prompt = [Message("user", [*seen, self.text(40)])]
-            requests.append(TextRequest(prompt=prompt, params=self.params(6), n=n))
+            requests.append(TextRequest(prompt=prompt, params=self.params(4), n=n))
         results = list(self.model.batch(requests))
         assert [result.error for result in results] == [None] * LANE
         self.count += LANE
@@ -131,7 +133,7 @@ class Client:
         """Asks for so many answers."""
         kinds = self.batch, self.answer, self.drawings
         while self.count < count:
-            self.random.choices(kinds, weights=(4, 6, 1))[0]()
+            self.random.choices(kinds, weights=(8, 6, 1))[0]()
 
 
 def test_after_a_warm_up_nothing_is_compiled(drawer, compiled):
@@ -269,3 +271,35 @@ def test_ten_thousand_answers_are_as_alone(tiny, init, request_for, mesh_text, r
         alone.append(collect(request))
     used = soak(engine, makers, alone, rounds=rounds, each=250)
     assert used[-1] - used[1] <= max(0.05 * used[1], 30e6)
+
+
+PROGRAM = """
+import jax
+from lwm.generate.engine import Engine
+from lwm.generate.plan import GenerationPlan
+from lwm.generate.requests import Request
+from lwm.generate.work import Work
+from lwm.model.config import Compute, LlamaConfig
+from lwm.model.llama import Llama
+from lwm.sharding import make_mesh
+from lwm.tokens import TokenSpace
+
+sizes = dict(dim=16, num_heads=2, num_kv_heads=1, head_dim=8, mlp_dim=32, num_layers=1)
+config = LlamaConfig(tokens=TokenSpace(text=64), max_context=50_000, **sizes)
+with jax.set_mesh(mesh := make_mesh()):
+    engine = Engine(Llama.init(config, Compute(), key=jax.random.key(0)), mesh)
+most = 40_000
+work = Work(plan=GenerationPlan(max_tokens=most))
+events = engine.stream(Request((1, 2, 3), max_tokens=most, work=work))
+print(type(next(events)).__name__, type(next(events)).__name__, flush=True)
+"""
+
+
+@pytest.mark.slow
+def test_a_program_ends_in_the_middle_of_an_answer():
+    """The answer would take much longer."""
+    found = subprocess.run(
+        [sys.executable, "-c", PROGRAM], capture_output=True, text=True, timeout=120
+    )
+    assert (found.returncode, found.stderr) == (0, "")
+    assert found.stdout.split()[-1] == "Written"
