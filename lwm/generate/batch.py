@@ -9,7 +9,7 @@ from typing import Any
 from lwm.errors import UserError, several
 from lwm.generate.answer import Answer, Usage, room
 from lwm.generate.loaded import LoadedModel
-from lwm.generate.pages import PAGE
+from lwm.generate.pages import PAGE, PAGES_PER_CHUNK, Names
 from lwm.generate.work import FinishReason
 from lwm.progress import Progress
 from lwm.sampling_params import SamplingParams
@@ -242,12 +242,19 @@ class _Batch:
                 answer.close()
 
     def _reserve(self) -> None:
-        """Asks for pages for the longest rows that may run at once, so that the pool grows once."""
-        sizes = sorted(
-            (-(-job.size // PAGE) for job in self.jobs if job.error is None), reverse=True
-        )
+        """Asks for pages for the longest rows that may run at once, so that the pool grows once.
+
+        A part of a prompt that several rows share counts once.
+        """
+        jobs = sorted((job for job in self.jobs if job.error is None), key=lambda job: -job.size)
+        shared: set[bytes] = set()
+        pages = 0
+        for job in jobs[: self._lane]:
+            names = set(Names.of(job.ids[:-1], b"").chunks)
+            pages += -(-job.size // PAGE) - PAGES_PER_CHUNK * len(names & shared)
+            shared |= names
         engine = self._model.engine
-        engine.reserve(-(-sum(sizes[: self._lane]) // engine.groups) * PAGE)
+        engine.reserve(-(-pages // engine.groups) * PAGE)
 
     def _send(self, job: _Job) -> None:
         """Sends a request to the engine, or notes why that is not possible."""

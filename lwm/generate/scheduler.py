@@ -231,7 +231,7 @@ class Scheduler:
             group, lacks = self._find_room(request)
             if group is None:
                 blocked.add(request.lane)
-                if lacks:
+                if lacks and not self._will_share(request):
                     short.append(request)
                     wants = max(wants, lacks)
                     if request.passed >= PATIENCE:
@@ -260,6 +260,19 @@ class Scheduler:
             return sum(len(group.pages.match(need)) for need in needs), -len(group.rows)
 
         return max(room, key=fitness, default=None), min(short, default=0)
+
+    def _will_share(self, request: Request) -> bool:
+        """Returns whether a row is reading a chunk that the request could share, once it is read.
+
+        It then waits for that, and asks for no more pages than it lacks in the end.
+        """
+        for group in self._groups:
+            coming = {name for row in group.rows for name in row.names.chunks[row.length // LONG :]}
+            for need in self._needs(request):
+                known = len(group.pages.match(need))
+                if need.names[known : known + 1] and need.names[known] in coming:
+                    return True
+        return False
 
     def _needs(self, request: Request) -> list[Need]:
         return [

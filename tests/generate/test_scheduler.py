@@ -182,6 +182,17 @@ def test_questions_on_one_document_read_it_once():
     assert sum(request.num_read for request in requests) == 8 * LONG + 4 * 31
 
 
+def test_questions_on_one_document_need_its_pages_once():
+    """The second question waits for the first to read the document: no larger pool is asked for."""
+    document = DOCUMENT[: 8 * LONG]
+    machine = Machine(1 + 2 * 8 + 3)
+    requests = [machine.add((*document, question, 7), lane=4) for question in range(3)]
+    steps = machine.run()
+    assert [step.wants for step in steps] == [0] * len(steps)
+    assert machine.num_reads == 8 + 3
+    assert sorted(machine.finished, key=requests.index) == requests
+
+
 def test_rows_that_share_late_free_pages_for_others():
     machine = Machine(2 * 9 + 1)
     machine.add(DOCUMENT[: 4 * LONG], max_tokens=PAGE, lane=8)
