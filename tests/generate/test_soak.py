@@ -33,7 +33,7 @@ def compiled():
     """Names of the programs that have been compiled, or found in the cache on the disk."""
     names = []
 
-    def note(event, seconds, **about):
+    def note(event, duration_secs, **about):
         if event == "/jax/core/compile/backend_compile_duration":
             names.append(about["fun_name"])
 
@@ -133,7 +133,7 @@ class Client:
         """Asks for so many answers."""
         kinds = self.batch, self.answer, self.drawings
         while self.count < count:
-            self.random.choices(kinds, weights=(8, 6, 1))[0]()
+            self.random.choices(kinds, weights=(12, 6, 1))[0]()
 
 
 def test_after_a_warm_up_nothing_is_compiled(drawer, compiled):
