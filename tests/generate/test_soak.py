@@ -64,7 +64,7 @@ class Client:
             max_tokens=self.random.randint(0, most),
             temperature=choice([0.0, 0.5, 1.0]),
             top_k=choice([0, 3, 1000]),
-            top_p=choice([1.0, 0.5]),
+            top_p=choice([1.0, 1.0, 0.5]),
             min_p=choice([0.0, 0.05]),
             repetition_penalty=choice([1.0, 1.3]),
             seed=self.random.randrange(2**32 - LANE),
@@ -92,7 +92,7 @@ class Client:
             if self.random.random() < 0.4:
                 seen = [self.vision(self.random.randint(1, 3)) for _ in range(2)]
                 prompt = [Message("user", [*seen, self.text(40)])]
-            requests.append(TextRequest(prompt=prompt, params=self.params(4), n=n))
+            requests.append(TextRequest(prompt=prompt, params=self.params(3), n=n))
         results = list(self.model.batch(requests))
         assert [result.error for result in results] == [None] * LANE
         self.count += LANE
@@ -101,12 +101,13 @@ class Client:
         """A text that may go on with pictures, maybe with log-probabilities of its prompt."""
         ids = self.model.encode_prompt(self.text(440))
         wants_scores = self.random.random() < 0.3
+        sampling = self.sampling(1.0) if self.random.random() < 0.4 else None
         answer = Answer(
             self.model,
             ids,
-            self.params(24),
+            self.params(4 if sampling is None else 20),
             continues=True,
-            sampling=self.random.choice([None, self.sampling(1.0)]),
+            sampling=sampling,
             lane=self.random.choice([1, LANE]),
             wants_scores=wants_scores,
         )
