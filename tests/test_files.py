@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from lwm.cli.generate import read_prompts
+from lwm.data.prompts import read_prompts
 from lwm.data.sources import open_source
 from lwm.errors import UserError
 from lwm.files import exclusive, make_folder, parse_json, replacing, require_writable, write_bytes

@@ -116,9 +116,9 @@ def test_an_answer_to_a_chat_is_that_of_a_conversation(drawer):
     for index, question in enumerate(questions):
         conversation = lwm.Conversation(drawer)
         pieces = conversation.ask(question, params=requests[index].params)
-        assert found[index].text == "".join(pieces)
+        assert found[index].text == "".join(map(str, pieces))
         stream = drawer.stream([Message("user", question)], max_tokens=24)
-        assert found[index].text == "".join(stream)
+        assert found[index].text == "".join(map(str, stream))
         assert stream.stopped_by == ("<vision>" if conversation.is_without_picture else None)
 
 
