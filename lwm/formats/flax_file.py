@@ -38,7 +38,7 @@ _MAX_DIMS = 8
 
 _SMALL = 1 << 24
 """Arrays up to this many bytes are read whole for a slice, in place of many small reads."""
-_PART = 1 << 18
+_PART = 1 << 20
 """Elements that are read at once; they are then still in a processor's cache for the check."""
 
 Check = Callable[[np.ndarray], None]

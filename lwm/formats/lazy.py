@@ -14,7 +14,7 @@ _INFINITY = {
     np.dtype(np.float32): 0x7F80_0000,
 }
 """Bits of infinity; those of NaN are above, and those of all numbers below."""
-_BLOCK = 1 << 18
+_BLOCK = 1 << 20
 """Elements whose bits stay in a processor's cache from one pass to the next."""
 
 
