@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 
-@pytest.mark.parametrize("count", [12, pytest.param(100, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("count", [20, pytest.param(100, marks=pytest.mark.slow)])
 def test_damaged_files_are_opened_or_refused_in_one_line(count):
     pytest.importorskip("av", reason="PyAV is not installed")
     script = Path(__file__).with_name("mutations.py")

@@ -24,7 +24,7 @@ av = pytest.importorskip("av", reason="PyAV is not installed")
 # Python's warnings about damage would stop a reader that users see go on.
 pytestmark = pytest.mark.filterwarnings("ignore")
 
-FILES = 250
+FILES = 500
 SLOWEST = 5.0
 """Seconds that one file may take; most take a hundredth."""
 MOST_MEMORY = 500
