@@ -14,6 +14,8 @@ CLIPS = str(resources.files("lwm") / "assets" / "clips")
 OPTIONS = {"frames": 64, "count": 5, "max_frames": 2, "background": "white"}
 
 
+@pytest.mark.slow
+@pytest.mark.representative
 def test_the_shipped_vqgan_shows_the_shipped_clips(tmp_path, capsys):
     pytest.importorskip("PIL.Image", reason="Pillow is not installed")
     eval_vqgan("vqgan-64", (CLIPS,), out=tmp_path / "out", **OPTIONS)

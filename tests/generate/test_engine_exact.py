@@ -73,7 +73,9 @@ def forward(model, place, mesh, rows):
         ("float32", "1,1,1,1", 1, 1e-5),
         ("float32", "1,1,1,1", 4, 1e-5),
         ("float32", "dp=2,tp=2", 4, 1e-5),
-        ("float32", "fsdp=2", 2, 1e-5),
+        pytest.param(
+            *("float32", "fsdp=2", 2, 1e-5), marks=(pytest.mark.slow, pytest.mark.representative)
+        ),
         ("int8", "1,1,1,1", 4, 1e-5),
         ("bfloat16", "1,1,1,1", 4, 3e-2),
     ],

@@ -137,6 +137,8 @@ class Client:
             self.random.choices(kinds, weights=(12, 6, 1))[0]()
 
 
+@pytest.mark.slow
+@pytest.mark.representative
 def test_after_a_warm_up_nothing_is_compiled(drawer, compiled):
     """Whatever the lengths, sampling, media, stop strings and the company."""
     drawer.engine.warm_up([1, LANE])

@@ -20,6 +20,7 @@ from lwm.ops.mask import EMPTY
 from lwm.sharding import ACTS, make_mesh, on_mesh
 from lwm.tokens import TokenSpace
 
+SLOW = pytest.mark.slow, pytest.mark.representative
 MESHES = {
     "plain": ("1,1,1,1", "1,1,1,8", "1,1,8,1"),
     "gqa, bias, norms, tied, odd vocabulary, chunks": ("1,1,1,1", "1,2,2,2", "2,2,2,1"),
@@ -61,7 +62,9 @@ def logits_and_loss(model, tokens, targets, packing):
     return model(tokens, packing), jax.value_and_grad(loss)(model)
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize(
+    "variant", [pytest.param("plain", marks=SLOW), *(name for name in VARIANTS if name != "plain")]
+)
 def test_logits_loss_and_gradients_are_equal_on_every_mesh(tiny, init, place, variant):
     config = tiny(**VARIANTS[variant])
     tokens, targets, segments = batch(config)
@@ -206,6 +209,8 @@ def frugal(tiny):
     )
 
 
+@pytest.mark.slow
+@pytest.mark.representative
 def test_memory_of_a_device_does_not_grow_with_the_ring(frugal):
     used = [compiled(frugal, length=512 * sp, sp=sp).bytes for sp in (2, 8)]
     assert max(used) <= 1.1 * min(used), used

@@ -108,13 +108,16 @@ def largest_error(model, mesh, tokens, exact, tables):
 SCATTERED = [3, 1, 6], [5, 2]
 
 
+SLOW = pytest.mark.slow, pytest.mark.representative
+
+
 @pytest.mark.parametrize(
     ("text", "tables", "change"),
     [
         ("1,1,1,1", SCATTERED, Llama.unstack),
-        ("2,1,1,1", ([3, 1, 6], [3, 6]), Llama.unstack),
+        pytest.param("2,1,1,1", ([3, 1, 6], [3, 6]), Llama.unstack, marks=SLOW),
         ("1,2,2,1", ([3, 1, 6], [1, 2]), Llama.unstack),
-        ("1,1,4,1", SCATTERED, Llama.unstack),
+        pytest.param("1,1,4,1", SCATTERED, Llama.unstack, marks=SLOW),
         ("1,1,1,1", SCATTERED, in_eight_bits),
     ],
 )

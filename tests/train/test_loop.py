@@ -117,6 +117,8 @@ def test_killed(whole, times):
     assert steps == list(range(1, STEPS + 1))
 
 
+@pytest.mark.slow
+@pytest.mark.representative
 def test_stopped_and_damaged(whole):
     """SIGTERM saves and says how to go on; a checkpoint that is cut off is passed over."""
     folder = whole.parent / "stopped"
