@@ -45,7 +45,7 @@ def test_a_single_stop_string_is_one():
 
 def test_a_single_prompt_of_a_batch_is_one(model):
     params = SamplingParams(max_tokens=1)
-    with pytest.raises(UserError, match="^the prompt has"):
+    with pytest.raises(UserError, match=r"^the prompt has"):
         complete(model, "night" * 200, params)
     assert DrawRequest(prompts="night").prompts == ONE
 
