@@ -23,14 +23,18 @@ class Pace:
         """Notes the time of a burst."""
         if steps == 1:
             self._single = seconds
-        elif steps > 1 and self._single is not None:
-            # The first burst of all includes compilation.
-            self._single = min(self._single, seconds)
+            if self._step is not None:
+                self._step = min(self._step, seconds)
+        elif self._single is not None and seconds < self._single:
+            self._single = None  # it included compilation: a single step is measured again
+        elif self._single is not None:
             self._step = max((seconds - self._single) / (steps - 1), seconds / steps / 4)
 
     def steps(self) -> int:
         """Returns the number of steps of the next burst."""
-        if self._single is None or self._step is None:
+        if self._single is None:
+            return 1
+        if self._step is None:
             return BURST // 4
         fixed = max(0.0, self._single - self._step)
         return min(BURST, max(1, round((_SECONDS + _SHARE * fixed) / self._step)))
