@@ -64,7 +64,7 @@ def load(
         mesh=(dp, fsdp, tp, sp),
         dtype=dtype,
         machine=machine(),
-        shorter=pool_tokens is None,
+        remedy=None if pool_tokens is None else "give fewer pool_tokens",
     )
     llama = build_llama(
         config,

@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import math
 import threading
+import weakref
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -122,13 +123,19 @@ class LoadedModel:
             grammar = VisionGrammar(
                 tokens=self.marks.tokens, opening=self.marks.openings, tokens_per_frame=1
             )
+        own = weakref.ref(self)  # so that a model that is dropped frees its memory at once
+
+        def require_memory(tokens: int, pool: PagePool | None) -> None:
+            if (model := own()) is not None:
+                model.require_memory(tokens, instead_of=pool)
+
         return Engine(
             self.llama,
             self.mesh,
             grammar=grammar,
             stop_places=max(8, 1 << (len(self.tokenizer.eos_ids) - 1).bit_length()),
             pool_tokens=self.pool_tokens,
-            require_memory=lambda tokens, pool: self.require_memory(tokens, instead_of=pool),
+            require_memory=require_memory,
         )
 
     def lane(self, rows: int, *, together: int = 1) -> int:
@@ -198,7 +205,7 @@ class LoadedModel:
             mesh=(dp, fsdp, tp, sp),
             dtype="int8" if is_int8 else self.llama.compute.dtype,
             machine=dataclasses.replace(here, count=jax.device_count()),
-            shorter=False,
+            remedy="shorten the prompt",
         )
 
     def require_frames(self, vision: "Vision") -> None:

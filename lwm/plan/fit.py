@@ -68,7 +68,7 @@ def require_fit(
     mesh: MeshSizes,
     dtype: Storage,
     machine: Machine,
-    shorter: bool = True,
+    remedy: str | None = None,
 ) -> None:
     """Refuses a model that does not fit the devices.
 
@@ -81,7 +81,7 @@ def require_fit(
         mesh: dp, fsdp, tp, sp.
         dtype: Type of the weights, and, unless it is int8, of activations and cache.
         machine: The devices; if their memory is not known, everything fits.
-        shorter: Whether a shorter context may be suggested; not for prompts already given.
+        remedy: What to suggest in place of a shorter context, where that is none.
 
     Raises:
         UserError: The model does not fit: the memory needed, the memory available, and the
@@ -91,9 +91,9 @@ def require_fit(
     need, room = plan.need(machine.platform), machine.room(plan.devices)
     if room is None or need.total <= room:
         return
-    texts = [option.text for option in options(plan, machine, shorter=shorter)]
-    if not shorter:
-        texts.append("shorten the prompt")
+    texts = [option.text for option in options(plan, machine, shorter=remedy is None)]
+    if remedy is not None:
+        texts.append(remedy)
     raise UserError(
         f"{name} needs {gigabytes(need.total)} a device for {context:,} tokens in {plan.dtype} "
         f"(weights {gigabytes(need.weights)}, cache {gigabytes(need.cache)}, activations "

@@ -92,7 +92,7 @@ def test_prompts_that_are_there_can_be_shortened_by_their_owner_only(large):
             mesh=ONE,
             dtype="bfloat16",
             machine=gpus(1, 80),
-            shorter=False,
+            remedy="shorten the prompt",
         )
     message = str(caught.value)
     assert "--context" not in message
