@@ -218,6 +218,8 @@ def test_vqgan(before):
     assert same_files(Path("vqgan"), Path("again"))
 
 
+@pytest.mark.slow
+@pytest.mark.representative
 def test_vision_model(before):
     model, expected = lwm.load("vision-model"), EXPECTED["vision-model"]
     assert model.generate("ships sail", max_tokens=12) == expected["text"]

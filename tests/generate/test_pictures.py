@@ -221,6 +221,8 @@ def on_disk(published, draw_vqgan, tmp_path, monkeypatch):
     jax.config.update("jax_compilation_cache_dir", os.environ["JAX_COMPILATION_CACHE_DIR"])
 
 
+@pytest.mark.slow
+@pytest.mark.representative
 def test_files_are_drawn_and_named(on_disk, files, tmp_path, capsys, monkeypatch):
     name, load = on_disk
 

@@ -216,6 +216,8 @@ def test_memory_of_a_device_does_not_grow_with_the_ring(frugal):
     assert max(used) <= 1.1 * min(used), used
 
 
+@pytest.mark.slow
+@pytest.mark.representative
 def test_memory_grows_no_faster_than_the_row(frugal):
     short, long = (compiled(frugal, length=length, sp=2).bytes for length in (2048, 8192))
     assert long <= 4 * short, (short, long)

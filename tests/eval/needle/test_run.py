@@ -317,6 +317,8 @@ def test_a_model_stopped_by_ctrl_c_goes_on(tiny_model, tmp_path, monkeypatch, ca
         assert (tmp_path / "torn" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
 
 
+@pytest.mark.slow
+@pytest.mark.representative
 def test_an_answer_does_not_hang_on_those_before(tiny_model):
     prompts = Prompts(TINY, tiny_model.tokenizer)
     asked = [prompts.build(cell).ids for cell in prompts.cells]
