@@ -81,7 +81,7 @@ def generate_frames(
     Args:
         model: A model with vision ids and a VQGAN.
         request: What to generate.
-        progress: Called with the number of ids written to each row.
+        progress: Called with the number of ids written to a row, on average.
 
     Raises:
         UserError: The model cannot generate images, or these do not fit into its context or the
@@ -151,7 +151,7 @@ def _generate(
                     if isinstance(found, Frame):
                         yield row, found
                 written[row] += len(event.ids)
-                progress(min(written), plan.max_tokens)
+                progress(sum(written) // len(written), plan.max_tokens)
 
 
 def _plan(model: LoadedModel, request: DrawRequest, sampling: VisionSampling) -> GenerationPlan:
