@@ -88,10 +88,11 @@ class Runner:
     def warm_up(self, lanes: Iterable[int]) -> None:
         """Compiles all programs for lanes of these widths, and allocates the pool; see `Engine`."""
         size = self.least if self._most is None else self._most
-        if size > self.per_device:
+        if is_larger := size > self.per_device:
             self._require_memory((size - 1) * PAGE, self.pool)
-            self._enlarge(size)
         try:
+            if is_larger:
+                self._enlarge(size)
             self._compile(lanes)
         except BaseException as error:
             self.fail(error)
