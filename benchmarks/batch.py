@@ -88,11 +88,10 @@ class Now:
     def requests(self, prompts: list[list[int]], count: int, lane: int) -> list[Any]:
         """Asks for so many ids after each prompt."""
         from lwm.generate.plan import GenerationPlan
-        from lwm.generate.requests import Request
         from lwm.generate.work import Work
 
         work = Work(plan=GenerationPlan(max_tokens=count))
-        return [Request(tuple(ids), max_tokens=count, lane=lane, work=work) for ids in prompts]
+        return [work.request(ids, lane=lane) for ids in prompts]
 
     def gather(self, prompts: list[list[int]], count: int, lane: int) -> dict[str, float]:
         """Reads and continues prompts together."""

@@ -40,7 +40,6 @@ from lwm.data.example import Batch
 from lwm.generate.decoding import BURST
 from lwm.generate.engine import Engine
 from lwm.generate.plan import GenerationPlan
-from lwm.generate.requests import Request
 from lwm.generate.slots import Slots
 from lwm.generate.work import Work, Written
 from lwm.model.config import Compute, LlamaConfig, Remat, preset
@@ -259,7 +258,7 @@ def check_decoding(check: Check) -> None:
             forward = jax.jit(lambda m, t: m(t, Packing.whole(*t.shape)))
         engine, found = Engine(model, mesh), {}
         for lane in (1, 2):
-            request = Request(prompt, max_tokens=plan.max_tokens, lane=lane, work=Work(plan=plan))
+            request = Work(plan=plan).request(prompt, lane=lane)
             written = [event for event in engine.stream(request) if isinstance(event, Written)]
             ids = [i for event in written for i in event.ids]
             with jax.set_mesh(mesh):

@@ -113,16 +113,20 @@ class _Batch:
     @property
     def pace(self) -> str:
         """Answers and tokens so far, in words."""
-        seconds = max(1e-3, time.monotonic() - self._begun)
+        seconds = time.monotonic() - self._begun
         return (
             f"{self._num_answers:,} answers with {self._num_written:,} tokens in {seconds:,.0f} s, "
-            f"{self._num_written / seconds:,.0f} tokens/s"
+            f"{self._speed}"
         )
 
     def _note(self) -> str:
         """Returns the most important of it, for the side of a bar."""
+        return f"{self._num_answers:,} answers, {self._speed}"
+
+    @property
+    def _speed(self) -> str:
         seconds = max(1e-3, time.monotonic() - self._begun)
-        return f"{self._num_answers:,} answers, {self._num_written / seconds:,.0f} tokens/s"
+        return f"{self._num_written / seconds:,.0f} tokens/s"
 
     def answers(
         self, model: "LanguageModel", done: Collection[Place] = ()

@@ -1,7 +1,6 @@
 """The compiled decoding loop: logits, guidance, grammar, choice of an id, and the next step."""
 
 import functools
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -34,17 +33,10 @@ class Guidance(NamedTuple):
     """The scale for the frames after it."""
 
     @classmethod
-    def of_pairs(
-        cls, image: Sequence[float], rows: int, video: Sequence[float] | None = None
-    ) -> "Guidance":
-        """Pairs row i with the unconditional row n + i, for n scales; later rows are unguided."""
-        pairs, alone = len(image), np.arange(rows, dtype=np.int32)
-        leader, away_from = alone.copy(), alone.copy()
-        leader[pairs : 2 * pairs] = alone[:pairs]
-        away_from[:pairs] = alone[pairs : 2 * pairs]
-        scales = np.ones((2, rows), np.float32)
-        scales[:, :pairs] = image, image if video is None else video
-        return cls(leader, away_from, *scales)
+    def none(cls, rows: int) -> "Guidance":
+        """Guides no row."""
+        alone = np.arange(rows, dtype=np.int32)
+        return cls(alone, alone.copy(), *np.ones((2, rows), np.float32))
 
 
 def guide(

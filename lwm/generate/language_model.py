@@ -173,7 +173,7 @@ class LanguageModel(LoadedModel):
         progress: Progress = lambda done, total: None,
         **params: Unpack[SamplingOptions],
     ) -> list[Completion]:
-        """Continues texts of any lengths in one batch; each is as `generate` would continue it.
+        """Continues texts of any lengths in one batch; none depends on the others.
 
         Args:
             prompts: The texts.

@@ -60,7 +60,7 @@ class Slots:
             video=jax.tree.map(np.copy, greedy),
             seeds=zeros(dtype=np.uint32),
             stops=np.full((width, stop_places), -1, np.int32),
-            guidance=None if grammar is None else Guidance.of_pairs([], width),
+            guidance=None if grammar is None else Guidance.none(width),
         )
         # Replicated over the devices, as the loop returns it, to avoid a second trace.
         self._seen = jax.device_put(

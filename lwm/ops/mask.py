@@ -9,7 +9,7 @@ EMPTY = -1
 
 MaskKind = Literal["rows", "parts"]
 """`rows`: queries and keys are the same slots. `parts`: keys may be those of another part of the
-row, as in a ring or a cache."""
+row, as in a ring."""
 
 
 class Mask(NamedTuple):

@@ -29,7 +29,7 @@ MeshSizes = tuple[int, int, int, int]
 """Sizes of a mesh: dp, fsdp, tp, sp."""
 
 CHUNK = 512
-"""Largest chunk of a prompt, in tokens: `lwm.generate.engine.LONG`."""
+"""Largest chunk of a prompt, in tokens: `lwm.generate.pages.LONG`."""
 
 _FLOAT32 = 4
 

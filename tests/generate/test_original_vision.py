@@ -123,10 +123,12 @@ def forward(painter, place, runs, written):
 
 def guided(logits, scale):
     """Returns the vision half of the logits of the first rows, guided by the others."""
-    pairs = Guidance.of_pairs([scale] * (logits.shape[0] // 2), logits.shape[0])
+    rows = len(logits)
+    pairs = Guidance.none(rows)
+    pairs.away_from[: rows // 2], pairs.image[: rows // 2] = range(rows // 2, rows), scale
     vision = jnp.asarray(logits[:, :, TOKENS.text :])
     mixed = jax.vmap(guide, (1, None, None), 1)(vision, pairs, jnp.asarray(pairs.image))
-    return np.asarray(mixed)[: logits.shape[0] // 2]
+    return np.asarray(mixed)[: rows // 2]
 
 
 def draws(logits, rules, seed):
