@@ -120,6 +120,7 @@ class Engine:
         for number, request in enumerate(requests):
             request.events = Tagged(inbox, number)
             self._check(request)
+        self._reserve_for(requests)
         events = self._gathered(requests, inbox)
         next(events)  # from here on, closing it cancels the requests
         self._add(requests)
@@ -212,7 +213,7 @@ class Engine:
             raise ValueError(f"{rows} rows do not fit in {lane} slots of {groups} groups")
         if len(request.work.plan.stop_ids) > self._stop_places:
             raise ValueError(f"a request has at most {self._stop_places} stop ids")
-        pages = sum(-(-(len(ids) + request.max_tokens) // PAGE) for ids in request.prompts)
+        pages = _num_pages(request)
         if self._most is not None and pages >= self._most:
             raise UserError(
                 f"the request needs a cache of {pages * PAGE:,} tokens, but the pool has "
@@ -221,6 +222,14 @@ class Engine:
         if pages >= self._runner.per_device and self._most is None:
             # Between two steps, since a program that runs has taken the pool.
             self.run(lambda: self._require_memory(pages * PAGE, self._runner.pool))
+
+    def _reserve_for(self, requests: Sequence[Request]) -> None:
+        """Reserves pages for the largest requests that run at once, so that the pool grows once."""
+        if not requests:
+            return
+        slots = max(request.lane // len(request.prompts) for request in requests)
+        sizes = sorted(map(_num_pages, requests), reverse=True)[:slots]
+        self.reserve(-(-sum(sizes) // self.groups) * PAGE)
 
     def _add(self, requests: Sequence[Request]) -> None:
         with self._lock:
@@ -271,6 +280,10 @@ class Engine:
             except Exception as error:
                 request.events.put(error)
         return True
+
+
+def _num_pages(request: Request) -> int:
+    return sum(-(-(len(ids) + request.max_tokens) // PAGE) for ids in request.prompts)
 
 
 def _close(engine: "weakref.ref[Engine]") -> None:

@@ -229,7 +229,7 @@ class _Work:
         rows = self.rows * _parts(self.mesh, BATCH)
         logits = 10 * rows * self.config.tokens.rows * _FLOAT32
         kv_heads = self.config.num_kv_heads // self._tp
-        at_once = TOGETHER if self.is_cpu else self.rows
+        at_once = TOGETHER if self.is_cpu else max(TOGETHER, self.rows)
         page = 3 * at_once * kv_heads * PAGE * self.config.head_dim * _FLOAT32
         states = 6 * self.rows * (self.config.mlp_dim // self._tp + 2 * self.config.dim)
         return logits + page + states * _FLOAT32 + self._kept()
