@@ -27,7 +27,7 @@ from lwm.ops.mask import Mask
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Benchmark:
-    """What to time, and where to write the table."""
+    """Options: sizes to time, and the folder of the table."""
 
     lengths: tuple[int, ...] = (2048, 4096, 8192, 16384)
     head_dims: tuple[int, ...] = (32, 64, 128)

@@ -28,7 +28,7 @@ CASES = "rows", "document", "needle", "one"
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Benchmark:
-    """What to time, and where to write the table."""
+    """Options: sizes to time, and the folder of the table."""
 
     model: str = "smollm2-135m-instruct"
     worktree: Path | None = None

@@ -39,7 +39,7 @@ TEXTS = Path(__file__).parents[1] / "lwm" / "assets" / "moby-dick"
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Benchmark:
-    """What to time, and where to write the table."""
+    """Options: sizes to time, and the folder of the table."""
 
     model: str = "smollm2-135m-instruct"
     """Whose tokenizer."""

@@ -30,7 +30,7 @@ PROMPT, FRAMES = "birthday cake", 4
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Benchmark:
-    """What to time, and where to write the table."""
+    """Options: sizes to time, and the folder of the table."""
 
     model: str = "tiny-vision"
     rounds: int = 5

@@ -31,7 +31,7 @@ PAGES, TOKENS_TO_A_PAGE = 20, 512
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Benchmark:
-    """What to time, and where to write the table."""
+    """Options: sizes to time, and the folder of the table."""
 
     prompts: tuple[int, ...] = (2048, 8000)
     """Lengths of the prompts that are read; the model's context is 8192."""

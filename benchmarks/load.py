@@ -25,7 +25,7 @@ RUN = Path(__file__).parents[1] / "tests" / "loading_run.py"
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Benchmark:
-    """What to time, and where to write the table."""
+    """Options: sizes to time, and the folder of the table."""
 
     dim: int = 4096
     mlp_dim: int = 11008

@@ -41,7 +41,7 @@ AMD EPYC: by length and devices."""
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Benchmark(attention.Benchmark):
-    """What to time, and where to write the table."""
+    """Options: sizes to time, and the folder of the table."""
 
     lengths: tuple[int, ...] = (8192, 32_768)
     head_dims: tuple[int, ...] = (64,)

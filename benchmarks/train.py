@@ -35,7 +35,7 @@ ORIGINAL = {
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Benchmark:
-    """What to time, and where to write the table."""
+    """Options: sizes to time, and the folder of the table."""
 
     lengths: tuple[int, ...] = (4096, 16_384)
     rings: tuple[int, ...] = (1, 8)

@@ -33,7 +33,7 @@ WORKER = Path(__file__).with_name("vqgan_worker.py")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Benchmark:
-    """What to time, and where to write the table."""
+    """Options: sizes to time, and the folder of the table."""
 
     original: Path | None = None
     """A checkout of the original code; without it, ours is timed alone."""

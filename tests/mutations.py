@@ -308,7 +308,7 @@ def child(name: str, number: int, seed: int, files: dict[str, bytes], folder: Pa
 
 
 class Outcome(NamedTuple):
-    """What came of one file."""
+    """Outcome of one file."""
 
     what: str
     """`opened`, `refused` or `fault`."""

@@ -85,7 +85,7 @@ def test_greedy_answers_are_those_of_the_original(fixtures, original, ask, reque
 
 @pytest.mark.parametrize("lane", LANES)
 def test_an_answer_has_the_same_bits_in_any_company_and_order(start, ask, request_for, lane):
-    """Whether or not what it begins with was read before; also when pages are scarce."""
+    """Holds with cold and warm prefixes, and when pages are scarce."""
     rng = np.random.default_rng(2)
 
     def requests():

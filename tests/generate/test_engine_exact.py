@@ -1,4 +1,4 @@
-"""What the engine writes against one pass over each whole row, for several kinds of weights."""
+"""Engine against one pass over each whole row, for several kinds of weights."""
 
 import dataclasses
 

@@ -121,7 +121,7 @@ def leaves(state):
 
 @pytest.fixture(scope="module")
 def learnt():
-    """What some updates on one device say, and the state after them."""
+    """Returns the log of some updates on one device, and the state after them."""
     mesh = make_mesh()
     step, state = begin(mesh)
     lines = []
@@ -172,7 +172,7 @@ def test_dead_codes_are_moved_to_latents(learnt):
 
 @functools.cache
 def course(text, parts=1):
-    """What three updates by 8 frames say, of which the last has codes, and the codebook then."""
+    """Returns the log of three updates by 8 frames, the last with codes, and the codebook then."""
     mesh = make_mesh(text)
     step, state = begin(mesh)
     lines = []
