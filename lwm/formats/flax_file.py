@@ -59,6 +59,15 @@ class StoredArray:
         """Size of the array in bytes."""
         return math.prod(self.shape) * self.dtype.itemsize
 
+    def spans(self, start: int, count: int) -> Iterator[tuple[int, int]]:
+        """Yields offset in the file and length of the pieces of some bytes of the array."""
+        for offset, length in self.pieces:
+            if start < length and count:
+                here = min(count, length - start)
+                yield offset + start, here
+                start, count = length, count - here
+            start -= length
+
 
 class FlaxFile:
     """The arrays of a file by path: names joined by a slash."""
@@ -109,25 +118,20 @@ class FlaxFile:
     def _fill(
         self, file: RawIOBase, stored: StoredArray, start: int, out: np.ndarray, check: Check
     ) -> None:
+        """Reads elements of the flattened array from `start` on."""
+        size = stored.dtype.itemsize
         for first in range(0, out.size, _PART):
             part = out[first : first + _PART]
-            self._fill_part(file, stored, start + first, part)
+            into = part.view(np.uint8).data
+            for offset, length in stored.spans((start + first) * size, len(into)):
+                file.seek(offset)
+                _read_whole(file, into[:length], self.path)
+                into = into[length:]
             check(part)
-
-    def _fill_part(self, file: RawIOBase, stored: StoredArray, start: int, out: np.ndarray) -> None:
-        """Reads elements of the flattened array from `start` on."""
-        into = out.view(np.uint8).data
-        at = start * stored.dtype.itemsize
-        for offset, length in stored.pieces:
-            if at < length and into:
-                part = into[: length - at]
-                file.seek(offset + at)
-                _read_whole(file, part, self.path)
-                if not self._is_kept:
-                    _forget(file, offset + at, len(part))
-                into, at = into[len(part) :], length
-            at -= length
-        assert not into
+        if not self._is_kept:
+            # All at once: the kernel is slow to drop pages beside those that it reads ahead.
+            for offset, length in stored.spans(start * size, out.nbytes):
+                _forget(file, offset, length)
 
 
 def _read_whole(file: RawIOBase, into: memoryview, path: Path) -> None:

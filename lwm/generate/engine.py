@@ -76,6 +76,7 @@ class Engine:
         )
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
+        self._is_working = False
         self._arrived: deque[Request] = deque()
         self._calls: deque[tuple[Callable[[], Any], Future]] = deque()
         self._is_closing = False
@@ -164,6 +165,7 @@ class Engine:
     def close(self) -> None:
         """Cancels all requests, and waits for the program that is running."""
         self._is_closing = True
+        # Even a thread without work has to leave JAX, before the interpreter ends under it.
         if (thread := self._thread) is not None:
             thread.join()
         self._runner.fail(CancelledError())  # frees the pool
@@ -239,8 +241,9 @@ class Engine:
     # The rest runs on the engine's thread.
 
     def _start(self) -> None:
-        """Starts the thread unless it runs; the caller holds the lock."""
-        if self._thread is None:
+        """Starts a thread unless one works; the caller holds the lock."""
+        if not self._is_working:
+            self._is_working = True
             self._thread = threading.Thread(target=self._work, name="lwm-engine", daemon=True)
             self._thread.start()
 
@@ -266,7 +269,8 @@ class Engine:
                 for request in arrived:
                     request.events.put(CancelledError())
             if self._is_closing or (self._runner.is_idle and not arrived and not calls):
-                self._thread = None  # first: whatever is found wrong, a later request is answered
+                # First: whatever is found wrong, a later request is answered.
+                self._is_working = False
                 self._runner.check()
                 return False
         for function, future in calls:

@@ -186,7 +186,5 @@ def test_nothing_asked_for_is_answered_at_once(engine, ask, request_for):
 def test_an_engine_that_waits_for_nothing_has_no_thread(engine, ask, requests):
     ask(engine, *requests())
     engine.run(lambda: None)
-    for thread in threading.enumerate():
-        if thread is engine._thread:
-            thread.join(60)
-    assert engine._thread is None
+    engine._thread.join(60)
+    assert not engine._thread.is_alive()
