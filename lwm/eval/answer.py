@@ -2,24 +2,23 @@
 
 import dataclasses
 import hashlib
-from collections.abc import Callable, Sequence
+import queue
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 
 from lwm.errors import UserError
+from lwm.eval.question import Question, Response
 from lwm.fingerprint import Fingerprints, fingerprints, model_files, named
 from lwm.generate.answer import Answer
 from lwm.generate.loaded import LoadedModel
 from lwm.sampling_params import SamplingParams
 
-Answerer = Callable[[Sequence[int]], str]
-"""Takes the ids of a prompt and returns the text that follows."""
-
 
 class ModelAnswerer:
-    """Answers prompts greedily, one after another.
+    """Answers prompts greedily on a model's engine, one after another or several together.
 
     What a prompt shares with any prompt before it is not read again, as far as it is in the
     engine's pool; an answer is the same to the last bit whether or not it is.
@@ -30,43 +29,87 @@ class ModelAnswerer:
         model: LoadedModel,
         *,
         tokens: int,
-        max_tokens: int,
+        rows: int = 1,
         progress: Callable[[int], None] = lambda done: None,
     ):
         """Reserves pages for `tokens` tokens, or as many as the memory has room for.
 
         Args:
             model: The model that answers.
-            tokens: Tokens of a prompt and its answer, and of those that others may share.
-            max_tokens: Tokens of an answer, at most.
-            progress: Called with the tokens of a prompt read so far; may raise.
+            tokens: Tokens of the prompts and answers of all rows, and of those that others may
+                share.
+            rows: Prompts that are answered together.
+            progress: Called with the tokens read of the prompts that have no answer yet; may
+                raise.
         """
-        self._model = model
-        self._max_tokens = max_tokens
-        self._progress = progress
-        model.engine.reserve(tokens)
+        self._model, self._progress = model, progress
+        self._lane = model.lane(rows)
+        model.engine.reserve(-(-tokens // model.engine.groups))
         self.num_asked = 0
         """Tokens of all prompts so far."""
         self.num_read = 0
         """Tokens of all prompts that had to be read."""
 
-    def __call__(self, ids: Sequence[int]) -> str:
-        """Returns the answer, without the token that ends it.
+    def answers(self, questions: Iterable[Question]) -> Iterator[tuple[Question, Response]]:
+        """Yields each question with its response, without the token that ends it.
 
         Raises:
-            UserError: The devices have no memory for the prompt and its answer.
+            UserError: The devices have no memory for a prompt and its answer.
         """
-        answer = Answer(
+        inbox: queue.SimpleQueue[tuple[Answer, Any]] = queue.SimpleQueue()
+        running: dict[Answer, _Running] = {}
+        waiting = iter(questions)
+        try:
+            while True:
+                while len(running) < self._lane and (question := next(waiting, None)):
+                    begun = _Running(question)
+                    running[self._send(begun, inbox)] = begun
+                if not running:
+                    return
+                answer, event = inbox.get()
+                begun = running[answer]
+                begun.pieces += answer.take(event)
+                self._progress(sum(each.read for each in running.values()))
+                if answer.finish_reason is not None:
+                    del running[answer]
+                    yield begun.question, self._response(answer, begun)
+        finally:
+            for answer in running:
+                answer.close()
+
+    def _send(self, begun: "_Running", inbox: "queue.SimpleQueue[tuple[Answer, Any]]") -> Answer:
+        return Answer(
             self._model,
-            ids,
-            SamplingParams(max_tokens=self._max_tokens),
-            progress=lambda done, total: self._progress(done),
+            begun.question.ids,
+            SamplingParams(max_tokens=begun.question.max_tokens),
+            continues=bool(begun.question.opening),
+            lane=self._lane,
+            progress=begun.note,
+            inbox=inbox,
         )
-        text = "".join(piece for piece in answer if isinstance(piece, str))
-        self._progress(len(ids))
-        self.num_asked += len(ids)
-        self.num_read += len(ids) - answer.usage.cached_tokens
-        return text
+
+    def _response(self, answer: Answer, begun: "_Running") -> Response:
+        usage = answer.usage
+        self.num_asked += usage.prompt_tokens
+        self.num_read += usage.prompt_tokens - usage.cached_tokens
+        return Response(
+            text="".join(piece for piece in begun.pieces if isinstance(piece, str)),
+            prompt_tokens=usage.prompt_tokens,
+            completion_tokens=usage.completion_tokens,
+        )
+
+
+@dataclasses.dataclass
+class _Running:
+    """A question that is being answered."""
+
+    question: Question
+    pieces: list[Any] = dataclasses.field(default_factory=list)
+    read: int = 0
+
+    def note(self, done: int, total: int) -> None:
+        """Notes the tokens of the prompt that have been read."""
+        self.read = done
 
 
 def require_context(length: int, context: int, name: str) -> None:

@@ -14,7 +14,7 @@ from jaxtyping import Int
 from lwm.errors import UserError
 from lwm.eval.needle.config import NeedleConfig
 from lwm.eval.needle.haystack import NEAR, Haystack
-from lwm.tokenizer.template import render_chat
+from lwm.eval.prompt import PromptEncoder
 from lwm.tokenizer.tokenizer import Tokenizer
 
 NEEDLE = "\nThe special magic {city} number is: {number}\n"
@@ -25,8 +25,6 @@ INSTRUCTION = (
     "Don't give information outside the document or repeat your findings. "
     "Keep your response short and direct."
 )
-# LWM's prompt ends in a space; the chat template does not.
-LWM_PROMPT = "You are a helpful assistant. USER: {message} ASSISTANT: "
 # The distinct cities of LWM's list.
 CITIES = """Almaty, Amman, Amsterdam, Antananarivo, Astana, Athens, Baghdad, Bangalore, Bangkok,
 Barcelona, Beirut, Belgrade, Berlin, Bratislava, Brussels, Bucharest, Budapest, Buenos Aires, Cairo,
@@ -87,7 +85,8 @@ class Prompts:
         Raises:
             UserError: It is too short, or the least length has no room for the question.
         """
-        self._config, self._tokenizer, self._template = config, tokenizer, template
+        self._config, self._tokenizer = config, tokenizer
+        self._encode = PromptEncoder(tokenizer=tokenizer, form=config.prompt, template=template)
         self._longest = max(config.all_lengths)
         self.haystack = Haystack.open(
             config.haystack,
@@ -220,11 +219,3 @@ class Prompts:
         pairs = zip(draft.ids, other, strict=False)
         shorter = min(len(draft.ids), len(other))
         return next((index for index, (one, two) in enumerate(pairs) if one != two), shorter)
-
-    def _encode(self, message: str) -> list[int]:
-        tokenizer = self._tokenizer
-        if self._config.prompt == "chat":
-            turns = [{"role": "user", "content": message}]
-            return render_chat(turns, tokenizer, template=self._template)
-        first = [tokenizer.bos_id] if tokenizer.add_bos and tokenizer.bos_id is not None else []
-        return tokenizer.encode_parts([*first, LWM_PROMPT.format(message=message)])

@@ -2,27 +2,11 @@
 
 import dataclasses
 import json
-import math
 from collections.abc import Sequence
 from typing import Any
 
 from lwm.eval.results import ResultRow
-
-Z95 = 1.959963984540054
-"""Two-sided 95% quantile of the standard normal distribution."""
-
-
-def wilson(correct: int, asked: int, *, z: float = Z95) -> tuple[float, float]:
-    """Returns Wilson's score interval of a proportion.
-
-    E. B. Wilson, Probable Inference, the Law of Succession, and Statistical Inference,
-    Journal of the American Statistical Association 22 (1927), 209-212.
-    """
-    share, weight = correct / asked, z * z / asked
-    middle = (share + weight / 2) / (1 + weight)
-    reach = math.sqrt(weight * (share * (1 - share) + weight / 4)) / (1 + weight)
-    low = 0.0 if correct == 0 else middle - reach
-    return low, 1.0 if correct == asked else middle + reach
+from lwm.eval.statistics import wilson
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

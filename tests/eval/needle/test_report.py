@@ -8,7 +8,8 @@ import zlib
 import pytest
 
 from lwm.eval.needle.plot import COLOURS, DPI, heat_map
-from lwm.eval.needle.report import NeedleReport, Score, wilson
+from lwm.eval.needle.report import NeedleReport, Score
+from lwm.eval.statistics import wilson
 
 HEADER = {"evaluation": "needle", "model": {"name": "m"}}
 
