@@ -9,7 +9,6 @@ from typing import Any
 import jax
 import numpy as np
 
-from lwm.errors import UserError
 from lwm.eval.question import Question, Response
 from lwm.fingerprint import Fingerprints, fingerprints, model_files, named
 from lwm.generate.answer import Answer
@@ -110,18 +109,6 @@ class _Running:
     def note(self, done: int, total: int) -> None:
         """Notes the tokens of the prompt that have been read."""
         self.read = done
-
-
-def require_context(length: int, context: int, name: str) -> None:
-    """Refuses a length above the model's context.
-
-    Raises:
-        UserError: The length is above the context.
-    """
-    if length > context:
-        raise UserError(
-            f"length {length:,} is above the context of {name}, {context:,} tokens; lower lengths"
-        )
 
 
 def describe_model(model: LoadedModel) -> dict[str, Any]:

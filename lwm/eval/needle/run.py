@@ -16,7 +16,6 @@ from lwm.eval.answer import (
     ModelAnswerer,
     describe_model,
     model_fingerprints,
-    require_context,
 )
 from lwm.eval.needle.config import NeedleConfig
 from lwm.eval.needle.haystack import Haystack, name_of, require_readable
@@ -24,6 +23,7 @@ from lwm.eval.needle.plot import heat_map
 from lwm.eval.needle.prompts import Cell, Prompts
 from lwm.eval.needle.report import NeedleReport
 from lwm.eval.results import ResultRow, Results, require_same
+from lwm.eval.subject import require_context
 from lwm.files import exclusive, make_folder, write_bytes
 from lwm.generate.language_model import LanguageModel
 from lwm.progress import Progress
