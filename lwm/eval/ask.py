@@ -97,6 +97,7 @@ def require_whole(question: Question, response: Response) -> None:
     least = len(question.ids) - question.overhead
     if response.prompt_tokens < least:
         raise UserError(
-            f"the server read {response.prompt_tokens:,} tokens of a message of {least:,}: it cuts prompts, or has another tokenizer; raise its "
-            "context, or give its model with --tokenizer"
+            f"the server read {response.prompt_tokens:,} tokens of a message of {least:,}: it cuts "
+            "prompts, or has another tokenizer; raise its context, or give its model with "
+            "--tokenizer"
         )

@@ -1,6 +1,7 @@
 """Threads, cancelled requests, and faults: what happens to one request, and to those beside it."""
 
 import threading
+import time
 from concurrent.futures import CancelledError, ThreadPoolExecutor
 
 import jax
@@ -181,6 +182,22 @@ def test_nothing_asked_for_is_answered_at_once(engine, ask, request_for):
     assert (found.ids, found.last) == ([], Finished("length", 0))
     assert not request.num_read
     require_idle(engine)
+
+
+def test_closing_waits_for_a_thread_that_has_found_no_more_work(start, monkeypatch):
+    """Else the interpreter may end under it, which aborts the process."""
+    engine = start()
+    checked = threading.Event()
+
+    def check():
+        checked.set()
+        time.sleep(0.3)
+
+    monkeypatch.setattr(engine._runner, "check", check)
+    engine.run(lambda: None)
+    assert checked.wait(60)
+    engine.close()
+    assert not engine._thread.is_alive()
 
 
 def test_an_engine_that_waits_for_nothing_has_no_thread(engine, ask, requests):
