@@ -47,7 +47,7 @@ def test_all_clips_are_drawn_and_told(tiny_vision):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("videos", [pytest.param(100, marks=pytest.mark.representative), 1000])
+@pytest.mark.parametrize("videos", [pytest.param(20, marks=pytest.mark.representative), 1000])
 def test_videos_at_temperature_two_are_legal(tiny_vision, videos):
     """Drawn after a question that itself says `<vision>`, which opens nothing."""
     grammar, tokens = tiny_vision.grammar, tiny_vision.marks.tokens
