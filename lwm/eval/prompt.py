@@ -2,16 +2,18 @@
 
 import dataclasses
 import functools
-from typing import Literal
 
+from lwm.eval.question import PromptForm
 from lwm.tokenizer.template import render_chat
 from lwm.tokenizer.tokenizer import Tokenizer
 
 # LWM's prompt ends in a space; the chat template does not.
 LWM_PROMPT = "You are a helpful assistant. USER: {message} ASSISTANT: "
 
-PromptForm = Literal["chat", "lwm", "text"]
-"""The model's chat template, exactly LWM's prompt, or the message alone, for base models."""
+
+def plain_text(form: PromptForm, message: str, opening: str = "") -> str:
+    """Returns the text of a prompt in a form without a chat template."""
+    return (LWM_PROMPT.format(message=message) if form == "lwm" else message) + opening
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -29,10 +31,9 @@ class PromptEncoder:
             turns = [{"role": "user", "content": message}]
             ids = render_chat(turns, self.tokenizer, template=self.template)
             return [*ids, *self.tokenizer.encode(opening, special=False)] if opening else ids
-        text = LWM_PROMPT.format(message=message) if self.form == "lwm" else message
         bos = self.tokenizer.bos_id if self.tokenizer.add_bos else None
         first = [] if bos is None else [bos]
-        return self.tokenizer.encode_parts([*first, text + opening])
+        return self.tokenizer.encode_parts([*first, plain_text(self.form, message, opening)])
 
     @functools.cached_property
     def overhead(self) -> int:

@@ -2,7 +2,10 @@
 
 import dataclasses
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
+
+PromptForm = Literal["chat", "lwm", "text"]
+"""The model's chat template, exactly LWM's prompt, or the message alone, for base models."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -15,6 +18,8 @@ class Question:
     """The user's message, or the text to continue."""
     opening: str = ""
     """Start of the answer, given to the model as part of the prompt."""
+    form: PromptForm = "chat"
+    """Form of the prompt around the message, for servers, which encode it themselves."""
     ids: Sequence[int]
     """The prompt as the tokenizer has it, chat template included."""
     overhead: int = 0
