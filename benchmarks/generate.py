@@ -88,7 +88,7 @@ class Engine:
         from lwm.generate.work import Work
 
         work = Work(plan=GenerationPlan(max_tokens=count))
-        request = Request(tuple(ids), max_tokens=count, lane=1, reuse=False, work=work)
+        request = Request(tuple(ids), max_tokens=count, lane=1, reuse=0, work=work)
         return self.model.engine.stream(request)
 
     def read(self, ids: list[int]) -> list[int]:

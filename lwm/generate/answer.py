@@ -52,7 +52,7 @@ class Answer:
         progress: Progress = lambda done, total: None,
         priority: int = 0,
         client: Hashable = None,
-        wants_scores: bool = False,
+        scores_from: int | None = None,
         inbox: "queue.SimpleQueue[tuple[Answer, Any]] | None" = None,
     ):
         """Sends a request to the model's engine.
@@ -69,7 +69,8 @@ class Answer:
             progress: Called with the number of prompt tokens in the cache, as the answer is read.
             priority: Requests with a higher one come first.
             client: Clients take turns; None: one of its own.
-            wants_scores: Collects the log-probabilities of the prompt's ids; all of it is read.
+            scores_from: Collects the log-probabilities of the prompt's ids from this index on, at
+                least 1; None: of none.
             inbox: Gets the events, each with this answer, for `take`; for answers that are
                 generated together.
 
@@ -82,7 +83,9 @@ class Answer:
         self.logprobs: list[float] = []
         """Natural logarithm of each id's probability, before all sampling rules."""
         self.prompt_logprobs: list[float] = []
-        """Likewise of the prompt's ids from the second on, if they were asked for."""
+        """Likewise of the prompt's ids from `scores_from` on."""
+        self.prompt_is_likeliest: list[bool] = []
+        """True for each of these ids if no other of its modality has a higher probability."""
         self.finish_reason: FinishReason | None = None
         """Why the answer has ended; None before."""
         self.usage = Usage(prompt_tokens=len(ids), completion_tokens=0)
@@ -106,7 +109,7 @@ class Answer:
             seed=params.seed,
             vision=None if sampling is None else _vision_plan(model, sampling, most),
         )
-        work = Work(plan=plan, read=self._reader, wants_scores=wants_scores)
+        work = Work(plan=plan, read=self._reader, scores_from=scores_from)
         self._request = work.request(
             ids, lane=model.lane(1) if lane is None else lane, priority=priority, client=client
         )
@@ -166,6 +169,7 @@ class Answer:
             self._progress(event.done, event.total)
         elif isinstance(event, Scores):
             self.prompt_logprobs += event.logprobs
+            self.prompt_is_likeliest += event.is_likeliest
         elif isinstance(event, Finished):
             self.finish_reason = event.reason
             self._count(event.num_cached)

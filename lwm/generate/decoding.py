@@ -236,15 +236,18 @@ def burst(
 @jax.jit
 def score(
     model: Llama, states: Float[Array, "B S D"], targets: Int[Array, "B S"]
-) -> Float[Array, "B S"]:
+) -> tuple[Float[Array, "B S"], Bool[Array, "B S"]]:
     """Returns the negative log-likelihood of each target, within its modality, in nats.
+
+    Also returns True for a target if no other id of its modality has a higher score.
 
     Args:
         model: The model.
         states: Of its last layer, before the final norm.
         targets: The id that follows each state.
     """
-    return reshard(model.score(model.norm(states), targets).nll, P())
+    found = model.score(model.norm(states), targets)
+    return reshard(found.nll, P()), reshard(found.correct, P())
 
 
 def _where(rows: Bool[Array | np.ndarray, " B"], these: Any, others: Any) -> Any:

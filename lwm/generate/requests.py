@@ -5,7 +5,7 @@ import queue
 from collections.abc import Hashable
 from typing import Any
 
-from lwm.generate.pages import Holding, Names
+from lwm.generate.pages import LONG, Holding, Names
 
 _arrivals = itertools.count()
 
@@ -24,7 +24,7 @@ class Request:
         lane: int = 1,
         priority: int = 0,
         client: Hashable = None,
-        reuse: bool = True,
+        reuse: int | None = None,
         work: Any = None,
     ):
         """Asks for an answer.
@@ -35,7 +35,8 @@ class Request:
             lane: The number of slots of the batch that the rows run in.
             priority: Higher ones come first.
             client: Clients take turns; None is one of its own.
-            reuse: Share what other rows have read. Without, all of the prompts is read.
+            reuse: Ids at the front of each prompt that are shared at most, if other rows have
+                read them; None: all of them.
             work: All that the scheduler never looks at.
 
         Raises:
@@ -109,6 +110,12 @@ class Row:
         """Ids in its pages. The scheduler counts them until all has been read."""
         self.num_read = 0
         self.num_shared = 0
+
+    @property
+    def shareable(self) -> tuple[bytes, ...]:
+        """Names of the chunks at its front that may be another row's."""
+        most = self.request.reuse
+        return self.names.chunks if most is None else self.names.chunks[: most // LONG]
 
     @property
     def num_to_read(self) -> int:

@@ -61,7 +61,7 @@ class Runner:
 
     def add(self, request: Request) -> None:
         """Puts a request in line; one that asks for nothing has its answer at once."""
-        if not request.max_tokens and not request.work.wants_scores:
+        if not request.max_tokens and request.work.scores_from is None:
             request.events.put(Finished("length", 0))
             return
         self._scheduler.add(request)
@@ -170,8 +170,9 @@ class Runner:
                 request = read.row.request
                 if read.row.number == 0:
                     request.events.put(Reading(read.row.length, len(read.row.prompt)))
-                if request.work.wants_scores:
-                    request.events.put(self._scores(read, states))
+                first = request.work.scores_from
+                if first is not None and first <= read.start + read.count:
+                    request.events.put(self._scores(read, states, max(first, read.start + 1)))
 
     def _extend(self, reads: Sequence[Read], size: int) -> jax.Array:
         """Reads a chunk of one row per group; returns the states after the last layer."""
@@ -188,14 +189,16 @@ class Runner:
         states, self.pool = self.model.extend(self._put(tokens, TOKENS), place, pool)
         return states
 
-    def _scores(self, read: Read, states: jax.Array) -> Scores:
-        """Returns the log-probability of the id after each one of a chunk."""
+    def _scores(self, read: Read, states: jax.Array, first: int) -> Scores:
+        """Returns the scores of ids after those of a chunk, from the id `first` on."""
         row = read.row
         targets = np.zeros(states.shape[:2], np.int32)
         after = row.prompt[read.start + 1 : read.start + read.count + 1]
         targets[row.group, : read.count] = after
-        nll = score(self.model, states, self._put(targets, TOKENS))
-        return Scores(read.start + 1, (-np.asarray(nll)[row.group, : read.count]).tolist())
+        found = score(self.model, states, self._put(targets, TOKENS))
+        wanted = slice(first - read.start - 1, read.count)
+        nll, is_likeliest = (np.asarray(each)[row.group, wanted] for each in found)
+        return Scores(first, (-nll).tolist(), is_likeliest.tolist())
 
     def _copy(self, copy: Copy) -> None:
         pages = np.zeros((2, self.groups), np.int32)

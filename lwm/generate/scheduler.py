@@ -277,7 +277,7 @@ class Scheduler:
     def _needs(self, request: Request) -> list[Need]:
         return [
             Need(
-                row.names.chunks if request.reuse else (),
+                row.shareable,
                 len(row.prompt) + request.max_tokens,
                 row.names.offset(self._sp),
             )
@@ -303,7 +303,7 @@ class Scheduler:
         """Gives rows the chunks due next that other rows have read by now."""
         for group in self._groups:
             for row in group.rows:
-                names = row.names.chunks if row.request.reuse else ()
+                names = row.shareable
                 while (number := row.length // LONG) < len(names):
                     if not group.pages.bind(row.holding, number, names[number]):
                         break
@@ -329,7 +329,7 @@ class Scheduler:
     def _tail_of(self, group: _Group, row: Row) -> Row | None:
         """Returns a row that reads or has read the tail that `row` is about to read."""
         start = len(row.names.chunks) * LONG
-        if row.length != start or row.is_ready or not row.request.reuse:
+        if row.length != start or row.is_ready or row.request.reuse is not None:
             return None
         same = [
             other

@@ -31,6 +31,8 @@ class Scores(NamedTuple):
 
     start: int
     logprobs: list[float]
+    is_likeliest: list[bool]
+    """True where no other id of the same modality has a higher probability."""
 
 
 class Finished(NamedTuple):
@@ -51,8 +53,11 @@ class Work:
 
     Runs on the engine's thread: a stop string ends its row at once.
     """
-    wants_scores: bool = False
-    """Sends `Scores` of the prompt, all of which is read then."""
+    scores_from: int | None = None
+    """Sends `Scores` of the prompt's ids from this index on, at least 1; None: of none.
+
+    All that they come from is read; chunks before it may be shared.
+    """
 
     def request(self, *prompts: Sequence[int], **options: Any) -> Request:
         """Returns a request for this work; of two prompts, the second is the row without condition.
@@ -64,7 +69,7 @@ class Work:
         return Request(
             *map(tuple, prompts),
             max_tokens=self.plan.max_tokens,
-            reuse=not self.wants_scores,
+            reuse=None if self.scores_from is None else self.scores_from - 1,
             work=self,
             **options,
         )

@@ -25,6 +25,7 @@ class Found:
     ids: list[int] = dataclasses.field(default_factory=list)
     logprobs: list[float] = dataclasses.field(default_factory=list)
     scores: list[float] = dataclasses.field(default_factory=list)
+    is_likeliest: list[bool] = dataclasses.field(default_factory=list)
     last: Any = None
     """`Finished`, or an exception."""
 
@@ -43,9 +44,10 @@ def _await(request):
             case Written(ids, logprobs):
                 found.ids += ids
                 found.logprobs += logprobs
-            case Scores(start, logprobs):
-                assert start == len(found.scores) + 1
+            case Scores(start, logprobs, is_likeliest):
+                assert start == len(found.scores) + (request.work.scores_from or 0)
                 found.scores += logprobs
+                found.is_likeliest += is_likeliest
             case Reading():
                 pass
             case last:
@@ -69,9 +71,9 @@ def ask():
 def request_for():
     """Makes a request of prompts and a plan; several prompts are a guided pair."""
 
-    def make(plan, *prompts, lane=1, wants_scores=False, read=None, **options):
+    def make(plan, *prompts, lane=1, scores_from=None, read=None, **options):
         how = {} if read is None else {"read": read}
-        work = Work(plan=plan, wants_scores=wants_scores, **how)
+        work = Work(plan=plan, scores_from=scores_from, **how)
         return work.request(*prompts, lane=lane, **options)
 
     return make

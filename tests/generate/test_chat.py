@@ -135,11 +135,11 @@ def test_answers_end_at_the_end_of_turn(model, monkeypatch):
 def test_log_probabilities_of_a_prompt_are_there_when_asked_for(model):
     prompt = model.tokenizer.encode("The sea " * 80)
     list(Answer(model, prompt, SHORT))
-    answer = Answer(model, prompt, SHORT, wants_scores=True)
+    answer = Answer(model, prompt, SHORT, scores_from=1)
     list(answer)
     assert len(answer.prompt_logprobs) == len(prompt) - 1
     assert answer.usage.cached_tokens == 0
-    alone = Answer(cold(model), prompt, SamplingParams(max_tokens=0), wants_scores=True)
+    alone = Answer(cold(model), prompt, SamplingParams(max_tokens=0), scores_from=1)
     assert (list(alone), alone.prompt_logprobs) == ([], answer.prompt_logprobs)
 
 

@@ -259,16 +259,33 @@ def test_log_probabilities_of_a_prompt_come_with_no_other_bits(engine, ask, requ
     plan = GenerationPlan(max_tokens=8)
     wanted = ask(engine, *(request_for(plan, prompt) for prompt in MIXED))
     for _ in range(2):
-        requests = [request_for(plan, prompt, wants_scores=True) for prompt in MIXED]
+        requests = [request_for(plan, prompt, scores_from=1) for prompt in MIXED]
         found = ask(engine, *requests)
         assert [each.bits for each in found] == [each.bits for each in wanted]
         assert [len(each.scores) for each in found] == [len(prompt) - 1 for prompt in MIXED]
         assert not any(request.num_shared for request in requests)
-    again = [request_for(plan, prompt, wants_scores=True) for prompt in reversed(MIXED)]
+    again = [request_for(plan, prompt, scores_from=1) for prompt in reversed(MIXED)]
     assert [each.scores for each in ask(engine, *again)] == [each.scores for each in found[::-1]]
     nothing = GenerationPlan(max_tokens=0)
-    (alone,) = ask(engine, request_for(nothing, MIXED[5], wants_scores=True))
+    (alone,) = ask(engine, request_for(nothing, MIXED[5], scores_from=1))
     assert (alone.ids, alone.scores, alone.last.reason) == ([], found[5].scores, "length")
+
+
+def test_scores_of_the_end_of_a_prompt_have_the_same_bits_and_share_its_start(
+    start, ask, request_for
+):
+    """The chunks of 512 before the first id that is scored may be another row's."""
+    engine, nothing = start(), GenerationPlan(max_tokens=0)
+    common = prompts(1100)[0]
+    choices = [common + end for end in prompts(5, 300, seed=1)]
+    whole = ask(engine, *(request_for(nothing, each, scores_from=1) for each in choices))
+    for first, shared in ((1100, 1024), (1025, 1024), (1024, 512), (513, 512), (512, 0)):
+        requests = [request_for(nothing, each, scores_from=first, lane=4) for each in choices]
+        found = ask(engine, *requests)
+        for each, wanted, request in zip(found, whole, requests, strict=True):
+            assert each.scores == wanted.scores[first - 1 :]
+            assert each.is_likeliest == wanted.is_likeliest[first - 1 :]
+            assert (each.last.num_cached, request.num_shared) == (shared, shared)
 
 
 def test_prompts_as_long_as_the_context_are_answered_in_company(engine, ask, request_for):

@@ -91,7 +91,7 @@ def test_what_is_written_is_that_of_one_pass(
         free = dataclasses.replace(plan, sampler=Sampler(), seed=3)
         greedy = ask(engine, *(request_for(plan, each, lane=lane) for each in prompts))
         scored = ask(
-            engine, *(request_for(free, each, lane=lane, wants_scores=True) for each in prompts)
+            engine, *(request_for(free, each, lane=lane, scores_from=1) for each in prompts)
         )
     for each in (*greedy, *scored):
         assert isinstance(each.last, Finished), each.last
@@ -104,8 +104,19 @@ def test_what_is_written_is_that_of_one_pass(
                 own = np.take_along_axis(logprobs[: len(row) - 1], np.array(row[1:])[:, None], 1)
                 said = (each.scores + each.logprobs)[-len(row) + 1 :]
                 np.testing.assert_allclose(said, own[-len(said) :, 0], atol=close)
+                require_marked(logprobs[: len(each.scores)], row[1:], each.is_likeliest, close)
                 if found is greedy:
                     require_likeliest(logprobs[len(prompt) - 1 : len(row) - 1], each.ids, close)
+
+
+def require_marked(logprobs, targets, is_likeliest, close):
+    """An id is marked as the likeliest wherever none other is as close."""
+    for those, target, marked in zip(logprobs, targets, is_likeliest, strict=False):
+        second, best = np.sort(those)[-2:]
+        if those[target] == best and best - second > 2 * close:
+            assert marked
+        if best - those[target] > 2 * close:
+            assert not marked
 
 
 def require_likeliest(logprobs, ids, close):

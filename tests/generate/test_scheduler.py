@@ -212,15 +212,18 @@ def test_requests_that_may_not_share_read_all_and_leave_it_to_others():
     machine = Machine(100)
     prompt = DOCUMENT[: 2 * LONG + 50]
     machine.add(prompt, lane=4)
-    whole = machine.add(prompt, lane=4, reuse=False)
+    whole = machine.add(prompt, lane=4, reuse=0)
     machine.run()
     assert (whole.num_read, whole.num_shared) == (len(prompt) - 1, 0)
     machine = Machine(100)
-    machine.add(prompt, lane=4, reuse=False)
+    machine.add(prompt, lane=4, reuse=0)
     machine.run()
     later = machine.add(prompt, lane=4)
     machine.run()
     assert later.num_shared == 2 * LONG
+    part = machine.add(prompt, lane=4, reuse=2 * LONG - 1)
+    machine.run()
+    assert (part.num_read, part.num_shared) == (LONG + 49, LONG)
 
 
 def test_a_pair_is_admitted_in_one_group_and_starts_together():
@@ -449,7 +452,7 @@ def random_request(machine: Machine, rng: random.Random, prompts: list[tuple[int
         lane=rng.choice((4, 8)),
         priority=rng.choice((0, 0, 0, 1)),
         client=rng.choice((None, "a", "b")),
-        reuse=rng.random() < 0.8,
+        reuse=rng.choice((None, None, None, None, 0, 600)),
     )
 
 
@@ -478,7 +481,8 @@ def test_rows_keep_their_pages_whatever_happens(groups, sp):
         if request in machine.finished:
             lengths = [row.num_to_read for row in request.rows]
             assert request.num_read + request.num_shared == sum(lengths)
-            assert request.reuse or not request.num_shared
+            if (most := request.reuse) is not None:
+                assert all(row.num_shared <= most for row in request.rows)
     assert all(pages.num_used == 0 for pages in machine.scheduler.pages)
     assert not machine.scheduler._reading._last
     assert not machine.scheduler._admissions._last

@@ -100,7 +100,7 @@ class Client:
     def answer(self):
         """A text that may go on with pictures, maybe with log-probabilities of its prompt."""
         ids = self.model.encode_prompt(self.text(440))
-        wants_scores = self.random.random() < 0.3
+        first = self.random.choice([None, None, 1, self.random.randint(1, len(ids))])
         sampling = self.sampling(1.0) if self.random.random() < 0.4 else None
         answer = Answer(
             self.model,
@@ -109,11 +109,12 @@ class Client:
             continues=True,
             sampling=sampling,
             lane=self.random.choice([1, LANE]),
-            wants_scores=wants_scores,
+            scores_from=first,
         )
         for _ in answer:
             pass
-        assert len(answer.prompt_logprobs) == (len(ids) - 1 if wants_scores else 0)
+        scored = 0 if first is None else len(ids) - first
+        assert len(answer.prompt_logprobs) == len(answer.prompt_is_likeliest) == scored
         self.count += 1
 
     def drawings(self):
@@ -180,8 +181,8 @@ def different(count, request_for):
             seed=chance.randrange(2**32),
         )
         given = [prompt() for _ in range(chance.choice([1, 1, 1, 1, 1, 2]))]
-        wants_scores = chance.random() < 0.1
-        return lambda: request_for(plan, *given, lane=LANE, wants_scores=wants_scores)
+        first = 1 if chance.random() < 0.1 else None
+        return lambda: request_for(plan, *given, lane=LANE, scores_from=first)
 
     return [make() for _ in range(count)]
 
