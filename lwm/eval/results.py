@@ -13,7 +13,11 @@ ResultRow = Mapping[str, Any]
 
 
 class Results:
-    """Results so far, in a JSONL file; its first line is a header that describes the evaluation."""
+    """Results so far, in a JSONL file; its first line is a header that describes the evaluation.
+
+    The header's `grid` may differ from that of the file, which then grows: lists become their
+    union, of numbers the largest is kept. Everything else must be the same.
+    """
 
     def __init__(self, path: Path, header: Mapping[str, Any]):
         """Opens the file or starts it; an incomplete last line is dropped.
@@ -33,8 +37,12 @@ class Results:
             return
         whole = data[: data.rfind(b"\n") + 1]
         there, *self.rows = _parse(whole or data, path)
+        if isinstance(there.get("grid"), dict) and isinstance(self.header.get("grid"), dict):
+            grown = _union(there["grid"], self.header["grid"])
+            there, self.header = there | {"grid": grown}, self.header | {"grid": grown}
+            first = json_line(self.header)
         _require_same(there, self.header, path)
-        if there != self.header:  # an earlier version recorded less
+        if not data.startswith(first):  # it has grown, or an earlier version recorded less
             write_bytes(path, first + whole.partition(b"\n")[2])
         elif len(whole) < len(data):
             with writing(path):
@@ -49,15 +57,23 @@ class Results:
         self.rows.append(json.loads(json_line(row)))
 
 
+def read_header(path: Path) -> ResultRow | None:
+    """Returns the header of a file of results; None if there is none yet.
+
+    Raises:
+        UserError: It is no header.
+    """
+    first, newline, _ = path.read_bytes().partition(b"\n") if path.exists() else (b"", b"", b"")
+    return _parse(first, path)[0] if newline else None
+
+
 def require_same(path: Path, part: ResultRow) -> None:
     """Refuses a file of results whose header differs in some fields.
 
     Raises:
         UserError: The first field that differs.
     """
-    first, newline, _ = path.read_bytes().partition(b"\n") if path.exists() else (b"", b"", b"")
-    if newline:
-        (there,) = _parse(first, path)
+    if (there := read_header(path)) is not None:
         known = {key: value for key, value in there.items() if key in part}
         _require_same(known, json.loads(json_line(part)), path)
 
@@ -75,6 +91,16 @@ def _parse(data: bytes, path: Path) -> list[dict[str, Any]]:
             )
         rows.append(row)
     return rows
+
+
+def _union(there: Mapping[str, Any], here: Mapping[str, Any]) -> dict[str, Any]:
+    """Joins two grids: lists, which are kept in order, and numbers."""
+    joined: dict[str, Any] = dict(there)
+    for name, new in here.items():
+        old = there.get(name, new)
+        is_list = isinstance(new, list)
+        joined[name] = sorted({*old, *new}) if is_list else max(old, new)
+    return joined
 
 
 def _require_same(there: ResultRow, here: ResultRow, path: Path) -> None:

@@ -3,7 +3,7 @@
 import pytest
 
 from lwm.errors import UserError
-from lwm.eval.results import Results
+from lwm.eval.results import Results, read_header
 from lwm.files import make_folder, write_bytes
 
 HEADER = {"evaluation": "test", "config": {"lengths": (1, 2), "seed": 3}}
@@ -86,3 +86,19 @@ def test_bytes_of_a_path_that_are_no_text_cost_no_results(tmp_path):
     path, header = tmp_path / "results.jsonl", HEADER | {"model": "m\udcff"}
     Results(path, header).append({"answer": "\ud83d"})
     assert Results(path, header).rows == [{"answer": "\ud83d"}]
+
+
+def test_a_grid_grows_and_nothing_else_changes(tmp_path):
+    path = tmp_path / "results.jsonl"
+    header = HEADER | {"grid": {"lengths": [2, 8], "tasks": ["b"], "rounds": 3}}
+    filled(path, header)
+    grown = Results(path, HEADER | {"grid": {"lengths": [4, 2], "tasks": ["a"], "rounds": 2}})
+    union = {"lengths": [2, 4, 8], "tasks": ["a", "b"], "rounds": 3}
+    assert (grown.header["grid"], grown.rows) == (union, ROWS)
+    assert read_header(path) == grown.header
+    again = path.read_bytes()
+    assert Results(path, header).header == grown.header
+    assert path.read_bytes() == again
+    with pytest.raises(UserError, match=r"config\.seed was 3, is 4"):
+        Results(path, {**header, "config": {"lengths": (1, 2), "seed": 4}})
+    assert path.read_bytes() == again
