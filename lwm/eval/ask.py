@@ -1,7 +1,7 @@
 """Asks the questions of an evaluation that have no result yet, and records each answer."""
 
 from collections.abc import Hashable, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from lwm.errors import UserError
 from lwm.eval.question import Answerer, Question, Response
@@ -9,6 +9,7 @@ from lwm.eval.results import ResultRow, Results
 from lwm.progress import Progress
 
 
+@runtime_checkable
 class Cell(Protocol):
     """A question that is not built yet."""
 
@@ -18,6 +19,7 @@ class Cell(Protocol):
         ...
 
 
+@runtime_checkable
 class Evaluation(Protocol):
     """Questions, and how their answers are recorded."""
 

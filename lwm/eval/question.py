@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 PromptForm = Literal["chat", "lwm", "text"]
 """The model's chat template, exactly LWM's prompt, or the message alone, for base models."""
@@ -45,6 +45,7 @@ class Response:
     completion_tokens: int
 
 
+@runtime_checkable
 class Answerer(Protocol):
     """A model, an endpoint or a program that answers questions."""
 
