@@ -16,7 +16,8 @@ from lwm.files import is_data, is_packed, parse_json, require_unpacked
 from lwm.tokenizer.tokenizer import Tokenizer
 
 BOOK = "Moby-Dick, chapters 1-3"
-_JSONL = (".jsonl", ".ndjson", ".json")
+JSONL = (".jsonl", ".ndjson", ".json")
+"""Endings of files with an object per line, whose field `text` is a document."""
 _BLOCK = 1 << 16  # characters tokenized at a time
 _SENTENCE_END = re.compile(
     r"""[.!?…]+["'”’)\]]*(?=\s|$) | [。！？｡．؟۔।॥։።፧။៕᠃]+[」』”’）》]* |
@@ -65,7 +66,7 @@ class Haystack:
         blocks: list[str] = []
         ends: list[np.ndarray] = []
         characters = tokens = 0
-        for block in _blocks(_documents(source)):
+        for block in _blocks(read_documents(source)):
             blocks.append(block)
             ends.append(characters + _token_ends(block, tokenizer))
             characters, tokens = characters + len(block), tokens + len(ends[-1])
@@ -151,7 +152,7 @@ def require_readable(source: Path | None, *, least: int, repeat: bool) -> None:
         UserError: It cannot be read, or has fewer bytes than the needed tokens.
     """
     size = 0
-    for document in _documents(source):
+    for document in read_documents(source):
         size += len(document.encode())
         if size >= least or (repeat and size):
             return
@@ -166,8 +167,12 @@ def name_of(source: Path | None) -> str:
     return BOOK if source is None else source.name
 
 
-def _documents(source: Path | None) -> Iterator[str]:
-    """Yields the texts of a source, each with the end of a paragraph.
+def read_documents(source: Path | None, *, what: str = "haystack") -> Iterator[str]:
+    """Yields the texts of JSONL files, each with the end of a paragraph, and the lines of others.
+
+    Args:
+        source: A file, or a folder of .txt files; None: the book in the package.
+        what: Word for the source in messages.
 
     Raises:
         UserError: A file cannot be read.
@@ -182,31 +187,31 @@ def _documents(source: Path | None) -> Iterator[str]:
                 require_unpacked(file, b"")
         files = [file for file in there if file.suffix.lower() == ".txt"]
     if not files:
-        raise UserError(f"haystack {source} holds no .txt file")
+        raise UserError(f"{what} {source} holds no .txt file")
     for file in files:
         try:
             with file.open("rb") as packed:
                 require_unpacked(file, packed.read(8))
             with file.open(encoding="utf-8-sig") as lines:
-                if file.suffix.lower() in _JSONL:
-                    yield from (f"{text}\n\n" for text in _texts(lines, file))
+                if file.suffix.lower() in JSONL:
+                    yield from (f"{text}\n\n" for text in _texts(lines, f"{what} {file}"))
                 else:
                     yield from lines
                     yield "\n"
         except FileNotFoundError:
-            raise UserError(f"haystack {file} does not exist") from None
+            raise UserError(f"{what} {file} does not exist") from None
         except (OSError, UnicodeDecodeError) as error:
-            raise UserError(f"haystack {file} cannot be read as UTF-8 text: {error}") from None
+            raise UserError(f"{what} {file} cannot be read as UTF-8 text: {error}") from None
 
 
-def _texts(lines: Iterator[str], file: Path) -> Iterator[str]:
+def _texts(lines: Iterator[str], file: str) -> Iterator[str]:
     for number, line in enumerate(lines, 1):
         try:
             text = parse_json(line)["text"] if line.strip() else ""
         except (ValueError, TypeError, KeyError):
             text = None
         if not isinstance(text, str):
-            raise UserError(f'haystack {file}, line {number}: not a JSON object with a "text"')
+            raise UserError(f'{file}, line {number}: not a JSON object with a "text"')
         # JSON may hold halves of surrogate pairs, which UTF-8 cannot.
         yield text.encode(errors="replace").decode().strip()
 
