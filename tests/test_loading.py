@@ -10,7 +10,7 @@ import pytest
 import lwm
 from lwm.convert import open as opening
 from lwm.convert.names import LWM_NAMES, dimensions
-from lwm.convert.open import open_model_files, open_tokens, read_llama
+from lwm.convert.open import open_model_files, open_tokenizer, open_tokens, read_llama
 from lwm.devices import Machine
 from lwm.errors import UserError
 from lwm.files import read_json
@@ -67,6 +67,8 @@ def test_tokens_of_lwms_own_folder_need_no_options(published):
         tokenizer, tokens = open_tokens(folder)
         assert tokens == config.tokens
         assert tokenizer.vocab_size == tokens.text
+        for name in (folder, folder / "params", f"params::{folder / 'params'}"):
+            assert open_tokenizer(name).vocab_size == tokens.text
         (folder / "config.json").write_text('{"model_type": "lwm"}')
 
 

@@ -139,6 +139,27 @@ def open_tokens(name_or_path: str | Path) -> tuple[Tokenizer, TokenSpace]:
     return opened.tokenizer, opened.config.tokens
 
 
+def open_tokenizer(name_or_path: str | Path) -> Tokenizer:
+    """Returns the tokenizer of a model, of which nothing else is needed.
+
+    Args:
+        name_or_path: A name as for `load`, or a folder or file of a tokenizer. Of a model on the
+            hub, only the tokenizer is fetched.
+
+    Raises:
+        UserError: There is none, or it cannot be fetched or read.
+    """
+    prefixed = split_prefix(str(name_or_path))
+    if prefixed is not None:
+        path = find_files(name_or_path)
+    else:
+        path = find_in_run(name_or_path) or catalog.resolve_tokenizer(name_or_path)
+    if is_checkpoint(path):
+        return Tokenizer.open(path.parents[1] / TOKENIZER)
+    is_lwm = prefixed is not None or (path.name in _LWM_FILES and path.is_file())
+    return Tokenizer.open(path.parent if is_lwm else path)
+
+
 def _open_lwm(params: Path, given: ModelOverrides, known: catalog.KnownModel | None) -> ModelFiles:
     config, tensors = open_lwm(params, given=given, known=known)
     vqgan = params.with_name("vqgan")

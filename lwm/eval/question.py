@@ -27,7 +27,7 @@ class Question:
     max_tokens: int
     """Tokens of the answer, at most."""
     truth: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    """What a right answer needs, and other facts of the prompt, for `Evaluation.row`."""
+    """Parts of a right answer, and other facts of the prompt, for `Evaluation.row`."""
 
     @property
     def built_length(self) -> int:

@@ -21,7 +21,7 @@ with the tokens read of the prompts that have no answer yet."""
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Subject:
-    """Whatever is evaluated: it answers questions whose prompts its tokenizer encodes."""
+    """Answers the questions of evaluations; its tokenizer encodes their prompts."""
 
     description: Mapping[str, Any]
     """Differs between models, for the header of the results; `name` is the model's."""

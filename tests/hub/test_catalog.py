@@ -9,7 +9,7 @@ import pytest
 
 from lwm.errors import UserError
 from lwm.hub import fetch
-from lwm.hub.catalog import MODELS, cache_folder, find_model, locate, resolve
+from lwm.hub.catalog import MODELS, cache_folder, find_model, locate, resolve, resolve_tokenizer
 
 SMOL = "smollm2-135m-instruct"
 
@@ -168,3 +168,35 @@ def test_import_is_light():
         "sys.exit(any(m in sys.modules for m in ('jax', 'numpy', 'huggingface_hub', 'rich')))"
     )
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_a_tokenizer_is_fetched_without_weights(
+    cache: Path, monkeypatch: pytest.MonkeyPatch, offline: list[str]
+):
+    files = ["tokenizer.json", "tokenizer_config.json", "config.json", "model.safetensors"]
+    files += ["chat_template.jinja", "onnx/tokenizer.json", "README.md"]
+    asked: list[tuple[str, list[str]]] = []
+
+    def download(repo: str, *, allow_patterns: list[str]) -> str:
+        asked.append((repo, sorted(allow_patterns)))
+        folder = snapshot(cache, repo)
+        for name in allow_patterns:
+            (folder / name).touch()
+        return str(folder)
+
+    monkeypatch.setattr(fetch, "_listing", lambda repo: dict.fromkeys(files, 1))
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    folder = resolve_tokenizer("org/name")
+    assert asked == [("org/name", sorted([files[0], files[1], files[2], files[4]]))]
+    assert resolve_tokenizer("org/name") == folder, "it is in the cache now"
+    assert resolve_tokenizer("LWM-Text-1M") == cache / "hub" / (
+        "models--LargeWorldModel--LWM-Text-1M-Jax/snapshots/abc"
+    )
+    assert len(asked) == 2
+    assert resolve_tokenizer(cache) == cache
+    with pytest.raises(UserError, match="did you mean smollm2"):
+        resolve_tokenizer("smollm2")
+    files[:] = ["config.json", "model.safetensors"]
+    with pytest.raises(UserError, match="org/other has no tokenizer; give a local"):
+        resolve_tokenizer("org/other")
+    assert offline == [], "no weights"

@@ -21,7 +21,7 @@ import pytest
 import lwm
 from lwm.cli.data import data_tokenize
 from lwm.convert.convert import convert_model
-from lwm.convert.open import open_model_files, open_tokens, read_llama
+from lwm.convert.open import open_model_files, open_tokenizer, open_tokens, read_llama
 from lwm.data.pack import PackingConfig
 from lwm.data.shards import open_shards
 from lwm.errors import UserError
@@ -121,6 +121,7 @@ def test_training_goes_on_from_a_model_with_vision_added(whole, tmp_path, monkey
     assert config.rope.scaling == read_scaling(theirs["rope_scaling"])
     assert (config.dim, config.num_layers) == (before.dim, before.num_layers)
     assert open_model_files(f"{folder}@2").tokenizer.vocab_size == before.tokens.text
+    assert open_tokenizer(f"{folder}@2").vocab_size == before.tokens.text
     opened = lwm.load(model)
     assert jnp.isfinite(opened.llama.embedding).all()
     assert len(open_shards(out, tokens=config.tokens, tokenizer=opened.tokenizer)) == 3
