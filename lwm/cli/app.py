@@ -19,6 +19,7 @@ from lwm.cli.data import data_check, data_show, data_tokenize, tokenize
 from lwm.cli.eval import eval_needle, eval_vision, eval_vqgan
 from lwm.cli.generate import generate_image, generate_video
 from lwm.cli.plan import plan
+from lwm.cli.ruler import eval_ruler
 from lwm.cli.texts import generate_text
 from lwm.errors import UserError
 from lwm.signals import Ended, answered, end_now, ending
@@ -95,7 +96,12 @@ COMMANDS: dict[str, Command | dict[str, Command]] = {
     "demo": demo,
     "chat": chat,
     "generate": {"text": generate_text, "image": generate_image, "video": generate_video},
-    "eval": {"needle": eval_needle, "vision": eval_vision, "vqgan": eval_vqgan},
+    "eval": {
+        "needle": eval_needle,
+        "ruler": eval_ruler,
+        "vision": eval_vision,
+        "vqgan": eval_vqgan,
+    },
     "tokenize": tokenize,
     "data": {"check": data_check, "tokenize": data_tokenize, "show": data_show},
     "plot": plot,
@@ -105,7 +111,7 @@ COMMANDS: dict[str, Command | dict[str, Command]] = {
 }
 GROUPS = {
     "generate": "Generates: `lwm generate text`, `lwm generate image`, `lwm generate video`.",
-    "eval": "Evaluates: `lwm eval needle`, `lwm eval vision`, `lwm eval vqgan`.",
+    "eval": "Evaluates: `lwm eval needle`, `lwm eval ruler`, `lwm eval vision`, `lwm eval vqgan`.",
     "data": "Prepares training data: `lwm data check`, `lwm data tokenize`, `lwm data show`.",
     "train": "Trains a model by a recipe: `lwm train debug`.",
 }

@@ -1,0 +1,61 @@
+"""`lwm eval ruler`: RULER's tasks, their table and the effective length."""
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lwm.cli.common import Flat, LoadOptions, Model, open_model, print_line, stoppable
+from lwm.eval.ruler.config import RulerConfig
+
+if TYPE_CHECKING:
+    from lwm.eval.ruler.report import RulerReport
+    from lwm.eval.subject import Subject
+
+
+def eval_ruler(
+    model: Model,
+    /,
+    *,
+    out: Path = Path("ruler"),
+    ruler: Flat[RulerConfig] = RulerConfig(),
+    load: Flat[LoadOptions] = LoadOptions(),
+) -> None:
+    """Asks RULER's thirteen tasks at several context lengths; prints scores and effective length.
+
+    Args:
+        model: A name from `lwm models`, a Hugging Face folder, a GGUF file, or a hub's org/name.
+        out: Folder for results, report.json and heatmap.png; run again to continue or to add.
+        ruler: Tasks, lengths and samples.
+        load: How the model is loaded.
+    """
+    from lwm.eval.ruler.run import check
+    from lwm.eval.subject import Subject
+
+    check(ruler, out)
+    run_ruler(Subject.of_model(open_model(model, load)), ruler, out)
+
+
+def run_ruler(subject: "Subject", config: RulerConfig, out: Path) -> "RulerReport":
+    """Evaluates with a progress bar; prints table and effective length.
+
+    Raises:
+        UserError: See `evaluate`.
+        KeyboardInterrupt: Ctrl-C was pressed; the answers so far are kept.
+    """
+    from lwm.eval.ruler.run import evaluate
+
+    begun = time.monotonic()
+    try:
+        with stoppable("asking", "tokens") as progress:
+            run = evaluate(subject, config, out, progress=progress)
+    except KeyboardInterrupt as stopped:
+        print_line(stopped, error=True)
+        raise
+    report, work = run.report, run.work
+    print(report.table())
+    read = "" if work.tokens_read is None else f", {work.tokens_read:,} of them read"
+    print(
+        f"\n{report.statement()}\n{work.num_new:,} of {len(report.rows):,} questions asked now: "
+        f"prompts of {work.prompt_tokens:,} tokens{read}, {time.monotonic() - begun:.1f} s"
+    )
+    return report
