@@ -4,6 +4,7 @@ import itertools
 import math
 import random
 import string
+from typing import NamedTuple
 
 from lwm.eval.ruler.sample import Draft, Sample, random_of
 from lwm.eval.ruler.vocabulary import vocabulary
@@ -17,10 +18,21 @@ COMMON_MESSAGE = (
 COMMON_OPENING = " Answer: The top 10 words that appear most often in the list are:"
 LONG = 4096
 """Context length from which lists are long."""
-REPEATS, SHORT_REPEATS = (30, 3), (6, 1)
-"""Times that each common word, and each other word, is in the list."""
-EXAMPLE, SHORT_EXAMPLE = (40, 10, 3), (20, 3, 1)
-"""Different words of the example, and times that common and other words are in it."""
+
+
+class Repeats(NamedTuple):
+    """Times that common and other words are in a list, and the same of an example before it."""
+
+    often: int
+    rarely: int
+    example_words: int
+    """Different words of the example."""
+    example_often: int
+    example_rarely: int
+
+
+REPEATS = Repeats(30, 3, 40, 10, 3)
+SHORT_REPEATS = Repeats(6, 1, 20, 3, 1)
 
 FREQUENT = 3
 FREQUENT_MESSAGE = (
@@ -47,10 +59,9 @@ class CommonWords(Sample):
 
     def __init__(self, generator: random.Random, *, length: int):
         """Draws the example; the words are drawn as they are needed."""
-        count, *example = EXAMPLE if length >= LONG else SHORT_EXAMPLE
-        self._often, self._rarely = REPEATS if length >= LONG else SHORT_REPEATS
-        words = list(itertools.islice(vocabulary().distinct(generator), count))
-        listed = _listed(words, *example, generator)
+        self._repeats = repeats = REPEATS if length >= LONG else SHORT_REPEATS
+        words = list(itertools.islice(vocabulary().distinct(generator), repeats.example_words))
+        listed = _listed(words, repeats.example_often, repeats.example_rarely, generator)
         answer = _numbered(words[:COMMON])
         self._example = f"{COMMON_MESSAGE.format(context=listed)}{COMMON_OPENING} {answer}\n"
         self._order = generator.random()
@@ -61,7 +72,8 @@ class CommonWords(Sample):
         """Returns example and question about so many different words."""
         self._words += itertools.islice(self._rest, max(0, units - len(self._words)))
         words = self._words[:units]
-        listed = _listed(words, self._often, self._rarely, random_of(self._order, units))
+        order = random_of(self._order, units)
+        listed = _listed(words, self._repeats.often, self._repeats.rarely, order)
         return Draft(
             message=self._example + COMMON_MESSAGE.format(context=listed),
             opening=COMMON_OPENING,
@@ -70,7 +82,7 @@ class CommonWords(Sample):
 
     def weight(self, units: int) -> int:
         """Returns the digits of the numbers, and a few tokens for each word of the list."""
-        size = COMMON * self._often + self._rarely * (units - COMMON)
+        size = COMMON * self._repeats.often + self._repeats.rarely * (units - COMMON)
         digits = len(str(size))
         return 4 * size + digits * (size + 1) - (10**digits - 1) // 9
 

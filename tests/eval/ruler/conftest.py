@@ -28,7 +28,10 @@ FACTS = (
     (r'Who was the first captain of the "(.+)"', r'The "{0}" was a [^\n]*?Under (.+?), the first'),
     (r'To which town did the "(.+)" carry', r'The "{0}" was a [^\n]*? from \w+ to (\w+), in all'),
     (r'How many tonnes did the "(.+)" carry', r'The "{0}" was a [^\n]*? in all (\d+) tonnes'),
-    (r'church of which place does the bell of the "(.+)" h', r'The "{0}" was [^\n]*church of (\w+)'),
+    (
+        r'church of which place does the bell of the "(.+)" h',
+        r'The "{0}" was [^\n]*church of (\w+)',
+    ),
 )
 
 

@@ -89,6 +89,7 @@ def report_of(scores: dict[tuple[str, int], list[float]]) -> RulerReport:
 def test_each_task_counts_as_much_in_the_average():
     report = report_of({("vt", 1024): [1.0] * 9, ("cwe", 1024): [0.5]})
     mean = report.mean(lengths=[1024])
+    assert mean is not None
     assert (mean.score, mean.asked) == (0.75, 10)
     whole = json.loads(report.to_json())
     assert whole["axes"] == ["task", "context_length"]
