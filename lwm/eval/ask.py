@@ -1,5 +1,6 @@
 """Asks the questions of an evaluation that have no result yet, and records each answer."""
 
+import hashlib
 from collections.abc import Hashable, Sequence
 from typing import Any, Protocol, runtime_checkable
 
@@ -79,11 +80,17 @@ def ask(
                 "context_length": question.cell.length,
                 "built_length": question.built_length,
                 "prompt_tokens": response.prompt_tokens,
+                "prompt_sha256": _digest(question.message + question.opening),
                 "truncated": 0,
             }
         )
         done += question.cell.length
         progress(done, total)
+
+
+def _digest(text: str) -> str:
+    """Returns what shows that two models were asked the same."""
+    return hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()[:16]
 
 
 def require_whole(question: Question, response: Response) -> None:

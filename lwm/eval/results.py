@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from lwm.errors import UserError
-from lwm.files import json_line, parse_json, write_bytes, writing
+from lwm.files import json_line, parse_json, reading, write_bytes, writing
 
 ResultRow = Mapping[str, Any]
 
@@ -57,6 +57,11 @@ class Results:
         self.rows.append(json.loads(json_line(row)))
 
 
+def score_of(row: ResultRow) -> float:
+    """Returns the score of a result, also of one of an earlier version."""
+    return float(row["score"] if "score" in row else row["correct"])
+
+
 def read_header(path: Path) -> ResultRow | None:
     """Returns the header of a file of results; None if there is none yet.
 
@@ -65,6 +70,20 @@ def read_header(path: Path) -> ResultRow | None:
     """
     first, newline, _ = path.read_bytes().partition(b"\n") if path.exists() else (b"", b"", b"")
     return _parse(first, path)[0] if newline else None
+
+
+def read_results(path: Path) -> tuple[ResultRow, list[ResultRow]]:
+    """Returns header and rows of a file of results, which is not changed.
+
+    Raises:
+        UserError: It cannot be read, is damaged, or has no header yet.
+    """
+    with reading(path):
+        data = path.read_bytes()
+    lines: list[ResultRow] = [*_parse(data[: data.rfind(b"\n") + 1], path)]
+    if not lines or "evaluation" not in lines[0]:
+        raise UserError(f"{path} has no results of an evaluation yet")
+    return lines[0], lines[1:]
 
 
 def require_same(path: Path, part: ResultRow) -> None:

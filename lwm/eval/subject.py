@@ -35,6 +35,8 @@ class Subject:
     rows: int = 1
     """Prompts that are answered together."""
     answerer: MakeAnswerer
+    model: LoadedModel | None = None
+    """The model, if it is in this process: some measurements need more than answers."""
 
     @classmethod
     def of_model(cls, model: LoadedModel, *, rows: int = 1) -> "Subject":
@@ -51,6 +53,7 @@ class Subject:
             context=model.context,
             rows=rows,
             answerer=answerer,
+            model=model,
         )
 
     @property
