@@ -5,7 +5,7 @@ import dataclasses
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
@@ -37,6 +37,11 @@ class LoadOptions:
     given: Annotated[ModelOverrides, tyro.conf.arg(name="")] = NO_OVERRIDES
     """Values that the model's files lack."""
 
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """The keyword arguments of `lwm.loading.load`."""
+        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+
 
 STOPPING = "lwm: stopping; Ctrl-C again ends at once"
 
@@ -56,16 +61,7 @@ def open_model(name: str, options: LoadOptions) -> "LanguageModel":
     jax.config.update("jax_compilation_cache_dir", str(catalog.cache_folder() / "compiled"))
     find_files(name)  # a download has a bar of its own
     with waiting(f"loading {name}", "tensors") as progress:
-        return load(
-            name,
-            mesh=options.mesh,
-            dtype=options.dtype,
-            template=options.template,
-            vqgan=options.vqgan,
-            given=options.given,
-            pool_tokens=options.pool_tokens,
-            progress=progress,
-        )
+        return load(name, **options.arguments, progress=progress)
 
 
 @contextlib.contextmanager

@@ -1,11 +1,10 @@
 """Media shards, written by the machines of a Ray cluster with shared files."""
 
-import contextlib
-import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from lwm.cluster import connected, local_errors, require_room
 from lwm.data.media.read import read_items
 from lwm.data.media.shards import MediaJob, complete
 from lwm.data.media.summary import MediaSummary
@@ -16,6 +15,10 @@ from lwm.vqgan.config import CodebookInfo
 from lwm.vqgan.tokenizer import VisionTokenizer
 
 _RESTARTS = 3
+_DIED = (
+    "a Ray process died repeatedly, perhaps for lack of memory; run again with fewer workers: "
+    "complete shards are kept"
+)
 
 
 def write_with_ray(
@@ -44,13 +47,10 @@ def write_with_ray(
     ray = require_package("ray", "--engine ray", "ray")
     if workers < 0:
         raise UserError(f"workers {workers} must be at least 1 with Ray, or 0 for one")
-    with _connected(ray), _local_errors(ray):
+    with connected(ray), local_errors(ray, _DIED):
         there = ray.cluster_resources()
         gpus = min(1, there.get("GPU", 0))
-        # Ray would wait for ever for an actor that does not fit.
-        most = int(min(there.get("CPU", 0), there["GPU"] if gpus else math.inf))
-        if most < max(1, workers):
-            raise UserError(f"Ray has room for {most} workers, not for {max(1, workers)}")
+        require_room(there, max(1, workers), {"CPU": 1, "GPU": gpus})
         made = ray.remote(
             num_cpus=1, num_gpus=gpus, max_restarts=_RESTARTS, max_task_retries=_RESTARTS
         )(_Writer)
@@ -96,32 +96,3 @@ class _Writer:
         results = read_items(job.items, job.shards.part(number), job.sampling, 0)
         job.write(number, results, self._vision)
         return number
-
-
-@contextlib.contextmanager
-def _connected(ray: Any) -> Iterator[None]:
-    """Connects to a cluster or starts one, unless the program has done so."""
-    if ray.is_initialized():
-        yield
-        return
-    ray.init(include_dashboard=False, log_to_driver=False, logging_level="error")
-    try:
-        yield
-    finally:
-        ray.shutdown()
-
-
-@contextlib.contextmanager
-def _local_errors(ray: Any) -> Iterator[None]:
-    """Raises errors of actors as local exceptions."""
-    try:
-        yield
-    except ray.exceptions.RayTaskError as error:
-        if isinstance(error.cause, UserError):
-            raise UserError(str(error.cause)) from None
-        raise
-    except ray.exceptions.RayActorError:
-        raise UserError(
-            "a Ray process died repeatedly, perhaps for lack of memory; run again with fewer "
-            "workers: complete shards are kept"
-        ) from None
