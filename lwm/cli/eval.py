@@ -20,6 +20,7 @@ from lwm.eval.needle.config import NeedleConfig
 
 if TYPE_CHECKING:
     from lwm.eval.needle.report import NeedleReport
+    from lwm.eval.subject import Subject
     from lwm.generate.language_model import LanguageModel
 
 _VQGAN_ROWS = {
@@ -42,11 +43,12 @@ def eval_needle(
     needle: Flat[NeedleConfig] = NeedleConfig(),
     load: Flat[LoadOptions] = LoadOptions(),
 ) -> None:
-    """Hides a number in texts of several lengths, at several depths, and asks the model for it.
+    """Hides numbers in texts of several lengths, and asks the model for one or some of them.
 
     Args:
         model: A name from `lwm models`, a Hugging Face folder, a GGUF file, or a hub's org/name.
-        out: Folder for results, report.json and heatmap.png; run again to continue.
+        out: Folder for results, report.json and heat maps; run again to continue, or with more
+            lengths, depths or rounds to add them.
         needle: The grid and the questions.
         load: How the model is loaded.
     """
@@ -56,8 +58,10 @@ def eval_needle(
     run_needle(open_model(model, load), needle, out)
 
 
-def run_needle(model: "LanguageModel", config: NeedleConfig, out: Path) -> "NeedleReport":
-    """Evaluates a loaded model with a progress bar and prints the table.
+def run_needle(
+    subject: "Subject | LanguageModel", config: NeedleConfig, out: Path
+) -> "NeedleReport":
+    """Evaluates a model with a progress bar and prints the table.
 
     Raises:
         UserError: See `evaluate`.
@@ -68,15 +72,18 @@ def run_needle(model: "LanguageModel", config: NeedleConfig, out: Path) -> "Need
     begun = time.monotonic()
     try:
         with stoppable("asking", "tokens") as progress:
-            run = evaluate(model, config, out, progress=progress)
+            run = evaluate(subject, config, out, progress=progress)
     except KeyboardInterrupt as stopped:
         print_line(stopped, error=True)
         raise
     print(run.report.table())
+    work, shared = run.work, ""
+    if work.tokens_read is not None:
+        saved = work.prompt_tokens - work.tokens_read
+        shared = f", {work.tokens_read:,} of them read ({saved:,} shared)"
     print(
-        f"\n{run.num_new:,} of {len(run.report.rows):,} questions asked now: prompts of "
-        f"{run.prompt_tokens:,} tokens, {run.tokens_read:,} of them read "
-        f"({run.prompt_tokens - run.tokens_read:,} shared), {time.monotonic() - begun:.1f} s"
+        f"\n{work.num_new:,} of {len(run.report.rows):,} questions asked now: prompts of "
+        f"{work.prompt_tokens:,} tokens{shared}, {time.monotonic() - begun:.1f} s"
     )
     return run.report
 

@@ -1,12 +1,17 @@
-"""Tokenizers, a small model and a program that reads, for evaluations."""
+"""Tokenizers, a small model and programs that read or do not, for evaluations."""
 
+import functools
 import re
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers
 
+from lwm.eval.question import Answerer, Question, Response
+from lwm.eval.subject import Subject
 from lwm.generate.language_model import LanguageModel
 from lwm.hub.catalog import find_model, locate
 from lwm.sharding import make_mesh
@@ -45,10 +50,15 @@ def tokenizer(request: pytest.FixtureRequest) -> Tokenizer:
     if request.param == "bytes":
         return request.getfixturevalue("byte_tokenizer")
     if request.param == "lwm":
-        return Tokenizer.open(request.getfixturevalue("fixtures") / "tokenizer_addbos")
+        return opened(request.getfixturevalue("fixtures") / "tokenizer_addbos")
     path = locate(find_model("smollm2-135m-instruct"))
     if path is None:
         pytest.skip("smollm2-135m-instruct is not on this machine")
+    return opened(path)
+
+
+@functools.cache
+def opened(path: Path) -> Tokenizer:
     return Tokenizer.open(path)
 
 
@@ -67,27 +77,63 @@ def tiny_model(tiny, byte_tokenizer) -> LanguageModel:
     return LanguageModel(name="tiny", llama=llama, tokenizer=byte_tokenizer, mesh=mesh)
 
 
-class Oracle:
-    """Finds the number in the prompt, as a program can, and counts how often it was asked."""
+class Program:
+    """Answers from the text of a prompt, and counts how often it was asked."""
 
-    def __init__(self, tokenizer: Tokenizer):
-        self._tokenizer = tokenizer
+    def __init__(self, tokenizer: Tokenizer, answer: Callable[[str], str]):
+        self._tokenizer, self._answer = tokenizer, answer
         self.asked: list[tuple[int, ...]] = []
 
-    def __call__(self, ids) -> str:
-        self.asked.append(tuple(ids))
-        text = self._tokenizer.decode(ids)
-        asked = re.findall(r"What is the special magic (.+?) number\?", text)
-        assert len(asked) == 1
-        found = re.findall(rf"\nThe special magic {asked[0]} number is: (\d{{7}})\n", text)
-        assert len(found) == 1
-        return f"It is {found[0]}."
+    def answers(self, questions: Iterable[Question]) -> Iterator[tuple[Question, Response]]:
+        for question in questions:
+            self.asked.append(tuple(question.ids))
+            text = self._answer(self._tokenizer.decode(question.ids))
+            size = len(question.ids)
+            yield question, Response(text=text, prompt_tokens=size, completion_tokens=1)
+
+
+def find_numbers(text: str) -> str:
+    """Answers the questions for needles, as a program that reads can."""
+    place = text.rindex("What ")
+    if single := re.match(r"What is the special magic (.+?) number\?", text[place:]):
+        cities = [single[1]]
+    else:
+        listed = re.match(r"What (?:is|are) .* numbers? for (.+)\?", text[place:])
+        assert listed
+        cities = re.split(r", and |, ", listed[1])
+    found = []
+    for city in cities:
+        numbers = re.findall(rf"\nThe special magic {city} number is: (\d{{7}})\n", text[:place])
+        assert len(numbers) == 1
+        found += numbers
+    return f"{' and '.join(found)}."
 
 
 @pytest.fixture(scope="session")
 def oracle():
-    """Makes an oracle that reads with a tokenizer."""
-    return Oracle
+    """Makes a program that reads needles with a tokenizer."""
+    return lambda tokenizer: Program(tokenizer, find_numbers)
+
+
+@pytest.fixture(scope="session")
+def blind():
+    """Makes a program that does not read."""
+    return lambda tokenizer: Program(tokenizer, lambda text: "1234567 1111111")
+
+
+@pytest.fixture(scope="session")
+def subject_of():
+    """Makes the subject of an evaluation from a program."""
+
+    def made(program: Answerer, tokenizer: Tokenizer, **changes: Any) -> Subject:
+        return Subject(
+            description={"name": "program"},
+            tokenizer=tokenizer,
+            answerer=lambda tokens, progress: program,
+            **changes,
+        )
+
+    return made
 
 
 @pytest.fixture

@@ -1,11 +1,13 @@
 """Figures of evaluations."""
 
+import itertools
 import re
+import struct
 import xml.etree.ElementTree as ElementTree
 
 import pytest
 
-from lwm.eval.figures import Series, curve, heat_map, in_tokens, png, svg
+from lwm.eval.figures import COLOURS, DPI, Series, curve, heat_map, in_tokens, png, svg
 
 
 def map_of_three():
@@ -46,6 +48,24 @@ def test_a_figure_within_a_page_has_ids_and_colours_of_its_own():
         assert set(used) <= known
         assert "#000000" not in page
         assert "single &lt;needle&gt;" in page
+
+
+@pytest.mark.parametrize("size", [(20, 20), (1, 1)])
+def test_a_heat_map_grows_with_its_cells(size):
+    columns, rows = size
+    made = heat_map([[0.5] * columns] * rows, range(columns), range(rows), title="m")
+    width, height = struct.unpack(">II", png(made)[16:24])
+    assert width == pytest.approx(DPI * (3.2 + 0.6 * columns), abs=1)
+    assert height == pytest.approx(DPI * (1.9 + 0.4 * rows), abs=1)
+
+
+def test_colours_grow_lighter():
+    def grey(colour):
+        red, green, blue = (int(colour[i : i + 2], 16) for i in (1, 3, 5))
+        return 0.299 * red + 0.587 * green + 0.114 * blue
+
+    shades = [grey(colour) for colour in COLOURS]
+    assert all(later - earlier > 20 for earlier, later in itertools.pairwise(shades))
 
 
 def test_lengths_are_written_short():

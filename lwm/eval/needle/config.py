@@ -1,4 +1,4 @@
-"""Configuration of a needle evaluation."""
+"""Configuration of a needle evaluation, and what of it decides the prompts."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -7,10 +7,23 @@ from typing import Literal
 
 from lwm.errors import UserError
 
+# The distinct cities of LWM's list.
+CITIES = """Almaty, Amman, Amsterdam, Antananarivo, Astana, Athens, Baghdad, Bangalore, Bangkok,
+Barcelona, Beirut, Belgrade, Berlin, Bratislava, Brussels, Bucharest, Budapest, Buenos Aires, Cairo,
+Chicago, Colombo, Copenhagen, Dakar, Damascus, Delhi, Doha, Dubai, Helsinki, Ho Chi Minh City,
+Istanbul, Jakarta, Johannesburg, Kampala, Khartoum, Kigali, Kuala Lumpur, Lagos, Lima, Lisbon,
+Los Angeles, Madrid, Maputo, Melbourne, Mexico City, Moscow, Mumbai, Nairobi, Oslo, Paris,
+Port Louis, Rabat, San Francisco, Santiago, Sarajevo, Seattle, Seoul, Shanghai, Sofia, Sydney,
+Tashkent, Thimphu, Tokyo, Toronto, Tunis, Vancouver, Victoria, Vienna, Yangon,
+Yerevan""".replace("\n", " ").split(", ")
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class NeedleConfig:
-    """Grid of context lengths and depths, and the questions of each cell."""
+    """Grid of context lengths and depths, and the questions of each cell.
+
+    A folder of results grows by lengths, depths and rounds; the rest stays.
+    """
 
     lengths: tuple[int, ...] = (1024, 2048, 4096)
     """Context lengths in the model's tokens, prompt and answer included."""
@@ -21,11 +34,16 @@ class NeedleConfig:
     num_depths: int | None = None
     """Number of depths, spaced evenly from the smallest to the largest."""
     rounds: int = 1
-    """Questions per cell, each with its own needle and, if the haystack is long enough, text."""
+    """Questions per cell, each with its own needles and its own start in the haystack."""
+    needles: int = 1
+    """Needles in each prompt; several stand at random depths, and the grid has no depths."""
+    ask: int = 1
+    """Needles that the question asks for."""
     seed: int = 1234
     """Seed of the needles."""
-    max_tokens: int = 64
-    """Largest length of an answer in tokens; it counts against the context length."""
+    max_tokens: int | None = None
+    """Largest length of an answer in tokens, which counts against the context length; by default
+    64, and 32 more for each further needle."""
     prompt: Literal["chat", "lwm"] = "chat"
     """The model's chat template, or exactly the prompt of LWM's script."""
     haystack: Path | None = None
@@ -39,9 +57,13 @@ class NeedleConfig:
         Raises:
             UserError: The value.
         """
-        for name in ("rounds", "max_tokens"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name} {getattr(self, name)} must be 1 or more")
+        for name in ("rounds", "needles", "ask", "max_tokens"):
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise UserError(f"{name} {value} must be 1 or more")
+        if self.needles > len(CITIES):
+            raise UserError(f"needles {self.needles} are more than the {len(CITIES)} cities")
+        if self.ask > self.needles:
+            raise UserError(f"ask {self.ask} is more than needles {self.needles}; lower it")
         for name, values in (("lengths", self.lengths), ("depths", self.depths)):
             if not values:
                 raise UserError(f"{name} are empty; give at least one")
@@ -53,11 +75,16 @@ class NeedleConfig:
                 )
         if not all(0 <= depth <= 100 for depth in self.depths):
             raise UserError(f"depths {_listed(self.depths)} must be percents from 0 to 100")
-        if min(self.lengths) <= self.max_tokens:
+        if min(self.lengths) <= self.answer_tokens:
             raise UserError(
                 f"length {min(self.lengths):,} leaves no room beside an answer of "
-                f"{self.max_tokens:,} tokens; raise lengths or lower max_tokens"
+                f"{self.answer_tokens:,} tokens; raise lengths or lower max_tokens"
             )
+
+    @property
+    def answer_tokens(self) -> int:
+        """Largest length of an answer in tokens."""
+        return self.max_tokens or 64 + 32 * (self.needles - 1)
 
     @property
     def all_lengths(self) -> tuple[int, ...]:
@@ -70,8 +97,8 @@ class NeedleConfig:
         """Each depth once, ascending; spread ones are whole percents, as LWM's are."""
         spread = _spread(self.depths, self.num_depths)
         if self.num_depths is not None:
-            spread = [float(round(value)) for value in spread]
-        return tuple(sorted(set(spread)))
+            spread = [round(value) for value in spread]
+        return tuple(sorted(set(map(float, spread))))
 
 
 def _spread(values: Sequence[float], count: int | None) -> Sequence[float]:

@@ -5,7 +5,7 @@ import hashlib
 import importlib.resources
 import re
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -18,13 +18,13 @@ from lwm.tokenizer.tokenizer import Tokenizer
 BOOK = "Moby-Dick, chapters 1-3"
 JSONL = (".jsonl", ".ndjson", ".json")
 """Endings of files with an object per line, whose field `text` is a document."""
-_BLOCK = 1 << 16  # characters tokenized at a time
-_SENTENCE_END = re.compile(
+BLOCK = 1 << 16  # characters tokenized at a time
+SENTENCE_END = re.compile(
     r"""[.!?…]+["'”’)\]]*(?=\s|$) | [。！？｡．؟۔।॥։።፧။៕᠃]+[」』”’）》]* |
     (?<=\S)(?=\r?\n[^\S\n]*\n)""",
     re.VERBOSE,
 )
-_LINE_END = re.compile(r"(?<=\S)(?=[^\S\n]*\n)")
+LINE_END = re.compile(r"(?<=\S)(?=[^\S\n]*\n)")
 _LONG_SENTENCE, _LONG_LINE = 150, 20
 """Words of a sentence and of a line within which a needle may stand at the start."""
 NEAR = 20
@@ -55,38 +55,59 @@ class Haystack:
     """Also the ends of characters where words are not apart, or very long."""
 
     @classmethod
-    def open(
-        cls, source: Path | None, tokenizer: Tokenizer, *, least: int = 0, most: int
+    def read(
+        cls, name: str, blocks: Iterable[str], tokenizer: Tokenizer, *, most: int
     ) -> "Haystack":
-        """Reads at most about `most` tokens of the source, and repeats it up to `least`.
+        """Reads blocks of text up to at least `most` tokens, if there are so many.
 
         Raises:
-            UserError: The source cannot be read, or is empty.
+            UserError: There is no text.
         """
-        blocks: list[str] = []
+        parts: list[str] = []
         ends: list[np.ndarray] = []
         characters = tokens = 0
-        for block in _blocks(read_documents(source)):
-            blocks.append(block)
-            ends.append(characters + _token_ends(block, tokenizer))
+        for block in blocks:
+            parts.append(block)
+            ends.append(characters + token_ends(block, tokenizer))
             characters, tokens = characters + len(block), tokens + len(ends[-1])
             if tokens >= most:
                 break
-        if not any(map(str.strip, blocks)):
-            raise UserError(f"the haystack {name_of(source)} is empty; give one with text")
-        times = max(1, -(-least // tokens))
-        text = "".join(blocks) * times
+        if not any(map(str.strip, parts)):
+            raise UserError(f"the haystack {name} is empty; give one with text")
+        return cls.of(name, "".join(parts), np.concatenate(ends))
+
+    @classmethod
+    def of(cls, name: str, text: str, ends: Int[np.ndarray, " T"]) -> "Haystack":
+        """Finds the places in a text whose tokens are counted."""
         return cls(
-            name=name_of(source),
+            name=name,
             text=text,
-            is_repeated=times > 1,
-            token_ends=np.concatenate(
-                [turn * characters + end for turn in range(times) for end in ends]
-            ),
-            sentence_ends=_ends(_SENTENCE_END, text),
-            line_ends=_ends(_LINE_END, text),
-            word_ends=_word_ends(text),
+            is_repeated=False,
+            token_ends=ends,
+            sentence_ends=ends_of(SENTENCE_END, text),
+            line_ends=ends_of(LINE_END, text),
+            word_ends=word_ends(text),
         )
+
+    def repeated(self, least: int) -> "Haystack":
+        """Repeats a text that has fewer tokens; others stay as they are."""
+        times = max(1, -(-least // self.num_tokens))
+        if times == 1:
+            return self
+        size = len(self.text)
+        ends = np.concatenate([turn * size + self.token_ends for turn in range(times)])
+        return dataclasses.replace(self.of(self.name, self.text * times, ends), is_repeated=True)
+
+    def up_to(self, place: int) -> "Haystack":
+        """Returns the text up to a character, and what ends there or before."""
+        if place >= len(self.text):
+            return self
+        kept = {
+            name: ends[: np.searchsorted(ends, place, side="right")]
+            for name in ("token_ends", "sentence_ends", "line_ends", "word_ends")
+            for ends in (getattr(self, name),)
+        }
+        return dataclasses.replace(self, text=self.text[:place], **kept)
 
     @property
     def num_tokens(self) -> int:
@@ -216,21 +237,21 @@ def _texts(lines: Iterator[str], file: str) -> Iterator[str]:
         yield text.encode(errors="replace").decode().strip()
 
 
-def _blocks(documents: Iterator[str]) -> Iterator[str]:
+def blocks_of(documents: Iterator[str]) -> Iterator[str]:
     """Joins short documents: a tokenizer is faster on few long texts than on many short ones."""
     held: list[str] = []
     size = 0
     for document in documents:
         held.append(document)
         size += len(document)
-        if size >= _BLOCK:
+        if size >= BLOCK:
             yield "".join(held)
             held, size = [], 0
     if held:
         yield "".join(held)
 
 
-def _token_ends(text: str, tokenizer: Tokenizer) -> Int[np.ndarray, " T"]:
+def token_ends(text: str, tokenizer: Tokenizer) -> Int[np.ndarray, " T"]:
     """Returns the number of complete characters at the end of each token of a text."""
     ids = tokenizer.encode(text, special=False)
     if not ids:
@@ -249,7 +270,8 @@ def _token_ends(text: str, tokenizer: Tokenizer) -> Int[np.ndarray, " T"]:
     return np.searchsorted(characters, ends - surplus, side="right")
 
 
-def _ends(pattern: re.Pattern[str], text: str) -> Int[np.ndarray, " P"]:
+def ends_of(pattern: re.Pattern[str], text: str) -> Int[np.ndarray, " P"]:
+    """Returns the ends of all matches in a text."""
     return np.unique(np.fromiter((match.end() for match in pattern.finditer(text)), np.int64))
 
 
@@ -259,7 +281,7 @@ def _around(ends: Int[np.ndarray, " E"], place: int) -> tuple[int, int | None]:
     return int(ends[index - 1]) if index else 0, int(ends[index]) if index < len(ends) else None
 
 
-def _word_ends(text: str) -> Int[np.ndarray, " W"]:
+def word_ends(text: str) -> Int[np.ndarray, " W"]:
     """Returns the ends of words; and of characters, where words are not apart, or very long.
 
     A character and the marks that belong to it stay together.

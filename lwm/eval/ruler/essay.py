@@ -10,13 +10,13 @@ import numpy as np
 
 from lwm.errors import UserError
 from lwm.eval.needle.haystack import (
-    _SENTENCE_END,
+    SENTENCE_END,
     Haystack,
-    _ends,
-    _token_ends,
-    _word_ends,
+    ends_of,
     name_of,
     read_documents,
+    token_ends,
+    word_ends,
 )
 from lwm.tokenizer.tokenizer import Tokenizer
 
@@ -61,7 +61,7 @@ class Essay:
         characters = tokens = 0
         for block in self._blocks():
             parts.append(block)
-            ends.append(characters + _token_ends(block, tokenizer))
+            ends.append(characters + token_ends(block, tokenizer))
             characters, tokens = characters + len(block), tokens + len(ends[-1])
             if tokens >= least:
                 break
@@ -74,9 +74,9 @@ class Essay:
             token_ends=np.concatenate(
                 [turn * characters + end for turn in range(times) for end in ends]
             ),
-            sentence_ends=_ends(_SENTENCE_END, text),
+            sentence_ends=ends_of(SENTENCE_END, text),
             line_ends=np.zeros(0, np.int64),
-            word_ends=_word_ends(text),
+            word_ends=word_ends(text),
         )
 
     def _blocks(self) -> Iterator[str]:

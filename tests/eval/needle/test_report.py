@@ -1,13 +1,9 @@
-"""Intervals against published ones, the table, and the picture's size and colours."""
+"""Intervals against published ones, and the table."""
 
-import itertools
 import json
-import struct
-import zlib
 
 import pytest
 
-from lwm.eval.needle.plot import COLOURS, DPI, heat_map
 from lwm.eval.needle.report import NeedleReport, Score
 from lwm.eval.statistics import wilson
 
@@ -53,9 +49,9 @@ def test_certainty_has_exact_ends():
 
 def test_scores_are_counted_by_cell_length_and_depth():
     found = report((1000, 2000), (0.0, 50.0), correct=lambda length, depth, turn: depth == 0)
-    assert found.score() == Score(correct=4, asked=8)
-    assert found.score(length=1000) == Score(correct=2, asked=4)
-    assert found.score(depth=50.0) == Score(correct=0, asked=4)
+    assert found.score() == Score(scores=(1.0, 1.0, 0.0, 0.0) * 2)
+    assert found.score(length=1000) == Score(scores=(1.0, 1.0, 0.0, 0.0))
+    assert found.score(depth=50.0) == Score(scores=(0.0,) * 4)
     assert found.score(length=2000, depth=0.0).accuracy == 1
 
 
@@ -75,26 +71,3 @@ def test_table_lines_up():
     assert "131,072" in lines[0]
     assert lines[3].split() == ["|", "12.5%", "|", "50%", "|", "50%", "|", "50%", "(15-85)", "|"]
     assert "50% (25-75)" in lines[-1]
-
-
-@pytest.mark.parametrize("size", [(3, 3), (20, 20), (1, 1)])
-def test_heat_map_is_a_png_of_its_size(size):
-    columns, rows = size
-    found = report(
-        [1024 * (i + 1) for i in range(columns)], [100.0 * i / rows for i in range(rows)]
-    )
-    png = heat_map(found)
-    assert png.startswith(b"\x89PNG\r\n\x1a\n")
-    width, height = struct.unpack(">II", png[16:24])
-    assert width == pytest.approx(DPI * (3.2 + 0.6 * columns), abs=1)
-    assert height == pytest.approx(DPI * (1.9 + 0.4 * rows), abs=1)
-    assert zlib.crc32(png) == zlib.crc32(heat_map(found))
-
-
-def test_colours_grow_lighter():
-    def grey(colour):
-        red, green, blue = (int(colour[i : i + 2], 16) for i in (1, 3, 5))
-        return 0.299 * red + 0.587 * green + 0.114 * blue
-
-    shades = [grey(colour) for colour in COLOURS]
-    assert all(later - earlier > 20 for earlier, later in itertools.pairwise(shades))
