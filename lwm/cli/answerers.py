@@ -5,20 +5,16 @@ import dataclasses
 import json
 import os
 from collections.abc import Generator
-from typing import TYPE_CHECKING, Annotated, Any, Literal
-
-import tyro
+from typing import TYPE_CHECKING, Any, Literal
 
 from lwm.cli.common import LoadOptions, open_model
 from lwm.errors import UserError
 
 if TYPE_CHECKING:
+    from lwm.eval.server import Server
     from lwm.eval.subject import Subject
 
 _KEY = "OPENAI_API_KEY"
-
-Subjected = Annotated[str, tyro.conf.Positional]
-"""The positional MODEL of an evaluation; empty if it is left out, as for an endpoint."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -51,29 +47,45 @@ class AnswerOptions:
     """Further fields of each request to a server, as JSON; null leaves one out."""
 
 
+def require_answerer(model: str, answers: AnswerOptions) -> None:
+    """Refuses early options that do not go together; uses neither devices nor the network.
+
+    Raises:
+        UserError: The options.
+    """
+    if answers.endpoint is not None:
+        if answers.engine != "local":
+            raise UserError("--endpoint and --engine ray exclude each other; leave one out")
+        _server(answers)
+        _fields(answers.extra_body)
+        return
+    if not model:
+        raise UserError("give the model, or --endpoint with the URL of a server")
+    if answers.tokenizer is not None:
+        raise UserError("--tokenizer is for --endpoint; a model has its own")
+    for name in ("rows", "ray_workers"):
+        if getattr(answers, name) < 1:
+            option = name.replace("_", "-")
+            raise UserError(f"--{option} {getattr(answers, name)} must be at least 1")
+    _resources(answers.ray_resources)
+
+
 @contextlib.contextmanager
 def open_subject(model: str, load: LoadOptions, answers: AnswerOptions) -> "Generator[Subject]":
     """Opens what is to be evaluated: a model here, on a Ray cluster, or on a server.
 
     Args:
         model: Its name; on a server it may be empty.
-        load: How the model is loaded; of a served one, only its chat template.
+        load: How the model is loaded; of a served one, its chat template and context.
         answers: Who answers.
 
     Raises:
         UserError: There is no such model or server, or options do not go together.
     """
-    if answers.rows < 1:
-        raise UserError(f"--rows {answers.rows} must be at least 1")
+    require_answerer(model, answers)
     if answers.endpoint is not None:
-        if answers.engine != "local":
-            raise UserError("--endpoint and --engine ray exclude each other; leave one out")
-        yield _endpoint(model, load.template, answers)
+        yield _endpoint(model, load, answers)
         return
-    if not model:
-        raise UserError("give the model, or --endpoint with the URL of a server")
-    if answers.tokenizer is not None:
-        raise UserError("--tokenizer is for --endpoint; a model has its own")
     if answers.engine == "ray":
         from lwm.eval.ray import ray_subject
 
@@ -91,21 +103,14 @@ def open_subject(model: str, load: LoadOptions, answers: AnswerOptions) -> "Gene
     yield Subject.of_model(open_model(model, load), rows=answers.rows)
 
 
-def _endpoint(model: str, template: str | None, answers: AnswerOptions) -> "Subject":
+def _endpoint(model: str, load: LoadOptions, answers: AnswerOptions) -> "Subject":
     from lwm.convert.open import open_tokenizer
     from lwm.eval.endpoint import ServedModel, endpoint_subject
-    from lwm.eval.server import Server, base_url
 
-    extra = _fields(answers.extra_body)
-    assert answers.endpoint is not None
-    server = Server(
-        url=base_url(answers.endpoint),
-        key=_key(answers.api_key_env),
-        connections=answers.concurrency,
-        retries=answers.retries,
-        timeout=answers.timeout,
-    )
+    server = _server(answers)
     served = ServedModel.find(server, model or None)
+    if load.given.context is not None:
+        served = dataclasses.replace(served, context=load.given.context)
     try:
         tokenizer = open_tokenizer(answers.tokenizer or served.name)
     except UserError as error:
@@ -115,7 +120,25 @@ def _endpoint(model: str, template: str | None, answers: AnswerOptions) -> "Subj
             f"{error}; --tokenizer names that of the served model, {served.name}"
         ) from None
     return endpoint_subject(
-        server, served, tokenizer, template=template, opening=answers.opening, extra=extra
+        server,
+        served,
+        tokenizer,
+        template=load.template,
+        opening=answers.opening,
+        extra=_fields(answers.extra_body),
+    )
+
+
+def _server(answers: AnswerOptions) -> "Server":
+    from lwm.eval.server import Server, base_url
+
+    assert answers.endpoint is not None
+    return Server(
+        url=base_url(answers.endpoint),
+        key=_key(answers.api_key_env),
+        connections=answers.concurrency,
+        retries=answers.retries,
+        timeout=answers.timeout,
     )
 
 

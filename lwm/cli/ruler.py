@@ -4,7 +4,8 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lwm.cli.common import Flat, LoadOptions, Model, open_model, print_line, stoppable
+from lwm.cli.answerers import AnswerOptions, open_subject, require_answerer
+from lwm.cli.common import Flat, LoadOptions, Model, print_line, stoppable
 from lwm.eval.ruler.config import RulerConfig
 
 if TYPE_CHECKING:
@@ -13,26 +14,30 @@ if TYPE_CHECKING:
 
 
 def eval_ruler(
-    model: Model,
+    model: Model = "",
     /,
     *,
     out: Path = Path("ruler"),
     ruler: Flat[RulerConfig] = RulerConfig(),
     load: Flat[LoadOptions] = LoadOptions(),
+    answers: Flat[AnswerOptions] = AnswerOptions(),
 ) -> None:
     """Asks RULER's thirteen tasks at several context lengths; prints scores and effective length.
 
     Args:
         model: A name from `lwm models`, a Hugging Face folder, a GGUF file, or a hub's org/name.
+            With --endpoint the name that the server has for it, if it serves several.
         out: Folder for results, report.json and heatmap.png; run again to continue or to add.
         ruler: Tasks, lengths and samples.
         load: How the model is loaded.
+        answers: Where the model is, and how it is asked.
     """
     from lwm.eval.ruler.run import check
-    from lwm.eval.subject import Subject
 
+    require_answerer(model, answers)
     check(ruler, out)
-    run_ruler(Subject.of_model(open_model(model, load)), ruler, out)
+    with open_subject(model, load, answers) as subject:
+        run_ruler(subject, ruler, out)
 
 
 def run_ruler(subject: "Subject", config: RulerConfig, out: Path) -> "RulerReport":
