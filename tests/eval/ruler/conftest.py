@@ -1,5 +1,6 @@
 """Programs that answer RULER's questions from the text of a prompt, or without reading it."""
 
+import functools
 import re
 from collections import Counter
 from collections.abc import Callable
@@ -104,12 +105,12 @@ class Program:
     """Answers the text of a prompt, and keeps the prompts that it was asked."""
 
     def __init__(self, tokenizer: Tokenizer, answer: Callable[[str], str]):
-        self._tokenizer, self._answer = tokenizer, answer
+        self._spell, self._answer = functools.cache(tokenizer.backend.spell), answer
         self.asked: list[str] = []
 
     def answers(self, questions):
         for question in questions:
-            text = self._tokenizer.decode(question.ids)
+            text = b"".join(map(self._spell, question.ids)).decode()
             self.asked.append(text)
             response = Response(
                 text=self._answer(text), prompt_tokens=len(question.ids), completion_tokens=1
