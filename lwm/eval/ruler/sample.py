@@ -116,6 +116,6 @@ def fit(sample: Sample, encode: Callable[[str, str], Sequence[int]], room: int) 
     return best
 
 
-def _units(sample: Sample, weight: float, low: int, high: int) -> int:
+def _units(sample: Sample, weight: int | float, low: int, high: int) -> int:
     """Returns the most units of at most a weight, from `low` to below `high`."""
     return low + bisect.bisect_right(range(low, high), weight, key=sample.weight) - 1
