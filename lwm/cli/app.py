@@ -18,6 +18,7 @@ from lwm.cli.convert import convert
 from lwm.cli.data import data_check, data_show, data_tokenize, tokenize
 from lwm.cli.eval import eval_needle, eval_vision, eval_vqgan
 from lwm.cli.generate import generate_image, generate_video
+from lwm.cli.perplexity import eval_perplexity
 from lwm.cli.plan import plan
 from lwm.cli.ruler import eval_ruler
 from lwm.cli.texts import generate_text
@@ -98,6 +99,7 @@ COMMANDS: dict[str, Command | dict[str, Command]] = {
     "generate": {"text": generate_text, "image": generate_image, "video": generate_video},
     "eval": {
         "needle": eval_needle,
+        "perplexity": eval_perplexity,
         "ruler": eval_ruler,
         "vision": eval_vision,
         "vqgan": eval_vqgan,
@@ -111,7 +113,10 @@ COMMANDS: dict[str, Command | dict[str, Command]] = {
 }
 GROUPS = {
     "generate": "Generates: `lwm generate text`, `lwm generate image`, `lwm generate video`.",
-    "eval": "Evaluates: `lwm eval needle`, `lwm eval ruler`, `lwm eval vision`, `lwm eval vqgan`.",
+    "eval": (
+        "Evaluates: `lwm eval needle`, `lwm eval perplexity`, `lwm eval ruler`, "
+        "`lwm eval vision`, `lwm eval vqgan`."
+    ),
     "data": "Prepares training data: `lwm data check`, `lwm data tokenize`, `lwm data show`.",
     "train": "Trains a model by a recipe: `lwm train debug`.",
 }

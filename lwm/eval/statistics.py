@@ -42,8 +42,12 @@ def mean_interval(scores: Sequence[float]) -> tuple[float, float]:
         share, size = float(values[0]), len(values)
         low, high = wilson(math.floor(share * size), size)[0], wilson(math.ceil(share * size), size)
         return low, high[1]
-    means = _resampled(values)
-    low, high = np.quantile(means, [0.025, 0.975])
+    return bootstrap_interval(values)
+
+
+def bootstrap_interval(values: Sequence[float] | np.ndarray) -> tuple[float, float]:
+    """Returns a 95% bootstrap interval of the mean of any numbers."""
+    low, high = np.quantile(_resampled(np.asarray(values, np.float64)), [0.025, 0.975])
     return float(low), float(high)
 
 
@@ -81,12 +85,10 @@ def paired_difference(first: Sequence[float], second: Sequence[float]) -> Differ
     that differ are flipped in all ways, or in 10,000 random ones if there are too many.
     """
     gain = np.asarray(second, np.float64) - np.asarray(first, np.float64)
-    means = _resampled(gain)
-    low, high = np.quantile(means, [0.025, 0.975])
     return Difference(
         pairs=len(gain),
         mean=float(gain.mean()),
-        interval=(float(low), float(high)),
+        interval=bootstrap_interval(gain),
         p_value=_sign_flip(gain[gain != 0]),
     )
 

@@ -1,0 +1,1 @@
+"""Perplexity by position, and how much of the context a model uses."""
