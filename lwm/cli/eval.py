@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
+from lwm.cli.answerers import AnswerOptions, open_subject, require_answerer
 from lwm.cli.common import (
     Flat,
     LoadOptions,
@@ -36,26 +37,31 @@ _VQGAN_ROWS = {
 
 
 def eval_needle(
-    model: Model,
+    model: Model = "",
     /,
     *,
     out: Path = Path("needle"),
     needle: Flat[NeedleConfig] = NeedleConfig(),
     load: Flat[LoadOptions] = LoadOptions(),
+    answers: Flat[AnswerOptions] = AnswerOptions(),
 ) -> None:
     """Hides numbers in texts of several lengths, and asks the model for one or some of them.
 
     Args:
         model: A name from `lwm models`, a Hugging Face folder, a GGUF file, or a hub's org/name.
+            With --endpoint the name that the server has for it, if it serves several.
         out: Folder for results, report.json and heat maps; run again to continue, or with more
             lengths, depths or rounds to add them.
         needle: The grid and the questions.
         load: How the model is loaded.
+        answers: Where the model is, and how it is asked.
     """
     from lwm.eval.needle.run import check
 
+    require_answerer(model, answers)
     check(needle, out)
-    run_needle(open_model(model, load), needle, out)
+    with open_subject(model, load, answers) as subject:
+        run_needle(subject, needle, out)
 
 
 def run_needle(

@@ -109,6 +109,12 @@ def find_numbers(text: str) -> str:
     return f"{' and '.join(found)}."
 
 
+@pytest.fixture(scope="session", name="find_numbers")
+def _find_numbers():
+    """Answers the questions for needles from the text of a prompt."""
+    return find_numbers
+
+
 @pytest.fixture(scope="session")
 def oracle():
     """Makes a program that reads needles with a tokenizer."""
