@@ -18,6 +18,7 @@ from lwm.cli.convert import convert
 from lwm.cli.data import data_check, data_show, data_tokenize, tokenize
 from lwm.cli.eval import eval_needle, eval_vision, eval_vqgan
 from lwm.cli.generate import generate_image, generate_video
+from lwm.cli.needles import data_needles
 from lwm.cli.perplexity import eval_perplexity
 from lwm.cli.plan import plan
 from lwm.cli.ruler import eval_ruler
@@ -105,7 +106,12 @@ COMMANDS: dict[str, Command | dict[str, Command]] = {
         "vqgan": eval_vqgan,
     },
     "tokenize": tokenize,
-    "data": {"check": data_check, "tokenize": data_tokenize, "show": data_show},
+    "data": {
+        "check": data_check,
+        "tokenize": data_tokenize,
+        "show": data_show,
+        "needles": data_needles,
+    },
     "plot": plot,
     "models": models,
     "plan": plan,
@@ -117,7 +123,8 @@ GROUPS = {
         "Evaluates: `lwm eval needle`, `lwm eval perplexity`, `lwm eval ruler`, "
         "`lwm eval vision`, `lwm eval vqgan`."
     ),
-    "data": "Prepares training data: `lwm data check`, `lwm data tokenize`, `lwm data show`.",
+    "data": "Prepares training data: `lwm data check`, `lwm data tokenize`, `lwm data show`, "
+    "`lwm data needles`.",
     "train": "Trains a model by a recipe: `lwm train debug`.",
 }
 

@@ -40,7 +40,7 @@ def eval_needle(
     model: Model = "",
     /,
     *,
-    out: Path = Path("needle"),
+    out: Path | None = None,
     needle: Flat[NeedleConfig] = NeedleConfig(),
     load: Flat[LoadOptions] = LoadOptions(),
     answers: Flat[AnswerOptions] = AnswerOptions(),
@@ -50,18 +50,20 @@ def eval_needle(
     Args:
         model: A name from `lwm models`, a Hugging Face folder, a GGUF file, or a hub's org/name.
             With --endpoint the name that the server has for it, if it serves several.
-        out: Folder for results, report.json and heat maps; run again to continue, or with more
-            lengths, depths or rounds to add them.
+        out: Folder for results, report.json and heat maps, by default `needle`, or of several
+            needles such as `needle-4-2`; run again to continue, or with more lengths, depths or
+            rounds to add them.
         needle: The grid and the questions.
         load: How the model is loaded.
         answers: Where the model is, and how it is asked.
     """
     from lwm.eval.needle.run import check
 
+    folder = out or Path(needle.folder)
     require_answerer(model, answers)
-    check(needle, out)
+    check(needle, folder)
     with open_subject(model, load, answers) as subject:
-        run_needle(subject, needle, out)
+        run_needle(subject, needle, folder)
 
 
 def run_needle(

@@ -82,6 +82,11 @@ class NeedleConfig:
             )
 
     @property
+    def folder(self) -> str:
+        """Usual name of the folder of results."""
+        return "needle" if self.needles == 1 else f"needle-{self.needles}-{self.ask}"
+
+    @property
     def answer_tokens(self) -> int:
         """Largest length of an answer in tokens."""
         return self.max_tokens or 64 + 32 * (self.needles - 1)
@@ -99,6 +104,58 @@ class NeedleConfig:
         if self.num_depths is not None:
             spread = [round(value) for value in spread]
         return tuple(sorted(set(map(float, spread))))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class NeedleSetConfig:
+    """Training and test sets of needles."""
+
+    train: int = 1000
+    """Examples to train on."""
+    test: int = 100
+    """Examples to test on; no needle of theirs is in the others, nor is their text, if the
+    haystack is long enough."""
+    lengths: tuple[int, ...] = (1024, 2048, 4096)
+    """Lengths of the examples in the model's tokens, in turn; prompt and answer are included."""
+    needles: int = 1
+    """Needles in each prompt, at random depths."""
+    ask: int = 1
+    """Needles that the question asks for."""
+    seed: int = 0
+    """Seed of the needles and their depths."""
+    max_tokens: int | None = None
+    """Room for an answer, as in an evaluation."""
+    prompt: Literal["chat", "lwm"] = "chat"
+    """Chats, which the model's template formats, or exactly the prompt of LWM's script."""
+    haystack: Path | None = None
+    """A text or JSONL file (`{"text": ...}` per line), or a folder of .txt; else Moby-Dick 1-3."""
+    repeat: bool = False
+    """Repeats a haystack that is shorter than the largest length."""
+
+    def __post_init__(self):
+        """Refuses impossible sets.
+
+        Raises:
+            UserError: The value.
+        """
+        if min(self.train, self.test) < 0 or self.train + self.test == 0:
+            raise UserError(f"train {self.train} and test {self.test} must be 0 or more, one above")
+        if not self.lengths:
+            raise UserError("lengths are empty; give at least one")
+        for length in self.lengths:
+            self.questions(length)
+
+    def questions(self, length: int) -> NeedleConfig:
+        """Returns the configuration of the questions of a length."""
+        return NeedleConfig(
+            lengths=(length,),
+            needles=self.needles,
+            ask=self.ask,
+            max_tokens=self.max_tokens,
+            prompt=self.prompt,
+            haystack=self.haystack,
+            repeat=self.repeat,
+        )
 
 
 def _spread(values: Sequence[float], count: int | None) -> Sequence[float]:

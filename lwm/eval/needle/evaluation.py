@@ -67,13 +67,9 @@ class NeedleEvaluation:
         """Returns the result of an answer: LWM's fields (`seed` is the round), and the score."""
         numbers = [needle.number for needle in question.truth["asked"]]
         found = [number in response.text for number in numbers]
-        several = len(question.truth["needles"]) > 1
-        row = _several(question) if several else _single(question)
-        row |= {
+        row = facts(question) | {
             "response": response.text,
-            "answer": numbers if several else numbers[0],
-            "correct": found if several else found[0],
-            "seed": question.cell.round,
+            "correct": found if self._config.needles > 1 else found[0],
             "score": sum(found) / len(found),
         }
         if isinstance(self._texts, RoundTexts):
@@ -112,20 +108,23 @@ def row_key(row: ResultRow) -> tuple[int, float | None, int]:
     return row["context_length"], row.get("depth_percent"), row["seed"]
 
 
-def _single(question: Question) -> dict[str, Any]:
-    (needle,), (depth,) = question.truth["needles"], question.truth["depths"]
-    return {
-        "depth_percent": question.cell.depth,
-        "city": needle.city,
-        "built_depth_percent": round(depth, 2),
-    }
-
-
-def _several(question: Question) -> dict[str, Any]:
+def facts(question: Question) -> dict[str, Any]:
+    """Returns what LWM's results say of a prompt, and where its needles stand."""
     needles, depths = question.truth["needles"], question.truth["depths"]
+    numbers = [needle.number for needle in question.truth["asked"]]
+    if len(needles) == 1:
+        return {
+            "depth_percent": question.cell.depth,
+            "answer": numbers[0],
+            "seed": question.cell.round,
+            "city": needles[0].city,
+            "built_depth_percent": round(depths[0], 2),
+        }
     return {
         "needles_info": {needle.city: [needle.number, needle.depth] for needle in needles},
         "question": question.truth["question"],
+        "answer": numbers,
+        "seed": question.cell.round,
         "built_depth_percents": {
             needle.city: round(depth, 2) for needle, depth in zip(needles, depths, strict=True)
         },

@@ -26,7 +26,7 @@ from lwm.tokenizer.tokenizer import Tokenizer
 
 MOST = 1 << 26
 """Characters of a source, of which no more are read, so that it has a known length."""
-_BLOCK = 1 << 14
+_BLOCK = 1 << 12
 """Characters that are tokenized at a time."""
 _SENTENCE, _LINE = 1 << 10, 1 << 8
 """Characters within which a sentence and a line are expected to end."""
@@ -87,11 +87,18 @@ class Source:
         It is moved to the next sentence. Rounds lie apart evenly however many there are.
         """
         place = int(len(self.text) * van_der_corput(round))
-        if place == 0:
-            return 0
+        return self.sentence_after(place) if place else 0
+
+    def sentence_after(self, place: int) -> int:
+        """Returns the start of the next sentence, or line or word; 0 if the text ends before."""
         end = place + _end(self.text[place : place + _SENTENCE])
         following = re.compile(r"\S").search(self.text, end)
         return following.start() if following else 0
+
+    def halves(self, place: int) -> tuple["Source", "Source"]:
+        """Returns the texts before and after a character."""
+        before, after = self.text[:place], self.text[place:]
+        return dataclasses.replace(self, text=before), dataclasses.replace(self, text=after)
 
     def blocks(self, start: int, *, repeat: bool = False) -> Iterator[str]:
         """Yields the text from a character on, then what is before it, in parts of whole lines.
