@@ -94,13 +94,18 @@ class RulerReport:
     @property
     def effective(self) -> int | None:
         """The largest length with an average of at least the threshold; None if there is none."""
-        good = [n for n in self.lengths if 100 * self._length_mean(n).score >= self.threshold]
+        good = [n for n in self._whole if self._percent(n) >= self.threshold]
         return max(good, default=None)
 
-    def _length_mean(self, length: int) -> Mean:
+    @property
+    def _whole(self) -> list[int]:
+        """Lengths at which all tasks were asked."""
+        return [n for n in self.lengths if all(self.scores(task, n) for task in self.tasks)]
+
+    def _percent(self, length: int) -> float:
         mean = self.mean(lengths=[length])
         assert mean is not None, "a length without results"
-        return mean
+        return round(100 * mean.score, 9)
 
     @property
     def is_generated(self) -> bool:
@@ -113,8 +118,10 @@ class RulerReport:
 
     def statement(self) -> str:
         """States the effective length and what it rests on."""
-        found = f"below {self.lengths[0]:,}" if self.effective is None else f"{self.effective:,}"
-        if self.effective == self.lengths[-1]:
+        if not self._whole:
+            return "effective length: not known, since no length was asked in all tasks"
+        found = f"below {self._whole[0]:,}" if self.effective is None else f"{self.effective:,}"
+        if self.effective == self._whole[-1]:
             found += ", the largest asked"
         count = len(self.tasks)
         over = f"the {count} tasks" if count == len(TASKS) else f"{count} of the {len(TASKS)} tasks"

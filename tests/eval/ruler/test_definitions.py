@@ -8,7 +8,7 @@ from math import pi
 
 import pytest
 
-from lwm.eval.ruler.config import TASKS, RulerConfig
+from lwm.eval.ruler.config import TASKS, RulerConfig, TaskName
 from lwm.eval.ruler.task import RULES, Cell, Ruler, match_all, match_any
 from lwm.eval.ruler.vocabulary import vocabulary
 
@@ -21,7 +21,7 @@ def ask(byte_tokenizer):
     """Builds the question of a task's sample."""
     made: dict[int, Ruler] = {}
 
-    def build(task: str, *, length: int = 4000, sample: int = 0):
+    def build(task: TaskName, *, length: int = 4000, sample: int = 0):
         if length not in made:
             made[length] = Ruler(RulerConfig(lengths=(length,)), byte_tokenizer)
         return made[length].question(Cell(task=task, length=length, sample=sample))

@@ -114,6 +114,9 @@ def test_the_effective_length_is_the_largest_of_at_least_the_threshold():
         "1 of the 13 tasks)"
     )
     assert json.loads(part.to_json())["effective_length"]["length"] == 1024
+    ragged = {("vt", 1024): [1.0], ("fwe", 1024): [1.0], ("vt", 2048): [1.0]}
+    assert report_of(ragged).effective == 1024  # not all tasks were asked at 2048
+    assert "not known" in report_of({("vt", 1024): [1.0], ("fwe", 2048): [1.0]}).statement()
 
 
 def test_the_table_has_tasks_categories_and_the_average():
