@@ -16,6 +16,7 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -165,8 +166,14 @@ class Now:
         """Returns what answers needle prompts, with nothing read yet."""
         from lwm.eval.answer import ModelAnswerer
 
-        options: dict[str, Any] = {"tokens": 4 * longest}
-        return ModelAnswerer(self.fresh(), max_tokens=self.config.answer, **options)
+        return ModelAnswerer(self.fresh(), tokens=4 * longest)
+
+    def ask(self, answerer: Any, ids: Sequence[int]) -> str:
+        """Returns the answer to a prompt."""
+        from lwm.eval.question import Question
+
+        question = Question(cell=None, message="", ids=ids, max_tokens=self.config.answer)
+        return next(answerer.answers([question]))[1].text
 
     def needle(self, seed: int, lane: int) -> dict[str, float]:
         """Times a needle grid in the order of its cells, and shuffled."""
@@ -177,7 +184,7 @@ class Now:
         grid = NeedleConfig(lengths=lengths, depths=(0.0, 50.0, 100.0), max_tokens=16)
         prompts = Prompts(grid, self.loaded.tokenizer, template=self.loaded.template)
         built = [prompts.build(cell).ids for cell in prompts.cells]
-        self.answerer(max(lengths))(random_ids(600, 7))
+        self.ask(self.answerer(max(lengths)), random_ids(600, 7))
         found, answers = {}, {}
         for name, order in {
             "in order": range(len(built)),
@@ -185,7 +192,7 @@ class Now:
         }.items():
             answer = self.answerer(max(lengths))
             begun = time.perf_counter()
-            answers[name] = {number: answer(built[number]) for number in order}
+            answers[name] = {number: self.ask(answer, built[number]) for number in order}
             found[f"{name}, s"] = time.perf_counter() - begun
             found[f"{name}, tokens read"] = answer.num_read
         found["answers that are the same"] = sum(
@@ -251,8 +258,12 @@ class Before(Now):
         """Returns what answers needle prompts, with nothing read yet."""
         from lwm.eval.answer import ModelAnswerer
 
-        options: dict[str, Any] = {"longest": longest}
-        return ModelAnswerer(self.loaded, max_tokens=self.config.answer, **options)
+        options: dict[str, Any] = {"longest": longest, "max_tokens": self.config.answer}
+        return ModelAnswerer(self.loaded, **options)
+
+    def ask(self, answerer: Any, ids: Sequence[int]) -> str:
+        """Returns the answer to a prompt."""
+        return answerer(ids)
 
 
 def serve(config: Benchmark) -> None:

@@ -1,1 +1,1 @@
-"""Single-needle retrieval over a grid of context lengths and depths, after LWM's script."""
+"""Retrieval of one or several needles over a grid of context lengths, after LWM's scripts."""
