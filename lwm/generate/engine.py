@@ -202,7 +202,7 @@ class Engine:
 
     def _check(self, request: Request) -> None:
         longest, context = max(map(len, request.prompts)), self._runner.model.config.max_context
-        if longest + request.max_tokens > context:
+        if max(map(request.num_held, request.prompts)) > context:
             raise ValueError(f"{longest} ids and {request.max_tokens} more do not fit in {context}")
         ids = self._runner.model.config.tokens.size
         if min(map(min, request.prompts)) < 0 or max(map(max, request.prompts)) >= ids:
@@ -287,7 +287,7 @@ class Engine:
 
 
 def _num_pages(request: Request) -> int:
-    return sum(-(-(len(ids) + request.max_tokens) // PAGE) for ids in request.prompts)
+    return sum(-(-request.num_held(ids) // PAGE) for ids in request.prompts)
 
 
 def _close(engine: "weakref.ref[Engine]") -> None:

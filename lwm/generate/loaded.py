@@ -173,7 +173,8 @@ class LoadedModel:
         Raises:
             UserError: Names the tokens of the prompt, and how many would fit.
         """
-        if num_ids + max_tokens > self.context:
+        # Without an answer, the last id is scored and not read.
+        if num_ids + max_tokens > self.context + (max_tokens == 0):
             raise UserError(
                 f"the prompt has {num_ids:,} tokens, but {self.name} has a context of "
                 f"{self.context:,}: {max(0, self.context - max_tokens):,} fit beside an answer "

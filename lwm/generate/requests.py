@@ -60,6 +60,13 @@ class Request:
         self.rows: tuple[Row, ...] = ()
         """One for each prompt, once it has been added to a scheduler."""
 
+    def num_held(self, prompt: tuple[int, ...]) -> int:
+        """Returns the ids of a row that are in its pages at most; without an answer, not the last.
+
+        So a prompt to be scored may have one id more than the context.
+        """
+        return len(prompt) + self.max_tokens - (self.max_tokens == 0 and len(prompt) > 1)
+
     @property
     def is_ready(self) -> bool:
         """True if all prompts have been read."""

@@ -278,7 +278,7 @@ class Scheduler:
         return [
             Need(
                 row.shareable,
-                len(row.prompt) + request.max_tokens,
+                request.num_held(row.prompt),
                 row.names.offset(self._sp),
             )
             for row in request.rows

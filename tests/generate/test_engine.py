@@ -288,6 +288,17 @@ def test_scores_of_the_end_of_a_prompt_have_the_same_bits_and_share_its_start(
             assert (each.last.num_cached, request.num_shared) == (shared, shared)
 
 
+def test_a_prompt_that_is_only_scored_may_have_one_id_more_than_the_context(
+    engine, ask, request_for
+):
+    nothing, long = GenerationPlan(max_tokens=0), prompts(2050, seed=3)[0]
+    requests = [request_for(nothing, long[:size], scores_from=1) for size in (2048, 2049)]
+    shorter, longer = ask(engine, *requests)
+    assert (len(longer.scores), longer.scores[:-1]) == (2048, shorter.scores)
+    with pytest.raises(ValueError, match="2050 ids and 0 more do not fit in 2048"):
+        engine.submit(request_for(nothing, long, scores_from=1))
+
+
 def test_prompts_as_long_as_the_context_are_answered_in_company(engine, ask, request_for):
     context, company = 2048, prompts(40, 600)
     long = prompts(context, seed=3)[0]
