@@ -17,6 +17,7 @@ from lwm.cli.common import STOPPING, Flat, LoadOptions, print_line, print_table
 from lwm.cli.convert import convert
 from lwm.cli.data import data_check, data_show, data_tokenize, tokenize
 from lwm.cli.eval import eval_needle, eval_vision, eval_vqgan
+from lwm.cli.evaluate import eval_all, eval_compare
 from lwm.cli.generate import generate_image, generate_video
 from lwm.cli.needles import data_needles
 from lwm.cli.perplexity import eval_perplexity
@@ -99,6 +100,8 @@ COMMANDS: dict[str, Command | dict[str, Command]] = {
     "chat": chat,
     "generate": {"text": generate_text, "image": generate_image, "video": generate_video},
     "eval": {
+        "all": eval_all,
+        "compare": eval_compare,
         "needle": eval_needle,
         "perplexity": eval_perplexity,
         "ruler": eval_ruler,
@@ -119,10 +122,7 @@ COMMANDS: dict[str, Command | dict[str, Command]] = {
 }
 GROUPS = {
     "generate": "Generates: `lwm generate text`, `lwm generate image`, `lwm generate video`.",
-    "eval": (
-        "Evaluates: `lwm eval needle`, `lwm eval perplexity`, `lwm eval ruler`, "
-        "`lwm eval vision`, `lwm eval vqgan`."
-    ),
+    "eval": "Evaluates: `lwm eval all`, `lwm eval compare`, and each test by itself.",
     "data": "Prepares training data: `lwm data check`, `lwm data tokenize`, `lwm data show`, "
     "`lwm data needles`.",
     "train": "Trains a model by a recipe: `lwm train debug`.",

@@ -4,6 +4,7 @@ Results, report and figure go to one folder; a unit of work that has a result is
 """
 
 import dataclasses
+import hashlib
 import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -159,6 +160,8 @@ def _row(unit: _Unit, losses: Sequence[float], targets: int) -> dict[str, Any]:
         "context": unit.context,
         "targets": targets,
         "targets_nll": math.fsum(losses[-targets:]),
+        # Shows that two models read the same tokens.
+        "prompt_sha256": hashlib.sha256(str(list(unit.segment.ids)).encode()).hexdigest()[:16],
     }
     if unit.context == len(unit.segment.ids):
         row["by_position"] = by_position(losses)

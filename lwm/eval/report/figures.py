@@ -1,0 +1,93 @@
+"""Figures of a report, as elements of its page."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lwm.eval.figures import Series, curve, heat_map, png, svg
+from lwm.eval.report.tables import axes_of, second_axis
+from lwm.files import write_bytes
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+def accuracy(
+    parts: Sequence[Mapping[str, Any]], titles: Sequence[str], model: str
+) -> "Figure | None":
+    """Plots the score of each part that asks questions over the context length."""
+    lines = []
+    for part, title in zip(parts, titles, strict=True):
+        if part["kind"] == "perplexity":
+            continue
+        entries = part["report"]["by_length"]
+        ends = [entry["interval95"] for entry in entries]
+        lines.append(
+            Series(
+                name=title,
+                xs=[entry["context_length"] for entry in entries],
+                ys=[entry["score"] for entry in entries],
+                low=[low for low, _ in ends],
+                high=[high for _, high in ends],
+            )
+        )
+    if not lines:
+        return None
+    levels = {part["report"]["chance"] for part in parts if part["kind"] != "perplexity"}
+    level = ("chance", levels.pop()) if len(levels) == 1 else None
+    return curve(lines, title=f"{model}: score by context length", y_label="score", level=level)
+
+
+def of_part(part: Mapping[str, Any], title: str, model: str) -> "Figure | None":
+    """Plots a part by itself: a heat map of its cells, or perplexity by position."""
+    report = part["report"]
+    if part["kind"] == "perplexity":
+        return _perplexity(report, model)
+    if (axis := second_axis(report)) is None:
+        return None
+    lengths, values = axes_of(report, axis)
+    known = {(cell["context_length"], cell[axis]): cell["score"] for cell in report["cells"]}
+    return heat_map(
+        [[known.get((length, value)) for length in lengths] for value in values],
+        lengths,
+        values,
+        title=f"{model}: {title}",
+        y_label="depth of the needle (%)" if axis == "depth_percent" else axis,
+        label="score",
+    )
+
+
+def _perplexity(report: Mapping[str, Any], model: str) -> "Figure":
+    lines = []
+    for name, axis, entries in (
+        ("by position", "position", report["cells"]),
+        ("last tokens,\ncontext limited", "context", report["contexts"]["cells"]),
+    ):
+        ends = [entry["interval95"] for entry in entries if entry["interval95"] is not None]
+        lines.append(
+            Series(
+                name=name,
+                xs=[entry[axis] for entry in entries],
+                ys=[entry["perplexity"] for entry in entries],
+                low=[low for low, _ in ends],
+                high=[high for _, high in ends],
+            )
+        )
+    return curve(
+        lines,
+        title=f"{model}: perplexity",
+        y_label="perplexity",
+        x_label="tokens of context",
+        limits=None,
+    )
+
+
+def save(figure: "Figure", name: str, folder: Path) -> None:
+    """Writes a figure as PNG and SVG files."""
+    write_bytes(folder / f"{name}.png", png(figure))
+    write_bytes(folder / f"{name}.svg", svg(figure))
+
+
+def element(figure: "Figure | None", name: str) -> str | None:
+    """Returns a figure as an element of a page, on which its name is unique."""
+    return None if figure is None else svg(figure, name=name).decode()
