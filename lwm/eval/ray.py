@@ -60,6 +60,8 @@ def ray_subject(
     ray = require_package("ray", "--engine ray", "ray")
     if workers < 1:
         raise UserError(f"{workers} Ray workers are too few; give at least 1")
+    template = options.get("template")
+    tokenizer = open_tokenizer(name).under(template)
     with connected(ray), local_errors(ray, _DIED):
         there = ray.cluster_resources()
         needs = dict(resources or {"CPU": 1, "GPU": min(1, there.get("GPU", 0))})
@@ -77,11 +79,10 @@ def ray_subject(
         actors = [start() for _ in range(workers)]
         facts: _Facts = ray.get([actor.facts.remote() for actor in actors])[0]
         pool = _Pool(ray, actors, start, facts, rows)
-        template = options.get("template")
         yield Subject(
             description=facts.description,
             files=facts.files,
-            tokenizer=open_tokenizer(name).under(template),
+            tokenizer=tokenizer,
             template=template,
             context=facts.context,
             rows=rows,

@@ -1,6 +1,6 @@
 """Asks a model on two workers of Ray, one of which dies; in a process of its own, see test_ray.py.
 
-python -m tests.eval.ray_run MODEL ABSENT COUNT
+python -m tests.eval.ray_run MODEL COUNT
 """
 
 import json
@@ -33,20 +33,20 @@ def asked(subject: Subject, count: int, dies_at: int | None = None) -> dict[str,
     return {"description": dict(subject.description), "files": subject.files, "found": found}
 
 
-def main(model: str, absent: str, count: int) -> None:
-    """Prints what an absent model leads to, and what the workers answer."""
+def main(model: str, count: int) -> None:
+    """Prints why a worker refuses a mesh, and what workers answer."""
     import ray
 
-    answers = AnswerOptions(engine="ray", ray_workers=2)
     with connected(ray):
         try:
-            with open_subject(absent, LoadOptions(), answers):
-                raise AssertionError("an absent model was opened")
+            with open_subject(model, LoadOptions(mesh="tp=64"), AnswerOptions(engine="ray")):
+                raise AssertionError("a worker has made a mesh of 64 devices")
         except UserError as error:
             print(error)
+        answers = AnswerOptions(engine="ray", ray_workers=2, rows=2)
         with open_subject(model, LoadOptions(), answers) as subject:
             print(json.dumps(asked(subject, count, dies_at=3)))
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2], int(sys.argv[3]))
+    main(sys.argv[1], int(sys.argv[2]))
