@@ -103,7 +103,7 @@ def _questions(
         length: Prompts(
             config.questions(length),
             tokenizer,
-            texts=RoundTexts(source, tokenizer, longest=length, repeat=config.repeat),
+            texts=RoundTexts(source, tokenizer, longest=length),
             seed=seed,
             taken=taken,
         )

@@ -42,7 +42,7 @@ class NeedleEvaluation:
         else:
             longest = max(config.all_lengths)
             source = Source.open(config.haystack)
-            self._texts = RoundTexts(source, tokenizer, longest=longest, repeat=config.repeat)
+            self._texts = RoundTexts(source, tokenizer, longest=longest)
         self.prompts = Prompts(config, tokenizer, template=subject.template, texts=self._texts)
         self.prompts.require_possible()
 
@@ -73,8 +73,7 @@ class NeedleEvaluation:
             "score": sum(found) / len(found),
         }
         if isinstance(self._texts, RoundTexts):
-            characters = len(self._texts.source.text)
-            row["is_repeated"] = question.truth["characters"] > characters
+            row["is_repeated"] = question.truth["is_repeated"]
         return row
 
     def header(self) -> dict[str, Any]:

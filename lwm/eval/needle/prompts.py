@@ -99,6 +99,8 @@ class _Layout:
 
     haystack: Haystack
     start: int
+    end: int
+    """Character at which the source ends."""
     needles: Sequence[Needle]
 
     def places(self, end: int) -> list[int]:
@@ -163,7 +165,7 @@ class Prompts:
         self._seed, self._taken = config.seed if seed is None else seed, taken
         longest = max(config.all_lengths)
         self.texts: Texts = texts or RoundTexts(
-            Source.open(config.haystack), tokenizer, longest=longest, repeat=config.repeat
+            Source.open(config.haystack), tokenizer, longest=longest
         )
         cells = [
             Cell(length=length, depth=depth, round=round)
@@ -184,10 +186,11 @@ class Prompts:
         for cell in self.cells:
             if cell.length == least:
                 self._bare(cell)
-        haystack, start = self.texts.text(0, longest)
-        tokens = haystack.num_tokens - haystack.tokens_before(start)
+        text = self.texts.text(0, longest)
+        tokens = text.haystack.tokens_before(text.end) - text.haystack.tokens_before(text.start)
         # Texts of the others have about as many tokens.
-        rounds = self.config.rounds if tokens < longest + longest // NEAR else 1
+        is_doubtful = len(text.haystack.text) >= text.end and tokens < longest + longest // NEAR
+        rounds = self.config.rounds if is_doubtful else 1
         depths = self._depths_of(self.config)
         ends = dict.fromkeys((depths[0], depths[-1]))
         for round, depth in itertools.product(range(rounds), ends):
@@ -220,11 +223,12 @@ class Prompts:
         least = room if is_all else room - room // NEAR
         if is_last and len(best.ids) < least and haystack.is_long_after(best.end):
             best, is_all = self._fill(cell, layout, bare, haystack.word_ends)
-        if is_all and len(best.ids) < room:
+        if (is_all and len(best.ids) < room) or (best.end > layout.end and not self.config.repeat):
+            size = haystack.tokens_before(layout.end) - haystack.tokens_before(layout.start)
             raise UserError(
                 f"the haystack {haystack.name} is too short for length {cell.length:,}: all of it "
-                f"gives {len(best.ids) + self.config.answer_tokens:,}; give a longer one, lower "
-                "lengths, or repeat it"
+                f"gives about {len(bare.ids) + size + self.config.answer_tokens:,}; give a longer "
+                "one, lower lengths, or repeat it"
             )
         asked = layout.needles[: self.config.ask]
         if len(asked) < len(layout.needles):
@@ -242,7 +246,7 @@ class Prompts:
                 "asked": asked,
                 "depths": self._depths(layout, bare, best),
                 "question": question_for(_cities(asked), planted=len(layout.needles)),
-                "characters": best.end - layout.start,
+                "is_repeated": best.end > layout.end,
             },
         )
 
@@ -255,8 +259,8 @@ class Prompts:
         return cell.length - self.config.answer_tokens
 
     def _layout(self, cell: Cell) -> _Layout:
-        haystack, start = self.texts.text(cell.round, cell.length)
-        return _Layout(haystack=haystack, start=start, needles=self.needles(cell))
+        haystack, start, end = self.texts.text(cell.round, cell.length)
+        return _Layout(haystack=haystack, start=start, end=end, needles=self.needles(cell))
 
     def _require_shown(self, needles: Sequence[Needle], ids: Sequence[int]) -> None:
         text = self._tokenizer.decode(ids)

@@ -37,6 +37,8 @@ class Text(NamedTuple):
 
     haystack: Haystack
     start: int
+    end: int
+    """Character at which the source ends; what follows repeats it."""
 
 
 @runtime_checkable
@@ -48,7 +50,7 @@ class Texts(Protocol):
         ...
 
     def text(self, round: int, length: int) -> Text:
-        """Returns the text of a round, with at least `length` tokens if there are so many."""
+        """Returns the text of a round for prompts of a length."""
         ...
 
 
@@ -100,18 +102,11 @@ class Source:
         before, after = self.text[:place], self.text[place:]
         return dataclasses.replace(self, text=before), dataclasses.replace(self, text=after)
 
-    def blocks(self, start: int, *, repeat: bool = False) -> Iterator[str]:
-        """Yields the text from a character on, then what is before it, in parts of whole lines.
-
-        Args:
-            start: The first character.
-            repeat: Starts again when all was yielded.
-        """
+    def blocks(self, start: int) -> Iterator[str]:
+        """Yields the text from a character on, in parts of whole lines, again and again."""
         while True:
             yield from _parts(self.text, start, len(self.text))
             yield from _parts(self.text, 0, start)
-            if not repeat:
-                return
 
 
 def van_der_corput(number: int) -> float:
@@ -153,17 +148,15 @@ def _stop(text: str, place: int, end: int) -> int:
 class RoundTexts:
     """Texts that depend on the source, the round and the length, and not on the grid."""
 
-    def __init__(self, source: Source, tokenizer: Tokenizer, *, longest: int, repeat: bool = False):
+    def __init__(self, source: Source, tokenizer: Tokenizer, *, longest: int):
         """Reads nothing yet.
 
         Args:
             source: The source.
             tokenizer: Counts the tokens.
             longest: The largest length that will be asked for.
-            repeat: Repeats the source if it has fewer tokens.
         """
-        self.source, self._tokenizer = source, tokenizer
-        self._longest, self._repeat = longest, repeat
+        self.source, self._tokenizer, self._longest = source, tokenizer, longest
         self._read = functools.lru_cache(maxsize=2)(self._read_from)
 
     def start(self, round: int) -> int:
@@ -171,18 +164,18 @@ class RoundTexts:
         return self.source.start(round)
 
     def text(self, round: int, length: int) -> Text:
-        """Returns the text of a round, with at least `length` tokens if there are so many."""
+        """Returns the text of a round with at least `length` tokens, repeated if need be."""
         haystack, stops, counts = self._read(self.start(round))
         # The ends of sentences and words near a place depend on what follows it: one part more.
         enough = int(np.searchsorted(counts, length)) + 1
-        return Text(haystack.up_to(stops[min(enough, len(stops) - 1)]), 0)
+        return Text(haystack.up_to(stops[enough]), 0, len(self.source.text))
 
     def _read_from(self, start: int) -> tuple[Haystack, list[int], list[int]]:
         """Reads two parts more than the largest length; returns where parts end, and tokens."""
         parts: list[str] = []
         ends: list[np.ndarray] = []
         stops, counts, more = [0], [0], 2
-        for part in self.source.blocks(start, repeat=self._repeat):
+        for part in self.source.blocks(start):
             parts.append(part)
             ends.append(stops[-1] + token_ends(part, self._tokenizer))
             stops.append(stops[-1] + len(part))
@@ -218,4 +211,4 @@ class EarlierTexts:
 
     def text(self, round: int, length: int) -> Text:
         """Returns the whole text, and where a round starts in it."""
-        return Text(self.haystack, self.start(round))
+        return Text(self.haystack, self.start(round), len(self.haystack.text))

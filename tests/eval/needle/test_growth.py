@@ -8,7 +8,7 @@ import pytest
 from lwm.errors import UserError
 from lwm.eval.needle.config import NeedleConfig
 from lwm.eval.needle.evaluation import NeedleEvaluation
-from lwm.eval.needle.prompts import Prompts
+from lwm.eval.needle.prompts import Cell, Prompts
 from lwm.eval.needle.run import DRAWING, PICTURE, REPORT, RESULTS, check
 from lwm.eval.needle.texts import RoundTexts, Source, van_der_corput
 
@@ -76,13 +76,25 @@ def test_rounds_fill_the_source_evenly(byte_tokenizer, prose):
 def test_a_round_goes_on_at_the_start_of_the_source(byte_tokenizer, prose):
     source = Source.open(prose(60))
     size = len(source.text)
-    texts = RoundTexts(source, byte_tokenizer, longest=10**5)
     start = source.start(1)
     assert 0 < start < size
-    (haystack, at) = texts.text(1, 10**5)
-    assert (haystack.text, at) == (source.text[start:] + source.text[:start], 0)
-    again = RoundTexts(source, byte_tokenizer, longest=2 * size, repeat=True).text(1, 2 * size)
-    assert again.haystack.text.startswith(haystack.text * 2)
+    haystack, at, end = RoundTexts(source, byte_tokenizer, longest=2 * size).text(1, 2 * size)
+    whole = source.text[start:] + source.text[:start]
+    assert haystack.text.startswith(whole * 2)
+    assert (at, end) == (0, size)
+
+
+def test_a_prompt_is_the_same_whether_or_not_the_haystack_may_be_repeated(byte_tokenizer, prose):
+    once = dataclasses.replace(GRID, haystack=prose(30), lengths=(600, 1100), rounds=3)
+    often = dataclasses.replace(once, lengths=(600, 1100, 2000), repeat=True)
+    built, again = Prompts(once, byte_tokenizer), Prompts(often, byte_tokenizer)
+    for cell in built.cells:
+        question = built.build(cell)
+        assert question == again.build(cell)
+        assert question.truth["is_repeated"] is False
+    assert again.build(Cell(length=2000, depth=0.0, round=2)).truth["is_repeated"]
+    with pytest.raises(UserError, match=r"prose\.txt is too short for length 2,000: all of it"):
+        Prompts(dataclasses.replace(often, repeat=False), byte_tokenizer).require_possible()
 
 
 def earlier_folder(config, subject, out, *, answers):
