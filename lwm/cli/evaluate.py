@@ -76,7 +76,7 @@ def run_all(subject: "Subject", config: SuiteConfig, out: Path) -> dict[str, Any
         print_line(stopped, error=True)
         raise
     _print_scores(report)
-    print_line(f"\n{out / PAGE} ({time.monotonic() - begun:.0f} s)")
+    print_line(f"{out / PAGE} ({time.monotonic() - begun:.0f} s)")
     return report
 
 
@@ -85,7 +85,7 @@ def _print_scores(report: dict[str, Any]) -> None:
 
     table, statements = headline_of(report)
     if table.rows:
-        print_line(f"{table.caption}\n".strip())
+        print_line(table.caption)
         print_table([tuple(table.head), *map(tuple, table.rows)], numbers=True)
     for line in [*statements, *(f"left out: {line}" for line in report["left_out"])]:
         print_line(line)

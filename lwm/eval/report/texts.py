@@ -34,8 +34,8 @@ SEVERAL = About(
     meaning=(
         "{needles} such lines, for different cities, stand at random depths of one text, and the "
         "model is asked for {ask} of the numbers. The score of an answer is the share of the "
-        "numbers asked for that it contains. An answer that lists many numbers of the text also "
-        "scores; the examples show whether that happens. A program that does not read scores 0."
+        "numbers asked for that it contains. An answer that lists all numbers of the text also "
+        "scores. A program that does not read scores 0."
     ),
     differences=(
         "Wording and the rule are those of LWM's eval_needle_multi.py. Cities are distinct, no "

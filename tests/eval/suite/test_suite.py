@@ -15,9 +15,6 @@ from lwm.eval.suite.config import SuiteConfig
 from lwm.eval.suite.run import PAGE, REPORT, TIMES, evaluate_all
 from lwm.eval.suite.times import Times
 
-SMALL = SuiteConfig(
-    lengths=(1536, 2048), samples=(2, 1), depths=(0.0, 100.0), tasks=("niah_single_1",)
-)
 SCRIPT = "<script>alert('1')</script> & \x00\u202e"
 
 
@@ -61,9 +58,22 @@ def subject(byte_tokenizer):
     return make
 
 
-NEEDLES = SuiteConfig(
-    lengths=(1536, 2048), samples=(2, 1), depths=(0.0, 100.0), parts=("needle", "multi")
-)
+@pytest.fixture
+def small(prose):
+    """All parts, on a short text."""
+    return SuiteConfig(
+        lengths=(1536, 2048),
+        samples=(2, 1),
+        depths=(0.0, 100.0),
+        tasks=("niah_single_1",),
+        haystack=prose(150),
+    )
+
+
+@pytest.fixture
+def needles(small):
+    """The parts of needles."""
+    return dataclasses.replace(small, parts=("needle", "multi"))
 
 
 def is_ruler(question):
@@ -99,11 +109,13 @@ class Balance(html.parser.HTMLParser):
         self.words.append(data)
 
 
-def test_the_page_has_all_sections_and_is_whole_and_alone(reader, subject, tmp_path):
+def test_the_page_has_all_sections_and_is_whole_and_alone(
+    reader, subject, tmp_path, small, needles
+):
     program = reader(lambda question: is_ruler(question) or question.cell.length == 2048)
     name = "model </title><script>"
     report = evaluate_all(
-        subject(program, name=name), SMALL, tmp_path, command="lwm eval all <model>"
+        subject(program, name=name), small, tmp_path, command="lwm eval all <model>"
     )
     text = (tmp_path / PAGE).read_text(encoding="utf-8")
     page = Balance(text)
@@ -144,10 +156,10 @@ def test_the_page_has_all_sections_and_is_whole_and_alone(reader, subject, tmp_p
 
 
 def test_each_cell_has_its_number_of_samples_and_scores_are_those_of_the_answers(
-    reader, subject, tmp_path
+    reader, subject, tmp_path, needles
 ):
     program = reader(lambda question: question.cell.length == 2048)
-    report = evaluate_all(subject(program), NEEDLES, tmp_path)
+    report = evaluate_all(subject(program), needles, tmp_path)
     needle, one, four = report["parts"]
     assert [part["name"] for part in report["parts"]] == ["needle", "needle-4-1", "needle-4-4"]
     for part, depths in ((needle, 2), (one, 1), (four, 1)):
@@ -167,36 +179,38 @@ def test_each_cell_has_its_number_of_samples_and_scores_are_those_of_the_answers
     assert example["answers"] == [around["answer"]]
 
 
-def test_questions_about_the_same_text_are_asked_one_after_another(reader, subject, tmp_path):
+def test_questions_about_the_same_text_are_asked_one_after_another(
+    reader, subject, tmp_path, needles
+):
     program = reader()
-    evaluate_all(subject(program), dataclasses.replace(NEEDLES, parts=("multi",)), tmp_path)
+    evaluate_all(subject(program), dataclasses.replace(needles, parts=("multi",)), tmp_path)
     texts = [message[: message.rindex("What ")] for message in program.asked]
     assert texts[::2] == texts[1::2]
     assert len(set(texts)) == 3
 
 
-def test_a_killed_suite_goes_on_and_reports_the_same(reader, subject, tmp_path):
+def test_a_killed_suite_goes_on_and_reports_the_same(reader, subject, tmp_path, small):
     whole, parts = reader(is_ruler), reader(is_ruler)
-    evaluate_all(subject(whole), SMALL, tmp_path / "whole", command="c")
-    for most in (3, 8, 13, 1 << 30):
+    evaluate_all(subject(whole), small, tmp_path / "whole", command="c")
+    for most in (8, 13, 1 << 30):
         parts.most = most
         if most < len(whole.asked):
             with pytest.raises(KeyboardInterrupt, match="run the same command to continue"):
-                evaluate_all(subject(parts), SMALL, tmp_path / "parts", command="c")
+                evaluate_all(subject(parts), small, tmp_path / "parts", command="c")
             assert not (tmp_path / "parts" / REPORT).exists()
         else:
-            evaluate_all(subject(parts), SMALL, tmp_path / "parts", command="c")
+            evaluate_all(subject(parts), small, tmp_path / "parts", command="c")
     assert sorted(parts.asked) == sorted(whole.asked)
     same = [(tmp_path / name / REPORT).read_bytes() for name in ("whole", "parts")]
     assert same[0] == same[1]
-    evaluate_all(subject(parts), SMALL, tmp_path / "parts", command="c")
+    evaluate_all(subject(parts), small, tmp_path / "parts", command="c")
     assert len(parts.asked) == len(whole.asked)
     assert (tmp_path / "parts" / REPORT).read_bytes() == same[0]
 
 
-def test_lengths_above_the_context_are_left_out_with_a_note(reader, subject, tmp_path):
+def test_lengths_above_the_context_are_left_out_with_a_note(reader, subject, tmp_path, needles):
     program = reader()
-    report = evaluate_all(subject(program, context=1600), NEEDLES, tmp_path)
+    report = evaluate_all(subject(program, context=1600), needles, tmp_path)
     assert report["left_out"] == [
         "needle at 2,048 tokens: above the model's context of 1,600",
         "multi at 2,048 tokens: above the model's context of 1,600",
@@ -206,27 +220,29 @@ def test_lengths_above_the_context_are_left_out_with_a_note(reader, subject, tmp
     }
     assert lengths == {1536}
     with pytest.raises(UserError, match="nothing is left to ask of reader: needle at 1,536"):
-        evaluate_all(subject(program, context=1000), NEEDLES, tmp_path / "other")
+        evaluate_all(subject(program, context=1000), needles, tmp_path / "other")
 
 
-def test_a_folder_of_another_suite_is_refused_before_anything_is_asked(reader, subject, tmp_path):
-    several = dataclasses.replace(NEEDLES, parts=("multi",))
+def test_a_folder_of_another_suite_is_refused_before_anything_is_asked(
+    reader, subject, tmp_path, needles
+):
+    several = dataclasses.replace(needles, parts=("multi",))
     evaluate_all(subject(reader()), several, tmp_path)
     program = reader()
     with pytest.raises(UserError, match=r"needle-4-1.*config\.seed was 1234, is 1"):
-        evaluate_all(subject(program), dataclasses.replace(NEEDLES, seed=1), tmp_path)
+        evaluate_all(subject(program), dataclasses.replace(needles, seed=1), tmp_path)
     with pytest.raises(UserError, match="another evaluation"):
         evaluate_all(subject(program, name="other"), several, tmp_path)
     assert program.asked == []
 
 
 def test_the_command_prints_scores_and_the_page_and_models_are_compared(
-    reader, subject, tmp_path, capsys
+    reader, subject, tmp_path, capsys, needles
 ):
     folders = []
     for name, wrong in (("good", lambda question: False), ("bad", lambda question: True)):
         folders.append(tmp_path / name)
-        run_all(subject(reader(wrong), name=name), NEEDLES, folders[-1])
+        run_all(subject(reader(wrong), name=name), needles, folders[-1])
     printed = capsys.readouterr().out
     assert "4 needles, 4 asked" in printed
     assert "100.0 (51–100), n = 4" in printed
@@ -274,3 +290,30 @@ def test_presets_have_their_numbers_of_samples():
         SuiteConfig(parts=())
     with pytest.raises(UserError, match="prompt text is for ruler"):
         SuiteConfig(prompt="text")
+
+
+def test_perplexity_is_part_of_the_report_of_a_model(tiny_model, prose, tmp_path):
+    config = SuiteConfig(
+        parts=("perplexity",), lengths=(128, 512, 4096), samples=(1,), haystack=prose(40)
+    )
+    report = evaluate_all(tiny_model, config, tmp_path)
+    assert report["left_out"] == [
+        "perplexity at 4,096 tokens: above the model's context of 2,560",
+    ]
+    (part,) = report["parts"]
+    own = part["report"]
+    assert own["overall"]["segments"] == 2
+    # Nearly uniform over 258 tokens before any training.
+    assert 100 < own["overall"]["perplexity"] < 1000
+    page = Balance((tmp_path / PAGE).read_text(encoding="utf-8"))
+    shown = " ".join(page.words)
+    assert "Perplexity by position" in shown
+    assert f"Perplexity {own['overall']['perplexity']:.2f}; " in shown
+    assert [tag for tag, _ in page.seen].count("svg") == 1
+    copy = tmp_path / "copy"
+    copy.mkdir()
+    (copy / "results.jsonl").write_bytes((tmp_path / "perplexity" / "results.jsonl").read_bytes())
+    eval_compare((tmp_path, copy), out=tmp_path / "out")
+    compared = json.loads((tmp_path / "out" / "comparison.json").read_bytes())
+    (change,) = compared["comparisons"][0]["parts"]
+    assert (change["paired"], change["overall"]["difference"]) == (True, 0)
