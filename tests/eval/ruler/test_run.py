@@ -9,6 +9,7 @@ from lwm.errors import UserError
 from lwm.eval.ruler.config import TASKS, RulerConfig
 from lwm.eval.ruler.report import RulerReport
 from lwm.eval.ruler.run import DRAWING, PICTURE, REPORT, RESULTS, check, evaluate
+from lwm.eval.ruler.task import RULES
 
 GRID = RulerConfig(lengths=(2600, 4000), samples=2)
 SMALL = RulerConfig(tasks=("niah_single_1", "fwe"), lengths=(900, 1500), samples=2)
@@ -145,3 +146,14 @@ def test_an_evaluation_that_cannot_be_asked_is_refused_early(tmp_path, subject_o
         check(SMALL, tmp_path, context=1000)
     with pytest.raises(UserError, match="no-such-file"):
         check(RulerConfig(haystack=Path("no-such-file")), tmp_path)
+
+
+def test_a_model_answers_after_the_start_that_is_given(tiny_model, tmp_path):
+    config = RulerConfig(tasks=("fwe", "qa_2"), lengths=(1300,), samples=1)
+    run = evaluate(tiny_model, config, tmp_path)
+    assert run.work.num_new == 2
+    for row in run.report.rows:
+        assert row["prompt_tokens"] + RULES[row["task"]].max_tokens == row["built_length"] <= 1300
+        assert row["response"]
+    assert json.loads((tmp_path / REPORT).read_text())["model"]["name"] == "tiny"
+    assert (tmp_path / DRAWING).read_text().count("qa_2") >= 1
