@@ -226,6 +226,7 @@ def endpoint_subject(
         tokenizer=tokenizer,
         template=template,
         context=model.context,
+        elsewhere="those of a server",
         answerer=answerer,
     )
 

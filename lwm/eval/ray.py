@@ -15,6 +15,7 @@ from lwm.convert.open import open_tokenizer
 from lwm.errors import UserError
 from lwm.eval.answer import ModelAnswerer, describe_model, model_fingerprints
 from lwm.eval.question import Question, Response
+from lwm.eval.report.facts import devices
 from lwm.eval.subject import Subject
 from lwm.files import require_package
 from lwm.generate.language_model import LanguageModel
@@ -86,6 +87,7 @@ def ray_subject(
             template=template,
             context=facts.context,
             rows=rows,
+            elsewhere=f"Ray workers ({workers}), each with {facts.devices}",
             answerer=lambda tokens, progress: RayAnswerer(pool, tokens=tokens, progress=progress),
         )
 
@@ -97,6 +99,7 @@ class _Facts:
     description: dict[str, Any]
     files: dict[str, str]
     context: int
+    devices: str
 
 
 class _Worker:
@@ -117,6 +120,7 @@ class _Worker:
                 description=describe_model(model),
                 files=model_fingerprints(model),
                 context=model.context,
+                devices=devices(),
             )
 
     def answer(self, question: Question, tokens: int, expected: dict[str, Any]) -> Response:

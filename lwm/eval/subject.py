@@ -37,6 +37,8 @@ class Subject:
     answerer: MakeAnswerer
     model: LoadedModel | None = None
     """The model, if it is in this process: some measurements need more than answers."""
+    elsewhere: str | None = None
+    """The devices that answer, if they are not of this process; for reports."""
 
     @classmethod
     def of_model(cls, model: LoadedModel, *, rows: int = 1) -> "Subject":

@@ -12,6 +12,7 @@ from lwm.cli.common import LoadOptions
 from lwm.cluster import connected
 from lwm.errors import UserError
 from lwm.eval.prompt import PromptEncoder
+from lwm.eval.report.facts import devices
 from lwm.eval.subject import Subject
 
 from .numbers_asked import Numbers
@@ -45,6 +46,7 @@ def main(model: str, count: int) -> None:
             print(error)
         answers = AnswerOptions(engine="ray", ray_workers=2, rows=2)
         with open_subject(model, LoadOptions(), answers) as subject:
+            assert subject.elsewhere == f"Ray workers (2), each with {devices()}"
             print(json.dumps(asked(subject, count, dies_at=3)))
 
 

@@ -20,6 +20,7 @@ from lwm.eval.endpoint import (
 )
 from lwm.eval.prompt import PromptEncoder
 from lwm.eval.question import PromptForm
+from lwm.eval.report.facts import machine
 from lwm.eval.results import Results
 from lwm.eval.server import Server, base_url
 
@@ -288,5 +289,8 @@ def test_the_description_is_of_the_model_and_not_of_the_place(fake, byte_tokeniz
     there = endpoint_subject(Server(url="http://other/v1"), model, byte_tokenizer)
     assert here.description == there.description
     assert "127.0.0.1" not in json.dumps(here.description)
+    found = machine(here.elsewhere)
+    assert found["devices"] == "those of a server"
+    assert "device_memory" not in found
     other = dataclasses.replace(byte_tokenizer, chat_template="{{ messages }}")
     assert tokenizer_digest(other) != tokenizer_digest(byte_tokenizer)

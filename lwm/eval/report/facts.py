@@ -21,13 +21,23 @@ def versions() -> dict[str, str]:
     }
 
 
-def machine() -> dict[str, Any]:
-    """Returns devices, cores and memory of this machine."""
-    devices = jax.devices()
-    kinds = sorted({device.device_kind for device in devices})
-    memory = (devices[0].memory_stats() or {}).get("bytes_limit")
+def devices() -> str:
+    """Returns number, kind and platform of the devices of this process."""
+    there = jax.devices()
+    kinds = sorted({device.device_kind for device in there})
+    return f"{len(there)} x {', '.join(kinds)} ({there[0].platform})"
+
+
+def machine(elsewhere: str | None = None) -> dict[str, Any]:
+    """Returns devices, cores and memory of this machine.
+
+    Args:
+        elsewhere: The devices, if they are not of this process; it then begins to use none.
+    """
+    stats = None if elsewhere else jax.devices()[0].memory_stats()
+    memory = (stats or {}).get("bytes_limit")
     return {
-        "devices": f"{len(devices)} x {', '.join(kinds)} ({devices[0].platform})",
+        "devices": elsewhere or devices(),
         **({} if memory is None else {"device_memory": memory}),
         "processor": _processor(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None,

@@ -91,7 +91,7 @@ def evaluate_all(
             "config": _recorded(config),
             "left_out": left_out,
             "versions": versions(),
-            "machine": machine(),
+            "machine": machine(subject.elsewhere),
             "files": subject.files,
             "parts": [each.to_json() for each in reports],
         }
