@@ -59,6 +59,8 @@ class Change:
 
     length: int | None = None
     """Context length; None for all lengths."""
+    task: str | None = None
+    """RULER's task; None for all tasks."""
     asked: int
     """Questions that both have answered."""
     first: float
@@ -73,9 +75,11 @@ class Change:
     def to_json(self) -> dict[str, Any]:
         """Returns the fields, rounded to six digits."""
         length = {} if self.length is None else {"context_length": self.length}
+        task = {} if self.task is None else {"task": self.task}
         p_values = {"p_value": self.p_value, "p_value_holm": self.adjusted}
         return {
             **length,
+            **task,
             "asked": self.asked,
             "first": round(self.first, 6),
             "second": round(self.second, 6),
@@ -96,6 +100,8 @@ class PartChanges:
     """Questions that the first, and the second, has not answered and the other has."""
     overall: Change
     by_length: Sequence[Change]
+    by_task: Sequence[Change]
+    """Differences of each task, if the part has tasks."""
 
     def to_json(self) -> dict[str, Any]:
         """Returns the fields."""
@@ -106,6 +112,7 @@ class PartChanges:
             "missing": list(self.missing),
             "overall": self.overall.to_json(),
             "by_length": [change.to_json() for change in self.by_length],
+            "by_task": [change.to_json() for change in self.by_task],
         }
 
 
@@ -207,23 +214,26 @@ def _part_changes(
     missing: tuple[int, int],
 ) -> PartChanges:
     measure: Callable[[ResultRow], float] = _loss if part == PERPLEXITY else score_of
-    values = [(a.get("context_length"), measure(a), measure(b)) for a, b in pairs]
-    lengths = sorted({length for length, _, _ in values if length is not None})
+    scores = [(row, measure(row), measure(other)) for row, other in pairs]
+
+    def changes(field: str) -> Iterator[tuple[Any, Change]]:
+        values = dict.fromkeys(row[field] for row, _, _ in scores if field in row)
+        for value in values:
+            own = [(a, b) for row, a, b in scores if row.get(field) == value]
+            yield value, _change(own, is_paired)
+
+    by_length = sorted(changes("context_length"), key=lambda found: found[0])
     return PartChanges(
         part=part,
         is_paired=is_paired,
         missing=missing,
-        overall=_change([(a, b) for _, a, b in values], is_paired),
-        by_length=[
-            _change([(a, b) for at, a, b in values if at == length], is_paired, length=length)
-            for length in lengths
-        ],
+        overall=_change([(a, b) for _, a, b in scores], is_paired),
+        by_length=[dataclasses.replace(change, length=length) for length, change in by_length],
+        by_task=[dataclasses.replace(change, task=task) for task, change in changes("task")],
     )
 
 
-def _change(
-    pairs: Sequence[tuple[float, float]], is_paired: bool, *, length: int | None = None
-) -> Change:
+def _change(pairs: Sequence[tuple[float, float]], is_paired: bool) -> Change:
     one, two = [a for a, _ in pairs], [b for _, b in pairs]
     first, second = sum(one) / len(one), sum(two) / len(two)
     if is_paired:
@@ -232,7 +242,6 @@ def _change(
     else:
         interval, p_value = _apart(one, two), None
     return Change(
-        length=length,
         asked=len(pairs),
         first=first,
         second=second,
@@ -257,12 +266,16 @@ def _apart(first: Sequence[float], second: Sequence[float]) -> tuple[float, floa
 
 
 def _tested(changes: Sequence[PartChanges]) -> list[PartChanges]:
-    """Adjusts the p-values: of the parts together, and of all their lengths together."""
+    """Adjusts the p-values: of the parts together, of all their lengths, and of all tasks."""
     overall = iter(_adjusted([each.overall for each in changes]))
     lengths = iter(_adjusted([change for each in changes for change in each.by_length]))
+    tasks = iter(_adjusted([change for each in changes for change in each.by_task]))
     return [
         dataclasses.replace(
-            each, overall=next(overall), by_length=[next(lengths) for _ in each.by_length]
+            each,
+            overall=next(overall),
+            by_length=[next(lengths) for _ in each.by_length],
+            by_task=[next(tasks) for _ in each.by_task],
         )
         for each in changes
     ]

@@ -82,6 +82,24 @@ def test_other_prompts_are_compared_without_pairs_and_with_wider_intervals(recor
     assert any("not paired" in note and "a and c" in note for note in report["notes"])
 
 
+def test_tasks_are_compared_one_by_one(tmp_path):
+    for name, worse in (("a", None), ("b", "vt")):
+        (tmp_path / name).mkdir()
+        header = {"evaluation": "ruler", "model": {"name": name}, "config": {}}
+        results = Results(tmp_path / name / "results.jsonl", header)
+        for number in range(60):
+            task = ("vt", "cwe", "fwe")[number % 3]
+            row = {"context_length": 1024, "task": task, "sample": number // 3}
+            results.append(row | {"score": float(task != worse)})
+    part = only(compare([tmp_path / "a", tmp_path / "b"]))
+    found = {each["task"]: each for each in part["by_task"]}
+    assert list(found) == ["vt", "cwe", "fwe"]
+    assert [each["difference"] for each in found.values()] == [-1, 0, 0]
+    assert found["vt"]["asked"] == 20
+    assert 3 * found["vt"]["p_value"] == pytest.approx(found["vt"]["p_value_holm"], abs=1e-5)
+    assert part["overall"]["difference"] == pytest.approx(-1 / 3, abs=1e-6)
+
+
 def test_questions_and_parts_that_are_missing_are_counted(record):
     first = record("a", lambda length, number: 1, lengths=(1024,))
     second = record("b", lambda length, number: 1, rounds=15)

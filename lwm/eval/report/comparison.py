@@ -20,7 +20,7 @@ EXPLANATION = (
     "A difference is the mean score of the second model less that of the first, on the questions "
     "that both have answered. Where both had the same prompts, the interval is a bootstrap over "
     "pairs, and p is that of a paired permutation test; p (Holm) is adjusted for the tests of all "
-    "parts together, and for those of all lengths together. An interval that leaves out 0 is a "
+    "parts together, of all lengths, and of all tasks. An interval that leaves out 0 is a "
     "difference that the choice of questions does not explain; one that has 0 in it does not show "
     "that the models are equal. Perplexity is compared by the loss in nats: less is better."
 )
@@ -47,15 +47,15 @@ def write_comparison(report: Mapping[str, Any], out: Path) -> Path:
 
 
 def table(first: str, comparison: Mapping[str, Any]) -> Table:
-    """Returns the differences of a model, per part and per length."""
+    """Returns the differences of a model, per part, task and length."""
     second = comparison["second"]
     return Table(
         caption=f"{second} less {first}; scores in percent, with 95% intervals",
         head=["test", "length", "n", "first", "second", "difference", "p", "p (Holm)"],
         rows=[
-            [part["part"], *_cells(change, in_nats=part["unit"] == "nats")]
+            [change.get("task", part["part"]), *_cells(change, in_nats=part["unit"] == "nats")]
             for part in comparison["parts"]
-            for change in [*part["by_length"], part["overall"]]
+            for change in [*part["by_task"], *part["by_length"], part["overall"]]
         ],
     )
 
