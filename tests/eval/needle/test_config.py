@@ -15,6 +15,14 @@ def test_numbers_of_lengths_and_depths_are_those_of_lwm():
     assert NeedleConfig(depths=(50.0, 0.0, 50.0)).all_depths == (0, 50)
 
 
+def test_several_needles_have_a_folder_and_more_room_for_their_answers():
+    single, several = NeedleConfig(), NeedleConfig(needles=4, ask=2)
+    assert (single.folder, several.folder) == ("needle", "needle-4-2")
+    assert (single.answer_tokens, several.answer_tokens) == (64, 160)
+    # Prompts that ask for fewer of the same needles have the same room.
+    assert NeedleConfig(needles=4).answer_tokens == 160
+
+
 @pytest.mark.parametrize(
     ("changes", "match"),
     [
