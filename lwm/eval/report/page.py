@@ -124,12 +124,11 @@ def _facts(report: Mapping[str, Any]) -> dict[str, str]:
     found = {name: _plain(value) for name, value in model.items() if name != "config"}
     found["configuration"] = _plain(model.get("config", {}))
     memory = {name: f"{size / 2**30:.1f} GiB" for name, size in machine.items() if "memory" in name}
-    hardware = "hardware" if report["answered_here"] else "hardware that asked, not answered"
     return {
         **{f"model: {name}": value for name, value in found.items()},
         "evaluation": _plain(report["config"]),
         "versions": _plain(report["versions"]),
-        hardware: _plain(machine | memory),
+        "hardware": _plain(machine | memory),
     }
 
 

@@ -91,12 +91,7 @@ def evaluate_all(
             "config": _recorded(config),
             "left_out": left_out,
             "versions": versions(),
-<<<<<<< HEAD
             "machine": machine(subject.elsewhere),
-=======
-            "machine": machine(),
-            "answered_here": subject.model is not None,
->>>>>>> 3844a09 (Comparisons have each of RULER's tasks; the report says where answers came from)
             "files": subject.files,
             "parts": [each.to_json() for each in reports],
         }
