@@ -21,8 +21,8 @@ _KEY = "OPENAI_API_KEY"
 class AnswerOptions:
     """The process or server that answers."""
 
-    rows: int = 1
-    """Prompts that a model answers together."""
+    rows: int = 4
+    """Prompts that a model answers together, as far as its memory has room for them."""
     engine: Literal["local", "ray"] = "local"
     """Answers come from this process, or from workers of a Ray cluster."""
     ray_workers: int = 1

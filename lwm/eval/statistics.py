@@ -11,11 +11,13 @@ from jaxtyping import Float
 Z95 = 1.959963984540054
 """Two-sided 95% quantile of the standard normal distribution."""
 _RESAMPLES = 10_000
+_FEW = 20
+"""Scores below which a bootstrap is too narrow."""
 _EXACT = 12
 """Pairs that differ, up to which all signs are tried."""
 
 
-def wilson(correct: int, asked: int, *, z: float = Z95) -> tuple[float, float]:
+def wilson(correct: int | float, asked: int, *, z: float = Z95) -> tuple[float, float]:
     """Returns Wilson's score interval of a proportion.
 
     E. B. Wilson, Probable Inference, the Law of Succession, and Statistical Inference,
@@ -31,17 +33,14 @@ def wilson(correct: int, asked: int, *, z: float = Z95) -> tuple[float, float]:
 def mean_interval(scores: Sequence[float]) -> tuple[float, float]:
     """Returns a 95% interval of the mean of scores from 0 to 1.
 
-    Of scores that are all 0 or 1 it is Wilson's. Others have less variance at the same mean, so
-    that Wilson's is the widest that can be right; a bootstrap of the mean (B. Efron, Annals of
-    Statistics 7 (1979), 1-26) is used where it has at least two different scores to sample.
+    Of scores that are all 0 or 1, and of few scores, it is Wilson's. Other scores have less
+    variance at the same mean, so that it is too wide rather than too narrow; many of them are
+    resampled (bootstrap, B. Efron, Annals of Statistics 7 (1979), 1-26).
     """
     values = np.asarray(scores, np.float64)
-    if set(values.tolist()) <= {0.0, 1.0}:
-        return wilson(int(values.sum()), len(values))
-    if len(set(values.tolist())) == 1:
-        share, size = float(values[0]), len(values)
-        low, high = wilson(math.floor(share * size), size)[0], wilson(math.ceil(share * size), size)
-        return low, high[1]
+    distinct = set(values.tolist())
+    if distinct <= {0.0, 1.0} or len(values) < _FEW or len(distinct) == 1:
+        return wilson(float(values.sum()), len(values))
     return bootstrap_interval(values)
 
 

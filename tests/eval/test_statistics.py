@@ -11,6 +11,11 @@ def test_the_interval_of_right_and_wrong_is_wilsons():
     assert mean_interval([1.0] * 5) == wilson(5, 5)
 
 
+def test_the_interval_of_few_parts_is_not_narrower_than_that_of_right_and_wrong():
+    assert mean_interval([0.0, 0.5]) == wilson(0.5, 2)
+    assert mean_interval([0.0, 0.5])[1] > 0.7
+
+
 def test_the_interval_of_parts_is_narrower_than_wilsons_and_holds_the_mean():
     scores = [0.2, 0.4, 0.6, 0.8, 1.0] * 6
     low, high = mean_interval(scores)
