@@ -166,7 +166,7 @@ def _inline(text: str, name: str) -> str:
     # Text has no colour of its own in such a file, and lines are black.
     text = re.sub(rf"(stroke|fill): {INK}\b", r"\1: currentColor", text)
     text = re.sub(r'<text style="(?![^"]*fill:)', '<text style="fill: currentColor; ', text)
-    return text.replace("<svg ", '<svg role="img" aria-hidden="true" ', 1)
+    return text.replace("<svg ", '<svg aria-hidden="true" ', 1)
 
 
 def in_tokens(length: int | float | str) -> str:
