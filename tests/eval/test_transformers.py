@@ -5,6 +5,7 @@ import itertools
 import pytest
 
 import lwm
+from lwm.eval.ask import Evaluation
 from lwm.eval.needle.config import NeedleConfig
 from lwm.eval.needle.evaluation import NeedleEvaluation
 from lwm.eval.ruler.config import RulerConfig
@@ -23,10 +24,14 @@ def questions(subject):
     """Yields a hundred questions of up to 2,048 tokens, of every kind."""
     single = NeedleConfig(lengths=(512, 1024, 2048), depths=(0.0, 50.0, 100.0), rounds=2)
     several = NeedleConfig(lengths=(1024, 2048), rounds=3, needles=4, ask=4)
-    needles = [NeedleEvaluation(config, subject) for config in (single, several)]
-    ruler = Ruler(RulerConfig(lengths=(1024, 2048), samples=3), subject.tokenizer)
-    cells = [(each, cell) for each in (*needles, ruler) for cell in each.cells]
-    yield from (each.question(cell) for each, cell in cells[:100])
+    ruler = RulerConfig(lengths=(1024, 2048), samples=3)
+    evaluations: list[Evaluation] = [
+        NeedleEvaluation(single, subject),
+        NeedleEvaluation(several, subject),
+        Ruler(ruler, subject.tokenizer),
+    ]
+    for each in evaluations:
+        yield from map(each.question, each.cells)
 
 
 @pytest.mark.torch

@@ -80,6 +80,8 @@ def test_the_same_seed_gives_the_same_files_and_another_others(byte_tokenizer, t
     def written(name, **changes):
         config = dataclasses.replace(SETS, **changes)
         made = write_sets(config, byte_tokenizer, tmp_path / f"{name}.jsonl")
+        assert made.train
+        assert made.test
         return made.train.read_bytes(), made.test.read_bytes()
 
     first = written("first")

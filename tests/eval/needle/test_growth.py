@@ -131,8 +131,11 @@ def test_a_folder_of_before_is_finished_and_does_not_grow(
     program = oracle(byte_tokenizer)
     out = tmp_path / "earlier"
     before = earlier_folder(GRID, subject_of(program, byte_tokenizer), out, answers=5)
-    for changes in ({"rounds": 3}, {"lengths": (600, 900, 1300)}, {"needles": 2}):
-        grown = dataclasses.replace(GRID, **changes)
+    for grown in (
+        dataclasses.replace(GRID, rounds=3),
+        dataclasses.replace(GRID, lengths=(600, 900, 1300)),
+        dataclasses.replace(GRID, needles=2),
+    ):
         with pytest.raises(
             UserError,
             match=r"results do not grow: it can be finished with one needle and lengths 600 900, "
