@@ -19,6 +19,7 @@ from lwm.cli.data import data_check, data_show, data_tokenize, tokenize
 from lwm.cli.eval import eval_needle, eval_vision, eval_vqgan
 from lwm.cli.evaluate import eval_all, eval_compare
 from lwm.cli.generate import generate_image, generate_video
+from lwm.cli.harness import eval_harness, run_harness
 from lwm.cli.needles import data_needles
 from lwm.cli.perplexity import eval_perplexity
 from lwm.cli.plan import plan
@@ -102,6 +103,7 @@ COMMANDS: dict[str, Command | dict[str, Command]] = {
     "eval": {
         "all": eval_all,
         "compare": eval_compare,
+        "harness": eval_harness,
         "needle": eval_needle,
         "perplexity": eval_perplexity,
         "ruler": eval_ruler,
@@ -191,6 +193,9 @@ def _run(arguments: list[str]) -> None:
 
         recipes, arguments = cli_train.commands(arguments[1:])
         _parse(recipes, arguments, prog="lwm train", about=cli_train.ABOUT)
+        return
+    if arguments[:2] == ["eval", "harness"]:
+        run_harness(arguments[2:])
         return
     if isinstance(group, dict):
         _parse(group, arguments[1:], prog=f"lwm {arguments[0]}", about=GROUPS[arguments[0]])

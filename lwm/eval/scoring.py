@@ -1,13 +1,17 @@
-"""Log-probabilities of given ids, of many prompts together on a model's engine."""
+"""Log-probabilities of given ids, and answers, of many prompts together on a model's engine."""
 
 import dataclasses
 import queue
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 from lwm.generate.answer import Answer
 from lwm.generate.loaded import LoadedModel
+from lwm.progress import Progress
 from lwm.sampling_params import SamplingParams
+
+T = TypeVar("T")
+Inbox = queue.SimpleQueue[tuple[Answer, Any]]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -53,46 +57,74 @@ def score(
     Raises:
         UserError: A request does not fit into the context, or the devices' memory.
     """
-    inbox: queue.SimpleQueue[tuple[Answer, Any]] = queue.SimpleQueue()
-    running: dict[Answer, ScoreRequest] = {}
-    read: dict[int, int] = {}
-    lane, waiting = model.lane(rows), iter(requests)
+    lane = model.lane(rows)
+
+    def send(request: ScoreRequest, inbox: Inbox, note: Progress) -> Answer:
+        return Answer(
+            model,
+            request.ids,
+            SamplingParams(max_tokens=0),
+            lane=lane,
+            progress=note,
+            scores_from=request.first,
+            inbox=inbox,
+        )
+
+    for request, answer, _ in together(requests, send, lane, progress=progress):
+        yield Scored(
+            request=request,
+            logprobs=answer.prompt_logprobs,
+            is_likeliest=answer.prompt_is_likeliest,
+        )
+
+
+def together(
+    requests: Iterable[T],
+    send: Callable[[T, Inbox, Progress], Answer],
+    count: int,
+    *,
+    progress: Callable[[int], None] = lambda done: None,
+) -> Iterator[tuple[T, Answer, str]]:
+    """Yields each request with its answer and the answer's text once it has ended, in any order.
+
+    Args:
+        requests: Taken only when they can be worked on.
+        send: Sends a request to the engine, with its inbox and progress.
+        count: Requests that are worked on together.
+        progress: Called with the tokens read of the prompts of answers that have not ended; may
+            raise, which ends all answers.
+    """
+    inbox: Inbox = queue.SimpleQueue()
+    running: dict[Answer, _Running] = {}
+    waiting = iter(requests)
     try:
         while True:
-            while len(running) < lane and (request := next(waiting, None)):
-                running[_send(model, request, lane, read, inbox)] = request
+            while len(running) < count and (request := next(waiting, None)) is not None:
+                begun = _Running(request)
+                running[send(request, inbox, begun.note)] = begun
             if not running:
                 return
             answer, event = inbox.get()
-            answer.take(event)
+            begun = running[answer]
+            begun.pieces += [piece for piece in answer.take(event) if isinstance(piece, str)]
             if answer.finish_reason is None:
-                progress(sum(read.values()))
-                continue
-            request = running.pop(answer)
-            read.pop(id(request), None)
-            yield Scored(
-                request=request,
-                logprobs=answer.prompt_logprobs,
-                is_likeliest=answer.prompt_is_likeliest,
-            )
+                progress(sum(each.read for each in running.values()))
+            else:
+                del running[answer]
+                yield begun.request, answer, "".join(begun.pieces)
     finally:
         for answer in running:
             answer.close()
 
 
-def _send(
-    model: LoadedModel,
-    request: ScoreRequest,
-    lane: int,
-    read: dict[int, int],
-    inbox: "queue.SimpleQueue[tuple[Answer, Any]]",
-) -> Answer:
-    return Answer(
-        model,
-        request.ids,
-        SamplingParams(max_tokens=0),
-        lane=lane,
-        progress=lambda done, total: read.__setitem__(id(request), done),
-        scores_from=request.first,
-        inbox=inbox,
-    )
+@dataclasses.dataclass
+class _Running:
+    """A request that is being worked on."""
+
+    request: Any
+    pieces: list[str] = dataclasses.field(default_factory=list)
+    read: int = 0
+
+    def note(self, done: int, total: int) -> None:
+        """Notes the tokens of the prompt that have been read."""
+        self.read = done
