@@ -210,12 +210,11 @@ class HarnessModel(_base.TemplateLM):
                 f"a continuation has {len(continuation):,} tokens, more than max_length "
                 f"{self.max_length:,}"
             )
-        # The last id is not read, only scored.
-        ids = (*(context or [self.prefix_token_id]), *continuation)
-        kept = self._truncated(ids, self.max_length + 1)
+        ids = [*(context or [self.prefix_token_id]), *continuation]
+        kept = self._truncated(ids, self.max_length + 1)  # the last one is not read, only scored
         return tuple(kept), len(kept) - len(continuation)
 
-    def _truncated(self, ids: Sequence[int], most: int) -> Sequence[int]:
+    def _truncated(self, ids: list[int], most: int) -> list[int]:
         if len(ids) <= most:
             return ids
         self.num_truncated += 1
@@ -331,7 +330,7 @@ class _Prompt:
 
     number: int
     """Of the request."""
-    ids: Sequence[int]
+    ids: list[int]
     params: SamplingParams
 
 

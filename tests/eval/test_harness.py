@@ -7,6 +7,7 @@ import math
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import jax
 import pytest
@@ -32,7 +33,7 @@ def wrapped(tiny_model):
     return lambda **options: HarnessModel(tiny_model, **options)
 
 
-def instances(*arguments, kind="loglikelihood"):
+def instances(*arguments, kind: Any = "loglikelihood"):
     from lm_eval.api.instance import Instance
 
     return [Instance(kind, {}, each, number) for number, each in enumerate(arguments)]
