@@ -33,7 +33,6 @@ def run(*arguments: str) -> subprocess.CompletedProcess:
 
 
 @pytest.mark.slow
-@pytest.mark.representative
 def test_workers_answer_as_this_process_also_if_one_dies(tiny_model, tmp_path):
     pytest.importorskip("ray", reason="Ray is not installed")
     folder = tmp_path / "model"
