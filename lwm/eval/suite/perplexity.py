@@ -20,8 +20,8 @@ _SEGMENTS = 16
 _TARGETS = 256
 _WINDOWS = (16, 4)
 """Parts of the whole context in which the last tokens are scored again."""
-_FEWEST = 2
-"""Segments that an interval needs."""
+_FEWEST = 7
+"""Segments without which no difference is significant: two windows, and p ≥ 2 · 2⁻⁷ for each."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -76,7 +76,7 @@ class PerplexityPart:
 def perplexity_part(
     config: SuiteConfig, grid: Mapping[int, int], subject: Subject
 ) -> tuple[PerplexityPart | None, list[str]]:
-    """Returns the part for the largest length of which the text has two segments.
+    """Returns the part for the largest length of which the text has enough segments.
 
     Returns:
         The part, None if there is none, and lines that say what is left out.
@@ -101,6 +101,6 @@ def perplexity_part(
             return part, left_out
         left_out.append(
             f"perplexity at {length:,} tokens: the text has fewer than {_FEWEST} parts of that "
-            "length"
+            "length, and no difference would be significant"
         )
     return None, left_out
