@@ -294,15 +294,17 @@ def test_presets_have_their_numbers_of_samples():
 
 def test_perplexity_is_part_of_the_report_of_a_model(tiny_model, prose, tmp_path):
     config = SuiteConfig(
-        parts=("perplexity",), lengths=(128, 512, 4096), samples=(1,), haystack=prose(40)
+        parts=("perplexity",), lengths=(128, 256, 512, 4096), samples=(1,), haystack=prose(70)
     )
     report = evaluate_all(tiny_model, config, tmp_path)
     assert report["left_out"] == [
         "perplexity at 4,096 tokens: above the model's context of 2,560",
+        "perplexity at 512 tokens: the text has fewer than 7 parts of that length, and no difference "
+        "would be significant",
     ]
     (part,) = report["parts"]
     own = part["report"]
-    assert own["overall"]["segments"] == 2
+    assert own["overall"]["segments"] == 8
     # Nearly uniform over 258 tokens before any training.
     assert 100 < own["overall"]["perplexity"] < 1000
     page = Balance((tmp_path / PAGE).read_text(encoding="utf-8"))
