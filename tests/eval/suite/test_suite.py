@@ -299,8 +299,8 @@ def test_perplexity_is_part_of_the_report_of_a_model(tiny_model, prose, tmp_path
     report = evaluate_all(tiny_model, config, tmp_path)
     assert report["left_out"] == [
         "perplexity at 4,096 tokens: above the model's context of 2,560",
-        "perplexity at 512 tokens: the text has fewer than 7 parts of that length, and no difference "
-        "would be significant",
+        "perplexity at 512 tokens: the text has fewer than 7 parts of that length, and no "
+        "difference would be significant",
     ]
     (part,) = report["parts"]
     own = part["report"]
