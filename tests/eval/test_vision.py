@@ -30,7 +30,6 @@ def require_known(found):
 
 
 @pytest.mark.slow
-@pytest.mark.representative
 def test_some_clips_are_drawn_and_told(tiny_vision, tmp_path, capsys):
     run_vision(tiny_vision, CLIPS, tmp_path, count=3)
     found = json.loads((tmp_path / "report.json").read_text())
