@@ -2,7 +2,6 @@
 
 import dataclasses
 import hashlib
-import queue
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
@@ -10,9 +9,11 @@ import jax
 import numpy as np
 
 from lwm.eval.question import Question, Response
+from lwm.eval.scoring import Inbox, together
 from lwm.fingerprint import Fingerprints, fingerprints, model_files, named
 from lwm.generate.answer import Answer
 from lwm.generate.loaded import LoadedModel
+from lwm.progress import Progress
 from lwm.sampling_params import SamplingParams
 
 
@@ -55,60 +56,31 @@ class ModelAnswerer:
         Raises:
             UserError: The devices have no memory for a prompt and its answer.
         """
-        inbox: queue.SimpleQueue[tuple[Answer, Any]] = queue.SimpleQueue()
-        running: dict[Answer, _Running] = {}
-        waiting = iter(questions)
-        try:
-            while True:
-                while len(running) < self._lane and (question := next(waiting, None)):
-                    begun = _Running(question)
-                    running[self._send(begun, inbox)] = begun
-                if not running:
-                    return
-                answer, event = inbox.get()
-                begun = running[answer]
-                begun.pieces += answer.take(event)
-                self._progress(sum(each.read for each in running.values()))
-                if answer.finish_reason is not None:
-                    del running[answer]
-                    yield begun.question, self._response(answer, begun)
-        finally:
-            for answer in running:
-                answer.close()
+        for question, answer, text in together(
+            questions, self._send, self._lane, progress=self._progress
+        ):
+            usage = answer.usage
+            self.num_asked += usage.prompt_tokens
+            self.num_read += usage.prompt_tokens - usage.cached_tokens
+            yield (
+                question,
+                Response(
+                    text=text,
+                    prompt_tokens=usage.prompt_tokens,
+                    completion_tokens=usage.completion_tokens,
+                ),
+            )
 
-    def _send(self, begun: "_Running", inbox: "queue.SimpleQueue[tuple[Answer, Any]]") -> Answer:
+    def _send(self, question: Question, inbox: Inbox, note: Progress) -> Answer:
         return Answer(
             self._model,
-            begun.question.ids,
-            SamplingParams(max_tokens=begun.question.max_tokens),
-            continues=bool(begun.question.opening),
+            question.ids,
+            SamplingParams(max_tokens=question.max_tokens),
+            continues=bool(question.opening),
             lane=self._lane,
-            progress=begun.note,
+            progress=note,
             inbox=inbox,
         )
-
-    def _response(self, answer: Answer, begun: "_Running") -> Response:
-        usage = answer.usage
-        self.num_asked += usage.prompt_tokens
-        self.num_read += usage.prompt_tokens - usage.cached_tokens
-        return Response(
-            text="".join(piece for piece in begun.pieces if isinstance(piece, str)),
-            prompt_tokens=usage.prompt_tokens,
-            completion_tokens=usage.completion_tokens,
-        )
-
-
-@dataclasses.dataclass
-class _Running:
-    """A question that is being answered."""
-
-    question: Question
-    pieces: list[Any] = dataclasses.field(default_factory=list)
-    read: int = 0
-
-    def note(self, done: int, total: int) -> None:
-        """Notes the tokens of the prompt that have been read."""
-        self.read = done
 
 
 def describe_model(model: LoadedModel) -> dict[str, Any]:

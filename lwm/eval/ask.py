@@ -81,7 +81,7 @@ def ask(
                 "built_length": question.built_length,
                 "prompt_tokens": response.prompt_tokens,
                 "prompt_sha256": _digest(question.message + question.opening),
-                "truncated": 0,
+                "truncated": _missing(question, response),
             }
         )
         done += question.cell.length
@@ -103,10 +103,18 @@ def require_whole(question: Question, response: Response) -> None:
         raise AssertionError(
             f"a prompt of {question.built_length} tokens was built for {question.cell.length}"
         )
-    least = len(question.ids) - question.overhead
-    if response.prompt_tokens < least:
+    if _missing(question, response):
         raise UserError(
-            f"the server read {response.prompt_tokens:,} tokens of a message of {least:,}: it cuts "
-            "prompts, or has another tokenizer; raise its context, or give its model with "
-            "--tokenizer"
+            f"the server read {response.prompt_tokens:,} tokens of a message of "
+            f"{_message_tokens(question):,}: it cuts prompts, or has another tokenizer; raise its "
+            "context, or give its model with --tokenizer"
         )
+
+
+def _missing(question: Question, response: Response) -> int:
+    """Returns the tokens of the message that were not read; the template may be the server's."""
+    return max(0, _message_tokens(question) - response.prompt_tokens)
+
+
+def _message_tokens(question: Question) -> int:
+    return len(question.ids) - question.overhead

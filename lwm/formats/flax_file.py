@@ -127,6 +127,7 @@ class FlaxFile:
                 file.seek(offset)
                 _read_whole(file, into[:length], self.path)
                 into = into[length:]
+            assert not into
             check(part)
         if not self._is_kept:
             # All at once: the kernel is slow to drop pages beside those that it reads ahead.

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+from lwm.eval.markdown import markdown_table
 from lwm.eval.results import ResultRow
 from lwm.eval.statistics import mean_interval, wilson
 
@@ -128,13 +129,7 @@ class NeedleReport:
 
     def table(self) -> str:
         """Returns the grid in Markdown; margins have 95% intervals in percent."""
-        rows = self._grid() if self.depths else self._lengths()
-        widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-        rows.insert(1, [f"{'-' * (width - 1)}:" for width in widths])
-        return "\n".join(
-            f"| {' | '.join(c.rjust(w) for c, w in zip(row, widths, strict=True))} |"
-            for row in rows
-        )
+        return markdown_table(self._grid() if self.depths else self._lengths())
 
     def _grid(self) -> list[list[str]]:
         lengths = self.lengths

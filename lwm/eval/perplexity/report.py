@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from lwm.eval.figures import Series, curve
+from lwm.eval.markdown import markdown_table
 from lwm.eval.results import ResultRow
 from lwm.eval.statistics import Difference, bootstrap_interval, holm, paired_difference
 
@@ -167,8 +168,8 @@ class PerplexityReport:
                 extra = [f"{difference.mean:+.3f} ({low:+.3f} to {high:+.3f})", f"{p_value:.3f}"]
             limited.append([f"{context:,}", *_cells(loss), *extra])
         if not self.differences:
-            return _table(rows)
-        return f"{_table(rows)}\n\n{_table(limited)}\n\n{self.summary}"
+            return markdown_table(rows)
+        return f"{markdown_table(rows)}\n\n{markdown_table(limited)}\n\n{self.summary}"
 
     @property
     def summary(self) -> str:
@@ -227,12 +228,3 @@ def _cells(loss: Loss) -> list[str]:
     ends = loss.interval
     interval = "" if ends is None else f"{math.exp(ends[0]):.2f} to {math.exp(ends[1]):.2f}"
     return [f"{loss.tokens:,}", f"{math.exp(loss.nll):.2f}", interval]
-
-
-def _table(rows: Sequence[Sequence[str]]) -> str:
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    lines = [list(rows[0]), [f"{'-' * (width - 1)}:" for width in widths], *rows[1:]]
-    return "\n".join(
-        f"| {' | '.join(cell.rjust(width) for cell, width in zip(line, widths, strict=True))} |"
-        for line in lines
-    )

@@ -120,12 +120,11 @@ def _score(
     """Scores the units that have no result yet."""
     known = {(row["document"], row["segment"], row["context"]) for row in results.rows}
     sizes = {
-        unit.key: sum(len(request.ids) for request in unit.requests(config.targets))
-        for unit in units
+        unit.key: [len(request.ids) for request in unit.requests(config.targets)] for unit in units
     }
     left = [unit for unit in units if unit.key not in known]
-    total = sum(sizes.values())
-    done = total - sum(sizes[unit.key] for unit in left)
+    total = sum(map(sum, sizes.values()))
+    done = total - sum(sum(sizes[unit.key]) for unit in left)
     model.engine.reserve(rows * config.length)
 
     def requests() -> Iterator[ScoreRequest]:
@@ -145,7 +144,7 @@ def _score(
         found = parts.setdefault(number, {})
         found[part] = scored.logprobs
         done += len(scored.request.ids)
-        if len(found) == len(unit.requests(config.targets)):
+        if len(found) == len(sizes[unit.key]):
             losses = [-value for part in sorted(found) for value in found[part]]
             results.append(_row(unit, losses, config.targets))
             del parts[number]

@@ -1,8 +1,5 @@
 """Essays of the needle tasks: a local text with single spaces, repeated where it is short."""
 
-import dataclasses
-import functools
-import hashlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,12 +8,8 @@ from lwm.eval.needle.texts import Source
 from lwm.tokenizer.tokenizer import Tokenizer
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Essay:
+class Essay(Source):
     """A text whose words have one space after each."""
-
-    name: str
-    text: str
 
     @classmethod
     def open(cls, path: Path | None) -> "Essay":
@@ -27,11 +20,6 @@ class Essay:
         """
         source = Source.open(path)
         return cls(name=source.name, text="".join(f"{word} " for word in source.text.split()))
-
-    @functools.cached_property
-    def sha256(self) -> str:
-        """SHA-256 of the text."""
-        return hashlib.sha256(self.text.encode()).hexdigest()
 
     def haystack(self, tokenizer: Tokenizer, *, least: int) -> Haystack:
         """Returns the text from its start on, repeated until it has at least `least` tokens."""

@@ -5,6 +5,7 @@ import json
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from lwm.eval.markdown import markdown_table
 from lwm.eval.results import ResultRow
 from lwm.eval.ruler.config import TASKS
 from lwm.eval.ruler.task import ANSWERING, CATEGORIES, RULES
@@ -193,12 +194,4 @@ class RulerReport:
         for name, tasks in named:
             means = [self.mean(tasks, [n]) for n in lengths]
             rows.append([name, *("" if mean is None else str(mean) for mean in means)])
-        widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-        first, *others = widths
-        rows.insert(1, ["-" * first, *(f"{'-' * (width - 1)}:" for width in others)])
-        return "\n".join(
-            f"| {row[0].ljust(first)} | "
-            + " | ".join(c.rjust(w) for c, w in zip(row[1:], others, strict=True))
-            + " |"
-            for row in rows
-        )
+        return markdown_table(rows, words=True)
