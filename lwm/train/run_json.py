@@ -12,6 +12,7 @@ from lwm.files import make_folder, parse_json, replacing
 from lwm.formats.run_folder import WITH_MODEL
 from lwm.renamed import new_setting
 from lwm.train.config import Schedule
+from lwm.vqgan.config import ADDED
 
 VERSION = 3
 """Of the file; version 1 has no number."""
@@ -134,6 +135,9 @@ def read_run(path: Path, *, known: Mapping[str, Any]) -> dict[str, Any]:
             "choose another folder with --out"
         )
     found = {new_setting(name, known): value for name, value in _leaves(values).items()}
+    # Settings that older runs lack, as they were then.
+    added = {f"model.{name}": value for name, value in ADDED.items()}
+    found = {name: value for name, value in added.items() if name in known} | found
     if version < WITH_MODEL:
         wrong = ("model",) if found.get("init") else ("model.tokens", "model.max_context")
         found = {name: value for name, value in found.items() if not name.startswith(wrong)}

@@ -1,7 +1,7 @@
 """The shape of a VQGAN, and facts about its codebook."""
 
 import dataclasses
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 from lwm.errors import UserError
 from lwm.model.config import Dtype
@@ -10,6 +10,10 @@ WEIGHTS, CONFIG = "vqgan.safetensors", "vqgan.json"
 """Files of a VQGAN, perhaps in the folder of a language model."""
 GROUPS = 32
 """Groups of channels in a group normalisation."""
+
+Search = Literal["nearest", "cosine", "product"]
+"""Rule that chooses the code of a latent: the smallest distance, the smallest angle (ViT-VQGAN,
+arXiv 2110.04627) or the largest inner product (IBQ, arXiv 2412.02692)."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -33,7 +37,18 @@ class VQGANConfig:
     code_dim: int
     """Width of an entry."""
     dtype: Dtype = "float32"
-    """Type of the computation; statistics, latents and the code search are always float32."""
+    """Type of the computation; statistics, latents and the code search are always float32, and with
+    the search `product` the whole encoder, as bfloat16 would change every tenth code."""
+    attention: tuple[int, ...] = ()
+    """Levels, from 0 at full resolution, whose residual blocks are each followed by attention."""
+    middle_attention: bool = False
+    """Attention between the two blocks in the middle of encoder and decoder."""
+    search: Search = "nearest"
+    """Rule that chooses the code of a latent."""
+    unit_codes: bool = False
+    """Whether the decoder gets codes scaled to unit length."""
+    decoder: bool = True
+    """Whether there is a decoder; some models only read images."""
 
     def __post_init__(self):
         """Checks the sizes.
@@ -41,8 +56,7 @@ class VQGANConfig:
         Raises:
             ValueError: A size is out of range, or sizes do not fit each other.
         """
-        sizes = dataclasses.asdict(self)
-        del sizes["multipliers"], sizes["dtype"]
+        sizes = {name: getattr(self, name) for name in _SIZES}
         sizes |= {f"multipliers[{i}]": each for i, each in enumerate(self.multipliers)}
         for name, size in sizes.items():
             if size < 1:
@@ -60,6 +74,13 @@ class VQGANConfig:
                 f"resolution {self.resolution} does not divide by {self.downsampling}, the pixels "
                 f"to a code with {len(self.multipliers)} levels"
             )
+        if not set(self.attention) <= set(range(len(self.multipliers))):
+            raise ValueError(
+                f"attention is at the levels {self.attention}, but there are only 0 to "
+                f"{len(self.multipliers) - 1}"
+            )
+        if self.search == "cosine" and not self.unit_codes:
+            raise ValueError("codes that are searched by cosine must be unit_codes")
 
     @property
     def widths(self) -> tuple[int, ...]:
@@ -81,6 +102,23 @@ class VQGANConfig:
         """Codes of a frame of `resolution`."""
         return self.codes_per_side**2
 
+    @property
+    def encoder_dtype(self) -> Dtype:
+        """Type in which the encoder computes."""
+        return "float32" if self.search == "product" else self.dtype
+
+    def require_decoder(self) -> None:
+        """Refuses to decode where only the encoder is there.
+
+        Raises:
+            UserError: It is.
+        """
+        if not self.decoder:
+            raise UserError(
+                "the vision tokenizer only reads images: its files hold no decoder; to write "
+                "images, give the files of a tokenizer that has one"
+            )
+
     def grid(self, height: int, width: int) -> tuple[int, int]:
         """Returns the rows and columns of codes for a frame of `height` × `width` pixels.
 
@@ -96,8 +134,13 @@ class VQGANConfig:
         return height // step, width // step
 
     def to_json(self) -> dict[str, Any]:
-        """Returns the configuration as plain values; `from_json` reads them back."""
-        return dataclasses.asdict(self) | {"multipliers": list(self.multipliers)}
+        """Returns the configuration as plain values; `from_json` reads them back.
+
+        Parts that LWM's VQGANs lack are left out, so that earlier versions read theirs.
+        """
+        values = dataclasses.asdict(self)
+        values |= {name: list(values[name]) for name in _LISTS}
+        return {name: each for name, each in values.items() if each != ADDED.get(name)}
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> "VQGANConfig":
@@ -107,17 +150,35 @@ class VQGANConfig:
             ValueError: A value is missing, unknown or impossible.
         """
         names = {each.name for each in dataclasses.fields(cls)}
-        if not names - {"channels", "dtype"} <= values.keys() <= names:
-            raise ValueError(f"it should have {', '.join(sorted(names))}")
-        if not isinstance(values["multipliers"], list):
-            raise ValueError("multipliers is not a list")
+        if not names - {"channels", "dtype", *ADDED} <= values.keys() <= names:
+            raise ValueError(f"it should have {', '.join(sorted(names - ADDED.keys()))}")
         for name, value in values.items():
-            sizes = value if name == "multipliers" else [value]
-            if name != "dtype" and any(type(size) is not int for size in sizes):
-                raise ValueError(f"{name} is {value!r}")
-        if values.get("dtype", "float32") not in get_args(Dtype):
-            raise ValueError(f"dtype is {values['dtype']!r}, none of {', '.join(get_args(Dtype))}")
-        return cls(**values | {"multipliers": tuple(values["multipliers"])})
+            if name in _LISTS and not isinstance(value, list):
+                raise ValueError(f"{name} is not a list")
+            if type(ADDED.get(name)) is bool:
+                is_wrong = type(value) is not bool
+            elif name in _CHOICES:
+                is_wrong = value not in _CHOICES[name]
+            else:
+                is_wrong = any(type(n) is not int for n in (value if name in _LISTS else [value]))
+            if is_wrong:
+                among = f", none of {', '.join(_CHOICES[name])}" if name in _CHOICES else ""
+                raise ValueError(f"{name} is {value!r}{among}")
+        tuples: dict[str, Any] = {name: tuple(values.get(name, ())) for name in _LISTS}
+        return cls(**values | tuples)
+
+
+_SIZES = ("resolution", "channels", "hidden", "res_blocks", "z_channels", "codes", "code_dim")
+_LISTS = ("multipliers", "attention")
+_CHOICES: dict[str, tuple[str, ...]] = {"dtype": get_args(Dtype), "search": get_args(Search)}
+ADDED: dict[str, Any] = {
+    "attention": [],
+    "middle_attention": False,
+    "search": "nearest",
+    "unit_codes": False,
+    "decoder": True,
+}
+"""Values of the fields that LWM's VQGANs, and files of earlier versions, do not have."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

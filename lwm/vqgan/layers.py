@@ -10,6 +10,7 @@ import jax.random as jr
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from lwm.ops.cpu.convolution import convolve, convolve_doubled, convolve_halved
+from lwm.ops.cpu.product import product
 from lwm.vqgan.config import GROUPS
 
 
@@ -38,22 +39,25 @@ class Conv(eqx.Module):
         return convolve_doubled(x, self.kernel.astype(x.dtype)) + self.bias.astype(x.dtype)
 
 
-class GroupNormSiLU(eqx.Module):
-    """Group normalisation of 32 groups (Wu and He 2018, arXiv 1803.08494), followed by SiLU."""
+class GroupNorm(eqx.Module):
+    """Group normalisation of 32 groups (Wu and He 2018, arXiv 1803.08494)."""
 
     weight: Float[Array, " C"]
     bias: Float[Array, " C"]
 
     @classmethod
-    def init(cls, channels: int) -> "GroupNormSiLU":
+    def init(cls, channels: int) -> "GroupNorm":
         """Starts with a scale of 1 and a shift of 0."""
         return cls(jnp.ones(channels), jnp.zeros(channels))
 
     def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B H W C"]:
-        """Normalises each group of a frame, scales and shifts each channel, and applies SiLU.
+        """Normalises each group of a frame, and scales and shifts each channel.
 
         Computes in float32; the result has the type of `x`.
         """
+        return self._normalised(x).astype(x.dtype)
+
+    def _normalised(self, x: Float[Array, "B H W C"]) -> Float[Array, "B H W C"]:
         # The barriers hide the three uses of `x` from each other. Otherwise XLA on CPU stores the
         # differences or the float32 copy; so it reads `x` three times and stores neither.
         first = jax.lax.optimization_barrier(x)
@@ -61,7 +65,7 @@ class GroupNormSiLU(eqx.Module):
         again, middle = jax.lax.optimization_barrier((first, mean))
         variance = self._over_groups(jnp.square(again.astype(jnp.float32) - middle))
         scale = jax.lax.rsqrt(variance + 1e-6) * self.weight
-        return jax.nn.silu((x - mean) * scale + self.bias).astype(x.dtype)
+        return (x - mean) * scale + self.bias
 
     @staticmethod
     def _over_groups(x: Float[Array, "B H W C"]) -> Float[Array, "B 1 1 C"]:
@@ -69,6 +73,19 @@ class GroupNormSiLU(eqx.Module):
         batch, _, _, channels = x.shape
         means = jnp.mean(jnp.mean(x, axis=(1, 2)).reshape(batch, GROUPS, -1), axis=2)
         return jnp.repeat(means, channels // GROUPS, axis=1)[:, None, None]
+
+
+class GroupNormSiLU(GroupNorm):
+    """Group normalisation followed by SiLU."""
+
+    @classmethod
+    def init(cls, channels: int) -> "GroupNormSiLU":
+        """Starts as `GroupNorm` does."""
+        return cls(jnp.ones(channels), jnp.zeros(channels))
+
+    def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B H W C"]:
+        """Normalises as `GroupNorm` does, and applies SiLU."""
+        return jax.nn.silu(self._normalised(x)).astype(x.dtype)
 
 
 class ResBlock(eqx.Module):
@@ -97,3 +114,30 @@ class ResBlock(eqx.Module):
         y = self.conv1(self.norm1(x))
         y = self.conv2(self.norm2(y))
         return y + (x if self.shortcut is None else self.shortcut(x))
+
+
+class Attention(eqx.Module):
+    """A residual block in which all positions of a frame attend to each other, with one head."""
+
+    norm: GroupNorm
+    query: Conv
+    key: Conv
+    value: Conv
+    out: Conv
+
+    @classmethod
+    def init(cls, channels: int, *, key: PRNGKeyArray) -> "Attention":
+        """Samples the kernels, which are 1 × 1."""
+        convs = (Conv.init(channels, channels, 1, key=each) for each in jr.split(key, 4))
+        return cls(GroupNorm.init(channels), *convs)
+
+    def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B H W C"]:
+        """Returns `x` plus what its positions attend to; scores and softmax are in float32."""
+        batch, _, _, channels = x.shape
+        y = self.norm(x)
+        query, key, value = (
+            conv(y).reshape(batch, -1, channels) for conv in (self.query, self.key, self.value)
+        )
+        shares = jax.nn.softmax(product("bqc,bkc->bqk", query, key) * channels**-0.5)
+        mixed = product("bqk,bkc->bqc", shares.astype(x.dtype), value)
+        return x + self.out(mixed.astype(x.dtype).reshape(x.shape))

@@ -1,9 +1,10 @@
 """A VQGAN: frames to codes of a learned codebook, and back (Esser et al. 2021, arXiv 2012.09841).
 
 Axes: B or N frames, H × W pixels, h × w codes, C colour channels, Z `z_channels`, E width of a
-code, K entries of the codebook; in a level also I channels in and O channels out.
+code, K entries of the codebook.
 """
 
+import contextlib
 import functools
 from collections.abc import Callable, Iterator
 
@@ -18,8 +19,9 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray, UInt8
 from lwm.errors import UserError
 from lwm.media.pixels import from_bytes
 from lwm.sharding import AXES, make_mesh, manual, on_mesh
-from lwm.vqgan.config import VQGANConfig
-from lwm.vqgan.layers import Conv, GroupNormSiLU, ResBlock
+from lwm.vqgan.config import Search, VQGANConfig
+from lwm.vqgan.layers import Conv
+from lwm.vqgan.networks import Decoder, Encoder
 
 SEARCHED = 1 << 22
 """Distances from latents to codes computed at a time, at most; at least one latent per frame."""
@@ -29,127 +31,35 @@ AT_ONCE = 256 * 256
 whole batches, as caches are reused, and needs less memory."""
 
 
-class Level(eqx.Module):
-    """Residual blocks at one resolution, and the convolution that changes it; the last has none."""
-
-    blocks: tuple[ResBlock, ...]
-    resample: Conv | None
-
-    @classmethod
-    def init(
-        cls, inputs: int, outputs: int, blocks: int, *, last: bool, key: PRNGKeyArray
-    ) -> "Level":
-        """Samples all weights; the first block changes the number of channels."""
-        *keys, key = jr.split(key, blocks + 1)
-        sizes = [inputs] + [outputs] * (blocks - 1)
-        return cls(
-            tuple(ResBlock.init(i, outputs, key=k) for i, k in zip(sizes, keys, strict=True)),
-            None if last else Conv.init(outputs, outputs, key=key),
-        )
-
-    def __call__(self, x: Float[Array, "B H W I"]) -> Float[Array, "B H W O"]:
-        """Applies the blocks, without the resampling."""
-        for block in self.blocks:
-            x = block(x)
-        return x
-
-
-class Encoder(eqx.Module):
-    """Maps pixels to `z_channels`; each level but the last halves the sides."""
-
-    conv_in: Conv
-    levels: tuple[Level, ...]
-    middle: tuple[ResBlock, ResBlock]
-    norm: GroupNormSiLU
-    conv_out: Conv
-
-    @classmethod
-    def init(cls, config: VQGANConfig, *, key: PRNGKeyArray) -> "Encoder":
-        """Samples all weights."""
-        first, last, one, two, *keys = jr.split(key, 4 + len(config.widths))
-        sizes = zip((config.hidden, *config.widths), config.widths, keys, strict=False)
-        top = config.widths[-1]
-        return cls(
-            conv_in=Conv.init(config.channels, config.hidden, key=first),
-            levels=tuple(
-                Level.init(i, o, config.res_blocks, last=key is keys[-1], key=key)
-                for i, o, key in sizes
-            ),
-            middle=(ResBlock.init(top, top, key=one), ResBlock.init(top, top, key=two)),
-            norm=GroupNormSiLU.init(top),
-            conv_out=Conv.init(top, config.z_channels, key=last),
-        )
-
-    def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B h w Z"]:
-        """Maps each frame independently."""
-        x = self.conv_in(x)
-        for level in self.levels:
-            x = level(x)
-            if level.resample is not None:
-                x = level.resample.downsample(x)
-        for block in self.middle:
-            x = block(x)
-        return self.conv_out(self.norm(x))
-
-
-class Decoder(eqx.Module):
-    """Maps `z_channels` to pixels; its levels are in the order in which they run."""
-
-    conv_in: Conv
-    middle: tuple[ResBlock, ResBlock]
-    levels: tuple[Level, ...]
-    norm: GroupNormSiLU
-    conv_out: Conv
-
-    @classmethod
-    def init(cls, config: VQGANConfig, *, key: PRNGKeyArray) -> "Decoder":
-        """Samples all weights."""
-        first, last, one, two, *keys = jr.split(key, 4 + len(config.widths))
-        widths = config.widths[::-1]
-        top = widths[0]
-        return cls(
-            conv_in=Conv.init(config.z_channels, top, key=first),
-            middle=(ResBlock.init(top, top, key=one), ResBlock.init(top, top, key=two)),
-            levels=tuple(
-                Level.init(i, o, config.res_blocks + 1, last=key is keys[-1], key=key)
-                for i, o, key in zip((top, *widths), widths, keys, strict=False)
-            ),
-            norm=GroupNormSiLU.init(config.widths[0]),
-            conv_out=Conv.init(config.widths[0], config.channels, key=last),
-        )
-
-    def __call__(self, x: Float[Array, "B h w Z"]) -> Float[Array, "B H W C"]:
-        """Maps each frame independently."""
-        x = self.conv_in(x)
-        for block in self.middle:
-            x = block(x)
-        for level in self.levels:
-            x = level(x)
-            if level.resample is not None:
-                x = level.resample.upsample(x)
-        return self.conv_out(self.norm(x))
-
-
 class Quantizer(eqx.Module):
     """Vector quantisation with a codebook (van den Oord et al. 2017, arXiv 1711.00937)."""
 
     codebook: Float[Array, "K E"]
+    search: Search = eqx.field(static=True, default="nearest")
+    unit_codes: bool = eqx.field(static=True, default=False)
 
     @classmethod
     def init(cls, config: VQGANConfig, *, key: PRNGKeyArray) -> "Quantizer":
         """Samples entries uniformly between -1/K and 1/K."""
         most = 1 / config.codes
-        return cls(jr.uniform(key, (config.codes, config.code_dim), minval=-most, maxval=most))
+        codebook = jr.uniform(key, (config.codes, config.code_dim), minval=-most, maxval=most)
+        return cls(codebook, config.search, config.unit_codes)
 
     def nearest(self, latents: Float[Array, "B h w E"]) -> Int[Array, "B h w"]:
-        """Returns the first code of those nearest to each latent; distances are in float32."""
+        """Returns the first code of those nearest to each latent, in float32, as `search` says.
+
+        Latents that are searched by cosine must have unit length, as those of `VQGAN.latents`.
+        """
         batch, height, width, dim = latents.shape
         codebook = self.codebook.astype(jnp.float32)
+        if self.search == "cosine":
+            codebook = scaled_to_unit(codebook)
         squares = jnp.sum(jnp.square(codebook), axis=1)
 
         def search(part: Float[Array, "B n E"]) -> Int[Array, "B n"]:
             products = jnp.einsum("bne,ke->bnk", part, codebook, precision="highest")
-            return jnp.argmin(squares - 2 * products, axis=-1).astype(jnp.int32)
+            costs = -products if self.search == "product" else squares - 2 * products
+            return jnp.argmin(costs, axis=-1).astype(jnp.int32)
 
         count = height * width
         pieces = min(count, -(-batch * count * len(codebook) // SEARCHED))
@@ -164,7 +74,16 @@ class Quantizer(eqx.Module):
         """Returns the vector of each code; NaN for a code outside the codebook."""
         there = jax.typeof(codes).sharding
         where = NamedSharding(there.mesh, P(*there.spec, None))
-        return self.codebook.at[codes].get(mode="fill", fill_value=jnp.nan, out_sharding=where)
+        found = self.codebook.at[codes].get(mode="fill", fill_value=jnp.nan, out_sharding=where)
+        return scaled_to_unit(found) if self.unit_codes else found
+
+
+def scaled_to_unit(vectors: Float[Array, "... E"]) -> Float[Array, "... E"]:
+    """Returns vectors scaled to length 1; those of length 0 stay."""
+    vectors = vectors.astype(jnp.float32)
+    # The root of a sum of 0 would have a gradient of NaN.
+    squares = jnp.maximum(jnp.sum(jnp.square(vectors), axis=-1, keepdims=True), 1e-24)
+    return vectors / jnp.sqrt(squares)
 
 
 class VQGAN(eqx.Module):
@@ -178,35 +97,41 @@ class VQGAN(eqx.Module):
     encoder: Encoder
     to_code: Conv
     quantizer: Quantizer
-    from_code: Conv
-    decoder: Decoder
+    from_code: Conv | None
+    decoder: Decoder | None
     config: VQGANConfig = eqx.field(static=True)
 
     @classmethod
     def init(cls, config: VQGANConfig, *, key: PRNGKeyArray) -> "VQGAN":
         """Samples all weights, replicated on each device."""
         encoder, into, book, out, decoder = jr.split(key, 5)
+        both = config.decoder
         return cls(
             encoder=Encoder.init(config, key=encoder),
             to_code=Conv.init(config.z_channels, config.code_dim, 1, key=into),
             quantizer=Quantizer.init(config, key=book),
-            from_code=Conv.init(config.code_dim, config.z_channels, 1, key=out),
-            decoder=Decoder.init(config, key=decoder),
+            from_code=Conv.init(config.code_dim, config.z_channels, 1, key=out) if both else None,
+            decoder=Decoder.init(config, key=decoder) if both else None,
             config=config,
         )
 
     def latents(self, pixels: Float[Array, "B H W C"]) -> Float[Array, "B h w E"]:
-        """Returns the vectors to be quantised, in float32.
+        """Returns the vectors to be quantised, in float32; of unit length for a search by cosine.
 
         Raises:
             UserError: The size of the frames does not divide into codes.
         """
         self.config.grid(*pixels.shape[1:3])
-        encoded = self.encoder(pixels.astype(self.config.dtype))
-        return self.to_code(encoded.astype(jnp.float32))
+        exact = contextlib.nullcontext()
+        if self.config.search == "product":  # so close that rounding to TF32 would change codes
+            exact = jax.default_matmul_precision("highest")
+        with exact:
+            encoded = self.encoder(pixels.astype(self.config.encoder_dtype))
+            found = self.to_code(encoded.astype(jnp.float32))
+        return scaled_to_unit(found) if self.config.search == "cosine" else found
 
     def quantize(self, latents: Float[Array, "B h w E"]) -> Int[Array, "B h w"]:
-        """Returns the code nearest to each latent."""
+        """Returns the code of each latent."""
         return self.quantizer.nearest(latents)
 
     def encode(self, pixels: Float[Array, "B H W C"]) -> Int[Array, "B h w"]:
@@ -218,11 +143,22 @@ class VQGAN(eqx.Module):
         return self.quantize(self.latents(pixels))
 
     def pixels(self, vectors: Float[Array, "B h w E"]) -> Float[Array, "B H W C"]:
-        """Decodes vectors of codes to frames, in float32 and not clipped."""
+        """Decodes vectors of codes to frames, in float32 and not clipped.
+
+        Raises:
+            UserError: There is no decoder.
+        """
+        self.config.require_decoder()
+        assert self.from_code is not None
+        assert self.decoder is not None
         return self.decoder(self.from_code(vectors.astype(self.config.dtype))).astype(jnp.float32)
 
     def decode(self, codes: Int[Array, "B h w"]) -> Float[Array, "B H W C"]:
-        """Decodes codes to frames in [-1, 1], in float32."""
+        """Decodes codes to frames in [-1, 1], in float32.
+
+        Raises:
+            UserError: There is no decoder.
+        """
         return jnp.clip(self.pixels(self.quantizer.vectors(codes)), -1, 1)
 
 
@@ -258,9 +194,10 @@ def decode_frames(
     """Decodes any number of frames; see `encode_frames`.
 
     Raises:
-        UserError: A code is not in the codebook.
+        UserError: A code is not in the codebook, or there is no decoder.
     """
     config = model.config
+    config.require_decoder()
     sides = [config.downsampling * side for side in codes.shape[1:]]
     frames = np.empty((len(codes), *sides, config.channels), np.float32)
     for at, part in _parts(codes, model, batch):

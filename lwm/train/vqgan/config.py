@@ -176,5 +176,13 @@ class VQGANRun:
         """Refuses models of anything but frames."""
         if self.model.channels != 3:
             raise UserError(f"model.channels is {self.model.channels}, but frames have 3")
+        self.model.require_decoder()
+        if self.model.search == "product" or self.model.unit_codes != (
+            self.model.search == "cosine"
+        ):
+            raise UserError(
+                f"model.search is {self.model.search} with unit_codes {self.model.unit_codes}, "
+                "which cannot be trained; give nearest without, or cosine with --model.unit-codes"
+            )
         if self.seed < 0:
             raise UserError(f"seed is {self.seed}; give 0 or above")

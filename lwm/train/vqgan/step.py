@@ -17,7 +17,7 @@ from lwm.sharding import AXES, manual
 from lwm.train.vqgan.config import VQGANTraining
 from lwm.train.vqgan.discriminator import Discriminator
 from lwm.train.vqgan.perceptual import LPIPS
-from lwm.vqgan.model import VQGAN
+from lwm.vqgan.model import VQGAN, scaled_to_unit
 
 VQGANMetrics = dict[str, Float[Array, ""]]
 """Measurements of one update, by their names in the log."""
@@ -58,10 +58,13 @@ class VQGANState(eqx.Module):
         chosen: float = 0.0,
     ) -> "VQGANState":
         """Returns the first state; see `Usage.start` for `chosen`."""
+        codebook = model.quantizer.codebook
+        if model.config.unit_codes:  # as long as the latents whose means the codes will be
+            codebook = scaled_to_unit(codebook)
         return cls(
             model=model,
             optimizer=optimizer.init(cast(Any, model)),
-            usage=Usage.start(model.quantizer.codebook, chosen),
+            usage=Usage.start(codebook, chosen),
             discriminator=discriminator,
             discriminator_optimizer=optimizer.init(cast(Any, discriminator)),
             # Two zeros, not one twice: both are donated at the first step.
@@ -136,7 +139,10 @@ class VQGANStep:
         def reconstruct(model: VQGAN) -> Any:
             latents = model.latents(real)
             codes = model.quantize(jax.lax.stop_gradient(latents))
-            nearest = jax.lax.stop_gradient(model.quantizer.codebook[codes])
+            nearest = model.quantizer.codebook[codes]
+            if model.config.unit_codes:
+                nearest = scaled_to_unit(nearest)
+            nearest = jax.lax.stop_gradient(nearest)
             # Straight-through: the gradient skips the quantization.
             chosen = latents + jax.lax.stop_gradient(nearest - latents)
             pixels = model.pixels(jnp.where(quantized, chosen, latents))
