@@ -126,7 +126,7 @@ def require_same(
             reason = "is new"
         elif there is None or there == "missing":
             reason = "is not there any more"
-        elif _TIME in then and then.partition(_TIME)[0] == there.partition(_TIME)[0]:
+        elif _TIME in then and same_content(then, there):
             reason = (
                 "has another time of modification, and is too large to be compared as a whole "
                 "(cp -p keeps the time)"
@@ -134,6 +134,11 @@ def require_same(
         else:
             reason = "has changed"
         raise UserError(f"{(paths or {}).get(name, name)} {reason} since the start; {remedy}")
+
+
+def same_content(one: str, other: str | None) -> bool:
+    """Returns whether two fingerprints are of the same content, whenever it was written."""
+    return other is not None and one.partition(_TIME)[0] == other.partition(_TIME)[0]
 
 
 def _cost(path: Path) -> int:

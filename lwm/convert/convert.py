@@ -5,9 +5,12 @@ import functools
 import hashlib
 import json
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
+from lwm.convert.card import card, is_written
+from lwm.convert.card_facts import facts_of
 from lwm.convert.export import ORIGIN, write_model
 from lwm.convert.folder import require_ours
 from lwm.convert.huggingface import is_not_weight
@@ -38,6 +41,7 @@ def convert_model(
     dtype: Literal["float32", "bfloat16"] | None = None,
     max_shard_bytes: int = SHARD_BYTES,
     overwrite: bool = False,
+    reports: Sequence[Path] = (),
     progress: Progress = lambda done, total: None,
 ) -> None:
     """Writes weights, configuration, tokenizer, VQGAN, model card and licence into a new folder.
@@ -51,6 +55,8 @@ def convert_model(
         dtype: Type to store; None for the type of the weights.
         max_shard_bytes: Bytes of weights per file, unless one tensor alone is larger.
         overwrite: Replaces another model, or a changed model card, too.
+        reports: Reports of `lwm eval` on the model, or their folders, for the model card; those in
+            the folder of its run are found.
         progress: Called with the number of bytes written and their total.
 
     Raises:
@@ -71,6 +77,8 @@ def convert_model(
     )
     # Norms may be stored in a wider type than the matrices, which decide.
     stored = dtype or str(weights.unpadded("blocks.0.mlp.w_gate").dtype)
+    legal = _legal(opened)
+    facts = facts_of(opened, stored, licence_files=[*legal], reports=reports)
     write_model(
         folder,
         opened.config,
@@ -80,7 +88,7 @@ def convert_model(
         dtype=stored,
         max_shard_bytes=max_shard_bytes,
         sampling=opened.sampling,
-        texts={"README.md": card(opened, stored), **_legal(opened)},
+        texts={"README.md": card(facts), **legal},
         save_vqgan=functools.partial(_copy_vqgan, opened.vqgan) if opened.vqgan else None,
         vqgan_bytes=_size(opened.vqgan),
         source=_identity(opened, stored, max_shard_bytes),
@@ -89,10 +97,10 @@ def convert_model(
     )
 
 
-def card(opened: ModelFiles, dtype: str) -> str:
-    """Returns the model card: facts, origin, licence and how to run the model."""
+def _former_card(opened: ModelFiles, dtype: str) -> str:
+    """Returns the model card as earlier versions wrote it, which is replaced like our own."""
     config, known = opened.config, opened.known
-    name = known.name if known else _name(opened.source)
+    name = known.name if known else _former_name(opened.source)
     reads = "text, images and video" if config.tokens.vision else "text"
     licence = known.licence if known else "that of the model it was converted from"
     head = ["license: llama2"] if known and "Llama 2" in licence else []
@@ -122,8 +130,7 @@ def card(opened: ModelFiles, dtype: str) -> str:
     return "\n".join(lines)
 
 
-def _name(source: Path) -> str:
-    """Returns a name for a model: of its file, or of its folder if the file has none."""
+def _former_name(source: Path) -> str:
     if source.is_dir():
         return source.name
     return source.parent.name if source.name == "params" else source.stem
@@ -172,9 +179,10 @@ def _require_same(opened: ModelFiles, origin: str, folder: Path) -> None:
     readme = folder / "README.md"
     with reading(readme):
         text = readme.read_text(encoding="utf-8") if readme.exists() else ""
-    is_card = text in ("", card(opened, str(values.get("dtype"))))
+    is_former = text == _former_card(opened, str(values.get("dtype")))
+    is_card = not text or is_former or is_written(text)
     # Folders of earlier versions do not say what they were converted from; their cards do.
-    if is_card and values.get(ORIGIN, origin if text else None) == origin:
+    if is_card and values.get(ORIGIN, origin if is_former else None) == origin:
         return
     title = re.search("^# (.+)$", text, re.MULTILINE)
     name = repr(title[1].strip()) if title else f"a {values.get('model_type')} model"

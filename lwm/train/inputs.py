@@ -1,11 +1,19 @@
-"""Inputs of a run, recorded in `inputs.json`: it goes on with the same files, or is refused."""
+"""Inputs of a run, recorded in `inputs.json`: it goes on with the same files, or is refused.
+
+The lineage of the model that it starts from is recorded as well, for model cards.
+"""
 
 from collections.abc import Mapping
 from pathlib import Path
 
+from lwm.convert.card_facts import lineage_of
 from lwm.errors import UserError
-from lwm.files import read_versioned, replacing, write_versioned
+from lwm.files import make_folder, read_versioned, replacing, write_versioned
 from lwm.fingerprint import fingerprints, require_same
+from lwm.formats.run_facts import LINEAGE, write_lineage
+from lwm.formats.run_folder import SETTINGS
+from lwm.hub.catalog import KnownModel
+from lwm.processes import first_alone
 
 INPUTS = "inputs.json"
 VERSION = 1
@@ -37,3 +45,22 @@ def keep_inputs(files: Mapping[str, Path], folder: Path, *, resumed: bool) -> No
         return
     with replacing(record) as partial:
         write_versioned({"files": found}, partial, VERSION)
+
+
+def keep_lineage(source: Path, known: KnownModel | None, folder: Path) -> None:
+    """Records the lineage of the model that a run starts from, if that is not done yet.
+
+    Args:
+        source: File or folder of the model.
+        known: Its entry, if it is a known model.
+        folder: The folder of the run.
+
+    Raises:
+        UserError: The folder cannot be written.
+    """
+    with first_alone() as is_first:
+        # A folder without settings has a run that was refused, perhaps with another model.
+        is_kept = (folder / SETTINGS).exists() and (folder / LINEAGE).exists()
+        if is_first and not is_kept:
+            make_folder(folder)
+            write_lineage(lineage_of(source, known), folder)

@@ -76,7 +76,8 @@ def _run(
                 "remove the checkpoints, or choose another folder with --out"
             )
         require_trackers(track)
-        require_ours(model)
+        if isinstance(config, Run):  # a VQGAN is written among other files, which stay
+            require_ours(model)
         if not resumed and model.is_dir() and any(model.iterdir()):
             raise UserError(
                 f"{model} holds a model of another run, which would be lost; move it, or choose "

@@ -12,6 +12,7 @@ import jax.random as jr
 import numpy as np
 from jax.sharding import Mesh
 
+from lwm.convert.card_facts import language_facts, run_card
 from lwm.convert.export import generation_config, save_model
 from lwm.convert.folder import to_text
 from lwm.convert.open import ModelFiles, open_model_files, read_llama
@@ -34,6 +35,7 @@ from lwm.tokenizer.bpe import train_tokenizer
 from lwm.tokenizer.tokenizer import Tokenizer
 from lwm.tokens import TokenSpace
 from lwm.train.config import Run, Training
+from lwm.train.inputs import keep_lineage
 from lwm.train.loop import OpenTask
 from lwm.train.optimizer import build_optimizer, build_schedule
 from lwm.train.placing import own_rows, shard_batch
@@ -153,8 +155,13 @@ def open_task(
         return read_llama(files, model, compute=config.compute, mesh=mesh, seed=config.seed)
 
     def save(state: TrainState, place: Path) -> None:
-        note = place / "README.md"  # of somebody who wrote about the model
-        card = note.read_text(encoding="utf-8", errors="replace") if note.exists() else None
+        card = run_card(
+            folder,
+            place,
+            dtype=str(state.model.embedding.dtype),
+            language=language_facts(model, tokenizer),
+            vqgan=None if vqgan is None else vqgan.config,
+        )
         save_model(state.model, tokenizer, place, card=card, vqgan=vqgan, sampling=config.sampling)
 
     place = folder / TOKENIZER
@@ -162,6 +169,8 @@ def open_task(
         trained = files is None and config.data.tokenizer is None
         if is_first and not trained and not (resumed and place.exists()):
             _keep_tokenizer(tokenizer, model, config.sampling, place)
+    if files is not None:
+        keep_lineage(files.source, files.known, folder)
     sets = [
         open_set(one.files, one.format, tokenizer, model.tokens, warn=warn)
         for one in config.data.sets

@@ -17,6 +17,28 @@ from lwm.errors import UserError
 from lwm.files import PARTIAL
 from lwm.vqgan.checkpoint import read_vqgan
 
+FORMER_CARD = """---
+library_name: lwm
+---
+# LWM-Chat-Small-Jax
+
+Reads and writes text, images and video; a context of 512 tokens.
+
+| | |
+|---|---|
+| layers, width, heads | 2, 32, 8 |
+| text ids, vision ids | 258, 8,448 |
+| RoPE theta | 5e+07 |
+| weights | float32 |
+| converted from | LWM-Chat-Small-Jax |
+| licence | that of the model it was converted from |
+
+```sh
+lwm chat FOLDER
+```
+"""
+"""As earlier versions wrote it."""
+
 
 @pytest.fixture
 def source(published):
@@ -44,7 +66,8 @@ def test_the_model_is_the_same(published, source, tmp_path):
     assert read_vqgan(opened.vqgan).config == read_vqgan(folder / "vqgan").config
     card = (tmp_path / "new" / "README.md").read_text()
     assert "# LWM-Chat-Small-Jax" in card
-    assert "| text ids, vision ids | 258, 8,448 |" in card
+    assert "| end of vision | 8,451 |" in card
+    assert "Read from the file params." in card
     defaults = json.loads((tmp_path / "new" / "generation_config.json").read_text())["lwm"]
     assert defaults["image"]["guidance"] == 5.0
 
@@ -147,6 +170,10 @@ def test_folders_of_an_earlier_version_are_known_by_their_cards(source, tmp_path
     values = json.loads(file.read_text())
     del values["converted_from"]
     file.write_text(json.dumps(values))
+    # Of a trained model, whose card is ours as well.
+    with pytest.raises(UserError, match="new holds 'LWM-Chat-Small-Jax' and its README"):
+        convert_model(source, tmp_path / "new")
+    (tmp_path / "new" / "README.md").write_text(FORMER_CARD)
     convert_model(source, tmp_path / "new")
     assert "converted_from" in json.loads(file.read_text())
     file.write_text(json.dumps(values))

@@ -25,6 +25,7 @@ from lwm.convert.open import open_model_files, open_tokenizer, open_tokens, read
 from lwm.data.pack import PackingConfig
 from lwm.data.shards import open_shards
 from lwm.errors import UserError
+from lwm.formats.run_facts import read_lineage
 from lwm.model.config import ModelOverrides, Rope, read_scaling
 from lwm.recipes import debug
 from lwm.train import run as runs, task
@@ -125,6 +126,9 @@ def test_training_goes_on_from_a_model_with_vision_added(whole, tmp_path, monkey
     opened = lwm.load(model)
     assert jnp.isfinite(opened.llama.embedding).all()
     assert len(open_shards(out, tokens=config.tokens, tokenizer=opened.tokenizer)) == 3
+    # The run that it began with is in its card, and in that of a copy.
+    assert "| whole | 6 | 1,536 | 64 | 10000 |" in (model / "README.md").read_text()
+    assert read_lineage(folder).stages[0].name == "whole"
 
 
 def test_a_run_and_its_checkpoints_are_models(whole, tmp_path):
@@ -151,6 +155,10 @@ def test_a_run_and_its_checkpoints_are_models(whole, tmp_path):
     text = "Whale ½ 🐳"
     assert model.tokenizer.decode(model.tokenizer.encode(text)) == text
     convert_model(open_model_files(f"{whole}@3"), tmp_path / "converted", dtype=None)
+    card = (tmp_path / "converted" / "README.md").read_text()
+    assert "# whole, step 3" in card
+    assert "| steps | 3 of 6 |" in card
+    assert "| tokens seen | 768 tokens, padding not counted |" in card
     weights["early"] = jax.tree.leaves(lwm.load(tmp_path / "converted").llama)
     assert are_equal("early", "path")
     tokens = open_tokens(f"{whole}@3")[1]
@@ -438,7 +446,14 @@ def test_a_model_of_another_run_is_not_replaced(whole, tmp_path, begin):
 
 
 def test_what_was_written_about_a_model_stays_with_it(whole):
-    (note := whole / "model" / "README.md").write_text("# Mine\n")
+    note = whole / "model" / "README.md"
+    card = note.read_text()
+    assert "| tokens seen | 1,536 tokens, padding not counted |" in card
+    assert "validation of the run at step 6, 256 tokens |" in card
+    note.unlink()
+    runs.run(small(), whole)
+    assert note.read_text() == card
+    note.write_text("# Mine\n")
     runs.run(small(), whole)
     assert note.read_text() == "# Mine\n"
 

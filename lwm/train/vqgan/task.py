@@ -12,15 +12,17 @@ import numpy as np
 from jax.sharding import Mesh, PartitionSpec as P
 
 from lwm.cache import LRUCache
+from lwm.convert.card_facts import run_card
 from lwm.data.loader import Delivered
 from lwm.data.media.inputs import open_items
 from lwm.data.media.items import named_files
 from lwm.data.media.read import Sampling
 from lwm.errors import UserError
-from lwm.files import make_folder
+from lwm.files import make_folder, write_bytes
 from lwm.fingerprint import model_files, named
 from lwm.processes import first_alone
 from lwm.sharding import AXES, on_mesh, require_divisible
+from lwm.train.inputs import keep_lineage
 from lwm.train.loop import OpenTask
 from lwm.train.optimizer import build_optimizer, build_schedule
 from lwm.train.step import updates_made
@@ -129,7 +131,7 @@ def open_vqgan_task(
 
     Args:
         config: All settings.
-        folder: Gets the folder `sheets`.
+        folder: Gets the folder `sheets`, and the lineage of the first weights.
         mesh: The devices.
         warn: Receives warnings.
 
@@ -141,8 +143,14 @@ def open_vqgan_task(
         with first_alone() as is_first:
             if is_first:
                 save_vqgan(state.model, place)
+                dtype = str(state.model.quantizer.codebook.dtype)
+                card = run_card(folder, place, dtype=dtype, vqgan=state.model.config)
+                if card is not None:
+                    write_bytes(place / "README.md", card.encode())
 
     require_divisible(mesh, "frames of the batch", config.data.batch, AXES)
+    if config.init is not None:
+        keep_lineage(locate_vqgan(config.init), None, folder)
     batches = open_batches(config, mesh)
     held_out = open_held_out(config.data, config.model.resolution, warn)
     task = VQGANTask(

@@ -310,6 +310,13 @@ def test_a_run_leaves_all_that_it_should_and_goes_on_as_if_never_stopped(files, 
     assert len(scores) == 2
     assert scores[-1]["frames"] == 4
     assert (whole / "sheets/rest-0000008.png").is_file()
+    card = (whole / "model" / "README.md").read_text()
+    assert "encodes frames of 16 × 16 pixels as 64 codes" in card
+    assert "| frames seen | 32 frames |" in card
+    assert "held-out set 'rest' | PSNR" in card
+    (whole / "model" / "README.md").unlink()
+    run(config, whole)  # only saves again
+    assert (whole / "model" / "README.md").read_text() == card
     # Stopped after four steps, with a checkpoint of them.
     stopped = tmp_path / "stopped"
     run_until(config, stopped, 4)
