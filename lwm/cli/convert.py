@@ -1,4 +1,4 @@
-"""`lwm convert`: writes any model that opens as a Hugging Face folder."""
+"""`lwm convert`: writes any model that opens in a format of others."""
 
 from pathlib import Path
 from typing import Annotated, Literal
@@ -9,45 +9,87 @@ from lwm.cli.common import print_line
 from lwm.errors import UserError
 from lwm.model.config import NO_OVERRIDES, ModelOverrides
 
+Format = Literal["hf", "gguf", "lwm-original"]
+StoredType = Literal["float32", "bfloat16", "float16", "q8_0"]
+
+_SHARD_GB = 2.0
+
 
 def convert(
     source: Annotated[str, tyro.conf.Positional],
-    folder: Annotated[Path, tyro.conf.Positional],
+    target: Annotated[Path, tyro.conf.Positional],
     /,
     *,
-    to: Literal["lwm"] = "lwm",
-    dtype: Literal["float32", "bfloat16"] | None = None,
-    shard_gb: float = 2.0,
+    to: Format = "hf",
+    dtype: StoredType | None = None,
+    shard_gb: float | None = None,
     overwrite: bool = False,
     given: tyro.conf.OmitArgPrefixes[ModelOverrides] = NO_OVERRIDES,
 ) -> None:
-    """Writes a model as a folder of safetensors, with tokenizer, VQGAN and model card.
+    """Writes a model in a format of others: safetensors, GGUF, or that of the original LWM.
 
     Args:
         source: A name from `lwm models`, LWM's parameters (their folder, their file, or
             params::FILE), a Hugging Face folder, a GGUF file, or a hub's org/name.
-        folder: The folder to write; run again after an interruption to continue.
-        to: The format; lwm is a Hugging Face folder whose config names the vision ids.
-        dtype: Type of the stored weights; by default, their own.
-        shard_gb: The largest size of a file in GB (10⁹ bytes); so much is in memory at a time.
-        overwrite: Replace another model in the folder, and the README beside it.
+        target: The folder to write; for gguf, the file. A folder of safetensors that was
+            interrupted is continued.
+        to: The format: hf for transformers, vLLM and others, with tokenizer, VQGAN and model card;
+            gguf for llama.cpp and others, with the tokenizer; lwm-original for LWM's own code.
+        dtype: Type of the stored weights; by default, their own. float16 and q8_0 are for gguf.
+        shard_gb: For hf, the largest size of a file in GB (10⁹ bytes), by default 2; so much is in
+            memory at a time.
+        overwrite: Replace another model in the folder, and the README beside it, or a file.
         given: Values that the files lack.
     """
-    if not 0 < shard_gb <= 1000:
-        raise UserError(f"--shard-gb {shard_gb:g} must be above 0 and at most 1000")
+    _require_sense(target, to, dtype, shard_gb)
     from lwm.console import waiting
     from lwm.convert.convert import convert_model
+    from lwm.convert.gguf import write_gguf
+    from lwm.convert.lwm_original import write_lwm_original
     from lwm.convert.open import open_model_files
 
-    assert to == "lwm"
     opened = open_model_files(source, given=given)
     with waiting(f"converting {source}", "MB") as report:
-        convert_model(
-            opened,
-            folder,
-            dtype=dtype,
-            max_shard_bytes=int(shard_gb * 1e9),
-            overwrite=overwrite,
-            progress=lambda done, total: report(done // 10**6, total // 10**6),
-        )
-    print_line(folder)
+
+        def progress(done: int, total: int) -> None:
+            report(done // 10**6, total // 10**6)
+
+        match to, dtype:
+            case "gguf", _:
+                write_gguf(opened, target, dtype=dtype, overwrite=overwrite, progress=progress)
+            case "lwm-original", None | "float32" | "bfloat16":
+                write_lwm_original(
+                    opened, target, dtype=dtype, overwrite=overwrite, progress=progress
+                )
+            case "hf", None | "float32" | "bfloat16":
+                convert_model(
+                    opened,
+                    target,
+                    dtype=dtype,
+                    max_shard_bytes=int((shard_gb or _SHARD_GB) * 1e9),
+                    overwrite=overwrite,
+                    progress=progress,
+                )
+    print_line(target)
+    if to == "gguf" and opened.vqgan is not None:
+        print_line(f"without the VQGAN in {opened.vqgan}, for which GGUF has no place", error=True)
+
+
+def _require_sense(
+    target: Path, to: Format, dtype: StoredType | None, shard_gb: float | None
+) -> None:
+    """Refuses options that do not belong to the format.
+
+    Raises:
+        UserError: The option.
+    """
+    if to != "gguf" and dtype in ("float16", "q8_0"):
+        raise UserError(f"--dtype {dtype} is for --to gguf; for {to} give float32 or bfloat16")
+    if to != "gguf" and target.suffix.lower() == ".gguf":
+        raise UserError(f"{target} is named like a GGUF file; give --to gguf, or name a folder")
+    if shard_gb is None:
+        return
+    if to != "hf":
+        raise UserError(f"--shard-gb is for --to hf; {to} has all weights in one file")
+    if not 0 < shard_gb <= 1000:
+        raise UserError(f"--shard-gb {shard_gb:g} must be above 0 and at most 1000")

@@ -13,9 +13,8 @@ from lwm.convert.card import card, is_written
 from lwm.convert.card_facts import facts_of
 from lwm.convert.export import ORIGIN, write_model
 from lwm.convert.folder import require_ours
-from lwm.convert.huggingface import is_not_weight
 from lwm.convert.open import ModelFiles
-from lwm.convert.weights import Weights, weight_paths
+from lwm.convert.source import open_weights, require_other_folder
 from lwm.errors import UserError
 from lwm.files import edges_of, read_json, reading
 from lwm.fingerprint import model_files
@@ -63,28 +62,20 @@ def convert_model(
         UserError: The folder holds another model or other files, or cannot be written, the disk
             is full, or the weights cannot be read.
     """
-    _require_apart(opened.source, folder)
+    require_other_folder(opened, folder)
     origin = _origin(opened)
     if not overwrite:
         _require_same(opened, origin, Path(folder).expanduser())
-    paths = weight_paths(opened.config)
-    weights = Weights(
-        opened.config,
-        opened.tensors,
-        opened.table,
-        paths,
-        lambda name: is_not_weight(name, opened.config),
-    )
-    # Norms may be stored in a wider type than the matrices, which decide.
-    stored = dtype or str(weights.unpadded("blocks.0.mlp.w_gate").dtype)
-    legal = _legal(opened)
+    weights = open_weights(opened)
+    stored = dtype or weights.stored
+    legal = legal_texts(opened)
     facts = facts_of(opened, stored, licence_files=[*legal], reports=reports)
     write_model(
         folder,
         opened.config,
         opened.tokenizer,
-        weights.unpadded,
-        paths=paths,
+        weights.read,
+        paths=weights.paths,
         dtype=stored,
         max_shard_bytes=max_shard_bytes,
         sampling=opened.sampling,
@@ -136,7 +127,7 @@ def _former_name(source: Path) -> str:
     return source.parent.name if source.name == "params" else source.stem
 
 
-def _legal(opened: ModelFiles) -> dict[str, str]:
+def legal_texts(opened: ModelFiles) -> dict[str, str]:
     """Returns the licence files beside the model, or the notice that its licence requires."""
     beside = opened.source if opened.source.is_dir() else opened.source.parent
     found = {
@@ -191,12 +182,6 @@ def _require_same(opened: ModelFiles, origin: str, folder: Path) -> None:
         f"{folder} holds {what}, which would be lost; choose another folder, or give --overwrite "
         "to replace it"
     )
-
-
-def _require_apart(source: Path, folder: Path) -> None:
-    inside = source if source.is_dir() else source.parent
-    if folder.expanduser().resolve() == inside.resolve():
-        raise UserError(f"{folder} holds the model itself; choose another folder")
 
 
 def _copy_vqgan(source: Path, folder: Path) -> None:

@@ -15,7 +15,7 @@ from jax.sharding import Mesh, NamedSharding
 from lwm.convert.folder import WRITER, FolderWriter, index_of, split, to_text
 from lwm.convert.huggingface import KEYS, OWN
 from lwm.convert.names import HUGGING_FACE
-from lwm.convert.weights import contiguous, layer_paths, layout_of, sizes_in
+from lwm.convert.weights import contiguous, in_layout, layer_paths, layout_of, sizes_in
 from lwm.errors import UserError
 from lwm.formats.gguf_config import ARCHITECTURES
 from lwm.model.config import LinearScaling, LlamaConfig
@@ -146,9 +146,7 @@ def write_model(
     }
 
     def tensor(path: str) -> np.ndarray:
-        letters = layouts[path].order.split(" -> ")[1]
-        unpadded = tuple(slice(sizes[letter] if letter == "V" else None) for letter in letters)
-        return contiguous(layouts[path].to_theirs(read(path)[unpadded], sizes), dtype)
+        return contiguous(in_layout(read(path), layouts[path], sizes), dtype)
 
     with FolderWriter(folder, total + vqgan_bytes, source=source) as writer:
         writer.run(writer.begin, small, tokenizer)

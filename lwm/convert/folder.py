@@ -71,7 +71,14 @@ def index_of(shards: Mapping[str, list[str]], num_bytes: int) -> dict[str, str]:
 class FolderWriter:
     """Writes a folder beside its final path, and then moves it there."""
 
-    def __init__(self, folder: Path, num_bytes: int, *, source: str | None = None):
+    def __init__(
+        self,
+        folder: Path,
+        num_bytes: int,
+        *,
+        source: str | None = None,
+        require: Callable[[Path], None] | None = None,
+    ):
         """Prepares a writer; nothing is written yet.
 
         Args:
@@ -79,6 +86,7 @@ class FolderWriter:
             num_bytes: Size of all weights.
             source: Identifies the contents, so that an interrupted run of the same can be
                 resumed; None to start over each time.
+            require: Refuses a folder that is not to be replaced; None for `require_ours`.
 
         Raises:
             UserError: The path is the root of a file system.
@@ -90,6 +98,7 @@ class FolderWriter:
         """The unfinished folder."""
         self._num_bytes = num_bytes
         self._source = source
+        self._require = require or require_ours
         self._lock = contextlib.ExitStack()
         self._begun = False
 
@@ -122,7 +131,7 @@ class FolderWriter:
 
     def begin(self, small: dict[str, str], tokenizer: Tokenizer) -> None:
         """Writes all but the weights, if there is room for these."""
-        require_ours(self._folder)
+        self._require(self._folder)
         self._folder.parent.mkdir(parents=True, exist_ok=True)
         self._lock.enter_context(exclusive(self.beside, shown=self._folder))
         self._begun = True
@@ -192,8 +201,13 @@ class FolderWriter:
         return shutil.disk_usage(above).free
 
 
-def require_ours(folder: Path) -> None:
+def require_ours(folder: Path, *, files: str = _FILES, config: str = "config.json") -> None:
     """Refuses a folder that is neither empty nor a model folder written by this package.
+
+    Args:
+        folder: The folder, which may not exist.
+        files: A pattern of the names of files in such a folder.
+        config: The file that says what wrote it.
 
     Raises:
         UserError: The first foreign file is named.
@@ -202,8 +216,8 @@ def require_ours(folder: Path) -> None:
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{folder} is a file; choose another folder for the model")
     names = [path.name for path in folder.glob("*")]
-    foreign = sorted(name for name in names if not re.fullmatch(_FILES, name))
-    if names and not _is_ours(folder):
+    foreign = sorted(name for name in names if not re.fullmatch(files, name))
+    if names and not _is_ours(folder / config):
         foreign = foreign or ["a model"]
     if foreign:
         raise UserError(
@@ -212,8 +226,8 @@ def require_ours(folder: Path) -> None:
         )
 
 
-def _is_ours(folder: Path) -> bool:
+def _is_ours(config: Path) -> bool:
     with contextlib.suppress(UserError):
-        values = read_json(folder / "config.json")
+        values = read_json(config)
         return WRITER.items() <= values.items() and "transformers_version" not in values
     return False

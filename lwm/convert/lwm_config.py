@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from lwm.convert.huggingface import is_theta, read_config, read_flag, shown
+from lwm.convert.huggingface import OWN, is_theta, read_config, read_flag, shown
 from lwm.convert.names import LWM_NAMES
 from lwm.errors import UserError
 from lwm.files import read_json
@@ -18,6 +18,9 @@ CODES = 8192
 """Entries of LWM's vision codebook; the ids after them are end-of-frame, end-of-vision, unused."""
 VISION = TokenSpace(text=32_000, vision=8448, codes=CODES)
 """The token space of the models that read images and video."""
+
+CONFIG = "llama_config.json"
+"""File of the configuration in folders that are written here; the original is given its name."""
 
 _AS_HUGGING_FACE = (
     "vocab_size",
@@ -123,6 +126,8 @@ def read_config_of(
     source, values = "", {}
     if given.config is not None:
         source, values = given.config, _values(given.config)
+    elif (file := path.with_name(CONFIG)).is_file():
+        source, values = str(file), read_json(file)
     elif (metadata := _metadata_of(path)) is not None:
         source, values = str(metadata), _llama_config(metadata)
     config, vision = (
@@ -225,8 +230,12 @@ def token_space(text: int, vision: int, path: Path, codes: int | None = None) ->
 
 
 def _codes(vision: int, path: Path) -> int:
-    """Returns the entries of the codebook: those of the VQGAN beside, or LWM's if they can be."""
-    vqgan = path.with_name("vqgan")
+    """Returns the entries of the codebook, by the files beside, or LWM's if they can be."""
+    config, vqgan = path.with_name(CONFIG), path.with_name("vqgan")
+    own = read_json(config).get(OWN) if config.is_file() else None
+    codes = own.get("codes") if isinstance(own, dict) else None
+    if type(codes) is int and codes > 0:
+        return codes
     if vision != VISION.vision and vqgan.exists():
         from lwm.vqgan.checkpoint import read_vqgan_config
 

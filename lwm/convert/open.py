@@ -4,6 +4,7 @@ import dataclasses
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jax.sharding import Mesh
@@ -20,7 +21,7 @@ from lwm.convert.lwm import TABLE, open_lwm, read_token_space, split_prefix
 from lwm.convert.names import HUGGING_FACE, TensorLayout
 from lwm.convert.weights import build_llama, with_vision_rows
 from lwm.errors import UserError
-from lwm.files import read_json
+from lwm.files import parse_json, read_json, reading
 from lwm.formats.gguf import read_gguf
 from lwm.formats.gguf_file import find_gguf, first_part, is_gguf
 from lwm.formats.run_folder import TOKENIZER, find_in_run, is_checkpoint
@@ -170,6 +171,7 @@ def _open_lwm(params: Path, given: ModelOverrides, known: catalog.KnownModel | N
         tokenizer=Tokenizer.open(params.parent),
         source=params,
         vqgan=vqgan if config.tokens.vision and vqgan.exists() else None,
+        sampling=_sampling(params.parent),
     )
 
 
@@ -308,6 +310,15 @@ def _sampling(path: Path) -> VisionSampling:
         raise UserError(f"{file}: {error}") from None
 
 
+def _sampling_in(metadata: Mapping[str, Any], path: Path) -> VisionSampling:
+    """Returns the default sampling of images and video in a GGUF file."""
+    text = metadata.get(f"{OWN}.sampling")
+    if text is None:
+        return LWM_SAMPLING
+    with reading(path):
+        return VisionSampling.of(parse_json(text))
+
+
 def _open(path: Path, *, weights: bool = True) -> ModelFiles:
     """Opens a Hugging Face folder or a GGUF file; weights are read later, if at all."""
     has_config = (path / "config.json").is_file()
@@ -323,14 +334,16 @@ def _open(path: Path, *, weights: bool = True) -> ModelFiles:
         gguf = read_gguf(path)
         tokenizer = Tokenizer.from_gguf(gguf.metadata, str(path))
         values, tensors, vqgan = gguf.config, gguf.tensors, None
+        sampling = _sampling_in(gguf.metadata, path)
     else:
         values, tensors = read_json(path / "config.json"), {}
         if weights:
             tensors = open_safetensors(path, named=values.get("transformers_weights"))
         tokenizer = Tokenizer.open(path)
         vqgan = path if (path / VQGAN_CONFIG).is_file() else None
+        sampling = _sampling(path)
     return ModelFiles(
-        sampling=_sampling(path),
+        sampling=sampling,
         config=read_config(values, source=str(path)),
         tensors=tensors,
         table=HUGGING_FACE,

@@ -248,6 +248,14 @@ def layout_of(table: dict[str, TensorLayout], path: str) -> TensorLayout:
     return TensorLayout(layout.name.replace("*", number[0]), layout.order)
 
 
+def in_layout(weight: np.ndarray, layout: TensorLayout, sizes: Mapping[str, int]) -> np.ndarray:
+    """Returns a weight of the model in another format's layout, without the padding of tables."""
+    letters = layout.order.split(" -> ")[1]
+    if "V" in letters:
+        weight = weight[(slice(None),) * letters.index("V") + (slice(sizes["V"]),)]
+    return layout.to_theirs(weight, dict(sizes))
+
+
 def sizes_in(table: dict[str, TensorLayout], config: LlamaConfig) -> dict[str, int]:
     """Returns the sizes of a table's letters; without a vision table, V counts all ids."""
     sizes = dimensions(config)

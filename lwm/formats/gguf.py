@@ -20,12 +20,13 @@ from lwm.formats.gguf_config import config_of, refuse_unsupported
 from lwm.formats.gguf_file import TensorEntry, read_contents
 from lwm.formats.lazy import LazyArrays, require_finite
 
-_GLOBAL = {
+GLOBAL = {
     "token_embd.weight": "model.embed_tokens.weight",
     "output_norm.weight": "model.norm.weight",
     "output.weight": "lm_head.weight",
 }
-_LAYER = {
+"""Names of tensors, and those of Hugging Face."""
+LAYER = {
     "attn_norm": "input_layernorm",
     "attn_q": "self_attn.q_proj",
     "attn_k": "self_attn.k_proj",
@@ -38,6 +39,7 @@ _LAYER = {
     "ffn_up": "mlp.up_proj",
     "ffn_down": "mlp.down_proj",
 }
+"""Parts of names of a layer's tensors, likewise."""
 _OPTIONAL = {"attn_q_norm", "attn_k_norm"}
 _MOST_FACTORS = 1 << 16
 _NOT_WEIGHTS = re.compile(r"rope_freqs\.weight|blk\.\d+\.attn_rot_embd(\.weight)?")
@@ -73,16 +75,16 @@ def decode(entry: TensorEntry) -> Float[np.ndarray, "..."]:
 
 
 def _hugging_face_name(path: Path, name: str) -> str:
-    if name in _GLOBAL:
-        return _GLOBAL[name]
+    if name in GLOBAL:
+        return GLOBAL[name]
     match = re.fullmatch(r"blk\.(\d+)\.(\w+)\.(weight|bias)", name)
-    if match is None or match[2] not in _LAYER:
+    if match is None or match[2] not in LAYER:
         raise UserError(f"{path}: tensor {name!r} is not part of a dense Llama-kind model")
-    return f"model.layers.{match[1]}.{_LAYER[match[2]]}.{match[3]}"
+    return f"model.layers.{match[1]}.{LAYER[match[2]]}.{match[3]}"
 
 
 def _refuse_incomplete(path: Path, names: Mapping[str, TensorEntry], num_layers: int) -> None:
-    roles = [role for role in _LAYER if role not in _OPTIONAL]
+    roles = [role for role in LAYER if role not in _OPTIONAL]
     # A generator: the number of layers in a damaged file may be anything.
     wanted = (f"blk.{i}.{role}.weight" for i in range(num_layers) for role in roles)
     for name in itertools.chain(("output_norm.weight",), wanted):

@@ -16,12 +16,10 @@ ARCHITECTURES = {
     "qwen2": "Qwen2ForCausalLM",
     "qwen3": "Qwen3ForCausalLM",
 }
+OWN = "lwm"
+"""Start of the keys that only this package reads, and the key of the token space in the config."""
 # Llama 3 stores its scaling only as the resulting factors; every release used these constants.
-_LLAMA3 = {
-    "low_freq_factor": 1.0,
-    "high_freq_factor": 4.0,
-    "original_max_position_embeddings": 8192,
-}
+_LLAMA3 = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_context": 8192}
 
 
 def refuse_unsupported(path: Path, metadata: Mapping[str, Any]) -> str:
@@ -76,7 +74,7 @@ def config_of(
         )
     if (rotated := get("rope.dimension_count", head_dim)) != head_dim:
         raise UserError(f"{path} rotates only {rotated} of {head_dim} dimensions: not supported")
-    theta = get("rope.freq_base", 10_000.0, kind=float)
+    theta = _shortest(get("rope.freq_base", 10_000.0, kind=float))
     config = {
         "architectures": [ARCHITECTURES[arch]],
         "model_type": arch,
@@ -87,9 +85,8 @@ def config_of(
         "head_dim": int(head_dim),
         "intermediate_size": int(get("feed_forward_length")),
         "hidden_act": "silu",
-        # Stored in fp32: without rounding, 1e-5 becomes 9.999999747378752e-06.
-        "rms_norm_eps": float(str(np.float32(get("attention.layer_norm_rms_epsilon", kind=float)))),
-        "rope_theta": float(theta),
+        "rms_norm_eps": _shortest(get("attention.layer_norm_rms_epsilon", kind=float)),
+        "rope_theta": theta,
         "rope_scaling": _rope_scaling(path, metadata, theta, head_dim, rope_factors),
         "max_position_embeddings": int(get("context_length")),
         "vocab_size": shapes["token_embd.weight"][0],
@@ -100,13 +97,36 @@ def config_of(
         config["sliding_window"] = window
     for name in ("bos", "eos"):
         config[f"{name}_token_id"] = metadata.get(f"tokenizer.ggml.{name}_token_id")
+    if own := own_values(metadata, "token_space"):
+        config[OWN] = own
     return config
 
 
-def _llama3_factors(theta: float, head_dim: int, factor: float) -> Float[np.ndarray, " K"]:
+def own_values(metadata: Mapping[str, Any], group: str) -> dict[str, Any]:
+    """Returns the values of this package's keys in a group."""
+    start = f"{OWN}.{group}."
+    return {key.removeprefix(start): metadata[key] for key in metadata if key.startswith(start)}
+
+
+def _shortest(number: float) -> float:
+    """Returns the number that was stored in fp32: without it, 1e-5 is 9.999999747378752e-06."""
+    with np.errstate(all="ignore"):
+        stored = np.float32(number)
+    return float(str(stored)) if stored == number else float(number)
+
+
+def llama3_factors(
+    theta: float,
+    head_dim: int,
+    *,
+    factor: float,
+    low_freq_factor: float,
+    high_freq_factor: float,
+    original_context: float | int,
+) -> Float[np.ndarray, " K"]:
     """Returns the factors by which Llama 3's scaling stretches each wavelength."""
-    low, high, original = _LLAMA3.values()
-    turns = original / (2 * np.pi * theta ** (np.arange(0, head_dim, 2) / head_dim))
+    low, high = low_freq_factor, high_freq_factor
+    turns = original_context / (2 * np.pi * theta ** (np.arange(0, head_dim, 2) / head_dim))
     smooth = np.clip((turns - low) / (high - low), 0, 1)
     with np.errstate(all="ignore"):  # a damaged factor is reported by the caller
         return 1 / ((1 - smooth) / factor + smooth)
@@ -127,15 +147,35 @@ def _rope_scaling(
             f"factor for each of {head_dim // 2} pairs"
         )
     if rope_factors is not None and (factor := round(float(rope_factors.max()), 3)) != 1:
-        if not np.allclose(rope_factors, _llama3_factors(theta, head_dim, factor), rtol=1e-3):
+        scaling = {"factor": factor, **_LLAMA3} | _own_scaling(path, metadata)
+        if not np.allclose(rope_factors, llama3_factors(theta, head_dim, **scaling), rtol=1e-3):
             raise UserError(f"{path}: the RoPE factors in 'rope_freqs.weight' are not Llama 3's")
         if in_metadata is not None:
             raise UserError(
                 f"{path}: RoPE scaling {in_metadata['rope_type']} and the factors in "
                 "'rope_freqs.weight' together are not supported"
             )
-        return {"rope_type": "llama3", "factor": factor, **_LLAMA3}
+        original = scaling.pop("original_context")
+        return {
+            "rope_type": "llama3",
+            **scaling,
+            "original_max_position_embeddings": original,
+        }
     return in_metadata
+
+
+def _own_scaling(path: Path, metadata: Mapping[str, Any]) -> dict[str, float]:
+    """Returns Llama 3's scaling as this package writes it beside the factors."""
+    found = own_values(metadata, "rope_scaling")
+    if not found:
+        return {}
+    known = ("factor", *_LLAMA3)
+    if {*found} != {*known} or not all(type(value) in (int, float) for value in found.values()):
+        raise UserError(
+            f"{path}: the entries '{OWN}.rope_scaling.*' are {reprlib.repr(found)}, but they should"
+            f" be the numbers {', '.join(known)}"
+        )
+    return {key: _shortest(value) for key, value in found.items()}
 
 
 def _scaling_in_metadata(metadata: Mapping[str, Any], arch: str) -> dict[str, Any] | None:
@@ -143,9 +183,10 @@ def _scaling_in_metadata(metadata: Mapping[str, Any], arch: str) -> dict[str, An
     kind = metadata.get(f"{arch}.rope.scaling.type", "linear")
     old = metadata.get(f"{arch}.rope.scale_linear", 0.0)
     factor = metadata.get(f"{arch}.rope.scaling.factor", old)
-    if kind == "none" or (type(factor) in (int, float) and factor in (0, 1)):
+    is_number = type(factor) in (int, float)
+    if kind == "none" or (is_number and factor in (0, 1)):
         return None
-    scaling = {"rope_type": kind, "factor": factor}
+    scaling = {"rope_type": kind, "factor": _shortest(factor) if is_number else factor}
     if original := metadata.get(f"{arch}.rope.scaling.original_context_length"):
         scaling["original_max_position_embeddings"] = original
     return scaling

@@ -96,10 +96,15 @@ def require_finite(array: np.ndarray, name: str, path: Path) -> None:
     Raises:
         UserError: It does.
     """
-    if not all(map(_is_finite, _blocks(array))):
+    if not is_finite(array):
         raise UserError(
             f"{path} is corrupted: tensor {name!r} holds NaN or infinity; fetch the file again"
         )
+
+
+def is_finite(array: np.ndarray) -> bool:
+    """Returns whether an array holds neither NaN nor infinity."""
+    return all(map(_is_finite, _blocks(array)))
 
 
 def _blocks(array: np.ndarray) -> Iterator[np.ndarray]:

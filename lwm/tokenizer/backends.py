@@ -189,6 +189,19 @@ class FastTokenizer(_Names, long.InPieces):
         """Returns the id of a name in the vocabulary, special or not."""
         return self._tokenizer.token_to_id(name)
 
+    @property
+    def word_splits(self) -> list[dict[str, Any]]:
+        """The settings of each step that splits a text into words."""
+        return long.steps_of(self._tokenizer.pre_tokenizer, "pretokenizers")
+
+    def settings(self) -> dict[str, Any]:
+        """Returns the contents of `tokenizer.json`."""
+        state = json.loads(self._tokenizer.to_str())
+        state["added_tokens"] = [t for t in state["added_tokens"] if t["content"] != _MARK]
+        for token in state["added_tokens"]:
+            token["special"] = token["content"] in self.special
+        return state
+
     def save(self, folder: Path, *, start: int | None) -> dict[str, Any]:
         """Writes `tokenizer.json`; returns its entries of `tokenizer_config.json`.
 
@@ -196,11 +209,7 @@ class FastTokenizer(_Names, long.InPieces):
         """
         from tokenizers import Tokenizer, processors
 
-        state = json.loads(self._tokenizer.to_str())
-        state["added_tokens"] = [t for t in state["added_tokens"] if t["content"] != _MARK]
-        for token in state["added_tokens"]:
-            token["special"] = token["content"] in self.special
-        tokenizer = Tokenizer.from_str(json.dumps(state))
+        tokenizer = Tokenizer.from_str(json.dumps(self.settings()))
         if start is not None and tokenizer.post_processor is None:
             name = self.name(start)
             tokenizer.post_processor = processors.TemplateProcessing(
@@ -255,8 +264,9 @@ class SentencePiece(_Names, long.InPieces):
 
     def __init__(self, model: Any, added: dict[str, int]) -> None:
         self._model = model
-        self._proto: bytes = model.serialized_model_proto()
-        table = pieces.replacements(self._proto)
+        self.proto: bytes = model.serialized_model_proto()
+        """The model as bytes, as it was read."""
+        table = pieces.replacements(self.proto)
         self.growth = long.growth_of([{"type": "Precompiled", "precompiled_charsmap": table}])
         size = model.vocab_size()
         special_ids = [i for i in range(size) if model.is_control(i) or model.is_unknown(i)]
@@ -264,7 +274,7 @@ class SentencePiece(_Names, long.InPieces):
             special={model.id_to_piece(i): i for i in special_ids} | added,
             added={
                 name: model.piece_to_id(name)
-                for name in pieces.user_defined(self._proto)
+                for name in pieces.user_defined(self.proto)
                 if name not in added
             },
             patterns={},
@@ -287,7 +297,7 @@ class SentencePiece(_Names, long.InPieces):
             return
         self._name(controls, markup)
         names = {*self.controls, *self.markup} - set(self.special)
-        self._model = pieces.load(pieces.as_control(self._proto, names), "the tokenizer")
+        self._model = pieces.load(pieces.as_control(self.proto, names), "the tokenizer")
 
     def name(self, token: int) -> str | None:
         """Returns the name of an id in the vocabulary."""
@@ -308,7 +318,7 @@ class SentencePiece(_Names, long.InPieces):
 
         `start` is not used: such a file has no rule for the start of a text.
         """
-        (folder / "tokenizer.model").write_bytes(self._proto)
+        (folder / "tokenizer.model").write_bytes(self.proto)
         plain = dict.fromkeys(("lstrip", "rstrip", "normalized", "single_word"), False)
         return {
             "tokenizer_class": "LlamaTokenizer",

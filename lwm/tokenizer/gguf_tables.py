@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from lwm.errors import UserError
+from lwm.formats.gguf_config import OWN
 from lwm.tokenizer import pieces
 from lwm.tokenizer.backends import FastTokenizer, SentencePiece
 from lwm.tokenizer.controls import TURN_ENDS
@@ -33,10 +34,11 @@ class GGUFTables:
         tokens = self._table("tokens", str)
         kinds = self._table("token_type", int) or [pieces.NORMAL] * len(tokens)
         self._require_length("token_type", kinds, tokens)
+        size = self._size(tokens, kinds)
         # Some files list ends of turns as words, which llama.cpp corrects as well.
         kinds = [
             pieces.CONTROL if kind == pieces.NORMAL and token in TURN_ENDS else kind
-            for token, kind in zip(tokens, kinds, strict=True)
+            for token, kind in zip(tokens[:size], kinds[:size], strict=True)
         ]
         if self._model not in ("gpt2", "llama"):
             name = reprlib.repr(self._model)
@@ -44,13 +46,13 @@ class GGUFTables:
         with in_one_line("the GGUF tokenizer's tables are corrupted"):
             if self._model == "gpt2":
                 merges = self._table("merges", str)
-                return FastTokenizer.from_tables(tokens, merges, kinds, self._pre)
+                return FastTokenizer.from_tables(tokens[:size], merges, kinds, self._pre)
             scores = self._table("scores", float)
             self._require_length("scores", scores, tokens)
             if any(map(math.isnan, scores)):
                 raise UserError(f"{self._source}: tokenizer.ggml.scores holds NaN; fetch it again")
             prefix = self.get("add_space_prefix", bool, True)
-            return SentencePiece.from_tables(tokens, scores, kinds, prefix=prefix)
+            return SentencePiece.from_tables(tokens[:size], scores[:size], kinds, prefix=prefix)
 
     @property
     def add_bos(self) -> bool:
@@ -70,6 +72,14 @@ class GGUFTables:
         if kind is not None and type(value) is not kind:
             raise self._wrong(key, value, f"no {kind.__name__}")
         return value
+
+    def _size(self, tokens: list[str], kinds: list[int]) -> int:
+        """Returns the number of ids that are text: those before the vision ids and the padding."""
+        text = self._value(f"{OWN}.token_space.text", int, len(tokens))
+        size = max(0, min(text, len(tokens)))
+        while size and kinds[size - 1] == pieces.UNUSED and tokens[size - 1] == f"[PAD{size - 1}]":
+            size -= 1
+        return size
 
     def _table(self, key: str, kind: type) -> list[Any]:
         table = self.get(key, list, [])

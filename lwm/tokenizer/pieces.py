@@ -2,7 +2,7 @@
 
 import struct
 from collections.abc import Collection, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 from lwm.errors import UserError
 
@@ -11,6 +11,16 @@ NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)
 
 _PIECE, _TEXT, _SCORE, _TYPE = 1, 1, 2, 3
 _DATA = 2  # the wire type of bytes
+
+
+class Tables(NamedTuple):
+    """The tables that a GGUF file holds of a SentencePiece model."""
+
+    tokens: list[str]
+    scores: list[float]
+    kinds: list[int]
+    prefix: bool
+    """Whether a space is added before a text."""
 
 
 def load(data: bytes, source: str) -> Any:
@@ -46,6 +56,31 @@ def of_tables(tokens: list[str], scores: list[float], kinds: list[int], *, prefi
     trainer += b"".join(_field(45, token.encode()) for token, k in named if k == UNKNOWN)
     normalizer = _field(1, b"identity") + _field(3, int(prefix)) + _field(4, 0)
     return pieces + _field(2, trainer) + _field(3, normalizer)
+
+
+def to_tables(data: bytes) -> Tables:
+    """Returns the tables of a byte-pair model, from which `of_tables` makes one that is alike.
+
+    Raises:
+        UserError: The model is of another kind, or changes texts before it splits them.
+    """
+    tokens, scores, kinds = [], [], []
+    for number, piece in _fields(data):
+        if number == _PIECE and isinstance(piece, bytes):
+            found = dict(_fields(piece))
+            score = found.get(_SCORE, bytes(4))
+            tokens.append(_text(piece))
+            scores.append(struct.unpack("<f", score)[0] if isinstance(score, bytes) else 0.0)
+            kinds.append(_type(piece))
+    trainer, normalizer = dict(_fields(_last(data, 2))), dict(_fields(_last(data, 3)))
+    is_byte_pairs = trainer.get(3, 1) == 2 and not trainer.get(24)
+    # The replacements, the removal of spaces, and the letter that stands for a space.
+    if not is_byte_pairs or normalizer.get(2) or normalizer.get(4, 1) or not normalizer.get(5, 1):
+        raise UserError(
+            "GGUF has no place for this tokenizer: it is not byte pairs, or changes texts before "
+            "it splits them; convert with --to hf"
+        )
+    return Tables(tokens, scores, kinds, bool(normalizer.get(3, 1)))
 
 
 def user_defined(data: bytes) -> list[str]:

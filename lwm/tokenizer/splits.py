@@ -1,5 +1,6 @@
 """Word splits of byte-level BPE, by the names that llama.cpp gives them in GGUF files."""
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lwm.errors import UserError
@@ -48,12 +49,40 @@ def family_of(pre: str | None) -> str:
             "convert the model again, or add it: gguf-new-metadata --pre-tokenizer NAME IN OUT"
         )
     if pre not in _FAMILY_OF:
-        known = ", ".join(names.split()[0] for names, _ in _FAMILIES)
+        known = ", ".join(FAMILIES)
         raise UserError(
             f"the GGUF tokenizer splits words as {pre!r}; supported: {known}, and what llama.cpp "
             "splits as one of these"
         )
     return _FAMILY_OF[pre][0]
+
+
+def families_of(steps: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Returns the best known names of the splits that a pre-tokenizer may be, by its settings.
+
+    Their texts are divided alike; they differ in what is done before and after.
+    """
+    patterns: list[str] = []
+    for step in steps:
+        match step:
+            case {"type": "Split", "pattern": {"Regex": str(pattern)}} if _isolates(step):
+                patterns.append(pattern)
+            case {"type": "Digits", "individual_digits": True}:
+                patterns.append(_DIGIT)
+            case {"type": "ByteLevel", "add_prefix_space": False}:
+                patterns += [_GPT2] if step["use_regex"] else []
+            case _:
+                return []
+    return [names.split()[0] for names, splits in _FAMILIES if splits == tuple(patterns)]
+
+
+def _isolates(step: Mapping[str, Any]) -> bool:
+    """Returns whether a split keeps both the matches and the rest; its patterns match all text."""
+    return (step["behavior"], step["invert"]) in (("Isolated", False), ("Removed", True))
+
+
+FAMILIES = tuple(names.split()[0] for names, _ in _FAMILIES)
+"""The best known names of all splits."""
 
 
 def word_splitter(pre: str) -> Any:

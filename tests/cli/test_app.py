@@ -96,6 +96,26 @@ MISTAKES = {
     "LWM's model": (["chat", "LWM-Text-1M", "Hi"], "LargeWorldModel/LWM-Text-1M-Jax is not in"),
     "no parameters": (["chat", "params::{tmp}/none", "Hi"], "none is no file; give that of LWM's"),
     "no folder to write": (["convert", "{tmp}/empty", "{tmp}/new"], "holds no model"),
+    "type of a folder": (
+        ["convert", "tiny-vision", "{tmp}/new", "--dtype", "q8_0"],
+        "--dtype q8_0 is for --to gguf; for hf give float32 or bfloat16",
+    ),
+    "shards of one file": (
+        ["convert", "tiny-vision", "{tmp}/m.gguf", "--to", "gguf", "--shard-gb", "1"],
+        "--shard-gb is for --to hf; gguf has all weights in one file",
+    ),
+    "size of shards": (
+        ["convert", "tiny-vision", "{tmp}/new", "--shard-gb", "0"],
+        "--shard-gb 0 must be above 0 and at most 1000",
+    ),
+    "folder like a file": (
+        ["convert", "tiny-vision", "{tmp}/new.gguf"],
+        "new.gguf is named like a GGUF file; give --to gguf, or name a folder",
+    ),
+    "file like a folder": (
+        ["convert", "tiny-vision", "{tmp}/new", "--to", "gguf"],
+        "new does not end in .gguf",
+    ),
     "plan": (["plan", "LWM-Text-1M", "--mesh", "1,1,3,1"], "which does not divide by tp 3"),
     "missing document": ([*ASK, "--document", "{tmp}/none"], "none does not exist"),
     "binary document": ([*ASK, "--document", "{tmp}/binary"], "UTF-8"),
