@@ -5,7 +5,6 @@ The package `gguf` writes the header; `lwm.formats.gguf` reads the file back.
 
 import contextlib
 import dataclasses
-import errno
 import json
 import os
 import shutil
@@ -302,8 +301,11 @@ def _placing(file: Path, num_bytes: int) -> Iterator[Path]:
     with exclusive(beside, shown=file), writing(file):
         try:
             partial.unlink(missing_ok=True)
-            if shutil.disk_usage(beside).free < num_bytes:
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            if (free := shutil.disk_usage(beside).free) < num_bytes:
+                raise UserError(
+                    f"no space for {file}: it needs {num_bytes / 1e9:.3g} GB and {free / 1e9:.3g} "
+                    "GB are free; make room, or choose another disk"
+                )
             yield partial
             partial.replace(file)
         finally:
