@@ -2,6 +2,8 @@
 
 import contextlib
 import dataclasses
+import json
+import shlex
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -9,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
+from lwm.files import read_json, write_bytes
 from lwm.model.config import NO_OVERRIDES, ModelOverrides
 from lwm.text import printable, without_controls
 
@@ -78,6 +81,22 @@ def stoppable(
             user.check()
 
         yield progress
+
+
+def command_line() -> str:
+    """Returns the command that runs, as a shell takes it."""
+    return shlex.join(["lwm", *sys.argv[1:]])
+
+
+def record_command(report: Path) -> None:
+    """Adds the command that runs to the report of an evaluation, for the model card.
+
+    Raises:
+        UserError: The report cannot be read or written.
+    """
+    values = read_json(report) | {"command": command_line()}
+    text = json.dumps(values, ensure_ascii=False, indent=2) + "\n"
+    write_bytes(report, text.encode(errors="backslashreplace"))
 
 
 def print_line(text: object, *, error: bool = False) -> None:

@@ -14,6 +14,7 @@ from lwm.cli.common import (
     open_model,
     print_line,
     print_table,
+    record_command,
     stoppable,
 )
 from lwm.errors import UserError
@@ -75,7 +76,7 @@ def run_needle(
         UserError: See `evaluate`.
         KeyboardInterrupt: Ctrl-C was pressed; the answers so far are kept.
     """
-    from lwm.eval.needle.run import evaluate
+    from lwm.eval.needle.run import REPORT, evaluate
 
     begun = time.monotonic()
     try:
@@ -84,6 +85,7 @@ def run_needle(
     except KeyboardInterrupt as stopped:
         print_line(stopped, error=True)
         raise
+    record_command(out / REPORT)
     print(run.report.table())
     work, shared = run.work, ""
     if work.tokens_read is not None:
@@ -138,6 +140,7 @@ def run_vision(
 
     with waiting("generating and captioning", "answers") as progress:
         found = evaluate(model, files, out, count=count, progress=progress)
+    record_command(out / REPORT)
     pairs = found["pairs"]
     rows = [
         ("codes, given those before", f"{found['codes_accuracy']:.2%}"),
@@ -190,6 +193,7 @@ def eval_vqgan(
         max_frames=max_frames,
         background=background,
     )
+    record_command(out / REPORT)
     rows = [
         (name, form.format(scores[k])) for k, (name, form) in _VQGAN_ROWS.items() if k in scores
     ]

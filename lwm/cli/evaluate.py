@@ -1,7 +1,5 @@
 """`lwm eval all|compare`: every test of long context in text, and differences of models."""
 
-import shlex
-import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -9,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 
 from lwm.cli.answerers import AnswerOptions, open_subject, require_answerer
-from lwm.cli.common import Flat, LoadOptions, Model, print_line, print_table
+from lwm.cli.common import Flat, LoadOptions, Model, command_line, print_line, print_table
 from lwm.eval.suite.config import SuiteConfig
 
 if TYPE_CHECKING:
@@ -68,7 +66,7 @@ def run_all(subject: "Subject", config: SuiteConfig, out: Path) -> dict[str, Any
                 bar(done, total)
                 user.check()
 
-            command = shlex.join(["lwm", *sys.argv[1:]])
+            command = command_line()
             report = evaluate_all(
                 subject, config, out, command=command, progress=progress, begin=begin
             )

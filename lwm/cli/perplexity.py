@@ -5,7 +5,15 @@ from typing import Annotated
 
 import tyro
 
-from lwm.cli.common import Flat, LoadOptions, Model, open_model, print_line, stoppable
+from lwm.cli.common import (
+    Flat,
+    LoadOptions,
+    Model,
+    open_model,
+    print_line,
+    record_command,
+    stoppable,
+)
 from lwm.eval.perplexity.config import PerplexityConfig
 
 
@@ -28,7 +36,7 @@ def eval_perplexity(
         perplexity: Segments of the documents, and windows.
         load: How the model is loaded.
     """
-    from lwm.eval.perplexity.run import PICTURE, check, evaluate
+    from lwm.eval.perplexity.run import PICTURE, REPORT, check, evaluate
 
     check(perplexity, files, out)
     loaded = open_model(model, load)
@@ -38,5 +46,6 @@ def eval_perplexity(
     except KeyboardInterrupt:
         print_line(f"stopped; run the same command to continue in {out}", error=True)
         raise
+    record_command(out / REPORT)
     print(report.table())
     print_line(out / PICTURE)

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lwm.cli.answerers import AnswerOptions, open_subject, require_answerer
-from lwm.cli.common import Flat, LoadOptions, Model, print_line, stoppable
+from lwm.cli.common import Flat, LoadOptions, Model, print_line, record_command, stoppable
 from lwm.eval.ruler.config import RulerConfig
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ def run_ruler(subject: "Subject", config: RulerConfig, out: Path) -> "RulerRepor
         UserError: See `evaluate`.
         KeyboardInterrupt: Ctrl-C was pressed; the answers so far are kept.
     """
-    from lwm.eval.ruler.run import evaluate
+    from lwm.eval.ruler.run import REPORT, evaluate
 
     begun = time.monotonic()
     try:
@@ -56,6 +56,7 @@ def run_ruler(subject: "Subject", config: RulerConfig, out: Path) -> "RulerRepor
     except KeyboardInterrupt as stopped:
         print_line(stopped, error=True)
         raise
+    record_command(out / REPORT)
     report, work = run.report, run.work
     print(report.table())
     read = "" if work.tokens_read is None else f", {work.tokens_read:,} of them read"

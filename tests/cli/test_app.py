@@ -1,4 +1,5 @@
 import io
+import json
 import os
 import subprocess
 import sys
@@ -7,7 +8,7 @@ import jax
 import pytest
 
 from lwm.cli.app import COMMANDS, main
-from lwm.cli.common import print_table, print_text
+from lwm.cli.common import print_table, print_text, record_command
 from lwm.cli.data import _print_reasons, _warn
 
 ENVIRONMENT = os.environ | {"COLUMNS": "100"}
@@ -262,3 +263,14 @@ def test_missing_devices_of_any_kind_are_one_line_in_any_command(monkeypatch, ca
     with pytest.raises(SystemExit, match="2"):
         main()
     assert f"no device for {platform} (no); " in capsys.readouterr().err
+
+
+def test_a_report_says_by_which_command_it_was_made(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["lwm", "eval", "vision", "a model", "--count", "3"])
+    report = tmp_path / "report.json"
+    report.write_text('{"pairs": 3, "command": "an earlier one"}')
+    record_command(report)
+    assert json.loads(report.read_text()) == {
+        "pairs": 3,
+        "command": "lwm eval vision 'a model' --count 3",
+    }

@@ -7,6 +7,8 @@ import pytest
 
 import lwm
 from lwm.cli.eval import run_vision
+from lwm.convert.card_scores import of_reports
+from lwm.convert.open import open_model_files
 from lwm.errors import UserError
 from lwm.eval.vision import measure, read_pairs
 from lwm.generate.grammar import FrameLimits
@@ -36,6 +38,9 @@ def test_some_clips_are_drawn_and_told(tiny_vision, tmp_path, capsys):
     require_known(found)
     assert found["pairs"] == len(found["rows"]) == 3
     assert "3 of 3" in capsys.readouterr().out
+    (score,) = of_reports(open_model_files("tiny-vision"), None, [tmp_path])
+    assert score.result.startswith("3 of 3 generated, 3 of 3 captioned, 100.00%")
+    assert score.how == found["command"]
 
 
 @pytest.mark.slow
