@@ -24,6 +24,7 @@ def convert(
     dtype: StoredType | None = None,
     shard_gb: float | None = None,
     overwrite: bool = False,
+    reports: tuple[Path, ...] = (),
     given: tyro.conf.OmitArgPrefixes[ModelOverrides] = NO_OVERRIDES,
 ) -> None:
     """Writes a model in a format of others: safetensors, GGUF, or that of the original LWM.
@@ -39,9 +40,13 @@ def convert(
         shard_gb: For hf, the largest size of a file in GB (10⁹ bytes), by default 2; so much is in
             memory at a time.
         overwrite: Replace another model in the folder, and the README beside it, or a file.
+        reports: Reports of lwm eval on the model, or their folders, for the model card; those in
+            the folder of its run are found.
         given: Values that the files lack.
     """
     _require_sense(target, to, dtype, shard_gb)
+    if reports and to == "gguf":
+        raise UserError("--reports is for a model card, which a GGUF file has not; leave it out")
     from lwm.console import waiting
     from lwm.convert.convert import convert_model
     from lwm.convert.gguf import write_gguf
@@ -59,7 +64,12 @@ def convert(
                 write_gguf(opened, target, dtype=dtype, overwrite=overwrite, progress=progress)
             case "lwm-original", None | "float32" | "bfloat16":
                 write_lwm_original(
-                    opened, target, dtype=dtype, overwrite=overwrite, progress=progress
+                    opened,
+                    target,
+                    dtype=dtype,
+                    overwrite=overwrite,
+                    reports=reports,
+                    progress=progress,
                 )
             case "hf", None | "float32" | "bfloat16":
                 convert_model(
@@ -68,6 +78,7 @@ def convert(
                     dtype=dtype,
                     max_shard_bytes=int((shard_gb or _SHARD_GB) * 1e9),
                     overwrite=overwrite,
+                    reports=reports,
                     progress=progress,
                 )
     print_line(target)

@@ -153,7 +153,8 @@ def _about(facts: CardFacts) -> str:
     if facts.language is None:
         assert facts.vqgan is not None, "a card is of a language model or of a VQGAN"
         side, codes = facts.vqgan.resolution, facts.vqgan.tokens_per_frame
-        return f"A VQGAN: encodes frames of {side} × {side} pixels as {codes:,} codes, and back."
+        back = ", and back" if facts.vqgan.decoder else ""
+        return f"A VQGAN: encodes frames of {side} × {side} pixels as {codes:,} codes{back}."
     config = facts.language.config
     reads = "text, images and video" if config.tokens.vision else "text"
     return f"Reads and writes {reads}; a context of {config.max_context:,} tokens."
@@ -244,11 +245,15 @@ def _use(facts: CardFacts) -> str:
     if facts.language is None:
         return code_block("sh", "lwm tokenize FILES --vqgan FOLDER --out SHARDS")
     lines = ["lwm chat FOLDER", 'lwm generate text FOLDER "The sea"']
-    if facts.language.config.tokens.vision and facts.vqgan is not None:
+    if facts.vqgan is not None and facts.vqgan.decoder:
         lines.append('lwm generate image FOLDER "a lighthouse" -o lighthouse.png')
     text = code_block("sh", *lines)
     if facts.target != "hf":
-        return text
+        flags = "--load_llama_config=json::FOLDER/llama_config.json"
+        flags += " --load_checkpoint=params::FOLDER/params --tokenizer=FOLDER"
+        if facts.vqgan is not None:
+            flags += " --vqgan_checkpoint=FOLDER/vqgan"
+        return f"{text}\n\nThe programs of the original LWM take:\n\n{code_block('text', flags)}"
     elsewhere = [
         "from transformers import AutoModelForCausalLM, AutoTokenizer",
         "",

@@ -225,7 +225,7 @@ def _texts(values: Mapping[str, Any], key: str) -> list[str]:
 
 def _kept(source: Path) -> dict[str, str]:
     """Returns sections of the card of a model folder that this program wrote."""
-    file = source / "README.md"
+    file = (source.parent if source.name == "params" else source) / "README.md"
     if not file.is_file() or file.stat().st_size > _MOST_BYTES:
         return {}
     text = file.read_text(encoding="utf-8", errors="replace")

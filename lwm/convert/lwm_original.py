@@ -7,7 +7,7 @@ arrays, `vqgan` a pickle of arrays. `lwm.convert.lwm` reads it back.
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -49,6 +49,7 @@ def write_lwm_original(
     *,
     dtype: Literal["float32", "bfloat16"] | None = None,
     overwrite: bool = False,
+    reports: Sequence[Path] = (),
     progress: Progress = lambda done, total: None,
 ) -> None:
     """Writes parameters, configuration, tokenizer, VQGAN, model card and licence.
@@ -62,6 +63,7 @@ def write_lwm_original(
         folder: Folder to make.
         dtype: Type to store; None for the type of the weights.
         overwrite: Replaces a model of this format in the folder.
+        reports: Reports of `lwm eval` on the model, or their folders, for the model card.
         progress: Called with the number of bytes of weights written and their total.
 
     Raises:
@@ -83,7 +85,9 @@ def write_lwm_original(
     config = original_config(opened.config, opened.tokenizer, stacked=stacked)
     generation = generation_config(opened.tokenizer, opened.config, opened.sampling)
     legal = legal_texts(opened)
-    facts = facts_of(opened, str(stored), target="lwm-original", licence_files=[*legal])
+    facts = facts_of(
+        opened, str(stored), target="lwm-original", licence_files=[*legal], reports=reports
+    )
     small = {
         CONFIG: to_text(config),
         "generation_config.json": to_text(generation),

@@ -113,6 +113,10 @@ MISTAKES = {
         ["convert", "tiny-vision", "{tmp}/new.gguf"],
         "new.gguf is named like a GGUF file; give --to gguf, or name a folder",
     ),
+    "scores without a card": (
+        ["convert", "tiny-vision", "{tmp}/m.gguf", "--to", "gguf", "--reports", "{tmp}"],
+        "--reports is for a model card, which a GGUF file has not",
+    ),
     "file like a folder": (
         ["convert", "tiny-vision", "{tmp}/new", "--to", "gguf"],
         "new does not end in .gguf",

@@ -28,6 +28,7 @@ from lwm.formats.run_facts import (
 from lwm.hub import catalog
 from lwm.recipes import debug
 from lwm.train.run_json import write_run
+from lwm.vqgan.config import VQGANConfig
 
 replace = dataclasses.replace
 HOSTILE = (
@@ -268,6 +269,8 @@ def test_reports_of_the_model_are_in_its_card_and_others_are_not(measured, tmp_p
     assert (score.what, score.how) == ("one needle, 256 to 1,024 tokens", report["command"])
     assert score.result == "45.0% (95%: 30.0% to 60.0%); n = 40"
     assert of_reports(opened, None, [file.parent]) == [score]
+    text = card(facts_of(opened, "bfloat16", reports=[file]))
+    assert f"| {score.what} | {score.result} | {score.how} |" in text
     del report["command"]
     file.write_text(json.dumps(report))
     (without,) = of_reports(opened, tmp_path / "run", [])
@@ -353,3 +356,30 @@ def test_sections_that_stay_true_go_with_the_weights(tiny, tmp_path):
     assert found["Origin"].startswith(before["Origin"] + "\nConverted again by `lwm convert`")
     (source / "README.md").write_text(card(facts) + "\nMine.\n")
     assert "Training" not in sections_of(card(facts_of(opened, "bfloat16")))
+
+
+def test_the_card_of_the_originals_format_says_how_its_programs_open_it(tmp_path):
+    facts = facts_of(open_model_files("tiny-vision"), "float32", target="lwm-original")
+    text = card(facts)
+    head = head_of(text, tmp_path)
+    assert head is not None
+    assert head["library_name"] == "lwm"
+    assert "--load_checkpoint=params::FOLDER/params" in text
+    assert "--vqgan_checkpoint=FOLDER/vqgan" in text
+    assert "transformers" not in text
+
+
+def test_a_tokenizer_without_a_decoder_is_not_said_to_write(tiny):
+    vqgan = VQGANConfig(
+        resolution=16,
+        hidden=32,
+        multipliers=(1, 1),
+        res_blocks=1,
+        z_channels=4,
+        codes=8,
+        code_dim=4,
+        decoder=False,
+    )
+    facts = CardFacts(name="a", dtype="float32", lineage=Lineage(), vqgan=vqgan)
+    assert "encodes frames of 16 × 16 pixels as 64 codes." in card(facts)
+    assert "generate image" not in card(replace(facts, language=language(tiny)))
