@@ -31,7 +31,7 @@ def of_run(run: RunFacts) -> list[Measured]:
     return found
 
 
-def of_reports(opened: ModelFiles, run: Path | None, given: Sequence[Path]) -> list[Measured]:
+def of_reports(opened: ModelFiles, run: Path | None, given: Sequence[Path] = ()) -> list[Measured]:
     """Returns the scores of the reports of a model.
 
     Args:

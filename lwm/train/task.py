@@ -1,6 +1,7 @@
 """Training task of a language model, of text and vision alike."""
 
 import dataclasses
+import functools
 import itertools
 import shutil
 from collections.abc import Callable, Mapping, Sequence
@@ -13,6 +14,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from lwm.convert.card_facts import language_facts, run_card
+from lwm.convert.card_scores import of_reports
 from lwm.convert.export import generation_config, save_model
 from lwm.convert.folder import to_text
 from lwm.convert.open import ModelFiles, open_model_files, read_llama
@@ -155,14 +157,20 @@ def open_task(
         return read_llama(files, model, compute=config.compute, mesh=mesh, seed=config.seed)
 
     def save(state: TrainState, place: Path) -> None:
-        card = run_card(
+        describe = functools.partial(
+            run_card,
             folder,
             place,
             dtype=str(state.model.embedding.dtype),
             language=language_facts(model, tokenizer),
             vqgan=None if vqgan is None else vqgan.config,
         )
-        save_model(state.model, tokenizer, place, card=card, vqgan=vqgan, sampling=config.sampling)
+        save_model(
+            state.model, tokenizer, place, card=describe(), vqgan=vqgan, sampling=config.sampling
+        )
+        # Reports name the files that they are of, so they are compared with those now there.
+        if jax.process_index() == 0 and (scores := of_reports(open_model_files(place), folder)):
+            write_bytes(place / "README.md", (describe(measured=scores) or "").encode())
 
     place = folder / TOKENIZER
     with first_alone() as is_first:

@@ -20,11 +20,13 @@ import pytest
 
 import lwm
 from lwm.cli.data import data_tokenize
+from lwm.convert.card import is_written
 from lwm.convert.convert import convert_model
 from lwm.convert.open import open_model_files, open_tokenizer, open_tokens, read_llama
 from lwm.data.pack import PackingConfig
 from lwm.data.shards import open_shards
 from lwm.errors import UserError
+from lwm.fingerprint import fingerprints, model_files, named
 from lwm.formats.run_facts import read_lineage
 from lwm.model.config import ModelOverrides, Rope, read_scaling
 from lwm.recipes import debug
@@ -128,7 +130,9 @@ def test_training_goes_on_from_a_model_with_vision_added(whole, tmp_path, monkey
     assert len(open_shards(out, tokens=config.tokens, tokenizer=opened.tokenizer)) == 3
     # The run that it began with is in its card, and in that of a copy.
     assert "| whole | 6 | 1,536 | 64 | 10000 |" in (model / "README.md").read_text()
-    assert read_lineage(folder).stages[0].name == "whole"
+    lineage = read_lineage(folder)
+    assert lineage is not None
+    assert [stage.name for stage in lineage.stages] == ["whole"]
 
 
 def test_a_run_and_its_checkpoints_are_models(whole, tmp_path):
@@ -453,6 +457,23 @@ def test_what_was_written_about_a_model_stays_with_it(whole):
     note.unlink()
     runs.run(small(), whole)
     assert note.read_text() == card
+    # An evaluation in the run's folder is added, if it is of these weights.
+    opened = open_model_files(whole / "model")
+    report = {
+        "evaluation": "needle",
+        "command": "lwm eval needle whole",
+        "model": {"config": dataclasses.asdict(opened.config)},
+        "config": {"needles": 1, "ask": 1},
+        "files": fingerprints(named(model_files(opened.source))),
+        "overall": {"asked": 4, "score": 0.5},
+        "by_length": [{"context_length": 64}],
+    }
+    (whole / "eval").mkdir()
+    (whole / "eval" / "report.json").write_text(json.dumps(report))
+    runs.run(small(), whole)
+    row = "| one needle, 64 tokens | 50.0%; n = 4 | lwm eval needle whole |\n"
+    assert row in note.read_text()
+    assert is_written(note.read_text())
     note.write_text("# Mine\n")
     runs.run(small(), whole)
     assert note.read_text() == "# Mine\n"
