@@ -94,7 +94,8 @@ def named(files: Iterable[Path], prefix: str = "") -> dict[str, Path]:
 def model_files(path: Path) -> list[Path]:
     """Returns the files that decide what a model computes: of its folder, or beside its file."""
     if path.is_dir():
-        files = [file for file in sorted(path.iterdir()) if file.is_file() and is_data(file.name)]
+        inside = [*sorted(path.iterdir()), *sorted(path.glob("vqvae/*"))]
+        files = [file for file in inside if file.is_file() and is_data(file.name)]
         return [file for file in files if file.suffix.lower() not in _DOCUMENTS]
     first, split, _ = path.name.partition("-00001-of-")
     beside = [f"{glob.escape(first)}-*-of-*"] if split else []

@@ -11,7 +11,7 @@ from typing import Literal
 
 from lwm.convert.card import card, is_written
 from lwm.convert.card_facts import facts_of
-from lwm.convert.export import ORIGIN, write_model
+from lwm.convert.export import ORIGIN, write_model, write_vqgan
 from lwm.convert.folder import require_ours
 from lwm.convert.open import ModelFiles
 from lwm.convert.source import open_weights, require_other_folder
@@ -20,7 +20,7 @@ from lwm.files import edges_of, read_json, reading
 from lwm.fingerprint import model_files
 from lwm.hub.catalog import KnownModel
 from lwm.progress import Progress
-from lwm.vqgan.checkpoint import read_vqgan, save_vqgan
+from lwm.vqgan.checkpoint import read_vqgan
 
 SHARD_BYTES = 2_000_000_000
 _LEGAL = ("LICENSE*", "NOTICE*", "USE_POLICY*")
@@ -73,7 +73,7 @@ def convert_model(
     write_model(
         folder,
         opened.config,
-        opened.tokenizer,
+        opened.written_tokenizer,
         weights.read,
         paths=weights.paths,
         dtype=stored,
@@ -185,12 +185,12 @@ def _require_same(opened: ModelFiles, origin: str, folder: Path) -> None:
 
 
 def _copy_vqgan(source: Path, folder: Path) -> None:
-    save_vqgan(read_vqgan(source), folder)
+    write_vqgan(read_vqgan(source), folder)
 
 
 def _size(path: Path | None) -> int:
     """Returns the size of a VQGAN's files, about that of its copy, in bytes."""
     if path is None:
         return 0
-    files = [path] if path.is_file() else path.glob("vqgan*")
+    files = [path] if path.is_file() else [*path.glob("vqgan*"), *path.glob("diffusion*")]
     return sum(each.stat().st_size for each in files)

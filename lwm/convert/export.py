@@ -24,9 +24,10 @@ from lwm.model.quantize import QuantizedWeight
 from lwm.progress import Progress
 from lwm.sampling_params import LWM_SAMPLING, VisionSampling
 from lwm.sharding import dotted
-from lwm.tokenizer.tokenizer import Tokenizer
+from lwm.tokenizer.tokenizer import Tokenizer, with_format
 from lwm.vqgan.checkpoint import save_vqgan
 from lwm.vqgan.model import VQGAN
+from lwm.vqgan.vqmodel import FOLDER as VQMODEL, is_vqmodel, save_vqmodel
 
 ORIGIN = "converted_from"
 """Key of `config.json` that identifies the model that a folder was converted from."""
@@ -80,15 +81,31 @@ def save_model(
         write_model(
             folder,
             model.config,
-            tokenizer,
+            with_format(tokenizer, chats=model.config.tokens.vision > 0),
             read,
             paths=leaves,
             dtype=dtype or str(model.embedding.dtype),
             max_shard_bytes=max_shard_bytes,
             sampling=sampling,
             texts={} if card is None else {"README.md": card},
-            save_vqgan=None if vqgan is None else functools.partial(save_vqgan, vqgan, dtype=dtype),
+            save_vqgan=None
+            if vqgan is None
+            else functools.partial(write_vqgan, vqgan, dtype=dtype),
         )
+
+
+def write_vqgan(
+    model: VQGAN, folder: Path, *, dtype: Literal["float32", "bfloat16"] | None = None
+) -> None:
+    """Writes a VQGAN into a model's folder: for diffusers, or what that cannot express as ours.
+
+    Raises:
+        UserError: The folder cannot be written.
+    """
+    if is_vqmodel(model.config):
+        save_vqmodel(model, folder / VQMODEL, dtype=dtype)
+    else:
+        save_vqgan(model, folder, dtype=dtype)
 
 
 def write_model(
@@ -213,12 +230,17 @@ def hugging_face_config(config: LlamaConfig, tokenizer: Tokenizer, dtype: str) -
 def generation_config(
     tokenizer: Tokenizer, config: LlamaConfig, sampling: VisionSampling
 ) -> dict[str, Any]:
-    """Returns the `generation_config.json` of a model: special ids and default sampling."""
+    """Returns the `generation_config.json` of a model: special ids and default sampling.
+
+    Other programs generate text with it, in which `suppress_tokens` leaves out the vision ids.
+    """
+    tokens = config.tokens
     values = {
         "bos_token_id": tokenizer.bos_id,
         "eos_token_id": sorted(tokenizer.eos_ids) or None,
         "pad_token_id": tokenizer.pad_id,
-        OWN: dataclasses.asdict(sampling) if config.tokens.vision else None,
+        "suppress_tokens": list(range(tokens.text, tokens.size)) or None,
+        OWN: dataclasses.asdict(sampling) if tokens.vision else None,
     }
     return {key: value for key, value in values.items() if value is not None}
 

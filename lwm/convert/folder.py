@@ -26,7 +26,8 @@ WRITER = {"written_by": "lwm"}
 _FILES = (
     r"(generation_|tokenizer_)?config\.json|tokenizer\.(json|model)|README\.md|"
     r"model(-\d{5}-of-\d{5})?\.safetensors|model\.safetensors\.index\.json|"
-    r"vqgan\.(json|safetensors)|(LICENSE|NOTICE|USE_POLICY).*"
+    r"vqgan\.(json|safetensors)|(LICENSE|NOTICE|USE_POLICY).*|"
+    r"vqvae(/config\.json|/diffusion_pytorch_model\.safetensors)?"
 )
 
 _SOURCE = ".source"
@@ -215,7 +216,8 @@ def require_ours(folder: Path, *, files: str = _FILES, config: str = "config.jso
     folder = Path(folder).expanduser()
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{folder} is a file; choose another folder for the model")
-    names = [path.name for path in folder.glob("*")]
+    inside = [*folder.glob("*"), *folder.glob("vqvae/*")]
+    names = [path.relative_to(folder).as_posix() for path in inside]
     foreign = sorted(name for name in names if not re.fullmatch(files, name))
     if names and not _is_ours(folder / config):
         foreign = foreign or ["a model"]

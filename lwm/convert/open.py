@@ -31,9 +31,11 @@ from lwm.model.llama import Llama
 from lwm.progress import Progress
 from lwm.sampling_params import LWM_SAMPLING, VisionSampling
 from lwm.tokenizer.markers import CLOSING, OPENING
-from lwm.tokenizer.tokenizer import Tokenizer
+from lwm.tokenizer.tokenizer import Tokenizer, with_format
 from lwm.tokens import TokenSpace
-from lwm.vqgan.checkpoint import CONFIG as VQGAN_CONFIG, locate_vqgan
+from lwm.vqgan.checkpoint import locate_vqgan
+from lwm.vqgan.config import CONFIG as VQGAN_CONFIG
+from lwm.vqgan.vqmodel import CONFIG as VQMODEL_CONFIG, FOLDER as VQMODEL
 
 _LLAMA2_MARKS = {OPENING: [529, 4924, 29958], CLOSING: [1533, 4924, 29958]}
 
@@ -57,6 +59,15 @@ class ModelFiles:
     """Default sampling of images and video."""
     known: catalog.KnownModel | None = None
     """The entry of a known model."""
+
+    @property
+    def written_tokenizer(self) -> Tokenizer:
+        """The tokenizer for files of this model: with LWM's chat format, if it was trained on it.
+
+        Files of LWM do not say so, and without a template `lwm chat` takes that format anyway.
+        """
+        chats = self.known is not None and "Chat" in self.known.name
+        return with_format(self.tokenizer, chats=chats or self.config.tokens.vision > 0)
 
     def training_config(self, *, vision: int = 0, codes: int = 0) -> LlamaConfig:
         """Returns what `read_llama` is to make of this model.
@@ -319,6 +330,13 @@ def _sampling_in(metadata: Mapping[str, Any], path: Path) -> VisionSampling:
         return VisionSampling.of(parse_json(text))
 
 
+def _vqgan_in(folder: Path) -> Path | None:
+    """Returns the folder of the VQGAN in a model's folder; None if there is none."""
+    if (folder / VQGAN_CONFIG).is_file():
+        return folder
+    return folder / VQMODEL if (folder / VQMODEL / VQMODEL_CONFIG).is_file() else None
+
+
 def _open(path: Path, *, weights: bool = True) -> ModelFiles:
     """Opens a Hugging Face folder or a GGUF file; weights are read later, if at all."""
     has_config = (path / "config.json").is_file()
@@ -340,7 +358,7 @@ def _open(path: Path, *, weights: bool = True) -> ModelFiles:
         if weights:
             tensors = open_safetensors(path, named=values.get("transformers_weights"))
         tokenizer = Tokenizer.open(path)
-        vqgan = path if (path / VQGAN_CONFIG).is_file() else None
+        vqgan = _vqgan_in(path)
         sampling = _sampling(path)
     return ModelFiles(
         sampling=sampling,

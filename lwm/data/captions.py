@@ -9,9 +9,9 @@ from typing import Any, Literal
 
 from lwm.data.format import Captions
 from lwm.errors import UserError
+from lwm.tokenizer.lwm_format import LWM_SYSTEM
 from lwm.tokenizer.markers import CLOSING, OPENING
 from lwm.tokenizer.message import Message, Part, Vision
-from lwm.tokenizer.template import LWM_SYSTEM
 
 VisionKind = Literal["image", "video"]
 

@@ -16,12 +16,10 @@ from jaxtyping import Int
 
 from lwm.errors import UserError
 from lwm.tokenizer.jinja import render
+from lwm.tokenizer.lwm_format import LWM_SYSTEM, LWM_TEMPLATE
 from lwm.tokenizer.markers import VisionMarkers
 from lwm.tokenizer.message import Message, Part, Vision
 from lwm.tokenizer.tokenizer import Tokenizer
-
-LWM_TEMPLATE = "lwm"
-LWM_SYSTEM = "You are a helpful assistant."
 
 # Breaks the name of a special token in a message, so that it is not recognised in the rendered
 # text, while the template may still strip or search the message. Unicode guarantees that no text

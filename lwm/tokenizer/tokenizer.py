@@ -26,6 +26,7 @@ from lwm.tokenizer.backends import FastTokenizer, SentencePiece
 from lwm.tokenizer.config import TokenizerConfig
 from lwm.tokenizer.gguf_tables import GGUFTables
 from lwm.tokenizer.jinja import render
+from lwm.tokenizer.lwm_format import LWM_JINJA, LWM_TEMPLATE
 from lwm.tokenizer.panics import in_one_line
 
 _LOOKED_FOR = "tokenizer.json, tokenizer.model or one .gguf file"
@@ -47,7 +48,7 @@ class Tokenizer:
     add_bos: bool
     """True if the model's own tokenizer starts each text with `bos_id`."""
     chat_template: str | None = field(default=None, repr=False)
-    """The model's own chat template, in Jinja."""
+    """The model's own chat template: Jinja source, or `lwm` for LWM's format."""
 
     @classmethod
     def open(cls, path: Path) -> "Tokenizer":
@@ -124,13 +125,18 @@ class Tokenizer:
             self.pad_id in self.backend.special.values()
         ):  # else decoders would skip an ordinary token
             config["pad_token"] = self._name(self.pad_id)
-        if self.chat_template is not None:
-            config["chat_template"] = self.chat_template
+        if self.jinja is not None:
+            config["chat_template"] = self.jinja
         text = json.dumps(config, indent=2, ensure_ascii=False)
         (folder / "tokenizer_config.json").write_bytes(text.encode(errors="backslashreplace"))
 
     def _name(self, token: int | None) -> str | None:
         return None if token is None else self.backend.name(token)
+
+    @property
+    def jinja(self) -> str | None:
+        """The source of the chat template, as other programs read it."""
+        return LWM_JINJA if self.chat_template == LWM_TEMPLATE else self.chat_template
 
     @property
     def template_names(self) -> dict[str, str]:
@@ -192,6 +198,13 @@ class Tokenizer:
         """
         stream = TextStream(self, skip_special=skip_special, continues=continues)
         return "".join([stream.push(token) for token in ids]) + stream.finish()
+
+
+def with_format(tokenizer: Tokenizer, *, chats: bool) -> Tokenizer:
+    """Returns the tokenizer with LWM's chat format, if the model chats and has no template."""
+    if not chats or tokenizer.chat_template is not None:
+        return tokenizer
+    return dataclasses.replace(tokenizer, chat_template=LWM_TEMPLATE)
 
 
 class TextStream:
@@ -299,6 +312,7 @@ def _tokenizer(
     named = backend.special | backend.added
     stops = {eos_id, *eos_ids, *(named.get(name) for name in controls.TURN_ENDS)}
     pads = [i for i in [*pad_ids, eos_id, 0] if is_id(i)]
+    template = LWM_TEMPLATE if chat_template == LWM_JINJA else chat_template
     made = Tokenizer(
         backend=backend,
         bos_id=bos_id,
@@ -306,10 +320,11 @@ def _tokenizer(
         eos_ids=frozenset(i for i in stops if i is not None),
         pad_id=pads[0],
         add_bos=add_bos and bos_id is not None,
-        chat_template=chat_template,
+        chat_template=template,
     )
-    backend.reserve(*_reserved(made, chat_template or ""))
-    return made if chat_template is None else _with_end(made, chat_template)
+    jinja = None if template == LWM_TEMPLATE else template
+    backend.reserve(*_reserved(made, jinja or ""))
+    return made if jinja is None else _with_end(made, jinja)
 
 
 def _reserved(tokenizer: Tokenizer, template: str) -> tuple[set[str], set[str]]:

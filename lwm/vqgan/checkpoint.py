@@ -1,9 +1,9 @@
-"""Reads and writes VQGANs: the pickle of the original LWM, and folders with safetensors."""
+"""Reads VQGANs of all formats, and writes folders of ours; the original LWM's is a pickle."""
 
 import dataclasses
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,6 @@ import jax.random as jr
 import ml_dtypes
 import numpy as np
 from jax.sharding import Mesh, PartitionSpec as P
-from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from lwm.errors import UserError
@@ -22,8 +21,10 @@ from lwm.formats.pickles import read_pickle
 from lwm.formats.run_folder import find_in_run, is_checkpoint, open_checkpoint, read_settings
 from lwm.model.config import Dtype
 from lwm.sharding import dotted, make_mesh, on_mesh
+from lwm.vqgan import vqmodel
 from lwm.vqgan.config import CONFIG, WEIGHTS, VQGANConfig
 from lwm.vqgan.model import VQGAN
+from lwm.vqgan.stored import StoredArray, StoredVQGAN, name_in, names_of, open_safetensors
 
 ORIGINAL = "vqgan"
 """The pickle in a folder of the original LWM."""
@@ -61,13 +62,7 @@ ARRAYS = {
     ".weight": "/scale",
     ".codebook": "/embeddings",
 }
-NAMES = {
-    module + part + array: flax_module + flax_part + flax_array
-    for module, flax_module in MODULES.items()
-    for part, flax_part in PARTS.items()
-    for array, flax_array in ARRAYS.items()
-}
-
+NAMES = names_of(MODULES, PARTS, ARRAYS)
 
 SHIPPED = ASSETS / "vqgan-64"
 """The VQGAN that comes with the package; users give the name of its folder."""
@@ -89,9 +84,7 @@ def locate_vqgan(path: str | Path) -> Path:
 
 def flax_name(path: str) -> str:
     """Returns the original's name of a weight such as `decoder.levels.0.resample.kernel`."""
-    numbers = iter(re.findall(r"(?<=\.)\d+(?=\.)", path))
-    name = NAMES[re.sub(r"(?<=\.)\d+(?=\.)", "*", path)]
-    return re.sub(r"\*", lambda _: next(numbers), name)
+    return name_in(NAMES, path)
 
 
 def read_vqgan(
@@ -101,29 +94,32 @@ def read_vqgan(
     dtype: Dtype | None = None,
     resolution: int | None = None,
 ) -> VQGAN:
-    """Reads LWM's pickle, a folder that holds it as `vqgan`, or a folder that `save_vqgan` wrote.
+    """Reads LWM's pickle, a `VQModel` of diffusers, or what `save_vqgan` wrote.
 
     The shape of a pickled model is inferred from its tensors. Weights keep the type that they have
     in the file, float32 or bfloat16.
 
     Args:
-        path: The file or folder; `vqgan-64` is the one that comes with the package.
+        path: The file, or a folder: that of a language model, which has the VQGAN as `vqgan` or
+            `vqvae`, or its own; `vqgan-64` is the one that comes with the package.
         mesh: Devices, each of which gets all weights; None for the first device alone.
         dtype: Type of the computation; None for that of the folder, or float32 for a pickle.
-        resolution: Pixels along a side of the frames; None for that of the folder, or for a pickle
-            sixteen codes a side, as in LWM.
+        resolution: Pixels along a side of the frames; None for that of the folder, or where the
+            files do not say sixteen codes a side, as in LWM.
 
     Raises:
         UserError: There is no VQGAN, its tensors are missing, unexpected or misshapen, or the
             resolution does not divide into codes.
     """
-    path = _find(path)
-    config, arrays = _read(path)
+    stored = _open(path)
+    config = stored.config
     if resolution is not None:
         config.grid(resolution, resolution)
     changes = {"dtype": dtype, "resolution": resolution}
-    config = _config(path, **dataclasses.asdict(config) | {k: v for k, v in changes.items() if v})
-    return _build(path, config, arrays, mesh or make_mesh(), flat=not path.is_dir())
+    config = _config(
+        stored.file, **dataclasses.asdict(config) | {k: v for k, v in changes.items() if v}
+    )
+    return _build(config, stored, mesh or make_mesh())
 
 
 def read_vqgan_config(path: Path) -> VQGANConfig:
@@ -132,7 +128,7 @@ def read_vqgan_config(path: Path) -> VQGANConfig:
     Raises:
         UserError: There is none, or its tensors do not show a shape.
     """
-    return _read(_find(path))[0]
+    return _open(path).config
 
 
 def save_vqgan(model: VQGAN, folder: Path, *, dtype: Dtype | None = None) -> None:
@@ -168,55 +164,41 @@ def to_flax(model: VQGAN) -> dict[str, Any]:
     return tree
 
 
-Read = Callable[[], np.ndarray]
-_Arrays = dict[str, tuple[tuple[int, ...], Read]]
-"""The shape of each array by name, and a function that reads it."""
-
-
-def _find(path: str | Path) -> Path:
+def _open(path: str | Path) -> StoredVQGAN:
     path = locate_vqgan(path)
-    is_original = path.is_dir() and not (path / CONFIG).is_file() and (path / ORIGINAL).is_file()
-    return path / ORIGINAL if is_original else path
-
-
-def _read(path: Path) -> tuple[VQGANConfig, _Arrays]:
     if is_checkpoint(path):
-        return _read_checkpoint(path)
-    return _read_folder(path) if path.is_dir() else _read_original(path)
+        return _open_checkpoint(path)
+    if not path.is_dir():
+        return _open_original(path)
+    if (path / CONFIG).is_file():
+        return _open_folder(path)
+    if (found := vqmodel.find_vqmodel(path)) is not None:
+        return vqmodel.open_vqmodel(found)
+    is_original = (path / ORIGINAL).is_file()
+    return _open_original(path / ORIGINAL) if is_original else _open_folder(path)
 
 
-def _read_folder(folder: Path) -> tuple[VQGANConfig, _Arrays]:
+def _open_folder(folder: Path) -> StoredVQGAN:
     values = read_json(folder / CONFIG)
     try:
         config = VQGANConfig.from_json(values)
     except ValueError as error:
         raise UserError(f"{folder / CONFIG}: {error}; save the VQGAN again") from None
     path = folder / WEIGHTS
-    if not path.is_file():
-        raise UserError(f"{path} is missing; save the VQGAN again")
-    try:
-        with safe_open(path, "numpy") as file:
-            shapes = {name: tuple(file.get_slice(name).get_shape()) for name in sorted(file.keys())}
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"{path} is damaged ({error}); fetch it again") from None
-
-    def read(name: str) -> np.ndarray:
-        with safe_open(path, "numpy") as file:
-            return file.get_tensor(name)
-
-    return config, {name: (shape, lambda n=name: read(n)) for name, shape in shapes.items()}
+    return StoredVQGAN(config, open_safetensors(path), path)
 
 
-def _read_checkpoint(place: Path) -> tuple[VQGANConfig, _Arrays]:
+def _open_checkpoint(place: Path) -> StoredVQGAN:
     try:
         config = VQGANConfig.from_json(read_settings(place)["model"])
     except (ValueError, LookupError, AttributeError):
         raise UserError(f"{place} is no checkpoint of a VQGAN") from None
     arrays = open_checkpoint(place)
-    return config, {name: (arrays.shapes[name], lambda n=name: arrays[n]) for name in arrays}
+    found = {name: StoredArray(arrays.shapes[name], lambda n=name: arrays[n]) for name in arrays}
+    return StoredVQGAN(config, found, place)
 
 
-def _read_original(path: Path) -> tuple[VQGANConfig, _Arrays]:
+def _open_original(path: Path) -> StoredVQGAN:
     if not path.is_file():
         raise UserError(f"{path} does not exist; give LWM's vqgan file, or a folder that holds one")
     arrays: dict[str, np.ndarray] = {}
@@ -225,7 +207,8 @@ def _read_original(path: Path) -> tuple[VQGANConfig, _Arrays]:
             raise UserError(f"{path} holds {name or 'something'} that is not an array of weights")
         arrays[name] = value
     config = _infer(path, {name: array.shape for name, array in arrays.items()})
-    return config, {name: (array.shape, lambda a=array: a) for name, array in arrays.items()}
+    found = {name: StoredArray(array.shape, lambda a=array: a) for name, array in arrays.items()}
+    return StoredVQGAN(config, found, path, flax_name)
 
 
 def _flat(tree: Any, above: str = "") -> Iterator[tuple[str, Any]]:
@@ -273,21 +256,21 @@ def _config(path: Path, **values: Any) -> VQGANConfig:
         raise UserError(f"{path} is not a valid VQGAN: {error}") from None
 
 
-def _build(path: Path, config: VQGANConfig, arrays: _Arrays, mesh: Mesh, *, flat: bool) -> VQGAN:
+def _build(config: VQGANConfig, stored: StoredVQGAN, mesh: Mesh) -> VQGAN:
     made = jax.eval_shape(lambda: VQGAN.init(config, key=jr.key(0)))
     leaves, tree = jax.tree.flatten_with_path(made)
-    wanted = {dotted(p): leaf.shape for p, leaf in leaves}
-    names = {ours: flax_name(ours) if flat else ours for ours in wanted}
+    wanted = {stored.name_of(dotted(p)): leaf.shape for p, leaf in leaves}
+    arrays = stored.arrays
     require_same_tensors(
-        {name: shape for name, (shape, _) in arrays.items()},
-        {names[ours]: shape for ours, shape in wanted.items()},
-        problem=f"{path} is not a VQGAN of the expected sizes",
+        {name: array.shape for name, array in arrays.items()},
+        wanted,
+        problem=f"{stored.file} is not a VQGAN of the expected sizes",
     )
     placed = []
-    for ours in wanted:
+    for name in wanted:
         # Removed from the dict, so that no array is held twice once it is on its devices.
-        array = arrays.pop(names[ours])[1]()
-        require_finite(array, names[ours], path if flat else path / WEIGHTS)
+        array = arrays.pop(name).read()
+        require_finite(array, name, stored.file)
         if array.dtype not in (np.float32, ml_dtypes.bfloat16):
             array = array.astype(np.float32)
         placed.append(jax.device_put(array, on_mesh(mesh, P())))

@@ -63,7 +63,10 @@ def test_the_model_is_the_same(published, source, tmp_path):
     assert opened.config == config
     assert opened.tokenizer.encode("<vision>") == source.tokenizer.encode("<vision>")
     assert opened.vqgan is not None
-    assert read_vqgan(opened.vqgan).config == read_vqgan(folder / "vqgan").config
+    assert opened.vqgan == tmp_path / "new" / "vqvae"
+    theirs, ours = read_vqgan(folder / "vqgan"), read_vqgan(opened.vqgan)
+    assert ours.config == theirs.config
+    jax.tree.map(np.testing.assert_array_equal, ours, theirs)
     card = (tmp_path / "new" / "README.md").read_text()
     assert "# LWM-Chat-Small-Jax" in card
     assert "| end of vision | 8,451 |" in card
@@ -133,7 +136,8 @@ def other(published, tmp_path):
 
 
 def contents(folder):
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
 
 
 def test_another_finished_model_is_replaced_only_when_asked(source, other, tmp_path):
@@ -159,9 +163,11 @@ def test_the_same_model_again_is_refused_only_where_its_card_was_changed(source,
         convert_model(source, tmp_path / "new", dtype="bfloat16")
     convert_model(source, tmp_path / "new", overwrite=True)
     assert contents(tmp_path / "new") == before
-    (tmp_path / "new" / "notes.txt").touch()
-    with pytest.raises(UserError, match=r"holds notes\.txt that was not written here"):
-        convert_model(source, tmp_path / "new", overwrite=True)
+    for name in ("notes.txt", "vqvae/notes.txt"):
+        (tmp_path / "new" / name).touch()
+        with pytest.raises(UserError, match=rf"holds {name} that was not written here"):
+            convert_model(source, tmp_path / "new", overwrite=True)
+        (tmp_path / "new" / name).unlink()
 
 
 def test_folders_of_an_earlier_version_are_known_by_their_cards(source, tmp_path):
