@@ -38,14 +38,19 @@ _RESOLUTION, _DTYPE = "_resolution", "_dtype"
 _NO_SIZE = 32
 """`sample_size` of a configuration that does not give one; aMUSEd's frames have 256 pixels."""
 _CODES_PER_SIDE = 16
+_DOWN = ("DownEncoderBlock2D", "AttnDownEncoderBlock2D")
+_UP = ("UpDecoderBlock2D", "AttnUpDecoderBlock2D")
+"""Types of levels, without attention and with it."""
 
 # Both number the levels of the decoder in the order in which they run.
 NAMES = names_of(
     {
         "encoder.conv_in": "encoder.conv_in",
         "encoder.levels.*.blocks.*": "encoder.down_blocks.*.resnets.*",
+        "encoder.levels.*.attentions.*": "encoder.down_blocks.*.attentions.*",
         "encoder.levels.*.resample": "encoder.down_blocks.*.downsamplers.0.conv",
         "encoder.middle.*": "encoder.mid_block.resnets.*",
+        "encoder.middle_attention": "encoder.mid_block.attentions.0",
         "encoder.norm": "encoder.conv_norm_out",
         "encoder.conv_out": "encoder.conv_out",
         "to_code": "quant_conv",
@@ -53,7 +58,9 @@ NAMES = names_of(
         "from_code": "post_quant_conv",
         "decoder.conv_in": "decoder.conv_in",
         "decoder.middle.*": "decoder.mid_block.resnets.*",
+        "decoder.middle_attention": "decoder.mid_block.attentions.0",
         "decoder.levels.*.blocks.*": "decoder.up_blocks.*.resnets.*",
+        "decoder.levels.*.attentions.*": "decoder.up_blocks.*.attentions.*",
         "decoder.levels.*.resample": "decoder.up_blocks.*.upsamplers.0.conv",
         "decoder.norm": "decoder.conv_norm_out",
         "decoder.conv_out": "decoder.conv_out",
@@ -65,6 +72,11 @@ NAMES = names_of(
         ".norm2": ".norm2",
         ".conv2": ".conv2",
         ".shortcut": ".conv_shortcut",
+        ".norm": ".group_norm",
+        ".query": ".to_q",
+        ".key": ".to_k",
+        ".value": ".to_v",
+        ".out": ".to_out.0",
     },
     {
         ".kernel": ".weight",
@@ -84,8 +96,9 @@ def find_vqmodel(path: Path) -> Path | None:
 
 
 def is_vqmodel(config: VQGANConfig) -> bool:
-    """Returns whether `VQModel` can be of this shape."""
-    return config.multipliers[0] == 1
+    """Returns whether `VQModel` can be of this shape, and chooses codes alike."""
+    is_alike = config.search == "nearest" and not config.unit_codes
+    return config.decoder and is_alike and config.multipliers[0] == 1
 
 
 def open_vqmodel(folder: Path) -> StoredVQGAN:
@@ -98,7 +111,7 @@ def open_vqmodel(folder: Path) -> StoredVQGAN:
     file = folder / CONFIG
     config = _config(read_json(file), file)
     arrays = open_safetensors(folder / WEIGHTS)
-    ours = {name: StoredArray.of_torch(array) for name, array in arrays.items()}
+    ours = {name: _to_ours(name, array) for name, array in arrays.items()}
     return StoredVQGAN(config, ours, folder / WEIGHTS, functools.partial(name_in, NAMES))
 
 
@@ -118,7 +131,9 @@ def save_vqmodel(model: VQGAN, folder: Path, *, dtype: Dtype | None = None) -> N
     for path, leaf in jax.tree.leaves_with_path(model):
         array = np.asarray(leaf, dtype or leaf.dtype)
         name = name_in(NAMES, dotted(path))
-        tensors[name] = np.ascontiguousarray(to_torch(array)) if array.ndim == 4 else array
+        if array.ndim == 4:
+            array = np.ascontiguousarray(to_torch(array))
+        tensors[name] = array.reshape(array.shape[:2]) if _is_linear(name) else array
     text = json.dumps(_values(model.config), indent=2) + "\n"
     make_folder(folder)
     with replacing(folder / WEIGHTS) as partial:
@@ -126,8 +141,20 @@ def save_vqmodel(model: VQGAN, folder: Path, *, dtype: Dtype | None = None) -> N
         (folder / CONFIG).write_text(text, encoding="utf-8")
 
 
+def _is_linear(name: str) -> bool:
+    """Returns whether a weight is a matrix there and a 1 × 1 kernel here."""
+    return ".to_" in name and name.endswith(".weight")
+
+
+def _to_ours(name: str, array: StoredArray) -> StoredArray:
+    if _is_linear(name) and len(array.shape) == 2:
+        shape = (*array.shape, 1, 1)
+        array = StoredArray(shape, lambda read=array.read: read().reshape(shape))
+    return StoredArray.of_torch(array)
+
+
 def _values(config: VQGANConfig) -> dict[str, Any]:
-    levels = len(config.multipliers)
+    attends = [level in config.attention for level in range(len(config.multipliers))]
     return {
         "_class_name": CLASS,
         "_written_by": "lwm",
@@ -135,8 +162,8 @@ def _values(config: VQGANConfig) -> dict[str, Any]:
         _DTYPE: config.dtype,
         "in_channels": config.channels,
         "out_channels": config.channels,
-        "down_block_types": ["DownEncoderBlock2D"] * levels,
-        "up_block_types": ["UpDecoderBlock2D"] * levels,
+        "down_block_types": [_DOWN[each] for each in attends],
+        "up_block_types": [_UP[each] for each in reversed(attends)],
         "block_out_channels": list(config.widths),
         "layers_per_block": config.res_blocks,
         "act_fn": "silu",
@@ -146,7 +173,7 @@ def _values(config: VQGANConfig) -> dict[str, Any]:
         "vq_embed_dim": config.code_dim,
         "norm_num_groups": GROUPS,
         "norm_type": "group",
-        "mid_block_add_attention": False,
+        "mid_block_add_attention": config.middle_attention,
         "lookup_from_codebook": True,
         "force_upcast": True,
     }
@@ -202,6 +229,10 @@ def _config(given: Mapping[str, Any], file: Path) -> VQGANConfig:
                 "codes": values["num_vq_embeddings"],
                 "code_dim": dim or values["latent_channels"],
                 "dtype": values.get(_DTYPE, "float32"),
+                "attention": [
+                    i for i, each in enumerate(values["down_block_types"]) if each == _DOWN[1]
+                ],
+                "middle_attention": values["mid_block_add_attention"],
             }
         )
     except ValueError as error:
@@ -212,11 +243,12 @@ def _refuse_features(values: Mapping[str, Any], file: Path) -> None:
     widths = values["block_out_channels"]
     if not (isinstance(widths, list) and widths):
         raise UserError(f"{file}: block_out_channels is {widths!r}, no list; fetch it again")
-    levels = len(widths)
+    down, up = values["down_block_types"], values["up_block_types"]
+    if not all(isinstance(each, list) and len(each) == len(widths) for each in (down, up)):
+        raise UserError(f"{file} has other numbers of levels and widths; fetch it again")
+    mirrored = [_UP[_DOWN.index(each)] for each in reversed(down) if each in _DOWN]
     unsupported = {
-        "attention": values["mid_block_add_attention"]
-        or values["down_block_types"] != ["DownEncoderBlock2D"] * levels
-        or values["up_block_types"] != ["UpDecoderBlock2D"] * levels,
+        "a decoder that is no mirror image of the encoder": mirrored != up,
         f"the activation {values['act_fn']!r}": values["act_fn"] not in ("silu", "swish"),
         f"norm_type {values['norm_type']!r}": values["norm_type"] != "group",
         f"norm_num_groups {values['norm_num_groups']!r}": values["norm_num_groups"] != GROUPS,

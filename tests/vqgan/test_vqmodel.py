@@ -14,7 +14,7 @@ from lwm.files import ASSETS
 from lwm.media.frames import read_frames
 from lwm.media.pixels import from_bytes
 from lwm.vqgan.checkpoint import read_vqgan, save_vqgan
-from lwm.vqgan.model import decode_frames, encode_frames
+from lwm.vqgan.model import VQGAN, decode_frames, encode_frames
 from lwm.vqgan.vqmodel import is_vqmodel, save_vqmodel
 
 
@@ -75,19 +75,20 @@ def test_diffusers_has_the_same_codes_and_pixels(which, request, fixtures, tmp_p
 
 
 @pytest.mark.torch
-def test_a_folder_of_diffusers_opens(tmp_path, mesh):
+@pytest.mark.parametrize("attends", [False, True])
+def test_a_folder_of_diffusers_opens(tmp_path, mesh, attends):
     torch = pytest.importorskip("torch", reason="PyTorch is not installed")
     diffusers = pytest.importorskip("diffusers", reason="diffusers is not installed")
     torch.manual_seed(0)
     theirs = diffusers.VQModel(
         block_out_channels=(32, 64),
-        down_block_types=("DownEncoderBlock2D",) * 2,
-        up_block_types=("UpDecoderBlock2D",) * 2,
+        down_block_types=("DownEncoderBlock2D", "Attn" * attends + "DownEncoderBlock2D"),
+        up_block_types=("Attn" * attends + "UpDecoderBlock2D", "UpDecoderBlock2D"),
         layers_per_block=2,
         latent_channels=8,
         num_vq_embeddings=24,
         vq_embed_dim=4,
-        mid_block_add_attention=False,
+        mid_block_add_attention=attends,
         lookup_from_codebook=True,
     ).eval()
     theirs.save_pretrained(tmp_path)
@@ -99,6 +100,15 @@ def test_a_folder_of_diffusers_opens(tmp_path, mesh):
         found = theirs.decode(torch.tensor(codes), force_not_quantize=True, shape=(1, 4, 4, 4))
     wanted = found.sample.clamp(-1, 1).permute(0, 2, 3, 1).numpy()
     assert np.abs(decode_frames(ours, codes) - wanted).max() <= 1e-4
+    pixels = np.random.default_rng(0).uniform(-1, 1, (1, 8, 8, 3)).astype(np.float32)
+    with torch.no_grad():
+        latents = theirs.encode(torch.tensor(pixels).permute(0, 3, 1, 2)).latents
+    found = latents.permute(0, 2, 3, 1).numpy()
+    assert np.abs(jax.jit(VQGAN.latents)(ours, pixels) - found).max() <= 1e-4
+    save_vqmodel(ours, tmp_path / "again")
+    require_same(read_vqgan(tmp_path / "again"), ours)
+    again = diffusers.VQModel.from_pretrained(tmp_path / "again").state_dict()
+    assert all(torch.equal(value, again[name]) for name, value in theirs.state_dict().items())
 
 
 def test_it_reads_back_bit_for_bit(shipped, folder):
@@ -134,7 +144,12 @@ def test_the_resolution_is_that_of_the_file_or_sixteen_codes_a_side(folder):
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"mid_block_add_attention": True}, "attention is not supported in a VQModel"),
+        (
+            {"up_block_types": ["AttnUpDecoderBlock2D"] * 4},
+            "a decoder that is no mirror image of the",
+        ),
+        ({"up_block_types": []}, "has other numbers of levels and widths"),
+        ({"mid_block_add_attention": True}, "missing: decoder.mid_block.attentions.0.group_norm"),
         ({"act_fn": "relu"}, "the activation 'relu' is not supported"),
         ({"norm_num_groups": 16}, "norm_num_groups 16 is not supported"),
         ({"block_out_channels": [32, 48, 64, 128]}, "a width that is no multiple of the first"),
@@ -157,7 +172,9 @@ def test_weights_that_are_missing_are_named(folder):
         read_vqgan(folder)
 
 
-def test_a_first_level_of_other_width_has_no_place_in_it(shipped):
-    wide = dataclasses.replace(shipped.config, multipliers=(2, 2))
+@pytest.mark.parametrize(
+    "values", [{"multipliers": (2, 2)}, {"search": "product"}, {"decoder": False}]
+)
+def test_other_vqgans_have_no_place_in_it(shipped, values):
     assert is_vqmodel(shipped.config)
-    assert not is_vqmodel(wide)
+    assert not is_vqmodel(dataclasses.replace(shipped.config, **values))
