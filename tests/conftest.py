@@ -6,6 +6,7 @@ import json
 import os
 import pickle
 import re
+import sys
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
@@ -24,14 +25,20 @@ if version("jaxlib").startswith("0.10."):  # later versions end at a flag that t
     os.environ["XLA_FLAGS"] += " --xla_cpu_use_fusion_emitters=false"
 os.environ["JAX_COMPILATION_CACHE_DIR"] = str(ROOT / ".cache" / "jax")
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.05"
+sys.path.insert(0, str(ROOT / "tests"))
 
 import jax  # noqa: E402
 import jax.numpy as jnp  # noqa: E402
 import jax.random as jr  # noqa: E402
+import jaxtyping  # noqa: E402
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 import tokenizers  # noqa: E402
+from type_checks import check_types  # noqa: E402
 from xdist.scheduler import LoadScopeScheduling  # noqa: E402
+
+# Before the first module of lwm is imported.
+jaxtyping.jaxtyped = check_types
 
 from lwm.convert.lwm import TABLE, open_lwm  # noqa: E402
 from lwm.convert.names import LWM_NAMES, dimensions  # noqa: E402
