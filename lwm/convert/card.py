@@ -17,6 +17,7 @@ from lwm.model.config import LinearScaling, LlamaConfig
 from lwm.text import printable, well_formed
 from lwm.tokenizer.markers import CLOSING, OPENING
 from lwm.vqgan.config import VQGANConfig
+from lwm.vqgan.vqmodel import FOLDER as VQMODEL, is_vqmodel
 
 KEPT = ("Origin", "Training", "Data", "Measured", "Licence")
 """Sections that stay true of the same weights in another format."""
@@ -62,8 +63,6 @@ class CardFacts:
     language: LanguageFacts | None = None
     """None for a VQGAN alone."""
     vqgan: VQGANConfig | None = None
-    in_diffusers: bool = False
-    """Whether the VQGAN is in the folder `vqvae` as diffusers reads it."""
     target: Literal["hf", "lwm-original"] = "hf"
     licence_files: Sequence[str] = ()
     """Names of files with licences and notices in the folder."""
@@ -260,9 +259,9 @@ def _use(facts: CardFacts) -> str:
         'model = AutoModelForCausalLM.from_pretrained("FOLDER", dtype="auto")',
         'tokenizer = AutoTokenizer.from_pretrained("FOLDER")',
     ]
-    if facts.in_diffusers:
+    if facts.vqgan is not None and is_vqmodel(facts.vqgan):
         elsewhere.insert(0, "from diffusers import VQModel")
-        elsewhere.append('vqgan = VQModel.from_pretrained("FOLDER", subfolder="vqvae")')
+        elsewhere.append(f'vqgan = VQModel.from_pretrained("FOLDER", subfolder="{VQMODEL}")')
     return f"{text}\n\nWithout `lwm`:\n\n{code_block('python', *elsewhere)}"
 
 
@@ -341,7 +340,7 @@ def licence_of(facts: CardFacts) -> Licence | None:
 
 def _licence(facts: CardFacts) -> str:
     root, licence = facts.lineage.root, licence_of(facts)
-    files = ", ".join(f"`{escaped(name)}`" for name in facts.licence_files)
+    files = ", ".join(map(escaped, facts.licence_files))
     lines = ["The code of `lwm` is under Apache-2.0, which says nothing of these weights."]
     if root is None:
         lines.append("Whoever trained them has not recorded a licence for them.")

@@ -89,6 +89,7 @@ def run_card(
     dtype: str,
     language: LanguageFacts | None = None,
     vqgan: VQGANConfig | None = None,
+    licence_files: Sequence[str] = (),
     measured: Sequence[Measured] = (),
 ) -> str | None:
     """Returns the card of the model at the end of a run; the one that somebody wrote is kept.
@@ -99,6 +100,7 @@ def run_card(
         dtype: Type of the stored weights.
         language: The language model, unless the run is of a VQGAN.
         vqgan: The VQGAN beside it, or that of the run.
+        licence_files: Names of files with licences in the folder.
         measured: Scores besides those of the last validation.
 
     Returns:
@@ -119,6 +121,7 @@ def run_card(
             run=facts,
             language=language,
             vqgan=vqgan,
+            licence_files=licence_files,
             measured=[*of_run(facts), *measured],
         )
     )

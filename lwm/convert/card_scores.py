@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,8 @@ from lwm.formats.run_facts import RunFacts
 from lwm.formats.run_folder import CHECKPOINTS, MODEL
 
 REPORT = "report.json"
+_SETTINGS = re.compile(r"^vqgan/|config\.json( \(\d+\))?$")
+"""Files that are not compared: they may get more keys while the model stays."""
 _FAULTY = LookupError, TypeError, ValueError, AttributeError
 
 
@@ -87,11 +90,7 @@ def _is_of(report: Mapping[str, Any], opened: ModelFiles, here: Fingerprints) ->
     try:
         about = report["described"] if "described" in report else report["model"]
         recorded = report["files"] if "evaluation" in report else report["fingerprints"]["model"]
-        wanted = {
-            name: text
-            for name, text in recorded.items()
-            if not name.startswith("vqgan/") and not name.endswith("config.json")
-        }
+        wanted = {name: text for name, text in recorded.items() if not _SETTINGS.search(name)}
         config = json.loads(json.dumps(dataclasses.asdict(opened.config)))
         there = about["config"]
         return (

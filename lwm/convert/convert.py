@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 from lwm.convert.card import card, is_written
-from lwm.convert.card_facts import facts_of
+from lwm.convert.card_facts import facts_of, lineage_of, run_of
 from lwm.convert.export import ORIGIN, write_model, write_vqgan
 from lwm.convert.folder import require_ours
 from lwm.convert.open import ModelFiles
@@ -18,7 +18,7 @@ from lwm.convert.source import open_weights, require_other_folder
 from lwm.errors import UserError
 from lwm.files import edges_of, read_json, reading
 from lwm.fingerprint import model_files
-from lwm.hub.catalog import KnownModel
+from lwm.formats.run_folder import MODEL
 from lwm.progress import Progress
 from lwm.vqgan.checkpoint import read_vqgan
 
@@ -129,15 +129,18 @@ def _former_name(source: Path) -> str:
 
 def legal_texts(opened: ModelFiles) -> dict[str, str]:
     """Returns the licence files beside the model, or the notice that its licence requires."""
+    run = run_of(opened.source)
     beside = opened.source if opened.source.is_dir() else opened.source.parent
+    beside = beside if run is None else run / MODEL
     found = {
         path.name: path.read_text(encoding="utf-8", errors="replace")
         for pattern in _LEGAL
         for path in sorted(beside.glob(pattern))
         if path.is_file() and path.stat().st_size < 1_000_000
     }
-    known: KnownModel | None = opened.known
-    if not found and known and "Llama 2" in known.licence:
+    root = lineage_of(opened.source, opened.known).root
+    licence = None if root is None else root.licence
+    if not found and licence is not None and licence.identifier == "llama2":
         return {"LICENSE": _LLAMA2}
     return found
 

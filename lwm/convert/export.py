@@ -41,6 +41,7 @@ def save_model(
     dtype: Literal["float32", "bfloat16"] | None = None,
     max_shard_bytes: int = 5_000_000_000,
     card: str | None = None,
+    licences: Mapping[str, str] | None = None,
     vqgan: VQGAN | None = None,
     sampling: VisionSampling = LWM_SAMPLING,
 ) -> None:
@@ -57,6 +58,7 @@ def save_model(
         dtype: Type to store; None for the type of the weights.
         max_shard_bytes: Bytes of tensors per file, unless one tensor alone is larger.
         card: The model card, written as README.md.
+        licences: Texts of licences and notices, by names of files.
         vqgan: VQGAN to write beside the model.
         sampling: Default sampling of images and video.
 
@@ -87,7 +89,7 @@ def save_model(
             dtype=dtype or str(model.embedding.dtype),
             max_shard_bytes=max_shard_bytes,
             sampling=sampling,
-            texts={} if card is None else {"README.md": card},
+            texts={**(licences or {}), **({} if card is None else {"README.md": card})},
             save_vqgan=None
             if vqgan is None
             else functools.partial(write_vqgan, vqgan, dtype=dtype),

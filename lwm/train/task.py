@@ -15,6 +15,7 @@ from jax.sharding import Mesh
 
 from lwm.convert.card_facts import language_facts, run_card
 from lwm.convert.card_scores import of_reports
+from lwm.convert.convert import legal_texts
 from lwm.convert.export import generation_config, save_model
 from lwm.convert.folder import to_text
 from lwm.convert.open import ModelFiles, open_model_files, read_llama
@@ -156,22 +157,6 @@ def open_task(
             return jax.jit(init)()
         return read_llama(files, model, compute=config.compute, mesh=mesh, seed=config.seed)
 
-    def save(state: TrainState, place: Path) -> None:
-        describe = functools.partial(
-            run_card,
-            folder,
-            place,
-            dtype=str(state.model.embedding.dtype),
-            language=language_facts(model, tokenizer),
-            vqgan=None if vqgan is None else vqgan.config,
-        )
-        save_model(
-            state.model, tokenizer, place, card=describe(), vqgan=vqgan, sampling=config.sampling
-        )
-        # Reports name the files that they are of, so they are compared with those now there.
-        if jax.process_index() == 0 and (scores := of_reports(open_model_files(place), folder)):
-            write_bytes(place / "README.md", (describe(measured=scores) or "").encode())
-
     place = folder / TOKENIZER
     with first_alone() as is_first:
         trained = files is None and config.data.tokenizer is None
@@ -188,10 +173,47 @@ def open_task(
     return OpenTask(
         task=LanguageTask(config.training, init, start, loader, mesh, held_out),
         units=f"{model.tokens.size:,} ids",
-        save=save,
+        save=_saver(config, files, folder, tokenizer, vqgan),
         model=model,
         inputs=_inputs(config, files, sets, folder),
     )
+
+
+def _saver(
+    config: Run,
+    files: ModelFiles | None,
+    folder: Path,
+    tokenizer: Tokenizer,
+    vqgan: VQGAN | None,
+) -> Callable[[TrainState, Path], None]:
+    """Returns a function that saves the model of a state, with its card, to a folder."""
+    # They hold for what is trained from the model, too.
+    licences = {} if files is None else legal_texts(files)
+
+    def save(state: TrainState, place: Path) -> None:
+        describe = functools.partial(
+            run_card,
+            folder,
+            place,
+            dtype=str(state.model.embedding.dtype),
+            language=language_facts(state.model.config, tokenizer),
+            vqgan=None if vqgan is None else vqgan.config,
+            licence_files=[*licences],
+        )
+        save_model(
+            state.model,
+            tokenizer,
+            place,
+            card=describe(),
+            licences=licences,
+            vqgan=vqgan,
+            sampling=config.sampling,
+        )
+        # Reports name the files that they are of, so they are compared with those now there.
+        if jax.process_index() == 0 and (scores := of_reports(open_model_files(place), folder)):
+            write_bytes(place / "README.md", (describe(measured=scores) or "").encode())
+
+    return save
 
 
 def _inputs(

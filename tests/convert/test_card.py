@@ -271,6 +271,7 @@ def test_reports_of_the_model_are_in_its_card_and_others_are_not(measured, tmp_p
     assert of_reports(opened, None, [file.parent]) == [score]
     text = card(facts_of(opened, "bfloat16", reports=[file]))
     assert f"| {score.what} | {score.result} | {score.how} |" in text
+    assert 'VQModel.from_pretrained("FOLDER", subfolder="vqvae")' in text
     del report["command"]
     file.write_text(json.dumps(report))
     (without,) = of_reports(opened, tmp_path / "run", [])

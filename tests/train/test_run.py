@@ -107,7 +107,9 @@ def test_training_goes_on_from_a_model_with_vision_added(whole, tmp_path, monkey
     theirs = {"theta": 2e4, "context": 300, "rope_scaling": "llama3:2,1,4,64"}
     run = replace(run, model=None, init=f"{whole}@6", data=data, **theirs)
     folder = tmp_path / "run"
+    (licence := whole / "model" / "LICENSE.txt").write_text("as you like")
     model = runs.run(run, folder)
+    licence.unlink()
     (held_out,) = [line["held_out"] for line in log(folder) if "held_out" in line]
     assert held_out["pictures"]["vision_loss"] == pytest.approx(np.log(12), rel=0.2)
     config = open_model_files(model).config
@@ -128,7 +130,9 @@ def test_training_goes_on_from_a_model_with_vision_added(whole, tmp_path, monkey
     opened = lwm.load(model)
     assert jnp.isfinite(opened.llama.embedding).all()
     assert len(open_shards(out, tokens=config.tokens, tokenizer=opened.tokenizer)) == 3
-    # The run that it began with is in its card, and in that of a copy.
+    # The run that it began with is in its card, and the licence beside.
+    assert (model / "LICENSE.txt").read_text() == "as you like"
+    assert "See LICENSE.txt beside this card." in (model / "README.md").read_text()
     assert "| whole | 6 | 1,536 | 64 | 10000 |" in (model / "README.md").read_text()
     lineage = read_lineage(folder)
     assert lineage is not None
