@@ -122,6 +122,7 @@ class Now:
         import jax
 
         from lwm.generate.decoding import BURST
+        from lwm.generate.pages import Holding
         from lwm.generate.plan import GenerationPlan
         from lwm.generate.slots import Slots
         from lwm.model.pool import PAGE, PagePool
@@ -134,7 +135,9 @@ class Now:
             plan, page = GenerationPlan(max_tokens=count + 1), 1
             for slot, ids in enumerate(prompts):
                 pages = range(page, page + -(-(len(ids) + count) // PAGE))
-                slots.seat(slot, plan, ids, pages)
+                holding = Holding()
+                holding.pages += pages
+                slots.seat(slot, plan, ids, holding)
                 page = pages.stop
             pool, *_ = slots.decode(pool, 1)  # compiles
             begun = time.perf_counter()

@@ -60,7 +60,7 @@ def load(
     require_fit(
         config,
         name=str(name_or_path),
-        context=pool_tokens or given.context or _MIN_CONTEXT,
+        context=(pool_tokens or 0) * sp or given.context or _MIN_CONTEXT,
         mesh=(dp, fsdp, tp, sp),
         dtype=dtype,
         machine=machine(),

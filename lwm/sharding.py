@@ -35,6 +35,21 @@ ROWS = P(BATCH, None)
 ROW = P(BATCH)
 
 
+def tokens_spec(length: int) -> P:
+    """Returns the spec of rows of so many tokens; one token cannot be split over `sp`."""
+    return ROWS if length == 1 else TOKENS
+
+
+def without_sp(spec: P) -> P:
+    """Returns a weight's spec for generation, where all devices of `sp` hold the same part.
+
+    Otherwise each decoded token would gather all weights.
+    """
+    axes = ((axis,) if isinstance(axis, str) else tuple(axis or ()) for axis in spec)
+    kept = (tuple(name for name in each if name != "sp") for each in axes)
+    return P(*(each or None for each in kept))
+
+
 def parse_mesh(
     text: str, num_devices: int, *, platform: str | None = None
 ) -> tuple[int, int, int, int]:

@@ -39,6 +39,7 @@ import lwm.model.layers as model_layers
 from lwm.data.example import Batch
 from lwm.generate.decoding import BURST
 from lwm.generate.engine import Engine
+from lwm.generate.pages import Holding
 from lwm.generate.plan import GenerationPlan
 from lwm.generate.slots import Slots
 from lwm.generate.work import Work, Written
@@ -445,12 +446,14 @@ def seven_billion(check: Check) -> tuple[LlamaConfig, Mesh, Llama]:
     return config, mesh, check.weights(config, mesh)
 
 
-def filled_pool(mesh: Mesh, model: Llama, length: int) -> tuple[PagePool, list[int]]:
+def filled_pool(mesh: Mesh, model: Llama, length: int) -> tuple[PagePool, Holding]:
     """Returns a pool with pages for one row; the speed does not depend on what they hold."""
     pages = range(1, -(-length // PAGE) + 1)
     with jax.set_mesh(mesh):
         pool = PagePool.empty(model.config, model.compute.dtype, per_device=len(pages) + 1)
-    return pool, list(pages)
+    holding = Holding()
+    holding.pages += pages
+    return pool, holding
 
 
 def time_decoding(check: Check) -> None:
@@ -461,9 +464,9 @@ def time_decoding(check: Check) -> None:
         if check.is_late(30, "decode", length=length):
             return
         plan = GenerationPlan(max_tokens=3 * BURST)
-        pool, pages = filled_pool(mesh, model, length + plan.max_tokens)
+        pool, holding = filled_pool(mesh, model, length + plan.max_tokens)
         slots = Slots(model, mesh, 1, grammar=None, stop_places=8)
-        slots.seat(0, plan, [5] * length, pages)
+        slots.seat(0, plan, [5] * length, holding)
         with jax.set_mesh(mesh):
             begun = time.perf_counter()
             pool, *_ = slots.decode(pool, BURST)
@@ -491,11 +494,13 @@ def time_reading(check: Check) -> None:
     for length in (64, 256) if check.tiny else (1024, 31_232):
         if check.is_late(30, "prefill", length=length):
             return
-        pool, pages = filled_pool(mesh, model, length + chunk)
+        pool, holding = filled_pool(mesh, model, length + chunk)
         table = np.zeros((1, table_width(config.max_context)), np.int32)
-        table[0, : len(pages)] = pages
+        table[0, : len(holding.pages)] = holding.pages
         put = functools.partial(jax.device_put, device=on_mesh(mesh, ROWS))
-        place = Place(put(table), jax.device_put(np.array([length]), on_mesh(mesh, ROW)))
+        place = Place(
+            put(table), *(jax.device_put(np.array([n]), on_mesh(mesh, ROW)) for n in (length, 0))
+        )
         tokens, held = (
             jax.device_put(np.full((1, chunk), 5, np.int32), on_mesh(mesh, TOKENS)),
             [pool],

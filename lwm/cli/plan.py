@@ -148,31 +148,21 @@ def _by_part(plan: "Plan", machine: "Machine") -> Table:
 def _by_context(plan: "Plan", machine: "Machine", contexts: list[int]) -> Table:
     from lwm.plan.fit import gigabytes
 
-    known = machine.room(plan.devices) is not None or _is_refused(plan)
+    known = machine.room(plan.devices) is not None
     titles = "CONTEXT", "WEIGHTS", "CACHE", "ACTIVATIONS", "A DEVICE", "ALL DEVICES"
     table: Table = [(*titles, "FITS")] if known else [titles]
     for context in contexts:
         one = dataclasses.replace(plan, context=context)
         need = one.need(machine.platform)
         counts = need.weights, need.cache, need.activations, need.total, need.total * plan.devices
-        fits = ("yes" if one.fits(machine) and not _is_refused(plan) else "no",) if known else ()
+        fits = ("yes" if one.fits(machine) else "no",) if known else ()
         table.append((f"{context:,}", *map(gigabytes, counts), *fits))
     return table
 
 
-def _is_refused(plan: "Plan") -> bool:
-    """Returns whether generation refuses the mesh, however large its devices are."""
-    return plan.mesh[-1] > 1
-
-
 def _verdict(plan: "Plan", machine: "Machine") -> list[str]:
-    from lwm.plan.fit import NO_WAY, gigabytes, mesh_text, options
+    from lwm.plan.fit import NO_WAY, gigabytes, options
 
-    if _is_refused(plan):
-        return [
-            "Generation refuses a mesh with sp above 1, which splits rows in training: "
-            f"give --mesh {mesh_text((*plan.mesh[:3], 1))}, or other devices with sp 1."
-        ]
     lines = []
     if plan.context > plan.config.max_context:
         lines.append(f"The model was trained for {plan.config.max_context:,} tokens.")
@@ -184,6 +174,10 @@ def _verdict(plan: "Plan", machine: "Machine") -> list[str]:
         f"A device has {gigabytes(room)}: {plan.context:,} tokens {'' if fits else 'do not '}fit."
     )
     if fits:
-        return lines
+        groups = plan.mesh[0] * plan.mesh[1]
+        each = (
+            f"each of {groups} groups of {plan.devices // groups} devices" if groups > 1 else "it"
+        )
+        return [*lines, f"The cache of {each} has room for {plan.capacity(machine):,} tokens."]
     found = [way.text for way in options(plan, machine)]
     return [*lines, "To make them fit:", *(f"  {text}" for text in found or [NO_WAY])]

@@ -222,7 +222,7 @@ def _abstract(
     check_mesh(config, mesh)
     with jax.set_mesh(mesh):
         made = jax.eval_shape(lambda: Llama.init(config, compute, key=jr.key(0)))
-        return made if stacked else jax.eval_shape(Llama.unstack, made)
+        return made if stacked else jax.eval_shape(Llama.for_generation, made)
 
 
 def weight_paths(config: LlamaConfig) -> list[str]:

@@ -13,7 +13,7 @@ from lwm.generate.grammar import Grammar
 from lwm.generate.sampling import RowSampling, choose
 from lwm.model.llama import Llama
 from lwm.model.pool import PagePool, Place
-from lwm.sharding import ROW, ROWS, TOKENS
+from lwm.sharding import ROW, ROWS
 from lwm.tokens import TokenSpace
 
 BURST = 32
@@ -192,8 +192,9 @@ def burst(
         place = Place(
             reshard(jnp.where(done[:, None], 0, row.place.pages), ROWS),
             reshard(jnp.where(done, 0, row.place.lengths), ROW),
+            reshard(row.place.offsets, ROW),
         )
-        x, pool = model.extend(reshard(row.last[:, None], TOKENS), place, now.pool)
+        x, pool = model.extend(reshard(row.last[:, None], ROWS), place, now.pool)
         # All devices choose the same ids from all logits: no collective inside a sort.
         logits = reshard(model.logits(model.norm(x))[:, 0], P())
         chosen, logprobs = choose_ids(
@@ -217,7 +218,7 @@ def burst(
             pool=pool,
             seen=now.seen.at[jnp.arange(slots), chosen].set(True, mode="drop"),
             rows=RowState(
-                place=Place(row.place.pages, row.place.lengths + on),
+                place=row.place._replace(lengths=row.place.lengths + on),
                 last=jnp.where(done, row.last, chosen),
                 count=row.count + on,
                 left=row.left - on,

@@ -17,11 +17,13 @@ from jax.sharding import Mesh
 
 from lwm.errors import UserError
 from lwm.generate.grammar import Grammar
+from lwm.generate.pages import SHORT
 from lwm.generate.requests import Request, Tagged
 from lwm.generate.runner import Runner
 from lwm.generate.work import Finished
 from lwm.model.llama import Llama
 from lwm.model.pool import PAGE, PagePool
+from lwm.sharding import require_divisible
 
 _T = TypeVar("_T")
 
@@ -56,18 +58,17 @@ class Engine:
                 replaces; raises UserError if the devices have no memory for it.
 
         Raises:
-            UserError: The mesh splits the sequence, or there is no memory for the pool.
+            UserError: A chunk of a prompt does not divide over sp, or there is no memory for the
+                pool.
         """
-        if mesh.shape["sp"] > 1:
-            raise UserError(
-                f"generation cannot split the sequence: the mesh has sp {mesh.shape['sp']}; "
-                "use dp, fsdp and tp"
-            )
+        require_divisible(mesh, "tokens of a chunk", SHORT, ("sp",))
         self.mesh = mesh
         self._stop_places, self._require_memory = stop_places, require_memory
         self._most = None if pool_tokens is None else -(-pool_tokens // PAGE) + 1
+        with jax.set_mesh(mesh):
+            model = model.for_generation()
         self._runner = Runner(
-            model.unstack(),
+            model,
             mesh,
             grammar=grammar,
             stop_places=stop_places,
@@ -159,7 +160,7 @@ class Engine:
 
     @property
     def pool_tokens(self) -> int:
-        """Tokens for which each device has pages."""
+        """Tokens for which each device has pages; a row's tokens are split over sp."""
         return (self._runner.per_device - 1) * PAGE
 
     def close(self) -> None:
@@ -215,7 +216,7 @@ class Engine:
             raise ValueError(f"{rows} rows do not fit in {lane} slots of {groups} groups")
         if len(request.work.plan.stop_ids) > self._stop_places:
             raise ValueError(f"a request has at most {self._stop_places} stop ids")
-        pages = _num_pages(request)
+        pages = self._num_pages(request)
         if self._most is not None and pages >= self._most:
             raise UserError(
                 f"the request needs a cache of {pages * PAGE:,} tokens, but the pool has "
@@ -230,8 +231,13 @@ class Engine:
         if not requests:
             return
         slots = max(request.lane // len(request.prompts) for request in requests)
-        sizes = sorted(map(_num_pages, requests), reverse=True)[:slots]
+        sizes = sorted(map(self._num_pages, requests), reverse=True)[:slots]
         self.reserve(-(-sum(sizes) // self.groups) * PAGE)
+
+    def _num_pages(self, request: Request) -> int:
+        """Returns the pages that a request needs on each device, at most."""
+        tokens_a_page = PAGE * self._runner.sp
+        return sum(-(-request.num_held(ids) // tokens_a_page) for ids in request.prompts)
 
     def _add(self, requests: Sequence[Request]) -> None:
         with self._lock:
@@ -284,10 +290,6 @@ class Engine:
             except Exception as error:
                 request.events.put(error)
         return True
-
-
-def _num_pages(request: Request) -> int:
-    return sum(-(-request.num_held(ids) // PAGE) for ids in request.prompts)
 
 
 def _close(engine: "weakref.ref[Engine]") -> None:

@@ -201,7 +201,7 @@ class LoadedModel:
         require_fit(
             self.llama.config,
             name=self.name,
-            context=tokens,
+            context=tokens * sp,
             lane=WIDEST * dp * fsdp,
             mesh=(dp, fsdp, tp, sp),
             dtype="int8" if is_int8 else self.llama.compute.dtype,

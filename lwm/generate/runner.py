@@ -44,6 +44,8 @@ class Runner:
         """
         self.model, self.mesh, self.grammar = model, mesh, grammar
         self.groups = math.prod(mesh.shape[axis] for axis in BATCH)
+        self.sp = mesh.shape["sp"]
+        """Devices of a group, over which the pages of its rows are split."""
         self._stop_places, self._most, self._require_memory = stop_places, most, require_memory
         self.least = 0
         """Pages of each device, page 0 included, to which the pool grows at once."""
@@ -103,7 +105,7 @@ class Runner:
         for length in (LONG, SHORT):
             states = self._extend([], length)
             score(self.model, states, self._put(np.zeros(states.shape[:2], np.int32), TOKENS))
-        self._copy_pages(np.zeros((2, self.groups), np.int32))
+        self._copy_pages(np.zeros((2, self.groups * self.sp), np.int32))
         for width in lanes:
             pool, self.pool = self._filled(), None
             self.pool = self._new_slots(width).warm_up(pool)
@@ -178,13 +180,15 @@ class Runner:
         """Reads a chunk of one row per group; returns the states after the last layer."""
         tokens = np.zeros((self.groups, size), np.int32)
         pages = np.zeros((self.groups, table_width(self.model.config.max_context)), np.int32)
-        lengths = np.zeros(self.groups, np.int32)
+        lengths, offsets = np.zeros((2, self.groups), np.int32)
         for read in reads:
             group, held = read.row.group, read.row.holding.pages
             tokens[group, : read.count] = read.row.prompt[read.start : read.start + read.count]
             pages[group, : len(held)] = held
-            lengths[group] = read.start
-        place = Place(self._put(pages, ROWS), self._put(lengths, ROW))
+            lengths[group], offsets[group] = read.start, read.row.holding.offset
+        place = Place(
+            self._put(pages, ROWS), *(self._put(each, ROW) for each in (lengths, offsets))
+        )
         pool, self.pool = self._filled(), None  # lost if the program fails
         states, self.pool = self.model.extend(self._put(tokens, TOKENS), place, pool)
         return states
@@ -201,8 +205,8 @@ class Runner:
         return Scores(first, (-nll).tolist(), is_likeliest.tolist())
 
     def _copy(self, copy: Copy) -> None:
-        pages = np.zeros((2, self.groups), np.int32)
-        pages[:, copy.group] = copy.source, copy.destination
+        pages = np.zeros((2, self.groups * self.sp), np.int32)
+        pages[:, copy.group * self.sp + copy.device] = copy.source, copy.destination
         self._copy_pages(pages)
 
     def _copy_pages(self, pages: np.ndarray) -> None:
@@ -218,9 +222,7 @@ class Runner:
             state = self.grammar.plain() if vision is None else vision.state
         leader = request.rows[0].slot
         for row in request.rows:
-            slots.seat(
-                row.slot, work.plan, row.prompt, row.holding.pages, state=state, leader=leader
-            )
+            slots.seat(row.slot, work.plan, row.prompt, row.holding, state=state, leader=leader)
         self._seated[request.lane][request] = None
         if not request.max_tokens:
             self._finish(request, "length")
@@ -273,7 +275,7 @@ class Runner:
     def _forget(self) -> None:
         """Starts without a page, a lane or a request."""
         root = hashlib.sha256(repr((LONG, self.model.config, self.model.compute)).encode())
-        self._scheduler = Scheduler(1, root=root.digest(), groups=self.groups)
+        self._scheduler = Scheduler(1, root=root.digest(), groups=self.groups, sp=self.sp)
         self.pool: PagePool | None = None
         """None before its first use, and if a program that had taken it failed."""
         self.requests: dict[Request, None] = {}

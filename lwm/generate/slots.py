@@ -11,6 +11,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from lwm.generate.decoding import Burst, Guidance, RowInputs, RowState, burst
 from lwm.generate.grammar import Grammar
+from lwm.generate.pages import Holding
 from lwm.generate.plan import GenerationPlan
 from lwm.generate.sampling import GREEDY, RowSampling, Sampler
 from lwm.model.llama import Llama
@@ -43,7 +44,7 @@ class Slots:
             return np.zeros((width, *shape), dtype)
 
         self._rows = RowState(
-            place=Place(zeros(table_width(config.max_context)), zeros()),
+            place=Place(zeros(table_width(config.max_context)), zeros(), zeros()),
             last=zeros(),
             count=zeros(),
             left=zeros(),
@@ -72,7 +73,7 @@ class Slots:
         slot: int,
         plan: GenerationPlan,
         prompt: Sequence[int],
-        pages: Sequence[int],
+        holding: Holding,
         *,
         state: Any = None,
         leader: int | None = None,
@@ -83,13 +84,14 @@ class Slots:
             slot: The slot.
             plan: The row's plan.
             prompt: Ids of its prompt.
-            pages: Its pages.
+            holding: Its pages.
             state: The row's state in the grammar, as a batch of one; it is needed with a grammar.
             leader: The slot of the row that this one is the unconditional row of.
         """
         rows, inputs = self._rows, self._inputs
         rows.place.pages[slot] = 0
-        rows.place.pages[slot, : len(pages)] = pages
+        rows.place.pages[slot, : len(holding.pages)] = holding.pages
+        rows.place.offsets[slot] = holding.offset
         rows.place.lengths[slot] = len(prompt) - 1
         rows.last[slot], rows.count[slot], rows.left[slot] = prompt[-1], 0, plan.max_tokens
         rows.done[slot] = False
@@ -124,7 +126,7 @@ class Slots:
         )
         self._seen = found.seen
         # Waits for the device. Pages and inputs are the host's own.
-        place = Place(rows.place.pages, found.rows.place.lengths)
+        place = rows.place._replace(lengths=found.rows.place.lengths)
         self._rows = jax.tree.map(np.array, found.rows._replace(place=place))
         taken = int(found.steps)
         return found.pool, np.asarray(found.ids)[:, :taken], np.asarray(found.logprobs)[:, :taken]

@@ -130,7 +130,7 @@ class Attention(eqx.Module):
         return rotate(q, *cos_sin), rotate(k, *cos_sin), v
 
     def _merge(self, out: Float[Array, "B S N H"]) -> Float[Array, "B S D"]:
-        return linear(out, self.wo, out_sharding=ACTS)
+        return linear(out, self.wo, out_sharding=_states_spec(out))
 
 
 class MLP(eqx.Module):
@@ -155,12 +155,17 @@ class MLP(eqx.Module):
     def __call__(self, x: Float[Array, "B S D"]) -> Float[Array, "B S D"]:
         """Applies the layer to each token."""
         hidden = jax.nn.silu(linear(x, self.w_gate)) * linear(x, self.w_up)
-        return linear(hidden, self.w_down, out_sharding=ACTS)
+        return linear(hidden, self.w_down, out_sharding=_states_spec(x))
 
     def gathered(self) -> "MLP":
         """Returns the layer with weights gathered over all axes but `tp`, once for many chunks."""
         into, out = P(None, "tp"), P("tp", None)
         return MLP(reshard(self.w_gate, into), reshard(self.w_up, into), reshard(self.w_down, out))
+
+
+def _states_spec(x: Float[Array, "B S ..."]) -> P:
+    """Returns the spec of states whose rows and tokens are split as those of `x`."""
+    return P(*jax.typeof(x).sharding.spec[:2], None)
 
 
 def by_chunks(

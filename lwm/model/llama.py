@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import jax.random as jr
 from jax.ad_checkpoint import checkpoint_name
-from jax.sharding import Mesh, PartitionSpec as P, reshard
+from jax.sharding import Mesh, PartitionSpec as P, get_abstract_mesh, reshard
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from lwm.model.config import Compute, LlamaConfig, Remat
@@ -22,7 +22,7 @@ from lwm.model.pool import PagePool, Place
 from lwm.model.quantize import QuantizedWeight
 from lwm.model.rope import rotation
 from lwm.ops.cross_entropy import TokenLoss, cross_entropy
-from lwm.sharding import ACTS, LOGITS, ROW, SHARD, TOKENS, require_divisible
+from lwm.sharding import ROW, SHARD, require_divisible, tokens_spec, without_sp
 
 
 class Llama(eqx.Module):
@@ -70,6 +70,15 @@ class Llama(eqx.Module):
             for i in range(self.config.num_layers)
         )
         return dataclasses.replace(self, blocks=blocks)
+
+    def for_generation(self) -> "Llama":
+        """Returns the model with a tuple of blocks, and the same weights on all devices of `sp`."""
+
+        def place(leaf: Array) -> Array:
+            return reshard(leaf, without_sp(jax.typeof(leaf).sharding.spec))
+
+        apart = self.unstack()
+        return jax.tree.map(place, apart) if get_abstract_mesh().shape["sp"] > 1 else apart
 
     def stack(self) -> "Llama":
         """Returns the model with one block whose arrays have a leading layer axis."""
@@ -126,7 +135,7 @@ class Llama(eqx.Module):
             self.embedding if self.head is None else self.head,
             transposed=self.head is None,
             dtype=jnp.float32,
-            out_sharding=LOGITS,
+            out_sharding=P(*jax.typeof(x).sharding.spec[:2], "tp"),
         )
         tokens = self.config.tokens
         if tokens.rows == tokens.size:
@@ -199,7 +208,7 @@ def _rotation(
 ) -> tuple[Float[Array, "B S R"], Float[Array, "B S R"]]:
     """Returns the cosine and sine of the positions of new tokens."""
     positions = reshard(lengths, ROW)[:, None] + jnp.arange(count)
-    return rotation(reshard(positions, TOKENS), config.rope, config.head_dim)
+    return rotation(reshard(positions, tokens_spec(count)), config.rope, config.head_dim)
 
 
 @functools.partial(jax.jit, static_argnames="dtype")
@@ -215,7 +224,8 @@ def embed(
         found = jnp.take(table, jnp.where(here, row, 0), axis=0)
         return jax.lax.psum(jnp.where(here[..., None], found, 0), "tp")
 
-    mapped = jax.shard_map(local, in_specs=(P("tp", None), TOKENS), out_specs=ACTS)
+    spec = tokens_spec(tokens.shape[1])
+    mapped = jax.shard_map(local, in_specs=(P("tp", None), spec), out_specs=P(*spec, None))
     return mapped(reshard(table, P("tp", None)), tokens).astype(dtype)
 
 

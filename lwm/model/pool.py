@@ -3,8 +3,10 @@
 Each row has a table of its pages and a length of its own, both data, so that rows come and go
 without a program for each. Only this file and `lwm.ops.paged` depend on the memory layout.
 
-Pages are split over the devices of `dp`, `fsdp` and `sp`, and their heads over `tp`. Numbers of
-pages count on one device; page 0 of each takes the writes of rows that are not in use.
+Pages are split over the devices of `dp`, `fsdp` and `sp`, and their heads over `tp`. The pages of
+a row lie on the devices of `sp` in turn, so that each reads an equal share of them. Numbers of
+pages count on one device; page 0 of each takes the writes of rows that are not in use, and of
+tokens whose page lies on another device.
 """
 
 from collections.abc import Sequence
@@ -15,13 +17,13 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import get_abstract_mesh
+from jax.sharding import PartitionSpec as P, get_abstract_mesh
 from jaxtyping import Array, Float, Int, UInt16
 
 from lwm.model.config import Dtype, LlamaConfig
 from lwm.ops.cpu.bits import stored_as, to_bits
 from lwm.ops.paged import PAGE, attend_pages, read_pages
-from lwm.sharding import DEVICES, HEADS, PAGES, ROW, ROWS, manual
+from lwm.sharding import BATCH, DEVICES, HEADS, PAGES, ROW, ROWS, manual
 
 
 class Place(NamedTuple):
@@ -31,6 +33,8 @@ class Place(NamedTuple):
     """Page of each `PAGE` tokens; 0 beyond the row's last. W is `table_width`."""
     lengths: Int[Array | np.ndarray, " B"]
     """Tokens in the pages, and so the position of the next."""
+    offsets: Int[Array | np.ndarray, " B"]
+    """Page j lies on device (j + offset) mod sp."""
 
 
 def table_width(context: int) -> int:
@@ -58,20 +62,33 @@ class LayerPages(eqx.Module):
         """Stores the keys and values of new tokens, and attends from them to their rows.
 
         Of several tokens, the first stands at a multiple of S or of `PAGE`, the smaller of both.
+        They are split over `sp`; a device attends from all of them to its own pages, and gets the
+        merged results of its share ("Context parallelism for scalable million-token inference",
+        arXiv 2411.01783, section 3). One token cannot be split.
         """
+        one = q.shape[1] == 1
+        heads = P(BATCH, None, "tp", None) if one else HEADS
 
-        def local(q, k, v, keys, values, pages, lengths):
-            one = q.shape[1] == 1
-            keys, values = (_store_one if one else _store)(keys, values, k, v, pages, lengths)
+        def local(q, k, v, keys, values, place):
+            step = jax.lax.axis_size("sp")
+            if step > 1 and not one:
+                q, k, v = (jax.lax.all_gather(x, "sp", axis=1, tiled=True) for x in (q, k, v))
+            first = (jax.lax.axis_index("sp") - place.offsets) % step
+            stored = _stored_here(place.pages, first, step)
+            keys, values = (_store_one if one else _store)(
+                keys, values, k, v, stored, place.lengths
+            )
+            here = _own(place.pages, first, step)
             run = attend_pages if one else read_pages
-            return run(q, keys, values, pages, lengths), keys, values
+            found = run(q, keys, values, here, place.lengths, first, step=step)
+            return _merged(*found, split=not one).astype(q.dtype), keys, values
 
         mapped = manual(
             local,
-            in_specs=(HEADS, HEADS, HEADS, PAGES, PAGES, ROWS, ROW),
-            out_specs=(HEADS, PAGES, PAGES),
+            in_specs=(heads, heads, heads, PAGES, PAGES, Place._make((ROWS, ROW, ROW))),
+            out_specs=(heads, PAGES, PAGES),
         )
-        out, keys, values = mapped(q, k, v, self.keys, self.values, *place)
+        out, keys, values = mapped(q, k, v, self.keys, self.values, place)
         return out, LayerPages(keys, values)
 
 
@@ -140,6 +157,34 @@ def _num_parts() -> int:
     return shape["dp"] * shape["fsdp"] * shape["sp"]
 
 
+def _stored_here(pages, first, step):
+    """Returns the table that new tokens are written by: page 0 for those of other devices."""
+    numbers = jnp.arange(pages.shape[1])
+    return jnp.where((numbers - first[:, None]) % step == 0, pages, 0)
+
+
+def _own(pages, first, step):
+    """Returns the part of the table that names pages of this device."""
+    if step == 1:
+        return pages
+    width = pages.shape[1]
+    numbers = first[:, None] + step * jnp.arange(-(-width // step))
+    found = jnp.take_along_axis(pages, jnp.minimum(numbers, width - 1), axis=1)
+    return jnp.where(numbers < width, found, 0)
+
+
+def _merged(out, lse, *, split):
+    """Merges attention to the pages of each device of `sp`; returns a device's share if `split`."""
+    if jax.lax.axis_size("sp") == 1:
+        return out
+    # Every token has its own page on some device, so the largest is finite.
+    weight = jnp.exp(lse - jax.lax.pmax(lse, "sp"))
+    add = partial(jax.lax.psum, axis_name="sp")
+    if split:
+        add = partial(jax.lax.psum_scatter, axis_name="sp", scatter_dimension=1, tiled=True)
+    return add(out * weight[..., None]) / add(weight)[..., None]
+
+
 def _store(keys, values, k, v, pages, lengths):
     """Writes a chunk per row: whole pages, or a part of one."""
     k, v = to_bits(k.transpose(0, 2, 3, 1)), to_bits(v.transpose(0, 2, 1, 3))
@@ -160,7 +205,19 @@ def _store(keys, values, k, v, pages, lengths):
 def _store_one(keys, values, k, v, pages, lengths):
     """Writes one token per row."""
     page = jnp.take_along_axis(pages, lengths[:, None] // PAGE, axis=1)[:, 0]
-    offset = lengths % PAGE
-    keys = keys.at[page, :, :, offset].set(to_bits(k[:, 0]))
-    values = values.at[page, :, offset].set(to_bits(v[:, 0]))
+    inputs = keys, values, to_bits(k[:, 0]), to_bits(v[:, 0]), page, lengths % PAGE
+    return jax.lax.platform_dependent(*inputs, tpu=_set_in_turn, default=_set_at_once)
+
+
+def _set_at_once(keys, values, k, v, page, offset):
+    return keys.at[page, :, :, offset].set(k), values.at[page, :, offset].set(v)
+
+
+def _set_in_turn(keys, values, k, v, page, offset):
+    """Sets the same, row by row: XLA for TPUs would copy all pages into the layout of a scatter."""
+    for row in range(len(k)):
+        where = page[row], 0, 0
+        column, line = k[row, None, :, :, None], v[row, None, :, None]
+        keys = jax.lax.dynamic_update_slice(keys, column, (*where, offset[row]))
+        values = jax.lax.dynamic_update_slice(values, line, (*where[:2], offset[row], 0))
     return keys, values

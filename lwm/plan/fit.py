@@ -8,10 +8,12 @@ from collections.abc import Callable, Iterator, Sequence
 from lwm.devices import Machine
 from lwm.errors import UserError
 from lwm.model.config import LlamaConfig, Storage
-from lwm.plan.memory import MemoryNeed, MeshSizes, inference_need
+from lwm.ops.paged import PAGE
+from lwm.plan.memory import SHORT, MemoryNeed, MeshSizes, inference_need
 
 _MOST_DEVICES = 4096
 _LEAST_CONTEXT = 1024
+_MOST_PAGES = 1 << 40
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -47,6 +49,27 @@ class Plan:
         """Returns whether the plan fits devices like the machine's, of which it may take more."""
         room = machine.room(self.devices)
         return room is None or self.need(machine.platform).total <= room
+
+    def capacity(self, machine: Machine) -> int:
+        """Returns the tokens that each group of devices has room for in its cache.
+
+        A group holds whole rows: the devices of one index of dp and fsdp. 0 if nothing fits, or if
+        the memory of the devices is not known.
+        """
+        one_page_each = PAGE * self.mesh[3]
+        fits = [0, 1]
+        while fits[1] < _MOST_PAGES and self._holds(fits[1] * one_page_each, machine):
+            fits = [fits[1], 2 * fits[1]]
+        least, most = fits  # the first fits, the last does not
+        while most - least > 1:
+            middle = (least + most) // 2
+            is_held = self._holds(middle * one_page_each, machine)
+            least, most = (middle, most) if is_held else (least, middle)
+        return least * one_page_each
+
+    def _holds(self, tokens: int, machine: Machine) -> bool:
+        one = dataclasses.replace(self, context=tokens, rows=self.mesh[0] * self.mesh[1])
+        return machine.room(self.devices) is not None and one.fits(machine)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -163,7 +186,10 @@ def _longest(plans: Sequence[Plan], machine: Machine) -> Plan | None:
 
 
 def _meshes(plan: Plan, machine: Machine, *, more: bool) -> list[MeshSizes]:
-    """Returns meshes of the devices here, or of more, the fewest first; splits heads and rows."""
+    """Returns meshes of the devices here, or of more, the fewest first.
+
+    Heads, rows and tokens are split, in this order of preference: heads cost the least.
+    """
     config, here = plan.config, machine.count
     splits = math.gcd(config.num_kv_heads, config.mlp_dim, config.tokens.rows)
     tps = [tp for tp in range(1, splits + 1) if splits % tp == 0]
@@ -173,12 +199,13 @@ def _meshes(plan: Plan, machine: Machine, *, more: bool) -> list[MeshSizes]:
         for dp in range(1, min(plan.rows, _MOST_DEVICES) + 1)
         if dp == 1 or -(-plan.rows // dp) < -(-plan.rows // (dp - 1))
     ]
+    sps = [1 << bits for bits in range(SHORT.bit_length())]
     sizes = [
-        (dp, 1, tp, 1)
-        for dp, tp in itertools.product(dps, tps)
-        if (here < dp * tp <= _MOST_DEVICES if more else dp * tp <= here)
+        (dp, 1, tp, sp)
+        for dp, tp, sp in itertools.product(dps, tps, sps)
+        if (here < dp * tp * sp <= _MOST_DEVICES if more else dp * tp * sp <= here)
     ]
-    return sorted({*sizes} - {plan.mesh}, key=lambda mesh: (mesh[0] * mesh[2], mesh[0]))
+    return sorted({*sizes} - {plan.mesh}, key=lambda mesh: (math.prod(mesh), mesh[3], mesh[0]))
 
 
 def _describe(plan: Plan, other: Plan, machine: Machine) -> str:

@@ -9,6 +9,7 @@ Letters as in `lwm.model.llama`; B, N, K and F count the part on one device.
 import dataclasses
 import functools
 import math
+from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import jax
@@ -23,13 +24,15 @@ from lwm.model.pool import PAGE
 from lwm.model.quantize import CONTRACTED
 from lwm.ops.blockwise import block_sizes
 from lwm.ops.paged import TOGETHER
-from lwm.sharding import AXES, BATCH, SHARD
+from lwm.sharding import AXES, BATCH
 
 MeshSizes = tuple[int, int, int, int]
 """Sizes of a mesh: dp, fsdp, tp, sp."""
 
 CHUNK = 512
 """Largest chunk of a prompt, in tokens: `lwm.generate.pages.LONG`."""
+SHORT = 64
+"""Smallest chunk: `lwm.generate.pages.SHORT`; the devices of sp divide it."""
 
 _FLOAT32 = 4
 
@@ -66,19 +69,23 @@ def inference_need(
         context: Tokens of each row, read and written.
         rows: Rows in the cache, split over dp and fsdp. Their prompts are read one by one.
         lane: Rows that are decoded together; by default all.
-        mesh: dp, fsdp, tp, sp; the cache is not split over sp.
+        mesh: dp, fsdp, tp, sp.
         dtype: Type of the weights, and, unless it is int8, of activations and cache.
         platform: JAX's name of the kind of device. XLA for CPU widens and gathers all weights
             before the decoding loop; for others it does so layer by layer.
 
     Raises:
-        UserError: The weights do not divide over the mesh.
+        UserError: The weights, or the tokens of a chunk, do not divide over the mesh.
     """
-    groups = _parts(mesh, BATCH)
+    groups, sp = _parts(mesh, BATCH), _parts(mesh, ("sp",))
+    if SHORT % sp:
+        raise UserError(
+            f"the mesh does not fit: {SHORT} tokens of a chunk do not divide by sp {sp}"
+        )
     # Page 0 takes the writes of rows that are not in use.
-    pages = math.ceil(rows / groups) * math.ceil(context / PAGE) + 1
-    # Replicas over dp are alike: one entry in the cache of results serves them all.
-    weights = _weights(config, (1, *mesh[1:]), dtype)
+    pages = math.ceil(rows / groups) * math.ceil(context / (PAGE * sp)) + 1
+    # Replicas over dp and sp are alike: one entry in the cache of results serves them all.
+    weights = _weights(config, (1, *mesh[1:3], 1), dtype)
     cache = _cache_bytes(config, dtype, pages=pages, mesh=mesh)
     work = _Work(
         config=config,
@@ -146,10 +153,9 @@ def _leaves(config: LlamaConfig) -> tuple[_Leaf, ...]:
 
 @functools.lru_cache(maxsize=64)
 def _initialized(config: LlamaConfig) -> tuple[_Leaf, ...]:
-    one = AbstractMesh((1,) * len(AXES), AXES, axis_types=(AxisType.Explicit,) * len(AXES))
-    key = jax.ShapeDtypeStruct((2,), jnp.uint32)
-    with jax.sharding.use_abstract_mesh(one):
-        made = jax.eval_shape(lambda key: Llama.init(config, key=jr.wrap_key_data(key)), key)
+    # In a thread of its own: JAX does not replace a mesh in use by a smaller one.
+    with ThreadPoolExecutor(1) as alone:
+        made = alone.submit(_abstract, config).result()
     leaves = []
     for path, leaf in jax.tree_util.tree_leaves_with_path(made):
         spec = (*leaf.sharding.spec, *[None] * (leaf.ndim - len(leaf.sharding.spec)))
@@ -159,6 +165,13 @@ def _initialized(config: LlamaConfig) -> tuple[_Leaf, ...]:
     return tuple(leaves)
 
 
+def _abstract(config: LlamaConfig) -> Llama:
+    one = AbstractMesh((1,) * len(AXES), AXES, axis_types=(AxisType.Explicit,) * len(AXES))
+    key = jax.ShapeDtypeStruct((2,), jnp.uint32)
+    with jax.sharding.use_abstract_mesh(one):
+        return jax.eval_shape(lambda key: Llama.init(config, key=jr.wrap_key_data(key)), key)
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _Weights:
     """The weights of one device."""
@@ -166,7 +179,7 @@ class _Weights:
     stored: int
     """Bytes."""
     layer: int
-    """Elements of one layer, gathered over `SHARD`."""
+    """Elements of one layer, gathered over `fsdp`."""
     table: int
     """Elements of the token table, gathered; the head has as many."""
 
@@ -205,7 +218,10 @@ class _Work:
     is_cpu: bool
 
     def embedding(self) -> int:
-        """Counts embedding a chunk of one row: its states three times, and the gathered table."""
+        """Counts embedding a chunk of one row: its states three times, and the gathered table.
+
+        All devices of `sp` work on one chunk, each on its share.
+        """
         return 3 * self._states(_FLOAT32) + (2 * self._table if self._is_gathered else 0)
 
     def reading(self) -> int:
@@ -216,9 +232,11 @@ class _Work:
         tile = heads * queries * PAGE * 2 * _FLOAT32
         # Queries, keys and values after projection and RoPE, and the output's sums.
         projected = 3 * CHUNK * heads * self.config.head_dim * _FLOAT32
-        hidden = 3 * CHUNK * self.config.mlp_dim // self._tp * _FLOAT32
+        if self._sp > 1:  # as they are gathered over `sp`, and the devices' results merged
+            projected *= 2
+        hidden = 3 * self._chunk * self.config.mlp_dim // self._tp * _FLOAT32
         states = 2 * self._states(_width(self.dtype)) + 2 * self._states(_FLOAT32)
-        turn = CHUNK * self.config.head_dim * _FLOAT32
+        turn = self._chunk * self.config.head_dim * _FLOAT32
         # XLA for TPUs copies the pages of the layer into another layout.
         again = 0 if self.is_cpu else self.layer_cache
         return states + turn + max(tile + projected, hidden) + self._layer + again
@@ -266,14 +284,22 @@ class _Work:
 
     @property
     def _is_gathered(self) -> bool:
-        return _parts(self.mesh, SHARD) > 1
+        return _parts(self.mesh, ("fsdp",)) > 1
+
+    @property
+    def _sp(self) -> int:
+        return _parts(self.mesh, ("sp",))
+
+    @property
+    def _chunk(self) -> int:
+        return CHUNK // self._sp
 
     @property
     def _tp(self) -> int:
         return _parts(self.mesh, ("tp",))
 
     def _states(self, width: int) -> int:
-        return CHUNK * self.config.dim * width
+        return self._chunk * self.config.dim * width
 
 
 def _width(dtype: Storage) -> int:

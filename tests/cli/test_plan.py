@@ -34,26 +34,29 @@ def test_a_million_tokens_on_devices_that_are_not_there(capsys):
     plan("LWM-Text-1M", context=2**20, mesh="1,1,32,4", dtype="bfloat16", memory=80.0)
     shown = capsys.readouterr().out
     found = rows(shown)
-    # 512 GiB over 32 parts of the heads, once for each part of a row.
-    assert found["cache"] == ["17.18 GB", "2,199.56 GB"]
-    assert found["weights"][0] == "0.11 GB"
+    # 512 GiB over 32 parts of the heads and 4 of the row, and a page of each device for no row.
+    assert found["cache"] == ["4.30 GB", "550.29 GB"]
+    assert found["weights"][0] == "0.42 GB"
     assert "devices: 128" in shown
 
 
-@pytest.mark.parametrize("options", [dict(context=4096), dict()])
-@pytest.mark.parametrize("memory", [80.0, None])
-def test_a_mesh_that_is_refused_has_one_verdict(capsys, options, memory):
-    plan("LWM-Text-1M", **options, mesh="1,1,32,4", dtype="bfloat16", memory=memory)
+def test_a_chunk_divides_over_the_sequence_axis():
+    with pytest.raises(UserError, match="64 tokens of a chunk do not divide by sp 128"):
+        plan("LWM-Text-1M", context=4096, mesh="1,1,1,128")
+
+
+def test_tokens_that_the_cache_holds(capsys):
+    """They fit, and the next page does not."""
+    plan("LWM-Text-1M", context=2**20, mesh="1,1,4,8", dtype="bfloat16", memory=32.0)
     shown = capsys.readouterr().out
-    assert "refuses a mesh with sp above 1" in shown
-    assert shown.rstrip().endswith("give --mesh 1,1,32,1, or other devices with sp 1.")
-    assert " fit" not in shown.rpartition("\n\n")[2]
-    assert "yes" not in shown
-
-
-def test_a_mesh_that_is_not_refused_fits(capsys):
-    plan("LWM-Text-1M", context=2**20, mesh="1,1,32,1", dtype="bfloat16", memory=80.0)
-    assert "A device has 80.00 GB: 1,048,576 tokens fit." in capsys.readouterr().out
+    assert "A device has 32.00 GB: 1,048,576 tokens fit." in shown
+    (held,) = re.findall(r"The cache of it has room for ([\d,]+) tokens", shown)
+    most = int(held.replace(",", ""))
+    for context, verdict in ((most, "fit"), (most + 1, "do not fit")):
+        plan("LWM-Text-1M", context=context, mesh="1,1,4,8", dtype="bfloat16", memory=32.0)
+        assert f"{context:,} tokens {verdict}." in capsys.readouterr().out
+    plan("LWM-Text-1M", context=512, mesh="2,1,4,8", dtype="bfloat16", memory=32.0)
+    assert f"each of 2 groups of 32 devices has room for {held} tokens" in capsys.readouterr().out
 
 
 def test_contexts_up_to_the_models_own(capsys):

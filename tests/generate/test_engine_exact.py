@@ -20,6 +20,7 @@ from lwm.sharding import dotted, make_mesh
 LENGTHS = 1, 2, 64, 65, 66, 257, 513, 514, 700
 """At the ends of pages and chunks, and within."""
 WIDTH = 768
+SLOW = pytest.mark.slow, pytest.mark.representative
 
 
 def quantized(model):
@@ -72,11 +73,11 @@ def forward(model, place, mesh, rows):
     [
         ("float32", "1,1,1,1", 1, 1e-5),
         ("float32", "1,1,1,1", 4, 1e-5),
-        ("float32", "dp=2,tp=2", 4, 1e-5),
-        pytest.param(
-            *("float32", "fsdp=2", 2, 1e-5), marks=(pytest.mark.slow, pytest.mark.representative)
-        ),
-        ("int8", "1,1,1,1", 4, 1e-5),
+        ("float32", "tp=2,sp=4", 4, 1e-5),
+        pytest.param(*("float32", "dp=2,tp=2", 4, 1e-5), marks=SLOW),
+        pytest.param(*("float32", "fsdp=2", 2, 1e-5), marks=SLOW),
+        pytest.param(*("float32", "sp=8", 4, 1e-5), marks=pytest.mark.slow),
+        ("int8", "sp=2", 4, 1e-5),
         ("bfloat16", "1,1,1,1", 4, 3e-2),
     ],
 )

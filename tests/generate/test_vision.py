@@ -77,10 +77,14 @@ def test_a_picture_depends_on_its_seed_and_not_on_those_beside_it(drawer):
 
 
 def test_a_picture_is_the_same_on_every_mesh(drawer, open_painter):
-    with jax.set_mesh(mesh := make_mesh("2,1,2,1")):
-        spread = open_painter(mesh).draw("a cat", frames=2, n=3)
-    for one, other in zip(drawer.draw("a cat", frames=2, n=3), spread, strict=True):
+    with jax.set_mesh(mesh := make_mesh("2,1,2,2")):
+        model = open_painter(mesh)
+    pictures = model.draw("a cat", frames=2, n=3)
+    answer = model.chat(["What?", pictures[0]], max_tokens=24)
+    wanted = drawer.draw("a cat", frames=2, n=3)
+    for one, other in zip(wanted, pictures, strict=True):
         assert same(one, other)
+    assert answer == drawer.chat(["What?", wanted[0]], max_tokens=24)
 
 
 @pytest.fixture

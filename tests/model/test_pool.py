@@ -7,17 +7,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import PartitionSpec as P
 
 from lwm.model.config import Compute
 from lwm.model.llama import Llama, _extend_block
 from lwm.model.pool import PAGE, PagePool, Place, copy_pages, table_width
 from lwm.model.quantize import CONTRACTED, QuantizedWeight, quantize
-from lwm.sharding import ACTS, DEVICES, ROW, ROWS, TOKENS, dotted, make_mesh, on_mesh
+from lwm.sharding import DEVICES, ROW, ROWS, dotted, make_mesh, on_mesh, tokens_spec
 
 LONG, SHORT = 512, 64
 LENGTHS = 552, 300
 """Tokens that two rows have read; the first in a chunk of each size, the second in a padded one."""
-WRITTEN = 3
+WRITTEN = 4
+OFFSETS = 3, 0
+"""Device of each row's first page, where sp is above 3."""
 
 
 class TwoRows:
@@ -39,8 +42,10 @@ class TwoRows:
         place = Place(
             self.put(np.where(on[:, None], self.tables, 0), ROWS),
             self.put(np.where(on, lengths, 0), ROW),
+            self.put(np.where(on, OFFSETS, 0), ROW),
         )
-        states, self.pool = self.model.extend(self.put(tokens, TOKENS), place, self.pool)
+        ids = self.put(tokens, tokens_spec(tokens.shape[1]))
+        states, self.pool = self.model.extend(ids, place, self.pool)
         return np.asarray(self.model.logits(self.model.norm(states)))
 
     def put(self, value, spec):
@@ -118,6 +123,7 @@ SLOW = pytest.mark.slow, pytest.mark.representative
         pytest.param("2,1,1,1", ([3, 1, 6], [3, 6]), Llama.unstack, marks=SLOW),
         ("1,2,2,1", ([3, 1, 6], [1, 2]), Llama.unstack),
         pytest.param("1,1,4,1", SCATTERED, Llama.unstack, marks=SLOW),
+        ("1,1,2,4", ([3, 3, 1], [2, 7]), Llama.for_generation),
         ("1,1,1,1", SCATTERED, in_eight_bits),
     ],
 )
@@ -199,11 +205,12 @@ def test_no_layer_copies_its_pages(mesh, tiny, init, size, dtype):
     config, per_device = tiny(num_layers=1, num_heads=4, num_kv_heads=4, max_context=1024), 513
     pool = PagePool.empty(config, dtype, per_device=per_device)
     block = jax.tree.map(lambda leaf: leaf.astype(dtype), init(config).unstack().blocks[0])
-    x = jnp.zeros((2, size, config.dim), dtype, out_sharding=ACTS)
-    turn = jnp.zeros((2, size, config.head_dim // 2), out_sharding=ACTS)
+    states = P(*tokens_spec(size), None)
+    x = jnp.zeros((2, size, config.dim), dtype, out_sharding=states)
+    turn = jnp.zeros((2, size, config.head_dim // 2), out_sharding=states)
     place = Place(
         jnp.zeros((2, table_width(1024)), jnp.int32, out_sharding=ROWS),
-        jnp.zeros(2, jnp.int32, out_sharding=ROW),
+        *[jnp.zeros(2, jnp.int32, out_sharding=ROW)] * 2,
     )
     layer = pool.layers[0]
     held = sum(leaf.nbytes for leaf in jax.tree.leaves(layer))

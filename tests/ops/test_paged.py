@@ -1,5 +1,6 @@
 """Attention to pages against attention to the same keys and values in a row."""
 
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -69,7 +70,7 @@ def exactly(q, keys, values, lengths):
 
 
 def check(got, q, rows, lengths):
-    assert got.dtype == q.dtype
+    got = got[0].astype(q.dtype)
     want = exactly(q, rows.keys, rows.values, jnp.asarray(lengths))
     tolerance = 1e-5 if q.dtype == jnp.float32 else 2e-2
     np.testing.assert_allclose(got.astype(jnp.float32), want, rtol=0, atol=tolerance)
@@ -85,6 +86,26 @@ def test_one_token_of_each_row_sees_the_tokens_of_its_row(run, dtype, lengths):
     q = normal(dtype, len(lengths), 1, N, H, seed=1)
     got = jax.jit(run)(q, *rows.stored, jnp.asarray(lengths))
     check(got, q, rows, lengths)
+
+
+@pytest.mark.parametrize("run", [by_row, all_rows, read_pages])
+def test_parts_of_rows_on_several_devices_merge_to_the_whole(run):
+    """The second row has a page on the first device only."""
+    size, lengths, step = 64 if run is read_pages else 1, (576, 0, 320), 2
+    rows = paged(jnp.float32, [length + size for length in lengths])
+    q = normal(jnp.float32, len(lengths), size, N, H, seed=1)
+    keys, values, tables = rows.stored
+    attend = jax.jit(partial(run, step=step))
+    places = jnp.asarray(lengths), np.full((step, len(lengths)), np.arange(step)[:, None])
+    parts = [
+        attend(q, keys, values, tables[:, first::step], places[0], places[1][first])
+        for first in range(step)
+    ]
+    assert (parts[1][0][1] == 0).all()
+    assert (parts[1][1][1] == -np.inf).all()
+    both = jnp.stack([lse for _, lse in parts])
+    share = jax.nn.softmax(both, axis=0)[..., None]
+    check((sum(share * jnp.stack([out for out, _ in parts])), both), q, rows, lengths)
 
 
 def test_one_row_and_many_are_attended_to_alike():
@@ -127,7 +148,7 @@ def test_a_row_has_the_same_bits_in_any_company_and_in_any_pages(dtype):
             now = jnp.asarray(lengths)[jnp.array(order)]
             q = normal(dtype, 2, 64, N, H, seed=1)[jnp.array(order)]
             at = order.index(1)
-            found.append((decode(q[:, :1], *given, now)[at], read(q, *given, now)[at]))
+            found.append((decode(q[:, :1], *given, now)[0][at], read(q, *given, now)[0][at]))
     for one, all_of_it in found[1:]:
         np.testing.assert_array_equal(one, found[0][0])
         np.testing.assert_array_equal(all_of_it, found[0][1])

@@ -16,11 +16,12 @@ from lwm.convert.weights import build_llama
 from lwm.devices import Machine, free_bytes, host_memory
 from lwm.errors import UserError
 from lwm.generate.decoding import BURST, burst
-from lwm.generate.pages import LONG
+from lwm.generate.pages import LONG, SHORT
 from lwm.generate.slots import Slots
 from lwm.model.config import Compute, Storage, compute_dtype, preset
 from lwm.model.llama import _extend_block, embed
 from lwm.model.pool import PAGE, PagePool, Place, table_width
+from lwm.plan import memory
 from lwm.plan.memory import CHUNK, inference_need, require_divisible_weights
 from lwm.sharding import ACTS, BATCH, ROW, ROWS, TOKENS, make_mesh
 from lwm.tokens import TokenSpace
@@ -78,10 +79,10 @@ def test_weights_are_exact(tiny, variant, text):
 def pages_for(context, rows, mesh):
     """Returns the pages of each device that hold so many rows, page 0 included."""
     groups = mesh.shape["dp"] * mesh.shape["fsdp"]
-    return -(-rows // groups) * -(-context // PAGE) + 1
+    return -(-rows // groups) * -(-context // (PAGE * mesh.shape["sp"])) + 1
 
 
-@pytest.mark.parametrize(("text", "rows"), [("1,1,1,1", 3), ("1,2,2,1", 3), ("2,1,4,1", 4)])
+@pytest.mark.parametrize(("text", "rows"), [("1,1,1,1", 3), ("1,2,2,1", 3), ("2,1,2,2", 4)])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_the_cache_is_exact(tiny, text, rows, dtype):
     config, mesh = tiny(num_kv_heads=4), make_mesh(text)
@@ -102,7 +103,7 @@ def measure(config, mesh, *, rows, context, dtype):
     turn = on((groups, LONG, config.head_dim // 2), jnp.float32, ACTS)
     x, ids = on((groups, LONG, D), wide, ACTS), on((groups, LONG), jnp.int32, TOKENS)
     table = on((groups, table_width(config.max_context)), jnp.int32, ROWS)
-    place = Place(table, on((groups,), jnp.int32, ROW))
+    place = Place(table, *[on((groups,), jnp.int32, ROW)] * 2)
     slots = Slots(model, mesh, rows, grammar=None, stop_places=8)
     assert isinstance(model.blocks, tuple)
     with jax.set_mesh(mesh):
@@ -116,7 +117,7 @@ def measure(config, mesh, *, rows, context, dtype):
     assert len(used) == len(programs)
     new = [each.output_size_in_bytes - each.alias_size_in_bytes for each in used]
     held = [each.temp_size_in_bytes + more for each, more in zip(used, new, strict=True)]
-    held[1] += x.sharding.shard_shape(x.shape)[0] * LONG * D * x.dtype.itemsize
+    held[1] += math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize
     # The loop writes into the pool that it is given.
     assert used[2].alias_size_in_bytes >= bytes_of_a_device(pool)
     return max(held)
@@ -129,6 +130,7 @@ CASES = [
     ("1,1,4,1", "bfloat16", {}),
     ("1,2,2,1", "bfloat16", dict(num_layers=3)),
     ("1,1,1,1", "int8", dict(num_layers=4)),
+    ("1,1,2,4", "bfloat16", {}),
 ]
 
 
@@ -143,7 +145,7 @@ def test_activations_are_at_least_what_xla_needs_and_not_twice_that(tiny, text, 
 
 
 def test_a_chunk_is_what_the_engine_reads():
-    assert CHUNK == LONG
+    assert (CHUNK, memory.SHORT) == (LONG, SHORT)
 
 
 def test_seven_billion_weights():
