@@ -262,7 +262,14 @@ def _use(facts: CardFacts) -> str:
     if facts.vqgan is not None and is_vqmodel(facts.vqgan):
         elsewhere.insert(0, "from diffusers import VQModel")
         elsewhere.append(f'vqgan = VQModel.from_pretrained("FOLDER", subfolder="{VQMODEL}")')
-    return f"{text}\n\nWithout `lwm`:\n\n{code_block('python', *elsewhere)}"
+    note = ""
+    if facts.language.config.tokens.vision:
+        note = (
+            "\n\n`generate` then writes text alone: `generation_config.json` suppresses the vision "
+            "ids. For images, set `model.generation_config.suppress_tokens = None`, and allow only "
+            "the ids that the layout above has next."
+        )
+    return f"{text}\n\nWithout `lwm`:\n\n{code_block('python', *elsewhere)}{note}"
 
 
 def _training(run: RunFacts, stages: Sequence[Stage]) -> str:

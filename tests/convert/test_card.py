@@ -272,6 +272,7 @@ def test_reports_of_the_model_are_in_its_card_and_others_are_not(measured, tmp_p
     text = card(facts_of(opened, "bfloat16", reports=[file]))
     assert f"| {score.what} | {score.result} | {score.how} |" in text
     assert 'VQModel.from_pretrained("FOLDER", subfolder="vqvae")' in text
+    assert "suppress_tokens = None" in text
     del report["command"]
     file.write_text(json.dumps(report))
     (without,) = of_reports(opened, tmp_path / "run", [])
