@@ -15,6 +15,7 @@ from lwm.plan.fit import require_fit
 from lwm.progress import Progress
 from lwm.sampling_params import LWM_SAMPLING
 from lwm.sharding import make_mesh
+from lwm.vqgan.checkpoint import require_codes_for
 
 _MIN_CONTEXT = 1024
 """Tokens for which memory is required at loading if the caller names no context."""
@@ -49,12 +50,16 @@ def load(
         progress: Called with the number of tensors loaded.
 
     Raises:
-        UserError: The model cannot be found, read or placed on the mesh, or does not fit.
+        UserError: The model cannot be found, read or placed on the mesh, or does not fit, or the
+            VQGAN has other codes.
     """
     if pool_tokens is not None and pool_tokens < 1:
         raise UserError(f"pool_tokens {pool_tokens} must be 1 or above")
     opened = open_files(name_or_path, given=given)
     config, devices = opened.config, make_mesh(mesh)
+    vqgan_file = opened.vqgan if vqgan is None else Path(vqgan)
+    if vqgan_file is not None and (config.tokens.vision or vqgan is not None):
+        require_codes_for(vqgan_file, config.tokens)
     check_mesh(config, devices)
     dp, fsdp, tp, sp = devices.devices.shape
     require_fit(
@@ -83,7 +88,7 @@ def load(
         mesh=devices,
         template=template,
         sampling=opened.sampling.over(LWM_SAMPLING),
-        vqgan_file=opened.vqgan if vqgan is None else Path(vqgan),
+        vqgan_file=vqgan_file,
         source=opened.source,
         pool_tokens=pool_tokens,
     )

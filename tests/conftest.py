@@ -264,7 +264,13 @@ def published(tmp_path, tiny, byte_tokenizer):
     write_stream(folder / "params", arrays.items())
     byte_tokenizer.save(folder)
     small = VQGANConfig(
-        resolution=32, hidden=32, multipliers=(1,), res_blocks=1, z_channels=8, codes=16, code_dim=4
+        resolution=32,
+        hidden=32,
+        multipliers=(1,),
+        res_blocks=1,
+        z_channels=8,
+        codes=tokens.codes,
+        code_dim=4,
     )
     shapes = jax.eval_shape(lambda: VQGAN.init(small, key=jr.key(0)))
     (folder / "vqgan").write_bytes(pickle.dumps(to_flax(fill(shapes))))

@@ -4,11 +4,13 @@ import dataclasses
 import pickle
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
 import lwm
 from lwm.convert import open as opening
+from lwm.convert.export import save_model
 from lwm.convert.names import LWM_NAMES, dimensions
 from lwm.convert.open import open_model_files, open_tokenizer, open_tokens, read_llama
 from lwm.devices import Machine
@@ -21,7 +23,7 @@ from lwm.model.config import ModelOverrides, Rope, preset
 from lwm.sharding import make_mesh
 from lwm.tokenizer.tokenizer import Tokenizer
 from lwm.tokens import TokenSpace
-from lwm.vqgan.checkpoint import read_vqgan
+from lwm.vqgan.checkpoint import read_vqgan, to_flax
 
 
 def test_a_published_folder_opens(published):
@@ -33,7 +35,7 @@ def test_a_published_folder_opens(published):
     model = lwm.load(folder, given=dataclasses.replace(given, context=256))
     assert model.context == 256
     assert model.vqgan_file is not None
-    assert read_vqgan(model.vqgan_file).config.codes == 16
+    assert read_vqgan(model.vqgan_file).config.codes == 8192
     assert isinstance(model.chat("Hello", max_tokens=4), str)
 
 
@@ -44,6 +46,28 @@ def test_it_is_trained_from_there(published, tmp_path):
     one = lwm.load(folder, given=given).llama
     np.testing.assert_array_equal(model.embedding, one.embedding)
     np.testing.assert_array_equal(model.head, one.head)
+
+
+def test_a_vqgan_of_another_model_is_refused_at_once(published, draw_vqgan, tmp_path):
+    folder, _, given = published
+    other = draw_vqgan(codes=16)
+    with pytest.raises(UserError, match="has 16 codes, but the model 8192: they are of different"):
+        lwm.load(folder, given=given, vqgan=other)
+    with pytest.raises(UserError, match="none does not exist"):
+        lwm.load(folder, given=given, vqgan=tmp_path / "none")
+    # Beside the model, it is refused unless another is given.
+    (folder / "vqgan").write_bytes(pickle.dumps(to_flax(read_vqgan(other))))
+    with pytest.raises(UserError, match="vqgan has 16 codes, but the model 8192"):
+        lwm.load(folder, given=given)
+    assert lwm.load(folder, given=given, vqgan=draw_vqgan(codes=8192)).sees
+
+
+def test_a_vqgan_for_a_text_model_is_refused(tiny, init, byte_tokenizer, vqgan, tmp_path):
+    config = tiny(tokens=TokenSpace(text=byte_tokenizer.vocab_size))
+    with jax.set_mesh(make_mesh()):
+        save_model(init(config), byte_tokenizer, tmp_path / "text")
+    with pytest.raises(UserError, match="the model reads and writes text only, but"):
+        lwm.load(tmp_path / "text", vqgan=vqgan)
 
 
 def test_what_belongs_to_others_is_refused(published, tmp_path, byte_tokenizer):
@@ -90,8 +114,10 @@ def test_metadata_of_a_run_is_read_beside_its_train_state(published):
     assert open_model_files(folder, given=given).config == config
 
 
-def test_a_codebook_of_another_size_is_that_of_the_vqgan_beside(published):
+def test_a_codebook_of_another_size_is_that_of_the_vqgan_beside(published, draw_vqgan):
     folder, config, given = published
+    weights = to_flax(read_vqgan(draw_vqgan(codes=16)))
+    (folder / "vqgan").write_bytes(pickle.dumps(weights))
     arrays = {}
     for name, stored in FlaxFile(folder / "params").arrays.items():
         arrays[name] = np.zeros([18 if size == 8448 else size for size in stored.shape], "float16")

@@ -13,10 +13,11 @@ import math
 import pickle
 import pickletools
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from io import BufferedIOBase
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -29,13 +30,16 @@ _STEPS_MOST = 200_000
 """Limit of opcodes in a file and of values in the result; a tensor takes about fifty opcodes."""
 _DEEPEST, _AXIS_MOST, _AXES_MOST = 100, 1 << 48, 32
 _KEY_MOST, _KEY_LENGTH_MOST = 1 << 63, 1 << 12
-_MISTRUST, _AGAIN = "do not trust this file", "fetch it again"
+_MISTRUST, AGAIN = "do not trust this file", "fetch it again"
 _SAVE = "save its arrays as safetensors"
 _NUMBERS = re.compile(r"[<>|=]?(b1|[iu][1248]|f[248])")
 
 
-class _FormatError(Exception):
+class FormatError(Exception):
+    """A file that is refused, without its path."""
+
     def __init__(self, fault: str, remedy: str = _MISTRUST) -> None:
+        """Takes what is wrong, and what to do."""
         super().__init__(f"{fault}; {remedy}")
 
 
@@ -56,18 +60,39 @@ def read_pickle(path: Path) -> Any:
     try:
         require_bounded(path, "LWM_MAX_PICKLE", _BYTES_MOST)
         with path.open("rb") as file:
-            value = _Unpickler(file, path.stat().st_size).load()
-        return _real(value, (), iter(range(_STEPS_MOST)))
+            return read_stream(file, path.stat().st_size, path)
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}; give another file") from None
-    except _FormatError as error:
+
+
+def read_stream(
+    file: BufferedIOBase,
+    size: int,
+    path: Path,
+    opened_by: Callable[[BufferedIOBase, int], "SafeUnpickler"] | None = None,
+) -> Any:
+    """Reads one pickle of `size` bytes that fills a stream.
+
+    Args:
+        file: The stream, at its beginning.
+        size: Its bytes.
+        path: The file, for messages.
+        opened_by: Makes the unpickler; None for that of `read_pickle`.
+
+    Raises:
+        UserError: It is damaged, or holds or calls what the unpickler does not know.
+    """
+    try:
+        value = (opened_by or SafeUnpickler)(file, size).load()
+        return _real(value, (), iter(range(_STEPS_MOST)))
+    except FormatError as error:
         raise UserError(f"{path} {error}") from None
     except _DAMAGED:
-        raise UserError(f"{path} is damaged, or no pickle; {_AGAIN}") from None
+        raise UserError(f"{path} is damaged, or no pickle; {AGAIN}") from None
 
 
 @dataclass(frozen=True)
-class _Name:
+class Name:
     """A function or class that a file names; never imported."""
 
     full: str
@@ -80,11 +105,11 @@ class _Dtype:
     def build(self, state: Any) -> None:
         """Sets the byte order."""
         if state[2:5] != (None, None, None) or state[1] not in ("<", ">", "|", "="):
-            raise _FormatError("holds an array of records, which are no numbers")
+            raise FormatError("holds an array of records, which are no numbers")
         if self.real != ml_dtypes.bfloat16:
             self.real = self.real.newbyteorder(state[1])
         elif state[1] == ">":
-            raise _FormatError("holds bfloat16 of a big-endian machine", "save it as float32")
+            raise FormatError("holds bfloat16 of a big-endian machine", "save it as float32")
 
 
 @dataclass
@@ -118,7 +143,7 @@ class _Array:
             array = flat.reshape(shape, order="F" if self.by_columns else "C")
             array.flags.writeable = False
             return array[()] if self.is_scalar else array
-        raise _FormatError(f"is damaged: {f'array {_shown(path)}'.strip()} {fault}", _AGAIN)
+        raise FormatError(f"is damaged: {f'array {_shown(path)}'.strip()} {fault}", AGAIN)
 
 
 @dataclass
@@ -130,20 +155,20 @@ class _Record:
 
     def build(self, state: Any) -> None:
         if self.state is not None or not isinstance(state, dict) or state.get("_ops"):
-            raise _FormatError("holds a value that is computed from others")
+            raise FormatError("holds a value that is computed from others")
         self.state = state
 
 
 def _dtype(code: Any, align: Any, copy: Any) -> _Dtype:
-    if code == _Name("ml_dtypes.bfloat16"):
+    if code == Name("ml_dtypes.bfloat16"):
         return _Dtype(np.dtype(ml_dtypes.bfloat16))
     if not _NUMBERS.fullmatch(code):
-        raise _FormatError(f"holds an array of {_shown([code])}, which are no numbers")
+        raise FormatError(f"holds an array of {_shown([code])}, which are no numbers")
     return _Dtype(np.dtype(code))
 
 
 def _reconstruct(name: Any, shape: Any, code: Any) -> _Array:
-    if name != _Name("numpy.ndarray"):
+    if name != Name("numpy.ndarray"):
         raise TypeError
     return _Array()
 
@@ -163,7 +188,7 @@ def _dict(items: Any = None) -> dict:
 
 
 _CORE = "numpy.core numpy._core"
-_CALLS: dict[str, Any] = {
+CALLS: dict[str, Any] = {
     f"{module}.{name}": call
     for modules, names, call in (
         ("numpy", "ndarray", None),
@@ -181,7 +206,7 @@ _CALLS: dict[str, Any] = {
         ("ml_collections.config_dict.config_dict", "FieldReference", lambda: _Record("_value")),
         ("_codecs", "encode", None),
         # Protocols before 3 write Python 2's names.
-        ("copyreg copy_reg", "_reconstructor", lambda name, base, state: _CALLS[name.full]()),
+        ("copyreg copy_reg", "_reconstructor", lambda name, base, state: CALLS[name.full]()),
         ("builtins __builtin__", "bytes", lambda: b""),
         ("builtins __builtin__", "bool dict float int list long object str tuple", None),
     )
@@ -191,12 +216,16 @@ _CALLS: dict[str, Any] = {
 """Allowed names, and the functions to call in their place; `encode` is handled elsewhere."""
 
 
-class _Unpickler(pickle._Unpickler):
+class SafeUnpickler(pickle._Unpickler):
     """Python's unpickler without the steps that run code or cost much."""
 
     pop_mark: Callable[[], list[Any]]
+    calls: Mapping[str, Any] = CALLS
+    """Allowed names, and the functions to call in their place."""
+    steps: Mapping[bytes, Callable[[Any], Any]] = {}
+    """Actions by opcode that others do not take, or take otherwise."""
 
-    def __init__(self, file: BinaryIO, size: int) -> None:
+    def __init__(self, file: BufferedIOBase, size: int) -> None:
         super().__init__(file, encoding="latin-1")
         self._file, self._size = file, size
         self.stack, self.metastack = [], []
@@ -207,46 +236,52 @@ class _Unpickler(pickle._Unpickler):
     def read(self, count: int) -> bytes:
         """Refuses lengths beyond the end of the file before anything is allocated."""
         if count > self._size - self._file.tell() or len(data := self._file.read(count)) < count:
-            raise _FormatError(f"is cut off at byte {self._size}", _AGAIN)
+            raise FormatError(f"is cut off at byte {self._size}", AGAIN)
         return data
 
     def readline(self) -> bytes:
+        """Refuses a line without its end."""
         if not (line := self._file.readline()).endswith(b"\n"):
-            raise _FormatError(f"is cut off at byte {self._size}", _AGAIN)
+            raise FormatError(f"is cut off at byte {self._size}", AGAIN)
         return line
 
     def load(self) -> Any:
+        """Returns the value, whose arrays and records are stand-ins; see `_real`."""
         if not self._size:
-            raise _FormatError("is empty", _AGAIN)
+            raise FormatError("is empty", AGAIN)
         for _ in range(_STEPS_MOST):
             if (opcode := self.read(1)) == pickle.STOP:
                 if left := self._size - self._file.tell():
-                    raise _FormatError(f"goes on for {left} bytes after its end", _AGAIN)
+                    raise FormatError(f"goes on for {left} bytes after its end", AGAIN)
                 (value,) = *self.metastack, *self.stack
                 return value
-            if opcode not in _STEPS:
+            step = self.steps.get(opcode) or _STEPS.get(opcode)
+            if step is None:
                 name = _OPCODES[opcode.decode("latin-1")]
-                raise _FormatError(f"uses {name}, which neither arrays nor containers need")
-            _STEPS[opcode](self)
-        raise _FormatError(f"has more than {_STEPS_MOST} opcodes", _SAVE)
+                raise FormatError(f"uses {name}, which neither arrays nor containers need")
+            step(self)
+        raise FormatError(f"has more than {_STEPS_MOST} opcodes", _SAVE)
 
-    def find_class(self, module: str, name: str) -> _Name:
-        if (full := f"{module}.{name}") not in _CALLS:
+    def find_class(self, module: str, name: str) -> Name:
+        """Looks a name up; nothing is imported."""
+        if (full := f"{module}.{name}") not in self.calls:
             name = _shown([module, name], ".")
-            raise _FormatError(f"asks for {name}, which is neither array nor container")
-        return _Name(full)
+            raise FormatError(f"asks for {name}, which is neither array nor container")
+        return Name(full)
 
     def call(self) -> None:
+        """Calls what stands for the function of the file."""
         args, name = self.stack.pop(), self.stack.pop()
-        if not isinstance(name, _Name) or type(args) is not tuple:
-            raise _FormatError("calls what is no function")
-        call = self.encode if name.full == "_codecs.encode" else _CALLS[name.full]
+        if not isinstance(name, Name) or type(args) is not tuple:
+            raise FormatError("calls what is no function")
+        call = self.encode if name.full == "_codecs.encode" else self.calls[name.full]
         try:
             self.append(call(*args))
         except (TypeError, ValueError):
-            raise _FormatError(f"calls {name.full} as neither array nor container needs") from None
+            raise FormatError(f"calls {name.full} as neither array nor container needs") from None
 
     def encode(self, text: Any, encoding: Any) -> bytes:
+        """Makes bytes of a text, as protocols before 3 write them."""
         if type(text) is not str or encoding != "latin1":
             raise TypeError
         if id(text) not in self._encoded:
@@ -254,13 +289,15 @@ class _Unpickler(pickle._Unpickler):
         return self._encoded[id(text)][1]
 
     def new_dict(self) -> None:
+        """Makes a dict of all since the last mark."""
         items = self.pop_mark()
         self.append(_set_items(items, {}))
 
     def build(self) -> None:
+        """Gives a stand-in its state."""
         state = self.stack.pop()
         if not isinstance(self.stack[-1], _Dtype | _Array | _Record):
-            raise _FormatError("sets the state of what has none")
+            raise FormatError("sets the state of what has none")
         self.stack[-1].build(state)
 
 
@@ -271,7 +308,7 @@ def _set_items(items: list, target: Any) -> dict:
     for key, value in zip(items[::2], items[1::2], strict=True):
         parts = key if type(key) is tuple and len(key) <= _AXES_MOST else (key,)
         if not all(map(_is_small, parts)):
-            raise _FormatError("has a key that is no short text or number", "use texts as keys")
+            raise FormatError("has a key that is no short text or number", "use texts as keys")
         target[key] = value
     return target
 
@@ -296,12 +333,12 @@ _STEPS: dict[bytes, Callable[[Any], Any]] = {
     **{code: pickle._Unpickler.dispatch[code[0]] for code in _CODES},
     pickle.FRAME: lambda m: m.read(8),
     pickle.BYTEARRAY8: lambda m: m.append(bytearray(m.read(int.from_bytes(m.read(8), "little")))),
-    pickle.DICT: _Unpickler.new_dict,
+    pickle.DICT: SafeUnpickler.new_dict,
     pickle.SETITEM: lambda m: _set_items([m.stack.pop(), m.stack.pop()][::-1], m.stack[-1]),
     pickle.SETITEMS: lambda m: _set_items(m.pop_mark(), m.stack[-1]),
-    pickle.REDUCE: _Unpickler.call,
-    pickle.NEWOBJ: _Unpickler.call,
-    pickle.BUILD: _Unpickler.build,
+    pickle.REDUCE: SafeUnpickler.call,
+    pickle.NEWOBJ: SafeUnpickler.call,
+    pickle.BUILD: SafeUnpickler.build,
 }
 """Actions by opcode; STOP is handled by `load`."""
 
@@ -309,9 +346,9 @@ _STEPS: dict[bytes, Callable[[Any], Any]] = {
 def _real(value: Any, path: tuple, left: Iterator[int]) -> Any:
     """Replaces stand-ins by real values; containers are copied, so that none is shared."""
     if next(left, None) is None:
-        raise _FormatError(f"repeats its parts to more than {_STEPS_MOST} values", _SAVE)
+        raise FormatError(f"repeats its parts to more than {_STEPS_MOST} values", _SAVE)
     if len(path) > _DEEPEST:
-        raise _FormatError(f"is nested more than {_DEEPEST} deep, or lies within itself")
+        raise FormatError(f"is nested more than {_DEEPEST} deep, or lies within itself")
     if isinstance(value, _Array):
         return value.real(path)
     if isinstance(value, _Record):
@@ -320,10 +357,10 @@ def _real(value: Any, path: tuple, left: Iterator[int]) -> Any:
         items = value.items() if isinstance(value, dict) else enumerate(value)
         made = {key: _real(item, (*path, key), left) for key, item in items}
         return made if isinstance(value, dict) else type(value)(made.values())
-    if isinstance(value, _Name):
-        raise _FormatError(f"holds {value.full} itself, which is no value")
+    if isinstance(value, Name):
+        raise FormatError(f"holds {value.full} itself, which is no value")
     if isinstance(value, _Dtype | bytearray):
-        raise _FormatError("holds a dtype or a bytearray by itself", "save arrays instead")
+        raise FormatError("holds a dtype or a bytearray by itself", "save arrays instead")
     return value
 
 

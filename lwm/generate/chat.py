@@ -48,6 +48,7 @@ class Conversation:
                     "give guidance 1, or use `lwm generate image`"
                 )
             model.grammar  # noqa: B018  (raises if there is no VQGAN)
+            model.vision.require_decoder()
         self._model = model
         self._last: Answer | None = None
         self._document = document

@@ -89,6 +89,7 @@ def generate_frames(
     """
     if not request.prompts:
         return
+    model.vision.require_decoder()
     if request.first_as_image:
         size, total = (model.grammar.size(count) for count in (1, request.frames))
         image = dataclasses.replace(request, kind="image", frames=1, first_as_image=False)

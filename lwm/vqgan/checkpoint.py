@@ -21,9 +21,11 @@ from lwm.formats.pickles import read_pickle
 from lwm.formats.run_folder import find_in_run, is_checkpoint, open_checkpoint, read_settings
 from lwm.model.config import Dtype
 from lwm.sharding import dotted, make_mesh, on_mesh
+from lwm.tokens import TokenSpace
 from lwm.vqgan import vqmodel
 from lwm.vqgan.config import CONFIG, WEIGHTS, VQGANConfig
 from lwm.vqgan.model import VQGAN
+from lwm.vqgan.pytorch import is_pytorch, open_pytorch
 from lwm.vqgan.stored import StoredArray, StoredVQGAN, name_in, names_of, open_safetensors
 
 ORIGINAL = "vqgan"
@@ -94,10 +96,10 @@ def read_vqgan(
     dtype: Dtype | None = None,
     resolution: int | None = None,
 ) -> VQGAN:
-    """Reads LWM's pickle, a `VQModel` of diffusers, or what `save_vqgan` wrote.
+    """Reads LWM's pickle, a `VQModel` of diffusers, what `save_vqgan` wrote, or others' tokenizers.
 
-    The shape of a pickled model is inferred from its tensors. Weights keep the type that they have
-    in the file, float32 or bfloat16.
+    Of others, `lwm.vqgan.pytorch` has a list. Shapes of pickled models and of others are inferred
+    from their tensors. Weights keep the type that they have in the file, float32 or bfloat16.
 
     Args:
         path: The file, or a folder: that of a language model, which has the VQGAN as `vqgan` or
@@ -122,7 +124,7 @@ def read_vqgan(
     return _build(config, stored, mesh or make_mesh())
 
 
-def read_vqgan_config(path: Path) -> VQGANConfig:
+def read_vqgan_config(path: str | Path) -> VQGANConfig:
     """Returns the shape of a VQGAN that `read_vqgan` reads.
 
     Raises:
@@ -131,20 +133,50 @@ def read_vqgan_config(path: Path) -> VQGANConfig:
     return _open(path).config
 
 
+def require_codes_for(path: str | Path, tokens: TokenSpace) -> None:
+    """Refuses a VQGAN whose codes are not those of a model; reads its weights only in a pickle.
+
+    Raises:
+        UserError: They are not, or there is no VQGAN.
+    """
+    require_codes(path, read_vqgan_config(path).codes, tokens)
+
+
+def require_codes(path: str | Path, codes: int, tokens: TokenSpace) -> None:
+    """Refuses a model whose codes are not those of a VQGAN at `path`.
+
+    Raises:
+        UserError: It has other codes, or none.
+    """
+    if not tokens.vision:
+        raise UserError(
+            f"the model reads and writes text only, but {path} is for images; leave it out"
+        )
+    if codes != tokens.codes:
+        raise UserError(
+            f"{path} has {codes} codes, but the model {tokens.codes}: they are of different models"
+        )
+
+
 def save_vqgan(model: VQGAN, folder: Path, *, dtype: Dtype | None = None) -> None:
     """Writes `vqgan.safetensors` and `vqgan.json` into a folder; other files there stay.
 
     Args:
         model: A VQGAN on a mesh of one process.
         folder: Created if it is missing; a VQGAN there is replaced.
-        dtype: Type of the stored weights; None keeps the type.
+        dtype: Type of the stored weights; None keeps the type. Weights that choose codes by inner
+            product keep it in any case, as rounding would change codes.
 
     Raises:
         UserError: The folder cannot be written.
     """
     folder = Path(folder)
-    leaves = jax.tree.leaves_with_path(model)
-    tensors = {dotted(path): np.asarray(leaf, dtype or leaf.dtype) for path, leaf in leaves}
+    tensors = {}
+    for path, leaf in jax.tree.leaves_with_path(model):
+        name = dotted(path)
+        decodes = name.startswith(("from_code", "decoder"))
+        rounds = dtype is not None and (decodes or model.config.search != "product")
+        tensors[name] = np.asarray(leaf, dtype if rounds else leaf.dtype)
     text = json.dumps(model.config.to_json(), indent=2) + "\n"
     make_folder(folder)
     with replacing(folder / WEIGHTS) as partial:
@@ -153,7 +185,16 @@ def save_vqgan(model: VQGAN, folder: Path, *, dtype: Dtype | None = None) -> Non
 
 
 def to_flax(model: VQGAN) -> dict[str, Any]:
-    """Returns the weights as the nested dict that the original pickled, in float32."""
+    """Returns the weights as the nested dict that the original pickled, in float32.
+
+    Raises:
+        UserError: The original has no model of this kind.
+    """
+    if not model.config.is_plain:
+        raise UserError(
+            "the original LWM has no VQGAN with attention or another search than of the nearest "
+            "code; leave the VQGAN out, or use another format"
+        )
     tree: dict[str, Any] = {}
     for path, leaf in jax.tree.leaves_with_path(model):
         *above, last = flax_name(dotted(path)).split("/")
@@ -169,13 +210,14 @@ def _open(path: str | Path) -> StoredVQGAN:
     if is_checkpoint(path):
         return _open_checkpoint(path)
     if not path.is_dir():
-        return _open_original(path)
+        return open_pytorch(path) if is_pytorch(path) else _open_original(path)
     if (path / CONFIG).is_file():
         return _open_folder(path)
     if (found := vqmodel.find_vqmodel(path)) is not None:
         return vqmodel.open_vqmodel(found)
-    is_original = (path / ORIGINAL).is_file()
-    return _open_original(path / ORIGINAL) if is_original else _open_folder(path)
+    if (path / ORIGINAL).is_file():
+        return _open_original(path / ORIGINAL)
+    return open_pytorch(path) if is_pytorch(path) else _open_folder(path)
 
 
 def _open_folder(folder: Path) -> StoredVQGAN:

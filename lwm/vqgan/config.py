@@ -103,6 +103,11 @@ class VQGANConfig:
         return self.codes_per_side**2
 
     @property
+    def is_plain(self) -> bool:
+        """Whether it has no part that LWM's VQGANs lack, and a decoder as they do."""
+        return not self.to_json().keys() & ADDED.keys()
+
+    @property
     def encoder_dtype(self) -> Dtype:
         """Type in which the encoder computes."""
         return "float32" if self.search == "product" else self.dtype

@@ -15,16 +15,22 @@ from lwm.media.pixels import to_bytes
 from lwm.model.config import Dtype
 from lwm.sharding import dotted
 from lwm.tokens import TokenSpace
-from lwm.vqgan.checkpoint import read_vqgan
+from lwm.vqgan.checkpoint import read_vqgan, require_codes
 from lwm.vqgan.config import CodebookInfo
 from lwm.vqgan.model import VQGAN, decode_frames, encode_frames, mesh_of
 
 
 class VisionTokenizer:
-    """A VQGAN as a tokenizer of frames, for language models and data sets.
+    """A tokenizer of frames, for language models and data sets: the only interface that they use.
+
+    It states its codes, codes and frames per unit, sizes of frames, fingerprint, and whether it
+    decodes. It wraps a VQGAN, whose units are single frames.
 
     Axes: N frames, R × R pixels, T codes of a frame in row-major order.
     """
+
+    frames_per_unit = 1
+    """Frames whose codes depend on each other."""
 
     def __init__(self, vqgan: VQGAN, *, batch: int = 8, source: str = "") -> None:
         """Wraps a VQGAN on its mesh.
@@ -69,12 +75,19 @@ class VisionTokenizer:
                 does not divide into codes.
         """
         vqgan = read_vqgan(path, mesh=mesh, dtype=dtype, resolution=resolution)
-        if tokens is not None and vqgan.config.codes != tokens.codes:
-            raise UserError(
-                f"{path} has {vqgan.config.codes} codes, but the model {tokens.codes}: "
-                "they are of different models"
-            )
+        if tokens is not None:
+            require_codes(path, vqgan.config.codes, tokens)
         return cls(vqgan, batch=batch, source=str(Path(path).absolute()))
+
+    @property
+    def codes(self) -> int:
+        """Entries of the codebook."""
+        return self.vqgan.config.codes
+
+    @property
+    def codes_per_unit(self) -> int:
+        """Codes of a unit, which is `frames_per_unit` frames."""
+        return self.tokens_per_frame * self.frames_per_unit
 
     @property
     def resolution(self) -> int:
@@ -82,9 +95,32 @@ class VisionTokenizer:
         return self.vqgan.config.resolution
 
     @property
+    def side_multiple(self) -> int:
+        """Number of which any `resolution` must be a multiple."""
+        return self.vqgan.config.downsampling
+
+    @property
     def tokens_per_frame(self) -> int:
         """Codes of a frame."""
         return self.vqgan.config.tokens_per_frame
+
+    @property
+    def decodes(self) -> bool:
+        """Whether codes can be turned into frames; some tokenizers only read."""
+        return self.vqgan.config.decoder
+
+    def require_decoder(self) -> None:
+        """Refuses a tokenizer that only reads.
+
+        Raises:
+            UserError: It is one.
+        """
+        self.vqgan.config.require_decoder()
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 of what the codes depend on."""
+        return vqgan_fingerprint(self.vqgan)
 
     @functools.cached_property
     def codebook(self) -> CodebookInfo:
@@ -92,9 +128,9 @@ class VisionTokenizer:
         config = self.vqgan.config
         return CodebookInfo(
             source=self._source,
-            fingerprint=vqgan_fingerprint(self.vqgan),
+            fingerprint=self.fingerprint,
             resolution=config.resolution,
-            codes=config.codes,
+            codes=self.codes,
             tokens_per_frame=self.tokens_per_frame,
             dtype=config.dtype,
         )
@@ -128,14 +164,20 @@ class VisionTokenizer:
         """Returns the frames of any number of codes.
 
         Raises:
-            UserError: A code is not in the codebook.
+            UserError: A code is not in the codebook, or there is no decoder.
         """
         return to_bytes(decode_frames(self.vqgan, codes.reshape(-1, *self.grid), batch=self._batch))
 
 
 def vqgan_fingerprint(vqgan: VQGAN) -> str:
-    """Returns a SHA-256 over the weights, independent of the file that they were read from."""
+    """Returns a SHA-256 over the weights, independent of the file that they were read from.
+
+    Rules of the choice of codes are part of it, if they are not those of LWM's VQGANs.
+    """
     digest = hashlib.sha256()
+    rules = {k: v for k, v in vqgan.config.to_json().items() if k in ("search", "unit_codes")}
+    if rules:
+        digest.update(json.dumps(rules).encode())
     leaves = {dotted(path): leaf for path, leaf in jax.tree.leaves_with_path(vqgan)}
     for name, leaf in sorted(leaves.items()):
         array = np.ascontiguousarray(leaf)

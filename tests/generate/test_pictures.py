@@ -295,13 +295,10 @@ def test_files_that_cannot_be_written_are_found_before_a_model_is_opened(tmp_pat
     assert sorted(tmp_path.iterdir()) == before
 
 
-def test_a_vqgan_of_another_model_is_refused(on_disk, tmp_path):
-    """That beside the model has fewer codes than it."""
+def test_a_vqgan_of_another_model_is_refused(on_disk, draw_vqgan, tmp_path):
     name, load = on_disk
-    load, asked = (
-        dataclasses.replace(load, vqgan=None),
-        DrawRequest(prompts=("a cat",)),
-    )
+    load = dataclasses.replace(load, vqgan=draw_vqgan(SIDE, codes=16))
+    asked = DrawRequest(prompts=("a cat",))
     with pytest.raises(UserError, match="has 16 codes, but the model 8192"):
         generate_files(name, asked, out=tmp_path / "a.png", grid=False, load=load)
 
