@@ -30,6 +30,7 @@ from lwm.model.config import LinearScaling, LlamaConfig, RopeScaling
 from lwm.progress import Progress
 from lwm.tokenizer.gguf_metadata import gguf_metadata
 from lwm.tokenizer.pieces import CONTROL, UNUSED
+from lwm.tokenizer.tokenizer import Tokenizer
 
 StoredType = Literal["float32", "float16", "bfloat16", "q8_0"]
 """Types of matrices in a file; vectors are float32."""
@@ -83,14 +84,14 @@ def write_gguf(
     """
     file = Path(file).expanduser()
     _require_place(opened, file, overwrite=overwrite)
-    weights = open_weights(opened)
     config = opened.config
+    arch = arch_of(config, opened.tokenizer)
+    weights = open_weights(opened)
     found: Any = dtype or weights.stored
     stored: StoredType = found if found in get_args(StoredType) else "float32"
-    arch = hugging_face_config(config, opened.tokenizer, stored)["model_type"]
     sizes = sizes_in(HUGGING_FACE, config)
     tensors = [_tensor(path, arch, sizes, stored) for path in weights.paths]
-    factors = _rope_factors(config, arch)
+    factors = _rope_factors(config)
     metadata = _metadata(opened, arch, stored)
     total = sum(tensor.num_bytes for tensor in tensors)
     with _placing(file, total) as partial:
@@ -106,6 +107,22 @@ def write_gguf(
                 progress(done, total)
             out.flush()
             os.fsync(out.fileno())
+
+
+def arch_of(config: LlamaConfig, tokenizer: Tokenizer) -> str:
+    """Returns llama.cpp's name for models of this kind.
+
+    Raises:
+        UserError: llama.cpp would not read this one, or the tokenizer is of another model.
+    """
+    arch = hugging_face_config(config, tokenizer, "float32")["model_type"]
+    if arch == "qwen2" and config.num_heads * config.head_dim != config.dim:
+        reason = f"reads {arch} with heads of width / heads alone"
+    elif arch != "llama" and isinstance(config.rope.scaling, RopeScaling):
+        reason = f"scales RoPE as Llama 3 does in Llama's models alone, not in {arch}"
+    else:
+        return arch
+    raise UserError(f"llama.cpp {reason}; convert with --to hf")
 
 
 def layouts(arch: str) -> dict[str, TensorLayout]:
@@ -207,16 +224,11 @@ def _more_tokens(opened: ModelFiles) -> tuple[list[str], list[int]]:
     return names, kinds
 
 
-def _rope_factors(config: LlamaConfig, arch: str) -> np.ndarray | None:
+def _rope_factors(config: LlamaConfig) -> np.ndarray | None:
     """Returns Llama 3's factors, which llama.cpp reads as a tensor; None for none."""
     scaling = config.rope.scaling
     if not isinstance(scaling, RopeScaling):
         return None
-    if arch != "llama":
-        raise UserError(
-            f"llama.cpp scales RoPE as Llama 3 does in Llama's models alone, not in {arch}; "
-            "convert with --to hf"
-        )
     return llama3_factors(config.rope.theta, config.head_dim, **vars(scaling)).astype(np.float32)
 
 

@@ -313,12 +313,7 @@ def find_files(name_or_path: str | Path) -> Path:
 def _sampling(path: Path) -> VisionSampling:
     """Returns the default sampling of images and video in a model folder."""
     file = path / "generation_config.json"
-    if not file.is_file():
-        return LWM_SAMPLING
-    try:
-        return VisionSampling.of(read_json(file).get(OWN))
-    except UserError as error:
-        raise UserError(f"{file}: {error}") from None
+    return _named(file, read_json(file).get(OWN)) if file.is_file() else LWM_SAMPLING
 
 
 def _sampling_in(metadata: Mapping[str, Any], path: Path) -> VisionSampling:
@@ -327,7 +322,15 @@ def _sampling_in(metadata: Mapping[str, Any], path: Path) -> VisionSampling:
     if text is None:
         return LWM_SAMPLING
     with reading(path):
-        return VisionSampling.of(parse_json(text))
+        values = parse_json(text)
+    return _named(path, values)
+
+
+def _named(file: Path, values: Any) -> VisionSampling:
+    try:
+        return VisionSampling.of(values)
+    except UserError as error:
+        raise UserError(f"{file}: {error}") from None
 
 
 def _vqgan_in(folder: Path) -> Path | None:

@@ -125,10 +125,10 @@ def llama3_factors(
     original_context: float | int,
 ) -> Float[np.ndarray, " K"]:
     """Returns the factors by which Llama 3's scaling stretches each wavelength."""
-    low, high = low_freq_factor, high_freq_factor
-    turns = original_context / (2 * np.pi * theta ** (np.arange(0, head_dim, 2) / head_dim))
-    smooth = np.clip((turns - low) / (high - low), 0, 1)
-    with np.errstate(all="ignore"):  # a damaged factor is reported by the caller
+    low, high = np.float64(low_freq_factor), np.float64(high_freq_factor)
+    with np.errstate(all="ignore"):  # damaged numbers are reported by the caller
+        turns = original_context / (2 * np.pi * theta ** (np.arange(0, head_dim, 2) / head_dim))
+        smooth = np.clip((turns - low) / (high - low), 0, 1)
         return 1 / ((1 - smooth) / factor + smooth)
 
 

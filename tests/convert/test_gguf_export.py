@@ -30,7 +30,7 @@ KINDS = {"float32": Kind.F32, "float16": Kind.F16, "bfloat16": Kind.BF16, "q8_0"
 LLAMA3 = RopeScaling(factor=8.0, low_freq_factor=1.5, high_freq_factor=4.0, original_context=64)
 VARIANTS = {
     "tied": {"tie_embeddings": True, "rope": Rope(theta=1234.5, scaling=LinearScaling(factor=4.1))},
-    "qkv_bias": {"qkv_bias": True, "num_kv_heads": 4, "mlp_dim": 48},
+    "qkv_bias": {"qkv_bias": True, "num_kv_heads": 4, "head_dim": 4, "mlp_dim": 48},
     "qk_norm": {"qk_norm": True, "head_dim": 16, "norm_eps": 1e-5},
     "llama3": {"rope": Rope(theta=500_000.0, scaling=LLAMA3)},
 }
@@ -145,6 +145,19 @@ def test_the_type_is_that_of_the_weights(source, tmp_path):
     kinds = {each.name: each.tensor_type for each in gguf.GGUFReader(tmp_path / "m.gguf").tensors}
     assert kinds["blk.0.ffn_up.weight"] == Kind.BF16
     assert kinds["output_norm.weight"] == Kind.F32
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"qkv_bias": True, "head_dim": 16}, "reads qwen2 with heads of width / heads alone"),
+        ({"qk_norm": True, "rope": Rope(scaling=LLAMA3)}, "as Llama 3 does in Llama's models"),
+        ({"qk_norm": True, "qkv_bias": True}, "has both qkv_bias and qk_norm"),
+    ],
+)
+def test_models_that_llama_cpp_does_not_know_are_refused(tiny, byte_tokenizer, changes, reason):
+    with pytest.raises(UserError, match=reason):
+        written.arch_of(tiny(tokens=TokenSpace(text=260), **changes), byte_tokenizer)
 
 
 def test_numbers_beyond_float16_are_refused(source, tmp_path):

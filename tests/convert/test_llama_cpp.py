@@ -9,10 +9,14 @@ import numpy as np
 import pytest
 
 import lwm
+from lwm.convert.export import save_model
 from lwm.convert.gguf import write_gguf
 from lwm.convert.open import open_model_files
+from lwm.files import ASSETS
 from lwm.hub.catalog import find_model, locate
-from lwm.model.config import ModelOverrides
+from lwm.model.config import LinearScaling, ModelOverrides, Rope, RopeScaling
+from lwm.tokenizer.tokenizer import Tokenizer
+from lwm.tokens import TokenSpace
 
 llama_cpp: Any = pytest.importorskip("llama_cpp")
 pytestmark = pytest.mark.slow
@@ -104,6 +108,36 @@ def test_the_likeliest_tokens_are_the_same(ours, tmp_path, name):
         found = continued(theirs, ids)
         logits = ours(model, ids + found)
         assert logits[len(ids) - 1 : -1, : theirs.n_vocab()].argmax(-1).tolist() == found, text
+
+
+LLAMA3 = RopeScaling(factor=8.0, low_freq_factor=1.5, high_freq_factor=4.0, original_context=16)
+VARIANTS = {
+    "tied": {"tie_embeddings": True, "rope": Rope(theta=1234.5, scaling=LinearScaling(factor=4.0))},
+    "qkv_bias": {"qkv_bias": True, "num_kv_heads": 4, "head_dim": 4},
+    "qk_norm": {"qk_norm": True, "head_dim": 16, "norm_eps": 1e-5},
+    "llama3": {"rope": Rope(theta=100.0, scaling=LLAMA3)},
+}
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_every_architecture_and_scaling(mesh, tiny, init, ours, tmp_path, variant):
+    tokenizer = Tokenizer.open(ASSETS / "tiny-vision")
+    model = init(tiny(tokens=TokenSpace(text=tokenizer.vocab_size), **VARIANTS[variant]))
+    rng = np.random.default_rng(0)  # no bias of 0, and no norm of 1
+    model = jax.tree.map(
+        lambda leaf: leaf + rng.normal(0, 0.2, leaf.shape).astype("float32"), model
+    )
+    save_model(model, tokenizer, tmp_path / "hf")
+    write_gguf(open_model_files(tmp_path / "hf"), file := tmp_path / "m.gguf")
+    theirs = open_in_llama_cpp(file)
+    ids = list(range(100, 180))
+    found = continued(theirs, ids)
+    logits = ours(lwm.load(file), ids + found)
+    assert logits[len(ids) - 1 : -1, : theirs.n_vocab()].argmax(-1).tolist() == found
+    theirs.reset()
+    theirs.eval(ids)
+    wanted = logits[len(ids) - 1, : theirs.n_vocab()]
+    assert np.abs(last_logits(theirs) - wanted).max() < 1e-4 * np.abs(wanted).max()
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "q8_0"])

@@ -8,6 +8,7 @@ import pickletools
 import shutil
 
 import jax
+import msgpack
 import numpy as np
 import pytest
 
@@ -17,7 +18,6 @@ from lwm.convert.lwm import LwmTensors
 from lwm.convert.lwm_original import write_lwm_original
 from lwm.convert.open import open_model_files, open_tokens
 from lwm.errors import UserError
-from lwm.formats.flax_file import FlaxFile
 from lwm.formats.pickles import read_pickle
 from lwm.model.config import LinearScaling, ModelOverrides, Rope, preset
 from lwm.sampling_params import FrameSampling, VisionSampling
@@ -32,12 +32,16 @@ def source(published):
 
 
 def arrays_of(path):
-    """Reads a stream with a reader that knows nothing of models."""
-    file, found = FlaxFile(path), {}
-    for name, stored in file.arrays.items():
-        found[name] = np.empty(stored.shape, stored.dtype)
-        file.read(name, found[name], lambda part: None)
-    return found
+    """Reads a stream as the original does, with `msgpack` and Flax's rule for arrays."""
+
+    def array(code: int, data: bytes) -> np.ndarray:
+        assert code == 1
+        shape, dtype, buffer = msgpack.unpackb(data)
+        return np.frombuffer(buffer, np.dtype(dtype)).reshape(shape)
+
+    with path.open("rb") as file:
+        stream = msgpack.Unpacker(file, max_buffer_size=0)
+        return {"/".join(key): msgpack.unpackb(value, ext_hook=array) for key, value in stream}
 
 
 @pytest.mark.parametrize("name", ["text_tiny", "vision_full"])
