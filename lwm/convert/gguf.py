@@ -195,7 +195,7 @@ def _metadata(opened: ModelFiles, arch: str, dtype: StoredType) -> dict[str, Any
         **{f"general.{key}": value for key, value in general.items()},
         **{f"{arch}.{key}": value for key, value in values.items()},
         **{f"{OWN}.{key}": value for key, value in own.items()},
-        **gguf_metadata(opened.tokenizer, *_more_tokens(opened)),
+        **gguf_metadata(opened.written_tokenizer, *_more_tokens(opened)),
     }
 
 

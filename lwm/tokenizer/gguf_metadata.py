@@ -71,8 +71,8 @@ def _special(tokenizer: Tokenizer) -> dict[str, Any]:
     }
     there = {key: value for key, value in found.items() if value is not None}
     values: dict[str, Any] = {f"tokenizer.ggml.{key}": value for key, value in there.items()}
-    if tokenizer.chat_template is not None:
-        values["tokenizer.chat_template"] = well_formed(tokenizer.chat_template)
+    if tokenizer.jinja is not None:
+        values["tokenizer.chat_template"] = well_formed(tokenizer.jinja)
     return values
 
 

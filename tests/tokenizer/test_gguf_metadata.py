@@ -1,16 +1,16 @@
 """Tokenizers as the metadata of a GGUF file, read back: the same ids for every text."""
 
 import json
-from pathlib import Path
 
 import pytest
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers
 from tokenizers.normalizers import NFC
 
+from lwm.convert.open import open_model_files
 from lwm.errors import UserError
-from lwm.files import ASSETS
 from lwm.tokenizer.gguf_metadata import gguf_metadata
+from lwm.tokenizer.lwm_format import LWM_JINJA, LWM_TEMPLATE
 from lwm.tokenizer.pieces import UNUSED
 from lwm.tokenizer.splits import LLAMA3, splitter
 from lwm.tokenizer.tokenizer import Tokenizer
@@ -97,9 +97,12 @@ def test_tokens_added_to_pieces_are_special(fixtures, tmp_path):
     require_alike(ours, Tokenizer.from_gguf(metadata))
 
 
-def test_the_tokenizer_of_tiny_vision():
-    ours = Tokenizer.open(Path(ASSETS) / "tiny-vision")
-    require_alike(ours, Tokenizer.from_gguf(gguf_metadata(ours, [], [])))
+def test_the_format_of_lwm_is_written_in_jinja():
+    ours = open_model_files("tiny-vision").written_tokenizer
+    assert ours.chat_template == LWM_TEMPLATE
+    metadata = gguf_metadata(ours, [], [])
+    assert metadata["tokenizer.chat_template"] == LWM_JINJA
+    require_alike(ours, Tokenizer.from_gguf(metadata))
 
 
 def require_alike(ours, read):
