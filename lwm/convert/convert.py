@@ -20,7 +20,7 @@ from lwm.files import edges_of, read_json, reading
 from lwm.fingerprint import model_files
 from lwm.formats.run_folder import MODEL
 from lwm.progress import Progress
-from lwm.vqgan.checkpoint import read_vqgan
+from lwm.vqgan.checkpoint import read_vqgan, require_codes
 
 SHARD_BYTES = 2_000_000_000
 _LEGAL = ("LICENSE*", "NOTICE*", "USE_POLICY*")
@@ -80,7 +80,7 @@ def convert_model(
         max_shard_bytes=max_shard_bytes,
         sampling=opened.sampling,
         texts={"README.md": card(facts), **legal},
-        save_vqgan=functools.partial(_copy_vqgan, opened.vqgan) if opened.vqgan else None,
+        save_vqgan=functools.partial(_copy_vqgan, opened) if opened.vqgan else None,
         vqgan_bytes=_size(opened.vqgan),
         source=_identity(opened, stored, max_shard_bytes),
         origin=origin,
@@ -187,8 +187,11 @@ def _require_same(opened: ModelFiles, origin: str, folder: Path) -> None:
     )
 
 
-def _copy_vqgan(source: Path, folder: Path) -> None:
-    write_vqgan(read_vqgan(source), folder)
+def _copy_vqgan(opened: ModelFiles, folder: Path) -> None:
+    assert opened.vqgan is not None
+    vqgan = read_vqgan(opened.vqgan)
+    require_codes(opened.vqgan, vqgan.config.codes, opened.config.tokens)
+    write_vqgan(vqgan, folder)
 
 
 def _size(path: Path | None) -> int:

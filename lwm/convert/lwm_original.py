@@ -31,7 +31,8 @@ from lwm.formats.pickle_writer import write_pickle
 from lwm.model.config import LlamaConfig
 from lwm.progress import Progress
 from lwm.tokenizer.tokenizer import Tokenizer
-from lwm.vqgan.checkpoint import ORIGINAL as VQGAN_FILE, read_vqgan, to_flax
+from lwm.tokens import TokenSpace
+from lwm.vqgan.checkpoint import ORIGINAL as VQGAN_FILE, read_vqgan, require_codes, to_flax
 
 PARAMS = "params"
 """The file of the parameters."""
@@ -81,7 +82,7 @@ def write_lwm_original(
             f"{large[0]} is above 4 GB, the most in LWM's format; give --dtype bfloat16"
         )
     total = sum(array.num_bytes for array in arrays)
-    vqgan = None if opened.vqgan is None else _vqgan_arrays(opened.vqgan)
+    vqgan = None if opened.vqgan is None else _vqgan_arrays(opened.vqgan, opened.config.tokens)
     config = original_config(opened.config, opened.tokenizer, stacked=stacked)
     generation = generation_config(opened.tokenizer, opened.config, opened.sampling)
     legal = legal_texts(opened)
@@ -229,14 +230,15 @@ def _read(
     return contiguous(in_layout(whole, LWM_NAMES[path], dimensions(config)), dtype)
 
 
-def _vqgan_arrays(path: Path) -> dict[str, Any]:
+def _vqgan_arrays(path: Path, tokens: TokenSpace) -> dict[str, Any]:
     """Reads the VQGAN of a model as the original names its weights.
 
     Raises:
-        UserError: It has parts that the original's does not have.
+        UserError: It is of another model, or has parts that the original's does not have.
     """
     model = read_vqgan(path)
     config = model.config
+    require_codes(path, config.codes, tokens)
     plain = {"attention": (), "middle_attention": False, "search": "nearest", "unit_codes": False}
     plain["decoder"] = True
     if other := [name for name, value in plain.items() if getattr(config, name) != value]:

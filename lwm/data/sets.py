@@ -2,7 +2,7 @@
 
 import dataclasses
 import fnmatch
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from lwm.convert.open import open_tokens
@@ -18,6 +18,7 @@ from lwm.errors import UserError, several
 from lwm.files import ASSETS, within
 from lwm.tokenizer.tokenizer import Tokenizer
 from lwm.tokens import TokenSpace
+from lwm.vqgan.config import CodebookInfo
 from lwm.vqgan.model import VQGAN
 from lwm.vqgan.tokenizer import vqgan_fingerprint
 
@@ -75,6 +76,12 @@ def open_set(
                 f"{files[0]}: its records were encoded when it was tokenized; leave format out"
             )
         return open_shards(Path(files[0]), tokens=tokens, tokenizer=tokenizer)
+    for path, made_by in _codebooks(files):
+        if tokens.vision and made_by.codes != tokens.codes:
+            raise UserError(
+                f"the codes of {path} are of a codebook of {made_by.codes}, but the model has "
+                f"{tokens.codes} codes; tokenize again with the model's VQGAN"
+            )
     encoder = RecordEncoder(tokenizer=tokenizer, tokens=tokens, format=format)
     return Corpus(open_records(files, warn=warn), encoder)
 
@@ -113,23 +120,31 @@ def texts(files: Sequence[str], *, most: int) -> Iterator[str]:
             return
 
 
-def require_codes_of(files: Sequence[str], vqgan: VQGAN) -> None:
+def require_codes_of(files: Sequence[str], vqgan: Callable[[], VQGAN]) -> None:
     """Refuses media shards whose codes come from another VQGAN.
 
     Other files are not checked: they do not name their VQGAN.
 
+    Args:
+        files: See `open_records`.
+        vqgan: Returns the VQGAN; called only if there are such shards.
+
     Raises:
         UserError: The folder is named.
     """
-    for path in (Path(each) for file in files for each in _found(file)):
-        if not (path / MEDIA_SUMMARY).is_file():
-            continue
-        made_by = MediaSummary.read(path).codebook
-        if made_by.fingerprint != vqgan_fingerprint(vqgan):
+    for path, made_by in _codebooks(files):
+        if made_by.fingerprint != vqgan_fingerprint(vqgan()):
             raise UserError(
                 f"the codes of {path} were made by another VQGAN, {made_by.source}; give that one, "
                 "or tokenize again"
             )
+
+
+def _codebooks(files: Sequence[str]) -> Iterator[tuple[Path, CodebookInfo]]:
+    """Yields the folders of media shards among files, and what made their codes."""
+    for path in (Path(each) for file in several(files) for each in _found(file)):
+        if (path / MEDIA_SUMMARY).is_file():
+            yield path, MediaSummary.read(path).codebook
 
 
 def open_data(

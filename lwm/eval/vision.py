@@ -13,7 +13,7 @@ from lwm.data.captions import ASK, request
 from lwm.data.chat import chat_ids
 from lwm.data.example import Example
 from lwm.data.pack import PackingConfig
-from lwm.data.sets import open_records
+from lwm.data.sets import open_records, require_codes_of
 from lwm.data.sources import files_of
 from lwm.errors import UserError, several
 from lwm.eval.answer import describe_model, model_fingerprints
@@ -204,6 +204,7 @@ def evaluate(
         UserError: The folder cannot be written, or the pairs cannot be read or do not fit.
     """
     make_folder(out)
+    require_codes_of(files, lambda: model.vision.vqgan)
     pairs = read_pairs(files, count=count, tokens_per_frame=model.vision.tokens_per_frame)
     made_from = {
         "model": model_fingerprints(model),

@@ -311,8 +311,7 @@ def _model_config(
                 "leave it out"
             )
         codes = vqgan.config.codes
-        for one in config.data.sets + config.data.held_out:
-            require_codes_of(one.files, vqgan)
+    _require_own_codes(config, None if files is None else files.vqgan, vqgan)
     if files is not None:
         model = files.training_config(codes=codes)
         _require_shape_of(model, config)
@@ -328,6 +327,22 @@ def _model_config(
         f"stays {model.rope.theta:g}: --theta and --context change both"
     )
     return dataclasses.replace(model, max_context=length)
+
+
+def _require_own_codes(config: Run, beside: Path | None, vqgan: VQGAN | None) -> None:
+    """Refuses codes of another VQGAN than the run's, or if it has none, than that of its base."""
+    if vqgan is None and (beside is None or not beside.exists()):
+        return
+
+    @functools.cache
+    def own() -> VQGAN:
+        if vqgan is not None:
+            return vqgan
+        assert beside is not None
+        return read_vqgan(beside)
+
+    for one in config.data.sets + config.data.held_out:
+        require_codes_of(one.files, own)
 
 
 def _require_shape_of(there: LlamaConfig, config: Run) -> None:

@@ -5,17 +5,23 @@ import json
 import shutil
 from pathlib import Path
 
+import jax
 import pytest
 
+from lwm.convert.export import save_model
 from lwm.data import books, clips as shipped_clips, sets
 from lwm.data.fields import RecordEncoder
 from lwm.data.format import ExampleFormat
+from lwm.data.pack import PackingConfig
 from lwm.data.sets import open_records, open_set, require_codes_of, texts
 from lwm.data.shards import TokenShards
 from lwm.data.sources import open_source
 from lwm.data.tokenize import write_shards
 from lwm.errors import UserError
+from lwm.sharding import make_mesh
 from lwm.tokens import TokenSpace
+from lwm.train.config import Data, DataSet, Run, Training
+from lwm.train.task import open_task
 from lwm.vqgan.checkpoint import read_vqgan
 
 WHALES = Path(sets.__file__).parents[1] / "assets" / "moby-dick"
@@ -81,16 +87,40 @@ def test_other_clips_are_tokenized_anew(tmp_path, monkeypatch):
         assert open_records(("shipped:clips",))[0].value["caption"] == caption
 
 
-def test_codes_of_another_vqgan_are_refused(tmp_path, monkeypatch):
+def test_codes_of_another_vqgan_are_refused(
+    tmp_path, monkeypatch, tiny, init, byte_tokenizer, draw_vqgan
+):
     monkeypatch.setenv("LWM_CACHE", str(tmp_path))
     own = read_vqgan("vqgan-64")
-    require_codes_of(("shipped:clips", "shipped:moby-dick/*"), own)
+    require_codes_of(("shipped:clips", "shipped:moby-dick/*"), lambda: own)
     codebook = own.quantizer.codebook
     other = dataclasses.replace(
         own, quantizer=dataclasses.replace(own.quantizer, codebook=-codebook)
     )
     with pytest.raises(UserError, match=r"made by another VQGAN, .*vqgan-64; give that one"):
-        require_codes_of(("shipped:clips",), other)
+        require_codes_of(("shipped:clips",), lambda: other)
+    few = TokenSpace.of(byte_tokenizer.vocab_size, 64)
+    with pytest.raises(UserError, match="of a codebook of 1024, but the model has 64 codes"):
+        open_set(("shipped:clips",), ExampleFormat(), byte_tokenizer, few)
+
+    # And so is training that starts from a model with another VQGAN beside it.
+    mesh = make_mesh()
+    config = tiny(tokens=TokenSpace.of(byte_tokenizer.vocab_size, 1024), num_layers=1)
+    with jax.set_mesh(mesh):
+        there = read_vqgan(draw_vqgan(codes=1024))
+        save_model(init(config), byte_tokenizer, tmp_path / "model", vqgan=there)
+    run = Run(
+        init=str(tmp_path / "model"),
+        training=Training(steps=1),
+        data=Data(
+            sets=(DataSet(files=("shipped:clips",)),),
+            packing=PackingConfig(length=64),
+            rows=2,
+            streams=1,
+        ),
+    )
+    with pytest.raises(UserError, match=r"made by another VQGAN, .*vqgan-64; give that one"):
+        open_task(run, tmp_path / "run", mesh, warn=print, resumed=False)
 
 
 def test_a_package_may_lie_in_any_folder(tmp_path, monkeypatch):
