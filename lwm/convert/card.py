@@ -45,6 +45,7 @@ class LanguageFacts:
     """Special ids of the text by their names."""
     markers: tuple[tuple[int, ...], tuple[int, ...]] | None
     """Ids of `<vision>` and `</vision>`; None without vision."""
+    parameters: int
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -162,6 +163,7 @@ def _about(facts: CardFacts) -> str:
 def _architecture(facts: CardFacts) -> Iterable[tuple[str, str]]:
     if facts.language is not None:
         config = facts.language.config
+        yield "parameters", f"{facts.language.parameters:,}"
         yield (
             "layers, width, feed-forward width",
             numbers(config.num_layers, config.dim, config.mlp_dim),

@@ -1,5 +1,6 @@
 """Facts for model cards: of opened models and of training runs."""
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -7,7 +8,9 @@ from typing import Any, Literal
 
 from lwm.convert.card import CardFacts, LanguageFacts, Measured, card, is_written, sections_of
 from lwm.convert.card_scores import of_reports, of_run
+from lwm.convert.names import HUGGING_FACE
 from lwm.convert.open import ModelFiles
+from lwm.convert.weights import layout_of, sizes_in, weight_paths
 from lwm.formats.gguf_file import is_gguf
 from lwm.formats.run_facts import Licence, Lineage, Root, RunFacts, read_run_facts
 from lwm.formats.run_folder import MODEL, SETTINGS, is_checkpoint
@@ -131,8 +134,11 @@ def language_facts(config: LlamaConfig, tokenizer: Tokenizer) -> LanguageFacts:
     """Returns the facts of a language model and its tokenizer."""
     marks = VisionMarkers.of(tokenizer, config.tokens) if config.tokens.vision else None
     ends = sorted(tokenizer.eos_ids)
+    sizes = sizes_in(HUGGING_FACE, config)
+    layouts = [layout_of(HUGGING_FACE, path) for path in weight_paths(config)]
     return LanguageFacts(
         config=config,
+        parameters=sum(math.prod(layout.shape(sizes)) for layout in layouts),
         special={
             "beginning of text": (tokenizer.bos_id,) if tokenizer.bos_id is not None else (),
             "end of text": tuple(ends),

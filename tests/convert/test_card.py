@@ -42,6 +42,7 @@ def language(tiny):
         config=tiny(tokens=tokens),
         special={"beginning of text": (), "end of text": (1, 2)},
         markers=((5, 6), (7,)),
+        parameters=12_345,
     )
 
 
@@ -121,6 +122,7 @@ def test_a_card_of_a_fine_tuned_model_passes_the_licence_on(tiny, tmp_path):
         "| end of frame | 2,048 |",
         "| end of vision | 2,049 |",
         "| end of text | 1, 2 |",
+        "| parameters | 12,345 |",
         "| one needle | 45.0%; n = 40 | lwm eval needle long |",
         "They derive from LWM-Chat-1M, under Llama 2 Community License; training and conversion do "
         "not change that.",
@@ -273,6 +275,8 @@ def test_reports_of_the_model_are_in_its_card_and_others_are_not(measured, tmp_p
     assert f"| {score.what} | {score.result} | {score.how} |" in text
     assert 'VQModel.from_pretrained("FOLDER", subfolder="vqvae")' in text
     assert "suppress_tokens = None" in text
+    size = sum(opened.tensors[name].size for name in opened.tensors)
+    assert f"| parameters | {size:,} |" in text
     del report["command"]
     file.write_text(json.dumps(report))
     (without,) = of_reports(opened, tmp_path / "run", [])
