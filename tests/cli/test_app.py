@@ -117,6 +117,14 @@ MISTAKES = {
         ["convert", "tiny-vision", "{tmp}/m.gguf", "--to", "gguf", "--reports", "{tmp}"],
         "--reports is for a model card, which a GGUF file has not",
     ),
+    "a kind that LWM lacks": (
+        ["convert", "tiny-vision", "{tmp}/new", "--to", "lwm-original"],
+        "the original LWM has no place for fewer key/value heads than heads",
+    ),
+    "reports of a file": (
+        ["convert", "tiny-vision", "{tmp}/m.gguf", "--to", "gguf", "--reports", "{tmp}"],
+        "--reports is for a model card",
+    ),
     "file like a folder": (
         ["convert", "tiny-vision", "{tmp}/new", "--to", "gguf"],
         "new does not end in .gguf",
@@ -163,6 +171,17 @@ def test_bad_input_is_one_clear_line_and_exit_code_2(mistake, folder, here):
     assert error.startswith("lwm: ")
     assert error.count("\n") == 1
     assert says in error
+
+
+def test_a_gguf_file_is_written_without_the_vqgan(tmp_path, monkeypatch, capsys):
+    file = tmp_path / "m.gguf"
+    arguments = ["convert", "tiny-vision", str(file), "--to", "gguf", "--dtype", "q8_0"]
+    monkeypatch.setattr(sys, "argv", ["lwm", *arguments])
+    main()
+    out, error = capsys.readouterr()
+    assert out == f"{file}\n"
+    assert error.endswith("vqgan-64, for which GGUF has no place\n")
+    assert 5e6 < file.stat().st_size < 6e6
 
 
 HOSTILE = "a\x1b[31m\nlwm: \u202eforged\x9b"
