@@ -35,7 +35,8 @@ from lwm.processes import first_alone
 from lwm.sampling_params import VisionSampling
 from lwm.sharding import require_batch
 from lwm.tokenizer.bpe import train_tokenizer
-from lwm.tokenizer.tokenizer import Tokenizer
+from lwm.tokenizer.lwm_format import LWM_TEMPLATE
+from lwm.tokenizer.tokenizer import Tokenizer, with_format
 from lwm.tokens import TokenSpace
 from lwm.train.config import Run, Training
 from lwm.train.inputs import keep_lineage
@@ -189,6 +190,7 @@ def _saver(
     """Returns a function that saves the model of a state, with its card, to a folder."""
     # They hold for what is trained from the model, too.
     licences = {} if files is None else legal_texts(files)
+    chats = any(one.format.template == LWM_TEMPLATE for one in config.data.sets)
 
     def save(state: TrainState, place: Path) -> None:
         describe = functools.partial(
@@ -202,7 +204,7 @@ def _saver(
         )
         save_model(
             state.model,
-            tokenizer,
+            with_format(tokenizer, chats=chats),
             place,
             card=describe(),
             licences=licences,
