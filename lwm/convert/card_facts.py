@@ -20,7 +20,6 @@ from lwm.tokenizer.markers import VisionMarkers
 from lwm.tokenizer.tokenizer import Tokenizer
 from lwm.vqgan.checkpoint import read_vqgan_config
 from lwm.vqgan.config import VQGANConfig
-from lwm.vqgan.vqmodel import is_vqmodel
 
 _KNOWN_LICENCES = {"Llama 2 Community License": "llama2", "Apache-2.0": "apache-2.0"}
 _IDENTIFIER = re.compile(r"[a-z0-9][a-z0-9.+-]{0,63}")
@@ -71,7 +70,6 @@ def facts_of(
     """
     run = _run_facts(opened.source)
     scores = [] if run is None else of_run(run)
-    vqgan = None if opened.vqgan is None else read_vqgan_config(opened.vqgan)
     return CardFacts(
         name=opened.known.name if opened.known else name_of(opened.source),
         dtype=dtype,
@@ -79,8 +77,7 @@ def facts_of(
         converted=opened.source.name if opened.source.is_file() else "",
         run=run,
         language=language_facts(opened.config, opened.tokenizer),
-        vqgan=vqgan,
-        in_diffusers=target == "hf" and vqgan is not None and is_vqmodel(vqgan),
+        vqgan=None if opened.vqgan is None else read_vqgan_config(opened.vqgan),
         target=target,
         licence_files=licence_files,
         measured=[*scores, *of_reports(opened, run_of(opened.source), reports)],
@@ -128,7 +125,6 @@ def run_card(
             language=language,
             vqgan=vqgan,
             licence_files=licence_files,
-            in_diffusers=language is not None and vqgan is not None and is_vqmodel(vqgan),
             measured=[*of_run(facts), *measured],
         )
     )
