@@ -25,7 +25,11 @@ from lwm.errors import UserError
 from lwm.hub.packages import download_sources, install_wheel
 from lwm.text import printable
 
-MODEL_FILES = ("*.safetensors", "*.json", "*.jinja", "tokenizer.model")
+MODEL_FILES = (
+    *("*.safetensors", "*.json", "*.jinja", "tokenizer.model"),
+    *("vqvae/config.json", "vqvae/diffusion_pytorch_model.safetensors"),
+)
+"""Files of a model at the top of its repository, and of the VQGAN that `lwm convert` writes."""
 TOKENIZER_FILES = ("tokenizer*", "special_tokens_map.json", "added_tokens.json", "chat_template.*")
 _CONFIGS = ("config.json", "generation_config.json")
 _HUB_SECONDS = 4.0
@@ -198,7 +202,8 @@ def from_hub(
 
     listed = _listing(repo)
     wanted = {name: size for name, size in listed.items() if _matches(name, files)}
-    if not any(name == "params" or name.endswith(".safetensors") for name in wanted):
+    top = [name for name in wanted if "/" not in name]
+    if not any(name == "params" or name.endswith(".safetensors") for name in top):
         raise UserError(
             f"{repo} holds no safetensors weights; convert them with `save_pretrained` first"
         )
@@ -276,7 +281,9 @@ def _shown(size: int) -> str:
 
 def _matches(name: str, patterns: Sequence[str]) -> bool:
     """Returns whether to fetch a file; second copies of the weights are left out."""
-    if "/" in name or name.startswith("consolidated"):
+    if "/" in name:
+        return name in patterns
+    if name.startswith("consolidated"):
         return False
     return any(fnmatch.fnmatch(name, pattern) for pattern in patterns)
 

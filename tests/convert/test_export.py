@@ -1,6 +1,7 @@
 """Models written as folders: read back exactly, by transformers too, and never half there."""
 
 import collections
+import dataclasses
 import errno
 import json
 import os
@@ -19,11 +20,13 @@ from lwm.convert import folder as model_folder
 from lwm.convert.export import save_model
 from lwm.convert.folder import require_ours
 from lwm.convert.huggingface import open_safetensors
+from lwm.convert.open import open_model_files
 from lwm.errors import UserError, is_full_disk
 from lwm.model.config import LinearScaling, Rope, RopeScaling
 from lwm.model.llama import Llama
 from lwm.sharding import make_mesh
 from lwm.tokens import TokenSpace
+from lwm.vqgan.checkpoint import read_vqgan
 
 LLAMA3 = RopeScaling(factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_context=64)
 LINEAR = Rope(scaling=LinearScaling(factor=4.0))
@@ -96,13 +99,33 @@ def test_transformers_reads_the_same_model(
     theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "model").eval()
     assert theirs.dtype == torch.float32
     assert set(theirs.generation_config.eos_token_id) == byte_tokenizer.eos_ids
-    size = model.config.tokens.size
+    space, size = model.config.tokens, model.config.tokens.size
+    assert (theirs.generation_config.suppress_tokens or []) == [*range(space.text, size)]
     tokens = np.random.default_rng(0).integers(0, size, (2, 100))
     with torch.no_grad():
         wanted = theirs(torch.tensor(tokens)).logits.numpy()
     logits = np.asarray(forward(model, *place(mesh, tokens)))[..., :size]
     assert wanted.shape == logits.shape
     assert np.abs(logits - wanted).max() <= 1e-4 * np.abs(wanted).max()
+
+
+@pytest.mark.parametrize("search", ["nearest", "product"])
+def test_the_vqgan_is_for_diffusers_where_these_can_have_it(
+    mesh, make, byte_tokenizer, tmp_path, search
+):
+    shipped = read_vqgan("vqgan-64")
+    config = dataclasses.replace(shipped.config, search=search)
+    vqgan = dataclasses.replace(shipped, config=config)
+    for name, dtype in (("model", None), ("half", "bfloat16")):
+        folder = tmp_path / name
+        save_model(make(**VARIANTS["vision"]), byte_tokenizer, folder, vqgan=vqgan, dtype=dtype)
+        beside = folder / "vqvae" if search == "nearest" else folder
+        assert open_model_files(folder).vqgan == beside
+        assert (folder / "vqgan.json").exists() == (search == "product")
+        found = read_vqgan(beside)
+        assert found.config == config
+        for leaf, again in zip(jax.tree.leaves(shipped), jax.tree.leaves(found), strict=True):
+            np.testing.assert_array_equal(np.asarray(leaf, dtype), again)
 
 
 @pytest.mark.parametrize("mesh_text", ["1,2,2,1", "1,2,1,4"])

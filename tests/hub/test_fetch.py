@@ -285,10 +285,18 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[dict[str, Any]]]:
 
 def test_hub_fetches_only_what_is_used(hub: Callable):
     files = ["config.json", "model.safetensors", "tokenizer.model", "chat_template.jinja"]
+    files += ["vqvae/config.json", "vqvae/diffusion_pytorch_model.safetensors"]
     others = ["pytorch_model.bin", "original/x.safetensors", "consolidated.safetensors", "a.md"]
+    others += ["unet/config.json", "vqvae/diffusion_pytorch_model.fp16.safetensors"]
     downloads = hub(lambda: Info(*files, *others))
     assert fetch.from_hub("org/name", fetch.MODEL_FILES, progress=False) == Path("somewhere")
     assert downloads == [{"repo": "org/name", "allow_patterns": files}]
+
+
+def test_a_vqgan_alone_is_no_model(hub: Callable):
+    hub(lambda: Info("config.json", "vqvae/diffusion_pytorch_model.safetensors"))
+    with pytest.raises(UserError, match="org/name holds no safetensors weights"):
+        fetch.from_hub("org/name", fetch.MODEL_FILES, progress=False)
 
 
 def test_sizes_and_licence_are_said_before_fetching(hub: Callable, capsys, tmp_path, monkeypatch):
