@@ -13,7 +13,9 @@ import numpy as np
 import pytest
 
 from lwm.convert import lwm_original as written
+from lwm.convert.convert import convert_model
 from lwm.convert.export import save_model
+from lwm.convert.gguf import write_gguf
 from lwm.convert.lwm import LwmTensors
 from lwm.convert.lwm_original import write_lwm_original
 from lwm.convert.open import open_model_files, open_tokens
@@ -106,6 +108,23 @@ def test_all_is_read_back_without_options(source, tmp_path):
     for one, two in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
         np.testing.assert_array_equal(one, two)
     assert (tmp_path / "new" / "README.md").is_file()
+
+
+@pytest.mark.parametrize("to", ["hf", "gguf"])
+def test_through_another_format_and_back(source, tmp_path, to):
+    if to == "hf":
+        convert_model(source, between := tmp_path / "between")
+    else:
+        write_gguf(source, between := tmp_path / "between.gguf")
+    write_lwm_original(open_model_files(between), tmp_path / "back")
+    ours, theirs = arrays_of(tmp_path / "back" / "params"), arrays_of(source.source)
+    assert ours.keys() == theirs.keys()
+    for name, array in theirs.items():
+        np.testing.assert_array_equal(ours[name], array, err_msg=name)
+    if to == "hf":
+        found = read_pickle(tmp_path / "back" / "vqgan")
+        wanted = read_pickle(source.source.with_name("vqgan"))
+        jax.tree.map(np.testing.assert_array_equal, found, wanted)
 
 
 def test_models_of_other_codebooks_and_tied_tables(mesh, tiny, init, byte_tokenizer, tmp_path):
