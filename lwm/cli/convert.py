@@ -53,7 +53,7 @@ def convert(
     from lwm.convert.lwm_original import write_lwm_original
     from lwm.convert.open import open_model_files
 
-    opened = open_model_files(source, given=given)
+    opened, notes = open_model_files(source, given=given), []
     with waiting(f"converting {source}", "MB") as report:
 
         def progress(done: int, total: int) -> None:
@@ -61,7 +61,9 @@ def convert(
 
         match to, dtype:
             case "gguf", _:
-                write_gguf(opened, target, dtype=dtype, overwrite=overwrite, progress=progress)
+                notes = write_gguf(
+                    opened, target, dtype=dtype, overwrite=overwrite, progress=progress
+                )
             case "lwm-original", None | "float32" | "bfloat16":
                 write_lwm_original(
                     opened,
@@ -82,8 +84,8 @@ def convert(
                     progress=progress,
                 )
     print_line(target)
-    if to == "gguf" and opened.vqgan is not None:
-        print_line(f"without the VQGAN in {opened.vqgan}, for which GGUF has no place", error=True)
+    for note in notes:
+        print_line(note, error=True)
 
 
 def _require_sense(

@@ -65,8 +65,8 @@ def write_gguf(
     dtype: StoredType | None = None,
     overwrite: bool = False,
     progress: Progress = lambda done, total: None,
-) -> None:
-    """Writes weights, configuration and tokenizer into one file; a VQGAN has no place in it.
+) -> list[str]:
+    """Writes weights, configuration and tokenizer into one file.
 
     One tensor is in memory at a time. The file appears complete or not at all.
 
@@ -77,6 +77,9 @@ def write_gguf(
             divide into the blocks of Q8_0 is stored as float16.
         overwrite: Replaces a file.
         progress: Called with the number of bytes written and their total.
+
+    Returns:
+        What the file has no place for, each in one line.
 
     Raises:
         UserError: The file exists or cannot be written, GGUF has no place for the model or its
@@ -92,7 +95,8 @@ def write_gguf(
     sizes = sizes_in(HUGGING_FACE, config)
     tensors = [_tensor(path, arch, sizes, stored) for path in weights.paths]
     factors = _rope_factors(config)
-    metadata = _metadata(opened, arch, stored)
+    tokenizer = gguf_metadata(opened.written_tokenizer, *_more_tokens(opened))
+    metadata = _metadata(opened, arch, stored) | tokenizer.values
     total = sum(tensor.num_bytes for tensor in tensors)
     with _placing(file, total) as partial:
         _write_header(partial, arch, metadata, tensors, factors)
@@ -107,6 +111,10 @@ def write_gguf(
                 progress(done, total)
             out.flush()
             os.fsync(out.fileno())
+    notes = [tokenizer.note] if tokenizer.note else []
+    if opened.vqgan is not None:
+        notes.append(f"the VQGAN in {opened.vqgan} has no place in a GGUF file")
+    return notes
 
 
 def arch_of(config: LlamaConfig, tokenizer: Tokenizer) -> str:
@@ -195,7 +203,6 @@ def _metadata(opened: ModelFiles, arch: str, dtype: StoredType) -> dict[str, Any
         **{f"general.{key}": value for key, value in general.items()},
         **{f"{arch}.{key}": value for key, value in values.items()},
         **{f"{OWN}.{key}": value for key, value in own.items()},
-        **gguf_metadata(opened.written_tokenizer, *_more_tokens(opened)),
     }
 
 

@@ -7,7 +7,7 @@ tokenizer before they are used, since not every tokenizer is one of these.
 
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from lwm.errors import UserError
 from lwm.text import well_formed
@@ -20,7 +20,7 @@ _LINES = 2000
 """Lines of a text that is encoded at once."""
 _HARD = (
     "Hello world, it's the 2nd of 1,234,567 tests; they've NOT'D we'LL\n\n\n  def f:\n\treturn x",
-    " a  b   c    \n \n\r\n\t\t x\u00a0y\u3000z \u200b ",
+    "a  b   c    \n \n\r\n\t\t x\u00a0y\u3000z \u200b ",
     "caf\u00e9 cafe\u0301 \u00c5 A\u030a \ufb01 \u1e9b\u0323 \u0130I\u0131",
     "\u65e5\u672c\u8a9e\u306e\u6587 \u4e2d\u6587\uff0c\u6807\u70b9\u3002 \ud55c\uad6d\uc5b4 "
     "\u0440\u0443\u0441 \u0645\u0631\u062d\u0628\u0627 \u0967\u0968\u0969 \u0e44\u0e17\u0e22",
@@ -28,10 +28,18 @@ _HARD = (
     "<s></s> <unk> <|im_end|> [PAD1] <0x41> {{ x }} $1+2=3; http://a.b/c?d=e&f#g_h --- ***",
     "\x00\x01\x7f\x85 aaaaaaaaaaaaaaaa \u2581 \u2581\u2581a \u0120b \ufffd",
 )
-"""Texts that tokenizers of different kinds split differently."""
+"""Texts that tokenizers of different kinds split differently; none begins with a space."""
 
 
-def gguf_metadata(tokenizer: Tokenizer, names: Sequence[str], kinds: Sequence[int]) -> dict:
+class Metadata(NamedTuple):
+    """Entries of a GGUF file, and what they do not say."""
+
+    values: dict[str, Any]
+    note: str | None
+    """A difference to llama.cpp that remains, in one line."""
+
+
+def gguf_metadata(tokenizer: Tokenizer, names: Sequence[str], kinds: Sequence[int]) -> Metadata:
     """Returns the entries `tokenizer.*` of a GGUF file.
 
     Args:
@@ -49,11 +57,25 @@ def gguf_metadata(tokenizer: Tokenizer, names: Sequence[str], kinds: Sequence[in
         except UserError:
             continue
         if _is_alike(read, tokenizer, tables["tokenizer.ggml.tokens"]):
-            return common | _extended(tables, names, kinds)
+            return Metadata(common | _extended(tables, names, kinds), _note(read, tokenizer))
     raise UserError(
         "GGUF has no place for this tokenizer: llama.cpp knows no rule that splits texts as it "
         "does; convert with --to hf"
     )
+
+
+def _note(read: Tokenizer, tokenizer: Tokenizer) -> str | None:
+    """Returns what differs at spaces, of which not all rules have a place in GGUF."""
+    if read.encode(" a") != tokenizer.encode(" a"):
+        return "llama.cpp encodes a space at the start of a text unlike this model's tokenizer"
+    for name in tokenizer.backend.special:
+        text = f"a{name}b {name} c"
+        if read.encode(text) != tokenizer.encode(text):
+            return (
+                f"llama.cpp encodes spaces beside {name} and other special tokens unlike this "
+                "model's tokenizer"
+            )
+    return None
 
 
 def _special(tokenizer: Tokenizer) -> dict[str, Any]:
@@ -167,7 +189,7 @@ def _is_alike(one: Tokenizer, two: Tokenizer, tokens: Iterable[str]) -> bool:
     """Returns whether two tokenizers give the same ids for hard texts and for every word."""
     words = (two.text_of(number) for number, _ in enumerate(tokens))
     lines = iter(word for word in words if "\ufffd" not in word)
-    texts = iter(lambda: "\n".join(itertools.islice(lines, _LINES)), "")
+    texts = iter(lambda: "\n".join(["", *itertools.islice(lines, _LINES)]), "")
     for text in itertools.chain(_HARD, texts):
         ids = two.encode(text, special=False)
         if one.encode(text, special=False) != ids or one.decode(ids) != two.decode(ids):

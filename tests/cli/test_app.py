@@ -180,7 +180,7 @@ def test_a_gguf_file_is_written_without_the_vqgan(tmp_path, monkeypatch, capsys)
     main()
     out, error = capsys.readouterr()
     assert out == f"{file}\n"
-    assert error.endswith("vqgan-64, for which GGUF has no place\n")
+    assert error.endswith("vqgan-64 has no place in a GGUF file\n")
     assert 5e6 < file.stat().st_size < 6e6
 
 

@@ -62,7 +62,7 @@ BYTEWISE = {
 @pytest.mark.parametrize("pre", BYTEWISE)
 def test_byte_pairs_name_the_split_of_llama_cpp(tmp_path, pre):
     ours = train(tmp_path, **BYTEWISE[pre])
-    metadata = gguf_metadata(ours, [f"[PAD{ours.vocab_size}]"], [UNUSED])
+    metadata = gguf_metadata(ours, [f"[PAD{ours.vocab_size}]"], [UNUSED]).values
     assert metadata["tokenizer.ggml.pre"] == pre
     assert len(metadata["tokenizer.ggml.tokens"]) == ours.vocab_size + 1
     require_alike(ours, Tokenizer.from_gguf(metadata))
@@ -77,10 +77,32 @@ def test_a_split_that_llama_cpp_does_not_know_is_refused(tmp_path):
 @pytest.mark.parametrize("file", ["tokenizer.model", "tokenizer.json"])
 def test_pieces_keep_their_order_of_merging(fixtures, file):
     ours = Tokenizer.open(fixtures / f"tokenizer/{file}")
-    read = Tokenizer.from_gguf(metadata := gguf_metadata(ours, [], []))
+    read = Tokenizer.from_gguf(metadata := gguf_metadata(ours, [], []).values)
     assert metadata["tokenizer.ggml.model"] == "llama"
     assert metadata["tokenizer.ggml.add_space_prefix"] is True
     require_alike(ours, read)
+
+
+@pytest.mark.parametrize(
+    ("scheme", "strips", "note"),
+    [
+        ("first", False, "llama.cpp encodes a space at the start of a text unlike"),
+        ("never", False, None),
+        ("never", True, "llama.cpp encodes spaces beside </s> and other special tokens unlike"),
+    ],
+)
+def test_rules_for_spaces_that_gguf_lacks_are_noted(fixtures, tmp_path, scheme, strips, note):
+    state = json.loads((fixtures / "tokenizer/tokenizer.json").read_text())
+    state["normalizer"] = None
+    state["pre_tokenizer"] = {
+        "type": "Metaspace", "replacement": "\u2581", "prepend_scheme": scheme, "split": False
+    }  # fmt: skip
+    state["added_tokens"][2]["rstrip"] = strips
+    (tmp_path / "tokenizer.json").write_text(json.dumps(state))
+    found = gguf_metadata(Tokenizer.open(tmp_path), [], [])
+    assert found.values["tokenizer.ggml.add_space_prefix"] is (scheme == "first")
+    assert (found.note or "").startswith(note or "")
+    assert (found.note is None) == (note is None)
 
 
 def test_tokens_added_to_pieces_are_special(fixtures, tmp_path):
@@ -91,7 +113,8 @@ def test_tokens_added_to_pieces_are_special(fixtures, tmp_path):
     config = {"added_tokens_decoder": added, "eos_token": "</s>", "pad_token": "<|im_start|>"}
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
     ours = Tokenizer.open(tmp_path)
-    metadata = gguf_metadata(ours, [], [])
+    metadata, note = gguf_metadata(ours, [], [])
+    assert note is None
     assert metadata["tokenizer.ggml.tokens"][512:] == ["<|im_start|>", "[PAD513]", "<|im_end|>"]
     assert metadata["tokenizer.ggml.eot_token_id"] == 514
     require_alike(ours, Tokenizer.from_gguf(metadata))
@@ -100,7 +123,8 @@ def test_tokens_added_to_pieces_are_special(fixtures, tmp_path):
 def test_the_format_of_lwm_is_written_in_jinja():
     ours = open_model_files("tiny-vision").written_tokenizer
     assert ours.chat_template == LWM_TEMPLATE
-    metadata = gguf_metadata(ours, [], [])
+    metadata, note = gguf_metadata(ours, [], [])
+    assert note is None
     assert metadata["tokenizer.chat_template"] == LWM_JINJA
     require_alike(ours, Tokenizer.from_gguf(metadata))
 
