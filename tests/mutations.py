@@ -36,7 +36,7 @@ from damage import (  # noqa: E402
 )
 from safetensors.numpy import save  # noqa: E402
 
-from lwm.convert.huggingface import open_safetensors, read_config  # noqa: E402
+from lwm.convert.huggingface import read_config  # noqa: E402
 from lwm.data.check import check  # noqa: E402
 from lwm.data.fields import RecordEncoder  # noqa: E402
 from lwm.data.format import ExampleFormat  # noqa: E402
@@ -47,6 +47,7 @@ from lwm.data.sources import open_source  # noqa: E402
 from lwm.errors import UserError  # noqa: E402
 from lwm.files import read_json  # noqa: E402
 from lwm.formats.gguf import read_gguf  # noqa: E402
+from lwm.formats.safetensor_files import open_safetensors  # noqa: E402
 from lwm.media.frames import read_frames  # noqa: E402
 from lwm.text import printable  # noqa: E402
 from lwm.tokenizer import jinja  # noqa: E402

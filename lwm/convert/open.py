@@ -12,9 +12,7 @@ from jax.sharding import Mesh
 from lwm.convert.checkpoint import TABLE as CHECKPOINT_TABLE, open_language_model
 from lwm.convert.huggingface import (
     OWN,
-    holds_weights,
     is_not_weight,
-    open_safetensors,
     read_config,
 )
 from lwm.convert.lwm import TABLE, open_lwm, read_token_space, split_prefix
@@ -25,6 +23,7 @@ from lwm.files import parse_json, read_json, reading
 from lwm.formats.gguf import read_gguf
 from lwm.formats.gguf_file import find_gguf, first_part, is_gguf
 from lwm.formats.run_folder import TOKENIZER, find_in_run, is_checkpoint
+from lwm.formats.safetensor_files import holds_weights, open_safetensors
 from lwm.hub import catalog
 from lwm.model.config import NO_OVERRIDES, Compute, LlamaConfig, ModelOverrides
 from lwm.model.llama import Llama

@@ -11,10 +11,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from lwm.convert.huggingface import holds_weights, open_safetensors
 from lwm.errors import UserError
 from lwm.files import named_file, read_json
 from lwm.formats.lazy import LazyArrays
+from lwm.formats.safetensor_files import holds_weights, open_safetensors
 from lwm.formats.torch_file import is_torch, open_torch
 from lwm.vqgan.config import Search, VQGANConfig
 from lwm.vqgan.stored import StoredArray, StoredVQGAN, names_of

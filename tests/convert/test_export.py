@@ -19,9 +19,9 @@ import lwm
 from lwm.convert import folder as model_folder
 from lwm.convert.export import save_model
 from lwm.convert.folder import require_ours
-from lwm.convert.huggingface import open_safetensors
 from lwm.convert.open import open_model_files
 from lwm.errors import UserError, is_full_disk
+from lwm.formats.safetensor_files import open_safetensors
 from lwm.model.config import LinearScaling, Rope, RopeScaling
 from lwm.model.llama import Llama
 from lwm.sharding import make_mesh

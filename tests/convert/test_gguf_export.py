@@ -19,9 +19,9 @@ from lwm.convert import gguf as written
 from lwm.convert.convert import convert_model
 from lwm.convert.export import save_model
 from lwm.convert.gguf import write_gguf
-from lwm.convert.huggingface import open_safetensors
 from lwm.convert.open import open_model_files
 from lwm.errors import UserError
+from lwm.formats.safetensor_files import open_safetensors
 from lwm.model.config import LinearScaling, Rope, RopeScaling
 from lwm.sampling_params import FrameSampling, VisionSampling
 from lwm.tokens import TokenSpace

@@ -8,12 +8,13 @@ import pytest
 from safetensors.numpy import save_file
 
 import lwm
-from lwm.convert.huggingface import is_not_weight, open_safetensors, read_config
+from lwm.convert.huggingface import is_not_weight, read_config
 from lwm.convert.names import HUGGING_FACE, LWM_NAMES, dimensions
 from lwm.convert.weights import build_llama
 from lwm.errors import UserError
 from lwm.files import read_json
 from lwm.formats.lazy import require_finite
+from lwm.formats.safetensor_files import open_safetensors
 from lwm.model.config import LinearScaling, RopeScaling
 from lwm.model.llama import Llama
 from lwm.sharding import make_mesh
