@@ -47,10 +47,11 @@ def evaluate(
         distance on its features.
 
     Raises:
-        UserError: Nothing can be read, or the folder cannot be written.
+        UserError: Nothing can be read, the VQGAN has no decoder, or the folder cannot be written.
     """
     inputs = several(inputs)
     model = read_vqgan(vqgan)
+    model.config.require_decoder()
     sampling = Sampling(
         resolution=model.config.resolution, max_frames=max_frames, background=background
     )

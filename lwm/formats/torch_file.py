@@ -176,8 +176,11 @@ class _Archive:
 
 def is_torch(path: Path) -> bool:
     """Returns whether a file begins as one of `torch.save`, of now or before PyTorch 1.6."""
-    with path.open("rb") as file:
-        beginning = file.read(len(_OLD))
+    try:
+        with path.open("rb") as file:
+            beginning = file.read(len(_OLD))
+    except OSError:
+        return False
     return beginning == _OLD or beginning[:4] == b"PK\3\4"
 
 

@@ -203,8 +203,8 @@ def open_pytorch(path: Path) -> StoredVQGAN:
         family = LLAMAGEN
         if _prefix(family, arrays) is None:
             raise UserError(
-                f"{path} does not say which vision tokenizer it is; put the {_CONFIG} that was "
-                "published with it beside it"
+                f"{path} does not say which vision tokenizer it is; give its folder, with the "
+                f"{_CONFIG} that was published with it"
             )
     prefix = _prefix(family, arrays)
     if prefix is None:

@@ -132,7 +132,7 @@ class VisionTokenizer:
             resolution=config.resolution,
             codes=self.codes,
             tokens_per_frame=self.tokens_per_frame,
-            dtype=config.dtype,
+            dtype=config.encoder_dtype,
         )
 
     def encode(self, frames: UInt8[np.ndarray, "N R R 3"]) -> Int[np.ndarray, "N T"]:

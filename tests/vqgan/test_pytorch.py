@@ -317,7 +317,7 @@ def test_folders_and_files_of_anything_else_are_refused(tmp_path):
     write(folder, random(READS), "Emu3p5VisionVQ")
     config = (folder / "config.json").read_text()
     (folder / "config.json").unlink()
-    says = r"safetensors does not say which vision tokenizer it is; put the config\.json"
+    says = r"safetensors does not say which vision tokenizer it is; give its folder, with"
     with pytest.raises(UserError, match=says):
         read_vqgan(folder / "model.safetensors")
     (folder / "config.json").write_text(config.replace("Emu3p5VisionVQ", "multi_modality"))

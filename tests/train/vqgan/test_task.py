@@ -78,13 +78,13 @@ def pictures(count, seed=0):
 
 
 @functools.cache
-def weights():
+def weights(config=SMALL):
     """First weights of the model and of the discriminator, initialised once."""
 
     @jax.jit
     def make():
         against = Discriminator.init(3, TRAINING.discriminator_width, key=jr.key(1))
-        return VQGAN.init(SMALL, key=jr.key(0)), against
+        return VQGAN.init(config, key=jr.key(0)), against
 
     with jax.set_mesh(make_mesh()):
         return jax.device_get(make())
@@ -101,11 +101,11 @@ def compiled():
     return VQGANStep(optimizer, TRAINING), jax.jit(start)
 
 
-def begin(mesh):
+def begin(mesh, config=SMALL):
     """A step and a first state."""
     step, start = compiled()
     with jax.set_mesh(mesh):
-        return step, start(*jax.device_put(weights(), on_mesh(mesh, P())))
+        return step, start(*jax.device_put(weights(config), on_mesh(mesh, P())))
 
 
 def update(step, state, mesh, frames, number=0):
@@ -144,6 +144,28 @@ def test_frames_are_learnt(learnt):
     assert scores["psnr"] > lines[0]["psnr"] + 3
     assert scores["codes_used"] > 0.3
     assert held.sheet(decoded, 5).shape == (2 * 16 + 2, 8 * 16 + 7 * 2, 3)
+
+
+@pytest.mark.slow
+def test_a_shape_such_as_llamagens_learns_too():
+    """With attention, and codes of unit length that are searched by cosine."""
+    config = dataclasses.replace(
+        SMALL, attention=(1,), middle_attention=True, search="cosine", unit_codes=True
+    )
+    mesh = make_mesh()
+    step, state = begin(mesh, config)
+    lines = []
+    for number in range(48):
+        state, found = update(step, state, mesh, pictures(BATCH, number)[None], number)
+        lines.append({name: float(each) for name, each in found.items()})
+    assert all(line["finite"] for line in lines)
+    assert np.mean([line["psnr"] for line in lines[-5:]]) > lines[0]["psnr"] + 3
+    # Means of unit vectors, which are searched as unit vectors themselves.
+    lengths = np.linalg.norm(state.model.quantizer.codebook, axis=1)
+    assert (lengths < 1.001).all()
+    assert lines[-1]["commitment"] < 1
+    scores, _ = HeldOutFrames(pictures(16, 99), lpips=None).measure(state.model)
+    assert scores["psnr"] > lines[0]["psnr"] + 3
 
 
 def test_latents_pass_the_codebook_by_at_first(learnt):
