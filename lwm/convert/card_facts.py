@@ -70,6 +70,7 @@ def facts_of(
     """
     run = _run_facts(opened.source)
     scores = [] if run is None else of_run(run)
+    scores += of_reports(opened.source, opened.config, run_of(opened.source), reports)
     return CardFacts(
         name=opened.known.name if opened.known else name_of(opened.source),
         dtype=dtype,
@@ -80,7 +81,10 @@ def facts_of(
         vqgan=None if opened.vqgan is None else read_vqgan_config(opened.vqgan),
         target=target,
         licence_files=licence_files,
-        measured=[*scores, *of_reports(opened, run_of(opened.source), reports)],
+        measured=[
+            *scores,
+            *of_reports(opened.source, opened.config, run_of(opened.source), reports),
+        ],
         kept=_kept(opened.source),
     )
 

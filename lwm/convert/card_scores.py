@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from lwm.convert.card import Measured
-from lwm.convert.open import ModelFiles
 from lwm.errors import UserError
 from lwm.files import read_json
 from lwm.fingerprint import Fingerprints, fingerprints, model_files, named, same_content
 from lwm.formats.run_facts import RunFacts
 from lwm.formats.run_folder import CHECKPOINTS, MODEL
+from lwm.model.config import LlamaConfig
 
 REPORT = "report.json"
 _SETTINGS = re.compile(r"^vqgan/|config\.json( \(\d+\))?$")
@@ -34,11 +34,14 @@ def of_run(run: RunFacts) -> list[Measured]:
     return found
 
 
-def of_reports(opened: ModelFiles, run: Path | None, given: Sequence[Path] = ()) -> list[Measured]:
+def of_reports(
+    source: Path, config: LlamaConfig | None, run: Path | None, given: Sequence[Path] = ()
+) -> list[Measured]:
     """Returns the scores of the reports of a model.
 
     Args:
-        opened: The model.
+        source: File or folder of the model.
+        config: Its configuration; None for a VQGAN.
         run: The folder of its run; reports there of other models, such as of earlier steps, are
             left out.
         given: More reports, or folders with one.
@@ -51,8 +54,8 @@ def of_reports(opened: ModelFiles, run: Path | None, given: Sequence[Path] = ())
     for path in [*own, *given]:
         file = path / REPORT if path.is_dir() else path
         report = read_json(file) if path in given else _read(file)
-        here = here or fingerprints(named(model_files(opened.source)))
-        if _is_of(report, opened, here):
+        here = here or fingerprints(named(model_files(source)))
+        if _is_of(report, config, here):
             try:
                 found += _scores(report)
                 continue
@@ -60,8 +63,7 @@ def of_reports(opened: ModelFiles, run: Path | None, given: Sequence[Path] = ())
                 pass
         if path in given:
             raise UserError(
-                f"{file} is no report of {opened.source} as it is now; leave it out, or evaluate "
-                "again"
+                f"{file} is no report of {source} as it is now; leave it out, or evaluate again"
             )
     return found
 
@@ -85,25 +87,33 @@ def _read(file: Path) -> dict[str, Any]:
         return {}
 
 
-def _is_of(report: Mapping[str, Any], opened: ModelFiles, here: Fingerprints) -> bool:
+def _is_of(report: Mapping[str, Any], config: LlamaConfig | None, here: Fingerprints) -> bool:
     """Returns whether a report is of these weights, in this configuration."""
     try:
-        about = report["described"] if "described" in report else report["model"]
-        recorded = report["files"] if "evaluation" in report else report["fingerprints"]["model"]
+        kind = _kind(report)
+        if (kind == "vqgan") != (config is None):
+            return False
+        made_from = report.get("fingerprints", {"model": report.get("files")})
+        recorded = made_from["vqgan" if config is None else "model"]
         wanted = {name: text for name, text in recorded.items() if not _SETTINGS.search(name)}
-        config = json.loads(json.dumps(dataclasses.asdict(opened.config)))
-        there = about["config"]
+        about = report["described" if kind == "vision" else "model"]["config"] if config else {}
+        values = json.loads(json.dumps(dataclasses.asdict(config))) if config else {}
         return (
             bool(wanted)
             and all(same_content(text, here.get(name)) for name, text in wanted.items())
-            and all(there[key] == value for key, value in config.items() if key in there)
+            and all(about[key] == value for key, value in values.items() if key in about)
         )
     except _FAULTY:
         return False
 
 
+def _kind(report: Mapping[str, Any]) -> str:
+    """Returns the kind of an evaluation; the reports of two do not name theirs."""
+    return report.get("evaluation", "vqgan" if "vqgan" in report else "vision")
+
+
 def _scores(report: Mapping[str, Any]) -> list[Measured]:
-    kind = report.get("evaluation", "vision")
+    kind = _kind(report)
     if kind == "suite":
         command = report["command"]
         return [_score(one["kind"], one["report"], command) for one in report["parts"]]
@@ -112,6 +122,9 @@ def _scores(report: Mapping[str, Any]) -> list[Measured]:
 
 def _score(kind: str, report: Mapping[str, Any], command: str) -> Measured:
     how = command or _settings(report)
+    if kind == "vqgan":
+        result = f"{', '.join(_frame_scores(report))}; n = {int(report['frames']):,} frames"
+        return Measured(what="frames encoded and decoded", result=result, how=how)
     if kind == "vision":
         pairs, share = int(report["pairs"]), float(report["codes_accuracy"])
         drawn, told = int(report["drawn"]), int(report["told"])
@@ -149,9 +162,10 @@ def _interval(overall: Mapping[str, Any], form: str) -> str:
 
 def _settings(report: Mapping[str, Any]) -> str:
     """Returns the settings of a report that does not name its command."""
-    settings = {**report.get("config", {}), **report.get("grid", {})}
+    name = _kind(report)
+    of_model = name == "vqgan"  # its configuration is that of the VQGAN
+    settings = {} if of_model else {**report.get("config", {}), **report.get("grid", {})}
     shown = ", ".join(f"{name} {_plain(value)}" for name, value in settings.items())
-    name = report.get("evaluation", "vision")
     return f"lwm eval {name} with {shown}" if shown else f"lwm eval {name}"
 
 

@@ -212,7 +212,7 @@ def _saver(
             sampling=config.sampling,
         )
         # Reports name the files that they are of, so they are compared with those now there.
-        if jax.process_index() == 0 and (scores := of_reports(open_model_files(place), folder)):
+        if jax.process_index() == 0 and (scores := of_reports(place, state.model.config, folder)):
             write_bytes(place / "README.md", (describe(measured=scores) or "").encode())
 
     return save

@@ -38,7 +38,8 @@ def test_some_clips_are_drawn_and_told(tiny_vision, tmp_path, capsys):
     require_known(found)
     assert found["pairs"] == len(found["rows"]) == 3
     assert "3 of 3" in capsys.readouterr().out
-    (score,) = of_reports(open_model_files("tiny-vision"), None, [tmp_path])
+    opened = open_model_files("tiny-vision")
+    (score,) = of_reports(opened.source, opened.config, None, [tmp_path])
     assert score.result.startswith("3 of 3 generated, 3 of 3 captioned, 100.00%")
     assert score.how == found["command"]
 

@@ -13,6 +13,7 @@ from jax.sharding import Mesh, PartitionSpec as P
 
 from lwm.cache import LRUCache
 from lwm.convert.card_facts import run_card
+from lwm.convert.card_scores import of_reports
 from lwm.data.loader import Delivered
 from lwm.data.media.inputs import open_items
 from lwm.data.media.items import named_files
@@ -143,8 +144,13 @@ def open_vqgan_task(
         with first_alone() as is_first:
             if is_first:
                 save_vqgan(state.model, place)
-                dtype = str(state.model.quantizer.codebook.dtype)
-                card = run_card(folder, place, dtype=dtype, vqgan=state.model.config)
+                card = run_card(
+                    folder,
+                    place,
+                    dtype=str(state.model.quantizer.codebook.dtype),
+                    vqgan=state.model.config,
+                    measured=of_reports(place, None, folder),
+                )
                 if card is not None:
                     write_bytes(place / "README.md", card.encode())
 
