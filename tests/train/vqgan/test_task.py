@@ -336,9 +336,6 @@ def test_a_run_leaves_all_that_it_should_and_goes_on_as_if_never_stopped(files, 
     assert "encodes frames of 16 × 16 pixels as 64 codes" in card
     assert "| frames seen | 32 frames |" in card
     assert "held-out set 'rest' | PSNR" in card
-    (whole / "model" / "README.md").unlink()
-    run(config, whole)  # only saves again
-    assert (whole / "model" / "README.md").read_text() == card
     # Stopped after four steps, with a checkpoint of them.
     stopped = tmp_path / "stopped"
     run_until(config, stopped, 4)
@@ -381,6 +378,11 @@ def test_a_run_starts_from_another(files, tmp_path, whole):
     ]
     assert scores[-1] > scores[1]
     assert read_vqgan(more).config == SMALL
+    card = (more / "README.md").read_text()
+    assert "Trained in 2 runs: whole, more." in card
+    (more / "README.md").unlink()
+    run(of_files(files, init=str(first)), tmp_path / "more")  # only saves again
+    assert (more / "README.md").read_text() == card
     other = dataclasses.replace(SMALL, codes=64)
     config = dataclasses.replace(of_files(files, init=str(first)), model=other)
     with pytest.raises(UserError, match="has another shape than --model"):
