@@ -87,6 +87,21 @@ def test_a_finished_run_only_saves_again(whole, capfd):
         runs.run(replace(small(), data=replace(small().data, rows=2)), whole)
 
 
+def test_a_model_of_chats_says_their_format_and_one_of_texts_none(whole, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    turns = [{"role": "user", "content": "Who?"}, {"role": "assistant", "content": "Ishmael."}]
+    (tmp_path / "chats.jsonl").write_text(json.dumps({"messages": turns}))
+    run = small(steps=2, optimizer=AdamW(schedule=Schedule(warmup=0)), validate_every=0)
+    chats = DataSet(
+        files=("chats.jsonl",), format=replace(DataSet(files=()).format, template="lwm")
+    )
+    data = replace(run.data, sets=(chats,), held_out=())
+    run = replace(run, model=None, init=str(whole / "model"), data=data)
+    model = runs.run(run, tmp_path / "run")
+    assert open_tokenizer(model).chat_template == "lwm"
+    assert open_tokenizer(whole / "model").chat_template is None
+
+
 def test_training_goes_on_from_a_model_with_vision_added(whole, tmp_path, monkeypatch):
     """Shards of tokens are read, the tokenizer comes with the model, and codes get rows."""
     lines = [{"fields": "[a],vision", "a": f"picture {n}", "vision": [n % 7] * 8} for n in range(8)]
@@ -128,6 +143,7 @@ def test_training_goes_on_from_a_model_with_vision_added(whole, tmp_path, monkey
     assert open_model_files(f"{folder}@2").tokenizer.vocab_size == before.tokens.text
     assert open_tokenizer(f"{folder}@2").vocab_size == before.tokens.text
     opened = lwm.load(model)
+    assert opened.tokenizer.chat_template == "lwm", "so that other programs ask as `lwm chat`"
     assert jnp.isfinite(opened.llama.embedding).all()
     assert len(open_shards(out, tokens=config.tokens, tokenizer=opened.tokenizer)) == 3
     # The run that it began with is in its card, and the licence beside.
