@@ -59,7 +59,7 @@ class _Rule:
         """Returns the logits as changed; -inf rules an id out."""
         assert isinstance(self, Rule)
         values = RowSampling.of([Sampler(rules=(self,))] * len(logits))
-        return apply_rules(logits, values, seen=seen)
+        return jax.jit(apply_rules)(logits, values, seen=seen)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -225,7 +225,8 @@ class Sampler:
         keys: Key[Array, " B"],
     ) -> Int[Array, " B"]:
         """Chooses one id for each row, with the row's own key."""
-        return choose(logits, RowSampling.of([self] * len(logits)), seen=seen, keys=keys)
+        values = RowSampling.of([self] * len(logits))
+        return jax.jit(choose)(logits, values, seen=seen, keys=keys)
 
 
 GREEDY = Sampler(is_greedy=True)
