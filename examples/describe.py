@@ -12,6 +12,8 @@ from diffusers import VQModel
 from PIL import Image
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+
 
 def square(picture: Image.Image, side: int) -> torch.Tensor:
     """Returns the centre of a picture, as numbers from -1 to 1."""
@@ -27,7 +29,7 @@ def square(picture: Image.Image, side: int) -> torch.Tensor:
 
 def codes_of(vqvae: VQModel, picture: Image.Image) -> torch.Tensor:
     """Returns the codes of a picture."""
-    latents = vqvae.encode(square(picture, vqvae.config.sample_size)).latents
+    latents = vqvae.encode(square(picture, vqvae.config.sample_size).to(DEVICE)).latents
     _, _, (_, _, codes) = vqvae.quantize(latents)
     return codes
 
@@ -43,8 +45,8 @@ def describe(folder: str, file: str, question: str, *, max_new_tokens: int = 128
         max_new_tokens: Length of the answer at most.
     """
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto").eval()
-    vqvae = VQModel.from_pretrained(folder, subfolder="vqvae").eval()
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto").to(DEVICE).eval()
+    vqvae = VQModel.from_pretrained(folder, subfolder="vqvae").to(DEVICE).eval()
     space = model.config.lwm
     with Image.open(file) as picture:
         codes = codes_of(vqvae, picture)
@@ -60,7 +62,7 @@ def describe(folder: str, file: str, question: str, *, max_new_tokens: int = 128
     before, after = text.rsplit("<vision></vision>", 1)
     shown = [space["text"] + code for code in [*codes.tolist(), space["codes"] + 1]]
     ids = [*encode(before), *encode("<vision>"), *shown, *encode("</vision>"), *encode(after)]
-    prompt = torch.tensor([ids])
+    prompt = torch.tensor([ids], device=DEVICE)
     # `generation_config.json` leaves out the ids of images, so that the answer is text alone.
     out = model.generate(
         prompt,

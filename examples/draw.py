@@ -20,6 +20,8 @@ from transformers import (
     PreTrainedModel,
 )
 
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+
 
 class WholeFrames(LogitsProcessor):
     """The grammar of frames: so many codes, then the id that ends a frame, or all of them."""
@@ -89,7 +91,7 @@ def decode(vqvae: VQModel, codes: torch.Tensor) -> list[Image.Image]:
     side = round(codes.shape[1] ** 0.5)
     shape = (len(codes), side, side, vqvae.config.vq_embed_dim)
     pixels = vqvae.decode(codes, force_not_quantize=True, shape=shape).sample
-    scaled = ((pixels.clamp(-1, 1) + 1) * 127.5).round().byte()
+    scaled = ((pixels.clamp(-1, 1) + 1) * 127.5).round().byte().cpu()
     return [Image.fromarray(frame.permute(1, 2, 0).numpy()) for frame in scaled]
 
 
@@ -116,8 +118,8 @@ def draw(
         seed: Seed of the randomness.
     """
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto").eval()
-    vqvae = VQModel.from_pretrained(folder, subfolder="vqvae").eval()
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto").to(DEVICE).eval()
+    vqvae = VQModel.from_pretrained(folder, subfolder="vqvae").to(DEVICE).eval()
     side = vqvae.config.sample_size // 2 ** (len(vqvae.config.block_out_channels) - 1)
     sampling = model.generation_config.lwm
     given = {"guidance": guidance, "temperature": temperature, "top_k": top_k}
@@ -134,13 +136,13 @@ def draw(
     torch.manual_seed(seed)
     codes = write_frames(
         model,
-        torch.tensor([asked + opening]),
-        torch.tensor([encode(tokenizer.bos_token or "") + opening]),
+        torch.tensor([asked + opening], device=DEVICE),
+        torch.tensor([encode(tokenizer.bos_token or "") + opening], device=DEVICE),
         size=side**2,
         frames=frames,
         sampling={kind: {**own, **given} for kind, own in sampling.items()},
     )
-    return codes, decode(vqvae, codes)
+    return codes.cpu(), decode(vqvae, codes)
 
 
 def main() -> None:

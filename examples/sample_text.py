@@ -11,6 +11,8 @@ import argparse
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+
 
 def sample(
     folder: str,
@@ -32,7 +34,7 @@ def sample(
         seed: Seed of the randomness.
     """
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto").eval()
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto").to(DEVICE).eval()
     if chat:
         turns = [{"role": "user", "content": prompt}]
         inputs = tokenizer.apply_chat_template(
@@ -43,7 +45,7 @@ def sample(
     how = {"do_sample": True, "temperature": temperature} if temperature else {"do_sample": False}
     torch.manual_seed(seed)
     # `generation_config.json` leaves out the ids of images, so that this writes text alone.
-    ids = model.generate(**inputs, **how, max_new_tokens=max_new_tokens)
+    ids = model.generate(**inputs.to(DEVICE), **how, max_new_tokens=max_new_tokens)
     text = tokenizer.decode(ids[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
     return text.strip() if chat else text
 

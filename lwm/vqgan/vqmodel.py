@@ -207,12 +207,10 @@ def _config(given: Mapping[str, Any], file: Path) -> VQGANConfig:
         )
     _refuse_features(values, file)
     widths = values["block_out_channels"]
+    dim = values["vq_embed_dim"] or values["latent_channels"]
     sizes = ("in_channels", "layers_per_block", "latent_channels", "num_vq_embeddings")
-    dim = values["vq_embed_dim"]
-    numbers = [*widths, *(values[name] for name in sizes), values["sample_size"]]
-    if not all(
-        type(each) is int and each > 0 for each in [*numbers, *([] if dim is None else [dim])]
-    ):
+    numbers = [*widths, dim, values["sample_size"], *(values[name] for name in sizes)]
+    if not all(type(each) is int and each > 0 for each in numbers):
         raise UserError(f"{file} has a size that is no whole number above 0; fetch it again")
     step = 2 ** (len(widths) - 1)
     size = values["sample_size"]
@@ -227,7 +225,7 @@ def _config(given: Mapping[str, Any], file: Path) -> VQGANConfig:
                 "res_blocks": values["layers_per_block"],
                 "z_channels": values["latent_channels"],
                 "codes": values["num_vq_embeddings"],
-                "code_dim": dim or values["latent_channels"],
+                "code_dim": dim,
                 "dtype": values.get(_DTYPE, "float32"),
                 "attention": [
                     i for i, each in enumerate(values["down_block_types"]) if each == _DOWN[1]

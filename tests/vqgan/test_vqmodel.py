@@ -19,6 +19,14 @@ from lwm.vqgan.vqmodel import is_vqmodel, save_vqmodel
 
 
 @pytest.fixture
+def oracle():
+    torch = pytest.importorskip("torch", reason="PyTorch is not installed")
+    diffusers = pytest.importorskip("diffusers", reason="diffusers is not installed")
+    torch.set_num_threads(1)  # which is faster for models of this size
+    return torch, diffusers
+
+
+@pytest.fixture
 def shipped():
     return read_vqgan("vqgan-64")
 
@@ -41,9 +49,8 @@ def change(folder, **values):
 
 @pytest.mark.torch
 @pytest.mark.parametrize("which", ["vqgan-64", "original"])
-def test_diffusers_has_the_same_codes_and_pixels(which, request, fixtures, tmp_path, mesh):
-    torch = pytest.importorskip("torch", reason="PyTorch is not installed")
-    diffusers = pytest.importorskip("diffusers", reason="diffusers is not installed")
+def test_diffusers_has_the_same_codes_and_pixels(which, request, fixtures, tmp_path, mesh, oracle):
+    torch, diffusers = oracle
     if which == "original":
         ours = read_vqgan(request.getfixturevalue("original_vqgan"))
         with np.load(fixtures / "vqgan_small.npz") as stored:
@@ -76,9 +83,8 @@ def test_diffusers_has_the_same_codes_and_pixels(which, request, fixtures, tmp_p
 
 @pytest.mark.torch
 @pytest.mark.parametrize("attends", [False, True])
-def test_a_folder_of_diffusers_opens(tmp_path, mesh, attends):
-    torch = pytest.importorskip("torch", reason="PyTorch is not installed")
-    diffusers = pytest.importorskip("diffusers", reason="diffusers is not installed")
+def test_a_folder_of_diffusers_opens(tmp_path, mesh, oracle, attends):
+    torch, diffusers = oracle
     torch.manual_seed(0)
     theirs = diffusers.VQModel(
         block_out_channels=(32, 64),
