@@ -92,7 +92,10 @@ def named(files: Iterable[Path], prefix: str = "") -> dict[str, Path]:
 
 
 def model_files(path: Path) -> list[Path]:
-    """Returns the files that decide what a model computes: of its folder, or beside its file."""
+    """Returns the files that decide what a model computes: of its folder, or beside its file.
+
+    Those of the VQGAN in a model's folder are among them.
+    """
     if path.is_dir():
         inside = [*sorted(path.iterdir()), *sorted(path.glob("vqvae/*"))]
         files = [file for file in inside if file.is_file() and is_data(file.name)]

@@ -98,6 +98,11 @@ def test_the_files_of_a_model(tmp_path):
     found = [file.name for file in model_files(tmp_path)]
     assert found[-4:] == ["config.json", "model.safetensors", "params", "tokenizer.json"]
     assert not {"README.md", "._config.json", "onnx"}.intersection(found)
+    (tmp_path / "vqvae").mkdir()
+    for name in ("config.json", ".DS_Store"):
+        (tmp_path / "vqvae" / name).touch()
+    assert model_files(tmp_path)[-1] == tmp_path / "vqvae" / "config.json"
+    assert [file.name for file in model_files(tmp_path)[:-1]] == found
     split = model_files(tmp_path / "a-00001-of-00002.gguf")
     assert [file.name[:9] for file in split] == ["a-00001-o", "a-00002-o"]
     assert model_files(tmp_path / "b.gguf") == [tmp_path / "b.gguf"]
