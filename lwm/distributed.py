@@ -109,6 +109,17 @@ def _join(coordinator: str, count: int, index: int, timeout: float) -> None:
     atexit.register(_leave)
 
 
+def has_left(index: int) -> bool:
+    """Returns whether another process has ended as it should."""
+    return _peers is not None and _peers.has_left(index)
+
+
+def explain() -> None:
+    """Ends this process, with a line, if a program failed because another process is gone."""
+    if _peers is not None:
+        _peers.explain()
+
+
 def end_alone(error: BaseException) -> None:
     """Ends a process that has failed, as Python would, but without waiting for the others.
 

@@ -75,6 +75,10 @@ class Peers:
         self._named: set[int] = set()
         threading.Thread(target=self._watch, daemon=True).start()
 
+    def has_left(self, number: int) -> bool:
+        """Returns whether a process has ended as it should."""
+        return number in self._left
+
     def leave(self) -> None:
         """Lets the others know that this process ends as it should."""
         lines, self._lines = self._lines, {}

@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import numpy as np
 from jax.experimental.mesh_utils import create_hybrid_device_mesh
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec as P
 
@@ -192,6 +193,15 @@ def manual(local: Callable[..., Any], in_specs: Any, out_specs: Any) -> Callable
     To be called at each use: a shard_map made at import keeps the first mesh that it meets.
     """
     return jax.shard_map(local, in_specs=in_specs, out_specs=out_specs, check_vma=False)
+
+
+def put(array: np.ndarray, mesh: Mesh, spec: P) -> jax.Array:
+    """Puts an array, which is the same on all processes, on the mesh."""
+    sharding = NamedSharding(mesh, spec)
+    if jax.process_count() == 1:
+        return jax.device_put(array, sharding)
+    # `device_put` would compare the whole array between processes.
+    return jax.make_array_from_callback(array.shape, sharding, array.__getitem__)
 
 
 def on_mesh(mesh: Mesh, spec: P) -> NamedSharding:

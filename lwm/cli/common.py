@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
+from lwm.distributed import Processes, join
 from lwm.files import read_json, write_bytes
 from lwm.model.config import NO_OVERRIDES, ModelOverrides
 from lwm.text import printable, without_controls
@@ -20,6 +21,24 @@ if TYPE_CHECKING:
 
     from lwm.generate.language_model import LanguageModel
     from lwm.progress import Progress
+
+
+def _named(name: str) -> Any:
+    # As in `lwm train`; other options of a model have no prefix.
+    return tyro.conf.arg(name=f"processes.{name}")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Processes(Processes):
+    coordinator: Annotated[str | None, _named("coordinator")] = None
+    """Address of the first process, such as `10.0.0.1:1234`; `auto` takes all three from the
+    cluster (SLURM, Kubernetes, Open MPI, a TPU pod)."""
+    count: Annotated[int | None, _named("count")] = None
+    """Number of processes; the same command is started once for each."""
+    index: Annotated[int | None, _named("index")] = None
+    """Number of this process, from 0."""
+    timeout: Annotated[int, _named("timeout")] = 300
+    """Seconds to wait until all have joined, and later for one that does not answer."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -36,6 +55,8 @@ class LoadOptions:
     """The VQGAN, if it is not beside the model: a folder, or LWM's file."""
     pool_tokens: int | None = None
     """Tokens in the cache of each device, for all answers at once; else it grows with them."""
+    processes: Annotated[_Processes, tyro.conf.arg(name="")] = _Processes()
+    """Several processes that hold the mesh together; the first one serves, the others help."""
     # Without a name it has no group of its own in the help.
     given: Annotated[ModelOverrides, tyro.conf.arg(name="")] = NO_OVERRIDES
     """Values that the model's files lack."""
@@ -43,7 +64,8 @@ class LoadOptions:
     @property
     def arguments(self) -> dict[str, Any]:
         """The keyword arguments of `lwm.loading.load`."""
-        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        names = [field.name for field in dataclasses.fields(self)]
+        return {name: getattr(self, name) for name in names if name != "processes"}
 
 
 STOPPING = "lwm: stopping; Ctrl-C again ends at once"
@@ -53,7 +75,10 @@ Flat = tyro.conf.OmitArgPrefixes
 
 
 def open_model(name: str, options: LoadOptions) -> "LanguageModel":
-    """Loads a model behind a progress bar; compiled programs are cached for the next run."""
+    """Loads a model behind a progress bar; compiled programs are cached for the next run.
+
+    Of several processes, only the first one returns: the others follow it, and end with it.
+    """
     import jax
 
     from lwm.console import waiting
@@ -61,10 +86,25 @@ def open_model(name: str, options: LoadOptions) -> "LanguageModel":
     from lwm.hub import catalog
     from lwm.loading import load
 
+    join(options.processes)
     jax.config.update("jax_compilation_cache_dir", str(catalog.cache_folder() / "compiled"))
     find_files(name)  # a download has a bar of its own
     with waiting(f"loading {name}", "tensors") as progress:
-        return load(name, **options.arguments, progress=progress)
+        model = load(name, **options.arguments, progress=progress)
+    if jax.process_count() > 1:
+        _share(model)
+    return model
+
+
+def _share(model: "LanguageModel") -> None:
+    """Opens the engine of process 0; on others, follows it, and ends the program."""
+    import jax
+
+    if jax.process_index() == 0:
+        _ = model.engine  # closed at the end, whatever happens, which ends the others
+        return
+    model.follow()
+    sys.exit()
 
 
 @contextlib.contextmanager

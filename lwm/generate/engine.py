@@ -4,6 +4,7 @@ Knows ids and not text. One thread launches all device programs; others set flag
 """
 
 import atexit
+import itertools
 import queue
 import threading
 import weakref
@@ -15,9 +16,12 @@ from typing import Any, TypeVar
 import jax
 from jax.sharding import Mesh
 
+from lwm.distributed import explain
 from lwm.errors import UserError
 from lwm.generate.grammar import Grammar
 from lwm.generate.pages import SHORT
+from lwm.generate.programs import Programs
+from lwm.generate.replay import Leader, follow
 from lwm.generate.requests import Request, Tagged
 from lwm.generate.runner import Runner
 from lwm.generate.work import Finished
@@ -26,6 +30,7 @@ from lwm.model.pool import PAGE, PagePool
 from lwm.sharding import require_divisible
 
 _T = TypeVar("_T")
+_NUMBERS = itertools.count()
 
 
 class Engine:
@@ -67,11 +72,13 @@ class Engine:
         self._most = None if pool_tokens is None else -(-pool_tokens // PAGE) + 1
         with jax.set_mesh(mesh):
             model = model.for_generation()
+        self._programs = Programs(model, mesh, grammar=grammar, stop_places=stop_places)
+        self._number, self._leader = next(_NUMBERS), None
+        if jax.process_count() > 1 and jax.process_index() == 0:
+            self._leader = Leader(self._programs, self._number)
         self._runner = Runner(
-            model,
-            mesh,
+            self._leader or self._programs,
             grammar=grammar,
-            stop_places=stop_places,
             most=self._most,
             require_memory=require_memory,
         )
@@ -170,6 +177,18 @@ class Engine:
         if (thread := self._thread) is not None:
             thread.join()
         self._runner.fail(CancelledError())  # frees the pool
+        if self._leader is not None:
+            self._leader.close()
+            self._leader = None
+
+    def follow(self) -> None:
+        """Takes part in the work of process 0, on all other processes, until it closes its engine.
+
+        Raises:
+            Exception: A program has failed here and not on process 0.
+        """
+        assert jax.process_index() > 0
+        follow(self._programs, self._number)
 
     def _events(self, request: Request) -> Generator[Any]:
         assert isinstance(request.events, queue.SimpleQueue)
@@ -236,7 +255,7 @@ class Engine:
 
     def _num_pages(self, request: Request) -> int:
         """Returns the pages that a request needs on each device, at most."""
-        tokens_a_page = PAGE * self._runner.sp
+        tokens_a_page = PAGE * self._programs.sp
         return sum(-(-request.num_held(ids) // tokens_a_page) for ids in request.prompts)
 
     def _add(self, requests: Sequence[Request]) -> None:
@@ -260,6 +279,7 @@ class Engine:
                 try:
                     self._runner.step()
                 except BaseException as error:
+                    explain()
                     self._runner.fail(error)
 
     def _take(self) -> bool:

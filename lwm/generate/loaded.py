@@ -5,8 +5,9 @@ import functools
 import math
 import threading
 import weakref
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +23,7 @@ from lwm.model.llama import Llama
 from lwm.model.pool import PagePool
 from lwm.plan.fit import require_fit
 from lwm.sampling_params import LWM_SAMPLING, VisionSampling
+from lwm.sharding import make_mesh
 from lwm.tokenizer.markers import VisionMarkers
 from lwm.tokenizer.tokenizer import Tokenizer
 
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
     from lwm.vqgan.tokenizer import VisionTokenizer
 
 
+_T = TypeVar("_T")
 _STARTING = threading.Lock()
 WIDEST = 16
 """Rows that are decoded together at most, for each group of devices that holds whole rows."""
@@ -86,10 +89,22 @@ class LoadedModel:
         tokens = self.marks.tokens
         if self.vqgan_file is None:
             raise UserError(f"{self.name} has no VQGAN beside it; give one with --vqgan")
-        return VisionTokenizer.open(self.vqgan_file, mesh=self.mesh, tokens=tokens)
+        return VisionTokenizer.open(self.vqgan_file, mesh=self._vision_mesh, tokens=tokens)
+
+    @property
+    def _vision_mesh(self) -> Mesh:
+        """The devices that encode and decode frames: of several processes, those of this one."""
+        if jax.process_count() == 1:
+            return self.mesh
+        own = jax.local_devices()
+        return make_mesh(f"{len(own)},1,1,1", own)
+
+    def _run(self, function: Callable[[], _T]) -> _T:
+        """Runs a program of frames: between the steps of the engine, if it is on its devices."""
+        return self.engine.run(function) if jax.process_count() == 1 else function()
 
     def encode_frames(self, pixels: UInt8[np.ndarray, "N R R 3"]) -> Int[np.ndarray, "N T"]:
-        """Returns the codes of frames, computed on the engine's thread.
+        """Returns the codes of frames.
 
         Raises:
             UserError: See `vision`.
@@ -98,16 +113,26 @@ class LoadedModel:
         encode = self.vision.encode if len(pixels) <= size else self.vision.encode_batch
         # In parts, between which answers go on.
         parts = (pixels[at : at + size] for at in range(0, len(pixels), size))
-        done = [self.engine.run(functools.partial(encode, part)) for part in parts]
+        done = [self._run(functools.partial(encode, part)) for part in parts]
         return np.concatenate(done)
 
     def decode_frames(self, codes: Int[np.ndarray, "N T"]) -> UInt8[np.ndarray, "N R R 3"]:
-        """Returns the frames of codes, computed on the engine's thread.
+        """Returns the frames of codes.
 
         Raises:
             UserError: See `vision`.
         """
-        return self.engine.run(functools.partial(self.vision.decode, codes))
+        return self._run(functools.partial(self.vision.decode, codes))
+
+    def follow(self) -> None:
+        """Takes part in the work of process 0, on all others, until its engine is closed.
+
+        Process 0 uses the model as if it were alone.
+
+        Raises:
+            Exception: A program has failed here and not on process 0.
+        """
+        self.engine.follow()
 
     @property
     def engine(self) -> Engine:

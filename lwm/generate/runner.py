@@ -7,34 +7,29 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import CancelledError
 from typing import Any
 
-import jax
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
 
 from lwm.errors import UserError
-from lwm.generate.decoding import score
 from lwm.generate.grammar import Grammar
 from lwm.generate.pace import Pace
-from lwm.generate.pages import LONG, SHORT
+from lwm.generate.pages import LONG
+from lwm.generate.programs import Programs
+from lwm.generate.replay import Leader
 from lwm.generate.requests import Request
 from lwm.generate.scheduler import Copy, Read, Scheduler, Step
 from lwm.generate.slots import Slots
 from lwm.generate.work import Finished, FinishReason, Reading, Scores, Written
-from lwm.model.llama import Llama
-from lwm.model.pool import PAGE, PagePool, Place, copy_pages, table_width
-from lwm.sharding import BATCH, DEVICES, ROW, ROWS, TOKENS
+from lwm.model.pool import PAGE, PagePool, table_width
 
 
 class Runner:
-    """Pool, slots and scheduler of an engine. One thread uses it, under the mesh."""
+    """Requests, scheduler and programs of an engine. One thread uses it, under the mesh."""
 
     def __init__(
         self,
-        model: Llama,
-        mesh: Mesh,
+        programs: Programs | Leader,
         *,
         grammar: Grammar | None,
-        stop_places: int,
         most: int | None,
         require_memory: Callable[[int, PagePool | None], None],
     ):
@@ -42,14 +37,21 @@ class Runner:
 
         `most` is the number of pages of each device, page 0 included; None: as memory allows.
         """
-        self.model, self.mesh, self.grammar = model, mesh, grammar
-        self.groups = math.prod(mesh.shape[axis] for axis in BATCH)
-        self.sp = mesh.shape["sp"]
-        """Devices of a group, over which the pages of its rows are split."""
-        self._stop_places, self._most, self._require_memory = stop_places, most, require_memory
+        self.programs, self.model, self.grammar = programs, programs.model, grammar
+        self._most, self._require_memory = most, require_memory
         self.least = 0
         """Pages of each device, page 0 included, to which the pool grows at once."""
         self._forget()
+
+    @property
+    def groups(self) -> int:
+        """Groups of devices that hold whole rows."""
+        return self.programs.groups
+
+    @property
+    def pool(self) -> PagePool | None:
+        """The pool; None before its first use."""
+        return self.programs.pool
 
     @property
     def is_idle(self) -> bool:
@@ -95,20 +97,10 @@ class Runner:
         try:
             if is_larger:
                 self._enlarge(size)
-            self._compile(lanes)
+            self.programs.warm_up(tuple(lanes))
         except BaseException as error:
             self.fail(error)
             raise
-
-    def _compile(self, lanes: Iterable[int]) -> None:
-        """Runs all programs, which write to page 0."""
-        for length in (LONG, SHORT):
-            states = self._extend([], length)
-            score(self.model, states, self._put(np.zeros(states.shape[:2], np.int32), TOKENS))
-        self._copy_pages(np.zeros((2, self.groups * self.sp), np.int32))
-        for width in lanes:
-            pool, self.pool = self._filled(), None
-            self.pool = self._new_slots(width).warm_up(pool)
 
     def step(self) -> None:
         """Takes one step: at most one chunk per group is read, and each lane writes a burst."""
@@ -157,16 +149,14 @@ class Runner:
                 self._refusals[request] = refusal
 
     def _enlarge(self, size: int) -> None:
-        self.pool = None if self.pool is None else self.pool.enlarged(size)
+        self.programs.enlarge(size)
         self._scheduler.enlarge(size)
 
     def _read(self, reads: Sequence[Read]) -> None:
-        """Launches chunks, and waits for those launched before, so that only one is in flight."""
+        """Launches chunks; only one is in flight."""
         for size in sorted({read.size for read in reads}):
             now = [read for read in reads if read.size == size]
-            states = self._extend(now, size)
-            jax.block_until_ready(self._in_flight)
-            self._in_flight = states
+            self._extend(now, size)
             for read in now:
                 self._scheduler.has_read(read)
                 request = read.row.request
@@ -174,10 +164,10 @@ class Runner:
                     request.events.put(Reading(read.row.length, len(read.row.prompt)))
                 first = request.work.scores_from
                 if first is not None and first <= read.start + read.count:
-                    request.events.put(self._scores(read, states, max(first, read.start + 1)))
+                    request.events.put(self._scores(read, max(first, read.start + 1)))
 
-    def _extend(self, reads: Sequence[Read], size: int) -> jax.Array:
-        """Reads a chunk of one row per group; returns the states after the last layer."""
+    def _extend(self, reads: Sequence[Read], size: int) -> None:
+        """Reads a chunk of one row per group."""
         tokens = np.zeros((self.groups, size), np.int32)
         pages = np.zeros((self.groups, table_width(self.model.config.max_context)), np.int32)
         lengths, offsets = np.zeros((2, self.groups), np.int32)
@@ -186,60 +176,50 @@ class Runner:
             tokens[group, : read.count] = read.row.prompt[read.start : read.start + read.count]
             pages[group, : len(held)] = held
             lengths[group], offsets[group] = read.start, read.row.holding.offset
-        place = Place(
-            self._put(pages, ROWS), *(self._put(each, ROW) for each in (lengths, offsets))
-        )
-        pool, self.pool = self._filled(), None  # lost if the program fails
-        states, self.pool = self.model.extend(self._put(tokens, TOKENS), place, pool)
-        return states
+        self.programs.read(tokens, pages, lengths, offsets)
 
-    def _scores(self, read: Read, states: jax.Array, first: int) -> Scores:
+    def _scores(self, read: Read, first: int) -> Scores:
         """Returns the scores of ids after those of a chunk, from the id `first` on."""
         row = read.row
-        targets = np.zeros(states.shape[:2], np.int32)
+        targets = np.zeros((self.groups, read.size), np.int32)
         after = row.prompt[read.start + 1 : read.start + read.count + 1]
         targets[row.group, : read.count] = after
-        found = score(self.model, states, self._put(targets, TOKENS))
         wanted = slice(first - read.start - 1, read.count)
-        nll, is_likeliest = (np.asarray(each)[row.group, wanted] for each in found)
+        nll, is_likeliest = (each[row.group, wanted] for each in self.programs.score(targets))
         return Scores(first, (-nll).tolist(), is_likeliest.tolist())
 
     def _copy(self, copy: Copy) -> None:
-        pages = np.zeros((2, self.groups * self.sp), np.int32)
-        pages[:, copy.group * self.sp + copy.device] = copy.source, copy.destination
-        self._copy_pages(pages)
-
-    def _copy_pages(self, pages: np.ndarray) -> None:
-        pool, self.pool = self._filled(), None
-        self.pool = copy_pages(pool, *(self._put(each, DEVICES) for each in pages))
+        pages = np.zeros((2, self.groups * self.programs.sp), np.int32)
+        pages[:, copy.group * self.programs.sp + copy.device] = copy.source, copy.destination
+        self.programs.copy(*pages)
 
     def _seat(self, request: Request) -> None:
         """Gives the rows of a request, whose prompts have been read, to their lane."""
-        work, slots = request.work, self._slots(request.lane)
-        state = None
+        work, state = request.work, None
         if self.grammar is not None:
             vision = work.plan.vision
             state = self.grammar.plain() if vision is None else vision.state
         leader = request.rows[0].slot
         for row in request.rows:
-            slots.seat(row.slot, work.plan, row.prompt, row.holding, state=state, leader=leader)
-        self._seated[request.lane][request] = None
+            self.programs.seat(
+                request.lane, row.slot, work.plan, row.prompt, row.holding, state, leader
+            )
+        self._seated.setdefault(request.lane, {})[request] = None
         if not request.max_tokens:
             self._finish(request, "length")
 
     def _write(self, width: int) -> None:
         """Continues the rows of a lane, and hands out what they have written."""
-        slots = self._slots(width)
+        slots, pace = self.programs.slots(width), self._paces.setdefault(width, Pace())
         rows = list(self._seated[width])
         if not rows:
             return
         # The first id of an answer is handed out alone.
         is_first = any(slots.count(request.rows[0].slot) == 0 for request in rows)
-        steps = 1 if is_first else self._paces[width].steps()
+        steps = 1 if is_first else pace.steps()
         begun = time.perf_counter()
-        pool, self.pool = self._filled(), None
-        self.pool, ids, logprobs = slots.decode(pool, steps)
-        self._paces[width].note(ids.shape[1], time.perf_counter() - begun)
+        ids, logprobs = self.programs.write(width, steps)
+        pace.note(ids.shape[1], time.perf_counter() - begun)
         for request in rows:
             slot = request.rows[0].slot
             count = int(np.sum(ids[slot] >= 0))
@@ -266,7 +246,7 @@ class Runner:
         """Takes a request out of its slots, and sends its last event."""
         if self._seated.get(request.lane, {}).pop(request, self) is None:
             for row in request.rows:
-                self._lanes[request.lane].empty(row.slot)
+                self.programs.empty(request.lane, row.slot)
         self._scheduler.finish(request)
         self._refused = math.inf
         self.requests.pop(request, None)
@@ -275,38 +255,15 @@ class Runner:
     def _forget(self) -> None:
         """Starts without a page, a lane or a request."""
         root = hashlib.sha256(repr((LONG, self.model.config, self.model.compute)).encode())
-        self._scheduler = Scheduler(1, root=root.digest(), groups=self.groups, sp=self.sp)
-        self.pool: PagePool | None = None
-        """None before its first use, and if a program that had taken it failed."""
+        sp = self.programs.sp
+        self._scheduler = Scheduler(1, root=root.digest(), groups=self.groups, sp=sp)
+        self.programs.reset()
         self.requests: dict[Request, None] = {}
         """Requests that wait or run."""
-        self._lanes: dict[int, Slots] = {}
         self._seated: dict[int, dict[Request, None]] = {}
         self._paces: dict[int, Pace] = {}
-        self._in_flight: Any = ()
         self._refused = math.inf  # size for which there was no memory, since a request ended
         self._refusals: dict[Request, UserError] = {}  # last events of requests that leave
-
-    def _filled(self) -> PagePool:
-        """Returns the pool, allocated at its first use."""
-        if self.pool is None:
-            config, dtype = self.model.config, self.model.compute.dtype
-            return PagePool.empty(config, dtype, per_device=self.per_device)
-        return self.pool
-
-    def _slots(self, width: int) -> Slots:
-        if width not in self._lanes:
-            self._lanes[width] = self._new_slots(width)
-            self._seated[width], self._paces[width] = {}, Pace()
-        return self._lanes[width]
-
-    def _new_slots(self, width: int) -> Slots:
-        return Slots(
-            self.model, self.mesh, width, grammar=self.grammar, stop_places=self._stop_places
-        )
-
-    def _put(self, whole: np.ndarray, spec: P) -> jax.Array:
-        return jax.device_put(whole, NamedSharding(self.mesh, spec))
 
 
 def _ample(pages: int) -> int:

@@ -6,7 +6,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
+from jax.sharding import Mesh, PartitionSpec as P
 from jaxtyping import Array, Bool, Float, Int
 
 from lwm.generate.decoding import Burst, Guidance, RowInputs, RowState, burst
@@ -16,6 +16,7 @@ from lwm.generate.plan import GenerationPlan
 from lwm.generate.sampling import GREEDY, RowSampling, Sampler
 from lwm.model.llama import Llama
 from lwm.model.pool import PagePool, Place, table_width
+from lwm.sharding import put
 
 
 class Slots:
@@ -64,9 +65,7 @@ class Slots:
             guidance=None if grammar is None else Guidance.none(width),
         )
         # Replicated over the devices, as the loop returns it, to avoid a second trace.
-        self._seen = jax.device_put(
-            zeros(self._text, dtype=bool), NamedSharding(mesh, P(None, None))
-        )
+        self._seen = put(zeros(self._text, dtype=bool), mesh, P(None, None))
 
     def seat(
         self,

@@ -39,6 +39,7 @@ def read(model, text, tokens, positions):
             part, spec = (tokens[start:], ROWS) if start == end else (tokens[start:end], TOKENS)
             place = Place(table, put(start, ROW), offset)
             states, pool = model.extend(put(part[:LONG], spec), place, pool)
+            jax.block_until_ready(states)  # as the engine does: one chunk is in flight
             here = [each for each in positions if start <= each < start + states.shape[1]]
             for each in here:
                 state = np.asarray(states)[:, each - start, None]
