@@ -140,10 +140,13 @@ class _Unpickler(pickle.Unpickler):
     """Reads calls: plans, grammar states and arrays, and nothing that could run a command."""
 
     def find_class(self, module_name: str, global_name: str) -> Any:
-        is_ours = module_name.startswith("lwm.generate.") and global_name[:1].isupper()
-        if not (is_ours or (module_name.split(".")[0], global_name) in _ALLOWED):
-            raise pickle.UnpicklingError(f"{module_name}.{global_name} is no part of a call")
-        return super().find_class(module_name, global_name)
+        if (module_name.split(".")[0], global_name) in _ALLOWED:
+            return super().find_class(module_name, global_name)
+        if module_name.startswith("lwm.generate."):
+            found = super().find_class(module_name, global_name)
+            if isinstance(found, type) and found.__module__ == module_name:
+                return found
+        raise pickle.UnpicklingError(f"{module_name}.{global_name} is no part of a call")
 
 
 _ALLOWED = {
