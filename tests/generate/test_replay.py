@@ -18,7 +18,7 @@ def sent(value):
 
 
 def test_plans_and_arrays_arrive():
-    rules = Temperature(0.5), TopK(3), TopP(0.9), MinP(0.1), RepetitionPenalty(1.5)
+    rules = RepetitionPenalty(1.5), Temperature(0.5), TopK(3), TopP(0.9), MinP(0.1)
     vision = VisionPlan(state=None, image=Sampler(rules=rules), video=GREEDY, guidance=2.0)
     plan = GenerationPlan(max_tokens=3, stop_ids={1, 2}, sampler=Sampler(), vision=vision)
     assert sent(plan) == plan
