@@ -38,7 +38,7 @@ from type_checks import check_types  # noqa: E402
 from xdist.scheduler import LoadScopeScheduling  # noqa: E402
 
 # Before the first module of lwm is imported.
-jaxtyping.jaxtyped = check_types
+setattr(jaxtyping, "jaxtyped", check_types)  # noqa: B010  (type checkers know its overloads)
 
 from lwm.convert.lwm import TABLE, open_lwm  # noqa: E402
 from lwm.convert.names import LWM_NAMES, dimensions  # noqa: E402

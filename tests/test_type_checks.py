@@ -1,5 +1,7 @@
 """Types and shapes are checked at each call of a test."""
 
+from typing import Any
+
 import beartype.roar
 import jax.numpy as jnp
 import jaxtyping
@@ -13,14 +15,16 @@ WRONG = beartype.roar.BeartypeCallHintParamViolation
 
 
 def test_types_of_functions_and_fields_are_checked():
+    number: Any = 1
+    text: Any = "256"
     assert new_setting("seed", ["seed"]) == "seed"
     with pytest.raises(WRONG):
-        new_setting(1, ["seed"])
+        new_setting(number, ["seed"])
     with pytest.raises(WRONG):
-        TokenSpace(text="256")
+        TokenSpace(text=text)
     # Its annotations name its own class, which is not there yet where it is decorated.
     with pytest.raises(jaxtyping.TypeCheckError):
-        TokenSpace.of("256", 0)
+        TokenSpace.of(text, 0)
 
 
 def test_shapes_are_checked_with_each_other():

@@ -131,9 +131,13 @@ def command_line() -> str:
 def record_command(report: Path) -> None:
     """Adds the command that runs to the report of an evaluation, for the model card.
 
+    The address of a server stays out of reports, so the command that asks one does, too.
+
     Raises:
         UserError: The report cannot be read or written.
     """
+    if any(argument.split("=")[0] == "--endpoint" for argument in sys.argv):
+        return
     values = read_json(report) | {"command": command_line()}
     text = json.dumps(values, ensure_ascii=False, indent=2) + "\n"
     write_bytes(report, text.encode(errors="backslashreplace"))
