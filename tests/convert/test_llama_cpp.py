@@ -19,7 +19,6 @@ from lwm.tokenizer.tokenizer import Tokenizer
 from lwm.tokens import TokenSpace
 
 llama_cpp: Any = pytest.importorskip("llama_cpp")
-pytestmark = pytest.mark.slow
 
 PROMPTS = {
     "smollm2-135m-instruct": (
@@ -93,6 +92,7 @@ def exported(name: str, file: Path, **options) -> Path:
     return file
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PROMPTS)
 def test_the_likeliest_tokens_are_the_same(ours, tmp_path, name):
     file = exported(name, tmp_path / "m.gguf", dtype="float32")
