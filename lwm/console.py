@@ -17,6 +17,7 @@ from rich.progress import (
     Task,
     TextColumn,
     TimeElapsedColumn,
+    TimeRemainingColumn,
 )
 from rich.text import Text
 
@@ -48,6 +49,8 @@ def waiting(
         MofNCompleteColumn(),
         TextColumn(unit, markup=False),
         TimeElapsedColumn(),
+        TimeRemainingColumn(compact=True),
+        TextColumn("left"),
         _Note(note),
     )
     with Bar(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
