@@ -175,9 +175,9 @@ def _verdict(plan: "Plan", machine: "Machine") -> list[str]:
     )
     if fits:
         groups = plan.mesh[0] * plan.mesh[1]
-        each = (
-            f"each of {groups} groups of {plan.devices // groups} devices" if groups > 1 else "it"
+        of = (
+            f" of each of {groups} groups of {plan.devices // groups} devices" if groups > 1 else ""
         )
-        return [*lines, f"The cache of {each} has room for {plan.capacity(machine):,} tokens."]
+        return [*lines, f"The cache{of} has room for {plan.capacity(machine):,} tokens."]
     found = [way.text for way in options(plan, machine)]
     return [*lines, "To make them fit:", *(f"  {text}" for text in found or [NO_WAY])]

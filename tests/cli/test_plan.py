@@ -50,7 +50,7 @@ def test_tokens_that_the_cache_holds(capsys):
     plan("LWM-Text-1M", context=2**20, mesh="1,1,4,8", dtype="bfloat16", memory=32.0)
     shown = capsys.readouterr().out
     assert "A device has 32.00 GB: 1,048,576 tokens fit." in shown
-    (held,) = re.findall(r"The cache of it has room for ([\d,]+) tokens", shown)
+    (held,) = re.findall(r"The cache has room for ([\d,]+) tokens", shown)
     most = int(held.replace(",", ""))
     for context, verdict in ((most, "fit"), (most + 1, "do not fit")):
         plan("LWM-Text-1M", context=context, mesh="1,1,4,8", dtype="bfloat16", memory=32.0)
