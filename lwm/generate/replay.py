@@ -78,7 +78,7 @@ class _Calls:
             self._delete()
 
     def close(self) -> None:
-        if not self._is_closed:
+        if not self._is_closed and _store() is not None:  # else the processes have parted
             self._is_closed = True
             self.send(_CLOSE)
 
