@@ -81,10 +81,7 @@ def facts_of(
         vqgan=None if opened.vqgan is None else read_vqgan_config(opened.vqgan),
         target=target,
         licence_files=licence_files,
-        measured=[
-            *scores,
-            *of_reports(opened.source, opened.config, run_of(opened.source), reports),
-        ],
+        measured=scores,
         kept=_kept(opened.source),
     )
 
@@ -193,9 +190,7 @@ def _root(source: Path, known: KnownModel | None) -> Root:
         repo=repo,
         licence=_licence(head),
         base=tuple(name for name in _texts(head, "base_model") if _REPO.fullmatch(name)),
-        languages=tuple(
-            name for name in _texts(head, "language") if re.fullmatch(r"\w{2,3}", name)
-        ),
+        languages=tuple(name for name in _texts(head, "language") if _LANGUAGE.fullmatch(name)),
     )
 
 

@@ -20,7 +20,7 @@ class Tables(NamedTuple):
     scores: list[float]
     kinds: list[int]
     prefix: bool
-    """Whether a space is added before a text."""
+    """True if a space is added before a text."""
 
 
 def load(data: bytes, source: str) -> Any:

@@ -46,9 +46,9 @@ class VQGANConfig:
     search: Search = "nearest"
     """Rule that chooses the code of a latent."""
     unit_codes: bool = False
-    """Whether the decoder gets codes scaled to unit length."""
+    """True if the decoder gets codes scaled to unit length."""
     decoder: bool = True
-    """Whether there is a decoder; some models only read images."""
+    """False if only the encoder is there; some models only read images."""
 
     def __post_init__(self):
         """Checks the sizes.
@@ -104,7 +104,7 @@ class VQGANConfig:
 
     @property
     def is_plain(self) -> bool:
-        """Whether it has no part that LWM's VQGANs lack, and a decoder as they do."""
+        """True for the kind of LWM: no part that its VQGANs lack, and a decoder."""
         return not self.to_json().keys() & ADDED.keys()
 
     @property

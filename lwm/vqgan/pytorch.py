@@ -106,14 +106,14 @@ class Family:
     search: Search
     unit_codes: bool = False
     finest_first: bool = False
-    """Whether the decoder's levels are numbered from full resolution, not as they run."""
+    """True if the decoder's levels are numbered from full resolution, not as they run."""
     prefixes: tuple[str, ...] = ("",)
     """Beginnings of all names, of which the first that is there counts."""
     side: tuple[str, ...] = ()
     """Keys on the way to the side of the frames in `config.json`."""
     side_if_none: int = 256
     in_codes: bool = False
-    """Whether that side is in codes, not pixels."""
+    """True if that side is in codes, not pixels."""
 
     def name_of(self, path: str, *, prefix: str, levels: int = 0) -> str:
         """Returns their name of a weight such as `decoder.levels.0.resample.kernel`."""

@@ -106,7 +106,7 @@ class VisionTokenizer:
 
     @property
     def decodes(self) -> bool:
-        """Whether codes can be turned into frames; some tokenizers only read."""
+        """True if codes can be turned into frames; some tokenizers only read."""
         return self.vqgan.config.decoder
 
     def require_decoder(self) -> None:

@@ -44,6 +44,7 @@ def test_reports_of_the_model_are_in_its_card_and_others_are_not(measured, tmp_p
     assert score.result == "45.0% (95%: 30.0% to 60.0%); n = 40"
     assert reports_of(opened, None, [file.parent]) == [score]
     text = card(facts_of(opened, "bfloat16", reports=[file]))
+    assert text.count(score.result) == 1
     assert f"| {score.what} | {score.result} | {score.how} |" in text
     assert 'VQModel.from_pretrained("FOLDER", subfolder="vqvae")' in text
     assert "suppress_tokens = None" in text

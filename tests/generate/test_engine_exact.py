@@ -72,6 +72,7 @@ def forward(model, place, mesh, rows):
     ("kind", "mesh_text", "lane", "close"),
     [
         ("float32", "1,1,1,1", 1, 1e-5),
+        ("float32", "1,1,1,1", 4, 1e-5),
         ("float32", "tp=2,sp=4", 4, 1e-5),
         pytest.param(*("float32", "dp=2,tp=2", 4, 1e-5), marks=SLOW),
         pytest.param(*("float32", "fsdp=2", 2, 1e-5), marks=SLOW),
