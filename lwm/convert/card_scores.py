@@ -50,10 +50,11 @@ def of_reports(
         UserError: One of `given` is of another model, or no report.
     """
     found, here = [], None
-    own = [] if run is None else _reports_in(run)
-    for path in [*own, *given]:
-        file = path / REPORT if path.is_dir() else path
-        report = read_json(file) if path in given else _read(file)
+    asked = dict.fromkeys(path / REPORT if path.is_dir() else path for path in given)
+    same = {file.resolve() for file in asked}
+    own = [] if run is None else [f for f in _reports_in(run) if f.resolve() not in same]
+    for file in [*own, *asked]:
+        report = read_json(file) if file in asked else _read(file)
         here = here or fingerprints(named(model_files(source)))
         if _is_of(report, config, here):
             try:
@@ -61,7 +62,7 @@ def of_reports(
                 continue
             except _FAULTY:
                 pass
-        if path in given:
+        if file in asked:
             raise UserError(
                 f"{file} is no report of {source} as it is now; leave it out, or evaluate again"
             )

@@ -43,6 +43,7 @@ def test_reports_of_the_model_are_in_its_card_and_others_are_not(measured, tmp_p
     assert (score.what, score.how) == ("one needle, 256 to 1,024 tokens", report["command"])
     assert score.result == "45.0% (95%: 30.0% to 60.0%); n = 40"
     assert reports_of(opened, None, [file.parent]) == [score]
+    assert reports_of(opened, tmp_path / "run", [file.parent, file]) == [score], "each once"
     text = card(facts_of(opened, "bfloat16", reports=[file]))
     assert text.count(score.result) == 1
     assert f"| {score.what} | {score.result} | {score.how} |" in text
