@@ -91,9 +91,9 @@ def test_layers_are_apart_where_a_stack_is_too_large(fixtures, tmp_path, monkeyp
 def test_all_is_read_back_without_options(source, tmp_path):
     sampling = VisionSampling(image=FrameSampling(guidance=3.0))
     source = written.dataclasses.replace(source, sampling=sampling)
-    told = []
-    write_lwm_original(source, tmp_path / "new", progress=lambda *done: told.append(done))
-    assert told[-1][0] == told[-1][1] > 2e6
+    noted = []
+    write_lwm_original(source, tmp_path / "new", progress=lambda *done: noted.append(done))
+    assert noted[-1][0] == noted[-1][1] > 2e6
     opened = open_model_files(tmp_path / "new")
     assert (opened.config, opened.sampling) == (source.config, sampling)
     assert open_tokens(tmp_path / "new")[1] == source.config.tokens
