@@ -31,6 +31,7 @@ _VQGAN_ROWS = {
     "psnr_pooled": ("PSNR of the mean error", "{:.2f} dB"),
     "psnr_foreground": ("PSNR of the foreground, mean over frames", "{:.2f} dB"),
     "psnr_foreground_pooled": ("PSNR of the foreground, of the mean error", "{:.2f} dB"),
+    "ssim": ("SSIM, mean over frames", "{:.4f}"),
     "codes_used": ("codes used", "{:.1%}"),
     "lpips": ("LPIPS, mean over frames", "{:.4f}"),
     "frechet_lpips": ("Fréchet distance on LPIPS features", "{:.3f}"),
@@ -163,7 +164,7 @@ def eval_vqgan(
     max_frames: int = 4,
     background: str = "white",
 ) -> None:
-    """Measures reconstruction by a VQGAN: PSNR, codes used, and a contact sheet.
+    """Measures reconstruction by a VQGAN: PSNR, SSIM, codes used, and a contact sheet.
 
     With the extra `lpips`, also LPIPS and the Fréchet distance on its features.
 

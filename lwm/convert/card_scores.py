@@ -188,6 +188,7 @@ def _frame_scores(scores: Mapping[str, Any]) -> Iterator[str]:
     names = {
         "psnr": "PSNR {:.2f} dB",
         "psnr_foreground": "PSNR of the foreground {:.2f} dB",
+        "ssim": "SSIM {:.4f}",
         "codes_used": "{:.1%} of codes used",
         "lpips": "LPIPS {:.4f}",
         "frechet_lpips": "Fréchet distance on LPIPS features {:.3f}",

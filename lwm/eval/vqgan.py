@@ -1,4 +1,4 @@
-"""Reconstruction quality of a VQGAN: PSNR, codes used, LPIPS, and a contact sheet."""
+"""Reconstruction quality of a VQGAN: PSNR, SSIM, codes used, LPIPS, and a contact sheet."""
 
 import json
 from collections.abc import Sequence
@@ -43,8 +43,8 @@ def evaluate(
         background: The colour behind transparent images; its pixels are not foreground.
 
     Returns:
-        PSNR in dB, the share of codes used, and with the extra `lpips` LPIPS and the Fréchet
-        distance on its features.
+        PSNR in dB, SSIM, the share of codes used, and with the extra `lpips` LPIPS and the
+        Fréchet distance on its features.
 
     Raises:
         UserError: Nothing can be read, the VQGAN has no decoder, or the folder cannot be written.

@@ -125,11 +125,13 @@ def test_scores_of_a_vqgan(measured, tmp_path):
         "command": "lwm eval vqgan vqgan-64 clips",
         "psnr": 25.25,
         "psnr_foreground": float("nan"),
+        "ssim": 0.91234,
         "frames": 8,
     }
     (tmp_path / "report.json").write_text(json.dumps(report))
     (score,) = of_reports(ASSETS / "vqgan-64", None, None, [tmp_path])
-    assert (score.result, score.how) == ("PSNR 25.25 dB; n = 8 frames", report["command"])
+    assert score.result == "PSNR 25.25 dB, SSIM 0.9123; n = 8 frames"
+    assert score.how == report["command"]
     opened, _ = measured
     with pytest.raises(UserError, match="is no report of"):
         reports_of(opened, None, [tmp_path])

@@ -1,4 +1,4 @@
-"""Reconstruction of held-out frames by a VQGAN: PSNR, codes used, LPIPS, contact sheets.
+"""Reconstruction of held-out frames by a VQGAN: PSNR, SSIM, codes used, LPIPS, contact sheets.
 
 PSNR is 10 log10(255² / MSE) in dB, of frames of bytes. The plain score is the mean over frames, as
 is usual; the pooled score is of the mean error, and lower.
@@ -18,6 +18,7 @@ from lwm.media.pixels import from_bytes, to_bytes
 from lwm.media.write import contact_sheet, write_image
 from lwm.sharding import make_mesh, on_mesh
 from lwm.train.vqgan.perceptual import LPIPS, frechet_distance, summaries
+from lwm.train.vqgan.ssim import WINDOW, ssim
 from lwm.vqgan.model import VQGAN, decode_frames, encode_frames
 
 _TOGETHER = 16
@@ -50,6 +51,8 @@ class HeldOutFrames:
         decoded = to_bytes(decode_frames(model, codes, batch=_TOGETHER))
         used = len(np.unique(codes)) / model.config.codes
         scores = describe_scores(self.frames, decoded, self._foreground)
+        if min(self.frames.shape[1:3]) >= WINDOW:
+            scores["ssim"] = float(ssim(self.frames, decoded).mean())
         scores |= {"frames": len(self.frames), "codes_used": used}
         if self._lpips is not None:
             scores |= by_features(self._lpips, self.frames, decoded)

@@ -331,6 +331,7 @@ def test_a_run_leaves_all_that_it_should_and_goes_on_as_if_never_stopped(files, 
     scores = [line["held_out"]["rest"] for line in lines if "held_out" in line]
     assert len(scores) == 2
     assert scores[-1]["frames"] == 4
+    assert -1 < scores[-1]["ssim"] < 1
     assert (whole / "sheets/rest-0000008.png").is_file()
     card = (whole / "model" / "README.md").read_text()
     assert "encodes frames of 16 × 16 pixels as 64 codes" in card
