@@ -7,12 +7,14 @@ from typing import Any
 
 import jax
 import numpy as np
+from jaxtyping import Int
 
 from lwm.eval.question import Question, Response
-from lwm.eval.scoring import Inbox, together
+from lwm.eval.scoring import Inbox, text_of, together
 from lwm.fingerprint import Fingerprints, fingerprints, model_files, named
 from lwm.generate.answer import Answer
 from lwm.generate.loaded import LoadedModel
+from lwm.generate.output import Frame
 from lwm.progress import Progress
 from lwm.sampling_params import SamplingParams
 
@@ -43,7 +45,7 @@ class ModelAnswerer:
                 raise.
         """
         self._model, self._progress = model, progress
-        self._lane = model.lane(rows)
+        self._rows, self._lane = rows, model.lane(rows)
         model.engine.reserve(-(-tokens // model.engine.groups))
         self.num_asked = 0
         """Tokens of all prompts so far."""
@@ -54,9 +56,10 @@ class ModelAnswerer:
         """Yields each question with its response, without the token that ends it.
 
         Raises:
-            UserError: The devices have no memory for a prompt and its answer.
+            UserError: The devices have no memory for a prompt and its answer, or the model does
+                not generate the images that are asked for.
         """
-        for question, answer, text in together(
+        for question, answer, pieces in together(
             questions, self._send, self._lane, progress=self._progress
         ):
             usage = answer.usage
@@ -65,22 +68,33 @@ class ModelAnswerer:
             yield (
                 question,
                 Response(
-                    text=text,
+                    text=text_of(pieces),
                     prompt_tokens=usage.prompt_tokens,
                     completion_tokens=usage.completion_tokens,
+                    codes=_codes(pieces),
                 ),
             )
 
     def _send(self, question: Question, inbox: Inbox, note: Progress) -> Answer:
+        sampling, lane = question.sampling if question.frames else None, self._lane
+        if sampling is not None and sampling.is_guided:
+            lane = self._model.lane(2 * self._rows, together=2)
         return Answer(
             self._model,
             question.ids,
-            SamplingParams(max_tokens=question.max_tokens),
+            SamplingParams(max_tokens=question.max_tokens, seed=question.seed),
             continues=bool(question.opening),
-            lane=self._lane,
+            sampling=sampling,
+            frames=question.frames,
+            lane=lane,
             progress=note,
             inbox=inbox,
         )
+
+
+def _codes(pieces: Sequence[str | Frame]) -> Int[np.ndarray, "frames codes"] | None:
+    frames = [piece.codes for piece in pieces if isinstance(piece, Frame)]
+    return np.stack(frames) if frames else None
 
 
 def describe_model(model: LoadedModel) -> dict[str, Any]:

@@ -80,7 +80,7 @@ def ask(
                 "context_length": question.cell.length,
                 "built_length": question.built_length,
                 "prompt_tokens": response.prompt_tokens,
-                "prompt_sha256": _digest(question.message + question.opening),
+                "prompt_sha256": _digest(question),
                 "truncated": _missing(question, response),
             }
         )
@@ -88,9 +88,14 @@ def ask(
         progress(done, total)
 
 
-def _digest(text: str) -> str:
+def _digest(question: Question) -> str:
     """Returns what shows that two models were asked the same."""
-    return hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()[:16]
+    text = question.message + question.opening
+    found = hashlib.sha256(text.encode(errors="surrogatepass"))
+    for vision in question.visions:
+        found.update(repr(vision.codes.shape).encode())
+        found.update(vision.codes.astype("<i4").tobytes())
+    return found.hexdigest()[:16]
 
 
 def require_whole(question: Question, response: Response) -> None:

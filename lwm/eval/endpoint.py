@@ -126,6 +126,11 @@ class EndpointAnswerer:
                 yield question, self._response(future.result())
 
     async def _ask(self, session: Session, question: Question) -> dict[str, Any]:
+        if not question.is_text:
+            raise UserError(
+                f"{self._server.url} is asked in text only; images and videos need a model in this "
+                "process"
+            )
         path = "/chat/completions" if question.form == "chat" else "/completions"
         values = self._values(question)
         try:

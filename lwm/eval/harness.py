@@ -13,7 +13,7 @@ from typing import Any
 
 from lwm.errors import UserError
 from lwm.eval.answer import describe_model
-from lwm.eval.scoring import Inbox, ScoreRequest, score, together
+from lwm.eval.scoring import Inbox, ScoreRequest, score, text_of, together
 from lwm.files import require_package
 from lwm.generate.answer import Answer
 from lwm.generate.language_model import LanguageModel
@@ -234,7 +234,8 @@ class HarnessModel(_base.TemplateLM):
 
         with self._bar(len(requests), disable_tqdm, "Generating") as bar:
             waiting = iter(sorted(prompts, key=lambda prompt: prompt.ids))
-            for prompt, _, text in together(waiting, send, lane):
+            for prompt, _, pieces in together(waiting, send, lane):
+                text = text_of(pieces)
                 texts[prompt.number] = text
                 self.cache_hook.add_partial("generate_until", requests[prompt.number].args, text)
                 bar.update()

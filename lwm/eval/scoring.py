@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 
 from lwm.generate.answer import Answer
 from lwm.generate.loaded import LoadedModel
+from lwm.generate.output import Frame
 from lwm.progress import Progress
 from lwm.sampling_params import SamplingParams
 
@@ -84,8 +85,8 @@ def together(
     count: int,
     *,
     progress: Callable[[int], None] = lambda done: None,
-) -> Iterator[tuple[T, Answer, str]]:
-    """Yields each request with its answer and the answer's text once it has ended, in any order.
+) -> Iterator[tuple[T, Answer, list[str | Frame]]]:
+    """Yields each request with its answer and all its pieces once it has ended, in any order.
 
     Args:
         requests: Taken only when they can be worked on.
@@ -106,15 +107,20 @@ def together(
                 return
             answer, event = inbox.get()
             begun = running[answer]
-            begun.pieces += [piece for piece in answer.take(event) if isinstance(piece, str)]
+            begun.pieces += answer.take(event)
             if answer.finish_reason is None:
                 progress(sum(each.read for each in running.values()))
             else:
                 del running[answer]
-                yield begun.request, answer, "".join(begun.pieces)
+                yield begun.request, answer, begun.pieces
     finally:
         for answer in running:
             answer.close()
+
+
+def text_of(pieces: Iterable[str | Frame]) -> str:
+    """Returns the text in the pieces of an answer."""
+    return "".join(piece for piece in pieces if isinstance(piece, str))
 
 
 @dataclasses.dataclass
@@ -122,7 +128,7 @@ class _Running:
     """A request that is being worked on."""
 
     request: Any
-    pieces: list[str] = dataclasses.field(default_factory=list)
+    pieces: list[str | Frame] = dataclasses.field(default_factory=list)
     read: int = 0
 
     def note(self, done: int, total: int) -> None:

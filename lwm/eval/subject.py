@@ -7,6 +7,7 @@ from typing import Any
 from lwm.errors import UserError
 from lwm.eval.answer import ModelAnswerer, describe_model, model_fingerprints
 from lwm.eval.ask import Evaluation, ask
+from lwm.eval.prompt import PromptEncoder
 from lwm.eval.question import Answerer
 from lwm.eval.results import Results
 from lwm.fingerprint import Fingerprints
@@ -62,6 +63,12 @@ class Subject:
     def name(self) -> str:
         """The model's name."""
         return self.description["name"]
+
+    @property
+    def encoder(self) -> PromptEncoder:
+        """Turns messages into prompts; those with images, if a model is here that reads them."""
+        marks = self.model.marks if self.model is not None and self.model.sees else None
+        return PromptEncoder(tokenizer=self.tokenizer, template=self.template, marks=marks)
 
     def require_context(self, length: int) -> None:
         """Refuses a length above the context.

@@ -17,6 +17,7 @@ from lwm.data.sets import open_records, require_codes_of
 from lwm.data.sources import files_of
 from lwm.errors import UserError, several
 from lwm.eval.answer import describe_model, model_fingerprints
+from lwm.eval.question import GREEDY
 from lwm.files import make_folder, write_bytes
 from lwm.fingerprint import fingerprints, named
 from lwm.generate.grammar import TEXT_ONLY
@@ -25,7 +26,7 @@ from lwm.generate.plan import GenerationPlan, VisionPlan
 from lwm.generate.vision import DrawRequest, generate_visions
 from lwm.generate.work import Work, Written
 from lwm.progress import Progress
-from lwm.sampling_params import FrameSampling, VisionSampling
+from lwm.sampling_params import VisionSampling
 from lwm.tokenizer.message import Message, Vision
 from lwm.tokenizer.template import render_chat
 from lwm.train.validate import HeldOut
@@ -35,8 +36,6 @@ GENERATED, CAPTIONED = "drawn", "told"
 """Keys of the report: right results from text to image, and from image to text."""
 _BATCH = 16
 _CAPTION_TOKENS = 48
-
-GREEDY = FrameSampling(guidance=1.0, temperature=0.0)
 
 
 @dataclasses.dataclass(frozen=True)

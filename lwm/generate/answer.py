@@ -13,6 +13,7 @@ from lwm.generate.output import AnswerReader, Frame, joined
 from lwm.generate.plan import GenerationPlan, VisionPlan
 from lwm.generate.requests import Tagged
 from lwm.generate.sampling import sampler
+from lwm.generate.vision import unprompted
 from lwm.generate.work import Finished, FinishReason, Reading, Scores, Work, Written
 from lwm.progress import Progress
 from lwm.sampling_params import SamplingParams, VisionSampling
@@ -48,6 +49,7 @@ class Answer:
         continues: bool = False,
         is_turn: bool = False,
         sampling: VisionSampling | None = None,
+        frames: int = 0,
         lane: int | None = None,
         progress: Progress = lambda done, total: None,
         priority: int = 0,
@@ -65,6 +67,9 @@ class Answer:
             is_turn: The answer is a turn of a chat. It starts without spaces, since formats such
                 as LWM's put one before it; without `sampling` it ends before its first image.
             sampling: Sampling of images and videos; None: the answer is text only.
+            frames: The answer is the rest of an image or a video that the prompt has begun, of so
+                many frames, sampled with guidance if that is asked for; 0: it is text that may
+                hold images.
             lane: Width of the lane; None: that of one row.
             progress: Called with the number of prompt tokens in the cache, as the answer is read.
             priority: Requests with a higher one come first.
@@ -107,11 +112,14 @@ class Answer:
             stop_ids=model.tokenizer.eos_ids,
             sampler=sampler(params),
             seed=params.seed,
-            vision=None if sampling is None else _vision_plan(model, sampling, most),
+            vision=None if sampling is None else _vision_plan(model, sampling, most, frames),
         )
         work = Work(plan=plan, read=self._reader, scores_from=scores_from)
+        prompts = [ids]
+        if frames and sampling is not None and sampling.is_guided:
+            prompts.append(unprompted(model))
         self._request = work.request(
-            ids, lane=model.lane(1) if lane is None else lane, priority=priority, client=client
+            *prompts, lane=model.lane(1) if lane is None else lane, priority=priority, client=client
         )
         self._events: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self._request.events = self._events if inbox is None else Tagged(inbox, self)
@@ -234,9 +242,15 @@ class _Reader:
         return [rest] if rest else []
 
 
-def _vision_plan(model: LoadedModel, sampling: VisionSampling, room: int) -> VisionPlan:
+def _vision_plan(
+    model: LoadedModel, sampling: VisionSampling, room: int, frames: int
+) -> VisionPlan:
+    limits = FrameLimits.exactly(frames) if frames else FrameLimits()
+    image, video = sampling.image, sampling.video
     return VisionPlan(
-        state=model.grammar.start([FrameLimits()], room=room),
-        image=sampler(sampling.image.params()),
-        video=sampler(sampling.video.params()),
+        state=model.grammar.start([limits], room=room),
+        image=sampler(image.params()),
+        video=sampler(video.params()),
+        guidance=1.0 if image.guidance is None else image.guidance,
+        video_guidance=video.guidance,
     )

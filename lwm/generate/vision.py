@@ -126,7 +126,7 @@ def _generate(
     grammar, given = model.grammar, request.given
     sampling = _used(request.sampling.over(model.sampling), request)
     runs = [_prompt(model, prompt, request.kind) for prompt in request.prompts]
-    openings = [_start(model)] * len(runs)
+    openings = [unprompted(model)] * len(runs)
     if request.first:
         begun = [_begun(model, vision) for vision in request.first]
         runs, openings = (
@@ -204,7 +204,7 @@ def _prompt(model: LoadedModel, prompt: str, kind: captions.VisionKind) -> list[
     return [*ids, *model.marks.opening]
 
 
-def _start(model: LoadedModel) -> list[int]:
+def unprompted(model: LoadedModel) -> list[int]:
     """Returns the ids before an image or video without a prompt, for guidance."""
     bos = model.tokenizer.bos_id
     return [*([] if bos is None else [bos]), *model.marks.opening]

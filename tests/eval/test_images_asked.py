@@ -1,0 +1,92 @@
+"""Questions that hold images, and questions whose answer is one."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+import lwm
+from lwm.data.captions import ASK, request
+from lwm.errors import UserError
+from lwm.eval.answer import ModelAnswerer
+from lwm.eval.endpoint import EndpointAnswerer
+from lwm.eval.question import GREEDY
+from lwm.eval.server import Server
+from lwm.eval.subject import Subject
+from lwm.eval.vision import read_pairs
+from lwm.generate.vision import DrawRequest, generate_visions
+from lwm.sampling_params import FrameSampling, VisionSampling
+
+
+@pytest.fixture(scope="module")
+def tiny_vision():
+    return lwm.load("tiny-vision")
+
+
+@pytest.fixture(scope="module")
+def pairs():
+    return read_pairs(("shipped:clips",), count=2)
+
+
+def drawn(model, caption, **changes):
+    encoder = Subject.of_model(model).encoder
+    asked = encoder.with_images(
+        None,
+        request(caption, "image").parts,
+        max_tokens=model.grammar.size(1),
+        frames=1,
+        truth={},
+    )
+    return dataclasses.replace(asked, **changes)
+
+
+def ask(model, *questions, rows=1):
+    answerer = ModelAnswerer(model, tokens=4096, rows=rows)
+    answers = dict((id(asked), response) for asked, response in answerer.answers(questions))
+    return [answers[id(asked)] for asked in questions]
+
+
+def test_a_clip_in_a_message_is_described_and_an_image_is_generated(tiny_vision, pairs):
+    encoder = Subject.of_model(tiny_vision).encoder
+    clip, other = pairs
+    shown = encoder.with_images(
+        None, (ASK["video"], clip.vision), max_tokens=24, truth={"caption": clip.caption}
+    )
+    assert (shown.message, shown.visions, shown.is_text) == (ASK["video"], [clip.vision], False)
+    assert len(shown.ids) > 4 * 65
+    said, made = ask(tiny_vision, shown, drawn(tiny_vision, other.caption), rows=2)
+    assert (said.text.strip(), said.codes) == (clip.caption, None)
+    assert (made.text, made.codes.shape, made.completion_tokens) == ("", (1, 64), 65)
+    greedy = VisionSampling(image=GREEDY, video=GREEDY)
+    (known,) = generate_visions(tiny_vision, DrawRequest(prompts=(other.caption,), sampling=greedy))
+    np.testing.assert_array_equal(made.codes, known.codes)
+
+
+def test_guidance_and_seeds_of_images_are_those_of_generated_ones(tiny_vision, pairs):
+    sampling = VisionSampling(image=FrameSampling(guidance=2.0, temperature=3.0))
+    caption = pairs[0].caption
+    found = ask(
+        tiny_vision,
+        *(drawn(tiny_vision, caption, sampling=sampling, seed=seed) for seed in (3, 4)),
+        rows=2,
+    )
+    known = generate_visions(
+        tiny_vision, DrawRequest(prompts=(caption,) * 2, sampling=sampling, seed=3)
+    )
+    for one, other in zip(found, known, strict=True):
+        np.testing.assert_array_equal(one.codes, other.codes)
+    assert (found[0].codes != found[1].codes).any()
+
+
+def test_models_and_servers_of_text_refuse_images_in_a_line(tiny_vision, tiny_model, pairs):
+    encoder = Subject.of_model(tiny_model).encoder
+    with pytest.raises(UserError, match="reads no vision"):
+        encoder.with_images(None, (pairs[0].vision,), max_tokens=8, truth={})
+    with pytest.raises(UserError, match="an image is asked for, but the model reads and writes"):
+        encoder.with_images(None, ("a cat",), max_tokens=65, frames=1, truth={})
+    asked = drawn(tiny_vision, "a cat")
+    server = EndpointAnswerer(Server(url="http://127.0.0.1:9/v1", retries=0), "some")
+    with pytest.raises(UserError, match="is asked in text only"):
+        list(server.answers([asked]))
+    with pytest.raises(UserError, match="tiny reads and writes text only"):
+        ask(tiny_model, dataclasses.replace(asked, ids=[1, 2]))
