@@ -1,0 +1,192 @@
+"""Captions of scenes, and questions with one right answer of a word or two."""
+
+import json
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from typing import Literal, NamedTuple
+
+from lwm.world.attributes import COLOURS, DIGITS, KINDS, Split, in_split
+from lwm.world.facts import Facts, Thing
+from lwm.world.source import Source
+
+QuestionKind = Literal["what", "colour", "count", "direction", "first", "second", "exists"]
+
+NUMBERS = ("zero", "one", "two", "three")
+ORDINALS = ("first", "second", "third", "fourth", "fifth", "sixth", "seventh", "eighth")
+_PLURALS = {"cross": "crosses", "fish": "fish"} | {digit: f"{digit}s" for digit in DIGITS}
+_WAYS = {"left": "to the left", "right": "to the right", "up": "up", "down": "down"}
+
+
+class QuestionAnswer(NamedTuple):
+    """A question about a clip, and its answer."""
+
+    kind: QuestionKind
+    question: str
+    answer: str
+
+
+def caption(facts: Facts) -> str:
+    """Returns a caption that states all facts; its form is one of several, by the facts alone."""
+    source = Source("caption", zlib.crc32(json.dumps(facts.to_json()).encode()))
+    clauses = [_clause(facts, thing) for thing in source.shuffled(facts.things)]
+    joined = clauses[0] if len(clauses) == 1 else f"{', '.join(clauses[:-1])} and {clauses[-1]}"
+    form = source.choice(
+        (
+            "{things} on a {background} background.",
+            "On a {background} background, {things}.",
+            "{things}. The background is {background}.",
+            "{background} background: {things}.",
+        )
+    )
+    text = form.format(things=joined, background=facts.background)
+    return text[0].upper() + text[1:]
+
+
+def questions(
+    facts: Facts, rng: Source, *, split: Split = "train", kinds: Sequence[str] = KINDS
+) -> tuple[QuestionAnswer, ...]:
+    """Returns a question of each kind that the facts answer, in the order of the kinds.
+
+    Args:
+        facts: Facts of a clip.
+        rng: Chooses what is asked about, and how.
+        split: Split of the clip; no question names a combination of the other one.
+        kinds: Kinds of things that may be asked about.
+    """
+    makers: tuple[Callable[[], Iterator[QuestionAnswer]], ...] = (
+        lambda: _what(facts, rng),
+        lambda: _colour(facts, rng),
+        lambda: _count(facts, rng),
+        lambda: _direction(facts, rng),
+        lambda: _first(facts, rng),
+        lambda: _second(facts, rng),
+        lambda: _exists(facts, rng, split, kinds),
+    )
+    return tuple(question for make in makers for question in make())
+
+
+def noun(kind: str) -> str:
+    """Returns the noun for a kind."""
+    return f"digit {kind}" if kind in DIGITS else kind
+
+
+def name(thing: Thing) -> str:
+    """Returns colour and noun of a thing."""
+    return f"{thing.colour} {noun(thing.kind)}"
+
+
+def _article(words: str) -> str:
+    return f"{'an' if words[0] in 'aeiou' else 'a'} {words}"
+
+
+def _clause(facts: Facts, thing: Thing) -> str:
+    """Returns a thing and what it does."""
+    subject = _article(f"{thing.size} {name(thing)}")
+    if facts.frames == 1:
+        return subject
+    if thing.event is None:
+        return f"{subject} {_moves(thing)}"
+    when = _when(facts, thing)
+    if thing.event in ("appears", "disappears"):
+        return f"{subject} {thing.event}{when}"
+    if thing.event == "collides":
+        still = thing.motion == "still"
+        return (
+            f"{subject} {'is hit' if still else f'{_moves(thing)} until it hits something'}{when}"
+        )
+    return f"{subject} {_moves(thing)} and {thing.event}{when}"
+
+
+def _moves(thing: Thing) -> str:
+    return "stands still" if thing.motion == "still" else f"moves {_WAYS[thing.motion]}"
+
+
+def _when(facts: Facts, thing: Thing) -> str:
+    second = facts.second(thing)
+    if second is None or facts.seconds < 2 or second >= len(ORDINALS):
+        return ""
+    return f" in the {ORDINALS[second]} second"
+
+
+def _alone(facts: Facts) -> list[Thing]:
+    """Returns the things that are the only ones of their kind."""
+    kinds = [thing.kind for thing in facts.things]
+    return [thing for thing in facts.things if kinds.count(thing.kind) == 1]
+
+
+def _what(facts: Facts, rng: Source) -> Iterator[QuestionAnswer]:
+    thing = rng.choice(facts.things)
+    if thing.event is not None and rng.chance(0.5):
+        yield QuestionAnswer("what", f"What happens to the {name(thing)}?", f"it {thing.event}")
+    else:
+        yield QuestionAnswer("what", f"What is the {thing.colour} thing?", thing.kind)
+
+
+def _colour(facts: Facts, rng: Source) -> Iterator[QuestionAnswer]:
+    if alone := _alone(facts):
+        thing = rng.choice(alone)
+        yield QuestionAnswer("colour", f"What colour is the {noun(thing.kind)}?", thing.colour)
+
+
+def _count(facts: Facts, rng: Source) -> Iterator[QuestionAnswer]:
+    if any(thing.event in ("appears", "disappears") for thing in facts.things):
+        return  # it depends on the time
+    kind = rng.choice(facts.things).kind
+    if rng.chance(0.5):
+        count, plural = len(facts.things), "things"
+    else:
+        count = sum(thing.kind == kind for thing in facts.things)
+        plural = _PLURALS.get(kind, f"{kind}s")
+    yield QuestionAnswer("count", f"How many {plural} are there?", NUMBERS[count])
+
+
+def _direction(facts: Facts, rng: Source) -> Iterator[QuestionAnswer]:
+    moving = [thing for thing in facts.things if thing.motion != "still"]
+    if moving:
+        thing = rng.choice(moving)
+        yield QuestionAnswer("direction", f"Which way does the {name(thing)} move?", thing.motion)
+
+
+def _first(facts: Facts, rng: Source) -> Iterator[QuestionAnswer]:
+    changing = [thing for thing in rng.shuffled(facts.things) if thing.frame is not None]
+    for first in changing:
+        for other in changing:
+            if (first.frame or 0) < (other.frame or 0):
+                pair = " or the ".join(map(name, rng.shuffled((first, other))))
+                question = f"Which changes first, the {pair}?"
+                yield QuestionAnswer("first", question, name(first))
+                return
+
+
+def _second(facts: Facts, rng: Source) -> Iterator[QuestionAnswer]:
+    changing = [thing for thing in facts.things if thing.frame is not None]
+    if changing and 2 <= facts.seconds <= len(ORDINALS):
+        thing = rng.choice(changing)
+        question = f"In which second does this happen: the {name(thing)} {thing.event}?"
+        yield QuestionAnswer("second", question, ORDINALS[facts.second(thing) or 0])
+
+
+def _exists(
+    facts: Facts, rng: Source, split: Split, kinds: Sequence[str]
+) -> Iterator[QuestionAnswer]:
+    shown = {(thing.kind, thing.colour) for thing in facts.things}
+    if rng.chance(0.5):
+        kind, colour = rng.choice(sorted(shown))
+        answer = "yes"
+    else:
+        absent = [
+            (kind, colour)
+            for kind in kinds
+            for colour in COLOURS
+            if in_split(kind, colour, split) and (kind, colour) not in shown
+        ]
+        # As a rule one of the two is there, so that both have to be seen together.
+        near = [
+            pair
+            for pair in absent
+            if any(pair[0] == kind or pair[1] == colour for kind, colour in shown)
+        ]
+        kind, colour = rng.choice(near if near and rng.chance(0.75) else absent)
+        answer = "no"
+    question = f"Is there {_article(f'{colour} {noun(kind)}')}?"
+    yield QuestionAnswer("exists", question, answer)
