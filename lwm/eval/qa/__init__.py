@@ -1,0 +1,1 @@
+"""Questions about images and videos: local sets in known shapes, with their scoring rules."""
