@@ -23,6 +23,7 @@ from lwm.cli.harness import eval_harness, run_harness
 from lwm.cli.needles import data_needles
 from lwm.cli.perplexity import eval_perplexity
 from lwm.cli.plan import plan
+from lwm.cli.questions import eval_qa
 from lwm.cli.ruler import eval_ruler
 from lwm.cli.texts import generate_text
 from lwm.errors import UserError
@@ -106,6 +107,7 @@ COMMANDS: dict[str, Command | dict[str, Command]] = {
         "harness": eval_harness,
         "needle": eval_needle,
         "perplexity": eval_perplexity,
+        "qa": eval_qa,
         "ruler": eval_ruler,
         "vision": eval_vision,
         "vqgan": eval_vqgan,

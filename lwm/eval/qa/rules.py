@@ -92,3 +92,31 @@ def says_no(text: str) -> bool:
 
 def _bare(text: str) -> str:
     return text.strip().lower().removesuffix(".").rstrip()
+
+
+def names_only(text: str, answer: str, options: Sequence[str]) -> float:
+    """Returns 1 if a text names the right one of all possible answers, and no other."""
+    words = f" {normalized(text)} "
+    named = {option for option in {*options, answer} if f" {normalized(option)} " in words}
+    # `dark blue` names `blue`, too.
+    whole = {one for one in named if not any(one != other and one in other for other in named)}
+    return float(whole == {answer})
+
+
+def score(rule: RuleName, text: str, answers: Sequence[str], options: Sequence[str] = ()) -> float:
+    """Returns the score of an answer by a rule, from 0 to 1.
+
+    Args:
+        rule: The rule.
+        text: The answer.
+        answers: The right answer; under `vqa` the answers of people.
+        options: All possible answers, for `world`.
+    """
+    if rule == "vqa":
+        return vqa_accuracy(text, answers)
+    (answer,) = answers
+    if rule == "pope":
+        return float(says_no(text) == (answer == "no"))
+    if rule == "world":
+        return names_only(text, answer, options)
+    return gqa_accuracy(text, answer) if rule == "gqa" else video_accuracy(text, answer)

@@ -1,0 +1,72 @@
+"""`lwm eval qa`: questions about images and videos of local sets."""
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import tyro
+
+from lwm.cli.answerers import AnswerOptions, open_subject, require_answerer
+from lwm.cli.common import Flat, LoadOptions, Model, print_line, record_command, stoppable
+from lwm.eval.qa.config import QAConfig
+
+if TYPE_CHECKING:
+    from lwm.eval.qa.report import QAReport
+    from lwm.eval.qa.rows import QuestionSet
+    from lwm.eval.subject import Subject
+
+
+def eval_qa(
+    model: Model,
+    files: Annotated[tuple[str, ...], tyro.conf.Positional],
+    /,
+    *,
+    out: Path = Path("qa"),
+    qa: Flat[QAConfig] = QAConfig(),
+    load: Flat[LoadOptions] = LoadOptions(),
+    answers: Flat[AnswerOptions] = AnswerOptions(),
+) -> None:
+    """Asks the questions of a local set about images or videos, and scores them by its rule.
+
+    Args:
+        model: A name from `lwm models`, a Hugging Face folder, a GGUF file, or a hub's org/name.
+            With --endpoint the name that the server has for it.
+        files: JSON lines or Parquet in the shape of VQAv2, GQA, POPE, MSVD-QA or MSRVTT-QA.
+        out: Folder for results and report.json; run again to continue, or to ask more.
+        qa: Rule of the set, its images and videos, and the form of the prompts.
+        load: How the model is loaded.
+        answers: Where the model is, and how it is asked.
+    """
+    from lwm.eval.qa.run import open_questions
+    from lwm.files import make_folder
+
+    require_answerer(model, answers)
+    questions = open_questions(files, qa)
+    make_folder(out)
+    with open_subject(model, load, answers) as subject:
+        run_qa(subject, questions, qa, out)
+
+
+def run_qa(subject: "Subject", questions: "QuestionSet", config: QAConfig, out: Path) -> "QAReport":
+    """Evaluates with a progress bar; prints the table.
+
+    Raises:
+        UserError: See `evaluate`.
+        KeyboardInterrupt: Ctrl-C was pressed; the answers so far are kept.
+    """
+    from lwm.eval.qa.run import REPORT, evaluate
+
+    begun = time.monotonic()
+    try:
+        with stoppable("asking", "tokens") as progress:
+            run = evaluate(subject, questions, config, out, progress=progress)
+    except KeyboardInterrupt as stopped:
+        print_line(stopped, error=True)
+        raise
+    record_command(out / REPORT)
+    print(run.report.table())
+    print(
+        f"\n{run.report.statement()}\n{run.work.num_new:,} of {len(run.report.rows):,} questions "
+        f"asked now: prompts of {run.work.prompt_tokens:,} tokens, {time.monotonic() - begun:.1f} s"
+    )
+    return run.report

@@ -1,0 +1,112 @@
+"""Scores of question answering by type of question, beside those of the commonest answers."""
+
+import collections
+import dataclasses
+import functools
+import json
+from collections.abc import Sequence
+
+from lwm.eval.markdown import markdown_table
+from lwm.eval.qa.rules import RuleName, says_no, score
+from lwm.eval.results import ResultRow
+from lwm.eval.ruler.report import Mean
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class QAReport:
+    """Answers of one evaluation, in any order."""
+
+    header: ResultRow
+    """Model, configuration and versions: the first line of the results."""
+    rows: Sequence[ResultRow]
+
+    @property
+    def rule(self) -> RuleName:
+        """Rule of the scores."""
+        return self.header["config"]["rule"]
+
+    @property
+    def kinds(self) -> list[str]:
+        """Types of questions, sorted."""
+        return sorted({row["task"] for row in self.rows})
+
+    def mean(self, kind: str | None = None) -> Mean:
+        """Averages over the questions of a type, by default over all questions."""
+        return Mean.of([[row["score"] for row in self.rows if kind in (None, row["task"])]])
+
+    def prior(self, kind: str | None = None) -> float:
+        """Returns the score of answers that are always the commonest of their type."""
+        scores = [
+            score(self.rule, self._commonest[row["task"]], row["answers"])
+            for row in self.rows
+            if kind in (None, row["task"])
+        ]
+        return round(sum(scores) / len(scores), 6)
+
+    @functools.cached_property
+    def _commonest(self) -> dict[str, str]:
+        counts: dict[str, collections.Counter[str]] = {}
+        for row in self.rows:
+            counts.setdefault(row["task"], collections.Counter()).update(row["answers"])
+        # Of equally common answers the first in the alphabet, whatever the order of the rows.
+        return {
+            kind: min(found, key=lambda answer: (-found[answer], answer))
+            for kind, found in counts.items()
+        }
+
+    def yes_and_no(self) -> dict[str, float]:
+        """Returns POPE's measures: precision, recall and F1 of `yes`, and its share."""
+        said = [not says_no(row["response"]) for row in self.rows]
+        right = sum(
+            yes and row["answers"] == ["yes"] for yes, row in zip(said, self.rows, strict=True)
+        )
+        asked = sum(row["answers"] == ["yes"] for row in self.rows)
+        precision = right / sum(said) if any(said) else 0.0
+        recall = right / asked if asked else 0.0
+        both = precision + recall
+        return {
+            "accuracy": self.mean().score,
+            "precision": precision,
+            "recall": recall,
+            "f1": 2 * precision * recall / both if both else 0.0,
+            "yes_share": sum(said) / len(said),
+        }
+
+    def to_json(self) -> str:
+        """Returns the report; equal answers give equal text."""
+        by_task = [
+            {"task": kind, "prior": self.prior(kind)} | self.mean(kind).to_json()
+            for kind in self.kinds
+        ]
+        pope = {}
+        if self.rule == "pope":
+            pope = {"yes_no": {name: round(x, 6) for name, x in self.yes_and_no().items()}}
+        whole = dict(self.header) | {
+            "axes": ["task"],
+            "chance": self.prior(),
+            "overall": self.mean().to_json(),
+            **pope,
+            "by_length": [],
+            "by_task": by_task,
+            "cells": by_task,
+        }
+        return json.dumps(whole, ensure_ascii=False, indent=2) + "\n"
+
+    def table(self) -> str:
+        """Returns the types of questions in Markdown: percentages with their 95% intervals."""
+        rows = [["questions", "asked", self.rule, "commonest answer"]]
+        kinds = self.kinds if len(self.kinds) > 1 else []
+        for name, kind in [*((kind, kind) for kind in kinds), ("all", None)]:
+            mean = self.mean(kind)
+            rows.append([name, f"{mean.asked:,}", str(mean), f"{100 * self.prior(kind):.1f}"])
+        return markdown_table(rows, words=True)
+
+    def statement(self) -> str:
+        """States how the questions were asked, and under POPE its measures."""
+        asked = "without the images" if self.header["config"]["blind"] else "with the images"
+        line = f"rule {self.rule}, asked {asked}"
+        if self.rule != "pope":
+            return line
+        found = self.yes_and_no()
+        listed = (f"{name} {100 * found[name]:.1f}" for name in ("precision", "recall", "f1"))
+        return f"{line}; yes: {', '.join(listed)}, {found['yes_share']:.1%} of all answers"
