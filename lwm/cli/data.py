@@ -27,7 +27,8 @@ def data_check(
     """Reads every record of training data; reports bad records and statistics.
 
     Args:
-        files: JSON lines, Parquet, ArrayRecord or .txt files, folders of them, or patterns.
+        files: JSON lines, Parquet, ArrayRecord or .txt files, folders of them, patterns, or clips
+            of the world: `world:train`.
         model: The model to be trained: a name from `lwm models`, a folder, or a GGUF file.
         tokenizer: In place of a model, a tokenizer's folder or file.
         codes: With a tokenizer alone, the entries of the vision codebook; 0 is no vision.
@@ -71,7 +72,8 @@ def data_tokenize(
     """Encodes training data once, into shards that are read many times as fast.
 
     Args:
-        files: JSON lines, Parquet, ArrayRecord or .txt files, folders of them, or patterns.
+        files: JSON lines, Parquet, ArrayRecord or .txt files, folders of them, patterns, or clips
+            of the world: `world:train`.
         out: Folder for the shards; run again to continue.
         model: The model to be trained: a name from `lwm models`, a folder, or a GGUF file.
         tokenizer: In place of a model, a tokenizer's folder or file.
@@ -131,7 +133,7 @@ def tokenize(
 
     Args:
         inputs: Files, folders, zip or tar files (webdataset), lists with a column `path` (CSV,
-            JSON lines, Parquet), or patterns of these.
+            JSON lines, Parquet), patterns of these, or clips of the world: `world:train`.
         out: Folder for the shards; run again to continue.
         model: A model with a VQGAN: a name from `lwm models`, or a folder.
         vqgan: In place of a model, LWM's vqgan file, a folder, or `vqgan-64`, which is in the
@@ -207,21 +209,34 @@ def data_show(
 ) -> None:
     """Shows a tokenized media set: frames decoded from their codes, on one web page.
 
+    Clips of the world are shown as they are rendered, with their captions and questions.
+
     Args:
-        shards: A folder that `lwm tokenize` wrote.
+        shards: A folder that `lwm tokenize` wrote, or a set such as `world:heldout`.
         vqgan: The VQGAN that made the codes, if it has moved.
-        out: The page; by default sheet.html in the folder, which is replaced.
+        out: The page; by default sheet.html in the folder, which is replaced; of the world,
+            world-train.html or world-heldout.html here.
         overwrite: Replace another page that exists.
         count: Number of items, evenly over the set.
     """
     from lwm.console import waiting
-    from lwm.data.media.show import show
+    from lwm.data.media.show import show, show_world
+    from lwm.data.media.world import WorldSet, is_world
     from lwm.files import require_absent
 
-    if out is not None:
-        require_absent(out, overwrite=overwrite)
-    with waiting("decoding", "items") as progress:
-        page = show(shards, vqgan=vqgan, out=out, count=count, progress=progress)
+    name = str(shards)
+    if is_world(name):
+        if vqgan is not None:
+            raise UserError(f"{name} is shown without codes; leave --vqgan out")
+        page = out or Path(f"world-{WorldSet.parse(name).world.split}.html")
+        require_absent(page, overwrite=overwrite)
+        with waiting("rendering", "clips") as progress:
+            show_world(name, page, count=count, progress=progress)
+    else:
+        if out is not None:
+            require_absent(out, overwrite=overwrite)
+        with waiting("decoding", "items") as progress:
+            page = show(shards, vqgan=vqgan, out=out, count=count, progress=progress)
     print_line(page)
 
 

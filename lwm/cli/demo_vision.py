@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 
 from lwm.cli.common import LoadOptions, open_model, print_text
-from lwm.data.clips import CLIPS, FRAMES
+from lwm.data.tokenized import CLIPS, FRAMES
 from lwm.generate.language_model import LanguageModel
 from lwm.sampling_params import VisionSampling
 from lwm.tokenizer.message import Vision

@@ -10,6 +10,7 @@ from lwm.data.example import Example
 from lwm.data.fields import RecordEncoder
 from lwm.data.format import ExampleFormat
 from lwm.data.media.summary import SUMMARY as MEDIA_SUMMARY, MediaSummary
+from lwm.data.media.world import is_world
 from lwm.data.paths import Warn
 from lwm.data.shards import is_shards, open_shards
 from lwm.data.sources import Source, files_of, open_source
@@ -76,10 +77,10 @@ def open_set(
                 f"{files[0]}: its records were encoded when it was tokenized; leave format out"
             )
         return open_shards(Path(files[0]), tokens=tokens, tokenizer=tokenizer)
-    for path, made_by in _codebooks(files):
+    for name, made_by in _codebooks(files, warn):
         if tokens.vision and made_by.codes != tokens.codes:
             raise UserError(
-                f"the codes of {path} are of a codebook of {made_by.codes}, but the model has "
+                f"the codes of {name} are of a codebook of {made_by.codes}, but the model has "
                 f"{tokens.codes} codes; tokenize again with the model's VQGAN"
             )
     encoder = RecordEncoder(tokenizer=tokenizer, tokens=tokens, format=format)
@@ -92,22 +93,22 @@ def open_records(files: Sequence[str], *, warn: Warn = lambda text: None) -> Sou
     Args:
         files: Paths and patterns as for `open_source`; `books:train` and `books:held-out`, which
             are fetched; `shipped:` and the name or pattern of texts that come with the package;
-            `shipped:clips`, 64 captioned clips.
+            `shipped:clips`, 64 captioned clips; sets of the world, see `WorldSet.parse`.
         warn: See `open_source`.
 
     Raises:
         UserError: A file is missing or empty, or a folder of token shards is among them.
     """
     files = several(files)
-    source = open_source(*(path for file in files for path in _found(file)), warn=warn)
+    source = open_source(*(path for file in files for path in _found(file, warn)), warn=warn)
     if not len(source):
         raise UserError(f"{', '.join(files)}: no record, only blank lines")
     return source
 
 
-def texts(files: Sequence[str], *, most: int) -> Iterator[str]:
+def texts(files: Sequence[str], *, most: int, warn: Warn = lambda text: None) -> Iterator[str]:
     """Yields the texts in records, under any key, until `most` characters; skips bad records."""
-    source = open_records(files)
+    source = open_records(files, warn=warn)
     for number in range(len(source)):
         try:
             record = source[number].value
@@ -120,7 +121,9 @@ def texts(files: Sequence[str], *, most: int) -> Iterator[str]:
             return
 
 
-def require_codes_of(files: Sequence[str], vqgan: Callable[[], VQGAN]) -> None:
+def require_codes_of(
+    files: Sequence[str], vqgan: Callable[[], VQGAN], *, warn: Warn = lambda text: None
+) -> None:
     """Refuses media shards whose codes come from another VQGAN.
 
     Other files are not checked: they do not name their VQGAN.
@@ -128,23 +131,27 @@ def require_codes_of(files: Sequence[str], vqgan: Callable[[], VQGAN]) -> None:
     Args:
         files: See `open_records`.
         vqgan: Returns the VQGAN; called only if there are such shards.
+        warn: See `open_source`.
 
     Raises:
-        UserError: The folder is named.
+        UserError: The folder, or the set of the world, is named.
     """
-    for path, made_by in _codebooks(files):
+    for name, made_by in _codebooks(files, warn):
         if made_by.fingerprint != vqgan_fingerprint(vqgan()):
+            remedy = "write vqgan= and its path into the name" if is_world(name) else ""
             raise UserError(
-                f"the codes of {path} were made by another VQGAN, {made_by.source}; give that one, "
-                "or tokenize again"
+                f"the codes of {name} were made by another VQGAN, {made_by.source}; give that one, "
+                f"or {remedy or 'tokenize again'}"
             )
 
 
-def _codebooks(files: Sequence[str]) -> Iterator[tuple[Path, CodebookInfo]]:
-    """Yields the folders of media shards among files, and what made their codes."""
-    for path in (Path(each) for file in several(files) for each in _found(file)):
-        if (path / MEDIA_SUMMARY).is_file():
-            yield path, MediaSummary.read(path).codebook
+def _codebooks(files: Sequence[str], warn: Warn) -> Iterator[tuple[str, CodebookInfo]]:
+    """Yields the names of media shards and sets of the world, and what made their codes."""
+    for file in several(files):
+        for path in map(Path, _found(file, warn)):
+            if (path / MEDIA_SUMMARY).is_file():
+                name = file if is_world(file) else str(path)
+                yield name, MediaSummary.read(path).codebook
 
 
 def open_data(
@@ -186,8 +193,12 @@ def tokenizer_alone(path: Path, codes: int) -> tuple[Tokenizer, TokenSpace]:
     return tokenizer, TokenSpace.of(tokenizer.vocab_size, codes)
 
 
-def _found(file: str) -> list[str | Path]:
+def _found(file: str, warn: Warn) -> list[str | Path]:
     """Returns the paths of one entry, for `open_source`."""
+    if is_world(file):
+        from lwm.data.tokenized import tokenized_world
+
+        return [tokenized_world(file, warn=warn)]
     if file.startswith(_SHIPPED):
         return _shipped(file.removeprefix(_SHIPPED))
     if not file.startswith(_BOOKS):
@@ -202,7 +213,7 @@ def _found(file: str) -> list[str | Path]:
 
 def _shipped(pattern: str) -> list[str | Path]:
     if pattern == "clips":
-        from lwm.data.clips import tokenized_clips
+        from lwm.data.tokenized import tokenized_clips
 
         return [tokenized_clips()]
     there = {path.relative_to(ASSETS).as_posix(): path for path in ASSETS.rglob("*.txt")}

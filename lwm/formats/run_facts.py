@@ -27,6 +27,7 @@ _UNREADABLE = (
 _LICENCES = {
     "shipped:moby-dick": "public domain",
     "shipped:clips": "MIT",
+    "world:": "Apache-2.0",
     "books:": "public domain",
 }
 

@@ -14,7 +14,15 @@ from jaxtyping import Float, UInt8
 from lwm.errors import UserError
 from lwm.files import reading
 from lwm.media.images import is_animated, open_image, read_animation, read_still
-from lwm.media.limits import Budget, Clip, FrameSelector, Limits, Resizer, colour
+from lwm.media.limits import (
+    Budget,
+    Clip,
+    FrameSelector,
+    Limits,
+    Resizer,
+    colour,
+    image_module,
+)
 from lwm.media.video import read_video
 
 
@@ -81,6 +89,36 @@ def read_frames(
             raise UserError(f"{label} is empty")
         file.seek(0)
         return _read(file, selector, resize, Budget(label, size, limits), threads)
+
+
+def choose_frames(
+    frames: Frames,
+    *,
+    resolution: int,
+    max_frames: int | None = None,
+    fps: float | None = None,
+    fit: Literal["crop", "letterbox"] = "crop",
+    background: str | tuple[int, int, int] = "white",
+    limits: Limits | None = None,
+    name: str = "the given frames",
+) -> Frames:
+    """Chooses and resizes frames that are in memory, as `read_frames` does those of a file.
+
+    Args:
+        frames: All frames; the other arguments are those of `read_frames`.
+
+    Raises:
+        UserError: A setting is out of range, or the frames would exceed the limits.
+    """
+    check_settings(resolution, max_frames, fps, fit)
+    most = (limits or Limits()).returned_bytes // (3 * resolution**2)
+    selector = FrameSelector(name=name, max_frames=max_frames, fps=fps, most=most)
+    numbers = selector(frames.times, frames.duration)
+    pixels = frames.pixels[numbers]
+    if pixels.shape[1] != resolution:  # both ways of fitting are the same for a square
+        resize = Resizer(resolution=resolution, fit=fit, background=colour(background))
+        pixels = np.stack([resize(image_module().fromarray(each)) for each in pixels])
+    return dataclasses.replace(frames, pixels=pixels, times=frames.times[numbers])
 
 
 def check_settings(resolution: int, max_frames: int | None, fps: float | None, fit: str) -> None:

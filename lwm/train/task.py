@@ -22,6 +22,7 @@ from lwm.convert.open import ModelFiles, open_model_files, read_llama
 from lwm.data.captions import PHRASES
 from lwm.data.example import MODALITIES, Batch
 from lwm.data.loader import Delivered, Loader
+from lwm.data.paths import Warn
 from lwm.data.sets import open_set, require_codes_of, texts
 from lwm.data.sources import files_of
 from lwm.data.stream import Examples, Mixture
@@ -145,7 +146,7 @@ def open_task(
     require_batch(mesh, rows=config.data.rows, length=config.data.packing.length)
     _require_model(config)
     files = None if config.init is None else open_model_files(config.init, given=config)
-    tokenizer = _tokenizer(config, files, folder, resumed=resumed)
+    tokenizer = _tokenizer(config, files, folder, resumed=resumed, warn=warn)
     vqgan = None if config.data.vqgan is None else read_vqgan(config.data.vqgan)
     model = _model_config(config, files, tokenizer, vqgan, warn)
     check_mesh(model, mesh)
@@ -271,7 +272,9 @@ def _require_model(config: Run) -> None:
         )
 
 
-def _tokenizer(config: Run, files: ModelFiles | None, folder: Path, *, resumed: bool) -> Tokenizer:
+def _tokenizer(
+    config: Run, files: ModelFiles | None, folder: Path, *, resumed: bool, warn: Warn
+) -> Tokenizer:
     data = config.data
     if files is not None:
         if data.tokenizer is not None:
@@ -287,9 +290,9 @@ def _tokenizer(config: Run, files: ModelFiles | None, folder: Path, *, resumed: 
     place = folder / TOKENIZER
     with first_alone() as is_first:
         if is_first and not resumed:
-            given = (text for one in data.sets for text in texts(one.files, most=_MOST_CHARACTERS))
             phrases = PHRASES if data.codes or data.vqgan else ()
-            train_tokenizer(itertools.chain(phrases, given), size=data.vocabulary, folder=place)
+            given = (texts(one.files, most=_MOST_CHARACTERS, warn=warn) for one in data.sets)
+            train_tokenizer(itertools.chain(phrases, *given), size=data.vocabulary, folder=place)
     return Tokenizer.open(place)
 
 
@@ -313,7 +316,7 @@ def _model_config(
                 "leave it out"
             )
         codes = vqgan.config.codes
-    _require_own_codes(config, None if files is None else files.vqgan, vqgan)
+    _require_own_codes(config, None if files is None else files.vqgan, vqgan, warn)
     if files is not None:
         model = files.training_config(codes=codes)
         _require_shape_of(model, config)
@@ -331,7 +334,7 @@ def _model_config(
     return dataclasses.replace(model, max_context=length)
 
 
-def _require_own_codes(config: Run, beside: Path | None, vqgan: VQGAN | None) -> None:
+def _require_own_codes(config: Run, beside: Path | None, vqgan: VQGAN | None, warn: Warn) -> None:
     """Refuses codes of another VQGAN than the run's, or if it has none, than that of its base."""
     if vqgan is None and (beside is None or not beside.exists()):
         return
@@ -344,7 +347,7 @@ def _require_own_codes(config: Run, beside: Path | None, vqgan: VQGAN | None) ->
         return read_vqgan(beside)
 
     for one in config.data.sets + config.data.held_out:
-        require_codes_of(one.files, own)
+        require_codes_of(one.files, own, warn=warn)
 
 
 def _require_shape_of(there: LlamaConfig, config: Run) -> None:

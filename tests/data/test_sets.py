@@ -9,7 +9,7 @@ import jax
 import pytest
 
 from lwm.convert.export import save_model
-from lwm.data import books, clips as shipped_clips, sets
+from lwm.data import books, sets, tokenized
 from lwm.data.fields import RecordEncoder
 from lwm.data.format import ExampleFormat
 from lwm.data.pack import PackingConfig
@@ -80,8 +80,8 @@ def test_clips_that_come_with_the_package_are_tokenized_once(tmp_path, monkeypat
 
 def test_other_clips_are_tokenized_anew(tmp_path, monkeypatch):
     monkeypatch.setenv("LWM_CACHE", str(tmp_path / "cache"))
-    clip = next(shipped_clips.CLIPS.glob("*.webp"))
-    monkeypatch.setattr(shipped_clips, "CLIPS", tmp_path)
+    clip = next(tokenized.CLIPS.glob("*.webp"))
+    monkeypatch.setattr(tokenized, "CLIPS", tmp_path)
     for caption in ("one", "another"):
         write(tmp_path / "captions.jsonl", [{"path": str(clip), "caption": caption}])
         assert open_records(("shipped:clips",))[0].value["caption"] == caption

@@ -223,6 +223,7 @@ class MediaFiles:
             if isinstance(content, Path):
                 with content.open("rb") as file:
                     content = file.read(_SIDE_BYTES + 1)
+        assert isinstance(content, bytes), "a tree holds files"
         if len(content) > _SIDE_BYTES:
             raise UserError(f"{label}: more than {_SIDE_BYTES} bytes, which are read at once")
         return content

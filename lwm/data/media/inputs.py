@@ -10,6 +10,7 @@ from lwm.data.media.folders import DESCRIBING, MediaFiles, is_side, sides_beside
 from lwm.data.media.items import Bad, Chain, Items, Listed
 from lwm.data.media.lists import LISTS, Csv, is_csv
 from lwm.data.media.summary import is_media
+from lwm.data.media.world import WorldItems, WorldSet, is_world
 from lwm.data.sources import open_source
 from lwm.errors import UserError, several
 from lwm.files import is_packed, matching, reading, require_unpacked
@@ -24,7 +25,8 @@ def open_items(inputs: Sequence[str], *, exclude: Path | None = None) -> Items:
     Each input is a file, a folder, a zip or tar file, a list of paths (CSV, JSON lines, Parquet,
     ArrayRecord, `hf:` and the name of a data set), or a glob pattern. The name of an item is its
     path in the input, after the name of the input if there are several. In a list it is the path
-    as given there. The output folder, `exclude`, is skipped inside of an input.
+    as given there. The output folder, `exclude`, is skipped inside of an input. `world:train` and
+    `world:heldout` are clips of the world; see `WorldSet.parse`.
 
     Raises:
         UserError: An input does not exist, is of an unknown kind, or is `exclude` itself.
@@ -50,7 +52,7 @@ def _expand(text: str, exclude: Path | None) -> list[tuple[str, bool]]:
     Raises:
         UserError: No path exists.
     """
-    if text.startswith(HUB) or os.path.exists(text):
+    if text.startswith(HUB) or is_world(text) or os.path.exists(text):
         return [(text, True)]
     matched = matching(text)
     if not matched:
@@ -98,7 +100,7 @@ def _is_collection(text: str) -> bool:
         UserError: It cannot be read, or is compressed.
     """
     path = Path(text)
-    if text.startswith(HUB) or path.is_dir():
+    if text.startswith(HUB) or is_world(text) or path.is_dir():
         return True
     with reading(path):
         if not path.is_file():
@@ -124,6 +126,8 @@ def _loose(files: list[tuple[Path, bool]]) -> Items:
 
 def _open(text: str, prefix: str, exclude: Path | None) -> list[Items]:
     path = Path(text)
+    if is_world(text):
+        return [WorldItems(WorldSet.parse(text), prefix)]
     if text.startswith(HUB):
         return [Listed(open_source(text), Path())]
     if path.is_dir():

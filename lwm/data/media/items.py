@@ -19,6 +19,7 @@ from lwm.data.media.summary import RESERVED
 from lwm.data.sources import Concatenation, Record, Source, files_of, identity, is_missing
 from lwm.errors import UserError
 from lwm.fingerprint import named
+from lwm.media.frames import Frames
 
 PATHS = ("path", "file", "file_name", "image", "video")
 """Columns that may hold the path of an image or a video; the first one present is used."""
@@ -28,11 +29,20 @@ _TEXTS = ("name", "question", "answer")
 _DESCRIPTIONS = ("caption", "question", "messages", "parts", "text")
 
 
+@runtime_checkable
+class Drawing(Protocol):
+    """An image or a video that is computed, not read."""
+
+    def frames(self, resolution: int) -> Frames:
+        """Returns all frames, at this resolution where the drawing has none of its own."""
+        ...
+
+
 class Medium(NamedTuple):
-    """An image or a video that is not read yet: its content or its path."""
+    """An image or a video that is not read yet: its content, its path, or how it is computed."""
 
     name: str
-    content: bytes | Path
+    content: bytes | Path | Drawing
 
 
 class Item(NamedTuple):
@@ -158,7 +168,7 @@ class Listed:
                 bad.append(item)
                 continue
             for _, medium in item.media:
-                if isinstance(medium.content, bytes):
+                if not isinstance(medium.content, Path):
                     # The rows hold the pictures; to read all of them would take long.
                     return {}, Survey(len(self), None, [], [])
                 files[medium.name] = medium.content

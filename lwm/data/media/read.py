@@ -17,7 +17,7 @@ from lwm.data.media.items import Bad, Item, Items, Medium
 from lwm.data.shard_job import process_pool, run_shared
 from lwm.errors import UserError
 from lwm.files import reading
-from lwm.media.frames import check_settings, read_frames
+from lwm.media.frames import Frames, check_settings, choose_frames, read_frames
 from lwm.media.limits import Limits, colour
 
 _AHEAD_BYTES = 1 << 30
@@ -91,14 +91,7 @@ def read_item(items: Items, index: int, sampling: Sampling, *, threads: int = 1)
     for part, medium in item.media:
         try:
             with reading(item.name):
-                limits = Limits(returned_bytes=left)
-                frames = read_frames(
-                    medium.content,
-                    **vars(sampling),
-                    limits=limits,
-                    threads=threads,
-                    name=medium.name,
-                )
+                frames = _frames_of(medium, sampling, Limits(returned_bytes=left), threads)
         except UserError as error:
             if not item.required and _is_other(item, medium):
                 return None
@@ -110,6 +103,14 @@ def read_item(items: Items, index: int, sampling: Sampling, *, threads: int = 1)
         parts.append(part)
         pixels.append(frames.pixels)
     return Pictures(item.name, item.record, parts, pixels)
+
+
+def _frames_of(medium: Medium, sampling: Sampling, limits: Limits, threads: int) -> Frames:
+    content, options = medium.content, vars(sampling)
+    if isinstance(content, bytes | Path):
+        return read_frames(content, **options, limits=limits, threads=threads, name=medium.name)
+    drawn = content.frames(sampling.resolution)
+    return choose_frames(drawn, **options, limits=limits, name=medium.name)
 
 
 def read_items(
@@ -211,7 +212,10 @@ def _is_other(item: Item, medium: Medium) -> bool:
         return False
     if ending in _NAMED_OTHER.split(","):
         return True
-    head = medium.content[:4096] if isinstance(medium.content, bytes) else _head(medium.content)
+    content = medium.content
+    if not isinstance(content, bytes | Path):
+        return False
+    head = content[:4096] if isinstance(content, bytes) else _head(content)
     # The last character of a text may be cut.
     return b"\0" not in head and "�" not in head[:-3].decode(errors="replace")
 

@@ -1,18 +1,20 @@
-"""Writes a web page of a media set: frames decoded from their codes, with their texts."""
+"""Writes a web page of a media set: frames decoded from their codes, or rendered, with texts."""
 
 import base64
 import functools
 import json
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from datetime import date
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jinja2
 import numpy as np
+from jaxtyping import UInt8
 
 from lwm.data.media.summary import BAD, MediaSummary
+from lwm.data.media.world import WorldItems, WorldSet
 from lwm.data.sources import open_source
 from lwm.errors import UserError
 from lwm.files import reading, write_bytes
@@ -71,8 +73,7 @@ def show(
         UserError: The folder has no complete set, the VQGAN is missing or another one, or the page
             cannot be written.
     """
-    if count < 1:
-        raise UserError(f"count {count} must be at least 1")
+    _require_some(count)
     summary = MediaSummary.read(folder)
     path = locate_vqgan(vqgan or summary.codebook.source)
     if not path.exists():
@@ -81,15 +82,71 @@ def show(
     if vision.codebook.fingerprint != summary.codebook.fingerprint:
         raise UserError(f"{path} is not the VQGAN that made the codes of {folder}; give that one")
     source = open_source(folder)
-    numbers = np.linspace(0, len(source) - 1, min(count, len(source))).astype(int)
-    picture_of, cards = functools.partial(_picture_of, vision=vision), []
-    for done, number in enumerate(numbers.tolist(), 1):
-        cards.append(_card(source[number].value, picture_of))
+    picture_of = functools.partial(_picture_of, vision=vision)
+    numbers = _evenly(len(source), count, progress)
+    page = _render(
+        folder.absolute().name,
+        "Each frame was decoded from its codes: this is what a model can see of it.",
+        _facts(summary),
+        [_card(source[number].value, picture_of) for number in numbers],
+        items=summary.counts.items,
+        bad=list(_bad(folder / BAD)),
+        num_bad=summary.counts.bad,
+    )
+    return _written(page, out or folder / "sheet.html")
+
+
+def show_world(
+    name: str, out: Path, *, count: int = 64, progress: Progress = lambda done, total: None
+) -> Path:
+    """Writes a page of clips of the world, evenly spaced over a set; returns its path.
+
+    Each clip is shown as it is rendered, with its caption and all of its questions.
+
+    Args:
+        name: See `WorldSet.parse`.
+        out: The page.
+        count: Clips on the page, at most.
+        progress: Called with the number of clips done and their total.
+
+    Raises:
+        UserError: There is no such set, or the page cannot be written.
+    """
+    _require_some(count)
+    items = WorldItems(WorldSet.parse(name))
+    config = items.set.world
+
+    def card(number: int) -> dict[str, Any]:
+        clip, seconds = items.clip(number), (config.frames - 1) / config.fps
+        lines = [Line("", clip.caption)]
+        lines += [Line(asked.question, asked.answer) for asked in clip.questions]
+        picture = _picture(clip.pixels, seconds, is_video=config.frames > 1)
+        return {"name": items[number].name, "picture": picture, "lines": lines}
+
+    facts = {
+        "Clips": f"{len(items):,}",
+        "Frames of a clip": f"{config.frames}, {config.fps:g} a second",
+        "Frame": f"{config.resolution} × {config.resolution} pixels",
+        "Seed": str(config.seed),
+    }
+    cards = list(map(card, _evenly(len(items), count, progress)))
+    page = _render(
+        name, "Each frame is as it was rendered, before any codes.", facts, cards, items=len(items)
+    )
+    return _written(page, out)
+
+
+def _require_some(count: int) -> None:
+    if count < 1:
+        raise UserError(f"count {count} must be at least 1")
+
+
+def _evenly(total: int, count: int, progress: Progress) -> Iterator[int]:
+    """Yields at most `count` numbers, evenly spaced; reports progress after each."""
+    numbers = np.linspace(0, total - 1, min(count, total)).astype(int).tolist()
+    for done, number in enumerate(numbers, 1):
+        yield number
         progress(done, len(numbers))
-    page = out or folder / "sheet.html"
-    # Names and captions may hold bytes that are not text.
-    write_bytes(page, _render(folder, summary, cards).encode(errors="replace"))
-    return page
 
 
 def _picture_of(part: dict[str, Any], vision: VisionTokenizer) -> Picture | None:
@@ -99,8 +156,12 @@ def _picture_of(part: dict[str, Any], vision: VisionTokenizer) -> Picture | None
     codes = np.asarray(part["vision"], np.int32).reshape(-1, vision.tokens_per_frame)
     if len(codes) > _FRAMES:
         codes = codes[np.linspace(0, len(codes) - 1, _FRAMES).astype(int)]
-    pixels, times = vision.decode(codes), part["times"]
-    seconds = times[-1] - times[0]
+    times = part["times"]
+    picture = _picture(vision.decode(codes), times[-1] - times[0], is_video=part["is_video"])
+    return picture._replace(frames=len(times))
+
+
+def _picture(pixels: UInt8[np.ndarray, "N R R 3"], seconds: float, *, is_video: bool) -> Picture:
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "picture.webp"
         if len(pixels) > 1:
@@ -110,7 +171,7 @@ def _picture_of(part: dict[str, Any], vision: VisionTokenizer) -> Picture | None
         else:
             write_image(file, pixels[0])
         source = f"data:image/webp;base64,{base64.b64encode(file.read_bytes()).decode()}"
-    return Picture(source, len(times), seconds, part["is_video"])
+    return Picture(source, len(pixels), seconds, is_video)
 
 
 def _card(record: dict[str, Any], picture_of: PictureOf) -> dict[str, Any]:
@@ -137,17 +198,12 @@ def _turns(messages: list[dict[str, Any]], picture_of: PictureOf) -> Iterator[Li
             label = ""
 
 
-def _render(folder: Path, summary: MediaSummary, cards: list[dict[str, Any]]) -> str:
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("lwm", "assets"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-    )
+def _facts(summary: MediaSummary) -> dict[str, str]:
     counts, codebook, sampling = summary.counts, summary.codebook, summary.sampling
     frames = "all" if sampling["max_frames"] is None else f"at most {sampling['max_frames']}"
     if sampling["fps"] is not None:
         frames += f", {sampling['fps']:g} a second"
-    facts = {
+    return {
         "Items": f"{counts.items:,}",
         "Images, videos": f"{counts.images:,}, {counts.videos:,}",
         "Frames": f"{counts.frames:,}",
@@ -161,15 +217,39 @@ def _render(folder: Path, summary: MediaSummary, cards: list[dict[str, Any]]) ->
         "VQGAN": f"{Path(codebook.source).name}, {codebook.fingerprint[:12]}",
         "Shards": f"{len(summary.shards):,}, {sum(s.size for s in summary.shards) / 1e6:,.1f} MB",
     }
+
+
+def _render(
+    title: str,
+    origin: str,
+    facts: dict[str, str],
+    cards: list[dict[str, Any]],
+    *,
+    items: int,
+    bad: Sequence[dict[str, str]] = (),
+    num_bad: int = 0,
+) -> str:
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("lwm", "assets"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+    )
     return environment.get_template("media.html.j2").render(
-        title=folder.absolute().name,
+        title=title,
+        origin=origin,
         facts=facts,
         cards=cards,
-        bad=list(_bad(folder / BAD)),
-        num_bad=counts.bad,
-        items=counts.items,
+        bad=bad,
+        num_bad=num_bad,
+        items=items,
         today=date.today().isoformat(),
     )
+
+
+def _written(page: str, out: Path) -> Path:
+    # Names and captions may hold bytes that are not text.
+    write_bytes(out, page.encode(errors="replace"))
+    return out
 
 
 def _bad(file: Path) -> Iterator[dict[str, str]]:
