@@ -1,5 +1,6 @@
 """Attributes of the things in the world, and the pairs of attributes that are held out."""
 
+import functools
 from typing import Literal, get_args
 
 Split = Literal["train", "heldout"]
@@ -24,8 +25,10 @@ BACKGROUNDS = {"white": (255, 255, 255), "grey": (120, 120, 120), "black": (0, 0
 
 GRID = 64
 """Places and sizes are in units of a 64th of the picture's side."""
-SIZES = {"small": 16, "large": 26}
+SIZES = {"small": 18, "large": 28}
 """Longer side of a thing."""
+NEEDLE = 48
+"""Longer side of the digit of a needle."""
 
 DIRECTIONS = ("left", "right", "up", "down")
 MOTIONS = ("still", *DIRECTIONS)
@@ -35,6 +38,7 @@ TURNING = tuple(kind for kind in KINDS if kind not in {"circle", "square", "diam
 """Kinds that a quarter turn changes."""
 
 
+@functools.cache
 def is_held_out(kind: str, other: str) -> bool:
     """Returns whether a pair of a kind and a colour, direction or event is held out.
 

@@ -1,18 +1,28 @@
 """Reads the facts of a clip from its pixels alone, and compares facts."""
 
+import dataclasses
 import functools
 import itertools
 
 import numpy as np
 from jaxtyping import Float, UInt8
 
-from lwm.world.attributes import GRID, KINDS, SIZES, TURNING
+from lwm.world.attributes import COLOURS, KINDS, NEEDLE, SIZES, TURNING
 from lwm.world.facts import Facts, Thing
 from lwm.world.masks import mask
-from lwm.world.regions import Region, Track, backdrop, on_grid, tracks
+from lwm.world.paint import backdrop, on_grid
+from lwm.world.tracks import Region, Track, gap, tracks
 
 _PATCH = 16
 """Pixels along a side of the patches in which kinds are compared."""
+_SIDES = *SIZES.values(), NEEDLE
+_SHIFTS = np.array(list(itertools.product((-1, 0, 1), repeat=2)))
+"""Places beside a region's centre, in pixels, at which kinds are compared, too."""
+_PAD = 16
+_BLUR = 2
+"""Weight of a pixel of a patch beside a weight of 1 for each of its neighbours."""
+_TURNED = 0.3
+"""Sum of correlations by which a turn explains a clip better than none, at least."""
 _LARGE = sum(SIZES.values()) / 2
 _CHANGE = 6
 """Pixels by which a thing that grows or shrinks does so, at least."""
@@ -28,8 +38,8 @@ def read_facts(pixels: UInt8[np.ndarray, "T R R 3"], *, fps: float) -> Facts:
     """Returns the facts of a rendered or generated clip."""
     pictures = on_grid(pixels)
     background, seen = backdrop(pictures)
-    found = tracks(pictures, seen)
-    things = [_thing(track, len(pixels)) for track in found]
+    found, covers = tracks(pictures, seen)
+    things = [_thing(*each) for each in zip(found, covers, strict=True)]
     things = _with_collisions(things, found, len(pixels))
     return Facts(things=tuple(things), background=background, frames=len(pixels), fps=fps)
 
@@ -42,7 +52,9 @@ def agreement(asked: Facts, seen: Facts) -> dict[str, bool]:
     """
     names = ("kind", "colour", "size", "motion", "event", "time")
     best = dict.fromkeys(names, False)
-    others = [*seen.things[:_MOST], *[None] * max(0, len(asked.things) - len(seen.things))]
+    colours = {thing.colour for thing in asked.things}
+    likely = sorted(seen.things, key=lambda thing: thing.colour not in colours)[:_MOST]
+    others = [*likely, *[None] * max(0, len(asked.things) - len(seen.things))]
     for order in itertools.permutations(others, len(asked.things)):
         pairs = [_agree(asked, seen, *pair) for pair in zip(asked.things, order, strict=True)]
         scores = {name: all(pair[name] for pair in pairs) for name in names}
@@ -62,64 +74,91 @@ def _agree(asked: Facts, seen: Facts, thing: Thing, other: Thing | None) -> dict
     return same | {"time": asked.second(thing) == seen.second(other)}
 
 
-def _thing(track: Track, frames: int) -> Thing:
+def _thing(track: Track, cover: Float[np.ndarray, "T S S"]) -> Thing:
     """Returns what a track shows, other than collisions."""
-    first, last = track.frames[0], track.frames[-1]
-    kind, turn = _kind(track.regions)
+    first, last = track.regions[0].frame, track.regions[-1].frame
+    kind, turn = _kind(track.regions, cover)
     size, change, change_frame = _size(track.regions)
     event, frame = None, None
     if first > 0:
         event, frame = "appears", first
-    elif last < frames - 1:
+    elif last < len(cover) - 1:
         event, frame = "disappears", last + 1
     elif change is not None:
         event, frame = change, change_frame
     elif turn is not None:
         event, frame = "turns", turn
     motion = _motion(track.regions)
-    return Thing(kind=kind, colour=track.colour, size=size, motion=motion, event=event, frame=frame)
+    return Thing(
+        kind=kind,
+        colour=list(COLOURS)[track.colour],
+        size=size,
+        motion=motion,
+        event=event,
+        frame=frame,
+    )
 
 
-def _kind(regions: list[Region]) -> tuple[str, int | None]:
-    """Returns the kind, and the frame in which it turns, by the best sum of overlaps."""
-    upright, turned = _templates()
-    patches = np.stack([_patch(region) for region in regions]).reshape(len(regions), -1)
-    scores = [-((patches[:, None] - each) ** 2).mean(-1) for each in (upright, turned)]
-    whole = scores[0].sum(0)
-    kind, best, turn = KINDS[int(whole.argmax())], whole.max(), None
+def _kind(regions: list[Region], cover: Float[np.ndarray, "T S S"]) -> tuple[str, int | None]:
+    """Returns the kind, and the frame in which it turns, by the best sum of likenesses."""
+    upright, turned = _likeness(regions, cover)
+    whole = upright.sum(0)
     places = [KINDS.index(each) for each in TURNING]
-    for at in range(1, len(regions)):
-        sums = (scores[0][:at].sum(0) + scores[1][at:].sum(0))[places]
-        if sums.max() > best + 0.05:
-            best, kind, turn = sums.max(), TURNING[int(sums.argmax())], regions[at].frame
-    return kind, turn
+    # Scores by frame of the turn and kind.
+    before, after = upright[:, places].cumsum(0), turned[::-1, places].cumsum(0)[::-1]
+    sums = before[:-1] + after[1:]
+    if not sums.size or sums.max() < whole.max() + _TURNED:
+        return KINDS[int(whole.argmax())], None
+    at, place = np.unravel_index(sums.argmax(), sums.shape)
+    return TURNING[place], regions[at + 1].frame
 
 
-def _patch(region: Region) -> Float[np.ndarray, "P P"]:
-    """Returns the cover of the square around a region, in pixels of one number."""
-    high, wide = region.cover.shape
-    at = (np.arange(_PATCH) + 0.5) / _PATCH - 0.5
-    down, across = (np.floor(at * region.side + length / 2).astype(int) for length in (high, wide))
-    inside = ((down >= 0) & (down < high))[:, None] & ((across >= 0) & (across < wide))
-    cover = region.cover[np.clip(down, 0, high - 1)][:, np.clip(across, 0, wide - 1)]
-    return np.where(inside, cover, 0)
+def _likeness(
+    regions: list[Region], cover: Float[np.ndarray, "T S S"]
+) -> tuple[Float[np.ndarray, "V K"], Float[np.ndarray, "V K"]]:
+    """Returns the correlation with each kind, upright and turned, at the best of near places."""
+    scores = (_patches(regions, cover) @ _templates().T).max(1)
+    return scores[:, : len(KINDS)], scores[:, len(KINDS) :]
+
+
+def _patches(
+    regions: list[Region], cover: Float[np.ndarray, "T S S"]
+) -> Float[np.ndarray, "V M D"]:
+    """Returns the squares around regions and around places beside them, in `_PATCH` pixels."""
+    frames = np.array([region.frame for region in regions])
+    centres = np.array([region.centre[::-1] for region in regions])
+    sides = np.array([_side(region) for region in regions])
+    padded = np.pad(cover[frames], ((0, 0), (_PAD, _PAD), (_PAD, _PAD)))
+    steps = ((np.arange(_PATCH) + 0.5) / _PATCH - 0.5) * sides[:, None]
+    # V regions, M places beside each, rows and columns of the patch.
+    at = centres[:, None, :, None] + _SHIFTS[None, :, :, None] + steps[:, None, None] + _PAD
+    at = np.clip(at.astype(int), 0, padded.shape[1] - 1)
+    which = np.arange(len(regions))[:, None, None, None]
+    patches = padded[which, at[:, :, 0, :, None], at[:, :, 1, None, :]]
+    return _even(patches)
+
+
+def _side(region: Region) -> int:
+    """Returns the side of the square of a thing, as a rule one of the known ones."""
+    side = min(_SIDES, key=lambda each: abs(each - region.side))
+    return side if abs(side - region.side) <= side / 4 else region.side
+
+
+def _even(patches: Float[np.ndarray, "*M P P"]) -> Float[np.ndarray, "*M D"]:
+    """Returns patches with a mean of 0 and a length of 1, a little blurred."""
+    wide = np.pad(patches, [(0, 0)] * (patches.ndim - 2) + [(1, 1)] * 2)
+    rows = wide[..., :-2, :] + _BLUR * wide[..., 1:-1, :] + wide[..., 2:, :]
+    flat = rows[..., :-2] + _BLUR * rows[..., 1:-1] + rows[..., 2:]
+    flat = flat.reshape(*patches.shape[:-2], -1)
+    flat = flat - flat.mean(-1, keepdims=True)
+    return flat / np.maximum(np.linalg.norm(flat, axis=-1, keepdims=True), 1e-6)
 
 
 @functools.cache
-def _templates() -> tuple[Float[np.ndarray, "K D"], Float[np.ndarray, "K D"]]:
-    """Returns the patches of all kinds, upright and turned."""
-    return tuple(
-        np.stack([_template(kind, turned).ravel() for kind in KINDS]) for turned in (False, True)
-    )  # pyrefly: ignore[bad-return]
-
-
-def _template(kind: str, turned: bool) -> Float[np.ndarray, "P P"]:
-    cover = mask(kind, GRID, turned).astype(np.float32) / 255
-    inside = cover >= 0.5
-    down, across = np.flatnonzero(inside.any(1)), np.flatnonzero(inside.any(0))
-    ends = across[0], down[0], across[-1] + 1, down[-1] + 1
-    box = cover[down[0] : down[-1] + 1, across[0] : across[-1] + 1]
-    return _patch(Region(0, *map(int, ends), box))
+def _templates() -> Float[np.ndarray, "N D"]:
+    """Returns the patches of all kinds, upright and then turned."""
+    covers = [mask(kind, _PATCH, turned) for turned in (False, True) for kind in KINDS]
+    return _even(np.stack(covers).astype(np.float32) / 255)
 
 
 def _size(regions: list[Region]) -> tuple[str, str | None, int | None]:
@@ -161,13 +200,16 @@ def _with_collisions(things: list[Thing], found: list[Track], frames: int) -> li
         if thing.motion == "still" or thing.event is not None:
             continue
         frame = _stop(track.regions, frames)
-        if frame is None:
+        beside = {
+            other: gap(track.regions[-1], each.regions[-1])
+            for other, each in enumerate(found)
+            if things[other].motion == "still" and things[other].event is None
+        }
+        other = min(beside, key=beside.__getitem__, default=None)
+        if frame is None or other is None or beside[other] > _TOUCH:
             continue
-        for other, (each, beside) in enumerate(zip(things, found, strict=True)):
-            if other != index and each.motion == "still" and _touch(track, beside):
-                hit = {"event": "collides", "frame": frame}
-                done[index] = Thing(**{**vars(thing), **hit})
-                done[other] = Thing(**{**vars(each), **hit})
+        for place in (index, other):
+            done[place] = dataclasses.replace(things[place], event="collides", frame=frame)
     return done
 
 
@@ -177,10 +219,3 @@ def _stop(regions: list[Region], frames: int) -> int | None:
     moving = np.abs(path - path[-1]).max(1) > 1
     place = int(moving.nonzero()[0][-1]) + 1
     return regions[place].frame if regions[place].frame < frames - 1 else None
-
-
-def _touch(track: Track, other: Track) -> bool:
-    first, second = track.regions[-1], other.regions[-1]
-    across = max(first.left - second.right, second.left - first.right)
-    down = max(first.top - second.bottom, second.top - first.bottom)
-    return max(across, down) <= _TOUCH

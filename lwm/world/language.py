@@ -131,13 +131,17 @@ def _colour(facts: Facts, rng: Source) -> Iterator[QuestionAnswer]:
 def _count(facts: Facts, rng: Source) -> Iterator[QuestionAnswer]:
     if any(thing.event in ("appears", "disappears") for thing in facts.things):
         return  # it depends on the time
-    kind = rng.choice(facts.things).kind
-    if rng.chance(0.5):
-        count, plural = len(facts.things), "things"
-    else:
-        count = sum(thing.kind == kind for thing in facts.things)
-        plural = _PLURALS.get(kind, f"{kind}s")
-    yield QuestionAnswer("count", f"How many {plural} are there?", NUMBERS[count])
+    kinds = [thing.kind for thing in facts.things]
+    counts = {"things": len(kinds)} | {
+        _PLURALS.get(kind, f"{kind}s"): kinds.count(kind) for kind in kinds
+    }
+    # One would be the answer most often, and is asked for less.
+    one = [plural for plural, count in counts.items() if count == 1]
+    many = [plural for plural, count in counts.items() if count > 1]
+    if not many and rng.chance(0.65):
+        return
+    plural = rng.choice(one if one and (not many or rng.chance(0.2)) else many)
+    yield QuestionAnswer("count", f"How many {plural} are there?", NUMBERS[counts[plural]])
 
 
 def _direction(facts: Facts, rng: Source) -> Iterator[QuestionAnswer]:
@@ -162,7 +166,7 @@ def _second(facts: Facts, rng: Source) -> Iterator[QuestionAnswer]:
     changing = [thing for thing in facts.things if thing.frame is not None]
     if changing and 2 <= facts.seconds <= len(ORDINALS):
         thing = rng.choice(changing)
-        question = f"In which second does this happen: the {name(thing)} {thing.event}?"
+        question = f"In which second does the {name(thing)} {(thing.event or '')[:-1]}?"
         yield QuestionAnswer("second", question, ORDINALS[facts.second(thing) or 0])
 
 

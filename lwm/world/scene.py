@@ -7,7 +7,6 @@ from typing import NamedTuple
 import numpy as np
 
 from lwm.world.attributes import (
-    BACKGROUNDS,
     COLOURS,
     DIRECTIONS,
     EVENTS,
@@ -25,10 +24,13 @@ from lwm.world.source import Source
 
 EDGE = 2
 """Units between a thing and the edge of the picture, at least."""
-GAP = 5
+GAP = 4
 """Units between two things that do not collide, at least."""
-TRAVEL = 14, 24
+TRAVEL = 14, 22
 """Units that a moving thing moves."""
+_TRIES = 5
+STEP = 2
+"""Places are multiples of it, so that frames are made of fewer different patches."""
 EVENT_FRAMES = 6
 """Frames of the shortest clip in which things turn, grow, shrink, appear, disappear or collide."""
 
@@ -60,6 +62,7 @@ class Setting:
 
     split: Split
     kinds: Sequence[str]
+    backgrounds: Sequence[str]
     most: int
     frames: int
     fps: float
@@ -75,13 +78,14 @@ class _Group(NamedTuple):
 
 def plan(source: Source, setting: Setting) -> Scene:
     """Returns a scene by the choices of a source."""
-    background = source.choice(list(BACKGROUNDS))
+    background = source.choice(setting.backgrounds)
     cast = _cast(source, setting)
-    while True:
-        groups = _acts(source, setting, cast)
-        actors = _placed(source, groups)
-        if actors is not None:
-            break
+    collide = source.chance(0.25)  # now, since things that collide find room more easily
+    actors = None
+    while actors is None:
+        groups = _acts(source, setting, cast, collide)
+        for _ in range(_TRIES):
+            actors = actors or _placed(source, groups)
     things = tuple(thing for thing, _ in actors)
     facts = Facts(things=things, background=background, frames=setting.frames, fps=setting.fps)
     return Scene(facts, actors)
@@ -108,12 +112,14 @@ def _cast(source: Source, setting: Setting) -> list[tuple[str, str]]:
     return cast
 
 
-def _acts(source: Source, setting: Setting, cast: list[tuple[str, str]]) -> list[_Group]:
+def _acts(
+    source: Source, setting: Setting, cast: list[tuple[str, str]], collide: bool
+) -> list[_Group]:
     """Returns what each thing does."""
     groups, times = [], []
     rest = source.shuffled(cast)
     large = 0.5 if len(cast) < 3 else 0.25
-    if len(rest) >= 2 and setting.frames >= EVENT_FRAMES and source.chance(0.25):
+    if collide and len(rest) >= 2 and setting.frames >= EVENT_FRAMES:
         group = _collision(source, setting, rest[:2])
         if group is not None:
             groups.append(group)
@@ -130,7 +136,7 @@ def _acts(source: Source, setting: Setting, cast: list[tuple[str, str]]) -> list
         if frame is not None:
             times.append(frame)
         thing = Thing(kind=kind, colour=colour, size=size, motion=motion, event=event, frame=frame)
-        groups.append(_alone(thing, setting.frames, source.between(*TRAVEL)))
+        groups.append(_alone(thing, setting.frames, _travel(source)))
     return groups
 
 
@@ -170,16 +176,16 @@ def _motion(source: Source, setting: Setting, kind: str) -> str:
 
 def _alone(thing: Thing, frames: int, travel: int) -> _Group:
     """Returns a group of one thing."""
-    changes = thing.event in ("grows", "shrinks")
+    before = frames if thing.frame is None else thing.frame
     sides = [SIZES[thing.size]] * frames
-    if changes:
+    if thing.event in ("grows", "shrinks"):
         other = SIZES["large" if thing.event == "grows" else "small"]
-        sides = [side if t < thing.frame else other for t, side in enumerate(sides)]
+        sides = sides[:before] + [other] * (frames - before)
     box = max(sides)
     poses: Poses = []
     steps = _steps(travel, frames - 1, frames)
     for t, (side, step) in enumerate(zip(sides, steps, strict=True)):
-        after = thing.frame is not None and t >= thing.frame
+        after = t >= before
         gone = (thing.event == "appears" and not after) or (thing.event == "disappears" and after)
         x, y = _moved(thing.motion, step, travel)
         turned = thing.event == "turns" and after
@@ -188,9 +194,14 @@ def _alone(thing: Thing, frames: int, travel: int) -> _Group:
     return _Group([(thing, poses)], box + wide, box + high)
 
 
+def _travel(source: Source) -> int:
+    low, high = TRAVEL
+    return low + STEP * source.below((high - low) // STEP + 1)
+
+
 def _steps(travel: int, arrival: int, frames: int) -> list[int]:
     """Returns the way from the start by frame, at an even speed until arrival."""
-    return [travel * min(t, arrival) // max(arrival, 1) for t in range(frames)]
+    return [travel * min(t, arrival) // max(STEP * arrival, 1) * STEP for t in range(frames)]
 
 
 def _moved(motion: str, step: int, travel: int) -> tuple[int, int]:
@@ -222,14 +233,16 @@ def _collision(source: Source, setting: Setting, pair: Sequence[tuple[str, str]]
         kind=other_kind, colour=other_colour, size=other_size, motion="still", event="collides",
         frame=frame,
     )  # fmt: skip
-    travel = min(source.between(4, 6) * frame, 18 if "large" in (size, other_size) else 24)
-    return _touching(mover, other, setting.frames, max(travel, frame))
+    room = GRID - 2 * EDGE - SIZES[size] - SIZES[other_size]
+    travel = min(STEP * source.between(2, 3) * frame, room)
+    return _touching(mover, other, setting.frames, travel // STEP * STEP)
 
 
 def _touching(mover: Thing, other: Thing, frames: int, travel: int) -> _Group:
     """Returns the poses of a collision."""
     side, other_side = SIZES[mover.size], SIZES[other.size]
-    apart = side + travel - _hollow(mover, other)
+    # A unit may be left between them, so that both stand on a multiple of the step.
+    apart = side + travel - _hollow(mover, other) // STEP * STEP
     length, breadth = apart + other_side, max(side, other_side)
     forward = mover.motion in ("right", "down")
     poses: tuple[Poses, Poses] = [], []
@@ -285,8 +298,8 @@ def _corner(
     wide, high = GRID - 2 * EDGE - group.width, GRID - 2 * EDGE - group.height
     if wide < 0 or high < 0:
         return None
-    for _ in range(12):
-        left, top = EDGE + source.between(0, wide), EDGE + source.between(0, high)
+    for _ in range(8):
+        left, top = (EDGE + STEP * source.below(free // STEP + 1) for free in (wide, high))
         right, bottom = left + group.width, top + group.height
         if all(
             right + GAP <= box[0]

@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from lwm.errors import UserError
-from lwm.world.attributes import BACKGROUNDS, COLOURS, DIGITS, GRID, KINDS, SPLITS, Split
+from lwm.world.attributes import BACKGROUNDS, COLOURS, DIGITS, GRID, KINDS, NEEDLE, SPLITS, Split
 from lwm.world.facts import Facts
 from lwm.world.language import QuestionAnswer, caption, questions
 from lwm.world.masks import mask
@@ -16,9 +16,7 @@ from lwm.world.scene import Pose, Scene, Setting, plan
 from lwm.world.source import Source
 
 SMALLEST = 32
-"""Pixels of the smallest picture in which the checker is at home."""
-NEEDLE = 48
-"""Height of a needle's digit in units of the grid."""
+"""Pixels along the side of the smallest pictures."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -34,6 +32,8 @@ class WorldConfig:
     fps: float = 4.0
     kinds: tuple[str, ...] | None = None
     """Kinds of things; all by default."""
+    backgrounds: tuple[str, ...] | None = None
+    """Colours of the background; all by default."""
     most: int = 3
     """Things in a clip, at most: up to 3."""
 
@@ -45,9 +45,10 @@ class WorldConfig:
         """
         if self.split not in SPLITS:
             raise UserError(f"split is {self.split!r}; give {' or '.join(SPLITS)}")
-        unknown = [kind for kind in self.kinds or () if kind not in KINDS]
-        if unknown or self.kinds == ():
-            raise UserError(f"kinds is {unknown or 'empty'}; give some of {', '.join(KINDS)}")
+        for name, known in (("kinds", KINDS), ("backgrounds", tuple(BACKGROUNDS))):
+            given = getattr(self, name)
+            if given is not None and not (given and set(given) <= set(known)):
+                raise UserError(f"{name} is {', '.join(given)!r}; give some of {', '.join(known)}")
         for name, low, high in (
             ("frames", 1, 1024),
             ("most", 1, 3),
@@ -82,6 +83,7 @@ class World:
         self._setting = Setting(
             split=config.split,
             kinds=self._kinds,
+            backgrounds=config.backgrounds or tuple(BACKGROUNDS),
             most=config.most,
             frames=config.frames,
             fps=config.fps,
@@ -153,12 +155,6 @@ def _paint(frame: UInt8[np.ndarray, "R R 3"], kind: str, colour: str, pose: Pose
         (2 * (2 * at - pose.side) * resolution + 2 * GRID) // (4 * GRID) for at in (pose.x, pose.y)
     )
     part = frame[top : top + side, left : left + side]
-    part[:] = _blended(kind, side, pose.turned, colour, tuple(map(int, frame[0, 0])), part)
-
-
-def _blended(
-    kind: str, side: int, turned: bool, colour: str, background: tuple[int, ...], part: np.ndarray
-) -> np.ndarray:
-    cover = mask(kind, side, turned)[..., None].astype(np.int32)
-    mixed = cover * np.array(COLOURS[colour]) + (255 - cover) * part
-    return ((mixed + 127) // 255).astype(np.uint8)
+    cover = mask(kind, side, pose.turned)[..., None].astype(np.int32)
+    mixed = cover * np.array(COLOURS[colour], np.int32) + (255 - cover) * part
+    part[:] = (mixed + 127) // 255
