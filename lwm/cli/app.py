@@ -26,6 +26,7 @@ from lwm.cli.plan import plan
 from lwm.cli.questions import eval_qa
 from lwm.cli.ruler import eval_ruler
 from lwm.cli.texts import generate_text
+from lwm.cli.visual_needle import eval_visual_needle
 from lwm.errors import UserError
 from lwm.signals import Ended, answered, end_now, ending
 
@@ -110,6 +111,7 @@ COMMANDS: dict[str, Command | dict[str, Command]] = {
         "qa": eval_qa,
         "ruler": eval_ruler,
         "vision": eval_vision,
+        "visual-needle": eval_visual_needle,
         "vqgan": eval_vqgan,
     },
     "tokenize": tokenize,

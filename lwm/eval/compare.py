@@ -13,7 +13,7 @@ from lwm.eval.statistics import holm, mean_interval, paired_difference
 RESULTS = "results.jsonl"
 _KEYS = ("task", "context_length", "depth_percent", "seed", "sample", "document", "segment")
 """Fields of results that distinguish questions, as far as a part has them."""
-_IDENTITY = ("config", "haystack.sha256", "questions", "vocabulary", "texts")
+_IDENTITY = ("config", "haystack.sha256", "needles.sha256", "questions", "vocabulary", "texts")
 """Fields of headers that decide which questions are asked, whatever the tokenizer."""
 PERPLEXITY = "perplexity"
 
@@ -44,6 +44,8 @@ class Recorded:
     def part(self) -> str:
         """Name of the part, which does not depend on that of the folder."""
         name, config = self.header["evaluation"], self.header.get("config", {})
+        if name == "visual-needle":
+            return f"{name}-{config['task']}"
         several = name == "needle" and config.get("needles", 1) > 1
         return f"needle-{config['needles']}-{config['ask']}" if several else name
 

@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lwm.errors import UserError
-from lwm.eval.question import PromptForm, Question
+from lwm.eval.form import PromptForm
+from lwm.eval.question import Question
 from lwm.tokenizer.markers import VisionMarkers
 from lwm.tokenizer.message import Message, Part
 from lwm.tokenizer.template import render_chat

@@ -2,16 +2,15 @@
 
 import dataclasses
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Int
 
+from lwm.eval.form import PromptForm
 from lwm.sampling_params import FrameSampling, VisionSampling
 from lwm.tokenizer.message import Part, Vision
 
-PromptForm = Literal["chat", "lwm", "text"]
-"""The model's chat template, exactly LWM's prompt, or the message alone, for base models."""
 GREEDY = FrameSampling(guidance=1.0, temperature=0.0)
 """The likeliest codes, without guidance."""
 

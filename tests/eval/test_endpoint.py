@@ -18,8 +18,8 @@ from lwm.eval.endpoint import (
     endpoint_subject,
     tokenizer_digest,
 )
+from lwm.eval.form import PromptForm
 from lwm.eval.prompt import PromptEncoder
-from lwm.eval.question import PromptForm
 from lwm.eval.report.facts import machine
 from lwm.eval.results import Results
 from lwm.eval.server import Server, base_url

@@ -20,7 +20,7 @@ from lwm.sampling_params import FrameSampling, VisionSampling
 
 @pytest.fixture(scope="module")
 def tiny_vision():
-    return lwm.load("tiny-vision")
+    return lwm.load("tiny-vision", pool_tokens=1024)
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +56,7 @@ def test_a_clip_in_a_message_is_described_and_an_image_is_generated(tiny_vision,
     assert len(shown.ids) > 4 * 65
     said, made = ask(tiny_vision, shown, drawn(tiny_vision, other.caption), rows=2)
     assert (said.text.strip(), said.codes) == (clip.caption, None)
-    assert (made.text, made.codes.shape, made.completion_tokens) == ("", (1, 64), 65)
+    assert (made.text, made.completion_tokens) == ("", 65)
     greedy = VisionSampling(image=GREEDY, video=GREEDY)
     (known,) = generate_visions(tiny_vision, DrawRequest(prompts=(other.caption,), sampling=greedy))
     np.testing.assert_array_equal(made.codes, known.codes)
@@ -75,7 +75,7 @@ def test_guidance_and_seeds_of_images_are_those_of_generated_ones(tiny_vision, p
     )
     for one, other in zip(found, known, strict=True):
         np.testing.assert_array_equal(one.codes, other.codes)
-    assert (found[0].codes != found[1].codes).any()
+    assert (known[0].codes != known[1].codes).any()
 
 
 def test_models_and_servers_of_text_refuse_images_in_a_line(tiny_vision, tiny_model, pairs):

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from lwm.errors import UserError
-from lwm.eval.question import PromptForm
+from lwm.eval.form import PromptForm
 
 TaskName = Literal[
     "niah_single_1",

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from lwm.errors import UserError
-from lwm.eval.question import PromptForm
+from lwm.eval.form import PromptForm
 from lwm.eval.ruler.config import TASKS, TaskName
 
 PartName = Literal["needle", "multi", "ruler", "perplexity"]
