@@ -23,7 +23,7 @@ from lwm.cli.harness import eval_harness, run_harness
 from lwm.cli.needles import data_needles
 from lwm.cli.perplexity import eval_perplexity
 from lwm.cli.plan import plan
-from lwm.cli.questions import eval_qa
+from lwm.cli.questions import eval_adherence, eval_qa
 from lwm.cli.ruler import eval_ruler
 from lwm.cli.texts import generate_text
 from lwm.cli.visual_needle import eval_visual_needle
@@ -103,6 +103,7 @@ COMMANDS: dict[str, Command | dict[str, Command]] = {
     "chat": chat,
     "generate": {"text": generate_text, "image": generate_image, "video": generate_video},
     "eval": {
+        "adherence": eval_adherence,
         "all": eval_all,
         "compare": eval_compare,
         "harness": eval_harness,

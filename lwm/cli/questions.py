@@ -1,4 +1,4 @@
-"""`lwm eval qa`: questions about images and videos of local sets."""
+"""`lwm eval qa|adherence`: questions about images and videos, and prompts that ask for them."""
 
 import time
 from pathlib import Path
@@ -7,10 +7,21 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 
 from lwm.cli.answerers import AnswerOptions, open_subject, require_answerer
-from lwm.cli.common import Flat, LoadOptions, Model, print_line, record_command, stoppable
+from lwm.cli.common import (
+    Flat,
+    LoadOptions,
+    Model,
+    open_model,
+    print_line,
+    record_command,
+    stoppable,
+)
+from lwm.errors import UserError
+from lwm.eval.adherence.config import AdherenceConfig
 from lwm.eval.qa.config import QAConfig
 
 if TYPE_CHECKING:
+    from lwm.eval.adherence.report import AdherenceReport
     from lwm.eval.qa.report import QAReport
     from lwm.eval.qa.rows import QuestionSet
     from lwm.eval.subject import Subject
@@ -68,5 +79,57 @@ def run_qa(subject: "Subject", questions: "QuestionSet", config: QAConfig, out: 
     print(
         f"\n{run.report.statement()}\n{run.work.num_new:,} of {len(run.report.rows):,} questions "
         f"asked now: prompts of {run.work.prompt_tokens:,} tokens, {time.monotonic() - begun:.1f} s"
+    )
+    return run.report
+
+
+def eval_adherence(
+    model: Model,
+    /,
+    *,
+    out: Path = Path("adherence"),
+    rows: int = 4,
+    adherence: Flat[AdherenceConfig] = AdherenceConfig(),
+    load: Flat[LoadOptions] = LoadOptions(),
+) -> None:
+    """Asks for images and videos by captions of a small world; a program judges what they show.
+
+    Args:
+        model: A vision model: a name from `lwm models`, a folder, or a hub's org/name.
+        out: Folder for results, report.json and sheet.png; run again to continue or to add.
+        rows: Prompts that are answered together, as far as memory has room for them.
+        adherence: What is asked for.
+        load: How the model is loaded.
+    """
+    from lwm.eval.subject import Subject
+    from lwm.files import make_folder
+
+    if rows < 1:
+        raise UserError(f"--rows {rows} must be at least 1")
+    make_folder(out)
+    run_adherence(Subject.of_model(open_model(model, load), rows=rows), adherence, out)
+
+
+def run_adherence(subject: "Subject", config: AdherenceConfig, out: Path) -> "AdherenceReport":
+    """Evaluates with a progress bar; prints the tables.
+
+    Raises:
+        UserError: See `evaluate`.
+        KeyboardInterrupt: Ctrl-C was pressed; the answers so far are kept.
+    """
+    from lwm.eval.adherence.run import REPORT, SHEET, evaluate
+
+    begun = time.monotonic()
+    try:
+        with stoppable("drawing", "tokens") as progress:
+            run = evaluate(subject, config, out, progress=progress)
+    except KeyboardInterrupt as stopped:
+        print_line(stopped, error=True)
+        raise
+    record_command(out / REPORT)
+    print(run.report.table())
+    print(
+        f"\n{run.work.num_new:,} of {len(run.report.rows):,} drawn now, "
+        f"{time.monotonic() - begun:.1f} s\n{out / SHEET}"
     )
     return run.report

@@ -77,6 +77,14 @@ def tiny_model(tiny, byte_tokenizer) -> LanguageModel:
     return LanguageModel(name="tiny", llama=llama, tokenizer=byte_tokenizer, mesh=mesh)
 
 
+@pytest.fixture(scope="session")
+def tiny_vision() -> LanguageModel:
+    """The vision model in the package."""
+    import lwm
+
+    return lwm.load("tiny-vision")
+
+
 class Program:
     """Answers from the text of a prompt, and counts how often it was asked."""
 

@@ -123,9 +123,11 @@ class QAEvaluation:
         return {
             "sample": question.cell.number,
             "task": row.kind,
+            **({"group": row.group} if row.group else {}),
             "medium": row.medium,
             "question": row.question,
             "answers": list(row.answers),
+            **({"options": len(row.options)} if row.options else {}),
             "response": response.text,
             "score": score(self._set.rule, response.text, row.answers, row.options),
         }

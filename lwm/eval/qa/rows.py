@@ -39,6 +39,8 @@ class Row:
     """The right answer; under the rule `vqa` the answers of several people."""
     kind: str
     """Type of the question, for the report."""
+    group: str = ""
+    """Part of the set, for the report."""
     options: tuple[str, ...] = ()
     """All answers that such a question can have, where they are known."""
     medium: str

@@ -2,11 +2,11 @@
 
 import json
 from importlib import resources
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-import lwm
 from lwm.errors import UserError
 from lwm.eval.qa.config import QAConfig
 from lwm.eval.qa.evaluation import QAEvaluation, chosen
@@ -15,14 +15,14 @@ from lwm.eval.question import Response
 from lwm.eval.subject import Subject
 from lwm.media.frames import read_frames
 
-CLIPS = resources.files("lwm") / "assets" / "clips"
+CLIPS = Path(str(resources.files("lwm") / "assets" / "clips"))
 NAMES = ("1f30c", "1f31d", "1f31e", "1f37b")
 SAID = {"1f30c": "Two stars", "1f31d": "a moon", "1f31e": "yes", "1f37b": "no"}
 
 
 @pytest.fixture(scope="module")
-def model():
-    return lwm.load("tiny-vision")
+def model(tiny_vision):
+    return tiny_vision
 
 
 @pytest.fixture(scope="module")
@@ -82,8 +82,8 @@ SETS = {
         {"image": "1f31e.webp", "question": "Is it?", "answers": ["yes"] * 10},
     ],
     "gqa": [
-        {"imageId": 31, "question": "What?", "answer": "A moon", "types": {"structural": "query"}},
-        {"imageId": 37, "question": "Is it?", "answer": "no", "types": {"structural": "verify"}},
+        {"imageId": 1, "question": "What?", "answer": "A moon", "types": {"structural": "query"}},
+        {"imageId": 3, "question": "Is it?", "answer": "no", "types": {"structural": "verify"}},
     ],
     "pope": [
         {"image": "1f31e.webp", "text": "Is there a sun?", "label": "yes", "category": "random"},
@@ -109,7 +109,6 @@ def test_a_program_that_sees_is_right_and_a_blind_one_as_good_as_the_commonest_a
     subject, _ = seeing
     rows = SETS[rule]
     if rule == "gqa":
-        rows = [row | {"imageId": {31: 1, 37: 3}[row["imageId"]]} for row in rows]
         for number, name in enumerate(NAMES):
             (tmp_path / f"n{number:03}.webp").symlink_to(str(CLIPS / f"{name}.webp"))
     is_gqa = rule == "gqa"
@@ -132,7 +131,7 @@ def test_a_program_that_sees_is_right_and_a_blind_one_as_good_as_the_commonest_a
         found = report.yes_and_no()
         assert (found["precision"], found["recall"], found["yes_share"]) == (0.5, 1, 1)
         assert found["f1"] == pytest.approx(2 / 3)
-        assert "asked without the images; yes: precision 50.0" in report.statement()
+        assert "yes: precision 50.0, recall 100.0, f1 66.7" in report.statement()
     assert len(program.asked) == 2
 
 

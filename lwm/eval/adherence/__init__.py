@@ -1,0 +1,1 @@
+"""Adherence of generated images and videos to their prompts, in the procedural world."""
