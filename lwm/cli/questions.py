@@ -37,12 +37,13 @@ def eval_qa(
     load: Flat[LoadOptions] = LoadOptions(),
     answers: Flat[AnswerOptions] = AnswerOptions(),
 ) -> None:
-    """Asks the questions of a local set about images or videos, and scores them by its rule.
+    """Asks questions of a local set about images or videos, and scores the answers by its rule.
 
     Args:
         model: A name from `lwm models`, a Hugging Face folder, a GGUF file, or a hub's org/name.
             With --endpoint the name that the server has for it.
-        files: JSON lines or Parquet in the shape of VQAv2, GQA, POPE, MSVD-QA or MSRVTT-QA.
+        files: JSON lines or Parquet in the shape of VQAv2, GQA, POPE, MSVD-QA or MSRVTT-QA; or
+            clips of the world, such as `world:heldout` or `world:train,count=100,frames=1`.
         out: Folder for results and report.json; run again to continue, or to ask more.
         qa: Rule of the set, its images and videos, and the form of the prompts.
         load: How the model is loaded.

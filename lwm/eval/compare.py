@@ -11,11 +11,16 @@ from lwm.eval.results import ResultRow, difference, read_results, score_of
 from lwm.eval.statistics import holm, mean_interval, paired_difference
 
 RESULTS = "results.jsonl"
-_KEYS = ("task", "context_length", "depth_percent", "seed", "sample", "document", "segment")
+_KEYS = (
+    *("task", "context_length", "depth_percent", "seed", "sample", "document", "segment"),
+    *("frames", "split"),
+)
 """Fields of results that distinguish questions, as far as a part has them."""
 _IDENTITY = ("config", "haystack.sha256", "needles.sha256", "questions", "vocabulary", "texts")
 """Fields of headers that decide which questions are asked, whatever the tokenizer."""
 PERPLEXITY = "perplexity"
+_SHOWN = ("visual-needle", "qa", "adherence")
+"""Evaluations about images and videos, which have no grid of lengths."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -37,6 +42,9 @@ class Recorded:
         header, rows = read_results(path)
         if header.get("evaluation") == PERPLEXITY:
             rows = [row for row in rows if row["context"] == header["config"]["length"]]
+        if header.get("evaluation") in _SHOWN:
+            # The lengths of prompts with images differ between tokenizers.
+            rows = [{k: v for k, v in row.items() if k != "context_length"} for row in rows]
         keyed = {tuple(row.get(name) for name in _KEYS): row for row in rows}
         return cls(path=path, header=header, rows=keyed)
 
@@ -46,6 +54,8 @@ class Recorded:
         name, config = self.header["evaluation"], self.header.get("config", {})
         if name == "visual-needle":
             return f"{name}-{config['task']}"
+        if name == "qa":
+            return f"{config['rule']}-questions{'-blind' * config['blind']}"
         several = name == "needle" and config.get("needles", 1) > 1
         return f"needle-{config['needles']}-{config['ask']}" if several else name
 

@@ -141,7 +141,8 @@ class AdherenceEvaluation:
         return {
             "evaluation": "adherence",
             "model": dict(self._subject.description),
-            "config": fixed | {"vqgan": self._model.vision.fingerprint},
+            "config": fixed,
+            "vqgan": self._model.vision.fingerprint,
             "grid": {
                 "splits": sorted(set(config.splits)),
                 "frames": sorted(set(config.frames)),

@@ -4,10 +4,13 @@ import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
+from lwm.data.media.world import is_world
+from lwm.errors import UserError
 from lwm.eval.qa.config import QAConfig
 from lwm.eval.qa.evaluation import QAEvaluation
 from lwm.eval.qa.report import QAReport
 from lwm.eval.qa.rows import FileQuestions, QuestionSet
+from lwm.eval.qa.world import WorldQuestions
 from lwm.eval.results import Results
 from lwm.eval.subject import Subject, Work, ask_subject
 from lwm.files import exclusive, make_folder, write_bytes
@@ -18,11 +21,16 @@ RESULTS, REPORT = "results.jsonl", "report.json"
 
 
 def open_questions(files: Sequence[str], config: QAConfig) -> QuestionSet:
-    """Opens files of questions, and reads the first.
+    """Opens files of questions, or sets of the world by name, and reads the first question.
 
     Raises:
         UserError: A file cannot be read, or its first question cannot be asked.
     """
+    worlds = [name for name in files if is_world(name)]
+    if worlds:
+        if len(worlds) < len(files) or config.rule not in (None, "world"):
+            raise UserError(f"{worlds[0]} has a rule of its own; ask other sets by themselves")
+        return WorldQuestions.parse(worlds)
     questions = FileQuestions(files, config)
     questions.row(0)
     return questions

@@ -5,6 +5,7 @@ import re
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+from lwm.data.media.world import WorldSet
 from lwm.errors import UserError
 from lwm.eval.qa.rows import Row, Seen
 from lwm.eval.qa.rules import RuleName
@@ -61,6 +62,27 @@ class WorldQuestions:
                     _Place(split, number, asked, options(asked, clip.facts))
                     for asked in clip.questions
                 ]
+
+    @classmethod
+    def parse(cls, names: Sequence[str]) -> "WorldQuestions":
+        """Reads names such as `world:heldout,count=100,frames=1`, which differ in the split alone.
+
+        Raises:
+            UserError: A name has unknown options, or such as do not matter to questions, or two
+                differ.
+        """
+        sets = [WorldSet.parse(name) for name in names]
+        for name, one in zip(names, sets, strict=True):
+            if one != WorldSet(world=one.world, count=one.count):
+                raise UserError(
+                    f"{name}: text, resolution and vqgan are not for questions, which are rendered "
+                    "for each model; leave them out"
+                )
+            first = dataclasses.replace(sets[0].world, split=one.world.split)
+            if one != WorldSet(world=first, count=sets[0].count):
+                raise UserError(f"{names[0]} and {name} should differ in nothing but the split")
+        clips = sets[0].count if "count=" in names[0] else CLIPS
+        return cls(sets[0].world, splits=[one.world.split for one in sets], clips=clips)
 
     def _of(self, split: Split, resolution: int) -> WorldConfig:
         return dataclasses.replace(self._config, split=split, resolution=resolution)

@@ -149,7 +149,7 @@ def test_a_model_draws_and_is_judged(tiny_vision, tmp_path):
         assert set(row["agrees"]) >= {"kind", "colour", "all"}
         assert row["score"] == row["agrees"]["all"]
     assert evaluation.sheet(rows).shape == (2 * 64 + 2, 8 * 64 + 7 * 2, 3)
-    assert run.report.header["config"]["vqgan"] == tiny_vision.vision.fingerprint
+    assert run.report.header["vqgan"] == tiny_vision.vision.fingerprint
 
 
 def test_models_that_do_not_draw_are_refused(tiny_model, subject_of, byte_tokenizer, tmp_path):

@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 
 from lwm.errors import UserError
+from lwm.eval.compare import compare
 from lwm.eval.qa.config import QAConfig
 from lwm.eval.qa.rules import names_only
-from lwm.eval.qa.run import evaluate
+from lwm.eval.qa.run import evaluate, open_questions
 from lwm.eval.qa.world import WorldQuestions
 from lwm.eval.question import Response
 from lwm.eval.subject import Subject
@@ -104,3 +105,38 @@ def test_more_clips_keep_the_numbers_of_questions():
 )
 def test_an_answer_names_one_of_all_that_are_possible(text, answer, options, expected):
     assert names_only(text, answer, options) == expected
+
+
+def test_sets_of_the_world_have_names():
+    config = QAConfig()
+    both = open_questions(
+        ["world:train,count=2,frames=1,seed=5", "world:heldout,count=2,frames=1,seed=5"], config
+    )
+    made = WorldQuestions(WorldConfig(frames=1, seed=5), splits=("train", "heldout"), clips=2)
+    assert both.identity() == made.identity()
+    assert [both.row(n) for n in range(len(both))] == [made.row(n) for n in range(len(made))]
+    for names, line in (
+        (["world:test"], "there are world:train and world:heldout"),
+        (["world:train,text=mixed"], "text, resolution and vqgan are not for questions"),
+        (["world:train,seed=1", "world:heldout"], "should differ in nothing but the split"),
+        (["world:train,count=2", "world:heldout"], "should differ in nothing but the split"),
+        (["world:train", "rows.jsonl"], "has a rule of its own"),
+    ):
+        with pytest.raises(UserError, match=line):
+            open_questions(names, config)
+
+
+def test_models_are_compared_question_by_question(subject_of, byte_tokenizer, tmp_path):
+    questions = WorldQuestions(WorldConfig(frames=1), clips=4)
+    for name in ("one", "yes"):
+        subject = subject_of(Program(lambda question, name=name: name), byte_tokenizer)
+        subject = dataclasses.replace(subject, description={"name": name})
+        evaluate(subject, questions, QAConfig(blind=True), tmp_path / name)
+    (found,) = compare([tmp_path / "one", tmp_path / "yes"])["comparisons"]
+    (part,) = found["parts"]
+    assert (part["part"], part["paired"]) == ("world-questions-blind", True)
+    assert part["overall"]["asked"] == len(questions)
+    by_task = {each["task"]: each["difference"] for each in part["by_task"]}
+    assert by_task["exists"] > 0 > by_task["count"]
+    assert by_task["colour"] == 0
+    assert part["by_length"] == []
