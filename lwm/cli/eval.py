@@ -113,7 +113,8 @@ def eval_vision(
 
     Args:
         model: A vision model: a name from `lwm models`, a folder, or a hub's org/name.
-        files: Folders that `lwm tokenize` wrote, or `shipped:clips`.
+        files: Folders that `lwm tokenize` wrote, `shipped:clips`, or clips of the world:
+            `world:heldout,count=64,frames=4`.
         out: Folder for report.json.
         overwrite: Replace a report that exists.
         count: The largest number of images or videos, evenly over the set.
@@ -170,7 +171,8 @@ def eval_vqgan(
 
     Args:
         vqgan: LWM's vqgan file, a VQGAN's folder, or `vqgan-64`, which is in the package.
-        inputs: Files, folders, zip or tar files, lists with a column `path`, or patterns of these.
+        inputs: Files, folders, zip or tar files, lists with a column `path`, patterns of these, or
+            clips of the world: `world:heldout`.
         out: Folder for report.json and sheet.png.
         overwrite: Replace files that exist.
         frames: The largest number of frames, evenly over the set.

@@ -1,7 +1,7 @@
 """Images and videos that are tokenized on first use, into the cache."""
 
 import contextlib
-from collections.abc import Callable
+import time
 from pathlib import Path
 
 from lwm.data.media.inputs import open_items
@@ -15,6 +15,7 @@ from lwm.data.shard_job import digest
 from lwm.errors import UserError
 from lwm.files import ASSETS, exclusive
 from lwm.hub.catalog import cache_folder
+from lwm.progress import Progress
 from lwm.vqgan.checkpoint import SHIPPED, locate_vqgan
 from lwm.vqgan.tokenizer import VisionTokenizer
 
@@ -22,6 +23,8 @@ CLIPS = ASSETS / "clips"
 """The captioned clips that come with the package."""
 FRAMES = 4
 """Frames of each of these clips."""
+_EVERY = 20.0
+"""Seconds between lines on how far it is."""
 
 
 def tokenized_clips() -> Path:
@@ -39,18 +42,28 @@ def tokenized_world(name: str, *, warn: Warn = lambda text: None) -> Path:
 
     Args:
         name: See `WorldSet.parse`.
-        warn: Receives a line before clips are tokenized, which may take minutes.
+        warn: Receives a line when clips are tokenized, which may take minutes, and others on how
+            far it is.
 
     Raises:
         UserError: There is no such set, its VQGAN cannot be read, or the cache not written.
     """
     world = WorldSet.parse(name)
+    warned = 0.0
 
-    def announce() -> None:
-        warn(f"{name}: tokenizes {world.count:,} clips, once; they are kept in the cache")
+    def report(done: int, total: int) -> None:
+        nonlocal warned
+        now = time.monotonic()
+        if not warned:
+            warn(f"{name}: tokenizes {total:,} clips, once; they are kept in the cache")
+        elif now - warned > _EVERY:
+            warn(f"{name}: {done:,} of {total:,} clips")
+        else:
+            return
+        warned = now
 
     vqgan = locate_vqgan(world.vqgan)
-    return _tokenized(WorldItems(world), "world", vqgan=vqgan, announce=announce)
+    return _tokenized(WorldItems(world), "world", vqgan=vqgan, progress=report)
 
 
 def _tokenized(
@@ -59,7 +72,7 @@ def _tokenized(
     *,
     vqgan: Path,
     max_frames: int | None = None,
-    announce: Callable[[], object] = lambda: None,
+    progress: Progress = lambda done, total: None,
 ) -> Path:
     """Returns the folder of the shards of items; writes those that are missing."""
     vision = VisionTokenizer.open(vqgan, batch=16)
@@ -69,10 +82,9 @@ def _tokenized(
     with contextlib.suppress(UserError):  # not finished, or damaged
         media_files(folder)
         return folder
-    announce()
     sampling = Sampling(resolution=vision.codebook.resolution, max_frames=max_frames)
     job = MediaJob.of(items, sampling, vision.codebook, folder)
     # The processes of a run ask at the same time.
     with exclusive(folder.parent, wait=True):
-        write_media(job, vision)
+        write_media(job, vision, progress=progress)
     return folder

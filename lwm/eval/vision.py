@@ -12,6 +12,7 @@ import numpy as np
 from lwm.data.captions import ASK, request
 from lwm.data.chat import chat_ids
 from lwm.data.example import Example
+from lwm.data.media.world import is_world
 from lwm.data.pack import PackingConfig
 from lwm.data.sets import open_records, require_codes_of
 from lwm.data.sources import files_of
@@ -68,7 +69,10 @@ def read_pairs(
         if isinstance(caption, list) and caption:
             caption = caption[0]
         if not isinstance(caption, str) or record.value.get("vision") is None:
-            raise UserError(f"{record.name}: it should have a 'caption' and codes under 'vision'")
+            remedy = "; leave text out of its name" if any(map(is_world, several(files))) else ""
+            raise UserError(
+                f"{record.name}: it should have a 'caption' and codes under 'vision'{remedy}"
+            )
         pairs.append(Pair(caption, Vision.of(record.value, tokens_per_frame=tokens_per_frame)))
     if len({pair.vision.codes.shape for pair in pairs}) > 1:
         raise UserError(

@@ -138,7 +138,7 @@ class DataSet:
     files: Sequence[str]
     """JSON lines, Parquet, ArrayRecord or text files, folders of them, patterns, folders of
     tokenized shards; `books:train` and `books:held-out` are fetched, `shipped:moby-dick/*` comes
-    with the package."""
+    with the package, `world:train,count=1000` is rendered."""
     name: str = "data"
     """Name in logs."""
     weight: float = 1.0

@@ -131,7 +131,11 @@ def show_world(
     }
     cards = list(map(card, _evenly(len(items), count, progress)))
     page = _render(
-        name, "Each frame is as it was rendered, before any codes.", facts, cards, items=len(items)
+        name,
+        "Each frame is as it is rendered, without codes.",
+        facts,
+        cards,
+        items=len(items),
     )
     return _written(page, out)
 

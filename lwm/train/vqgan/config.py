@@ -97,7 +97,8 @@ class FrameSet:
     """Training or held-out images and videos."""
 
     files: Sequence[str]
-    """Files, folders, zip or tar files, lists of paths, or patterns: see `lwm tokenize`."""
+    """Files, folders, zip or tar files, lists of paths, patterns, or `world:train`: see
+    `lwm tokenize`."""
     name: str = "frames"
     """Name in logs."""
     weight: float = 1.0

@@ -17,6 +17,7 @@ from lwm.data.media.read import Sampling, read_item, read_items
 from lwm.data.media.world import WorldSet
 from lwm.data.sets import open_records, require_codes_of
 from lwm.errors import UserError
+from lwm.eval.vision import read_pairs
 from lwm.media.frames import read_frames
 from lwm.media.write import write_image
 from lwm.train.vqgan.batches import FrameFiles, evenly
@@ -181,6 +182,9 @@ def test_a_set_with_a_vqgan_of_its_own(tmp_path, monkeypatch, draw_vqgan):
     frames = read_item(open_items(["world:train,frames=3"]), 0, Sampling(resolution=16)).pixels[0]
     expected = VisionTokenizer.open(vqgan).encode(frames)
     np.testing.assert_array_equal(record["vision"], expected.ravel())
+    assert read_pairs((f"world:train,count=1,frames=3,vqgan={vqgan}",))[0].caption
+    with pytest.raises(UserError, match=r"should have a 'caption' .*; leave text out of its name"):
+        read_pairs((f"world:train,count=1,text=questions,vqgan={vqgan}",))
     with pytest.raises(UserError, match="nowhere"):
         open_records(("world:train,vqgan=nowhere",))
 
