@@ -2,7 +2,8 @@
 
 import json
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Literal, NamedTuple
 
 from lwm.world.attributes import COLOURS, DIGITS, KINDS, Split, in_split
@@ -63,6 +64,18 @@ def questions(
         lambda: _exists(facts, rng, split, kinds),
     )
     return tuple(question for make in makers for question in make())
+
+
+def guessing(asked: Iterable[QuestionAnswer]) -> dict[str, float]:
+    """Returns by kind the share of questions that the most frequent answer is right for.
+
+    A question which of two things changes first names them both, and is guessed half the time.
+    """
+    answers: dict[str, Counter[str]] = {}
+    for question in asked:
+        answers.setdefault(question.kind, Counter())[question.answer] += 1
+    shares = {kind: max(each.values()) / each.total() for kind, each in answers.items()}
+    return shares | ({"first": 0.5} if "first" in shares else {})
 
 
 def noun(kind: str) -> str:
@@ -152,7 +165,8 @@ def _direction(facts: Facts, rng: Source) -> Iterator[QuestionAnswer]:
 
 
 def _first(facts: Facts, rng: Source) -> Iterator[QuestionAnswer]:
-    changing = [thing for thing in rng.shuffled(facts.things) if thing.frame is not None]
+    things = rng.shuffled(facts.things)
+    changing = [thing for thing in things if thing.event not in (None, "collides")]
     for first in changing:
         for other in changing:
             if (first.frame or 0) < (other.frame or 0):

@@ -12,6 +12,8 @@ from lwm.world.paint import Paint, Pictures, paint
 
 LEAST = 30
 """Pixels of the smallest region that is a thing, of `GRID` x `GRID`."""
+_SOLID = 0.5
+"""Share of a colour in a pixel that belongs to a thing, at least."""
 _FAR = 26
 """Pixels that a thing moves between two frames, at most."""
 _MISSED = 2
@@ -85,16 +87,17 @@ def gap(first: Region, second: Region) -> int:
 def _regions(mixtures: Paint, frames: int) -> Iterator[Region]:
     """Yields the regions of a clip that are no specks, in the order of the frames."""
     nearest = mixtures.nearest
-    solid = mixtures.share[np.arange(len(nearest)), nearest] >= 0.5
+    solid = mixtures.share[np.arange(len(nearest)), nearest] >= _SOLID
     seen = np.zeros(frames * _AREA, bool)
     seen[mixtures.where[solid]] = True
     seen = seen.reshape(frames, GRID, GRID)
-    labels, count = connected(np.where(seen, 0, -1))
+    labels, count = connected(np.where(_around(seen), 0, -1))
     of_row = np.full(len(nearest), -1)
     of_row[solid] = labels.ravel()[mixtures.where[solid]]
     weights = np.where(_inside(seen).ravel()[mixtures.where], 1.0 + _INNER, 1.0)
     cells = of_row[solid] * len(COLOURS) + nearest[solid]
-    votes = np.bincount(cells, weights[solid], count * len(COLOURS)).reshape(count, -1)
+    votes = np.bincount(cells, weights[solid], count * len(COLOURS))
+    votes = votes.reshape(count, len(COLOURS))
     order = np.argsort(of_row, kind="stable")
     starts = np.searchsorted(of_row[order], np.arange(count + 1))
     for label in np.flatnonzero(np.diff(starts) >= LEAST):
@@ -106,6 +109,16 @@ def _region(mixtures: Paint, rows: Int[np.ndarray, " N"], votes: Float[np.ndarra
     down, across = places // GRID % GRID, places % GRID
     box = int(across.min()), int(down.min()), int(across.max()) + 1, int(down.max()) + 1
     return Region(frame=int(places[0]) // _AREA, rows=rows, box=box, votes=votes)
+
+
+def _around(seen: Bool[np.ndarray, "T S S"]) -> Bool[np.ndarray, "T S S"]:
+    """Returns the pixels and their neighbours, which close the gaps inside of things."""
+    wider = seen.copy()
+    wider[:, 1:] |= seen[:, :-1]
+    wider[:, :-1] |= seen[:, 1:]
+    wider[:, :, 1:] |= seen[:, :, :-1]
+    wider[:, :, :-1] |= seen[:, :, 1:]
+    return wider
 
 
 def _inside(seen: Bool[np.ndarray, "T S S"]) -> Bool[np.ndarray, "T S S"]:
