@@ -128,7 +128,10 @@ def open_lwm(
             "or to `lwm convert` (LWM's theta: 1e7 for 128K and 256K, 2.5e7 for 512K, 5e7 for 1M "
             "and for vision)"
         )
-    return found.applied(config), tensors
+    config = found.applied(config)
+    if given.stretch is not None:
+        config = ModelOverrides(context=given.context, stretch=given.stretch).applied(config)
+    return config, tensors
 
 
 def read_token_space(path: Path) -> TokenSpace:

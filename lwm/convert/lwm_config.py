@@ -114,6 +114,8 @@ def read_config_of(
 ) -> tuple[LlamaConfig, ModelOverrides]:
     """Finds the shape of a file's model, and RoPE's theta and the context as far as known.
 
+    With `given.stretch`, the theta and the context are those before it.
+
     Args:
         sizes: Sizes from the file.
         path: The file; metadata of LWM's run may be beside it.
@@ -144,7 +146,9 @@ def read_config_of(
         theta, context = theta or known.theta, context or known.context
     theta = given.theta or theta
     theta = None if theta is None else float(theta)
-    return config, dataclasses.replace(given, theta=theta, context=given.context or context)
+    if given.stretch is None:
+        context = given.context or context
+    return config, dataclasses.replace(given, theta=theta, context=context, stretch=None)
 
 
 def _from_sizes(sizes: LwmSizes, path: Path, name: str | None) -> tuple[LlamaConfig, int]:

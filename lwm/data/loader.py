@@ -16,6 +16,8 @@ from lwm.data.stream import Examples, Mixture, PackedStream, StreamState
 from lwm.errors import UserError, require_share
 from lwm.tokens import TokenSpace
 
+COUNTED = ("read", "bad", "dropped", "split", "outside")
+"""Counts of examples in `Delivered.read`."""
 _FEW_READ = 1000
 """Least number of examples by which a share of bad ones is computed."""
 
@@ -30,7 +32,8 @@ class Delivered(NamedTuple):
     faults: list[str]
     """Why examples were skipped since the previous batch."""
     read: dict[str, int]
-    """Numbers of examples that this process has read, and found bad, dropped or split, so far."""
+    """Numbers of examples that this process has read so far, and of those that were bad, dropped,
+    split, or outside the bounds of their data sets; see `COUNTED`."""
     state: Callable[[], StreamState]
     """Returns the state after this batch, for `Loader.restore`."""
 
@@ -189,6 +192,7 @@ class Loader:
             "bad": sum(stream.skipped for stream in streams),
             "dropped": sum(stream.packer.dropped for stream in streams),
             "split": sum(stream.packer.split for stream in streams),
+            "outside": sum(stream.outside for stream in streams),
         }
 
 

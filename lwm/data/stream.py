@@ -23,6 +23,10 @@ StreamState = dict[str, Any]
 _MOST_MISSES = 1000
 
 
+class OutOfBounds(UserError):
+    """Raised for an example that is shorter or longer than its data set asks for."""
+
+
 @runtime_checkable
 class Examples(Protocol):
     """A numbered collection of examples; one that cannot be read raises `UserError`."""
@@ -59,12 +63,14 @@ class Mixture:
 
 
 class Sampled(NamedTuple):
-    """One sample: an example, or why it cannot be read."""
+    """One sample: an example, or why there is none."""
 
     source: tuple[int, int]
     """Number of the collection, and of the example in it."""
     example: Example | None
     fault: str = ""
+    outside: bool = False
+    """True if its length is outside the bounds of its data set; it is not bad."""
 
 
 class PackedStream:
@@ -100,6 +106,9 @@ class PackedStream:
         """Why some of them could not be read; the caller that reports them empties this."""
         self.skipped = 0
         """Number of examples that could not be read."""
+        self.outside = 0
+        """Number of examples whose length is outside the bounds of their data set."""
+        self._most_outside = _MOST_MISSES + sum(map(len, collections))
         self._samples = iter(samples(number, collections, mixture, threads=threads))
         self._window: list[PlacedRow] = []
         self._windows = 0
@@ -109,13 +118,21 @@ class PackedStream:
         """Returns the next row; reads as many examples as it takes.
 
         Raises:
-            UserError: A thousand examples one after the other cannot be used.
+            UserError: A thousand examples one after the other cannot be used, or all examples are
+                outside the bounds of their data sets.
         """
-        misses = 0
+        misses, outside = 0, 0
         while not self._ready:
-            source, example, fault = next(self._samples)
+            source, example, fault, is_outside = next(self._samples)
             self.read += 1
-            dropped = self.packer.dropped
+            if is_outside:
+                self.outside, outside = self.outside + 1, outside + 1
+                if outside == self._most_outside:
+                    raise UserError(
+                        f"no example has the least and most tokens asked for; the last: {fault}"
+                    )
+                continue
+            outside, dropped = 0, self.packer.dropped
             if example is None:
                 self.skipped += 1
                 self.faults.append(fault)
@@ -151,6 +168,7 @@ class PackedStream:
         packer = self.packer
         position = self._samples.get_state()
         counts = {"read": self.read, "skipped": self.skipped, "windows": self._windows}
+        counts["outside"] = self.outside
         packed = [packer.used, packer.finished, packer.dropped, packer.split]
         # Finished rows do not change any more.
         rows = {"ready": list(self._ready), "window": list(self._window)}
@@ -179,6 +197,7 @@ class PackedStream:
 
         self._samples.set_state(state["drawn"])
         self.read, self.skipped = state["read"], state["skipped"]
+        self.outside = state.get("outside", 0)  # runs of earlier versions have none
         self._ready, self._window = rows(state["ready"]), rows(state["window"])
         self._windows = state["windows"]
         self.packer.reopen(rows(state["open"]))
@@ -252,6 +271,8 @@ class _Numbered:
         source = (self.place, int(index))
         try:
             return Sampled(source, self.collection[source[1]])
+        except OutOfBounds as error:
+            return Sampled(source, None, str(error), outside=True)
         except UserError as error:
             return Sampled(source, None, str(error))
 

@@ -2,6 +2,7 @@
 
 import concurrent.futures
 import functools
+import glob
 import os
 import re
 import threading
@@ -18,6 +19,8 @@ from lwm.formats.lazy import LazyArrays, require_finite
 
 SETTINGS, CHECKPOINTS, MODEL, TOKENIZER = "run.json", "checkpoints", "model", "tokenizer"
 """A run's settings, and its folders of checkpoints, of the trained model and of the tokenizer."""
+CURRICULUM = "curriculum.json"
+"""The finished stages of a curriculum, in the folder above those of its stages."""
 CHECKSUMS = "checksums.json"
 """File in each checkpoint: size and CRC-32 of its other files."""
 WITH_MODEL = 3
@@ -35,7 +38,8 @@ def find_in_run(name: str | Path) -> Path | None:
     """Returns the model or the checkpoint that a run's name stands for; None for other names.
 
     `runs/a` is the trained model, or the newest checkpoint of a run that is not done; `runs/a@300`
-    and `runs/a/checkpoints/300` are the checkpoint of step 300.
+    and `runs/a/checkpoints/300` are the checkpoint of step 300. The folder of a curriculum stands
+    for the last stage that is finished.
 
     Raises:
         UserError: The run has no such checkpoint.
@@ -45,6 +49,8 @@ def find_in_run(name: str | Path) -> Path | None:
         return path
     at = re.fullmatch(r"(.+)@(\d+)", str(path))
     run = Path(at[1]) if at and not os.path.exists(path) else path
+    if os.path.isfile(path / CURRICULUM):
+        run = path = _last_stage(path)
     if not os.path.isfile(run / SETTINGS):  # unlike Path's, False for names that are too long
         return None
     steps = steps_of(run)
@@ -59,6 +65,16 @@ def find_in_run(name: str | Path) -> Path | None:
     if not steps:
         raise UserError(f"{run} has no checkpoint yet; go on with the run")
     return run / CHECKPOINTS / str(steps[-1])
+
+
+def _last_stage(folder: Path) -> Path:
+    """Returns the folder of the last finished stage of a curriculum."""
+    finished = read_json(folder / CURRICULUM).get("finished")
+    names = list(finished) if isinstance(finished, dict) else []
+    there = sorted(folder.glob(f"[0-9]*-{glob.escape(names[-1])}")) if names else []
+    if not there:
+        raise UserError(f"{folder} has no finished stage; go on with the curriculum")
+    return there[-1]
 
 
 def is_checkpoint(path: Path) -> bool:

@@ -5,6 +5,7 @@ import math
 from typing import Any, Literal, get_args
 
 from lwm.errors import UserError
+from lwm.model.stretch import Stretch, stretched_theta
 from lwm.renamed import takes_old_settings
 from lwm.tokens import TokenSpace
 
@@ -159,6 +160,9 @@ class ModelOverrides:
     codes: int | None = None
     """For LWM's own files: entries of the vision codebook, if neither 8192 nor those of the VQGAN
     beside them."""
+    stretch: Stretch | None = None
+    """Rule for RoPE's base at the given `context`: `lwm` is LWM's table, from 1e6 at 32K to 5e7 at
+    1M; `ntk` raises the model's own base with the ratio of the contexts."""
 
     def __post_init__(self):
         """Checks the ranges.
@@ -174,6 +178,10 @@ class ModelOverrides:
             read_scaling(self.rope_scaling)
         if self.codes is not None and self.codes < 1:
             raise UserError(f"codes {self.codes} is no codebook; give at least 1")
+        if self.stretch is not None and (self.context is None or self.theta is not None):
+            raise UserError(
+                "stretch computes theta from context; give context, and leave out theta"
+            )
 
     def applied(self, config: LlamaConfig) -> LlamaConfig:
         """Returns the configuration with these values in place of its own."""
@@ -183,6 +191,15 @@ class ModelOverrides:
         if self.rope_scaling is not None:
             rope = dataclasses.replace(rope, scaling=read_scaling(self.rope_scaling))
         context = config.max_context if self.context is None else self.context
+        if self.stretch is not None:
+            theta = stretched_theta(
+                self.stretch,
+                context,
+                theta=rope.theta,
+                trained=config.max_context,
+                head_dim=config.head_dim,
+            )
+            rope = dataclasses.replace(rope, theta=theta)
         return dataclasses.replace(config, rope=rope, max_context=context)
 
 

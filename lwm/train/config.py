@@ -1,6 +1,7 @@
 """Settings of a training run."""
 
 import dataclasses
+import re
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -144,10 +145,24 @@ class DataSet:
     weight: float = 1.0
     """Sampling weight relative to other sets."""
     format: ExampleFormat = ExampleFormat()
+    least_tokens: int | None = None
+    """Shorter examples are left out, such as books below 10,000 tokens at a context of 32K."""
+    most_tokens: int | None = None
+    """Longer examples are left out, before rows split or drop any."""
 
     def __post_init__(self):
-        """Takes a single path as one file."""
+        """Takes a single path as one file.
+
+        Raises:
+            UserError: No number of tokens is within the bounds.
+        """
         object.__setattr__(self, "files", several(self.files))
+        least, most = self.least_tokens or 0, self.most_tokens
+        if least < 0 or (most is not None and most < max(1, least)):
+            raise UserError(
+                f"data set {self.name}: no example has at least {least} and at most {most} "
+                "tokens; correct least_tokens or most_tokens"
+            )
 
 
 def require_names(held_out: Sequence[Any]) -> None:
@@ -223,3 +238,44 @@ class Run(ModelOverrides):
     """Seed of the first weights and of the order of the data."""
     sampling: VisionSampling = LWM_SAMPLING
     """Default sampling of images and videos by the trained model; saved with it."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Stage:
+    """A stage of a curriculum."""
+
+    name: str
+    """Name of its folder, after its number."""
+    run: Run
+    """Settings; all but the first start from the weights of the stage before."""
+    evaluations: tuple[str, ...] = ()
+    """Evaluations of the model after the stage, by name; they do not change the training."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Curriculum:
+    """Stages of training, one after another: each may change context, data, mesh and schedule."""
+
+    stages: tuple[Stage, ...]
+
+    def __post_init__(self):
+        """Refuses stages that cannot follow each other.
+
+        Raises:
+            UserError: Names the stage.
+        """
+        names = [stage.name for stage in self.stages]
+        if not names:
+            raise UserError("a curriculum needs at least one stage")
+        if twice := [name for name in names if names.count(name) > 1]:
+            raise UserError(f"two stages are called {twice[0]!r}; give each a name of its own")
+        for name in names:
+            if not re.fullmatch(r"[a-z0-9][a-z0-9.-]*", name):
+                raise UserError(
+                    f"stage {name!r} would name a folder; use lower-case letters, digits, . and -"
+                )
+        for stage in self.stages[1:]:
+            if stage.run.init is not None or stage.run.model is not None:
+                raise UserError(
+                    f"stage {stage.name} starts from the stage before; leave out its model and init"
+                )

@@ -14,7 +14,7 @@ from typing import Any, Protocol, runtime_checkable
 import jax
 from jax.sharding import Mesh
 
-from lwm.data.loader import Delivered, require_few_bad
+from lwm.data.loader import COUNTED, Delivered, require_few_bad
 from lwm.errors import UserError
 from lwm.files import reading, writing
 from lwm.formats.run_folder import CHECKPOINTS, steps_of
@@ -197,7 +197,7 @@ def fetch(
     Raises:
         UserError: This process or another one cannot read its data.
     """
-    given, failure, counts = [], None, [0, 0, 0, 0]
+    given, failure, counts = [], None, [0] * len(COUNTED)
     try:
         given = [next(batches) for _ in range(count)]
         counts = list(given[-1].read.values())

@@ -33,6 +33,7 @@ def run(
     console: Console | None = None,
     track: TrackerKind | Sequence[TrackerKind] = (),
     profile: int = 0,
+    base: Path | None = None,
 ) -> Path:
     """Trains a language model or a VQGAN, or resumes the run in `folder`; returns the model's path.
 
@@ -42,6 +43,7 @@ def run(
         console: Shows progress and warnings; by default nothing is shown.
         track: Experiment trackers to log to.
         profile: Number of updates to trace.
+        base: The language model to start from, where `config.init` is no name that can be opened.
 
     Raises:
         Stopped: A signal stopped the run; the same call resumes it.
@@ -54,7 +56,8 @@ def run(
         with first_alone() as is_first:
             if is_first:
                 lock.enter_context(exclusive(folder))
-        return _run(config, folder, console or Console(quiet=True), several(track), profile)
+        quiet = console or Console(quiet=True)
+        return _run(config, folder, quiet, several(track), profile, base)
 
 
 def _run(
@@ -63,6 +66,7 @@ def _run(
     console: Console,
     track: tuple[TrackerKind, ...],
     profile: int,
+    base: Path | None,
 ) -> Path:
     place, model = folder / SETTINGS, folder / MODEL
     with all_or_none():
@@ -85,7 +89,7 @@ def _run(
             )
         build_optimizer(config.training.optimizer, config.training.steps)
         mesh = make_mesh(config.mesh)
-        opened = _open(config, folder, mesh, console, resumed=resumed)
+        opened = _open(config, folder, mesh, console, base, resumed=resumed)
         # The model that is trained, which may be another than the recipe's.
         made = (
             dataclasses.replace(config, model=opened.model) if isinstance(config, Run) else config
@@ -108,7 +112,13 @@ def _run(
 
 
 def _open(
-    config: Run | VQGANRun, folder: Path, mesh: Mesh, console: Console, *, resumed: bool
+    config: Run | VQGANRun,
+    folder: Path,
+    mesh: Mesh,
+    console: Console,
+    base: Path | None,
+    *,
+    resumed: bool,
 ) -> OpenTask:
     def warn(text: str) -> None:
         if jax.process_index() == 0:  # the others would repeat it
@@ -118,7 +128,7 @@ def _open(
     if isinstance(config, Run):
         from lwm.train.task import open_task
 
-        return open_task(config, folder, mesh, warn=warn, resumed=resumed)
+        return open_task(config, folder, mesh, warn=warn, resumed=resumed, base=base)
     from lwm.train.vqgan.task import open_vqgan_task
 
     return open_vqgan_task(config, folder, mesh, warn=warn)

@@ -1,6 +1,5 @@
 """Training task of a language model, of text and vision alike."""
 
-import dataclasses
 import functools
 import itertools
 import shutil
@@ -21,9 +20,10 @@ from lwm.convert.folder import to_text
 from lwm.convert.open import ModelFiles, open_model_files, read_llama
 from lwm.data.captions import PHRASES
 from lwm.data.example import MODALITIES, Batch
+from lwm.data.lengths import Bounded
 from lwm.data.loader import Delivered, Loader
 from lwm.data.paths import Warn
-from lwm.data.sets import open_set, require_codes_of, texts
+from lwm.data.sets import open_set, texts
 from lwm.data.sources import files_of
 from lwm.data.stream import Examples, Mixture
 from lwm.errors import UserError
@@ -39,9 +39,10 @@ from lwm.tokenizer.bpe import train_tokenizer
 from lwm.tokenizer.lwm_format import LWM_TEMPLATE
 from lwm.tokenizer.tokenizer import Tokenizer, with_format
 from lwm.tokens import TokenSpace
-from lwm.train.config import Run, Training
+from lwm.train.config import DataSet, Run, Training
 from lwm.train.inputs import keep_lineage
 from lwm.train.loop import OpenTask
+from lwm.train.model_config import model_config, require_model
 from lwm.train.optimizer import build_optimizer, build_schedule
 from lwm.train.placing import own_rows, shard_batch
 from lwm.train.step import StepMetrics, TrainState, TrainStep
@@ -129,7 +130,13 @@ def _describe(metrics: StepMetrics, slots: int) -> dict[str, Any]:
 
 
 def open_task(
-    config: Run, folder: Path, mesh: Mesh, *, warn: Callable[[str], None], resumed: bool
+    config: Run,
+    folder: Path,
+    mesh: Mesh,
+    *,
+    warn: Callable[[str], None],
+    resumed: bool,
+    base: Path | None = None,
 ) -> OpenTask:
     """Opens the model, tokenizer and data that a run names.
 
@@ -139,16 +146,17 @@ def open_task(
         mesh: The devices.
         warn: Receives warnings.
         resumed: Whether `folder` holds this run already.
+        base: The model that `config.init` names, where it is no name that can be opened.
 
     Raises:
         UserError: A file is missing, or sizes do not fit together.
     """
     require_batch(mesh, rows=config.data.rows, length=config.data.packing.length)
-    _require_model(config)
-    files = None if config.init is None else open_model_files(config.init, given=config)
+    require_model(config)
+    files = None if config.init is None else open_model_files(base or config.init, given=config)
     tokenizer = _tokenizer(config, files, folder, resumed=resumed, warn=warn)
     vqgan = None if config.data.vqgan is None else read_vqgan(config.data.vqgan)
-    model = _model_config(config, files, tokenizer, vqgan, warn)
+    model = model_config(config, files, tokenizer, vqgan, warn)
     check_mesh(model, mesh)
 
     def init() -> Llama:
@@ -166,10 +174,7 @@ def open_task(
             _keep_tokenizer(tokenizer, model, config.sampling, place)
     if files is not None:
         keep_lineage(files.source, files.known, folder)
-    sets = [
-        open_set(one.files, one.format, tokenizer, model.tokens, warn=warn)
-        for one in config.data.sets
-    ]
+    sets = [_open_set(one, tokenizer, model.tokens, warn=warn) for one in config.data.sets]
     loader = _loader(config, sets, model, mesh)
     held_out = _held_out(config, tokenizer, model)
     return OpenTask(
@@ -251,27 +256,6 @@ def _keep_tokenizer(
     write_bytes(place / "generation_config.json", to_text(values).encode())
 
 
-def _require_model(config: Run) -> None:
-    """Refuses wrong settings of the model, before a tokenizer for it is trained.
-
-    Raises:
-        UserError: The run names no model, or two, or rows are longer than its context.
-    """
-    if config.init is None:
-        if config.model is None:
-            raise UserError(
-                "the run has no model; give its shape, or init to start from another model"
-            )
-        if config.config is not None or config.codes is not None:
-            raise UserError("--config and --codes are of a model to start from; give --init, too")
-    length = config.data.packing.length
-    if config.context is not None and length > config.context:
-        raise UserError(
-            f"rows of {length} tokens exceed --context {config.context}; give at least {length}, "
-            "or shorter rows with --data.packing.length"
-        )
-
-
 def _tokenizer(
     config: Run, files: ModelFiles | None, folder: Path, *, resumed: bool, warn: Warn
 ) -> Tokenizer:
@@ -296,72 +280,17 @@ def _tokenizer(
     return Tokenizer.open(place)
 
 
-def _model_config(
-    config: Run,
-    files: ModelFiles | None,
+def _open_set(
+    config: DataSet,
     tokenizer: Tokenizer,
-    vqgan: VQGAN | None,
-    warn: Callable[[str], None],
-) -> LlamaConfig:
-    """Returns the shape of the model to train, with its token space.
-
-    Raises:
-        UserError: Sizes do not fit together.
-    """
-    codes = config.data.codes
-    if vqgan is not None:
-        if codes not in (0, vqgan.config.codes):
-            raise UserError(
-                f"data.codes is {codes}, but {config.data.vqgan} has {vqgan.config.codes}; "
-                "leave it out"
-            )
-        codes = vqgan.config.codes
-    _require_own_codes(config, None if files is None else files.vqgan, vqgan, warn)
-    if files is not None:
-        model = files.training_config(codes=codes)
-        _require_shape_of(model, config)
-    else:
-        assert config.model is not None  # see `_require_model`
-        tokens = TokenSpace.of(tokenizer.vocab_size, codes)
-        model = config.applied(dataclasses.replace(config.model, tokens=tokens))
-    length = config.data.packing.length
-    if length <= model.max_context:
-        return model
-    warn(
-        f"rows of {length} tokens exceed the model's context of {model.max_context}; RoPE's theta "
-        f"stays {model.rope.theta:g}: --theta and --context change both"
-    )
-    return dataclasses.replace(model, max_context=length)
-
-
-def _require_own_codes(config: Run, beside: Path | None, vqgan: VQGAN | None, warn: Warn) -> None:
-    """Refuses codes of another VQGAN than the run's, or if it has none, than that of its base."""
-    if vqgan is None and (beside is None or not beside.exists()):
-        return
-
-    @functools.cache
-    def own() -> VQGAN:
-        if vqgan is not None:
-            return vqgan
-        assert beside is not None
-        return read_vqgan(beside)
-
-    for one in config.data.sets + config.data.held_out:
-        require_codes_of(one.files, own, warn=warn)
-
-
-def _require_shape_of(there: LlamaConfig, config: Run) -> None:
-    """Refuses a run whose model has another shape than the one that it starts from."""
-    for field in dataclasses.fields(config.model or there):
-        if config.model is None or field.name in ("tokens", "init_std"):
-            continue
-        asked, found = getattr(config.model, field.name), getattr(there, field.name)
-        if asked != found:
-            raise UserError(
-                f"the run's model has {field.name} {asked}, but init {config.init} has {found}; "
-                "leave the model out, and change RoPE and context by theta, context and "
-                "rope_scaling of the run"
-            )
+    tokens: TokenSpace,
+    *,
+    warn: Callable[[str], None] = lambda text: None,
+) -> Examples:
+    examples = open_set(config.files, config.format, tokenizer, tokens, warn=warn)
+    if config.least_tokens is None and config.most_tokens is None:
+        return examples
+    return Bounded(examples, config.least_tokens, config.most_tokens)
 
 
 def _loader(config: Run, sets: Sequence[Examples], model: LlamaConfig, mesh: Mesh) -> Loader:
@@ -388,7 +317,7 @@ def _held_out(config: Run, tokenizer: Tokenizer, model: LlamaConfig) -> dict[str
     data = config.data
     return {
         one.name: HeldOut.read(
-            open_set(one.files, one.format, tokenizer, model.tokens),
+            _open_set(one, tokenizer, model.tokens),
             data.packing,
             model.tokens,
             most=data.held_out_rows,

@@ -10,6 +10,7 @@ import pytest
 
 from lwm.data.example import Example
 from lwm.data.fields import RecordEncoder
+from lwm.data.lengths import Bounded
 from lwm.data.loader import Loader, require_few_bad
 from lwm.data.pack import PackingConfig
 from lwm.data.sets import Corpus
@@ -209,6 +210,22 @@ def test_long_examples_that_are_dropped_or_split_are_counted():
         assert given["dropped"] + given["split"] == given[key]
     with pytest.raises(UserError, match=r"1000 .* cannot be used, .* too long to keep"):
         take(loader(4, packing=PackingConfig(length=1, long="drop")), 1)
+
+
+def test_examples_outside_of_bounds_are_passed_over_and_are_not_bad():
+    bounded = Bounded(Numbered(100), least=20, most=50)
+    whole = take(loader(6, [bounded]), 50)
+    rows = [names for one in whole for names in one.examples]
+    lengths = {3 + (int(name) * 7919) % 90 for names in rows for name in names}
+    assert 20 <= min(lengths) < max(lengths) <= 50
+    read = whole[-1].read
+    assert read["outside"] > read["bad"] > 0
+    again = loader(6, [bounded])
+    again.restore(json.loads(json.dumps(whole[9].state())))
+    for one, other in zip(take(again, 40), whole[10:], strict=True):
+        assert told(one) == told(other)
+    with pytest.raises(UserError, match=r"tokens asked for; the last: \d+ has \d+ tokens"):
+        take(loader(4, [Bounded(Numbered(100), least=200, most=300)]), 1)
 
 
 def test_corpora_are_read_as_they_are_needed(tmp_path, byte_tokenizer):

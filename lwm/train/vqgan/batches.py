@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from lwm.cache import LRUCache
-from lwm.data.loader import Delivered
+from lwm.data.loader import COUNTED, Delivered
 from lwm.data.media.items import Bad, Items
 from lwm.data.media.read import Sampling, read_item
 from lwm.errors import UserError
@@ -182,7 +182,7 @@ class FrameBatches:
                 self._delivered += 1
                 self._read += len(frames) + len(bad)
                 self._bad += len(bad)
-                read = {"read": self._read, "bad": self._bad, "dropped": 0, "split": 0}
+                read = dict.fromkeys(COUNTED, 0) | {"read": self._read, "bad": self._bad}
                 examples = [[name] for name in names]
                 yield Delivered(np.stack(frames), examples, bad, read, self._snapshot())
         finally:

@@ -1,0 +1,133 @@
+"""Curricula: stages of training one after another, each from the weights of the one before.
+
+    runs/NAME/curriculum.json        the stages that are finished
+    runs/NAME/01-text-512/           the run of a stage, as any other run
+    runs/NAME/02-text-1k/
+
+A stage is a whole run, so that data, context, mesh, layout and schedule may change between stages.
+It starts from the saved model of the stage before, which has the type of the weights: nothing is
+rounded.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from rich.console import Console
+
+from lwm.errors import UserError
+from lwm.files import make_folder, read_versioned, replacing, write_versioned
+from lwm.formats.run_folder import CURRICULUM, MODEL, SETTINGS
+from lwm.processes import first_alone
+from lwm.train.config import Curriculum, Run, Stage
+from lwm.train.monitor.console import print_line
+from lwm.train.monitor.trackers import TrackerKind
+from lwm.train.run import run
+from lwm.train.run_json import require_finite, require_same
+
+VERSION = 1
+EVALUATIONS = "evaluations"
+"""Folder in that of a stage, with a folder for each evaluation."""
+FROM_STAGE = "stage:"
+"""Start of `init` of a stage in `run.json`, before the name of the stage that it starts from."""
+
+Evaluate = Callable[[Path, Path], None]
+"""Evaluates a model's folder and writes to another folder; a second call continues the first."""
+
+
+def run_curriculum(
+    config: Curriculum,
+    folder: Path,
+    *,
+    console: Console | None = None,
+    track: TrackerKind | Sequence[TrackerKind] = (),
+    profile: int = 0,
+    evaluations: Mapping[str, Evaluate] | None = None,
+) -> Path:
+    """Trains stage after stage, or resumes; returns the path of the last stage's model.
+
+    The same call goes on in the right stage at the right batch. Stages that are finished are not
+    opened again.
+
+    Args:
+        config: The stages.
+        folder: Gets a folder for each stage. The processes of a run share it.
+        console: See `run`.
+        track: See `run`.
+        profile: Number of updates to trace in each stage.
+        evaluations: Those that stages name.
+
+    Raises:
+        Stopped: A signal stopped a stage; the same call resumes it.
+        UserError: See `run`; or a stage names an unknown evaluation, or one that is finished had
+            other settings.
+    """
+    console = console or Console(quiet=True)
+    known = evaluations or {}
+    placed = _placed(config, folder)
+    for stage, _, _ in placed:
+        require_finite(stage.run)
+        if unknown := [name for name in stage.evaluations if name not in known]:
+            raise UserError(
+                f"stage {stage.name}: no evaluation is called {unknown[0]!r}; there are "
+                f"{', '.join(known) or 'none'}"
+            )
+    with first_alone() as is_first:
+        if is_first:
+            make_folder(folder)
+    done = _read(folder)
+    for stage, place, _ in placed:
+        if stage.name in done:
+            require_same(stage.run, place / SETTINGS, ignore=("model",))
+    for number, (stage, place, base) in enumerate(placed, 1):
+        title = f"stage {number} of {len(placed)}, {stage.name}"
+        if stage.name not in done:
+            print_line(console, title)
+            run(stage.run, place, console=console, track=track, profile=profile, base=base)
+            _add(folder, done, stage.name)
+        for name in stage.evaluations:
+            if name not in done[stage.name]:
+                print_line(console, f"{title}: {name}")
+                known[name](place / MODEL, place / EVALUATIONS / name)
+                _add(folder, done, stage.name, name)
+    return placed[-1][1] / MODEL
+
+
+def _placed(config: Curriculum, folder: Path) -> list[tuple[Stage, Path, Path | None]]:
+    """Returns each stage with its folder, and with the model that it starts from, if that is one
+    of the stage before."""
+    placed: list[tuple[Stage, Path, Path | None]] = []
+    for number, stage in enumerate(config.stages, 1):
+        base = None
+        if placed:
+            before, place, _ = placed[-1]
+            base = place / MODEL
+            stage = dataclasses.replace(stage, run=_starting_from(stage.run, before.name))
+        placed.append((stage, folder / f"{number:02}-{stage.name}", base))
+    return placed
+
+
+def _starting_from(config: Run, stage: str) -> Run:
+    # Not its path: the folder of a curriculum may be moved.
+    return dataclasses.replace(config, init=f"{FROM_STAGE}{stage}")
+
+
+def _read(folder: Path) -> dict[str, list[str]]:
+    """Returns the finished stages, each with its finished evaluations."""
+    file = folder / CURRICULUM
+    if not file.exists():
+        return {}
+    found = read_versioned(file, VERSION).get("finished")
+    if not isinstance(found, dict):
+        raise UserError(f"{file} is damaged; remove it, and each stage is checked again")
+    return found
+
+
+def _add(folder: Path, done: dict[str, list[str]], *names: str) -> None:
+    """Records a stage, or an evaluation of it, as finished."""
+    stage, *evaluation = names
+    done[stage] = [*done.get(stage, []), *evaluation]
+    with first_alone() as is_first:
+        if is_first:
+            with replacing(folder / CURRICULUM) as partial:
+                write_versioned({"finished": done}, partial, VERSION)
