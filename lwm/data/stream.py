@@ -132,7 +132,7 @@ class PackedStream:
                         f"no example has the least and most tokens asked for; the last: {fault}"
                     )
                 continue
-            outside, dropped = 0, self.packer.dropped
+            dropped = self.packer.dropped
             if example is None:
                 self.skipped += 1
                 self.faults.append(fault)
@@ -141,7 +141,7 @@ class PackedStream:
                     self._finish(row)
                 fault = f"{example.name} has {len(example)} tokens: no target, or too long to keep"
             is_used = example is not None and self.packer.dropped == dropped
-            misses = 0 if is_used else misses + 1
+            misses, outside = (0, 0) if is_used else (misses + 1, outside)
             if misses == _MOST_MISSES:
                 raise UserError(
                     f"{misses} examples one after the other cannot be used, the last: {fault}"
