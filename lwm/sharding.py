@@ -15,7 +15,7 @@ from typing import Any
 import jax
 import numpy as np
 from jax.experimental.mesh_utils import create_hybrid_device_mesh
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec as P
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec as P
 
 from lwm.errors import UserError
 
@@ -158,7 +158,9 @@ def _joined_by_slow_links(devices: Sequence[jax.Device]) -> int:
     return len({device.process_index for device in devices})
 
 
-def require_divisible(mesh: Mesh, what: str, size: int, axes: tuple[str, ...]) -> None:
+def require_divisible(
+    mesh: Mesh | AbstractMesh, what: str, size: int, axes: tuple[str, ...]
+) -> None:
     """Checks that `axes` of the mesh divide `size`.
 
     Raises:

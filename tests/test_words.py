@@ -11,7 +11,7 @@ IDIOM = re.compile(r"\b(told|tells|learnt|drawn on)\b", re.IGNORECASE)
 READ_FROM_OLD_FILES = {
     "lwm/convert/card_scores.py": {"told"},  # a key of `report.json`
     "lwm/eval/vision.py": {"told"},  # the same key
-    "lwm/recipes.py": {"told"},  # the name of a held-out set in `log.jsonl`
+    "lwm/recipes/small.py": {"told"},  # the name of a held-out set in `log.jsonl`
 }
 """File to the words in it that are names in files of an earlier version."""
 

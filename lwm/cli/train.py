@@ -14,7 +14,7 @@ from lwm.distributed import Processes
 from lwm.errors import UserError
 from lwm.recipes import RECIPES, Recipe, find_recipe
 from lwm.renamed import new_options
-from lwm.train.config import Run
+from lwm.train.config import Curriculum, Run
 from lwm.train.run_json import settings
 from lwm.train.vqgan.config import VQGANRun
 
@@ -31,6 +31,8 @@ class Options:
     """Experiment trackers that also log the numbers."""
     profile: int = 0
     """Number of steps to trace."""
+    plan: bool = False
+    """Print stages, tokens, operations and hours of chips, and train nothing."""
     processes: Processes = Processes()
     """For a run of several processes: start the same command in each, with its own index."""
 
@@ -95,22 +97,20 @@ def without_model(run: Run, recipe: Run) -> Run:
     return dataclasses.replace(run, model=None)
 
 
-def train(name: str, run: Run | VQGANRun, options: Options) -> None:
+def train(name: str, run: Run | Curriculum | VQGANRun, options: Options) -> None:
     """Runs, and says where the model is; a run that is asked to stop says how to go on."""
+    if options.plan:
+        from lwm.cli.train_plan import print_plan
+
+        print_plan(name, run)
+        return
     from lwm.distributed import end_alone, join
     from lwm.train.loop import Stopped
-    from lwm.train.run import run as run_training
 
     join(options.processes)
     folder = options.out or Path("runs") / name.rpartition(":")[2]
     try:
-        model = run_training(
-            run,
-            folder,
-            console=Console(stderr=True),
-            track=options.track,
-            profile=options.profile,
-        )
+        model = _run(run, folder, options)
     except Stopped as stopped:
         print_line(f"lwm: {stopped}", error=True)
         # Not 0: what is to follow a complete run, as `&&` says, has no model yet.
@@ -123,3 +123,22 @@ def train(name: str, run: Run | VQGANRun, options: Options) -> None:
         use = f"Use it: lwm tokenize FILES --vqgan {model} --out SHARDS"
     for line in (model, use, f"See the run: lwm plot {folder}"):
         print_line(line)
+
+
+def _run(run: Run | Curriculum | VQGANRun, folder: Path, options: Options) -> Path:
+    console = Console(stderr=True)
+    if isinstance(run, Curriculum):
+        from lwm.cli.evaluations import EVALUATIONS
+        from lwm.train.curriculum import run_curriculum
+
+        return run_curriculum(
+            run,
+            folder,
+            console=console,
+            track=options.track,
+            profile=options.profile,
+            evaluations=EVALUATIONS,
+        )
+    from lwm.train.run import run as run_training
+
+    return run_training(run, folder, console=console, track=options.track, profile=options.profile)

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import jax.random as jr
 from jax.ad_checkpoint import checkpoint_name
-from jax.sharding import Mesh, PartitionSpec as P, get_abstract_mesh, reshard
+from jax.sharding import AbstractMesh, Mesh, PartitionSpec as P, get_abstract_mesh, reshard
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from lwm.model.config import Compute, LlamaConfig, Remat
@@ -160,7 +160,7 @@ class Llama(eqx.Module):
         return cross_entropy(x, table, targets, tokens=self.config.tokens, chunk=chunk)
 
 
-def check_mesh(config: LlamaConfig, mesh: Mesh) -> None:
+def check_mesh(config: LlamaConfig, mesh: Mesh | AbstractMesh) -> None:
     """Checks that the weights divide evenly over a mesh.
 
     Raises:

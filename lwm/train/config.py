@@ -12,6 +12,7 @@ from lwm.model.config import Compute, LlamaConfig, ModelOverrides
 from lwm.ops.layout import Layout
 from lwm.renamed import takes_old_settings
 from lwm.sampling_params import LWM_SAMPLING, VisionSampling
+from lwm.tokens import TokenSpace
 
 
 @takes_old_settings("training.optimizer.schedule")
@@ -238,6 +239,15 @@ class Run(ModelOverrides):
     """Seed of the first weights and of the order of the data."""
     sampling: VisionSampling = LWM_SAMPLING
     """Default sampling of images and videos by the trained model; saved with it."""
+
+    def shape_from(self, model: LlamaConfig) -> LlamaConfig:
+        """Returns the shape that the run makes of a model that it starts from."""
+        tokens = model.tokens
+        if self.data.codes and not tokens.codes:
+            tokens = TokenSpace.of(tokens.text, self.data.codes)
+        changed = self.applied(dataclasses.replace(model, tokens=tokens))
+        length = self.data.packing.length
+        return dataclasses.replace(changed, max_context=max(length, changed.max_context))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -1,9 +1,12 @@
 import signal
+from pathlib import Path
 
 import pytest
 
 from lwm.cli import train as commands
-from lwm.recipes import debug
+from lwm.cli.app import main
+from lwm.errors import UserError
+from lwm.recipes import RECIPES, debug
 from lwm.train.loop import Stopped
 
 
@@ -17,3 +20,39 @@ def test_a_stopped_run_does_not_end_as_a_complete_one(number, monkeypatch, tmp_p
         commands.train("debug", debug(), commands.Options(out=tmp_path))
     assert ended.value.code == 128 + number
     assert "stopped after step 3; run the same again to go on" in capsys.readouterr().err
+
+
+def test_a_plan_shows_the_stages_and_trains_nothing(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    options = commands.Options(plan=True)
+    commands.train("lwm", RECIPES["lwm"](), options)
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines[1:11]] == [
+        *(f"text-{size}" for size in ("32k", "128k", "256k", "512k", "1m")),
+        *("1k", "8k", "chat-32k", "chat-128k", "chat-1m"),
+    ]
+    assert lines[5].split()[1:7] == ["1.89e+09", "450", "4", "1,048,576", "5e+07", "1,-1,16,4"]
+    assert lines[-2].startswith("in all 5.44e+11 tokens and 3.06e+22 FLOPs; model: 32 layers")
+    commands.train("debug", debug(), options)
+    assert "debug" in capsys.readouterr().out
+    with pytest.raises(UserError, match="counts the operations of language models"):
+        commands.train("vqgan-64", RECIPES["vqgan-64"](), options)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_curriculum_is_a_command(tmp_path, capsys, monkeypatch):
+    """Options reach its stages, and its evaluations are those of `lwm eval all`."""
+    monkeypatch.chdir(tmp_path)
+    found = {}
+
+    def run(config, folder, **given):
+        found.update(config=config, folder=folder, **given)
+        return folder / "model"
+
+    monkeypatch.setattr("lwm.train.curriculum.run_curriculum", run)
+    options = ["--stages.1.run.training.steps", "7", "--out", "here"]
+    monkeypatch.setattr("sys.argv", ["lwm", "train", "lwm", *options])
+    main()
+    assert [stage.run.training.steps for stage in found["config"].stages[:3]] == [1200, 7, 3000]
+    assert found["folder"] == Path("here")
+    assert "needle" in found["evaluations"]
