@@ -11,12 +11,15 @@ from lwm.convert.names import LWM_NAMES
 from lwm.convert.weights import build_llama
 from lwm.data.example import Batch, Example, stack
 from lwm.data.pack import Packer, PackingConfig, Placed, fill_row
+from lwm.model.config import LlamaConfig
+from lwm.model.llama import Llama
 from lwm.ops.layout import order
 from lwm.sharding import ROWS, TOKENS, make_mesh, on_mesh
 from lwm.tokens import TokenSpace
 from lwm.train.config import AdamW, Loss, Schedule
 from lwm.train.loss import loss
 from lwm.train.optimizer import build_optimizer
+from lwm.train.placing import shard_batch
 from lwm.train.step import TrainState, TrainStep
 
 
@@ -221,3 +224,46 @@ def test_an_update_that_is_not_finite_is_skipped(mesh, tiny, init, optimizer, st
     state, metrics = step(state, good, index)
     assert metrics.finite
     assert (int(state.bad), int(state.step)) == (0, 4)
+
+
+@pytest.mark.parametrize("sizes", ["1,1,1,1", "2,1,2,2", "1,2,1,4"])
+def test_micro_batches_of_unequal_examples_add_up_to_the_one_large_batch(sizes):
+    """Loss and norm of the gradients, though some micro-batches hold few long examples, or hardly
+    any target."""
+    random, space = np.random.default_rng(0), TokenSpace(text=50, vision=10, codes=8)
+    lengths = [64, 64, 5, 3, 2, 40, 17, 30, 64, 64, 9, 7, 11, 60, 4, 33, 2, 2]
+    examples = [
+        Example(
+            ids=random.integers(0, 60, length + 1).astype(np.int32),
+            loss_mask=random.random(length + 1) < random.choice([0.1, 1.0]),
+            name=str(number),
+        )
+        for number, length in enumerate(lengths)
+    ]
+    packing = PackingConfig(length=64)
+    rows = [fill_row(pieces, packing, space) for pieces in Packer(packing).pack(examples)][:8]
+    large = stack(rows)
+    assert len({int((row.segments >= 0).sum()) for row in rows}) > 1
+    config = LlamaConfig(
+        tokens=space,
+        dim=16,
+        num_layers=1,
+        num_heads=2,
+        num_kv_heads=2,
+        head_dim=8,
+        mlp_dim=32,
+        max_context=64,
+    )
+    with jax.set_mesh(mesh := make_mesh(sizes)):
+        found = []
+        for parts in (1, 2):
+            given = Batch._make(
+                field.reshape(parts, 8 // parts, *field.shape[1:]) for field in large
+            )
+            placed, index = shard_batch(given, mesh, "zigzag", rows=8 // parts)
+            optimizer = build_optimizer(AdamW(schedule=Schedule(warmup=0)), 1)
+            model = jax.jit(lambda: Llama.init(config, key=jax.random.key(0)))()
+            step = TrainStep(optimizer, Loss())
+            _, metrics = step(TrainState.start(model, optimizer), placed, index)
+            found.append([float(metrics.loss), float(metrics.gradient_norm), *metrics.nll])
+    np.testing.assert_allclose(found[1], found[0], rtol=1e-5)
