@@ -226,8 +226,17 @@ def test_an_update_that_is_not_finite_is_skipped(mesh, tiny, init, optimizer, st
     assert (int(state.bad), int(state.step)) == (0, 4)
 
 
-@pytest.mark.parametrize("sizes", ["1,1,1,1", "2,1,2,2", "1,2,1,4"])
-def test_micro_batches_of_unequal_examples_add_up_to_the_one_large_batch(sizes):
+def test_micro_batches_of_unequal_examples_add_up_to_the_one_large_batch():
+    micro_batches_add_up("1,2,1,4")
+
+
+@pytest.mark.slow
+def test_micro_batches_add_up_on_other_meshes():
+    for sizes in ("1,1,1,1", "2,1,2,2", "1,1,1,8", "2,2,2,1"):
+        micro_batches_add_up(sizes)
+
+
+def micro_batches_add_up(sizes):
     """Loss and norm of the gradients, though some micro-batches hold few long examples, or hardly
     any target."""
     random, space = np.random.default_rng(0), TokenSpace(text=50, vision=10, codes=8)
