@@ -196,8 +196,13 @@ class Tokenizer:
 
         `continues`: the ids follow other text, so that their leading space is kept.
         """
-        stream = TextStream(self, skip_special=skip_special, continues=continues)
-        return "".join([stream.push(token) for token in ids]) + stream.finish()
+        backend, ids = self.backend, [operator.index(token) for token in ids]
+        shown = set(ids).difference(backend.special.values() if skip_special else ())
+        spelled = {token: backend.spell(token) for token in shown}  # each id once in a long text
+        data = b"".join([spelled[token] for token in ids if token in spelled])
+        if backend.strips_space and not continues:
+            data = data.removeprefix(b" ")
+        return data.decode("utf-8", errors="replace")
 
 
 def with_format(tokenizer: Tokenizer, *, chats: bool) -> Tokenizer:
