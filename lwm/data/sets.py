@@ -2,18 +2,21 @@
 
 import dataclasses
 import fnmatch
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from lwm.convert.open import open_tokens
+from lwm.data.copies import COPIES, Copies, CopySet
 from lwm.data.example import Example
 from lwm.data.fields import RecordEncoder
 from lwm.data.format import ExampleFormat
 from lwm.data.media.summary import SUMMARY as MEDIA_SUMMARY, MediaSummary
 from lwm.data.media.world import is_world
 from lwm.data.paths import Warn
+from lwm.data.recalls import RECALLS, Recalls, RecallSet
 from lwm.data.shards import is_shards, open_shards
-from lwm.data.sources import Source, files_of, open_source
+from lwm.data.sources import Concatenation, Source, files_of, open_source
 from lwm.data.stream import Examples
 from lwm.errors import UserError, several
 from lwm.files import ASSETS, within
@@ -77,6 +80,8 @@ def open_set(
                 f"{files[0]}: its records were encoded when it was tokenized; leave format out"
             )
         return open_shards(Path(files[0]), tokens=tokens, tokenizer=tokenizer)
+    if len(files) == 1 and files[0].startswith(COPIES):
+        return Copies.of(CopySet.parse(files[0]), tokenizer, tokens)
     for name, made_by in _codebooks(files, warn):
         if tokens.vision and made_by.codes != tokens.codes:
             raise UserError(
@@ -93,14 +98,22 @@ def open_records(files: Sequence[str], *, warn: Warn = lambda text: None) -> Sou
     Args:
         files: Paths and patterns as for `open_source`; `books:train` and `books:held-out`, which
             are fetched; `shipped:` and the name or pattern of texts that come with the package;
-            `shipped:clips`, 64 captioned clips; sets of the world, see `WorldSet.parse`.
+            `shipped:clips`, 64 captioned clips; sets of the world, see `WorldSet.parse`; and
+            `recalls:train` and `recalls:held-out`, see `lwm.data.recalls`.
         warn: See `open_source`.
 
     Raises:
         UserError: A file is missing or empty, or a folder of token shards is among them.
     """
     files = several(files)
-    source = open_source(*(path for file in files for path in _found(file, warn)), warn=warn)
+    sources: list[Source] = []
+    for is_recalls, names in itertools.groupby(files, lambda file: file.startswith(RECALLS)):
+        if is_recalls:
+            sources += [Recalls(RecallSet.parse(name)) for name in names]
+        else:
+            paths = (path for name in names for path in _found(name, warn))
+            sources.append(open_source(*paths, warn=warn))
+    source = sources[0] if len(sources) == 1 else Concatenation(sources)
     if not len(source):
         raise UserError(f"{', '.join(files)}: no record, only blank lines")
     return source
@@ -108,6 +121,8 @@ def open_records(files: Sequence[str], *, warn: Warn = lambda text: None) -> Sou
 
 def texts(files: Sequence[str], *, most: int, warn: Warn = lambda text: None) -> Iterator[str]:
     """Yields the texts in records, under any key, until `most` characters; skips bad records."""
+    if not (files := [file for file in several(files) if not file.startswith(COPIES)]):
+        return
     source = open_records(files, warn=warn)
     for number in range(len(source)):
         try:
@@ -148,6 +163,8 @@ def require_codes_of(
 def _codebooks(files: Sequence[str], warn: Warn) -> Iterator[tuple[str, CodebookInfo]]:
     """Yields the names of media shards and sets of the world, and what made their codes."""
     for file in several(files):
+        if file.startswith((RECALLS, COPIES)):
+            continue
         for path in map(Path, _found(file, warn)):
             if (path / MEDIA_SUMMARY).is_file():
                 name = file if is_world(file) else str(path)
@@ -195,6 +212,8 @@ def tokenizer_alone(path: Path, codes: int) -> tuple[Tokenizer, TokenSpace]:
 
 def _found(file: str, warn: Warn) -> list[str | Path]:
     """Returns the paths of one entry, for `open_source`."""
+    if file.startswith(COPIES):
+        raise UserError(f"{file} has ids and no records; give it as a data set of its own")
     if is_world(file):
         from lwm.data.tokenized import tokenized_world
 
