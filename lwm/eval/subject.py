@@ -70,16 +70,18 @@ class Subject:
         marks = self.model.marks if self.model is not None and self.model.sees else None
         return PromptEncoder(tokenizer=self.tokenizer, template=self.template, marks=marks)
 
-    def require_context(self, length: int) -> None:
+    def require_context(self, length: int, *, remedy: str = "lower lengths") -> None:
         """Refuses a length above the context.
 
         Raises:
             UserError: The length is above the context.
         """
-        require_context(length, self.context, self.name)
+        require_context(length, self.context, self.name, remedy=remedy)
 
 
-def require_context(length: int, context: int | None, name: str) -> None:
+def require_context(
+    length: int, context: int | None, name: str, *, remedy: str = "lower lengths"
+) -> None:
     """Refuses a length above a context, if that is known.
 
     Raises:
@@ -87,7 +89,7 @@ def require_context(length: int, context: int | None, name: str) -> None:
     """
     if context is not None and length > context:
         raise UserError(
-            f"length {length:,} is above the context of {name}, {context:,} tokens; lower lengths"
+            f"length {length:,} is above the context of {name}, {context:,} tokens; {remedy}"
         )
 
 

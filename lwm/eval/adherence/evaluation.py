@@ -57,7 +57,7 @@ class AdherenceEvaluation:
             for sample in range(config.samples)
         ]
         lengths = [self.question(cell).built_length for cell in cells]
-        subject.require_context(max(lengths))
+        subject.require_context(max(lengths), remedy="lower frames")
         self.cells: Sequence[Cell] = [
             dataclasses.replace(cell, length=length)
             for cell, length in zip(cells, lengths, strict=True)

@@ -64,7 +64,8 @@ class QAEvaluation:
         if bad:
             more = f", {len(bad):,} of {len(numbers):,} rows are bad" if len(bad) > 1 else ""
             raise UserError(f"{bad[0]}{more}; repair or remove what cannot be asked")
-        self._subject.require_context(max(cell.length for cell in cells))
+        remedy = "shorten the questions, or lower the frames of videos"
+        self._subject.require_context(max(cell.length for cell in cells), remedy=remedy)
         return cells
 
     def _length(self, row: Row) -> int:

@@ -103,6 +103,8 @@ class FileQuestions:
         self.rule: RuleName = config.rule
         self._names, self._most, self._blind = config.names, config.max_frames, config.blind
         self._folder = config.media or _folder_of(files_of(self._source))
+        if config.media is not None and not config.media.is_dir():
+            raise UserError(f"media {config.media} is no folder")
 
     def __len__(self) -> int:
         return len(self._source)

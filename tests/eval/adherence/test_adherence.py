@@ -152,10 +152,15 @@ def test_a_model_draws_and_is_judged(tiny_vision, tmp_path):
     assert run.report.header["vqgan"] == tiny_vision.vision.fingerprint
 
 
-def test_models_that_do_not_draw_are_refused(tiny_model, subject_of, byte_tokenizer, tmp_path):
+def test_models_that_do_not_draw_so_much_are_refused(
+    tiny_model, tiny_vision, subject_of, byte_tokenizer, tmp_path
+):
     with pytest.raises(UserError, match="tiny reads and writes text only"):
         evaluate(tiny_model, CONFIG, tmp_path)
     with pytest.raises(UserError, match="program is not in this process"):
         evaluate(subject_of(None, byte_tokenizer), CONFIG, tmp_path)
+    long = AdherenceConfig(frames=(64,), samples=1)
+    with pytest.raises(UserError, match=r"is above the context of tiny-vision.*; lower frames"):
+        evaluate(tiny_vision, long, tmp_path)
     with pytest.raises(UserError, match="frames and samples must be 1 or more"):
         AdherenceConfig(frames=(0,))

@@ -202,6 +202,11 @@ def test_wrong_files_and_models_are_refused_in_one_line(seeing, tiny_model, tmp_
     text = Subject.of_model(tiny_model)
     with pytest.raises(UserError, match="tiny reads and writes text only; --blind asks without"):
         evaluate(text, open_questions([path], config), config, tmp_path / "out")
+    with pytest.raises(UserError, match=r"media .* is no folder"):
+        open_questions([path], QAConfig(rule="gqa", media=tmp_path / "none"))
+    long = QAConfig(rule="gqa", media=CLIPS, max_tokens=2000)
+    with pytest.raises(UserError, match=r"is above the context of tiny-vision.*lower the frames"):
+        evaluate(subject, open_questions([path], long), long, tmp_path / "out")
     with pytest.raises(UserError, match=r"names 'x\.jpg' should hold one place for an id"):
         QAConfig(names="x.jpg")
     (tmp_path / "damaged.webp").write_bytes(b"RIFF nothing")
