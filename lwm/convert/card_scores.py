@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -117,7 +117,11 @@ def _scores(report: Mapping[str, Any]) -> list[Measured]:
     kind = _kind(report)
     if kind == "suite":
         command = report["command"]
-        return [_score(one["kind"], one["report"], command) for one in report["parts"]]
+        found = []
+        for part in report["parts"]:
+            own = part["report"].get("evaluation")
+            found.append(_score(own if own in _SHOWN else part["kind"], part["report"], command))
+        return found
     return [_score(kind, report, report.get("command", ""))]
 
 
@@ -143,10 +147,12 @@ def _score(kind: str, report: Mapping[str, Any], command: str) -> Measured:
         more = f"; uses more than {used:,} tokens of context" if used else ""
         what = f"perplexity, segments of {length:,} tokens"
         return Measured(what=what, result=result + more, how=how)
-    lengths = [f"{int(one['context_length']):,}" for one in report["by_length"]]
-    at = f", {' to '.join(dict.fromkeys([lengths[0], lengths[-1]]))} tokens"
     score = f"{float(overall['score']):.1%}{_interval(overall, '.1%')}"
     result = f"{score}; n = {int(overall['asked']):,}"
+    if kind in _SHOWN:
+        return Measured(what=_SHOWN[kind](report["config"]), result=result, how=how)
+    lengths = [f"{int(one['context_length']):,}" for one in report["by_length"]]
+    at = f", {' to '.join(dict.fromkeys([lengths[0], lengths[-1]]))} tokens"
     if kind == "ruler":
         effective = report.get("effective_length", {}).get("statement")
         more = f"; {effective}" if effective else ""
@@ -154,6 +160,19 @@ def _score(kind: str, report: Mapping[str, Any], command: str) -> Measured:
     needles, ask = int(report["config"]["needles"]), int(report["config"]["ask"])
     what = "one needle" if needles == 1 else f"{ask:,} of {needles:,} needles"
     return Measured(what=f"{what}{at}", result=result, how=how)
+
+
+_SHOWN: dict[str, Callable[[Mapping[str, Any]], str]] = {
+    "qa": lambda config: (
+        f"questions about images and videos, rule {config['rule']}"
+        f"{', asked without them' * bool(config['blind'])}"
+    ),
+    "adherence": lambda _: "captions of the world, generated in all attributes",
+    "visual-needle": lambda config: (
+        f"picture in a long video, {'generated' if config['task'] == 'draw' else 'named'}"
+    ),
+}
+"""What is measured by evaluations about images and videos, which have no lengths."""
 
 
 def _interval(overall: Mapping[str, Any], form: str) -> str:

@@ -116,6 +116,27 @@ def test_scores_of_captioned_media(measured, tmp_path):
     )
 
 
+@pytest.mark.parametrize(
+    ("kind", "config", "what"),
+    [
+        ("qa", {"rule": "vqa", "blind": True}, "rule vqa, asked without them"),
+        ("adherence", {}, "captions of the world, generated in all attributes"),
+        ("visual-needle", {"task": "draw"}, "picture in a long video, generated"),
+    ],
+)
+def test_scores_of_evaluations_about_images(kind, config, what, measured, tmp_path):
+    opened, report = measured
+    report |= {"evaluation": kind, "config": config, "by_length": []}
+    (tmp_path / "report.json").write_text(json.dumps(report))
+    (score,) = reports_of(opened, None, [tmp_path])
+    assert score.what.endswith(what)
+    assert score.result == "45.0% (95%: 30.0% to 60.0%); n = 40"
+    suite = {name: report[name] for name in ("model", "files", "command")}
+    suite |= {"evaluation": "suite", "parts": [{"kind": "any", "report": report}]}
+    (tmp_path / "report.json").write_text(json.dumps(suite))
+    assert reports_of(opened, None, [tmp_path]) == [score]
+
+
 def test_scores_of_a_vqgan(measured, tmp_path):
     files = fingerprints(named(model_files(ASSETS / "vqgan-64")))
     report = {
