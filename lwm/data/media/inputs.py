@@ -14,6 +14,7 @@ from lwm.data.media.world import WorldItems, WorldSet, is_world
 from lwm.data.sources import open_source
 from lwm.errors import UserError, several
 from lwm.files import is_packed, matching, reading, require_unpacked
+from lwm.vqgan.checkpoint import SHIPPED
 
 _LISTS = (".jsonl", ".ndjson", ".json", ".parquet", ".arrayrecord", ".array_record")
 _DESCRIPTIONS = (*LISTS, ".txt", ".tar")
@@ -127,7 +128,10 @@ def _loose(files: list[tuple[Path, bool]]) -> Items:
 def _open(text: str, prefix: str, exclude: Path | None) -> list[Items]:
     path = Path(text)
     if is_world(text):
-        return [WorldItems(WorldSet.parse(text), prefix)]
+        world = WorldSet.parse(text)
+        if world.vqgan != SHIPPED.name:
+            raise UserError(f"{text}: here the VQGAN is given apart; leave vqgan out of the name")
+        return [WorldItems(world, prefix)]
     if text.startswith(HUB):
         return [Listed(open_source(text), Path())]
     if path.is_dir():

@@ -14,7 +14,7 @@ from lwm.cache import LRUCache
 from lwm.cli.data import data_show, tokenize
 from lwm.data.media.inputs import open_items
 from lwm.data.media.read import Sampling, read_item, read_items
-from lwm.data.media.world import WorldSet
+from lwm.data.media.world import WorldItems, WorldSet
 from lwm.data.sets import open_records, require_codes_of
 from lwm.errors import UserError
 from lwm.eval.vision import read_pairs
@@ -137,7 +137,10 @@ def test_other_settings_are_another_content():
     names += [f"world:train,{x}" for x in ("seed=1", "frames=4", "text=mixed", "resolution=128")]
     found = [str(open_items([f"{name},count=9"]).identity()) for name in names]
     assert len(set(found)) == len(names)
-    assert open_items(["world:train,vqgan=x"]).identity() == open_items(["world:train"]).identity()
+    own = WorldItems(WorldSet.parse("world:train,vqgan=x")).identity()
+    assert own == WorldItems(WorldSet.parse("world:train")).identity()
+    with pytest.raises(UserError, match="the VQGAN is given apart; leave vqgan out of the name"):
+        open_items(["world:train,vqgan=x"])
 
 
 def test_shards_are_the_same_after_a_stop(tmp_path, capsys):
