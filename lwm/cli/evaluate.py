@@ -1,4 +1,4 @@
-"""`lwm eval all|compare`: every test of long context in text, and differences of models."""
+"""`lwm eval all|compare`: every test in one report, and differences of models."""
 
 import time
 from pathlib import Path
@@ -25,7 +25,7 @@ def eval_all(
     load: Flat[LoadOptions] = LoadOptions(),
     answers: Flat[AnswerOptions] = AnswerOptions(),
 ) -> None:
-    """Measures retrieval of one and several needles, RULER, and perplexity; writes one report.
+    """Measures retrieval of needles in texts and videos, RULER, and more; writes one report.
 
     Args:
         model: A name from `lwm models`, a Hugging Face folder, a GGUF file, or a hub's org/name.
@@ -79,10 +79,10 @@ def run_all(subject: "Subject", config: SuiteConfig, out: Path) -> dict[str, Any
 
 
 def _print_scores(report: dict[str, Any]) -> None:
-    from lwm.eval.report.page import headline_of
+    from lwm.eval.report.page import headlines_of
 
-    table, statements = headline_of(report)
-    if table.rows:
+    tables, statements = headlines_of(report)
+    for table in tables:
         print_line(table.caption)
         print_table([tuple(table.head), *map(tuple, table.rows)], numbers=True)
     for line in [*statements, *(f"left out: {line}" for line in report["left_out"])]:

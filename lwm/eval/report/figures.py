@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lwm.eval.figures import Series, curve, heat_map, png, svg
-from lwm.eval.report.tables import axes_of, second_axis
+from lwm.eval.report.tables import axes_of
 from lwm.files import write_bytes
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ def accuracy(
     """Plots the score of each part that asks questions over the context length."""
     lines = []
     for part, title in zip(parts, titles, strict=True):
-        if part["kind"] == "perplexity":
+        if not _is_by_length(part):
             continue
         entries = part["report"]["by_length"]
         ends = [entry["interval95"] for entry in entries]
@@ -33,7 +33,7 @@ def accuracy(
         )
     if not lines:
         return None
-    levels = {part["report"]["chance"] for part in parts if part["kind"] != "perplexity"}
+    levels = {part["report"]["chance"] for part in parts if _is_by_length(part)}
     level = ("chance", levels.pop()) if len(levels) == 1 else None
     return curve(lines, title=f"{model}: score by context length", y_label="score", level=level)
 
@@ -43,18 +43,26 @@ def of_part(part: Mapping[str, Any], title: str, model: str) -> "Figure | None":
     report = part["report"]
     if part["kind"] == "perplexity":
         return _perplexity(report, model)
-    if (axis := second_axis(report)) is None:
+    if (axes := axes_of(report)) is None:
         return None
-    lengths, values = axes_of(report, axis)
-    known = {(cell["context_length"], cell[axis]): cell["score"] for cell in report["cells"]}
+    (first, columns), (second, rows) = axes
+    known = {(cell[first], cell[second]): cell["score"] for cell in report["cells"]}
     return heat_map(
-        [[known.get((length, value)) for length in lengths] for value in values],
-        lengths,
-        values,
+        [[known.get((column, row)) for column in columns] for row in rows],
+        columns if first == "context_length" else [str(column) for column in columns],
+        rows,
         title=f"{model}: {title}",
-        y_label="depth of the needle (%)" if axis == "depth_percent" else axis,
+        x_label=_LABELS.get(first, first),
+        y_label=_LABELS.get(second, second),
         label="score",
     )
+
+
+_LABELS = {"context_length": "context length (tokens)", "depth_percent": "depth of the needle (%)"}
+
+
+def _is_by_length(part: Mapping[str, Any]) -> bool:
+    return part["kind"] != "perplexity" and "context_length" in part["report"]["axes"]
 
 
 def _perplexity(report: Mapping[str, Any], model: str) -> "Figure":

@@ -42,12 +42,12 @@ def write_page(report: Mapping[str, Any], path: Path, *, seconds: Mapping[str, f
     curve = figures.accuracy(parts, [each.title for each in abouts], printable(model))
     if curve is not None:
         figures.save(curve, "accuracy", path.parent)
-    headline, statements = headline_of(report)
+    headlines, statements = headlines_of(report)
     text = render(
         "evaluation.html.j2",
-        title=f"Long context in text: {model}",
+        title=f"Long context: {model}",
         report=report,
-        headline=headline,
+        headlines=headlines,
         statements=statements,
         curve=figures.element(curve, "accuracy"),
         sections=[
@@ -61,11 +61,11 @@ def write_page(report: Mapping[str, Any], path: Path, *, seconds: Mapping[str, f
     write_bytes(path, text.encode())
 
 
-def headline_of(report: Mapping[str, Any]) -> tuple[Table, list[str]]:
+def headlines_of(report: Mapping[str, Any]) -> tuple[list[Table], list[str]]:
     """Returns the scores of all parts, and what was found besides, in sentences."""
     parts = report["parts"]
     titles = [about(part["kind"], part["report"]["config"]).title for part in parts]
-    return tables.headline(parts, titles), [line for part in parts if (line := _statement(part))]
+    return tables.headlines(parts, titles), [line for part in parts if (line := _statement(part))]
 
 
 def render(template: str, **values: Any) -> str:
@@ -88,7 +88,8 @@ def _section(part: Mapping[str, Any], text: About, model: str) -> Section:
     if part["kind"] == "perplexity":
         shown = tables.perplexity(report)
     else:
-        shown = [table for table in [tables.grid(report)] if table is not None]
+        found = (tables.grid(report), tables.listed(report))
+        shown = [table for table in found if table is not None]
     return Section(
         name=part["name"],
         about=text,
@@ -96,13 +97,20 @@ def _section(part: Mapping[str, Any], text: About, model: str) -> Section:
         figure=figures.element(figures.of_part(part, text.title, model), part["name"]),
         tables=shown,
         examples=part["examples"],
-        facts={name: _plain(report[name]) for name in ("config", "haystack") if name in report},
+        facts={
+            name: _plain(report[name])
+            for name in ("config", "haystack", "needles")
+            if name in report
+        },
     )
 
 
 def _statement(part: Mapping[str, Any]) -> str:
-    """Returns RULER's effective length, or the context that a model uses, in a sentence."""
+    """Returns RULER's effective length, the context that a model uses, or a bound of the scores."""
     report = part["report"]
+    if "possible" in report:
+        share = f"{100 * report['possible']:.1f}%"
+        return f"The needles as the VQGAN shows them would score {share} if they were generated."
     if "effective_length" in report:
         return f"RULER's {report['effective_length']['statement']}."
     if "effective_context" not in report:

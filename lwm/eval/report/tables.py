@@ -22,61 +22,106 @@ def percent(entry: Mapping[str, Any]) -> str:
     return f"{100 * entry['score']:.1f} ({100 * low:.0f}–{100 * high:.0f})"
 
 
-def headline(parts: Sequence[Mapping[str, Any]], titles: Sequence[str]) -> Table:
-    """Returns the scores of all parts that ask questions: overall, and by length."""
-    asked = [
-        (title, part["report"])
-        for title, part in zip(titles, parts, strict=True)
-        if part["kind"] != "perplexity"
-    ]
-    lengths = sorted({each["context_length"] for _, own in asked for each in own["by_length"]})
+def headlines(parts: Sequence[Mapping[str, Any]], titles: Sequence[str]) -> list[Table]:
+    """Returns the scores of all parts that ask questions: overall, and by length.
+
+    Parts by context length are in a table, those by frames in another, and the rest in a third.
+    """
+    tables: dict[str, list[tuple[str, Mapping[str, Any]]]] = {}
+    for title, part in zip(titles, parts, strict=True):
+        if part["kind"] != "perplexity":
+            own = part["report"]
+            axis = next((each for each in own["axes"] if each in _NUMBERS), "")
+            tables.setdefault(axis, []).append((title, own))
+    return [_headline(axis, asked) for axis, asked in tables.items()]
+
+
+def _headline(axis: str, asked: Sequence[tuple[str, Mapping[str, Any]]]) -> Table:
+    places = sorted({each[axis] for _, own in asked for each in own["by_length"]}) if axis else []
     rows = []
     for title, own in asked:
-        known = {each["context_length"]: each for each in own["by_length"]}
-        cells = [_counted(known.get(length)) for length in lengths]
-        rows.append([title, *cells, _counted(own["overall"]), f"{100 * own['chance']:g}"])
+        known = {each[axis]: each for each in own["by_length"]}
+        cells = [_counted(known.get(place)) for place in places]
+        rows.append([title, *cells, _counted(own["overall"]), f"{100 * own['chance']:.3g}"])
+    names = {"context_length": "all lengths", "frames": "all frames"}
     return Table(
         caption="Scores in percent with their 95% intervals; n is the number of questions",
-        head=["test", *map(in_tokens, lengths), "all lengths", "chance"],
+        head=["test", *(value_of(axis, each) for each in places), names.get(axis, "all"), "chance"],
         rows=rows,
     )
 
 
 def grid(report: Mapping[str, Any]) -> Table | None:
-    """Returns the scores of the cells over the lengths and one more axis; None without one."""
-    if (axis := second_axis(report)) is None:
+    """Returns the scores of the cells over two axes; None if there is one alone."""
+    if (axes := axes_of(report)) is None:
         return None
-    lengths, values = axes_of(report, axis)
-    known = {(cell["context_length"], cell[axis]): cell for cell in report["cells"]}
+    (first, columns), (second, rows) = axes
+    known = {(cell[first], cell[second]): cell for cell in report["cells"]}
     return Table(
         caption="Scores in percent with their 95% intervals",
-        head=[_AXES.get(axis, axis), *map(in_tokens, lengths)],
+        head=[_AXES.get(second, second), *(value_of(first, column) for column in columns)],
         rows=[
             [
-                f"{value:g}%" if isinstance(value, float) else str(value),
+                value_of(second, row),
                 *(
-                    percent(known[length, value]) if (length, value) in known else "–"
-                    for length in lengths
+                    percent(known[column, row]) if (column, row) in known else "–"
+                    for column in columns
                 ),
             ]
-            for value in values
+            for row in rows
         ],
     )
 
 
-_AXES = {"depth_percent": "depth"}
-
-
-def second_axis(report: Mapping[str, Any]) -> str | None:
-    """Returns the axis of the cells beside the context length."""
-    return next((axis for axis in report["axes"] if axis != "context_length"), None)
-
-
-def axes_of(report: Mapping[str, Any], axis: str) -> tuple[list[int], list[Any]]:
-    """Returns the context lengths, ascending, and the values of another axis in their order."""
+def listed(report: Mapping[str, Any]) -> Table | None:
+    """Returns the cells of a report without lengths, one below another, with what bounds them."""
     cells = report["cells"]
-    lengths = sorted({cell["context_length"] for cell in cells})
-    return lengths, list(dict.fromkeys(cell[axis] for cell in cells))
+    if report["by_length"] or len(report["axes"]) > 1:
+        return None
+    names = [name for name in ("task", "attribute") if name in cells[0]]
+    bounds = {name: text for name, text in _BOUNDS.items() if name in cells[0]}
+    return Table(
+        caption="Scores in percent with their 95% intervals, and what they lie between",
+        head=[*names, "n", "score", *bounds.values()],
+        rows=[
+            [
+                *(str(cell[name]) for name in names),
+                f"{cell['asked']:,}",
+                percent(cell),
+                *(f"{100 * cell[name]:.1f}" for name in bounds),
+            ]
+            for cell in cells
+        ],
+    )
+
+
+_NUMBERS = ("context_length", "frames")
+_AXES = {"depth_percent": "depth"}
+_BOUNDS = {"through_codes": "the true clip, decoded", "prior": "without the prompt"}
+
+
+def axes_of(
+    report: Mapping[str, Any],
+) -> tuple[tuple[str, list[Any]], tuple[str, list[Any]]] | None:
+    """Returns the two axes of the cells, each with its values; None if there is one alone.
+
+    Lengths and frames come first and are ascending, other values are in their order.
+    """
+    if len(report["axes"]) < 2:
+        return None
+    first, second = sorted(report["axes"], key=lambda axis: axis not in _NUMBERS)
+    cells = report["cells"]
+    columns, rows = (list(dict.fromkeys(cell[axis] for cell in cells)) for axis in (first, second))
+    return (first, sorted(columns) if first in _NUMBERS else columns), (second, rows)
+
+
+def value_of(axis: str, value: Any) -> str:
+    """Writes a value of an axis."""
+    if axis == "context_length":
+        return in_tokens(value)
+    if axis == "frames":
+        return f"{value:,} frames"
+    return f"{value:g}%" if isinstance(value, float) else str(value)
 
 
 def _counted(entry: Mapping[str, Any] | None) -> str:

@@ -75,6 +75,74 @@ PERPLEXITY = About(
         "each document is read once from its start, without a sliding window."
     ),
 )
+_NEEDLE_VIDEO = (
+    "A picture of one large digit in one of eight colours stands at a depth of a video of "
+    "generated clips, in which there are shapes and things but no digits. "
+)
+VISUAL_ASK = About(
+    title="Visual needle, named",
+    meaning=(
+        f"{_NEEDLE_VIDEO}The model is asked which digit the video shows, and in what colour. An "
+        "answer is right if it names both, and no other digit or colour. The test measures whether "
+        "a model finds a frame that stands out and knows what it shows; it says nothing about what "
+        "happens in a video. The same answer to all questions scores 1 in 80."
+    ),
+    differences=(
+        "V-NIAH (Zhang et al., 2024) has pictures in a film and questions with options; here films "
+        "are generated and answers are open. Numbers of frames include the needle, and lengths the "
+        "template and the answer; lwm eval visual-needle takes films and pictures of your own."
+    ),
+)
+VISUAL_DRAW = About(
+    title="Visual needle, generated",
+    meaning=(
+        f"{_NEEDLE_VIDEO}The model is asked for an image of that digit. It is right if a program "
+        "that reads pixels finds the digit in its colour in the image and nothing else. It is "
+        "greedy and without guidance. A model that copies the codes of the needle scores 1, unless "
+        "the VQGAN itself does not carry the picture. The same image for all scores 1 in 80."
+    ),
+    differences=(
+        "There is no published standard: tests of this kind ask for text. Frames and needles are "
+        "as in the test that asks for names."
+    ),
+)
+WORLD = About(
+    title="Questions about clips",
+    meaning=(
+        "Short clips of coloured things that move, turn, grow, meet: what, which colour, how many, "
+        "which way, what first, in which second, and whether there is such a thing. Clips of the "
+        "held-out split have combinations of attributes that those of the other never have. An "
+        "answer is right if it is the known one. The chance level is that of the commonest answer "
+        "to each type of question, or of a guess among the possible ones."
+    ),
+    differences=(
+        "There is no published standard: the world is this package's own. Models that were not "
+        "trained on it may name things otherwise, which counts as wrong."
+    ),
+)
+WORLD_BLIND = About(
+    title="Questions about clips, without the clips",
+    meaning=(
+        "The same questions as in the test with the clips, which are not shown. What a model "
+        "scores here it knows from the wording or guesses; only what it scores above this with the "
+        "clips shows that it sees."
+    ),
+    differences=WORLD.differences,
+)
+ADHERENCE = About(
+    title="Prompt adherence",
+    meaning=(
+        "The model is asked for images and videos by captions of the world. A program that reads "
+        "pixels states what they show: kind, colour and size of things, their number, motion and "
+        "events, and the background. The score counts those in which all agrees. Beside it are "
+        "two bounds: the true clip once the VQGAN has encoded and decoded it, and other clips of "
+        "the same kind, which stand for a model that does not read the caption."
+    ),
+    differences=(
+        "GenEval and VBench judge open captions by detectors, which err; here the judge is exact, "
+        "and the captions are of one small world."
+    ),
+)
 READING = (
     "Intervals are of 95%: Wilson's for answers that are right or wrong, a bootstrap of the mean "
     "for scores between. They say what chance in the choice of questions allows; they do not cover "
@@ -86,6 +154,15 @@ READING = (
 
 def about(kind: str, config: dict) -> About:
     """Returns the explanation of a part of a suite, for its configuration."""
+    if kind == "visual":
+        return {"ask": VISUAL_ASK, "draw": VISUAL_DRAW}[config["task"]]
+    if kind == "world":
+        return WORLD_BLIND if config["blind"] else WORLD
     if kind != "multi":
-        return {"needle": NEEDLE, "ruler": RULER, "perplexity": PERPLEXITY}[kind]
+        return {
+            "needle": NEEDLE,
+            "ruler": RULER,
+            "perplexity": PERPLEXITY,
+            "adherence": ADHERENCE,
+        }[kind]
     return About(*(text.format(needles=config["needles"], ask=config["ask"]) for text in SEVERAL))

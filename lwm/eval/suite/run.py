@@ -12,7 +12,8 @@ from lwm.eval.report.examples import PartReport
 from lwm.eval.report.facts import machine, versions
 from lwm.eval.report.page import write_page
 from lwm.eval.subject import Subject
-from lwm.eval.suite.config import SuiteConfig
+from lwm.eval.suite.config import OF_IMAGES, SuiteConfig
+from lwm.eval.suite.images import parts_of_images
 from lwm.eval.suite.parts import MAKERS, Part
 from lwm.eval.suite.perplexity import perplexity_part
 from lwm.eval.suite.times import Times
@@ -106,6 +107,8 @@ def _parts(config: SuiteConfig, subject: Subject) -> tuple[list[Part], list[str]
     """Returns the parts, and lines that say what is left out."""
     parts, left_out = [], list[str]()
     for name in dict.fromkeys(config.parts):
+        if name in OF_IMAGES:
+            continue
         grid = config.grid(name)
         grid, above = _within(grid, subject.context)
         left_out += [
@@ -118,6 +121,9 @@ def _parts(config: SuiteConfig, subject: Subject) -> tuple[list[Part], list[str]
             left_out += notes
         elif grid:
             parts.append(MAKERS[name](config, grid, subject))
+    of_images, notes = parts_of_images(config, subject)
+    parts += of_images
+    left_out += notes
     if not parts:
         raise UserError(f"nothing is left to ask of {subject.name}: {'; '.join(left_out)}")
     return parts, left_out
@@ -133,7 +139,13 @@ def _recorded(config: SuiteConfig) -> dict[str, Any]:
     """Returns the configuration with the resolved grids, without paths of this machine."""
     grids = {
         part: {str(length): samples for length, samples in config.grid(part).items()}
+        if part not in OF_IMAGES or part == "visual"
+        else config.count(part)
         for part in config.parts
     }
     fields = dataclasses.asdict(config) | {"haystack": name_of(config.haystack), "grids": grids}
-    return {name: value for name, value in fields.items() if name not in ("lengths", "samples")}
+    return {
+        name: value
+        for name, value in fields.items()
+        if name not in ("lengths", "frames", "samples")
+    }

@@ -6,14 +6,12 @@ from typing import Any
 import jax
 
 import lwm
-from lwm.errors import UserError
 from lwm.eval.question import Question, Response
 from lwm.eval.results import ResultRow
 from lwm.eval.subject import Subject
 from lwm.eval.visual_needle.config import VisualNeedleConfig
 from lwm.eval.visual_needle.needles import Needle
-from lwm.eval.visual_needle.prompts import Cell, Prompts
-from lwm.generate.loaded import LoadedModel
+from lwm.eval.visual_needle.prompts import Cell, Prompts, require_images
 
 EVALUATION = "visual-needle"
 
@@ -87,21 +85,6 @@ class VisualNeedleEvaluation:
             "versions": {"lwm": lwm.__version__, "jax": jax.__version__},
             "files": self._subject.files,
         }
-
-
-def require_images(subject: Subject, *, draws: bool = False) -> LoadedModel:
-    """Returns the model of a subject, which reads images, and generates them if it is asked to.
-
-    Raises:
-        UserError: It is not in this process, or reads text only, or has no VQGAN or no decoder.
-    """
-    if subject.model is None:
-        raise UserError(
-            f"{subject.name} is asked in text only; images need a model in this process"
-        )
-    if draws:
-        subject.model.vision.require_decoder()
-    return subject.model
 
 
 def row_key(row: ResultRow) -> tuple[int, float, int]:

@@ -116,3 +116,31 @@ class Prompts:
             frames=0 if self.config.task == "ask" else 1,
             truth=truth,
         )
+
+
+def require_images(subject: Subject, *, draws: bool = False) -> LoadedModel:
+    """Returns the model of a subject, which reads images, and generates them if it is asked to.
+
+    Raises:
+        UserError: It is not in this process, or reads text only, or has no VQGAN or no decoder.
+    """
+    model = subject.model
+    if model is None:
+        raise UserError(
+            f"{subject.name} is asked in text only; images need a model in this process"
+        )
+    if draws:
+        model.vision.require_decoder()
+    return model
+
+
+def frames_within(config: VisualNeedleConfig, subject: Subject) -> tuple[int, ...]:
+    """Returns the numbers of frames that the context has room for.
+
+    Raises:
+        UserError: It has none for a needle and one frame more; see `Prompts`.
+    """
+    least = dataclasses.replace(config, frames=(2,))
+    length = Prompts(least, subject, require_images(subject)).length
+    context = subject.context
+    return tuple(n for n in config.all_frames if context is None or length(n) <= context)

@@ -60,13 +60,19 @@ class VisualNeedleReport:
             if (score := self.score(frames=n, depth=d)).asked
         ]
         whole = dict(self.header) | {
-            "axes": ["context_length", "depth_percent"],
+            "axes": ["frames", "depth_percent"],
             "overall": self.score().to_json(single=True),
+            **self._possible(),
             "by_length": by_length,
             "by_depth": by_depth,
             "cells": cells,
         }
         return json.dumps(whole, ensure_ascii=False, indent=2) + "\n"
+
+    def _possible(self) -> dict[str, float]:
+        """Returns the score of the needles themselves, decoded from their codes, if it is known."""
+        known = [row["possible"] for row in self.rows if "possible" in row]
+        return {"possible": round(sum(known) / len(known), 6)} if known else {}
 
     def table(self) -> str:
         """Returns the grid in Markdown; margins have 95% intervals in percent."""
@@ -80,5 +86,6 @@ class VisualNeedleReport:
 
     def statement(self) -> str:
         """Returns the overall score beside the chance level, in a sentence."""
-        chance = self.header["chance"]
-        return f"Score {self.score()}; by chance {chance:.1%}."
+        chance, known = self.header["chance"], self._possible()
+        best = f", of the needles themselves {known['possible']:.1%}" if known else ""
+        return f"Score {self.score()}; by chance {chance:.1%}{best}."
