@@ -90,11 +90,11 @@ def test_a_program_that_knows_all_scores_what_the_vqgan_lets_through(tiny_vision
     opened = open_model_files("tiny-vision")
     found = of_reports(opened.source, opened.config, None, [tmp_path / "run"])
     assert [each.what for each in found] == [
-        "visual needle, named, 2 frames",
-        "visual needle, generated, 2 frames",
+        "picture in a long video, named",
+        "picture in a long video, generated",
         "questions about images and videos, rule world",
-        "questions about images and videos, rule world, without the images",
-        "generated images and videos agree with their captions",
+        "questions about images and videos, rule world, asked without them",
+        "captions of the world, generated in all attributes",
     ]
     assert found[0].result == "100.0% (95%: 34.2% to 100.0%); n = 2"
     eval_compare((tmp_path / "run", tmp_path / "run"), out=tmp_path / "out")
