@@ -22,12 +22,13 @@ from lwm.cli.common import (
 from lwm.errors import UserError
 from lwm.sampling_params import SamplingParams, VisionSampling
 from lwm.signals import answered
+from lwm.text import printable
 
 if TYPE_CHECKING:
     from lwm.generate.chat import Conversation
     from lwm.generate.language_model import LanguageModel
     from lwm.generate.output import Frame
-    from lwm.media.frames import Frames
+    from lwm.media.frames import FrameStream
     from lwm.tokenizer.message import Part
 
 Question = Annotated[str | None, tyro.conf.Positional]
@@ -165,35 +166,51 @@ class TerminalChat:
             UserError: It cannot be read, the model has no vision, or there is no room for it.
         """
 
-        def check(found: "Frames") -> None:
-            self._require_room(file, len(found.pixels))
+        from rich.console import Console
 
-        model = self._model
-        vision = model.see(Path(file), max_frames=self._max_frames, fps=self._fps, check=check)
+        from lwm.console import waiting
+
+        console = Console(stderr=True)  # so that the line stands above the bar
+
+        def check(found: "FrameStream") -> None:
+            line = self._require_room(file, found.num_selected)
+            console.print(printable(line), markup=False, highlight=False, soft_wrap=True)
+
+        with waiting(f"encoding {file}", "frames", console=console) as progress:
+            vision = self._model.see(
+                Path(file),
+                max_frames=self._max_frames,
+                fps=self._fps,
+                check=check,
+                progress=progress,
+            )
         self._seen.append(vision)
 
-    def _require_room(self, file: str | Path, frames: int) -> None:
+    def _require_room(self, file: str | Path, frames: int) -> str:
+        """Returns a line about the tokens of an image or video, and the room after it."""
         import numpy as np
 
         from lwm.tokenizer.message import Vision
 
         model = self._model
-        codes = np.zeros((frames, model.vision.tokens_per_frame), np.int32)
-        asked = self.conversation.question((*self._seen, Vision(codes=codes, is_video=frames > 1)))
+        each = model.vision.tokens_per_frame
+        first = Vision(codes=np.zeros((1, each), np.int32), is_video=frames > 1)
+        asked = self.conversation.question((*self._seen, first))
         used = len(self.conversation.ids([*self.conversation.messages, asked]))
+        used += (frames - 1) * (each + 1)
         most = self._sampling.max_tokens
         limit = 1 if most is None else most
         room = model.context - limit - used
-        size, frame = len(model.marks.wrap(codes)), codes.shape[1] + 1
-        what = f"{file}: {frames} frame{'s' * (frames > 1)}, {size:,} tokens"
+        size = model.marks.size(frames, each)
+        what = f"{file}: {frames:,} frame{'s' * (frames > 1)}, {size:,} tokens"
         if room < 0:
-            fit = max(0, frames + room // frame)
+            fit = max(0, frames + room // (each + 1))
             raise UserError(
                 f"{what}; with the conversation so far and an answer of {limit:,} "
-                f"that is {-room:,} more than the context of {model.context:,}: {fit} frames fit; "
-                "lower --max-frames or --max-tokens"
+                f"that is {-room:,} more than the context of {model.context:,}: {fit:,} frames "
+                "fit; lower --max-frames, --fps or --max-tokens"
             )
-        print_line(f"{what}; {max(0, room // frame):,} more frames would fit", error=True)
+        return f"{what}; {max(0, room // (each + 1)):,} more frames would fit"
 
     def answer(self, question: str) -> None:
         """Answers one question on stdout, about the images and videos read since the last one.

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from lwm.generate.language_model import LanguageModel
     from lwm.generate.vision import DrawRequest
-    from lwm.media.frames import Frames
+    from lwm.media.frames import FrameStream
     from lwm.tokenizer.message import Vision
 
 Prompt = Annotated[str, tyro.conf.Positional]
@@ -217,7 +217,7 @@ def _write(
 def _first(model: "LanguageModel", image: Path, request: "DrawRequest") -> "Vision":
     """Reads the image or video to continue, which must have fewer frames than the request."""
 
-    def require_fewer(frames: "Frames") -> None:
+    def require_fewer(frames: "FrameStream") -> None:
         if frames.count >= request.frames:
             raise UserError(
                 f"{image} has {frames.count:,} of {request.frames} --frames; ask for more than "

@@ -4,16 +4,23 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Unpack
 
+import numpy as np
+from jaxtyping import UInt8
+
 from lwm import renamed
+from lwm.errors import UserError
 from lwm.generate.answer import Answer
 from lwm.generate.batch import Completion, Result, TextRequest, answers, complete, encode
 from lwm.generate.chat import Conversation
 from lwm.generate.loaded import LoadedModel
 from lwm.generate.vision import DrawRequest, generate_visions
-from lwm.media.frames import Frames, read_frames
+from lwm.media.frames import FrameStream, open_frames
 from lwm.progress import Progress
 from lwm.sampling_params import SamplingOptions, SamplingParams, VisionSampling
 from lwm.tokenizer.message import Message, Part, Vision
+
+KEPT_FRAMES = 64
+"""Frames of a file whose pixels are kept beside their codes, at most."""
 
 
 class LanguageModel(LoadedModel):
@@ -26,34 +33,76 @@ class LanguageModel(LoadedModel):
         max_frames: int | None = 8,
         fps: float | None = None,
         background: str = "white",
-        check: Callable[[Frames], None] = lambda frames: None,
+        check: Callable[[FrameStream], None] = lambda frames: None,
+        progress: Progress = lambda done, total: None,
     ) -> Vision:
         """Reads an image or a video, and encodes it for a question about it.
+
+        A film of any length takes little memory: its frames are encoded as they are read, and of
+        more than `KEPT_FRAMES` frames only the codes are kept.
 
         Args:
             file: A path, or the bytes of a file; the format is found from its content.
             max_frames: Frames of a video at most, evenly spaced; None is all.
             fps: Takes the frames shown at each 1/fps seconds, of which `max_frames` remain.
             background: A colour for transparent pixels.
-            check: Called with the frames before they are encoded, which takes longer; may raise.
+            check: Called with the frames to come before any is decoded; may raise.
+            progress: Called with the number of frames encoded; may raise.
 
         Raises:
-            UserError: The file cannot be read, or the model has no vision ids or no VQGAN.
+            UserError: The file cannot be read, the frames alone exceed the context, or the model
+                has no vision ids or no VQGAN.
         """
-        frames = read_frames(
+        stream = open_frames(
             file,
             resolution=self.vision.resolution,
             max_frames=max_frames,
             fps=fps,
             background=background,
         )
-        check(frames)
-        name = "" if isinstance(file, bytes) else Path(file).name
+        with stream:
+            check(stream)
+            self._require_context(stream)
+            return self._encoded(
+                stream, "" if isinstance(file, bytes) else Path(file).name, progress
+            )
+
+    def _require_context(self, stream: FrameStream) -> None:
+        """Refuses frames that exceed the context by themselves."""
+        count, frame = stream.num_selected, self.vision.tokens_per_frame + 1
+        size = self.marks.size(count, self.vision.tokens_per_frame)
+        if size <= self.context:
+            return
+        fit = max(0, count - -(-(size - self.context) // frame))
+        raise UserError(
+            f"{stream.name}: {count:,} frames, {size:,} tokens; that is more than the context of "
+            f"{self.context:,} that {self.name} has: {fit:,} frames fit; give max_frames or a "
+            "lower fps"
+        )
+
+    def _encoded(self, stream: FrameStream, name: str, progress: Progress) -> Vision:
+        """Encodes frames as they are read."""
+        total = stream.num_selected
+        times: list[float] = []
+        pixels: list[UInt8[np.ndarray, "R R 3"]] = []
+
+        def frames() -> Iterator[UInt8[np.ndarray, "R R 3"]]:
+            for frame in stream:
+                times.append(frame.time)
+                if total <= KEPT_FRAMES:
+                    pixels.append(frame.pixels)
+                yield frame.pixels
+
+        codes = []
+        progress(0, total)
+        for part in self.encode_stream(frames(), total):
+            codes.append(part)
+            progress(len(times), total)
         return Vision(
-            codes=self.encode_frames(frames.pixels),
-            is_video=frames.is_video,
-            pixels=frames.pixels,
-            times=frames.times,
+            codes=np.concatenate(codes),
+            is_video=stream.is_video,
+            pixels=np.stack(pixels) if pixels else None,
+            times=np.array(times),
             name=name,
         )
 

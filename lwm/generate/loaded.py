@@ -2,10 +2,11 @@
 
 import dataclasses
 import functools
+import itertools
 import math
 import threading
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
@@ -109,12 +110,26 @@ class LoadedModel:
         Raises:
             UserError: See `vision`.
         """
+        return np.concatenate(list(self.encode_stream(pixels, len(pixels))))
+
+    def encode_stream(
+        self, frames: Iterable[UInt8[np.ndarray, "R R 3"]], count: int
+    ) -> Iterator[Int[np.ndarray, "n T"]]:
+        """Yields the codes of frames in batches; takes the frames of one batch at a time.
+
+        Args:
+            frames: The frames.
+            count: Their number, at most.
+
+        Raises:
+            UserError: See `vision`.
+        """
         size = self.vision.frames_per_batch
-        encode = self.vision.encode if len(pixels) <= size else self.vision.encode_batch
-        # In parts, between which answers go on.
-        parts = (pixels[at : at + size] for at in range(0, len(pixels), size))
-        done = [self._run(functools.partial(encode, part)) for part in parts]
-        return np.concatenate(done)
+        encode = self.vision.encode if count <= size else self.vision.encode_batch
+        left = iter(frames)
+        while batch := list(itertools.islice(left, size)):
+            # Between batches, answers go on.
+            yield self._run(functools.partial(encode, np.stack(batch)))
 
     def decode_frames(self, codes: Int[np.ndarray, "N T"]) -> UInt8[np.ndarray, "N R R 3"]:
         """Returns the frames of codes.

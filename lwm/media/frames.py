@@ -1,9 +1,12 @@
 """Reads any image or video file as square frames for a vision tokenizer."""
 
+import contextlib
 import dataclasses
 import io
 import math
 import os
+import time
+from collections.abc import Iterator
 from io import BufferedIOBase
 from pathlib import Path
 from typing import Literal
@@ -20,6 +23,7 @@ from lwm.media.limits import (
     FrameSelector,
     Limits,
     Resizer,
+    SelectedFrame,
     colour,
     image_module,
 )
@@ -77,18 +81,112 @@ def read_frames(
         UserError: The file is missing or damaged, is no image or video, or exceeds the limits;
             one line names the file and the reason.
     """
+    with open_frames(
+        source,
+        resolution=resolution,
+        max_frames=max_frames,
+        fps=fps,
+        fit=fit,
+        background=background,
+        limits=limits,
+        threads=threads,
+        name=name,
+    ) as stream:
+        _require_fewer(stream.name, stream.num_selected, resolution, limits)
+        frames = list(stream)
+        return Frames(
+            pixels=np.stack([frame.pixels for frame in frames]),
+            times=np.array([frame.time for frame in frames]),
+            is_video=stream.is_video,
+            duration=stream.duration,
+            count=stream.count,
+            width=frames[0].size[0],
+            height=frames[0].size[1],
+        )
+
+
+def open_frames(
+    source: str | Path | bytes,
+    *,
+    resolution: int,
+    max_frames: int | None = None,
+    fps: float | None = None,
+    fit: Literal["crop", "letterbox"] = "crop",
+    background: str | tuple[int, int, int] = "white",
+    limits: Limits | None = None,
+    threads: int = 0,
+    name: str | None = None,
+) -> "FrameStream":
+    """Opens the frames of `read_frames` as a stream: a film of any length needs little memory.
+
+    The arguments are those of `read_frames`; `returned_bytes` is no limit here.
+
+    Raises:
+        UserError: See `read_frames`; one may come with any frame, too.
+    """
     label = name or ("the given bytes" if isinstance(source, bytes) else str(source))
-    limits = limits or Limits()
     check_settings(resolution, max_frames, fps, fit)
     resize = Resizer(resolution=resolution, fit=fit, background=colour(background))
-    most = limits.returned_bytes // (3 * resolution**2)
-    selector = FrameSelector(name=label, max_frames=max_frames, fps=fps, most=most)
-    with reading(label), _opened(source, label) as file:
+    selector = FrameSelector(max_frames=max_frames, fps=fps)
+    with contextlib.ExitStack() as stack, reading(label):
+        file = stack.enter_context(_opened(source, label))
         size = file.seek(0, os.SEEK_END)
         if not size:
             raise UserError(f"{label} is empty")
         file.seek(0)
-        return _read(file, selector, resize, Budget(label, size, limits), threads)
+        budget = Budget(label, size, limits or Limits())
+        clip, is_video = _clip(file, selector, resize, budget, threads)
+        stack.pop_all()  # the stream closes it
+    return FrameStream(file, clip, budget, is_video=is_video)
+
+
+class FrameStream:
+    """Selected frames of a file in order, each decoded when it is taken.
+
+    A context manager, at whose end the file is closed. The frames can be taken once.
+    """
+
+    def __init__(self, file: BufferedIOBase, clip: Clip, budget: Budget, *, is_video: bool):
+        """Takes a file that is open; see `open_frames`."""
+        self._file, self._clip, self._budget = file, clip, budget
+        self.name = budget.name
+        """The name of the file in messages."""
+        self.is_video = is_video
+        """False for a still image."""
+        self.num_selected = clip.num_selected
+        """Frames to come at most, known before the first: some packets of a video show none."""
+        self.count = clip.count
+        """Frames in the file."""
+
+    @property
+    def duration(self) -> float:
+        """Seconds of the whole file; 0 for an image, and for an animation before its end."""
+        return self._clip.duration
+
+    def __iter__(self) -> Iterator[SelectedFrame]:
+        """Yields the frames.
+
+        Raises:
+            UserError: The file is damaged there, or exceeds the limits.
+        """
+        paused = time.monotonic()
+        while True:
+            self._budget.wait(time.monotonic() - paused)
+            with reading(self.name):
+                frame = next(self._clip.frames, None)
+            paused = time.monotonic()
+            if frame is None:
+                return
+            yield frame
+
+    def __enter__(self) -> "FrameStream":
+        """Returns itself."""
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        """Closes the file."""
+        self._clip.close()
+        self._file.close()
 
 
 def choose_frames(
@@ -111,9 +209,8 @@ def choose_frames(
         UserError: A setting is out of range, or the frames would exceed the limits.
     """
     check_settings(resolution, max_frames, fps, fit)
-    most = (limits or Limits()).returned_bytes // (3 * resolution**2)
-    selector = FrameSelector(name=name, max_frames=max_frames, fps=fps, most=most)
-    numbers = selector(frames.times, frames.duration)
+    numbers = FrameSelector(max_frames=max_frames, fps=fps)(frames.times, frames.duration)
+    _require_fewer(name, len(numbers), resolution, limits)
     pixels = frames.pixels[numbers]
     if pixels.shape[1] != resolution:  # both ways of fitting are the same for a square
         resize = Resizer(resolution=resolution, fit=fit, background=colour(background))
@@ -137,6 +234,16 @@ def check_settings(resolution: int, max_frames: int | None, fps: float | None, f
         raise UserError(f"fit is {fit!r}; give crop or letterbox")
 
 
+def _require_fewer(name: str, count: int, resolution: int, limits: Limits | None) -> None:
+    """Refuses frames that take more memory than `returned_bytes`."""
+    most = (limits or Limits()).returned_bytes // (3 * resolution**2)
+    if count > most:
+        raise UserError(
+            f"{name} would give {count} frames, more than the {most} that returned_bytes in "
+            "Limits allows; give max_frames or fps"
+        )
+
+
 def _opened(source: str | Path | bytes, label: str) -> BufferedIOBase:
     if isinstance(source, bytes):
         return io.BytesIO(source)
@@ -146,28 +253,17 @@ def _opened(source: str | Path | bytes, label: str) -> BufferedIOBase:
     return path.open("rb")
 
 
-def _read(
+def _clip(
     file: BufferedIOBase, selector: FrameSelector, resize: Resizer, budget: Budget, threads: int
-) -> Frames:
+) -> tuple[Clip, bool]:
+    """Returns the selected frames of a file, and whether it is a video."""
     image = open_image(file, budget)
     if image is None:
         _refuse_heic(file, budget.name)
-        return _frames(read_video(file, selector, resize, budget, threads), is_video=True)
+        return read_video(file, selector, resize, budget, threads), True
     if is_animated(image):
-        return _frames(read_animation(image, selector, resize, budget), is_video=True)
-    return _frames(read_still(image, resize, budget), is_video=False)
-
-
-def _frames(clip: Clip, *, is_video: bool) -> Frames:
-    return Frames(
-        pixels=np.stack(clip.pixels),
-        times=np.array(clip.times),
-        is_video=is_video,
-        duration=clip.duration,
-        count=clip.count,
-        width=clip.size[0],
-        height=clip.size[1],
-    )
+        return read_animation(image, selector, resize, budget), True
+    return read_still(image, resize, budget), False
 
 
 def _refuse_heic(file: BufferedIOBase, name: str) -> None:

@@ -2,7 +2,7 @@
 
 import contextlib
 import struct
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from io import BufferedIOBase
 from typing import Any
 
@@ -16,6 +16,7 @@ from lwm.media.limits import (
     Clip,
     FrameSelector,
     Resizer,
+    SelectedFrame,
     flatten,
     image_module,
 )
@@ -118,7 +119,12 @@ def is_animated(image: Any) -> bool:
 
 
 def read_still(image: Any, resize: Resizer, budget: Budget) -> Clip:
-    """Decodes an image, upright, as its only frame."""
+    """Returns an image, upright, as its only frame."""
+    frames = (_still(image, resize, budget) for _ in range(1))
+    return Clip(frames=frames, num_selected=1, count=1, duration=0.0)
+
+
+def _still(image: Any, resize: Resizer, budget: Budget) -> SelectedFrame:
     budget.charge(image.width * image.height)
     size, reduced = image.size, reduced_size(image, budget)
     if reduced != size:
@@ -134,8 +140,7 @@ def read_still(image: Any, resize: Resizer, budget: Budget) -> Clip:
     if operation is not None:  # one of them is 0
         image = image.transpose(operation)
         size = size[::-1] if orientation >= 5 else size
-    pixels = resize(flatten(_eight_bits(image), resize.background))
-    return Clip(times=[0.0], pixels=[pixels], count=1, duration=0.0, size=size)
+    return SelectedFrame(0.0, resize(flatten(_eight_bits(image), resize.background)), size)
 
 
 def transpositions() -> dict[int, Any]:
@@ -153,7 +158,7 @@ def transpositions() -> dict[int, Any]:
 
 
 def read_animation(image: Any, selector: FrameSelector, resize: Resizer, budget: Budget) -> Clip:
-    """Decodes the selected frames of an animated image, and with them all earlier ones.
+    """Selects frames of an animated image; each is decoded when it is taken.
 
     Frames can only be decoded in order. The budget is charged for all of them before the first.
     """
@@ -163,28 +168,36 @@ def read_animation(image: Any, selector: FrameSelector, resize: Resizer, budget:
     cost = _COPIES * size[0] * size[1]
     budget.charge(cost, count)
 
-    def decode(numbers: Collection[int]) -> tuple[list[float], list[np.ndarray], float]:
-        """Returns the start of each frame, the pixels of some, and the time at the end."""
-        starts, pixels, milliseconds = [], [], 0.0
+    def decode(numbers: Collection[int]) -> Iterator[tuple[float, SelectedFrame | None]]:
+        """Yields the end of each frame, and some of the frames themselves."""
+        milliseconds = 0.0
         for number in range(count):
             image.seek(first + number)
             budget.check(*image.size, still=False)
             image.load()
-            starts.append(milliseconds / 1000)
+            start = milliseconds / 1000
             milliseconds += float(image.info.get("duration", 0)) or _UNTIMED * 1000
+            frame = None
             if number in numbers:
-                pixels.append(resize(flatten(_eight_bits(image), resize.background)))
-        return starts, pixels, milliseconds / 1000
+                pixels = resize(flatten(_eight_bits(image), resize.background))
+                frame = SelectedFrame(start, pixels, size)
+            yield milliseconds / 1000, frame
 
     if selector.fps is None:
         selected = selector.spread(count)
     else:
         budget.charge(cost, count)
-        starts, _, duration = decode(())
-        selected = selector(np.array(starts), duration)
-    starts, pixels, duration = decode(set(selected))
-    times = [starts[number] for number in selected]
-    return Clip(times=times, pixels=pixels, count=count, duration=duration, size=size)
+        ends = [end for end, _ in decode(())]
+        selected = selector(np.array([0.0, *ends[:-1]]), ends[-1])
+
+    def frames() -> Iterator[SelectedFrame]:
+        for end, frame in decode(frozenset(selected)):
+            clip.duration = end
+            if frame is not None:
+                yield frame
+
+    clip = Clip(frames=frames(), num_selected=len(selected), count=count, duration=0.0)
+    return clip
 
 
 def _eight_bits(image: Any) -> Any:

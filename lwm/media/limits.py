@@ -3,7 +3,8 @@
 import dataclasses
 import math
 import time
-from typing import Any, Literal
+from collections.abc import Callable, Iterator
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from jaxtyping import Float, UInt8
@@ -37,12 +38,12 @@ class Limits:
     image_bytes: int = 1 << 29
     """Bytes of an image file, which is read whole; videos may be of any size."""
     returned_bytes: int = 1 << 30
-    """Bytes of the returned frames: about five thousand at 256 × 256."""
+    """Bytes of frames that are returned at once: about five thousand at 256 × 256."""
     work: int = 1 << 29
     """Pixels to decode, besides `work_per_byte` for each byte of the file."""
     work_per_byte: int = 1 << 15
     seconds: float | None = None
-    """Wall time, for servers that read untrusted files; checked between frames."""
+    """Time of reading, for servers that read untrusted files; checked between frames."""
 
 
 class Budget:
@@ -72,6 +73,10 @@ class Budget:
             seconds = f"{self.limits.seconds:g} s"
             raise UserError(f"{self.name} was not read within {seconds}; raise seconds in Limits")
 
+    def wait(self, seconds: float) -> None:
+        """Leaves out time in which nothing was read."""
+        self._end += seconds
+
     def check(self, width: int, height: int, *, still: bool) -> None:
         """Checks the size of a picture before it is decoded.
 
@@ -89,30 +94,36 @@ class Budget:
             )
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Clip:
-    """The selected frames of a file."""
+class SelectedFrame(NamedTuple):
+    """A selected frame of a file."""
 
-    times: list[float]
+    time: float
     """Seconds from the first frame of the file."""
-    pixels: list[UInt8[np.ndarray, "R R 3"]]
+    pixels: UInt8[np.ndarray, "R R 3"]
+    size: tuple[int, int]
+    """Width and height of the original as displayed: upright, with square pixels."""
+
+
+@dataclasses.dataclass(kw_only=True)
+class Clip:
+    """The selected frames of a file, each decoded when it is taken."""
+
+    frames: Iterator[SelectedFrame]
+    num_selected: int
+    """Frames at most: some packets of a video show none."""
     count: int
     """Frames in the file."""
     duration: float
-    """Seconds of the file."""
-    size: tuple[int, int]
-    """Width and height of the first selected frame, as displayed."""
+    """Seconds of the file; of an animation known after its last frame."""
+    close: Callable[[], None] = lambda: None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class FrameSelector:
     """Selects frames of a video by number and rate."""
 
-    name: str
     max_frames: int | None
     fps: float | None
-    most: int
-    """Frames that fit into `returned_bytes`."""
 
     def __call__(self, times: Float[np.ndarray, " N"], duration: float) -> list[int]:
         """Returns the numbers of the selected frames, in order and without duplicates.
@@ -132,16 +143,8 @@ class FrameSelector:
         """Returns at most `max_frames` of `count` numbers, with the first and the last.
 
         As in LWM: `np.linspace`, rounded down.
-
-        Raises:
-            UserError: The frames would take more memory than `returned_bytes`.
         """
         selected = count if self.max_frames is None else min(count, self.max_frames)
-        if selected > self.most:
-            raise UserError(
-                f"{self.name} would give {selected} frames, more than the {self.most} that "
-                "returned_bytes in Limits allows; give max_frames or fps"
-            )
         if selected == count:
             return list(range(count))
         return np.linspace(0, count - 1, selected, dtype=int).tolist()

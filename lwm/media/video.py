@@ -1,5 +1,7 @@
 """Reads videos with PyAV: only the selected frames and those they depend on are decoded.
 
+They are decoded one by one as they are taken, so that a film of any length needs little memory.
+
 The limits here serve untrusted files: no header is trusted, frames and times are those of the
 packets, formats that open other files are refused, and every step is charged to a budget.
 """
@@ -19,7 +21,15 @@ import numpy as np
 from lwm.errors import UserError
 from lwm.files import require_package
 from lwm.media.images import transpositions
-from lwm.media.limits import Budget, Clip, FrameSelector, Resizer, flatten, image_module
+from lwm.media.limits import (
+    Budget,
+    Clip,
+    FrameSelector,
+    Resizer,
+    SelectedFrame,
+    flatten,
+    image_module,
+)
 
 _CONTAINERS = "mov,matroska,avi,mpegts,mpeg,flv,asf,ogg,ivf,yuv4mpegpipe,h264,hevc,obu,m4v,nut,mxf"
 _CODECS = (
@@ -42,17 +52,18 @@ _FEW = 0.75
 def read_video(
     file: BufferedIOBase, selector: FrameSelector, resize: Resizer, budget: Budget, threads: int
 ) -> Clip:
-    """Decodes the selected frames of a video.
+    """Selects frames of a video by its packets; they are decoded as they are taken.
 
     Raises:
         UserError: The content is no video, or exceeds the limits; other exceptions if damaged.
+            Both may come with any frame, too.
     """
-    video = _Video(file, resize, budget, threads)
-    with contextlib.closing(video):
+    with contextlib.ExitStack() as stack:
+        video = stack.enter_context(contextlib.closing(_Video(file, resize, budget, threads)))
         timeline = video.scan()
-        if timeline is None:
-            return video.read_counted(selector)
-        return video.read_timed(selector, timeline)
+        clip = video.counted(selector) if timeline is None else video.timed(selector, timeline)
+        stack.pop_all()  # the clip closes it
+    return clip
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -100,7 +111,6 @@ class _Video:
     def __init__(self, file: BufferedIOBase, resize: Resizer, budget: Budget, threads: int) -> None:
         self._av = require_package("av", "reading videos", "media")
         self._file, self._resize, self._budget, self._threads = file, resize, budget, threads
-        self._size: tuple[int, int] | None = None
         self._container: Any = None
         self._open()
 
@@ -216,22 +226,25 @@ class _Video:
             end = shown[-1] + round((shown[-1] - shown[0]) / max(1, len(shown) - 1))
         return _Timeline(shown=shown, end=end, keys=sorted(keys))
 
-    def read_timed(self, selector: FrameSelector, timeline: _Timeline) -> Clip:
-        """Reads the selected frames, seeking to key frames."""
+    def timed(self, selector: FrameSelector, timeline: _Timeline) -> Clip:
+        """Selects frames by their times; seeks to key frames for them."""
         base = self._stream.time_base
         start = timeline.shown[0]
         seconds = [float((time - start) * base) for time in (*timeline.shown, timeline.end)]
         selected = selector(np.array(seconds[:-1]), seconds[-1])
-        times, pixels = [], []
-        for frame in self._frames_at(timeline, selected):
-            times.append(float((frame.pts - start) * base))
-            pixels.append(self._pixels(frame))
-        if len(times) < _FEW * len(selected):
-            raise ValueError(f"only {len(times)} of {len(selected)} frames can be decoded")
-        return self._clip(times, pixels, len(timeline.shown), seconds[-1])
 
-    def read_counted(self, selector: FrameSelector) -> Clip:
-        """Decodes the whole file twice: to count its frames, then to read the selected ones."""
+        def frames() -> Iterator[SelectedFrame]:
+            found = 0
+            for frame in self._frames_at(timeline, selected):
+                yield self._frame(frame, float((frame.pts - start) * base))
+                found += 1
+            if found < _FEW * len(selected):
+                raise ValueError(f"only {found} of {len(selected)} frames can be decoded")
+
+        return self._clip(frames(), len(selected), len(timeline.shown), seconds[-1])
+
+    def counted(self, selector: FrameSelector) -> Clip:
+        """Decodes the whole file to count its frames, and again for the selected ones."""
         self._open()
         stamps = [frame.pts for frame in self._decoded()]
         if not stamps:
@@ -243,20 +256,24 @@ class _Video:
         times = [float((stamp - stamps[0]) * base) for stamp in stamps]
         duration = times[-1] + (times[-1] / (len(times) - 1) if len(times) > 1 else float(step))
         selected = selector(np.array(times), duration)
-        self._open()
-        numbers, pixels = set(selected), []
-        for number, frame in enumerate(self._decoded()):
-            if number in numbers:
-                pixels.append(self._pixels(frame))
-            if number == selected[-1]:
-                break
-        return self._clip([times[i] for i in selected], pixels, len(times), duration)
+
+        def frames() -> Iterator[SelectedFrame]:
+            self._open()
+            numbers = set(selected)
+            for number, frame in enumerate(self._decoded()):
+                if number in numbers:
+                    yield self._frame(frame, times[number])
+                if number == selected[-1]:
+                    break
+
+        return self._clip(frames(), len(selected), len(times), duration)
 
     def _clip(
-        self, times: list[float], pixels: list[np.ndarray], count: int, duration: float
+        self, frames: Iterator[SelectedFrame], selected: int, count: int, duration: float
     ) -> Clip:
-        assert self._size is not None
-        return Clip(times=times, pixels=pixels, count=count, duration=duration, size=self._size)
+        return Clip(
+            frames=frames, num_selected=selected, count=count, duration=duration, close=self.close
+        )
 
     def _frames_at(self, timeline: _Timeline, selected: list[int]) -> Iterator[Any]:
         """Yields the selected frames, none twice."""
@@ -331,7 +348,7 @@ class _Video:
                 self._budget.check(frame.width, frame.height, still=False)
                 yield frame
 
-    def _pixels(self, frame: Any) -> np.ndarray:
+    def _frame(self, frame: Any, time: float) -> SelectedFrame:
         """Converts a frame to a square, oriented by its display matrix."""
         if frame.is_corrupt:
             raise ValueError(f"it is damaged at {frame.time or 0:.2f} s")
@@ -347,13 +364,15 @@ class _Video:
             image = image.transpose(transpositions()[orientation])
         if orientation >= 5:
             pixel, shown = 1 / pixel, shown[::-1]
-        self._size = self._size or shown
-        return self._resize(image, pixel)
+        return SelectedFrame(time, self._resize(image, pixel), shown)
 
 
 def _orientation(frame: Any) -> int:
     """Returns the EXIF orientation of a frame."""
-    matrix = frame.side_data.get("DISPLAYMATRIX")
+    found = require_package("av.sidedata.sidedata", "reading videos", "media")
+    # Not `frame.side_data`, which refers back to the frame: such frames pile up, since only the
+    # garbage collector frees them.
+    matrix = found.SideDataContainer(frame).get("DISPLAYMATRIX")
     if matrix is None:
         return 1
     across, down, _, sideways, upward = np.frombuffer(bytes(matrix), np.int32)[:5].tolist()

@@ -73,6 +73,10 @@ class VisionMarkers:
         ids[-1, -1] = tokens.end_of_vision
         return ids.ravel()
 
+    def size(self, frames: int, tokens_per_frame: int) -> int:
+        """Returns the number of ids of an image or video."""
+        return len(self.opening) + frames * (tokens_per_frame + 1) + len(self.closing)
+
     def wrap(self, codes: Int[np.ndarray, "frames codes"]) -> Int[np.ndarray, " n"]:
         """Returns the ids of `<vision>`, the frames and `</vision>`."""
         ids = [self.opening, self.frames(codes), self.closing]

@@ -105,6 +105,25 @@ def test_reading_given_up_leaves_the_conversation_as_it_was(model):
     assert said(conversation.ask("Ho", params=SHORT)) == said(other.ask("Ho", params=SHORT))
 
 
+def test_a_prompt_asked_again_goes_on_where_its_reading_was_stopped(model):
+    stopped = cold(model)
+    question, reports = 100 * "A long book. ", []
+
+    def stop(done, total):
+        reports.append(done)
+        if done >= 1024:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        list(Conversation(stopped).ask(question, params=SHORT, progress=stop))
+    again = Conversation(stopped)
+    later = []
+    answer = said(again.ask(question, params=SHORT, progress=lambda done, _: later.append(done)))
+    assert min(later) > max(reports) >= 1024, "chunks that were read are kept"
+    fresh = Conversation(cold(model))
+    assert answer == said(fresh.ask(question, params=SHORT))
+
+
 def test_an_answer_says_how_it_went(model):
     prompt = model.tokenizer.encode("Hello")
     answer = Answer(model, prompt, SHORT)

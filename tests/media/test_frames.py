@@ -1,8 +1,10 @@
 """Frames out of images and videos of every kind, and the files that are written for people."""
 
+import gc
 import io
 import os
 import sys
+import time
 import zlib
 from fractions import Fraction
 
@@ -10,7 +12,7 @@ import numpy as np
 import pytest
 
 from lwm.errors import UserError
-from lwm.media.frames import read_frames
+from lwm.media.frames import open_frames, read_frames
 from lwm.media.limits import Limits, Resizer
 
 from .pictures import SIDE, Image, chunk, levels, numbers, picture, saved
@@ -192,6 +194,43 @@ def test_few_frames_of_a_long_video_cost_little():
     assert len(read_frames(data, resolution=8, max_frames=5, limits=few).times) == 5
     with pytest.raises(UserError, match="asks for more decoding"):
         read_frames(data, resolution=8, limits=few)
+
+
+@pytest.mark.parametrize("kind", ["mp4", "h264", "gif"])
+def test_a_stream_decodes_frames_as_they_are_taken(kind):
+    if kind == "gif":
+        first, *others = map(Image.fromarray, levels(40))
+        first.save(buffer := io.BytesIO(), "GIF", save_all=True, append_images=others, duration=40)
+        data = buffer.getvalue()
+    else:
+        data = video(levels(75) * 4, kind, crf="20", g="20", preset="ultrafast")
+    whole = read_frames(data, resolution=8)
+    pixels, times = [], []
+    gc.collect()
+    gc.disable()  # frames are freed without it
+    try:
+        with open_frames(data, resolution=8, limits=Limits(returned_bytes=0)) as stream:
+            assert (stream.num_selected, stream.count) == (len(whole.times), whole.count)
+            for number, frame in enumerate(stream):
+                pixels.append(frame.pixels)
+                times.append(frame.time)
+                if number % 40 == 39:
+                    live = sum(isinstance(each, av.VideoFrame) for each in gc.get_objects())
+                    assert live <= 4 + (os.cpu_count() or 1)  # those of threads wait their turn
+            assert stream.duration == whole.duration
+    finally:
+        gc.enable()
+    np.testing.assert_array_equal(np.stack(pixels), whole.pixels)
+    assert times == whole.times.tolist()
+
+
+def test_time_between_frames_is_not_counted_as_reading():
+    data, quick = video(levels(3), crf="1"), Limits(seconds=2.0)
+    with open_frames(data, resolution=8, limits=quick) as stream:
+        frames = iter(stream)
+        next(frames)
+        time.sleep(2.5)
+        assert len(list(frames)) == 2
 
 
 TURNS = {
