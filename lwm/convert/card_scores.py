@@ -172,7 +172,7 @@ _SHOWN: dict[str, Callable[[Mapping[str, Any]], str]] = {
         f"picture in a long video, {'generated' if config['task'] == 'draw' else 'named'}"
     ),
 }
-"""What is measured by evaluations about images and videos, which have no lengths."""
+"""Names of evaluations about images and videos, which have no lengths."""
 
 
 def _interval(overall: Mapping[str, Any], form: str) -> str:

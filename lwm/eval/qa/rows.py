@@ -1,10 +1,11 @@
 """Questions of local files, in the shapes of VQAv2, GQA, POPE, MSVD-QA and MSRVTT-QA."""
 
+import contextlib
 import dataclasses
 import hashlib
 import os
 from collections.abc import Hashable, Mapping, Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -170,9 +171,7 @@ class FileQuestions:
             listed = ", ".join((*_IMAGES[:3], *_VIDEOS[:3]))
             raise UserError(f"no image or video; give its path or id under one of {listed}")
         if isinstance(value, str | int | np.integer) and not isinstance(value, bool):
-            name = str(value)
-            if self._names != "{}" and name.isdigit():
-                name = self._names.format(int(name))
+            name = self._name(str(value))
             path = located(self._folder, name)
             # A blind question does not need it.
             if self._blind or ("\0" not in name and os.path.isfile(path)):
@@ -182,6 +181,14 @@ class FileQuestions:
                 "images and videos, --names how ids become names of files"
             )
         raise UserError(f"{column} is no path or id, but {value!r:.40}")
+
+    def _name(self, name: str) -> str:
+        """Returns the name of the file of an id; what has a suffix is a name already."""
+        if self._names == "{}" or PurePosixPath(name).suffix:
+            return name
+        with contextlib.suppress(ValueError):  # a letter where the form is that of a number
+            return self._names.format(int(name) if name.isdigit() else name)
+        return name
 
 
 def _folder_of(files: Sequence[Path]) -> Path:

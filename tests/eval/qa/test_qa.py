@@ -162,6 +162,19 @@ def test_a_stopped_evaluation_goes_on_and_a_larger_count_asks_what_is_new(seeing
         asked(parts, instruction="")
 
 
+def test_ids_become_names_of_files(tmp_path):
+    values = [7, "7", "n7", "x.webp", "sub/x.webp"]
+    for names, expected in {
+        "{}": ["7", "7", "n7", "x.webp", "sub/x.webp"],
+        "video{}.mp4": ["video7.mp4", "video7.mp4", "videon7.mp4", "x.webp", "sub/x.webp"],
+        "a_{:03d}.jpg": ["a_007.jpg", "a_007.jpg", "n7", "x.webp", "sub/x.webp"],
+    }.items():
+        path = write_rows(tmp_path, [GOOD | {"image": value} for value in values])
+        config = QAConfig(rule="gqa", names=names, blind=True)
+        questions = open_questions([path], config)
+        assert [questions.row(n).medium for n in range(len(values))] == expected
+
+
 def test_smaller_counts_are_part_of_larger_ones():
     some, more = chosen(1000, 10), chosen(1000, 50)
     assert len(some) == 10
