@@ -18,8 +18,6 @@ _FAR = 26
 """Pixels that a thing moves between two frames, at most."""
 _MISSED = 2
 """Frames after which a thing of uncertain colour is another one."""
-_OTHER_COLOUR = 14
-"""Pixels that a difference in colour counts as, where regions are joined to tracks."""
 _INNER = 3
 """Weight of pixels inside a region for its colour, beyond that of its edge."""
 _AREA = GRID * GRID
@@ -134,45 +132,43 @@ def _inside(seen: Bool[np.ndarray, "T S S"]) -> Bool[np.ndarray, "T S S"]:
 def _join(found: list[Track], regions: Sequence[Region], mixtures: Paint) -> None:
     """Joins the regions of the next frame to the tracks, nearest first, and starts new ones.
 
-    A track that finds no region of its own takes its part of one that another track has.
+    First come regions of a track's colour. A track that finds none takes its part of a region
+    that it touches and that has its colour, too; and else a region whose colour may be unsure.
     """
     pairs = sorted(
-        (cost, track, place)
+        (apart, track, place)
         for track in range(len(found))
         for place, region in enumerate(regions)
-        if (cost := _cost(found[track], region)) is not None
+        if (apart := _distance(found[track].regions[-1], region)) <= _FAR
     )
+    colours = [track.colour for track in found]
     owners: dict[int, list[int]] = {}
     placed: set[int] = set()
-    for _, track, place in pairs:
-        if track not in placed and place not in owners:
-            owners[place] = [track]
-            placed.add(track)
-    for _, track, place in pairs:
-        if track not in placed and gap(found[track].regions[-1], regions[place]) <= 2:
-            owners[place].append(track)
-            placed.add(track)
+    for step in range(3):
+        for _, track, place in pairs:
+            last, region = found[track].regions[-1], regions[place]
+            like = colours[track] == int(region.votes.argmax())
+            shares = gap(last, region) <= 2 and region.votes[colours[track]] >= LEAST // 2
+            recent = region.frame - last.frame <= _MISSED
+            free = place not in owners
+            fits = (like and free, shares and not free, recent and free)[step]
+            if fits and track not in placed:
+                owners.setdefault(place, []).append(track)
+                placed.add(track)
     for place, region in enumerate(regions):
         own = owners.get(place, [])
         if not own:
             found.append(Track(regions=[region]))
             continue
-        parts = _parts(region, [found[track].colour for track in own], mixtures)
+        parts = _parts(region, [colours[track] for track in own], mixtures)
         for track, part in zip(own, parts, strict=True):
             if part is not None:
                 found[track].regions.append(part)
 
 
-def _cost(track: Track, region: Region) -> float | None:
-    """Returns how unlike the last region of a track another one is; None if it cannot follow."""
-    last = track.regions[-1]
-    (x1, y1), (x2, y2) = last.centre, region.centre
-    apart = max(abs(x1 - x2), abs(y1 - y2))
-    if apart > _FAR:
-        return None
-    if track.colour == int(region.votes.argmax()):
-        return apart
-    return apart + _OTHER_COLOUR if region.frame - last.frame <= _MISSED else None
+def _distance(first: Region, second: Region) -> float:
+    (x1, y1), (x2, y2) = first.centre, second.centre
+    return max(abs(x1 - x2), abs(y1 - y2))
 
 
 def _parts(region: Region, colours: Sequence[int], mixtures: Paint) -> list[Region | None]:
