@@ -2,6 +2,7 @@
 
 import dataclasses
 import queue
+from array import array
 from collections.abc import Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
@@ -159,7 +160,7 @@ class _Job:
     """The prompt is a chat."""
     params: SamplingParams
     priority: int
-    ids: list[int] = dataclasses.field(default_factory=list)
+    ids: Sequence[int] = ()
     most: int = 0
     """Ids that it writes at most."""
     error: UserError | None = None
@@ -298,10 +299,10 @@ class _Batch:
 
 def _jobs(model: LoadedModel, index: int, request: TextRequest) -> Iterator[_Job]:
     """Yields the answers that a request asks for, with the ids of its prompt or the error."""
-    ids: list[int] = []
+    ids = array("i")  # of all prompts, while a list takes ten times the memory
     most, error = 0, None
     try:
-        ids = encode(model, request.prompt, request.variables)
+        ids = array("i", encode(model, request.prompt, request.variables))
         most = room(model, len(ids), request.params)
     except UserError as found:
         error = found

@@ -94,11 +94,10 @@ class Conversation:
         self, question: str | Sequence[Part], params: SamplingParams, progress: Progress
     ) -> Generator[str | Frame]:
         turns = [*self.messages, self.question(question)]
-        ids = self.ids(turns)
         answer: list[str | Frame] = []
         self._last = Answer(
             self._model,
-            ids,
+            self.ids(turns),
             params,
             is_turn=True,
             sampling=self._sampling,

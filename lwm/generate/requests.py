@@ -2,7 +2,8 @@
 
 import itertools
 import queue
-from collections.abc import Hashable
+from array import array
+from collections.abc import Hashable, Sequence
 from typing import Any
 
 from lwm.generate.pages import LONG, Holding, Names
@@ -19,7 +20,7 @@ class Request:
 
     def __init__(
         self,
-        *prompts: tuple[int, ...],
+        *prompts: Sequence[int],
         max_tokens: int,
         lane: int = 1,
         priority: int = 0,
@@ -44,7 +45,10 @@ class Request:
         """
         if not prompts or not all(prompts):
             raise ValueError("a request has at least one prompt, and a prompt at least one id")
-        self.prompts = prompts
+        # Four bytes an id, while a list of a million ids takes forty megabytes.
+        self.prompts = tuple(
+            prompt if isinstance(prompt, array) else array("i", prompt) for prompt in prompts
+        )
         self.max_tokens = max_tokens
         self.lane = lane
         self.priority = priority
@@ -60,7 +64,7 @@ class Request:
         self.rows: tuple[Row, ...] = ()
         """One for each prompt, once it has been added to a scheduler."""
 
-    def num_held(self, prompt: tuple[int, ...]) -> int:
+    def num_held(self, prompt: Sequence[int]) -> int:
         """Returns the ids of a row that are in its pages at most; without an answer, not the last.
 
         So a prompt to be scored may have one id more than the context.

@@ -67,7 +67,7 @@ class Work:
             **options: Lane, priority and client; see `Request`.
         """
         return Request(
-            *map(tuple, prompts),
+            *prompts,
             max_tokens=self.plan.max_tokens,
             reuse=None if self.scores_from is None else self.scores_from - 1,
             work=self,

@@ -81,8 +81,8 @@ class Machine:
         values = self.values.setdefault(row, [0])
         while len(values) <= start // SHORT:
             before = len(values) * SHORT
-            values.append(hash((values[-1], row.prompt[before - SHORT : before])))
-        return hash((values[start // SHORT], row.prompt[start : min(end, start + SHORT)]))
+            values.append(hash((values[-1], *row.prompt[before - SHORT : before])))
+        return hash((values[start // SHORT], *row.prompt[start : min(end, start + SHORT)]))
 
     def _copy(self, step: Step) -> None:
         copied = [(c.group, c.device, c.source) for c in step.copies]
