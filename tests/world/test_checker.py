@@ -40,6 +40,14 @@ def test_the_checker_reads_exactly_what_was_drawn(split, options, count):
         assert read_facts(clip.pixels, fps=world.config.fps) == clip.facts
 
 
+@pytest.mark.parametrize(("split", "index"), [("train", 2528), ("heldout", 3019)])
+def test_things_that_touch_are_apart_from_one_that_appears_beside_them(split, index):
+    clip = World(WorldConfig(split=split)).clip(index)
+    events = [thing.event for thing in clip.facts.things]
+    assert sorted(map(str, events)) == ["appears", "collides", "collides"]
+    assert read_facts(clip.pixels, fps=4.0) == clip.facts
+
+
 def test_needles_are_read():
     backgrounds = itertools.cycle(BACKGROUNDS)
     for (digit, colour), background in zip(

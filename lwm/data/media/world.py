@@ -79,6 +79,7 @@ _OPTIONS: dict[str, Callable[[str], Any]] = {
     "fps": float,
     "seed": int,
     "most": int,
+    "backgrounds": lambda names: tuple(names.split("+")),
     "text": str,
     "resolution": int,
     "vqgan": str,

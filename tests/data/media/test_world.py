@@ -36,9 +36,17 @@ def texts(name: str) -> list[dict]:
 
 
 def test_a_name_says_what_the_set_is():
-    found = WorldSet.parse("world:heldout,count=7,frames=1,seed=3,text=mixed,resolution=32,most=2")
+    name = "world:heldout,count=7,frames=1,seed=3,text=mixed,resolution=32,most=2"
+    found = WorldSet.parse(f"{name},backgrounds=white+black")
     assert found == WorldSet(
-        world=WorldConfig(split="heldout", frames=1, seed=3, resolution=32, most=2),
+        world=WorldConfig(
+            split="heldout",
+            frames=1,
+            seed=3,
+            resolution=32,
+            most=2,
+            backgrounds=("white", "black"),
+        ),
         count=7,
         text="mixed",
         resolution=32,
@@ -51,6 +59,7 @@ def test_a_name_says_what_the_set_is():
     [
         ("world:test", "there is no world:test; there are world:train and world:heldout"),
         ("world:", "there is no world:; there are"),
+        ("world:train,backgrounds=blue", "backgrounds is 'blue'; give some of white, grey, black"),
         ("world:train,counts=2", "there is no option 'counts'; there are count, frames, fps"),
         ("world:train,count", "count '' is not a whole number"),
         ("world:train,count=many", "count 'many' is not a whole number"),
