@@ -41,7 +41,7 @@ class RecallSet:
     characters: int = 1600
     """Characters of an excerpt, without the lines."""
     recalls: int = 4
-    """Numbers that are stated twice."""
+    """Numbers that are stated twice; 0 for the excerpt alone."""
     form: Form = "text"
     """`chat`: the user gives the excerpt and asks for one number, and the assistant answers."""
     seed: int = 0
@@ -67,8 +67,9 @@ class RecallSet:
         Raises:
             UserError: The value.
         """
-        if min(self.count, self.characters, self.recalls) < 1:
-            raise UserError("count, characters and recalls must be at least 1")
+        least = 1 if self.form == "chat" else 0
+        if min(self.count, self.characters) < 1 or self.recalls < least:
+            raise UserError(f"count and characters must be at least 1, recalls at least {least}")
 
 
 _OPTIONS = {

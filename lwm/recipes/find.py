@@ -7,6 +7,7 @@ from pathlib import Path
 
 from lwm.errors import UserError
 from lwm.recipes import original
+from lwm.recipes.curriculum import laptop_curriculum
 from lwm.recipes.small import debug, laptop_text, tiny_vision
 from lwm.recipes.vqgans import vqgan_64, vqgan_256
 from lwm.train.config import Curriculum, Run
@@ -16,6 +17,7 @@ Recipe = Callable[[], Run | Curriculum | VQGANRun]
 RECIPES: dict[str, Recipe] = {
     "debug": debug,
     "laptop-text": laptop_text,
+    "laptop-curriculum": laptop_curriculum,
     "tiny-vision": tiny_vision,
     **original.stages_of_lwm(),
     "lwm": original.lwm,

@@ -11,7 +11,7 @@ from lwm.train.config import AdamW, Data, DataSet, Keep, Run, Schedule, Training
 
 _FROM_TOKENIZER = TokenSpace(text=1)
 """The run replaces it by the token space of its tokenizer."""
-_SMALL = LlamaConfig(
+SMALL = LlamaConfig(
     tokens=_FROM_TOKENIZER,
     dim=256,
     num_layers=6,
@@ -67,7 +67,7 @@ def laptop_text() -> Run:
     token of 3.2 bytes, which falls to the last step, and with position up to 512.
     """
     return Run(
-        model=_SMALL,
+        model=SMALL,
         data=Data(
             sets=(DataSet(files=("books:train",), name="books"),),
             held_out=(DataSet(files=("books:held-out",), name="books"),),
@@ -98,7 +98,7 @@ def tiny_vision() -> Run:
     whole = ExampleFormat(captions=captions)
     stills = ExampleFormat(captions=captions, max_n_frames=1)
     return Run(
-        model=dataclasses.replace(_SMALL, max_context=2048),
+        model=dataclasses.replace(SMALL, max_context=2048),
         data=Data(
             sets=(
                 DataSet(files=clips, name="clips", weight=3.0, format=whole),

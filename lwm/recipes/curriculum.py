@@ -1,0 +1,239 @@
+"""A curriculum for small models: copying, text at growing contexts, images and clips, then chat."""
+
+import dataclasses
+from collections.abc import Mapping
+
+from lwm.data.format import Captions, ExampleFormat
+from lwm.data.pack import PackingConfig
+from lwm.model.config import LlamaConfig
+from lwm.recipes.small import SMALL
+from lwm.train.config import (
+    AdamW,
+    Curriculum,
+    Data,
+    DataSet,
+    Keep,
+    Run,
+    Schedule,
+    Stage,
+    Training,
+)
+
+_CHARACTERS = 3
+"""Characters of a token of these books, rather fewer than there are."""
+_LINE = 40
+"""Tokens of a number that is stated twice."""
+_LAST_RATE = 1e-4
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Sizes:
+    """Sizes of a curriculum."""
+
+    model: LlamaConfig
+    """Shape of the model; its context is replaced by that of the first stage of text."""
+    vocabulary: int
+    copies: int
+    """Tokens of the first stage, on repeated random ids."""
+    text: Mapping[int, int]
+    """Tokens of the stages of text, by their contexts, ascending."""
+    vision: int
+    """Tokens of the stage of images and clips."""
+    chat: int
+    """Tokens of the last stage."""
+    batch: int
+    """Tokens of an update, if rows are not longer."""
+    rate: float
+    """Highest learning rate."""
+    vqgan: str = "vqgan-64"
+
+
+LAPTOP = Sizes(
+    model=SMALL,
+    vocabulary=4096,
+    copies=600_000,
+    text={512: 2_000_000, 1024: 2_000_000, 2048: 1_500_000, 4096: 1_500_000},
+    vision=3_000_000,
+    chat=1_500_000,
+    batch=2048,
+    rate=2e-3,
+)
+
+
+def laptop_curriculum() -> Curriculum:
+    """Trains a model of 5M parameters: text at 512 to 4K, then images and clips, then chat.
+
+    The first stage teaches copying; then come books with numbers to recall, the procedural world in
+    images and clips of eight frames, and questions about all of it. Cost: 12M tokens. It has not
+    been run to its end.
+    """
+    return curriculum(LAPTOP)
+
+
+def curriculum(sizes: Sizes) -> Curriculum:
+    """Returns the stages for a model of any size."""
+    contexts = sorted(sizes.text)
+    first = _copies(sizes, contexts[0])
+    texts = tuple(
+        Stage(name=f"text-{_named(context)}", run=_text(sizes, context)) for context in contexts
+    )
+    longest = contexts[-1]
+    return Curriculum(
+        stages=(
+            Stage(name="copies", run=first),
+            *texts,
+            Stage(name="vision", run=_vision(sizes, longest)),
+            Stage(name="chat", run=_chat(sizes, longest)),
+        )
+    )
+
+
+def _named(context: int) -> str:
+    return f"{context // 1024}k" if context >= 1024 else str(context)
+
+
+def _copies(sizes: Sizes, context: int) -> Run:
+    """Returns the first stage; sets of weight 0 are only read for the tokenizer."""
+    sets = (
+        DataSet(files=("copies:train,count=20000",), name="copies"),
+        DataSet(files=("books:train",), name="books", weight=0.0),
+        *(
+            DataSet(files=(f"world:train,count=400,text={text}",), name=text, weight=0.0)
+            for text in ("captions", "questions")
+        ),
+    )
+    held_out = (DataSet(files=("copies:held-out,count=200",), name="copies"),)
+    run = _run(sizes, context, sizes.copies, sets, held_out, peak=sizes.rate / 2)
+    model = dataclasses.replace(sizes.model, max_context=context)
+    data = dataclasses.replace(run.data, vocabulary=sizes.vocabulary)
+    return dataclasses.replace(run, model=model, data=data, context=None, stretch=None)
+
+
+def _text(sizes: Sizes, context: int) -> Run:
+    first = context == min(sizes.text)
+    run = _run(
+        sizes,
+        context,
+        sizes.text[context],
+        _books("train", context, count=20_000),
+        _books("held-out", context, count=200),
+        peak=sizes.rate if first else sizes.rate / 2,
+    )
+    return dataclasses.replace(run, context=None, stretch=None) if first else run
+
+
+def _books(part: str, context: int, *, count: int) -> tuple[DataSet, ...]:
+    """Returns excerpts that fill a row, and others in which numbers are stated twice."""
+    recalls = max(2, context // 256)
+    characters = _CHARACTERS * (context - _LINE * recalls)
+    return (
+        DataSet(
+            files=(f"recalls:{part},count={count},characters={_CHARACTERS * context},recalls=0",),
+            name="books",
+        ),
+        DataSet(
+            files=(f"recalls:{part},count={count},characters={characters},recalls={recalls}",),
+            name="recalls",
+        ),
+    )
+
+
+def _vision(sizes: Sizes, context: int) -> Run:
+    both = ExampleFormat(captions=Captions(vision_first=0.3, variants=2))
+    sets = (
+        DataSet(files=(_world(sizes, "train", frames=1),), name="images", weight=3.0, format=both),
+        DataSet(files=(_world(sizes, "train", frames=8),), name="clips", weight=2.0, format=both),
+        # Text goes on, or it would be forgotten: about a sixth of the tokens.
+        *(dataclasses.replace(one, weight=0.1) for one in _books("train", context, count=20_000)),
+    )
+    held_out = (
+        DataSet(files=(_world(sizes, "heldout", frames=1, count=200),), name="images"),
+        DataSet(files=(_world(sizes, "heldout", frames=8, count=100),), name="clips"),
+        *_books("held-out", context, count=100),
+    )
+    run = _run(sizes, context, sizes.vision, sets, held_out, peak=sizes.rate / 2)
+    return _seeing(sizes, run)
+
+
+def _chat(sizes: Sizes, context: int) -> Run:
+    longest = _CHARACTERS * max(64, context - 16 * _LINE)
+    chats = ",form=chat,recalls=8"
+    sets = (
+        DataSet(
+            files=(
+                f"recalls:train,count=20000,characters={longest // 8}{chats}",
+                f"recalls:train,count=2000,characters={longest}{chats},seed=1",
+            ),
+            name="recalls",
+        ),
+        DataSet(files=(_world(sizes, "train", frames=8, text="questions"),), name="questions"),
+        DataSet(files=(_world(sizes, "train", frames=1, seed=1),), name="images"),
+    )
+    held_out = (
+        DataSet(files=(f"recalls:held-out,count=50,characters={longest}{chats}",), name="recalls"),
+        DataSet(
+            files=(_world(sizes, "heldout", frames=8, count=200, text="questions"),),
+            name="questions",
+        ),
+    )
+    run = _run(sizes, context, sizes.chat, sets, held_out, peak=sizes.rate / 2)
+    schedule = dataclasses.replace(run.training.optimizer.schedule, shape="cosine", end=_LAST_RATE)
+    training = dataclasses.replace(
+        run.training, optimizer=dataclasses.replace(run.training.optimizer, schedule=schedule)
+    )
+    return _seeing(sizes, dataclasses.replace(run, training=training))
+
+
+def _world(
+    sizes: Sizes,
+    split: str,
+    *,
+    frames: int,
+    count: int | None = None,
+    text: str = "captions",
+    seed: int = 0,
+) -> str:
+    """Returns the name of a set that has about the tokens of its stage."""
+    if count is None:
+        count = max(200, (sizes.vision + sizes.chat) // (600 * frames))
+    return (
+        f"world:{split},count={count},frames={frames},text={text},seed={seed},vqgan={sizes.vqgan}"
+    )
+
+
+def _seeing(sizes: Sizes, run: Run) -> Run:
+    """Returns a run of vision at the context that the model has."""
+    data = dataclasses.replace(run.data, vqgan=sizes.vqgan)
+    return dataclasses.replace(run, data=data, context=None, stretch=None)
+
+
+def _run(
+    sizes: Sizes,
+    context: int,
+    tokens: int,
+    sets: tuple[DataSet, ...],
+    held_out: tuple[DataSet, ...],
+    *,
+    peak: float,
+) -> Run:
+    rows = max(1, sizes.batch // context)
+    steps = max(1, tokens // (rows * context))
+    schedule = Schedule(peak=peak, warmup=min(50, steps // 4), shape="constant")
+    return Run(
+        context=context,
+        stretch="ntk",
+        data=Data(
+            sets=sets,
+            held_out=held_out,
+            held_out_rows=max(16, 64 * 1024 // context),
+            packing=PackingConfig(length=context),
+            rows=rows,
+            streams=4,
+        ),
+        training=Training(
+            steps=steps,
+            optimizer=AdamW(schedule=schedule),
+            keep=Keep(every=max(1, steps // 4), last=1),
+            validate_every=max(1, steps // 4),
+        ),
+    )
