@@ -59,7 +59,7 @@ def _command(name: str, recipe: Recipe) -> Callable[..., None]:
     kind: Any = type(own)
 
     def command(*, run: Any = own, options: Any = Options()) -> None:
-        train(name, without_model(run, own) if isinstance(own, Run) else run, options)
+        train(name, _replaced(run, own), options)
 
     # What a recipe makes decides the options; neither it nor the others have a name before theirs.
     plain = tyro.conf.arg(name="")
@@ -71,6 +71,17 @@ def _command(name: str, recipe: Recipe) -> Callable[..., None]:
     return command
 
 
+def _replaced(run: Any, recipe: Any) -> Any:
+    """Drops the model where `--init` replaces it; in a curriculum, that of the first stage."""
+    if isinstance(recipe, Run):
+        return without_model(run, recipe)
+    if not isinstance(recipe, Curriculum):
+        return run
+    first, *others = run.stages
+    first = dataclasses.replace(first, run=without_model(first.run, recipe.stages[0].run))
+    return dataclasses.replace(run, stages=(first, *others))
+
+
 _INSTEAD = {
     "--model.max-context": "--context",
     "--model.rope.theta": "--theta",
@@ -80,12 +91,12 @@ _INSTEAD = {
 
 
 def without_model(run: Run, recipe: Run) -> Run:
-    """Drops the recipe's model where `--init` replaces it.
+    """Drops the recipe's model where `--init` replaces it, or the model that it starts from.
 
     Raises:
         UserError: An option changes the model that is dropped; it is named.
     """
-    if run.init is None or recipe.init is not None or run.model is None or recipe.model is None:
+    if run.init in (None, recipe.init) or run.model is None or recipe.model is None:
         return run
     before, now = settings(recipe.model), settings(run.model)
     for name in sorted(before | now):

@@ -1,3 +1,4 @@
+import json
 import signal
 from pathlib import Path
 
@@ -5,6 +6,8 @@ import pytest
 
 from lwm.cli import train as commands
 from lwm.cli.app import main
+from lwm.convert.export import save_model
+from lwm.convert.open import open_model_files
 from lwm.errors import UserError
 from lwm.recipes import RECIPES, debug
 from lwm.train.loop import Stopped
@@ -56,3 +59,34 @@ def test_a_curriculum_is_a_command(tmp_path, capsys, monkeypatch):
     assert [stage.run.training.steps for stage in found["config"].stages[:3]] == [1200, 7, 3000]
     assert found["folder"] == Path("here")
     assert "needle" in found["evaluations"]
+
+
+SMALL = (
+    *("--training.steps", "2", "--training.optimizer.schedule.warmup", "1"),
+    *("--data.packing.length", "64", "--data.rows", "2", "--data.streams", "1"),
+    *("--mesh", "1,1,1,1", "--compute.remat", "none"),
+)
+
+
+def test_the_original_s_training_scripts_have_recipes(tmp_path, monkeypatch, model):
+    """`run_train_text.sh` and then `run_train_vision_text.sh`, on tiny weights and own files."""
+    monkeypatch.chdir(tmp_path)
+    save_model(model.llama.stack(), model.tokenizer, tmp_path / "llama")
+    text = {"text": "All visible objects, man, are but as pasteboard masks. " * 4}
+    Path("books.jsonl").write_text(json.dumps(text) + "\n")
+    picture = {"caption": "a whale", "vision": [5] * 4, "frames": 1}
+    Path("pictures.jsonl").write_text(json.dumps(picture) + "\n")
+
+    def train(recipe, *options):
+        command = ["lwm", "train", recipe, *SMALL, *options, "--out", f"runs/{recipe}"]
+        monkeypatch.setattr("sys.argv", command)
+        main()
+        return open_model_files(f"runs/{recipe}/model").config
+
+    books = ("--data.sets.0.files", "books.jsonl", "--data.sets.0.least-tokens", "0")
+    longer = train("lwm-text-32k", "--init", "llama", *books)
+    assert (longer.max_context, longer.rope.theta) == (32_768, 1e6)
+    pictures = [f"--data.sets.{number}.files" for number in range(3)]
+    files = [each for option in pictures for each in (option, "pictures.jsonl")]
+    sees = train("lwm-1k", "--init", "runs/lwm-text-32k", *files)
+    assert (sees.max_context, sees.rope.theta, sees.tokens.codes) == (1024, 5e7, 8192)
