@@ -58,7 +58,7 @@ _ON_ONE_MACHINE = [name for name in RECIPES if not name.startswith("lwm")]
 )
 def test_recipes_can_be_built(name):
     """On the mesh that they ask for, of which not a device is there."""
-    run = RECIPES[name]()
+    run: Any = RECIPES[name]()
     sizes = tuple(map(int, run.mesh.split(",")))
     explicit = (AxisType.Explicit,) * len(AXES)
     mesh = AbstractMesh(sizes, AXES, axis_types=explicit)
@@ -125,7 +125,8 @@ number = 3
 def test_recipes_of_ones_own(tmp_path):
     file = tmp_path / "own.py"
     file.write_text(OWN)
-    assert find_recipe(f"{file}:short")().training.steps == 20
+    found: Any = find_recipe(f"{file}:short")()
+    assert found.training.steps == 20
     for name, said in (
         (f"{file}:long", "has no function 'long'; it has short"),
         (f"{file}:number", "has no function 'number'"),

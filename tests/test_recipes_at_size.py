@@ -2,6 +2,7 @@
 
 import math
 import re
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -31,7 +32,7 @@ _UNITS = (r"B\s+tokens", " FLOPs", " (?:chip-hours|hours)")
 
 def stages(name):
     """Yields settings and shape of each stage of a recipe."""
-    recipe = RECIPES[name]()
+    recipe: Any = RECIPES[name]()
     if not isinstance(recipe, Curriculum):
         yield recipe, recipe.model
         return
@@ -65,7 +66,7 @@ def test_recipes_state_what_they_cost(name):
     counted = [
         sum(cost.tokens for cost in found) / 1e9,
         sum(cost.flops for cost in found),
-        sum(cost.chip_hours("TPU v4") for cost in found),
+        sum(cost.chip_hours("TPU v4") or 0 for cost in found),
     ]
     assert stated == pytest.approx(counted, rel=0.04)
 
@@ -130,5 +131,5 @@ def generates(run, model, mesh):
     assert found.ids.shape == (rows, BURST)
 
 
-def of(mesh, *shape, spec, dtype=jnp.int32):
+def of(mesh, *shape, spec, dtype=jnp.int32) -> Any:
     return jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(mesh, spec))
