@@ -36,7 +36,8 @@ def stages(name):
     if not isinstance(recipe, Curriculum):
         yield recipe, recipe.model
         return
-    found = costs(recipe, recipe.stages[0].run.model)
+    first: Any = recipe.stages[0].run.model
+    found = costs(recipe, first)
     for stage, cost in zip(recipe.stages, found, strict=True):
         yield stage.run, cost.model
 
@@ -60,9 +61,8 @@ def test_recipes_state_what_they_cost(name):
     found = [cost_of(run, model) for run, model in stages(name)]
     doc = RECIPES[name].__doc__
     assert doc is not None
-    stated = [
-        float(re.search(rf"([\d.,]+e?\d*){unit}", doc)[1].replace(",", "")) for unit in _UNITS
-    ]
+    numbers = [re.findall(rf"([\d.,]+e?\d*){unit}", doc)[0] for unit in _UNITS]
+    stated = [float(number.replace(",", "")) for number in numbers]
     counted = [
         sum(cost.tokens for cost in found) / 1e9,
         sum(cost.flops for cost in found),

@@ -196,9 +196,9 @@ def _world(
     """Returns the name of a set that has about the tokens of its stage."""
     if count is None:
         count = max(200, (sizes.vision + sizes.chat) // (600 * frames))
-    return (
-        f"world:{split},count={count},frames={frames},text={text},seed={seed},vqgan={sizes.vqgan}"
-    )
+    options = f"count={count},frames={frames},text={text},seed={seed},vqgan={sizes.vqgan}"
+    # That VQGAN loses the colours of things on other backgrounds.
+    return f"world:{split},{options},backgrounds=white"
 
 
 def _seeing(sizes: Sizes, run: Run) -> Run:
