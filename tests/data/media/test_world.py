@@ -13,7 +13,8 @@ import pytest
 from lwm.cache import LRUCache
 from lwm.cli.data import data_show, tokenize
 from lwm.data.media.inputs import open_items
-from lwm.data.media.read import Sampling, read_item, read_items
+from lwm.data.media.items import Item, Items
+from lwm.data.media.read import Pictures, Sampling, read_item, read_items
 from lwm.data.media.world import WorldItems, WorldSet
 from lwm.data.sets import open_records, require_codes_of
 from lwm.errors import UserError
@@ -29,9 +30,18 @@ pytest.importorskip("PIL.Image", reason="Pillow is not installed")
 pytest.importorskip("array_record", reason="array_record is not installed")
 
 
+def read(items: Items, number: int, sampling: Sampling) -> Pictures:
+    """The frames of an item, which is neither bad nor something else."""
+    found = read_item(items, number, sampling)
+    assert isinstance(found, Pictures)
+    return found
+
+
 def texts(name: str) -> list[dict]:
     items = open_items([name])
-    records = [items[number].record for number in range(len(items))]
+    found = [items[number] for number in range(len(items))]
+    records = [each.record for each in found if isinstance(each, Item)]
+    assert len(records) == len(items)
     return [{key: value for key, value in each.items() if key != "name"} for each in records]
 
 
@@ -82,12 +92,12 @@ def test_frames_and_texts_are_those_of_the_world():
     items = open_items(["world:train,count=5,seed=4"])
     world = World(WorldConfig(seed=4))
     for number in range(5):
-        found, clip = read_item(items, number, Sampling(resolution=64)), world.clip(number)
+        found, clip = read(items, number, Sampling(resolution=64)), world.clip(number)
         np.testing.assert_array_equal(found.pixels[0], clip.pixels)
         assert found.record["caption"] == clip.caption
         assert found.record["is_video"]
         assert found.record["times"] == [frame / 4 for frame in range(8)]
-    still = read_item(open_items(["world:train,frames=1"]), 0, Sampling(resolution=64))
+    still = read(open_items(["world:train,frames=1"]), 0, Sampling(resolution=64))
     assert (still.record["frames"], still.record["is_video"]) == (1, False)
 
 
@@ -105,7 +115,7 @@ def test_questions_are_those_of_the_clip():
 
 def test_frames_are_chosen_and_resized_as_those_of_a_file(tmp_path):
     items = open_items(["world:train,count=1,frames=9,resolution=48"])
-    few = read_item(items, 0, Sampling(resolution=32, max_frames=3))
+    few = read(items, 0, Sampling(resolution=32, max_frames=3))
     assert few.record["times"] == [0.0, 1.0, 2.0]
     pixels = World(WorldConfig(frames=9, resolution=48)).clip(0).pixels
     for frame, found in zip(pixels[::4], few.pixels[0], strict=True):
@@ -113,7 +123,7 @@ def test_frames_are_chosen_and_resized_as_those_of_a_file(tmp_path):
         np.testing.assert_array_equal(
             found, read_frames(tmp_path / "x.png", resolution=32).pixels[0]
         )
-    each_second = read_item(items, 0, Sampling(resolution=48, fps=1.0))
+    each_second = read(items, 0, Sampling(resolution=48, fps=1.0))
     np.testing.assert_array_equal(each_second.pixels[0], pixels[::4])
 
 
@@ -121,7 +131,7 @@ def test_clips_are_rendered_at_the_size_that_is_asked_for():
     items = open_items(["world:heldout,count=3"])
     large = World(WorldConfig(split="heldout", resolution=96))
     for number in range(3):
-        found, clip = read_item(items, number, Sampling(resolution=96)), large.clip(number)
+        found, clip = read(items, number, Sampling(resolution=96)), large.clip(number)
         np.testing.assert_array_equal(found.pixels[0], clip.pixels)
         assert found.record["caption"] == clip.caption, "the same scene at any size"
 
@@ -132,8 +142,9 @@ def test_items_are_read_by_other_processes_and_beside_files(tmp_path):
     copy = pickle.loads(pickle.dumps(items))
     assert copy.identity() == items.identity()
     sampling = Sampling(resolution=64)
-    here = [read_item(items, number, sampling) for number in range(4)]
-    there = list(read_items(copy, range(4), sampling, workers=1))
+    here = [read(items, number, sampling) for number in range(4)]
+    found = list(read_items(copy, range(4), sampling, workers=1))
+    there = [each for each in found if isinstance(each, Pictures)]
     assert [each.name for each in here] == [each.name for each in there]
     assert len({each.name for each in here}) == 4
     for one, other in zip(here, there, strict=True):
@@ -191,7 +202,7 @@ def test_a_set_with_a_vqgan_of_its_own(tmp_path, monkeypatch, draw_vqgan):
     monkeypatch.setenv("LWM_CACHE", str(tmp_path))
     vqgan = draw_vqgan(resolution=16, levels=1, codes=32)
     record = open_records((f"world:train,count=1,frames=3,vqgan={vqgan}",))[0].value
-    frames = read_item(open_items(["world:train,frames=3"]), 0, Sampling(resolution=16)).pixels[0]
+    frames = read(open_items(["world:train,frames=3"]), 0, Sampling(resolution=16)).pixels[0]
     expected = VisionTokenizer.open(vqgan).encode(frames)
     np.testing.assert_array_equal(record["vision"], expected.ravel())
     assert read_pairs((f"world:train,count=1,frames=3,vqgan={vqgan}",))[0].caption
