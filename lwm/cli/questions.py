@@ -49,12 +49,11 @@ def eval_qa(
         load: How the model is loaded.
         answers: Where the model is, and how it is asked.
     """
-    from lwm.eval.qa.run import open_questions
-    from lwm.files import make_folder
+    from lwm.eval.qa.run import check, open_questions
 
     require_answerer(model, answers)
     questions = open_questions(files, qa)
-    make_folder(out)
+    check(questions, qa, out)
     with open_subject(model, load, answers) as subject:
         run_qa(subject, questions, qa, out)
 
@@ -102,12 +101,12 @@ def eval_adherence(
         adherence: What is asked for.
         load: How the model is loaded.
     """
+    from lwm.eval.adherence.run import check
     from lwm.eval.subject import Subject
-    from lwm.files import make_folder
 
     if rows < 1:
         raise UserError(f"--rows {rows} must be at least 1")
-    make_folder(out)
+    check(adherence, out)
     run_adherence(Subject.of_model(open_model(model, load), rows=rows), adherence, out)
 
 

@@ -137,11 +137,10 @@ class AdherenceEvaluation:
     def header(self) -> dict[str, Any]:
         """Returns what the answers depend on, and apart from it the grid, which may grow."""
         config = self._config
-        fixed = {name: getattr(config, name) for name in ("seed", "fps", "most", "sampled")}
         return {
             "evaluation": "adherence",
             "model": dict(self._subject.description),
-            "config": fixed,
+            "config": identity(config),
             "vqgan": self._model.vision.fingerprint,
             "grid": {
                 "splits": sorted(set(config.splits)),
@@ -173,6 +172,11 @@ class AdherenceEvaluation:
         if not codes.size:
             return np.full_like(self._asked_frame(row), 255)
         return self._model.decode_frames(codes[row["frames"] // 2][None])[0]
+
+
+def identity(config: AdherenceConfig) -> dict[str, Any]:
+    """Returns what of a configuration decides a prompt and its answer."""
+    return {name: getattr(config, name) for name in ("seed", "fps", "most", "sampled")}
 
 
 def row_key(row: ResultRow) -> tuple[str, int, int]:

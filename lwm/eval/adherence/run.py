@@ -4,9 +4,9 @@ import dataclasses
 from pathlib import Path
 
 from lwm.eval.adherence.config import AdherenceConfig
-from lwm.eval.adherence.evaluation import AdherenceEvaluation, row_key
+from lwm.eval.adherence.evaluation import AdherenceEvaluation, identity, row_key
 from lwm.eval.adherence.report import AdherenceReport
-from lwm.eval.results import Results
+from lwm.eval.results import Results, require_same
 from lwm.eval.subject import Subject, Work, ask_subject
 from lwm.files import exclusive, make_folder, write_bytes
 from lwm.generate.loaded import LoadedModel
@@ -14,6 +14,20 @@ from lwm.media.write import write_image
 from lwm.progress import Progress
 
 RESULTS, REPORT, SHEET = "results.jsonl", "report.json", "sheet.png"
+
+
+def check(config: AdherenceConfig, out: Path) -> None:
+    """Refuses early, before the model is loaded, an evaluation that would fail later.
+
+    Args:
+        config: What is asked for.
+        out: The folder for the results; created if missing.
+
+    Raises:
+        UserError: The folder cannot be written or holds another evaluation.
+    """
+    make_folder(out)
+    require_same(out / RESULTS, {"evaluation": "adherence", "config": identity(config)})
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -44,13 +58,13 @@ def evaluate(
         progress: Called with tokens done and their total, between blocks of a prompt; may raise.
 
     Raises:
-        UserError: The model generates no images, they do not fit into its context, the folder
-            holds another evaluation, or another process writes to it.
+        UserError: See `check`; or the model generates no images, they do not fit into its context,
+            or another process writes to the folder.
         KeyboardInterrupt: `progress` raised it; the message names the answers kept so far.
     """
     if isinstance(subject, LoadedModel):
         subject = Subject.of_model(subject)
-    make_folder(out)
+    check(config, out)
     with exclusive(out):
         evaluation = AdherenceEvaluation(config, subject)
         results = Results(out / RESULTS, evaluation.header())

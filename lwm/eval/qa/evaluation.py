@@ -23,7 +23,6 @@ from lwm.generate.loaded import LoadedModel
 from lwm.tokenizer.message import Part, Vision
 
 _KEPT_BYTES = 64 << 20
-_MOST_NAMED = 5
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -42,31 +41,19 @@ class QAEvaluation:
         """Reads the questions, but for images and videos.
 
         Raises:
-            UserError: Rows are bad, the model reads no images, or a prompt is too long for it.
+            UserError: A row is bad, the model reads no images, or a prompt is too long for it.
         """
         self._set, self._config, self._subject = questions, config, subject
         self._codes = LRUCache(_KEPT_BYTES)
         if not config.blind:
             require_seeing(subject)
         numbers = chosen(len(questions), config.count)
-        self.cells: Sequence[Cell] = self._cells(numbers)
+        self.cells: Sequence[Cell] = [
+            Cell(number=number, length=self._length(questions.row(number))) for number in numbers
+        ]
         """All cells, in the order of the set: questions about an image often follow one another."""
-
-    def _cells(self, numbers: Sequence[int]) -> list[Cell]:
-        cells, bad = [], list[str]()
-        for number in numbers:
-            try:
-                row = self._set.row(number)
-            except UserError as error:
-                bad.append(str(error))
-                continue
-            cells.append(Cell(number=number, length=self._length(row)))
-        if bad:
-            more = f", {len(bad):,} of {len(numbers):,} rows are bad" if len(bad) > 1 else ""
-            raise UserError(f"{bad[0]}{more}; repair or remove what cannot be asked")
         remedy = "shorten the questions, or lower the frames of videos"
-        self._subject.require_context(max(cell.length for cell in cells), remedy=remedy)
-        return cells
+        subject.require_context(max(cell.length for cell in self.cells), remedy=remedy)
 
     def _length(self, row: Row) -> int:
         seen = None
@@ -135,22 +122,21 @@ class QAEvaluation:
 
     def header(self) -> dict[str, Any]:
         """Returns what the answers depend on, and apart from it the grid, which may grow."""
-        config = self._config
         return {
             "evaluation": "qa",
             "model": dict(self._subject.description),
-            "config": {
-                "rule": self._set.rule,
-                "blind": config.blind,
-                "max_frames": config.max_frames,
-                "instruction": config.instruction,
-                "max_tokens": config.max_tokens,
-            },
+            "config": identity(self._set, self._config),
             "grid": {"questions": len(self.cells)},
             "questions": self._set.identity(),
             "versions": {"lwm": lwm.__version__, "jax": jax.__version__},
             "files": self._subject.files,
         }
+
+
+def identity(questions: QuestionSet, config: QAConfig) -> dict[str, Any]:
+    """Returns what of a configuration decides a prompt and its score."""
+    fixed = ("blind", "max_frames", "instruction", "max_tokens")
+    return {"rule": questions.rule} | {name: getattr(config, name) for name in fixed}
 
 
 def require_seeing(subject: Subject) -> None:

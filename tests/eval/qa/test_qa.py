@@ -9,8 +9,8 @@ import pytest
 
 from lwm.errors import UserError
 from lwm.eval.qa.config import QAConfig
-from lwm.eval.qa.evaluation import QAEvaluation, chosen
-from lwm.eval.qa.run import REPORT, RESULTS, evaluate, open_questions
+from lwm.eval.qa.evaluation import chosen
+from lwm.eval.qa.run import REPORT, RESULTS, check, evaluate, open_questions
 from lwm.eval.question import Response
 from lwm.eval.subject import Subject
 from lwm.media.frames import read_frames
@@ -198,12 +198,12 @@ GOOD = {"image": "1f30c.webp", "question": "What?", "answer": "stars"}
         ("pope", GOOD, "answer 'stars' is neither yes nor no"),
     ],
 )
-def test_a_bad_row_is_named(rule, row, line, seeing, tmp_path):
+def test_bad_rows_are_named_before_a_model_is_loaded(rule, row, line, tmp_path):
     good = {"vqa": {"answers": ["x"] * 4}, "pope": {"label": "no"}}.get(rule, {})
-    path = write_rows(tmp_path, [GOOD | good, row])
+    path = write_rows(tmp_path, [GOOD | good, row, row])
     config = QAConfig(rule=rule, media=CLIPS)
-    with pytest.raises(UserError, match=rf"rows.jsonl:2: {line}"):
-        QAEvaluation(open_questions([path], config), config, seeing[0])
+    with pytest.raises(UserError, match=rf"rows.jsonl:2: {line}.*; 2 of 3 rows are bad; repair"):
+        check(open_questions([path], config), config, tmp_path / "out")
 
 
 def test_wrong_files_and_models_are_refused_in_one_line(seeing, tiny_model, tmp_path):
@@ -237,7 +237,8 @@ def test_models_elsewhere_are_asked_blind(subject_of, byte_tokenizer, tmp_path):
     program = Program(lambda question: question.message.splitlines()[0])
     subject = subject_of(program, byte_tokenizer)
     path = write_rows(tmp_path, [GOOD, GOOD | {"image": "elsewhere.png", "question": "Stars."}])
-    config = QAConfig(rule="gqa", media=CLIPS)
+    config = QAConfig(rule="gqa", media=CLIPS, count=1)
+    assert chosen(2, 1) == [0]
     with pytest.raises(
         UserError, match=r"program is not in this process, .*; --blind asks without"
     ):
