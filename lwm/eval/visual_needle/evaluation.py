@@ -12,6 +12,7 @@ from lwm.eval.subject import Subject
 from lwm.eval.visual_needle.config import VisualNeedleConfig
 from lwm.eval.visual_needle.needles import Needle
 from lwm.eval.visual_needle.prompts import Cell, Prompts, require_images
+from lwm.progress import Progress
 
 EVALUATION = "visual-needle"
 
@@ -19,19 +20,26 @@ EVALUATION = "visual-needle"
 class VisualNeedleEvaluation:
     """Questions for a picture in a video; see `lwm.eval.ask.Evaluation`."""
 
-    def __init__(self, config: VisualNeedleConfig, subject: Subject):
+    def __init__(
+        self,
+        config: VisualNeedleConfig,
+        subject: Subject,
+        *,
+        progress: Progress = lambda done, total: None,
+    ):
         """Opens the videos and the needles.
 
         Args:
             config: The grid and the questions.
             subject: The model, which must be in this process.
+            progress: See `Prompts`.
 
         Raises:
             UserError: See `Prompts`.
         """
         self._config, self._subject = config, subject
         model = require_images(subject, draws=config.task == "draw")
-        self.prompts = Prompts(config, subject, model)
+        self.prompts = Prompts(config, subject, model, progress=progress)
 
     @property
     def cells(self) -> Sequence[Cell]:

@@ -1,8 +1,7 @@
 """Haystacks of frames: codes of a video file, or of generated clips, that are read as streams."""
 
 import hashlib
-import itertools
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -13,7 +12,7 @@ from lwm.errors import UserError
 from lwm.eval.visual_needle.config import VisualNeedleConfig
 from lwm.fingerprint import content_of
 from lwm.generate.loaded import LoadedModel
-from lwm.media.frames import read_frames
+from lwm.media.frames import open_frames
 from lwm.world.attributes import DIGITS, KINDS
 from lwm.world.world import World, WorldConfig
 
@@ -34,15 +33,22 @@ class Haystack(Protocol):
         ...
 
 
-def open_haystack(config: VisualNeedleConfig, model: LoadedModel) -> Haystack:
+def open_haystack(
+    config: VisualNeedleConfig, model: LoadedModel, *, between: Callable[[], None] = lambda: None
+) -> Haystack:
     """Returns the haystack of a configuration, with the codes of a model.
+
+    Args:
+        config: The configuration.
+        model: Encodes the frames.
+        between: Called between batches of a video file; may raise.
 
     Raises:
         UserError: The video cannot be read, or has too few frames.
     """
     if config.is_of_world:
         return WorldHaystack(model, seed=config.seed)
-    return FilmHaystack(model, config)
+    return FilmHaystack(model, config, between=between)
 
 
 class WorldHaystack:
@@ -65,7 +71,8 @@ class WorldHaystack:
         """Returns the codes of the first frames of a round, which are encoded once."""
         known = self._known.get(round)
         if known is None or len(known) < count:
-            known = self._known[round] = encoded(self._model, self._world.film(count, seed=round))
+            film = self._world.film(count, seed=round)
+            known = self._known[round] = encoded(self._model, film, count)
         return known[:count]
 
     def facts(self) -> dict[str, Any]:
@@ -79,19 +86,32 @@ class WorldHaystack:
 class FilmHaystack:
     """Frames of a video file; round n starts at 0, 1/2, 1/4, 3/4, 1/8, … of it."""
 
-    def __init__(self, model: LoadedModel, config: VisualNeedleConfig):
-        """Encodes the frames.
+    def __init__(
+        self,
+        model: LoadedModel,
+        config: VisualNeedleConfig,
+        *,
+        between: Callable[[], None] = lambda: None,
+    ):
+        """Encodes the frames as they are read.
 
         Raises:
             UserError: The file cannot be read, or has too few frames.
         """
         self._path, self._fps = Path(config.haystack), config.fps
-        self._codes = encoded(model, film(self._path, model.vision.resolution, config.fps))
-        longest = max(config.frames) - 1
-        if len(self._codes) < longest:
+        self._longest = max(config.frames) - 1
+        with open_frames(self._path, resolution=model.vision.resolution, fps=config.fps) as stream:
+            self._require_enough(stream.num_selected)
+            frames = (frame.pixels for frame in stream)
+            self._codes = encoded(model, frames, stream.num_selected, between=between)
+        self._require_enough(len(self._codes))  # some packets of a video show no frame
+
+    def _require_enough(self, count: int) -> None:
+        if count < self._longest:
             raise UserError(
-                f"{self._path} gives {len(self._codes):,} frames at {config.fps:g} a second, and "
-                f"{longest + 1:,} with a needle need {longest:,}; raise --fps, or lower --frames"
+                f"{self._path} gives {count:,} frames at {self._fps:g} a second, and "
+                f"{self._longest + 1:,} with a needle need {self._longest:,}; raise --fps, or "
+                "lower --frames"
             )
 
     def codes(self, round: int, count: int) -> Int[np.ndarray, "count codes"]:
@@ -113,21 +133,23 @@ def _start(round: int, count: int) -> int:
     return int(start * count)
 
 
-def film(path: Path, resolution: int, fps: float) -> Iterator[UInt8[np.ndarray, "R R 3"]]:
-    """Yields the frames of a video file.
-
-    Raises:
-        UserError: See `read_frames`.
-    """
-    yield from read_frames(path, resolution=resolution, fps=fps).pixels
-
-
 def encoded(
-    model: LoadedModel, frames: Iterable[UInt8[np.ndarray, "R R 3"]]
+    model: LoadedModel,
+    frames: Iterable[UInt8[np.ndarray, "R R 3"]],
+    count: int,
+    *,
+    between: Callable[[], None] = lambda: None,
 ) -> Int[np.ndarray, "frames codes"]:
-    """Returns the codes of frames, of which only some are in memory at a time."""
-    stream, size = iter(frames), 4 * model.vision.frames_per_batch
+    """Returns the codes of frames, of which only a batch is in memory at a time.
+
+    Args:
+        model: Encodes the frames.
+        frames: The frames.
+        count: Their number, at most.
+        between: Called after each batch; may raise.
+    """
     found = []
-    while batch := list(itertools.islice(stream, size)):
-        found.append(model.encode_frames(np.stack(batch)))
-    return np.concatenate(found).astype(np.int32)
+    for codes in model.encode_stream(frames, count):
+        found.append(codes.astype(np.int32))
+        between()
+    return np.concatenate(found)

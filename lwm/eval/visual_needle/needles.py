@@ -106,7 +106,8 @@ class WorldNeedles:
         """Returns digits in colours."""
         chosen = [(_one_of(each, DIGITS), _one_of(each, list(COLOURS))) for each in generators]
         distinct, size = sorted(set(chosen)), self._model.vision.resolution
-        codes = encoded(self._model, (needle_frame(*names, resolution=size) for names in distinct))
+        frames = (needle_frame(*names, resolution=size) for names in distinct)
+        codes = encoded(self._model, frames, len(distinct))
         known = dict(zip(distinct, codes, strict=True))
         return [
             Needle(
@@ -175,7 +176,7 @@ class ListedNeedles:
             raise UserError(f"{path} is empty; give a needle per line")
         size, pictures = model.vision.resolution, [path.parent / r["image"] for r in self._rows]
         pixels = (read_frames(file, resolution=size, max_frames=1).pixels[0] for file in pictures)
-        self._codes = encoded(model, pixels)
+        self._codes = encoded(model, pixels, len(pictures))
         self.questions = [self._question(row) for row in self._rows]
         most = max(Counter(row["answer"] for row in self._rows).values())
         self.chance = (most if task == "ask" else 1) / len(self._rows)

@@ -14,6 +14,7 @@ from lwm.eval.visual_needle.config import VisualNeedleConfig
 from lwm.eval.visual_needle.haystack import open_haystack
 from lwm.eval.visual_needle.needles import Needle, open_needles
 from lwm.generate.loaded import LoadedModel
+from lwm.progress import Progress
 from lwm.tokenizer.message import Vision
 
 
@@ -36,13 +37,21 @@ class Cell:
 class Prompts:
     """Builds the prompt of each cell."""
 
-    def __init__(self, config: VisualNeedleConfig, subject: Subject, model: LoadedModel):
+    def __init__(
+        self,
+        config: VisualNeedleConfig,
+        subject: Subject,
+        model: LoadedModel,
+        *,
+        progress: Progress = lambda done, total: None,
+    ):
         """Opens haystack and needles.
 
         Args:
             config: The grid.
             subject: Answers; its encoder writes prompts.
             model: Encodes the frames.
+            progress: Called with 0 and the tokens of all cells, as a video file is read; may raise.
 
         Raises:
             UserError: A file cannot be read, the model reads no images, or the frames are more
@@ -52,7 +61,6 @@ class Prompts:
         self._size = model.vision.tokens_per_frame
         self.needles = open_needles(config, model)
         self._require_room(subject)
-        self.haystack = open_haystack(config, model)
         cells = [
             Cell(frames=frames, depth=depth, round=round, length=self.length(frames))
             for frames in config.all_frames
@@ -64,6 +72,8 @@ class Prompts:
             cells, key=lambda cell: (cell.round, -cell.place, -cell.frames)
         )
         """All cells, in an order that shares the longest prefixes."""
+        total = sum(cell.length for cell in cells)
+        self.haystack = open_haystack(config, model, between=lambda: progress(0, total))
 
     @property
     def answer_tokens(self) -> int:

@@ -78,7 +78,7 @@ def evaluate(
         subject = Subject.of_model(subject)
     check(config, out)
     with exclusive(out):
-        evaluation = VisualNeedleEvaluation(config, subject)
+        evaluation = VisualNeedleEvaluation(config, subject, progress=progress)
         results = Results(out / RESULTS, evaluation.header())
         work = ask_subject(evaluation, subject, results, progress=progress)
         report = VisualNeedleReport(header=results.header, rows=sorted(results.rows, key=row_key))
