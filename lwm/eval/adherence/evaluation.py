@@ -23,7 +23,7 @@ from lwm.world.attributes import Split
 from lwm.world.checker import agreement, read_facts
 from lwm.world.facts import Facts
 from lwm.world.language import caption
-from lwm.world.world import Clip, World, WorldConfig
+from lwm.world.world import Clip, World
 
 _COLUMNS, _SHOWN = 8, 32
 
@@ -93,16 +93,8 @@ class AdherenceEvaluation:
         return self._subject.encoder
 
     def _clip(self, split: Split, frames: int, number: int) -> Clip:
-        return World(
-            WorldConfig(
-                split=split,
-                seed=self._config.seed,
-                frames=frames,
-                resolution=self._model.vision.resolution,
-                fps=self._config.fps,
-                most=self._config.most,
-            )
-        ).clip(number)
+        resolution = self._model.vision.resolution
+        return World(self._config.world(split, frames, resolution)).clip(number)
 
     def row(self, question: Question, response: Response) -> dict[str, Any]:
         """Returns the result: what was asked for, what is seen, and in which attributes it agrees.
@@ -176,7 +168,9 @@ class AdherenceEvaluation:
 
 def identity(config: AdherenceConfig) -> dict[str, Any]:
     """Returns what of a configuration decides a prompt and its answer."""
-    return {name: getattr(config, name) for name in ("seed", "fps", "most", "sampled")}
+    backgrounds = None if config.backgrounds is None else list(config.backgrounds)
+    fixed = {name: getattr(config, name) for name in ("seed", "fps", "most", "sampled")}
+    return fixed | {"backgrounds": backgrounds}
 
 
 def row_key(row: ResultRow) -> tuple[str, int, int]:

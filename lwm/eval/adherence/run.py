@@ -24,8 +24,11 @@ def check(config: AdherenceConfig, out: Path) -> None:
         out: The folder for the results; created if missing.
 
     Raises:
-        UserError: The folder cannot be written or holds another evaluation.
+        UserError: There is no such world, or the folder cannot be written or holds another
+            evaluation.
     """
+    for group in config.groups:
+        config.world(*group)
     make_folder(out)
     require_same(out / RESULTS, {"evaluation": "adherence", "config": identity(config)})
 

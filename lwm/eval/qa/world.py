@@ -1,6 +1,7 @@
 """Questions about clips of the procedural world, of both splits, as a set."""
 
 import dataclasses
+import json
 import re
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -115,9 +116,9 @@ class WorldQuestions:
 
     def identity(self) -> dict[str, Any]:
         """Returns what decides the questions but for the number of clips."""
-        fields = dataclasses.asdict(self._config)
-        form = {name: fields[name] for name in ("seed", "frames", "fps", "kinds", "most")}
-        return {"world": {"splits": list(self._splits)} | form}
+        form = dataclasses.asdict(self._config) | {"splits": self._splits}
+        form = {key: value for key, value in form.items() if key not in ("split", "resolution")}
+        return {"world": json.loads(json.dumps(form))}
 
 
 def options(asked: QuestionAnswer, facts: Facts) -> tuple[str, ...]:

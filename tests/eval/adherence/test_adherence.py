@@ -10,7 +10,7 @@ import pytest
 from lwm.errors import UserError
 from lwm.eval.adherence.config import AdherenceConfig
 from lwm.eval.adherence.evaluation import AdherenceEvaluation
-from lwm.eval.adherence.run import REPORT, RESULTS, SHEET, evaluate
+from lwm.eval.adherence.run import REPORT, RESULTS, SHEET, check, evaluate
 from lwm.eval.question import Response
 from lwm.eval.subject import Subject
 from lwm.generate.language_model import LanguageModel
@@ -162,5 +162,7 @@ def test_models_that_do_not_draw_so_much_are_refused(
     long = AdherenceConfig(frames=(64,), samples=1)
     with pytest.raises(UserError, match=r"is above the context of tiny-vision.*; lower frames"):
         evaluate(tiny_vision, long, tmp_path)
+    with pytest.raises(UserError, match="backgrounds is 'pink'; give some of white, grey, black"):
+        check(AdherenceConfig(backgrounds=("pink",)), tmp_path)
     with pytest.raises(UserError, match="frames and samples must be 1 or more"):
         AdherenceConfig(frames=(0,))
