@@ -18,14 +18,14 @@ LIGHT = (
     "eval/needle/prompts.py",
     "files.py",
     "hub/catalog.py",
-    "recipes.py",
+    "recipes/find.py",
     "renamed.py",
     "sampling_params.py",
     "tokenizer/template.py",
     "tokens.py",
 )
 """Modules that a command line needs for its help, and a server before it has a device."""
-HEAVY = {"cli/demo.py", "cli/demo_vision.py"}
+HEAVY = {"cli/demo.py", "cli/demo_vision.py", "cli/train_plan.py"}
 """Parts of commands that are imported when they run."""
 
 

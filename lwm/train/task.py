@@ -42,9 +42,9 @@ from lwm.tokens import TokenSpace
 from lwm.train.config import DataSet, Run, Training
 from lwm.train.inputs import keep_lineage
 from lwm.train.loop import OpenTask
-from lwm.train.model_config import model_config, require_model
 from lwm.train.optimizer import build_optimizer, build_schedule
 from lwm.train.placing import own_rows, shard_batch
+from lwm.train.shape import model_config, require_model
 from lwm.train.step import StepMetrics, TrainState, TrainStep
 from lwm.train.validate import HeldOut
 from lwm.vqgan.checkpoint import locate_vqgan, read_vqgan
