@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from typing import Any
 
 import numpy as np
 import pytest
@@ -233,12 +234,13 @@ def test_what_cannot_be_asked_is_refused_in_a_line(tiny_vision, tiny_model, own,
         UserError, match=r"list.jsonl, line 1: a needle is an object with the texts"
     ):
         evaluate(tiny_vision, listed, tmp_path)
-    for changes, message in (
+    refused: list[tuple[dict[str, Any], str]] = [
         ({"frames": (1,)}, "frames 1 must be 2 or more"),
         ({"depths": (101.0,)}, "from 0 to 100"),
         ({"fps": 0.0}, "fps 0 must be above 0"),
         ({"rounds": 0}, "rounds 0 must be 1 or more"),
-    ):
+    ]
+    for changes, message in refused:
         with pytest.raises(UserError, match=message):
             dataclasses.replace(ASK, **changes)
 
