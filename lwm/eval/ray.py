@@ -245,7 +245,7 @@ class RayAnswerer:
         sent.slot = slot
         slot.waiting += 1
         # The worker needs no more than the ids.
-        question = dataclasses.replace(sent.question, cell=None, message="", truth={})
+        question = dataclasses.replace(sent.question, cell=None, message="", parts=(), truth={})
         return slot.actor.answer.remote(question, self._tokens, self._pool.facts.description)
 
     def _receive(self, ref: Any, sent: "_Sent") -> Response | None:
