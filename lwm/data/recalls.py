@@ -2,22 +2,24 @@
 
     recalls:train,characters=6000,recalls=6,count=2000
 
-In an excerpt stand lines such as "The special magic Tamiro number is: 4839201.", with names and
-numbers that occur in no other one. Each line stands there twice, so that the second number can be
-copied, and is a guess without the first.
+In an excerpt stand lines such as "The special magic Tamiro number is: 4839201.", each of another
+name and with a number that occurs in no other excerpt. Each line stands there twice, so that the
+second number can be copied, and is a guess without the first. All distances between the two are
+about equally frequent, up to the whole excerpt.
 """
 
 import dataclasses
 import functools
 import hashlib
 import json
+import math
 from pathlib import Path
 from typing import Any, Literal, SupportsIndex, get_args
 
 from lwm.data.books import fetch_books
 from lwm.data.generated import read_name
 from lwm.data.sources import Record
-from lwm.errors import UserError
+from lwm.errors import UserError, require_share
 from lwm.files import within
 from lwm.world.source import Source as Choices
 
@@ -42,6 +44,8 @@ class RecallSet:
     """Characters of an excerpt, without the lines."""
     recalls: int = 4
     """Numbers that are stated twice; 0 for the excerpt alone."""
+    apart: float = 0.0
+    """Least share of the excerpt between the two statements, from 0 to 1."""
     form: Form = "text"
     """`chat`: the user gives the excerpt and asks for one number, and the assistant answers."""
     seed: int = 0
@@ -70,12 +74,14 @@ class RecallSet:
         least = 1 if self.form == "chat" else 0
         if min(self.count, self.characters) < 1 or self.recalls < least:
             raise UserError(f"count and characters must be at least 1, recalls at least {least}")
+        require_share("apart", self.apart)
 
 
 _OPTIONS = {
     "count": int,
     "characters": int,
     "recalls": int,
+    "apart": float,
     "form": str,
     "seed": int,
 }
@@ -101,12 +107,12 @@ class Recalls:
         index = within(index, len(self))
         config = self._config
         choices = Choices("recalls", config.books, config.seed, index)
-        lines = [_line(choices) for _ in range(config.recalls)]
+        lines = _lines(config.recalls, choices)
         text = self._excerpt(choices)
         if config.form == "chat":
             value = _chat(text, lines, choices)
         else:
-            value = {"text": _with_lines(text, lines, choices)}
+            value = {"text": _with_lines(text, lines, config.apart, choices)}
         return Record(value, f"{RECALLS}{config.books}:{index}", index)
 
     def identity(self) -> list:
@@ -141,19 +147,26 @@ class Recalls:
         return {key: value for key, value in self.__dict__.items() if key != "_books"}
 
 
-def _line(choices: Choices) -> dict[str, str]:
-    syllables = range(choices.between(2, 3))
-    name = "".join(choices.choice(_CONSONANTS) + choices.choice(_VOWELS) for _ in syllables)
-    return {"name": name.capitalize(), "number": str(choices.between(1_000_000, 9_999_999))}
+def _lines(count: int, choices: Choices) -> list[dict[str, str]]:
+    """Returns names, all different, with their numbers."""
+    numbers: dict[str, str] = {}
+    while len(numbers) < count:
+        syllables = range(choices.between(2, 3))
+        name = "".join(choices.choice(_CONSONANTS) + choices.choice(_VOWELS) for _ in syllables)
+        numbers[name.capitalize()] = str(choices.between(1_000_000, 9_999_999))
+    return [{"name": name, "number": number} for name, number in numbers.items()]
 
 
-def _with_lines(text: str, lines: list[dict[str, str]], choices: Choices) -> str:
+def _with_lines(text: str, lines: list[dict[str, str]], apart: float, choices: Choices) -> str:
     """Puts each line at two random places between those of a text."""
     rows = text.split("\n")
+    least = math.ceil(apart * len(rows))
     placed = []
     for line in lines:
-        first, second = sorted(choices.below(len(rows) + 1) for _ in range(2))
-        placed += [(first, 0, line), (second, 1, line)]
+        # Two places drawn alone would seldom be far from each other.
+        distance = choices.between(least, len(rows))
+        first = choices.below(len(rows) + 1 - distance)
+        placed += [(first, 0, line), (first + distance, 1, line)]
     # Where both fall on one place, the first is before the second.
     placed.sort(key=lambda each: each[:2], reverse=True)
     for place, _, line in placed:

@@ -21,8 +21,10 @@ from lwm.train.config import (
 
 _CHARACTERS = 3
 """Characters of a token of these books, rather fewer than there are."""
-_LINE = 40
-"""Tokens of a number that is stated twice."""
+_FEWEST = 2.6
+"""Characters of a token in those of the books that have most tokens for their length."""
+_LINE = 25
+"""Tokens of a line that states a number."""
 _LAST_RATE = 1e-4
 
 
@@ -119,13 +121,17 @@ def _text(sizes: Sizes, context: int) -> Run:
         _books("held-out", context, count=200),
         peak=sizes.rate if first else sizes.rate / 2,
     )
+    # What is left of an excerpt that was split would else weigh as much as a whole one.
+    packing = dataclasses.replace(run.data.packing, weigh="token")
+    run = dataclasses.replace(run, data=dataclasses.replace(run.data, packing=packing))
     return dataclasses.replace(run, context=None, stretch=None) if first else run
 
 
 def _books(part: str, context: int, *, count: int) -> tuple[DataSet, ...]:
     """Returns excerpts that fill a row, and others in which numbers are stated twice."""
-    recalls = max(2, context // 256)
-    characters = _CHARACTERS * (context - _LINE * recalls)
+    recalls = max(2, context // 128)
+    # They should fit a row: the second statement would often be in another part than the first.
+    characters = int(_FEWEST * (context - 2 * _LINE * recalls))
     return (
         DataSet(
             files=(f"recalls:{part},count={count},characters={_CHARACTERS * context},recalls=0",),
@@ -156,7 +162,7 @@ def _vision(sizes: Sizes, context: int) -> Run:
 
 
 def _chat(sizes: Sizes, context: int) -> Run:
-    longest = _CHARACTERS * max(64, context - 16 * _LINE)
+    longest = int(_FEWEST * max(64, context - 12 * _LINE))
     chats = ",form=chat,recalls=8"
     sets = (
         DataSet(

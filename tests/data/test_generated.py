@@ -63,6 +63,25 @@ def test_numbers_are_stated_twice_and_in_no_other_excerpt(books):
     assert recalls.files() == [books / "train" / "book.txt"]
 
 
+def test_both_statements_are_as_often_far_apart_as_near(books):
+    def distances(**options):
+        config = RecallSet(books="train", count=60, characters=2000, recalls=4, **options)
+        for record in map(Recalls(config, folder=books).__getitem__, range(config.count)):
+            rows = record.value["text"].split("\n")
+            places: dict[str, list[int]] = {}
+            for place, row in enumerate(rows):
+                if "magic" in row:
+                    places.setdefault(row, []).append(place)
+            assert len(places) == 4
+            yield from ((second - first) / len(rows) for first, second in places.values())
+
+    found = np.array(list(distances()))
+    counts, _ = np.histogram(found, bins=[0, 0.25, 0.5, 0.75, 1])
+    assert len(found) == 240
+    assert (counts > 40).all()
+    assert min(distances(apart=0.5)) > 0.4
+
+
 def test_in_a_chat_the_answer_restates_what_is_asked(books):
     config = RecallSet(books="held-out", count=20, characters=300, form="chat")
     for record in (Recalls(config, folder=books)[number] for number in range(20)):
@@ -79,6 +98,7 @@ def test_wrong_names_are_refused(byte_tokenizer, books):
         ("copies:train,size=4", "there is no option 'size'; there are count, least, most, seed"),
         ("copies:train,least=9,most=8", "most not below least"),
         ("recalls:train,count=two", "count 'two' is not a whole number"),
+        ("recalls:train,apart=1.5", "apart 1.5 must be from 0 to 1"),
         ("recalls:train,form=song", "form 'song' is none of text, chat"),
         ("recalls:train,seed=1,seed=2", "seed is given twice"),
     ):
