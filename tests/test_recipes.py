@@ -23,7 +23,8 @@ from lwm.recipes import RECIPES, debug, find_recipe, tiny_vision
 from lwm.renamed import new_setting
 from lwm.sharding import AXES
 from lwm.tokens import TokenSpace
-from lwm.train.config import AdamW, DataSet, Schedule, Training
+from lwm.train.config import AdamW, Curriculum, DataSet, Schedule, Training
+from lwm.train.cost import costs
 from lwm.train.optimizer import build_optimizer
 from lwm.train.run_json import read_run, require_same, settings, to_json, write_run
 from lwm.train.step import TrainState
@@ -59,6 +60,11 @@ _ON_ONE_MACHINE = [name for name in RECIPES if not name.startswith("lwm")]
 def test_recipes_can_be_built(name):
     """On the mesh that they ask for, of which not a device is there."""
     run: Any = RECIPES[name]()
+    if isinstance(run, Curriculum):
+        stages, run = run.stages, run.stages[0].run
+        # The later ones start from its weights.
+        for stage, cost in zip(stages, costs(Curriculum(stages=stages), run.model), strict=True):
+            assert cost.model.max_context >= stage.run.data.packing.length
     sizes = tuple(map(int, run.mesh.split(",")))
     explicit = (AxisType.Explicit,) * len(AXES)
     mesh = AbstractMesh(sizes, AXES, axis_types=explicit)
