@@ -8,6 +8,7 @@ the repetitions alone. A model that has formed this ("induction heads", Olsson e
 """
 
 import dataclasses
+import itertools
 from pathlib import Path
 
 import numpy as np
@@ -35,6 +36,9 @@ class CopySet:
     """Ids of the shortest sequence."""
     most: int = 48
     """Ids of the longest sequence."""
+    ids: int = 512
+    """Different ids at most, the first of the vocabulary: of more, each is seen too seldom for
+    copying to form soon."""
     seed: int = 0
 
     @classmethod
@@ -56,11 +60,11 @@ class CopySet:
         Raises:
             UserError: The value.
         """
-        if self.count < 1 or not 1 <= self.least <= self.most:
-            raise UserError("count and least must be at least 1, and most not below least")
+        if min(self.count, self.ids) < 1 or not 1 <= self.least <= self.most:
+            raise UserError("count, ids and least must be at least 1, and most not below least")
 
 
-_OPTIONS = ("count", "least", "most", "seed")
+_OPTIONS = ("count", "least", "most", "ids", "seed")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,7 +79,8 @@ class Copies:
     def of(cls, config: CopySet, tokenizer: Tokenizer, tokens: TokenSpace) -> "Copies":
         """Returns the examples of a set for a tokenizer."""
         special = {*tokenizer.backend.special.values(), *tokenizer.backend.added.values()}
-        return cls(config, tuple(number for number in range(tokens.text) if number not in special))
+        plain = (number for number in range(tokens.text) if number not in special)
+        return cls(config, tuple(itertools.islice(plain, config.ids)))
 
     def __len__(self) -> int:
         return self.config.count

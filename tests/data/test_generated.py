@@ -40,6 +40,8 @@ def test_repeated_ids_are_learnt_from_their_second_time_on(byte_tokenizer):
     assert len(seen) == 50
     special = set(byte_tokenizer.backend.special.values())
     assert not special & {number for ids in seen for number in ids}
+    few = open_set("copies:train,ids=5", ExampleFormat(), byte_tokenizer, SPACE)
+    assert {int(number) for each in range(20) for number in few[each].ids} == set(range(5))
     other = Copies.of(CopySet(part="held-out", seed=3), byte_tokenizer, SPACE)
     np.testing.assert_array_equal(copies[7].ids, copies[7].ids)
     assert not np.array_equal(other[7].ids, copies[7].ids)
@@ -95,7 +97,10 @@ def test_in_a_chat_the_answer_restates_what_is_asked(books):
 def test_wrong_names_are_refused(byte_tokenizer, books):
     for name, said in (
         ("copies:test", "there is no copies:test; there are copies:train and copies:held-out"),
-        ("copies:train,size=4", "there is no option 'size'; there are count, least, most, seed"),
+        (
+            "copies:train,size=4",
+            "there is no option 'size'; there are count, least, most, ids, seed",
+        ),
         ("copies:train,least=9,most=8", "most not below least"),
         ("recalls:train,count=two", "count 'two' is not a whole number"),
         ("recalls:train,apart=1.5", "apart 1.5 must be from 0 to 1"),
