@@ -11,7 +11,7 @@ from lwm.data.sources import open_source
 from lwm.errors import UserError
 from lwm.files import exclusive, make_folder, parse_json, replacing, require_writable, write_bytes
 from lwm.tokenizer.message import json_of
-from lwm.train.monitor.plot import RunLog
+from lwm.train.monitor.run_log import RunLog
 
 
 @pytest.mark.parametrize("durable", [False, True])

@@ -41,7 +41,7 @@ def plot(
     """Plots loss, held-out loss by position, learning rate and throughput of training runs.
 
     Args:
-        runs: Folders of runs; several are compared in one figure.
+        runs: Folders of runs or curricula; several are compared in one figure.
         out: The figure: .png, .pdf or .svg; by default `plot.png` in the run's folder, which is
             replaced, or for several runs here.
         overwrite: Replace another figure that exists.

@@ -1,16 +1,16 @@
 """Figures of runs from their logs: loss or PSNR, held-out scores, learning rate and throughput."""
 
-import dataclasses
 import io
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jaxtyping import Float
 
 from lwm.errors import UserError, several
-from lwm.files import make_folder, parse_json, reading, write_bytes
+from lwm.files import make_folder, write_bytes
+from lwm.train.monitor.run_log import LANGUAGE, VQGAN, RunLog
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -48,91 +48,6 @@ _STAGES: tuple[dict[str, Any], ...] = (
 )
 Number = str | Callable[[float, float], str]
 """Format of the numbers of an axis."""
-
-
-class _Kind(NamedTuple):
-    """Log keys and labels of one kind of run."""
-
-    score: str
-    title: str
-    unit: str
-    held_out: dict[str, tuple[str, str]]
-    """Line style and label of each score of held-out sets."""
-    counted: str
-    """Processed by each update, for the throughput."""
-
-
-_TEXT = {"text_loss": ("-", "text"), "vision_loss": (":", "vision")}
-_LANGUAGE = _Kind("loss", "Loss", "loss (nats per token)", _TEXT, "tokens")
-_FRAMES = {"psnr": ("-", "all pixels"), "psnr_foreground": (":", "foreground")}
-_VQGAN = _Kind("psnr", "PSNR", "dB", _FRAMES, "frames")
-
-
-@dataclasses.dataclass(frozen=True)
-class RunLog:
-    """Log lines of a run, by what they describe."""
-
-    name: str
-    updates: list[dict[str, Any]]
-    validations: list[dict[str, Any]]
-
-    @classmethod
-    def read(cls, folder: Path, name: str) -> "RunLog":
-        """Reads `log.jsonl`; its last line may be cut off.
-
-        Raises:
-            UserError: There is none, it is no log, or it holds no step.
-        """
-        path, found = folder / "log.jsonl", []
-        if not path.exists():
-            raise UserError(f"{folder} holds no log.jsonl; give the folder of a run")
-        with reading(path):
-            lines = path.read_bytes().splitlines()
-        for number, text in enumerate(lines, start=1):
-            try:
-                line = parse_json(text)
-                found.append(line | {"step": int(line["step"])})
-            except (ValueError, OverflowError, TypeError, KeyError):
-                if number < len(lines):
-                    raise UserError(f"{path}:{number} is no line of a log") from None
-        updates = [line for line in found if "held_out" not in line]
-        if not updates:
-            raise UserError(f"{path} holds no step yet; wait for the first")
-        return cls(name, updates, [line for line in found if "held_out" in line])
-
-    @property
-    def kind(self) -> _Kind:
-        """Language model or VQGAN."""
-        return _VQGAN if any("psnr" in line for line in self.updates) else _LANGUAGE
-
-    def column(self, key: str) -> Float[np.ndarray, " N"]:
-        """Returns a number of each update; NaN where it is missing."""
-        values = [line.get(key) for line in self.updates]
-        return np.array([np.nan if value is None else value for value in values], np.float64)
-
-    @property
-    def scores(self) -> Float[np.ndarray, " N"]:
-        """Training loss or PSNR; NaN where an update was skipped."""
-        values = self.column(self.kind.score)
-        made = [line.get("finite", True) for line in self.updates]
-        return np.where(np.isfinite(values) & made, values, np.nan)
-
-    @property
-    def throughput(self) -> Float[np.ndarray, " N"]:
-        """Tokens or frames per second."""
-        seconds = self.column("seconds")
-        return self.column(self.kind.counted) / np.where(seconds > 0, seconds, np.nan)
-
-    def held_out(self, source: str, key: str) -> list[tuple[int, Any]]:
-        """Returns steps and scores of a held-out set, where there are any."""
-        found = [(line["step"], line["held_out"].get(source, {})) for line in self.validations]
-        return [(step, scores[key]) for step, scores in found if scores.get(key) is not None]
-
-    def by_position(self, source: str) -> list[tuple[int, list[tuple[int, int, float]]]]:
-        """Returns steps, each with start, end and loss of ranges of positions in the context."""
-        found = self.held_out(source, "by_position")
-        stages = [(step, [(a, b, x) for a, b, x, tokens in rows if tokens]) for step, rows in found]
-        return [(step, rows) for step, rows in stages if rows]
 
 
 def plot_runs(folders: Path | str | Sequence[Path | str], out: Path | None = None) -> Path:
@@ -198,7 +113,7 @@ def _fill(figure: "Figure", runs: Sequence[RunLog]) -> None:
         _curve(rate, steps, each.column("learning_rate"), colour, smooth=False)
         later = slice(min(1, len(steps) - 1), None)  # the first step includes compilation
         _curve(throughput, steps[later], each.throughput[later], colour)
-        if kind is _VQGAN:
+        if kind is VQGAN:
             _curve(second, steps, each.column("perplexity"), colour)
     _plot_held_out(score, runs, colours)
     _plot_skipped(score, runs)
@@ -207,12 +122,14 @@ def _fill(figure: "Figure", runs: Sequence[RunLog]) -> None:
     _label(rate, steps, "Learning rate", "learning rate", power)
     _label(throughput, steps, "Throughput", f"{kind.counted} per second", "{x:,.0f}")
     from_zero = [rate, throughput]
-    if kind is _VQGAN:
+    if kind is VQGAN:
         _label(second, steps, "Codes: perplexity of their use", "codes", "{x:,.0f}")
         from_zero.append(second)
     else:
         _plot_positions(second, runs, colours)
         _clip_outliers(score, runs)
+    for axes in (score, rate, throughput, *([second] if kind is VQGAN else [])):
+        _mark_stages(axes, runs)
     for axes in from_zero:
         top = axes.dataLim.y1
         axes.set_ylim(0, 1.08 * top if top > 0 else None)
@@ -247,6 +164,26 @@ def _plot_skipped(axes: "Axes", runs: Sequence[RunLog]) -> None:
         edge = axes.get_xaxis_transform()
         label = "skipped update" + ("s" if len(steps) > 1 else "")
         axes.plot(steps, np.ones(len(steps)), color=_ALARM, transform=edge, label=label, **style)
+
+
+def _mark_stages(axes: "Axes", runs: Sequence[RunLog]) -> None:
+    """Draws a line where each stage of one curriculum begins, with its name."""
+    if len(runs) > 1:
+        return
+    for step, name in runs[0].stages:
+        axes.axvline(step, color=_GREY, linewidth=0.6, linestyle=":", zorder=1)
+        axes.annotate(
+            name,
+            (step, 1.0),
+            xycoords=axes.get_xaxis_transform(),
+            xytext=(2, -2),
+            textcoords="offset points",
+            rotation=90,
+            ha="left",
+            va="top",
+            fontsize=6.5,
+            color=_GREY,
+        )
 
 
 def _plot_positions(axes: "Axes", runs: Sequence[RunLog], colours: Sequence[str]) -> None:
@@ -284,7 +221,7 @@ def _clip_outliers(axes: "Axes", runs: Sequence[RunLog]) -> None:
         axes.set_yticks([])
     if len(losses) < SMOOTHED:
         return
-    keys = [(source, key) for source in _sources(runs) for key in _LANGUAGE.held_out]
+    keys = [(source, key) for source in _sources(runs) for key in LANGUAGE.held_out]
     points = [point for each in runs for key in keys for point in each.held_out(*key)]
     shown = [loss for _, loss in points if np.isfinite(loss)]
     low, high = min([losses.min(), *shown]), max([np.quantile(losses, 0.99), *shown])

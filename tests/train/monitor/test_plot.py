@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from lwm.errors import UserError
-from lwm.train.monitor.plot import COLOURS, RunLog, moving_mean, plot, plot_runs
+from lwm.train.monitor.plot import COLOURS, moving_mean, plot, plot_runs
+from lwm.train.monitor.run_log import RunLog
 
 POSITIONS = [[0, 64, 3.1, 900], [64, 128, None, 0], [128, 256, 2.7, 500]]
 
@@ -53,6 +54,18 @@ def test_a_log_is_read_up_to_where_it_was_cut(write):
     along = [(0, 64, 3.1), (128, 256, 2.7)]
     assert found.by_position("books") == [(2, along), (3, along)]
     assert found.by_position("films") == []
+
+
+def test_the_logs_of_a_curriculum_s_stages_are_read_as_one(write, tmp_path):
+    write("all/01-first", [update(1), update(2), validation(2, books=BOOKS)])
+    write("all/02-longer", [update(1, loss=2.5), validation(1, books=BOOKS)])
+    found = RunLog.read(tmp_path / "all", "all")
+    np.testing.assert_array_equal(found.column("step"), [1, 2, 3])
+    np.testing.assert_array_equal(found.scores, [4, 3.5, 2.5])
+    assert found.held_out("books", "text_loss") == [(2, 2.9), (3, 2.9)]
+    assert found.stages == ((0, "first"), (2, "longer"))
+    picture = plot([found], format="svg").decode()
+    assert all(f"<!-- {name} -->" in picture for name in ("first", "longer"))
 
 
 def test_means_lie_on_a_straight_course_and_pass_over_what_is_missing():
@@ -169,8 +182,12 @@ def test_what_cannot_be_plotted_is_named_in_one_line(write, tmp_path):
     good, frames = write("good", [update(1)]), write("frames", [vqgan_update(1)])
     for folders, out, says in [
         ((), None, "no run is given"),
-        ((tmp_path / "none",), None, r"none holds no log\.jsonl; give the folder of a run"),
-        ((log,), None, r"log\.jsonl holds no log\.jsonl; give the folder of a run"),
+        (
+            (tmp_path / "none",),
+            None,
+            r"none holds no log\.jsonl; give the folder of a run or a curriculum",
+        ),
+        ((log,), None, r"log\.jsonl holds no log\.jsonl; give the folder of a run or a curriculum"),
         ((odd,), None, r"odd/log\.jsonl cannot be read"),
         ((empty,), None, r"empty/log\.jsonl holds no step yet"),
         ((cut,), None, r"cut/log\.jsonl holds no step yet"),
