@@ -42,10 +42,11 @@ def stages(name):
         yield stage.run, cost.model
 
 
-@pytest.mark.parametrize("name", ["lwm-text-1m", "lwm-chat-1m"])
-def test_a_recipe_trains_reads_and_decodes_at_its_size(name):
-    for run, model in stages(name):
-        can_be_run(run, model)
+@pytest.mark.parametrize(
+    ("name", "stage"), [("lwm-text-1m", 0), ("lwm-chat-1m", 0), ("lwm-llama3", 4)]
+)
+def test_a_recipe_of_each_shape_trains_reads_and_decodes_at_its_size(name, stage):
+    can_be_run(*list(stages(name))[stage])
 
 
 @pytest.mark.slow
