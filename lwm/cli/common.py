@@ -123,6 +123,17 @@ def stoppable(
         yield progress
 
 
+@contextlib.contextmanager
+def answering(label: str = "asking") -> "Iterator[Progress]":
+    """Shows a bar of tokens; after Ctrl-C, prints what is kept and raises KeyboardInterrupt."""
+    try:
+        with stoppable(label, "tokens") as progress:
+            yield progress
+    except KeyboardInterrupt as stopped:
+        print_line(stopped, error=True)
+        raise
+
+
 def command_line() -> str:
     """Returns the command that runs, as a shell takes it."""
     return shlex.join(["lwm", *sys.argv[1:]])

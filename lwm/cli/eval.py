@@ -11,11 +11,11 @@ from lwm.cli.common import (
     Flat,
     LoadOptions,
     Model,
+    answering,
     open_model,
     print_line,
     print_table,
     record_command,
-    stoppable,
 )
 from lwm.errors import UserError
 from lwm.eval.needle.config import NeedleConfig
@@ -80,12 +80,8 @@ def run_needle(
     from lwm.eval.needle.run import REPORT, evaluate
 
     begun = time.monotonic()
-    try:
-        with stoppable("asking", "tokens") as progress:
-            run = evaluate(subject, config, out, progress=progress)
-    except KeyboardInterrupt as stopped:
-        print_line(stopped, error=True)
-        raise
+    with answering() as progress:
+        run = evaluate(subject, config, out, progress=progress)
     record_command(out / REPORT)
     print(run.report.table())
     work, shared = run.work, ""

@@ -11,10 +11,9 @@ from lwm.cli.common import (
     Flat,
     LoadOptions,
     Model,
+    answering,
     open_model,
-    print_line,
     record_command,
-    stoppable,
 )
 from lwm.errors import UserError
 from lwm.eval.adherence.config import AdherenceConfig
@@ -68,12 +67,8 @@ def run_qa(subject: "Subject", questions: "QuestionSet", config: QAConfig, out: 
     from lwm.eval.qa.run import REPORT, evaluate
 
     begun = time.monotonic()
-    try:
-        with stoppable("asking", "tokens") as progress:
-            run = evaluate(subject, questions, config, out, progress=progress)
-    except KeyboardInterrupt as stopped:
-        print_line(stopped, error=True)
-        raise
+    with answering() as progress:
+        run = evaluate(subject, questions, config, out, progress=progress)
     record_command(out / REPORT)
     print(run.report.table())
     print(
@@ -120,12 +115,8 @@ def run_adherence(subject: "Subject", config: AdherenceConfig, out: Path) -> "Ad
     from lwm.eval.adherence.run import REPORT, SHEET, evaluate
 
     begun = time.monotonic()
-    try:
-        with stoppable("drawing", "tokens") as progress:
-            run = evaluate(subject, config, out, progress=progress)
-    except KeyboardInterrupt as stopped:
-        print_line(stopped, error=True)
-        raise
+    with answering("drawing") as progress:
+        run = evaluate(subject, config, out, progress=progress)
     record_command(out / REPORT)
     print(run.report.table())
     print(

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lwm.cli.answerers import AnswerOptions, open_subject, require_answerer
-from lwm.cli.common import Flat, LoadOptions, Model, print_line, record_command, stoppable
+from lwm.cli.common import Flat, LoadOptions, Model, answering, record_command
 from lwm.eval.ruler.config import RulerConfig
 
 if TYPE_CHECKING:
@@ -50,12 +50,8 @@ def run_ruler(subject: "Subject", config: RulerConfig, out: Path) -> "RulerRepor
     from lwm.eval.ruler.run import REPORT, evaluate
 
     begun = time.monotonic()
-    try:
-        with stoppable("asking", "tokens") as progress:
-            run = evaluate(subject, config, out, progress=progress)
-    except KeyboardInterrupt as stopped:
-        print_line(stopped, error=True)
-        raise
+    with answering() as progress:
+        run = evaluate(subject, config, out, progress=progress)
     record_command(out / REPORT)
     report, work = run.report, run.work
     print(report.table())

@@ -8,10 +8,9 @@ from lwm.cli.common import (
     Flat,
     LoadOptions,
     Model,
+    answering,
     open_model,
-    print_line,
     record_command,
-    stoppable,
 )
 from lwm.errors import UserError
 from lwm.eval.visual_needle.config import VisualNeedleConfig
@@ -64,12 +63,8 @@ def run_visual_needle(
     from lwm.eval.visual_needle.run import REPORT, evaluate
 
     begun = time.monotonic()
-    try:
-        with stoppable("asking", "tokens") as progress:
-            run = evaluate(subject, config, out, progress=progress)
-    except KeyboardInterrupt as stopped:
-        print_line(stopped, error=True)
-        raise
+    with answering() as progress:
+        run = evaluate(subject, config, out, progress=progress)
     record_command(out / REPORT)
     print(run.report.table())
     work = run.work
