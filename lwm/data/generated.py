@@ -1,14 +1,16 @@
 """Names of generated data sets: a kind, a part, and options, such as `recalls:train,count=2000`."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 from lwm.errors import UserError
 
+Part = TypeVar("Part", bound=str)
+
 
 def read_name(
-    name: str, kind: str, parts: Sequence[str], options: Mapping[str, Callable[[str], Any]]
-) -> tuple[str, dict[str, Any]]:
+    name: str, kind: str, parts: Sequence[Part], options: Mapping[str, Callable[[str], Any]]
+) -> tuple[Part, dict[str, Any]]:
     """Reads a name; returns its part and its options.
 
     Args:
@@ -20,10 +22,11 @@ def read_name(
     Raises:
         UserError: There is no such part or option, or a value cannot be read.
     """
-    part, *given = name.removeprefix(kind).split(",")
-    if part not in parts:
+    asked, *given = name.removeprefix(kind).split(",")
+    part = next((each for each in parts if each == asked), None)
+    if part is None:
         raise UserError(
-            f"{name}: there is no {kind}{part}; there are {' and '.join(kind + p for p in parts)}"
+            f"{name}: there is no {kind}{asked}; there are {' and '.join(kind + p for p in parts)}"
         )
     values: dict[str, Any] = {}
     for option in given:

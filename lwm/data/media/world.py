@@ -9,6 +9,7 @@ from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 
+from lwm.data.generated import read_name
 from lwm.data.media.items import Item, Medium, Survey
 from lwm.errors import UserError
 from lwm.files import within
@@ -48,11 +49,7 @@ class WorldSet:
         Raises:
             UserError: There is no such split or option, or a value is out of range.
         """
-        split, *options = name.removeprefix(WORLD).split(",")
-        if split not in SPLITS:
-            known = " and ".join(f"{WORLD}{each}" for each in SPLITS)
-            raise UserError(f"{name}: there is no {WORLD}{split}; there are {known}")
-        values = _options(name, options)
+        split, values = read_name(name, WORLD, SPLITS, _OPTIONS)
         if (text := values.get("text", "captions")) not in get_args(Texts):
             raise UserError(f"{name}: text {text!r} is none of {', '.join(get_args(Texts))}")
         own = {key: values.pop(key) for key in _OWN if key in values}
@@ -86,22 +83,6 @@ _OPTIONS: dict[str, Callable[[str], Any]] = {
 }
 _OWN = ("count", "text", "resolution", "vqgan")
 """Options that do not belong to the world itself."""
-
-
-def _options(name: str, options: list[str]) -> dict[str, Any]:
-    values: dict[str, Any] = {}
-    for option in options:
-        key, _, value = option.partition("=")
-        if key not in _OPTIONS:
-            raise UserError(f"{name}: there is no option {key!r}; there are {', '.join(_OPTIONS)}")
-        if key in values:
-            raise UserError(f"{name}: {key} is given twice")
-        try:
-            values[key] = _OPTIONS[key](value)
-        except ValueError:
-            kind = "a whole number" if _OPTIONS[key] is int else "a number"
-            raise UserError(f"{name}: {key} {value!r} is not {kind}") from None
-    return values
 
 
 class Drawn(NamedTuple):
