@@ -19,7 +19,7 @@ from lwm.errors import UserError
 from lwm.files import within
 from lwm.tokenizer.tokenizer import Tokenizer
 from lwm.tokens import TokenSpace
-from lwm.world.source import Source as Choices
+from lwm.world.choices import Choices
 
 COPIES = "copies:"
 _PARTS = ("train", "held-out")

@@ -21,7 +21,7 @@ from lwm.data.generated import read_name
 from lwm.data.sources import Record
 from lwm.errors import UserError, require_share
 from lwm.files import within
-from lwm.world.source import Source as Choices
+from lwm.world.choices import Choices
 
 RECALLS = "recalls:"
 LINE = "The special magic {name} number is: {number}."

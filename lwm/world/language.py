@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Literal, NamedTuple
 
 from lwm.world.attributes import COLOURS, DIGITS, KINDS, Split, in_split
+from lwm.world.choices import Choices
 from lwm.world.facts import Facts, Thing
-from lwm.world.source import Source
 
 QuestionKind = Literal["what", "colour", "count", "direction", "first", "second", "exists"]
 
@@ -28,10 +28,10 @@ class QuestionAnswer(NamedTuple):
 
 def caption(facts: Facts) -> str:
     """Returns a caption that states all facts; its form is one of several, by the facts alone."""
-    source = Source("caption", zlib.crc32(json.dumps(facts.to_json()).encode()))
-    clauses = [_clause(facts, thing) for thing in source.shuffled(facts.things)]
+    choices = Choices("caption", zlib.crc32(json.dumps(facts.to_json()).encode()))
+    clauses = [_clause(facts, thing) for thing in choices.shuffled(facts.things)]
     joined = clauses[0] if len(clauses) == 1 else f"{', '.join(clauses[:-1])} and {clauses[-1]}"
-    form = source.choice(
+    form = choices.choice(
         (
             "{things} on a {background} background.",
             "On a {background} background, {things}.",
@@ -44,24 +44,24 @@ def caption(facts: Facts) -> str:
 
 
 def questions(
-    facts: Facts, rng: Source, *, split: Split = "train", kinds: Sequence[str] = KINDS
+    facts: Facts, choices: Choices, *, split: Split = "train", kinds: Sequence[str] = KINDS
 ) -> tuple[QuestionAnswer, ...]:
     """Returns a question of each kind that the facts answer, in the order of the kinds.
 
     Args:
         facts: Facts of a clip.
-        rng: Chooses what is asked about, and how.
+        choices: Chooses what is asked about, and how.
         split: Split of the clip; no question names a combination of the other one.
         kinds: Kinds of things that may be asked about.
     """
     makers: tuple[Callable[[], Iterator[QuestionAnswer]], ...] = (
-        lambda: _what(facts, rng),
-        lambda: _colour(facts, rng),
-        lambda: _count(facts, rng),
-        lambda: _direction(facts, rng),
-        lambda: _first(facts, rng),
-        lambda: _second(facts, rng),
-        lambda: _exists(facts, rng, split, kinds),
+        lambda: _what(facts, choices),
+        lambda: _colour(facts, choices),
+        lambda: _count(facts, choices),
+        lambda: _direction(facts, choices),
+        lambda: _first(facts, choices),
+        lambda: _second(facts, choices),
+        lambda: _exists(facts, choices, split, kinds),
     )
     return tuple(question for make in makers for question in make())
 
@@ -127,21 +127,21 @@ def _alone(facts: Facts) -> list[Thing]:
     return [thing for thing in facts.things if kinds.count(thing.kind) == 1]
 
 
-def _what(facts: Facts, rng: Source) -> Iterator[QuestionAnswer]:
-    thing = rng.choice(facts.things)
-    if thing.event is not None and rng.chance(0.5):
+def _what(facts: Facts, choices: Choices) -> Iterator[QuestionAnswer]:
+    thing = choices.choice(facts.things)
+    if thing.event is not None and choices.chance(0.5):
         yield QuestionAnswer("what", f"What happens to the {name(thing)}?", f"it {thing.event}")
     else:
         yield QuestionAnswer("what", f"What is the {thing.colour} thing?", thing.kind)
 
 
-def _colour(facts: Facts, rng: Source) -> Iterator[QuestionAnswer]:
+def _colour(facts: Facts, choices: Choices) -> Iterator[QuestionAnswer]:
     if alone := _alone(facts):
-        thing = rng.choice(alone)
+        thing = choices.choice(alone)
         yield QuestionAnswer("colour", f"What colour is the {noun(thing.kind)}?", thing.colour)
 
 
-def _count(facts: Facts, rng: Source) -> Iterator[QuestionAnswer]:
+def _count(facts: Facts, choices: Choices) -> Iterator[QuestionAnswer]:
     if any(thing.event in ("appears", "disappears") for thing in facts.things):
         return  # it depends on the time
     kinds = [thing.kind for thing in facts.things]
@@ -151,45 +151,45 @@ def _count(facts: Facts, rng: Source) -> Iterator[QuestionAnswer]:
     # One would be the answer most often, and is asked for less.
     one = [plural for plural, count in counts.items() if count == 1]
     many = [plural for plural, count in counts.items() if count > 1]
-    if not many and rng.chance(0.65):
+    if not many and choices.chance(0.65):
         return
-    plural = rng.choice(one if one and (not many or rng.chance(0.2)) else many)
+    plural = choices.choice(one if one and (not many or choices.chance(0.2)) else many)
     yield QuestionAnswer("count", f"How many {plural} are there?", NUMBERS[counts[plural]])
 
 
-def _direction(facts: Facts, rng: Source) -> Iterator[QuestionAnswer]:
+def _direction(facts: Facts, choices: Choices) -> Iterator[QuestionAnswer]:
     moving = [thing for thing in facts.things if thing.motion != "still"]
     if moving:
-        thing = rng.choice(moving)
+        thing = choices.choice(moving)
         yield QuestionAnswer("direction", f"Which way does the {name(thing)} move?", thing.motion)
 
 
-def _first(facts: Facts, rng: Source) -> Iterator[QuestionAnswer]:
-    things = rng.shuffled(facts.things)
+def _first(facts: Facts, choices: Choices) -> Iterator[QuestionAnswer]:
+    things = choices.shuffled(facts.things)
     changing = [thing for thing in things if thing.event not in (None, "collides")]
     for first in changing:
         for other in changing:
             if (first.frame or 0) < (other.frame or 0):
-                pair = " or the ".join(map(name, rng.shuffled((first, other))))
+                pair = " or the ".join(map(name, choices.shuffled((first, other))))
                 question = f"Which changes first, the {pair}?"
                 yield QuestionAnswer("first", question, name(first))
                 return
 
 
-def _second(facts: Facts, rng: Source) -> Iterator[QuestionAnswer]:
+def _second(facts: Facts, choices: Choices) -> Iterator[QuestionAnswer]:
     changing = [thing for thing in facts.things if thing.frame is not None]
     if changing and 2 <= facts.seconds <= len(ORDINALS):
-        thing = rng.choice(changing)
+        thing = choices.choice(changing)
         question = f"In which second does the {name(thing)} {(thing.event or '')[:-1]}?"
         yield QuestionAnswer("second", question, ORDINALS[facts.second(thing) or 0])
 
 
 def _exists(
-    facts: Facts, rng: Source, split: Split, kinds: Sequence[str]
+    facts: Facts, choices: Choices, split: Split, kinds: Sequence[str]
 ) -> Iterator[QuestionAnswer]:
     shown = {(thing.kind, thing.colour) for thing in facts.things}
-    if rng.chance(0.5):
-        kind, colour = rng.choice(sorted(shown))
+    if choices.chance(0.5):
+        kind, colour = choices.choice(sorted(shown))
         answer = "yes"
     else:
         absent = [
@@ -204,7 +204,7 @@ def _exists(
             for pair in absent
             if any(pair[0] == kind or pair[1] == colour for kind, colour in shown)
         ]
-        kind, colour = rng.choice(near if near and rng.chance(0.75) else absent)
+        kind, colour = choices.choice(near if near and choices.chance(0.75) else absent)
         answer = "no"
     question = f"Is there {_article(f'{colour} {noun(kind)}')}?"
     yield QuestionAnswer("exists", question, answer)

@@ -18,9 +18,9 @@ from lwm.world.attributes import (
     in_split,
     is_held_out,
 )
+from lwm.world.choices import Choices
 from lwm.world.facts import Facts, Thing
 from lwm.world.masks import mask
-from lwm.world.source import Source
 
 EDGE = 2
 """Units between a thing and the edge of the picture, at least."""
@@ -76,25 +76,25 @@ class _Group(NamedTuple):
     height: int
 
 
-def plan(source: Source, setting: Setting) -> Scene:
-    """Returns a scene by the choices of a source."""
-    background = source.choice(setting.backgrounds)
-    cast = _cast(source, setting)
-    collide = source.chance(0.25)  # now, since things that collide find room more easily
+def plan(choices: Choices, setting: Setting) -> Scene:
+    """Returns a scene by random choices."""
+    background = choices.choice(setting.backgrounds)
+    cast = _cast(choices, setting)
+    collide = choices.chance(0.25)  # now, since things that collide find room more easily
     actors = None
     while actors is None:
-        groups = _acts(source, setting, cast, collide)
+        groups = _acts(choices, setting, cast, collide)
         for _ in range(_TRIES):
-            actors = actors or _placed(source, groups)
+            actors = actors or _placed(choices, groups)
     things = tuple(thing for thing, _ in actors)
     facts = Facts(things=things, background=background, frames=setting.frames, fps=setting.fps)
     return Scene(facts, actors)
 
 
-def _cast(source: Source, setting: Setting) -> list[tuple[str, str]]:
+def _cast(choices: Choices, setting: Setting) -> list[tuple[str, str]]:
     """Returns kinds and colours; colours differ, and two or three things may be of one kind."""
-    count = source.between(1, setting.most)
-    alike = source.chance(0.45)
+    count = choices.between(1, setting.most)
+    alike = choices.chance(0.45)
     cast: list[tuple[str, str]] = []
     while len(cast) < count:
         free = [colour for colour in COLOURS if colour not in {colour for _, colour in cast}]
@@ -105,30 +105,30 @@ def _cast(source: Source, setting: Setting) -> list[tuple[str, str]]:
         ]
         if not kinds:
             break  # few kinds were asked for
-        kind = cast[0][0] if alike and cast and cast[0][0] in kinds else source.choice(kinds)
+        kind = cast[0][0] if alike and cast and cast[0][0] in kinds else choices.choice(kinds)
         colours = [colour for colour in free if in_split(kind, colour, setting.split)]
-        cast.append((kind, source.choice(colours)))
-        alike = alike and source.chance(0.7)
+        cast.append((kind, choices.choice(colours)))
+        alike = alike and choices.chance(0.7)
     return cast
 
 
 def _acts(
-    source: Source, setting: Setting, cast: list[tuple[str, str]], collide: bool
+    choices: Choices, setting: Setting, cast: list[tuple[str, str]], collide: bool
 ) -> list[_Group]:
     """Returns what each thing does."""
     groups, times = [], []
-    rest = source.shuffled(cast)
+    rest = choices.shuffled(cast)
     large = 0.5 if len(cast) < 3 else 0.25
     if collide and len(rest) >= 2 and setting.frames >= EVENT_FRAMES:
-        group = _collision(source, setting, rest[:2])
+        group = _collision(choices, setting, rest[:2])
         if group is not None:
             groups.append(group)
             times.append(group.actors[0][0].frame)
             rest = rest[2:]
     for kind, colour in rest:
-        event, frame = _event(source, setting, kind, times)
-        motion = _motion(source, setting, kind)
-        size = "large" if source.chance(large) else "small"
+        event, frame = _event(choices, setting, kind, times)
+        motion = _motion(choices, setting, kind)
+        size = "large" if choices.chance(large) else "small"
         if event in ("appears", "disappears"):
             motion = "still"
         if event in ("grows", "shrinks"):
@@ -136,7 +136,7 @@ def _acts(
         if frame is not None:
             times.append(frame)
         thing = Thing(kind=kind, colour=colour, size=size, motion=motion, event=event, frame=frame)
-        groups.append(_alone(thing, setting.frames, _travel(source)))
+        groups.append(_alone(thing, setting.frames, _travel(choices)))
     return groups
 
 
@@ -146,18 +146,18 @@ def _allowed(setting: Setting, kind: str, names: Sequence[str]) -> list[str]:
 
 
 def _event(
-    source: Source, setting: Setting, kind: str, times: Sequence[int | None]
+    choices: Choices, setting: Setting, kind: str, times: Sequence[int | None]
 ) -> tuple[str | None, int | None]:
     events = _allowed(setting, kind, [event for event in EVENTS if event != "collides"])
     if kind not in TURNING:
         events = [event for event in events if event != "turns"]
-    if setting.frames < EVENT_FRAMES or not source.chance(0.55):
+    if setting.frames < EVENT_FRAMES or not choices.chance(0.55):
         return None, None
-    frame = _frame(source, setting, times)
-    return (source.choice(events), frame) if frame is not None else (None, None)
+    frame = _frame(choices, setting, times)
+    return (choices.choice(events), frame) if frame is not None else (None, None)
 
 
-def _frame(source: Source, setting: Setting, times: Sequence[int | None]) -> int | None:
+def _frame(choices: Choices, setting: Setting, times: Sequence[int | None]) -> int | None:
     """Returns the frame of an event, each second of the clip being as likely as another."""
     frames = [
         frame
@@ -166,12 +166,12 @@ def _frame(source: Source, setting: Setting, times: Sequence[int | None]) -> int
     ]
     if not frames:
         return None
-    second = source.choice(sorted({int(frame / setting.fps) for frame in frames}))
-    return source.choice([frame for frame in frames if int(frame / setting.fps) == second])
+    second = choices.choice(sorted({int(frame / setting.fps) for frame in frames}))
+    return choices.choice([frame for frame in frames if int(frame / setting.fps) == second])
 
 
-def _motion(source: Source, setting: Setting, kind: str) -> str:
-    return source.choice(_allowed(setting, kind, MOTIONS)) if setting.frames > 1 else "still"
+def _motion(choices: Choices, setting: Setting, kind: str) -> str:
+    return choices.choice(_allowed(setting, kind, MOTIONS)) if setting.frames > 1 else "still"
 
 
 def _alone(thing: Thing, frames: int, travel: int) -> _Group:
@@ -194,9 +194,9 @@ def _alone(thing: Thing, frames: int, travel: int) -> _Group:
     return _Group([(thing, poses)], box + wide, box + high)
 
 
-def _travel(source: Source) -> int:
+def _travel(choices: Choices) -> int:
     low, high = TRAVEL
-    return low + STEP * source.below((high - low) // STEP + 1)
+    return low + STEP * choices.below((high - low) // STEP + 1)
 
 
 def _steps(travel: int, arrival: int, frames: int) -> list[int]:
@@ -217,24 +217,26 @@ def _room(motion: str, travel: int) -> tuple[int, int]:
     )
 
 
-def _collision(source: Source, setting: Setting, pair: Sequence[tuple[str, str]]) -> _Group | None:
+def _collision(
+    choices: Choices, setting: Setting, pair: Sequence[tuple[str, str]]
+) -> _Group | None:
     """Returns two things of which the first moves until it touches the second; None if held out."""
     (kind, colour), (other_kind, other_colour) = pair
     directions = _allowed(setting, kind, DIRECTIONS)
     if not all(_allowed(setting, each, ["collides"]) for each in (kind, other_kind)):
         return None
-    motion = source.choice(directions)
-    frame = _frame(source, setting, ())
+    motion = choices.choice(directions)
+    frame = _frame(choices, setting, ())
     if frame is None:
         return None
-    size, other_size = source.choice([("small", "small"), ("small", "large"), ("large", "small")])
+    size, other_size = choices.choice([("small", "small"), ("small", "large"), ("large", "small")])
     mover = Thing(kind=kind, colour=colour, size=size, motion=motion, event="collides", frame=frame)
     other = Thing(
         kind=other_kind, colour=other_colour, size=other_size, motion="still", event="collides",
         frame=frame,
     )  # fmt: skip
     room = GRID - 2 * EDGE - SIZES[size] - SIZES[other_size]
-    travel = min(STEP * source.between(2, 3) * frame, room)
+    travel = min(STEP * choices.between(2, 3) * frame, room)
     return _touching(mover, other, setting.frames, travel // STEP * STEP)
 
 
@@ -276,12 +278,12 @@ def _hollow(mover: Thing, other: Thing) -> int:
     return int((free[0] + free[1]).min()) if (free[0] + free[1]).min() < GRID else 0
 
 
-def _placed(source: Source, groups: list[_Group]) -> list[tuple[Thing, Poses]] | None:
+def _placed(choices: Choices, groups: list[_Group]) -> list[tuple[Thing, Poses]] | None:
     """Places groups apart from each other; returns None if they find no room."""
     boxes: list[tuple[int, int, int, int]] = []
     actors = []
     for group in sorted(groups, key=lambda each: -each.width * each.height):
-        corner = _corner(source, group, boxes)
+        corner = _corner(choices, group, boxes)
         if corner is None:
             return None
         left, top = corner
@@ -293,13 +295,13 @@ def _placed(source: Source, groups: list[_Group]) -> list[tuple[Thing, Poses]] |
 
 
 def _corner(
-    source: Source, group: _Group, boxes: list[tuple[int, int, int, int]]
+    choices: Choices, group: _Group, boxes: list[tuple[int, int, int, int]]
 ) -> tuple[int, int] | None:
     wide, high = GRID - 2 * EDGE - group.width, GRID - 2 * EDGE - group.height
     if wide < 0 or high < 0:
         return None
     for _ in range(8):
-        left, top = (EDGE + STEP * source.below(free // STEP + 1) for free in (wide, high))
+        left, top = (EDGE + STEP * choices.below(free // STEP + 1) for free in (wide, high))
         right, bottom = left + group.width, top + group.height
         if all(
             right + GAP <= box[0]

@@ -9,11 +9,11 @@ from jaxtyping import UInt8
 
 from lwm.errors import UserError
 from lwm.world.attributes import BACKGROUNDS, COLOURS, DIGITS, GRID, KINDS, NEEDLE, SPLITS, Split
+from lwm.world.choices import Choices
 from lwm.world.facts import Facts
 from lwm.world.language import QuestionAnswer, caption, questions
 from lwm.world.masks import mask
 from lwm.world.scene import Pose, Scene, Setting, plan
-from lwm.world.source import Source
 
 SMALLEST = 32
 """Pixels along the side of the smallest pictures."""
@@ -92,9 +92,9 @@ class World:
     def clip(self, index: int) -> Clip:
         """Returns a clip, its caption and questions."""
         name = self.config.split, self.config.seed, index
-        scene = plan(Source("clip", *name), self._setting)
+        scene = plan(Choices("clip", *name), self._setting)
         asked = questions(
-            scene.facts, Source("questions", *name), split=self.config.split, kinds=self._kinds
+            scene.facts, Choices("questions", *name), split=self.config.split, kinds=self._kinds
         )
         pixels = render(scene, self.config.resolution)
         return Clip(pixels, scene.facts, caption(scene.facts), asked)
@@ -108,7 +108,7 @@ class World:
         """
         for start in range(0, frames, self.config.frames):
             name = self.config.split, self.config.seed, seed, start // self.config.frames
-            scene = plan(Source("film", *name), self._setting)
+            scene = plan(Choices("film", *name), self._setting)
             yield from render(scene, self.config.resolution)[: frames - start]
 
 

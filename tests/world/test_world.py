@@ -18,10 +18,10 @@ from lwm.world.attributes import (
     TURNING,
     is_held_out,
 )
+from lwm.world.choices import Choices
 from lwm.world.facts import Facts
 from lwm.world.masks import mask
 from lwm.world.scene import Setting, plan
-from lwm.world.source import Source
 from lwm.world.world import World, WorldConfig, needle_frame
 
 
@@ -43,7 +43,7 @@ def shown():
         split: [
             thing
             for index in range(400)
-            for thing in plan(Source(index), setting(split, 8)).facts.things
+            for thing in plan(Choices(index), setting(split, 8)).facts.things
         ]
         for split in ("train", "heldout")
     }
@@ -72,7 +72,7 @@ def test_a_clip_depends_on_seed_and_index_alone():
 @pytest.mark.parametrize("split", ["train", "heldout"])
 def test_things_are_whole_and_apart(split, frames):
     for index in range(50):
-        scene = plan(Source("test", split, index), setting(split, frames))
+        scene = plan(Choices("test", split, index), setting(split, frames))
         for t in range(frames):
             covered = np.zeros((64, 64), int)
             for thing, poses in scene.actors:

@@ -8,7 +8,7 @@ from typing import TypeVar
 Item = TypeVar("Item")
 
 
-class Source:
+class Choices:
     """Random choices by a name.
 
     Uses only `Random.random`, the one stream that Python promises not to change.
