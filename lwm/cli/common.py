@@ -130,7 +130,7 @@ def answering(label: str = "asking") -> "Iterator[Progress]":
         with stoppable(label, "tokens") as progress:
             yield progress
     except KeyboardInterrupt as stopped:
-        print_line(stopped, error=True)
+        print_line(str(stopped) or "stopped before the first answer", error=True)
         raise
 
 

@@ -79,10 +79,10 @@ def tiny_model(tiny, byte_tokenizer) -> LanguageModel:
 
 @pytest.fixture(scope="session")
 def tiny_vision() -> LanguageModel:
-    """The vision model in the package."""
+    """The vision model in the package, with a small cache of keys and values."""
     import lwm
 
-    return lwm.load("tiny-vision")
+    return lwm.load("tiny-vision", pool_tokens=1024)
 
 
 class Program:

@@ -5,7 +5,6 @@ import dataclasses
 import numpy as np
 import pytest
 
-import lwm
 from lwm.data.captions import ASK, request
 from lwm.errors import UserError
 from lwm.eval.answer import ModelAnswerer
@@ -16,11 +15,6 @@ from lwm.eval.subject import Subject
 from lwm.eval.vision import read_pairs
 from lwm.generate.vision import DrawRequest, generate_frames
 from lwm.sampling_params import FrameSampling, VisionSampling
-
-
-@pytest.fixture(scope="module")
-def tiny_vision():
-    return lwm.load("tiny-vision", pool_tokens=1024)
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +46,7 @@ def generated(model, caption, sampling, seed):
     return frame.codes
 
 
-def test_a_clip_in_a_message_is_described_and_an_image_is_generated(tiny_vision, pairs):
+def test_a_clip_in_a_message_is_described_and_images_are_those_of_generate(tiny_vision, pairs):
     encoder = Subject.of_model(tiny_vision).encoder
     clip, other = pairs
     shown = encoder.with_images(
@@ -60,22 +54,16 @@ def test_a_clip_in_a_message_is_described_and_an_image_is_generated(tiny_vision,
     )
     assert (shown.message, shown.visions, shown.is_text) == (ASK["video"], [clip.vision], False)
     assert len(shown.ids) > 4 * 65
-    said, made = ask(tiny_vision, shown, drawn(tiny_vision, other.caption))
+    sampling = VisionSampling(image=FrameSampling(guidance=2.0, temperature=3.0))
+    guided = [drawn(tiny_vision, clip.caption, sampling=sampling, seed=seed) for seed in (3, 4)]
+    said, made, *sampled = ask(tiny_vision, shown, drawn(tiny_vision, other.caption), *guided)
     assert (said.text.strip(), said.codes) == (clip.caption, None)
     assert (made.text, made.completion_tokens) == ("", 65)
     assert made.codes is not None
     np.testing.assert_array_equal(made.codes[0], generated(tiny_vision, other.caption, GREEDY, 0))
-
-
-def test_guidance_and_seeds_of_images_are_those_of_generated_ones(tiny_vision, pairs):
-    sampling = VisionSampling(image=FrameSampling(guidance=2.0, temperature=3.0))
-    caption = pairs[0].caption
-    made = ask(
-        tiny_vision,
-        *(drawn(tiny_vision, caption, sampling=sampling, seed=seed) for seed in (3, 4)),
-    )
-    known = [generated(tiny_vision, caption, sampling.image, seed) for seed in (3, 4)]
-    for one, codes in zip(made, known, strict=True):
+    # With guidance and seeds, too.
+    known = [generated(tiny_vision, clip.caption, sampling.image, seed) for seed in (3, 4)]
+    for one, codes in zip(sampled, known, strict=True):
         assert one.codes is not None
         np.testing.assert_array_equal(one.codes[0], codes)
     assert (known[0] != known[1]).any()

@@ -35,12 +35,11 @@ class Program:
 
 def test_a_program_that_sees_the_clips_is_right(tiny_vision, tmp_path):
     """It finds the clip by the codes in the prompt, and its answer by the text of the question."""
-    questions = WorldQuestions(clips=2)
+    questions = WorldQuestions(clips=1)
     known = {}
     for split in ("train", "heldout"):
-        for number in range(2):
-            clip = World(WorldConfig(split=split)).clip(number)
-            known[tiny_vision.encode_frames(clip.pixels).tobytes()] = clip.questions
+        clip = World(WorldConfig(split=split)).clip(0)
+        known[tiny_vision.encode_frames(clip.pixels).tobytes()] = clip.questions
 
     def sees(question):
         tokens = tiny_vision.marks.tokens
@@ -52,7 +51,7 @@ def test_a_program_that_sees_the_clips_is_right(tiny_vision, tmp_path):
     subject = Subject.of_model(tiny_vision)
     subject = dataclasses.replace(subject, answerer=lambda tokens, progress: Program(sees))
     report = evaluate(subject, questions, QAConfig(), tmp_path).report
-    assert len(report.rows) == len(questions) > 16
+    assert len(report.rows) == len(questions) > 7
     assert report.groups == ["heldout", "train"]
     assert len(set(report.kinds) & set(KINDS)) > 4
     assert report.mean().score == 1

@@ -5,7 +5,6 @@ import json
 
 import pytest
 
-import lwm
 from lwm.cli.evaluate import eval_compare
 from lwm.convert.card_scores import of_reports
 from lwm.convert.open import open_model_files
@@ -20,19 +19,17 @@ SMALL = SuiteConfig(
 )
 
 
-@pytest.fixture(scope="module")
-def tiny_vision():
-    return lwm.load("tiny-vision", pool_tokens=1024)
-
-
 class Knows:
     """Answers from what the evaluations know of their questions."""
 
     def __init__(self, model):
-        self.model, self.asked = model, []
+        self.model, self.asked, self.stops_at = model, [], 0
 
     def answers(self, questions):
         for question in questions:
+            if len(self.asked) + 1 == self.stops_at:
+                self.stops_at = 0
+                raise KeyboardInterrupt
             self.asked.append(question)
             text, codes = "", None
             if "needle" in question.truth:
@@ -58,7 +55,12 @@ def test_a_program_that_knows_all_scores_what_the_vqgan_lets_through(tiny_vision
     subject = dataclasses.replace(
         Subject.of_model(tiny_vision), answerer=lambda tokens, progress: program
     )
+    program.stops_at = 8
+    with pytest.raises(KeyboardInterrupt):
+        evaluate_all(subject, SMALL, tmp_path / "run")
+    assert len(program.asked) == 7
     report = evaluate_all(subject, SMALL, tmp_path / "run")
+    assert len(program.asked) == sum(part["report"]["overall"]["asked"] for part in report["parts"])
     parts = {part["name"]: part["report"] for part in report["parts"]}
     assert list(parts) == [
         "visual-needle-ask",
@@ -83,10 +85,6 @@ def test_a_program_that_knows_all_scores_what_the_vqgan_lets_through(tiny_vision
     page = (tmp_path / "run" / PAGE).read_text()
     for words in ("Visual needle, named", "2 frames", "Prompt adherence", "the true clip, decoded"):
         assert words in page, words
-    asked = len(program.asked)
-    evaluate_all(subject, SMALL, tmp_path / "run")
-    assert len(program.asked) == asked
-
     opened = open_model_files("tiny-vision")
     found = of_reports(opened.source, opened.config, None, [tmp_path / "run"])
     assert [each.what for each in found] == [
