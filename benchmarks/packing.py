@@ -51,7 +51,7 @@ from lwm.train.config import AdamW, Data, DataSet, Keep, Run, Schedule, Training
 from lwm.train.inputs import keep_inputs
 from lwm.train.loop import LogLine, train
 from lwm.train.placing import shard_batch
-from lwm.train.run_json import write_run
+from lwm.train.run_json import require_same, write_run
 from lwm.train.task import LanguageTask, open_task
 from lwm.world.language import QuestionAnswer
 from lwm.world.world import World, WorldConfig
@@ -218,6 +218,8 @@ def train_run(run: Run, folder: Path, way: Way) -> Path:
     """
     model, log = folder / MODEL, Printed(folder.name)
     mesh, resumed = make_mesh(run.mesh), bool(steps_of(folder))
+    if resumed:
+        require_same(run, folder / SETTINGS, ignore=("model",), reached=max(steps_of(folder)))
     opened = open_task(run, folder, mesh, warn=log.warn, resumed=resumed)
     assert isinstance(opened.task, LanguageTask)
     assert opened.model is not None
@@ -317,12 +319,19 @@ def _mean_losses(model: Llama, batch: Batch, index: Int[Array, " S"]) -> Float[A
 def one_run(config: Benchmark, way: Way, seed: int) -> dict[str, Any]:
     """Trains and judges, unless that is done; returns the answers and the tokens trained on."""
     folder = config.folder / f"{way}-{seed}"
+    # Lists and not tuples, as in the file.
+    sizes = json.loads(json.dumps(dataclasses.asdict(config), default=str))
+    sizes = {name: size for name, size in sizes.items() if name not in ("folder", "seeds", "file")}
     if (folder / ANSWERS).exists():
-        return json.loads((folder / ANSWERS).read_text())
+        found = json.loads((folder / ANSWERS).read_text())
+        if found["sizes"] != sizes:
+            raise SystemExit(f"{folder} is of other sizes; give another --folder")
+        return found
     with exclusive(folder):
         model = lwm.load(train_run(recipe(config, seed), folder, way))
         lines = map(json.loads, (folder / "log.jsonl").read_text().splitlines())
         found = {
+            "sizes": sizes,
             "tokens": sum(line.get("tokens", 0) for line in lines),
             "parameters": sum(leaf.size for leaf in jax.tree.leaves(model.llama)),
             "answers": judge(model, config, folder),
