@@ -61,9 +61,10 @@ def test_recipes_can_be_built(name):
     """On the mesh that they ask for, of which not a device is there."""
     run: Any = RECIPES[name]()
     if isinstance(run, Curriculum):
-        stages, run = run.stages, run.stages[0].run
-        # The later ones start from its weights.
-        for stage, cost in zip(stages, costs(Curriculum(stages=stages), run.model), strict=True):
+        curriculum, run = run, cast(Any, run.stages[0].run)
+        # The later stages start from its weights.
+        found = costs(curriculum, run.model)
+        for stage, cost in zip(curriculum.stages, found, strict=True):
             assert cost.model.max_context >= stage.run.data.packing.length
     sizes = tuple(map(int, run.mesh.split(",")))
     explicit = (AxisType.Explicit,) * len(AXES)
