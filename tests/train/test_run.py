@@ -359,18 +359,19 @@ KILLED, STOPPED = "has ended; see its messages", "has not answered for 20 s"
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("gone", "number", "said"),
-    [
-        pytest.param(0, signal.SIGKILL, KILLED, marks=pytest.mark.representative),
-        (1, signal.SIGKILL, KILLED),
-        (0, signal.SIGSTOP, STOPPED),
-        (1, signal.SIGSTOP, STOPPED),
-    ],
-)
-def test_where_a_process_is_killed_or_stopped_the_other_ends_in_a_line(
-    tmp_path, gone, number, said
-):
+@pytest.mark.representative
+def test_where_process_0_is_killed_the_other_ends_in_a_line(tmp_path):
+    ends_in_a_line(tmp_path, 0, signal.SIGKILL, KILLED)
+
+
+@pytest.mark.slow
+def test_where_a_process_is_killed_or_stopped_the_other_ends_in_a_line(tmp_path):
+    ends_in_a_line(tmp_path / "killed", 1, signal.SIGKILL, KILLED)
+    for gone in (0, 1):
+        ends_in_a_line(tmp_path / f"stopped {gone}", gone, signal.SIGSTOP, STOPPED)
+
+
+def ends_in_a_line(tmp_path, gone, number, said):
     with socket.socket() as probe:
         probe.bind(("localhost", 0))
         coordinator = f"localhost:{probe.getsockname()[1]}"
