@@ -231,6 +231,8 @@ def test_the_page_shows_clips_as_they_are_rendered(tmp_path, monkeypatch, capsys
         data_show(Path("world:heldout,count=9,frames=3"))
     with pytest.raises(UserError, match="leave --vqgan out"):
         data_show(Path("world:heldout"), vqgan=Path("vqgan-64"))
+    with pytest.raises(UserError, match=r"copies:train is missing; give a .* world:train"):
+        data_show(Path("copies:train"))
 
 
 def test_frames_to_train_a_vqgan():
