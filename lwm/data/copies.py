@@ -1,10 +1,11 @@
-"""Repeated random ids: a first exercise, in which a small model learns to copy within minutes.
+"""Repeated random ids: an exercise in copying, before a small model is to retrieve from text.
 
     copies:train,count=6000
 
 Each example is a sequence of random ids of text, two or three times in a row, with the loss on
-the repetitions alone. A model that has formed this ("induction heads", Olsson et al. 2022, arXiv
-2209.11895) can retrieve from its context; on text alone, small models hardly begin to.
+the repetitions alone. Some sequences have few different ids, so that it takes several of them to
+know where to go on. A model that copies can retrieve ("induction heads", Olsson et al. 2022, arXiv
+2209.11895).
 """
 
 import dataclasses
@@ -23,6 +24,9 @@ from lwm.world.choices import Choices
 
 COPIES = "copies:"
 _PARTS = ("train", "held-out")
+_FEWEST = 8
+"""Different ids of a sequence, at most: this number, or as often twice, four times as many, and
+so on up to all."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -37,8 +41,7 @@ class CopySet:
     most: int = 48
     """Ids of the longest sequence."""
     ids: int = 512
-    """Different ids at most, the first of the vocabulary: of more, each is seen too seldom for
-    copying to form soon."""
+    """Different ids at most, the first of the vocabulary: of more, each is seen seldom."""
     seed: int = 0
 
     @classmethod
@@ -89,7 +92,8 @@ class Copies:
         number, config = within(number, len(self)), self.config
         choices = Choices("copies", config.part, config.seed, number)
         size, times = choices.between(config.least, config.most), choices.between(2, 3)
-        once = [choices.choice(self.ids) for _ in range(size)]
+        few = self._few(choices)
+        once = [choices.choice(few) for _ in range(size)]
         mask = np.ones(times * size, bool)
         mask[:size] = False
         return Example(
@@ -97,6 +101,11 @@ class Copies:
             loss_mask=mask,
             name=f"{COPIES}{config.part}:{number}",
         )
+
+    def _few(self, choices: Choices) -> list[int]:
+        """Returns the ids of a sequence: of few, it takes several to know where one goes on."""
+        doublings = max(1, len(self.ids) // _FEWEST).bit_length()
+        return [choices.choice(self.ids) for _ in range(_FEWEST << choices.below(doublings))]
 
     def files(self) -> list[Path]:
         """Returns no files: nothing is read."""

@@ -65,9 +65,9 @@ LAPTOP = Sizes(
 def laptop_curriculum() -> Curriculum:
     """Trains a model of 5M parameters: text at 512 to 4K, then images and clips, then chat.
 
-    The first stage teaches copying; then come books with numbers to recall, the procedural world in
-    images and clips of eight frames, and questions about all of it. Cost: 12M tokens. It has not
-    been run to its end.
+    The first stage is an exercise in copying; then come books with numbers to recall, the
+    procedural world in images and clips of eight frames, and questions about all of it. Cost: 12M
+    tokens. It has not been run to its end.
     """
     return curriculum(LAPTOP)
 
