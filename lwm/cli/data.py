@@ -232,13 +232,14 @@ def data_show(
         require_absent(page, overwrite=overwrite)
         with waiting("rendering", "clips") as progress:
             show_world(name, page, count=count, progress=progress)
-    elif not shards.exists():
-        raise UserError(
-            f"{name} is missing; give a folder that lwm tokenize wrote, or a set like world:train"
-        )
     else:
         if out is not None:
             require_absent(out, overwrite=overwrite)
+        if not shards.exists():
+            raise UserError(
+                f"{name} is missing; give a folder that lwm tokenize wrote, or a set like "
+                "world:train"
+            )
         with waiting("decoding", "items") as progress:
             page = show(shards, vqgan=vqgan, out=out, count=count, progress=progress)
     print_line(page)
