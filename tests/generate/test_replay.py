@@ -3,6 +3,7 @@
 import io
 import os
 import pickle
+from array import array
 
 import numpy as np
 import pytest
@@ -23,11 +24,12 @@ def test_plans_and_arrays_arrive():
     plan = GenerationPlan(max_tokens=3, stop_ids={1, 2}, sampler=Sampler(), vision=vision)
     assert sent(plan) == plan
     assert sent(GenerationPlan(max_tokens=3, stop_ids=range(4))).stop_ids == range(4)
-    array = np.arange(6, dtype=np.int32).reshape(2, 3)[:, ::2]
-    name, (found, one) = sent(("read", (array, np.bool_(True))))
+    ids = np.arange(6, dtype=np.int32).reshape(2, 3)[:, ::2]
+    name, (found, one) = sent(("read", (ids, np.bool_(True))))
     assert name == "read"
-    np.testing.assert_array_equal(found, array)
+    np.testing.assert_array_equal(found, ids)
     assert one
+    assert sent(array("i", [5, -1])) == array("i", [5, -1])
     holding = Holding(3)
     holding.pages += [1, 5]
     assert vars(sent(holding)) == vars(holding)
