@@ -1,10 +1,12 @@
 """`lwm train RECIPE --plan`: stages, tokens, operations and hours of chips, without training."""
 
 from lwm.cli.common import print_line, print_table
+from lwm.convert.open import open_model_files
 from lwm.errors import UserError
 from lwm.model.config import LlamaConfig
 from lwm.train.config import Curriculum, Run, Stage
 from lwm.train.cost import CHIPS, MFU, Cost, costs
+from lwm.train.shape import require_model
 from lwm.train.vqgan.config import VQGANRun
 
 
@@ -57,11 +59,13 @@ def _described(model: LlamaConfig) -> str:
 
 
 def _first_shape(run: Run) -> LlamaConfig:
-    """Returns the shape of the model that the first stage trains."""
+    """Returns the shape of the model that the first stage trains.
+
+    Raises:
+        UserError: The run names no model, or it cannot be opened.
+    """
     if run.model is not None:
         return run.shape_from(run.model)
-    from lwm.convert.open import open_model_files
-
-    if run.init is None:
-        raise UserError("the run has no model; give its shape, or init to start from another model")
+    require_model(run)
+    assert run.init is not None
     return run.shape_from(open_model_files(run.init, given=run).config)

@@ -13,6 +13,7 @@ import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+import jax
 from rich.console import Console
 
 from lwm.errors import UserError
@@ -59,19 +60,14 @@ def run_curriculum(
 
     Raises:
         Stopped: A signal stopped a stage; the same call resumes it.
-        UserError: See `run`; or a stage names an unknown evaluation, or one that is finished had
-            other settings.
+        UserError: See `run`; or a stage names an unknown evaluation, or any in a run of several
+            processes; or one that is finished had other settings.
     """
     console = console or Console(quiet=True)
     known = evaluations or {}
     placed = _placed(config, folder)
     for stage, _, _ in placed:
-        require_finite(stage.run)
-        if unknown := [name for name in stage.evaluations if name not in known]:
-            raise UserError(
-                f"stage {stage.name}: no evaluation is called {unknown[0]!r}; there are "
-                f"{', '.join(known) or 'none'}"
-            )
+        _check(stage, known)
     with first_alone() as is_first:
         if is_first:
             make_folder(folder)
@@ -91,6 +87,25 @@ def run_curriculum(
                 known[name](place / MODEL, place / EVALUATIONS / name)
                 _add(folder, done, stage.name, name)
     return placed[-1][1] / MODEL
+
+
+def _check(stage: Stage, evaluations: Mapping[str, Evaluate]) -> None:
+    """Refuses a stage that could not be trained or evaluated, before the first one begins.
+
+    Raises:
+        UserError: A setting is not finite, or an evaluation cannot be made.
+    """
+    require_finite(stage.run)
+    if stage.evaluations and jax.process_count() > 1:
+        raise UserError(
+            f"stage {stage.name}: evaluations run in one process; leave them out, and run "
+            "`lwm eval all` on the stage's model"
+        )
+    if unknown := [name for name in stage.evaluations if name not in evaluations]:
+        raise UserError(
+            f"stage {stage.name}: no evaluation is called {unknown[0]!r}; there are "
+            f"{', '.join(evaluations) or 'none'}"
+        )
 
 
 def _placed(config: Curriculum, folder: Path) -> list[tuple[Stage, Path, Path | None]]:

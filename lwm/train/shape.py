@@ -61,12 +61,11 @@ def model_config(
     if files is not None:
         model = files.training_config(codes=codes)
         _require_shape_of(model, config)
+        _warn_of_rope(config, model, warn)
     else:
         assert config.model is not None  # see `require_model`
         tokens = TokenSpace.of(tokenizer.vocab_size, codes)
         model = config.applied(dataclasses.replace(config.model, tokens=tokens))
-    if files is not None:
-        _warn_of_rope(config, model, warn)
     length = config.data.packing.length
     if length <= model.max_context:
         return model

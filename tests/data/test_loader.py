@@ -58,7 +58,7 @@ def take(loader, count):
     return list(itertools.islice(loader, count))
 
 
-def told(delivered):
+def all_of(delivered):
     """All that comes with a batch."""
     return delivered.examples, delivered.faults, delivered.read, delivered.state()
 
@@ -77,7 +77,7 @@ def test_goes_on_where_it_stopped(stopped, balance):
     again.restore(state)
     for one, other in zip(take(again, 50 - stopped), whole[stopped:], strict=True):
         same(one.batch, other.batch)
-        assert told(one) == told(other)
+        assert all_of(one) == all_of(other)
 
 
 def test_a_state_is_that_of_the_batch_it_comes_with():
@@ -119,7 +119,7 @@ def test_threads_change_nothing():
     )
     for a, b in zip(one, many, strict=True):
         same(a.batch, b.batch)
-        assert told(a) == told(b)
+        assert all_of(a) == all_of(b)
 
 
 def test_rows_of_a_batch_are_alike_in_work():
@@ -223,7 +223,7 @@ def test_examples_outside_of_bounds_are_passed_over_and_are_not_bad():
     again = loader(6, [bounded])
     again.restore(json.loads(json.dumps(whole[5].state())))
     for one, other in zip(take(again, 10), whole[6:], strict=True):
-        assert told(one) == told(other)
+        assert all_of(one) == all_of(other)
     with pytest.raises(UserError, match=r"tokens asked for; the last: \d+ has \d+ tokens"):
         take(loader(4, [Bounded(Numbered(100, broken=False), least=200)]), 1)
 

@@ -130,3 +130,10 @@ def test_stages_that_cannot_follow_each_other():
             Curriculum(stages=stages)
     with pytest.raises(UserError, match="no evaluation is called 'count'; there are none"):
         run_curriculum(Curriculum(stages=(first, again, long)), Path("nowhere"))
+
+
+def test_evaluations_are_refused_where_several_processes_train(tmp_path, monkeypatch):
+    monkeypatch.setattr("jax.process_count", lambda: 2)
+    with pytest.raises(UserError, match="stage again: evaluations run in one process"):
+        run_curriculum(curriculum(), tmp_path / "new", evaluations={"count": count})
+    assert not (tmp_path / "new").exists()
