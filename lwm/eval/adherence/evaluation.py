@@ -13,6 +13,7 @@ import lwm
 from lwm.data.captions import VisionKind, request
 from lwm.errors import UserError
 from lwm.eval.adherence.config import AdherenceConfig
+from lwm.eval.prompt import PromptEncoder
 from lwm.eval.question import Question, Response
 from lwm.eval.results import ResultRow
 from lwm.eval.subject import Subject
@@ -89,7 +90,7 @@ class AdherenceEvaluation:
         return dataclasses.replace(made, sampling=own, seed=cell.sample)
 
     @functools.cached_property
-    def _encode(self) -> Any:
+    def _encode(self) -> PromptEncoder:
         return self._subject.encoder
 
     def _clip(self, split: Split, frames: int, number: int) -> Clip:

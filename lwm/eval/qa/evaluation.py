@@ -13,6 +13,7 @@ import numpy as np
 import lwm
 from lwm.cache import LRUCache
 from lwm.errors import UserError
+from lwm.eval.prompt import PromptEncoder
 from lwm.eval.qa.config import QAConfig
 from lwm.eval.qa.rows import QuestionSet, Row
 from lwm.eval.qa.rules import score
@@ -92,7 +93,7 @@ class QAEvaluation:
         )
 
     @functools.cached_property
-    def _encode(self) -> Any:
+    def _encode(self) -> PromptEncoder:
         return self._subject.encoder
 
     def _seen(self, row: Row) -> Vision:
