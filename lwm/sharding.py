@@ -14,7 +14,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.experimental.mesh_utils import create_hybrid_device_mesh
+from jax.experimental.mesh_utils import create_device_mesh, create_hybrid_device_mesh
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec as P
 
 from lwm.errors import UserError
@@ -108,7 +108,8 @@ def make_mesh(text: str = "1,1,1,1", devices: Sequence[jax.Device] | None = None
     """Makes the mesh described by `text` of as many of the first devices as it needs.
 
     Raises:
-        UserError: See `parse_mesh`; or there are several processes and some device stays unused.
+        UserError: See `parse_mesh`; or there are several processes and some device stays unused; or
+            the sizes do not fit the sides of a TPU slice.
     """
     devices = list(jax.devices() if devices is None else devices)
     sizes = parse_mesh(text, len(devices), platform=devices[0].platform)
@@ -116,15 +117,32 @@ def make_mesh(text: str = "1,1,1,1", devices: Sequence[jax.Device] | None = None
     if used < len(devices) and jax.process_count() > 1:
         raise UserError(f"mesh {text!r} uses {used} of {len(devices)} devices; use all of them")
     explicit = (AxisType.Explicit,) * len(AXES)
-    parts = _joined_by_slow_links(devices[:used])
-    if parts == 1:
-        return jax.make_mesh(sizes, AXES, devices=devices[:used], axis_types=explicit)
-    inner = inside_host(sizes, used // parts)
-    outer = tuple(size // part for size, part in zip(sizes, inner, strict=True))
-    placed = create_hybrid_device_mesh(
-        inner, outer, devices[:used], process_is_granule=devices[0].platform != "tpu"
-    )
+    try:
+        placed = _placed(sizes, devices[:used])
+    except (AssertionError, NotImplementedError, ValueError) as error:
+        kind = devices[0].device_kind
+        raise UserError(
+            f"mesh {text!r} cannot be laid on {used} of {len(devices)} devices {kind}: use all of "
+            f"them, or sizes that divide the sides of the slice ({type(error).__name__})"
+        ) from error
     return Mesh(placed, AXES, axis_types=explicit)
+
+
+def _placed(sizes: tuple[int, int, int, int], devices: Sequence[jax.Device]) -> np.ndarray:
+    """Arranges devices so that neighbours on an axis have fast links."""
+    parts = _joined_by_slow_links(devices)
+    # An axis may be longer than any side of a TPU slice, and then takes parts of several sides.
+    if parts == 1:
+        return create_device_mesh(sizes, devices, allow_split_physical_axes=True)
+    inner = inside_host(sizes, len(devices) // parts)
+    outer = tuple(size // part for size, part in zip(sizes, inner, strict=True))
+    return create_hybrid_device_mesh(
+        inner,
+        outer,
+        devices,
+        process_is_granule=devices[0].platform != "tpu",
+        allow_split_physical_axes=True,
+    )
 
 
 def inside_host(sizes: tuple[int, int, int, int], devices: int) -> tuple[int, int, int, int]:
