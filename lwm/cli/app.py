@@ -28,6 +28,7 @@ from lwm.cli.ruler import eval_ruler
 from lwm.cli.texts import generate_text
 from lwm.cli.visual_needle import eval_visual_needle
 from lwm.errors import UserError
+from lwm.hub import catalog
 from lwm.signals import Ended, answered, end_now, ending
 
 
@@ -199,6 +200,16 @@ def _run(arguments: list[str]) -> None:
         recipes, arguments = cli_train.commands(arguments[1:])
         _parse(recipes, arguments, prog="lwm train", about=cli_train.ABOUT)
         return
+    if arguments[:1] == ["plan"] and _is_recipe(*arguments[1:2]):
+        from lwm.cli import plan_recipe
+        from lwm.cli.train import commands as by_recipe
+
+        if (model := catalog.known(arguments[1])) is not None:
+            print_line(f"lwm: this is the recipe; the model is {model.name}", error=True)
+        given = plan_recipe.plan_recipe, plan_recipe.PlanOptions
+        recipes, arguments = by_recipe(arguments[1:], *given)
+        _parse(recipes, arguments, prog="lwm plan", about=plan_recipe.ABOUT)
+        return
     if arguments[:2] == ["eval", "harness"]:
         run_harness(arguments[2:])
         return
@@ -217,6 +228,12 @@ def _run(arguments: list[str]) -> None:
         prog="lwm",
         about="Large world models: chat, generate, evaluate, train.",
     )
+
+
+def _is_recipe(name: str = "") -> bool:
+    from lwm.recipes import RECIPES
+
+    return name in RECIPES or ".py:" in name
 
 
 def _parse(commands: dict[str, Command], arguments: list[str], *, prog: str, about: str) -> None:

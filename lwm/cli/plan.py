@@ -39,11 +39,12 @@ def plan(
     codes: int | None = None,
     rope_scaling: str | None = None,
 ) -> None:
-    """Reports whether a model fits the memory of given devices; loads nothing.
+    """Reports whether a model, or a recipe's training, fits given devices; loads nothing.
 
     Args:
         model: A name from `lwm models`, a Hugging Face folder, a GGUF file, a hub's org/name, a
-            run, or one of LWM's sizes, such as 7b.
+            run, or one of LWM's sizes, such as 7b. Or a recipe: `lwm plan lwm-text-1m --help`
+            shows its own options.
         context: Tokens of prompt and answer; by default, several up to the model's own.
         rows: Prompts in a batch.
         mesh: Devices: dp,fsdp,tp,sp such as 1,1,32,1, or tp=32.

@@ -37,35 +37,47 @@ class Options:
     """For a run of several processes: start the same command in each, with its own index."""
 
 
-def commands(arguments: list[str]) -> tuple[dict[str, Callable[..., None]], list[str]]:
+Act = Callable[[str, Any, Any], None]
+"""Takes the name of a recipe, what the options make of it, and the options beside its own."""
+
+
+def commands(
+    arguments: list[str], act: Act | None = None, options: type = Options
+) -> tuple[dict[str, Callable[..., None]], list[str]]:
     """Returns a command for each recipe, the user's own included, and the arguments to parse.
 
     Options of the last release are replaced in these, with a hint on stderr.
+
+    Args:
+        arguments: Those of the command line, from the recipe's name.
+        act: What the command does; by default it trains.
+        options: Class of the options beside those of the recipe.
     """
     named = dict(RECIPES)
     if arguments and ":" in arguments[0]:
         named[arguments[0]] = find_recipe(arguments[0])
     if arguments and (recipe := named.get(arguments[0])):
         arguments = new_options(arguments, settings(recipe()), _hint)
-    return {name: _command(name, recipe) for name, recipe in named.items()}, arguments
+    found = {name: _command(name, recipe, act or train, options) for name, recipe in named.items()}
+    return found, arguments
 
 
 def _hint(text: str) -> None:
     print_line(f"lwm: {text}", error=True)
 
 
-def _command(name: str, recipe: Recipe) -> Callable[..., None]:
+def _command(name: str, recipe: Recipe, act: Act, beside: type) -> Callable[..., None]:
     own = recipe()
     kind: Any = type(own)
 
-    def command(*, run: Any = own, options: Any = Options()) -> None:
-        train(name, _replaced(run, own), options)
+    def command(*, run: Any = own, options: Any = beside()) -> None:  # noqa: B008
+        act(name, _replaced(run, own), options)
 
     # What a recipe makes decides the options; neither it nor the others have a name before theirs.
     plain = tyro.conf.arg(name="")
     command.__annotations__ |= {
         "run": Annotated[kind, plain],
-        "options": Annotated[Options, plain],
+        "options": Annotated[beside, plain],
     }
     command.__doc__ = recipe.__doc__
     return command

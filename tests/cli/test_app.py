@@ -269,7 +269,7 @@ def test_where_a_model_is_loaded_is_one_group_of_options(here):
 
 
 def test_devices_that_are_not_there_are_named_in_one_line():
-    run = lwm("plan", "lwm-text-1m", JAX_PLATFORMS="cuda")
+    run = lwm("plan", "LWM-Text-1M", JAX_PLATFORMS="cuda")
     assert run.returncode == 2
     assert run.stderr.startswith("lwm: there is no device for cuda")
     assert run.stderr.count("\n") == 1

@@ -38,7 +38,7 @@ def test_a_plan_shows_the_stages_and_trains_nothing(tmp_path, capsys, monkeypatc
     assert lines[-2].startswith("in all 5.44e+11 tokens and 3.06e+22 FLOPs; model: 32 layers")
     commands.train("debug", debug(), options)
     assert "debug" in capsys.readouterr().out
-    with pytest.raises(UserError, match="counts the operations of language models"):
+    with pytest.raises(UserError, match="vqgan-64 trains a VQGAN; plans are of language models"):
         commands.train("vqgan-64", RECIPES["vqgan-64"](), options)
     assert not list(tmp_path.iterdir())
 
