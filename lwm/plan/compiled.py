@@ -37,19 +37,13 @@ class Refused:
 
 
 def compile_program(program: Program, mesh: Mesh) -> Compiled | Refused:
-    """Compiles a program for the devices of a mesh.
-
-    Raises:
-        JaxRuntimeError: The compiler fails for another reason than memory.
-    """
+    """Compiles a program for the devices of a mesh."""
     begun = time.perf_counter()
     with used(mesh):
         lowered = program.function.lower(*program.arguments, **program.options)
         try:
             compiled = lowered.compile()
         except jax.errors.JaxRuntimeError as error:
-            if "RESOURCE_EXHAUSTED" not in str(error):
-                raise
             return Refused(reason=_reason(str(error)), seconds=time.perf_counter() - begun)
     seconds = time.perf_counter() - begun
     memory = compiled.memory_analysis()
@@ -65,6 +59,6 @@ def compile_program(program: Program, mesh: Mesh) -> Compiled | Refused:
 
 
 def _reason(message: str) -> str:
-    """Returns the sentences of a compiler's message that have its bytes."""
-    text = message.partition("RESOURCE_EXHAUSTED:")[2].partition("\n")[0]
-    return re.sub(r"^.*?(?=Ran out of memory)", "", text).strip() or "it takes too much memory"
+    """Returns the first line of a compiler's message, from its bytes on if it is about memory."""
+    first = message.strip().partition("\n")[0]
+    return re.sub(r"^RESOURCE_EXHAUSTED:.*?(?=Ran out of memory)", "", first)

@@ -12,13 +12,14 @@ from typing import Any, NoReturn, Protocol, runtime_checkable
 
 import jax
 import orbax.checkpoint as ocp
-from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
+from jax.sharding import Mesh
 from orbax.checkpoint import args
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 from lwm.errors import UserError, is_full_disk, system_reason
 from lwm.files import make_folder
 from lwm.formats.run_folder import CHECKSUMS, checksums, fault_of
+from lwm.plan.program import placed
 from lwm.processes import gather
 from lwm.train.config import Keep
 
@@ -283,13 +284,7 @@ def abstract_state(make: Callable[[], Any], mesh: Mesh) -> Any:
     """Returns shapes, types and shardings on `mesh` of the state that `make` returns."""
     with jax.set_mesh(mesh):
         shapes = jax.eval_shape(make)
-
-    def place(leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
-        # Tracing has an abstract mesh only, without devices.
-        spec = leaf.sharding.spec if isinstance(leaf.sharding, NamedSharding) else P()
-        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=NamedSharding(mesh, spec))
-
-    return jax.tree.map(place, shapes)
+    return placed(shapes, mesh)
 
 
 def named_leaves(state: Checkpointable) -> dict[str, Any]:
