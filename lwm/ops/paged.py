@@ -190,7 +190,7 @@ def _softmax(query, keys, values, page_of, lengths, first, *, step, stride, offs
     def read(n, now, masked):
         found = page_of(n)
         k, v = (from_bits(jnp.take(cache, found, axis=0)) for cache in (keys, values))
-        scores = jnp.einsum("bkgh,bkht->bkgt", query, k, preferred_element_type=jnp.float32)
+        scores = product("bkgh,bkht->bkgt", query, k, aligned=True)
         if masked:
             start = (first + (n * stride + offsets) * step) * PAGE
             seen = start[:, None] + jnp.arange(PAGE) <= lengths[:, None]
@@ -200,9 +200,7 @@ def _softmax(query, keys, values, page_of, lengths, first, *, step, stride, offs
         top = jnp.maximum(now.top, jnp.max(scores, axis=-1))
         weights = jnp.exp(scores - top[..., None])
         fade = jnp.exp(now.top - top)
-        mixed = jnp.einsum(
-            "bkgt,bkth->bkgh", weights.astype(v.dtype), v, preferred_element_type=jnp.float32
-        )
+        mixed = product("bkgt,bkth->bkgh", weights.astype(v.dtype), v, aligned=True)
         total = now.total * fade + jnp.sum(weights, axis=-1)
         return _Softmax(now.out * fade[..., None] + mixed, top, total)
 

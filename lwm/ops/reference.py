@@ -1,6 +1,9 @@
 """Reference implementation of attention, quadratic and in float32: the oracle of the tests."""
 
+from functools import partial
+
 import jax.numpy as jnp
+from jax import lax
 from jaxtyping import Array, Bool, Float
 
 from lwm.ops.mask import EMPTY, Mask
@@ -26,7 +29,7 @@ def attention(
     p = jnp.exp(scores - top)
     total = p.sum(-1, keepdims=True)
     p = p / jnp.where(total > 0, total, 1)
-    out = jnp.einsum("bkgst,btkh->bskgh", p, v.astype(jnp.float32)).reshape(q.shape)
+    out = _product("bkgst,btkh->bskgh", p, v.astype(jnp.float32)).reshape(q.shape)
     lse = jnp.where(total > 0, top + jnp.log(jnp.where(total > 0, total, 1)), -jnp.inf)
     return out, jnp.moveaxis(lse[..., 0], 3, 1).reshape(B, S, N)
 
@@ -47,15 +50,18 @@ def attention_grads(
     # A row that sees no key has lse = -inf; its scores are -inf too, and its weights are 0.
     p = jnp.exp(_scores(q, k, mask) - jnp.where(lse == -jnp.inf, 0, lse))
     delta = jnp.moveaxis((o * do).sum(-1), 1, 3)[..., None]
-    ds = p * (jnp.einsum("bskgh,btkh->bkgst", do, wide_v) - delta) * q.shape[3] ** -0.5
-    dq = jnp.einsum("bkgst,btkh->bskgh", ds, wide_k).reshape(q.shape)
-    dk = jnp.einsum("bkgst,bskgh->btkh", ds, queries)
-    return dq, dk, jnp.einsum("bkgst,bskgh->btkh", p, do)
+    ds = p * (_product("bskgh,btkh->bkgst", do, wide_v) - delta) * q.shape[3] ** -0.5
+    dq = _product("bkgst,btkh->bskgh", ds, wide_k).reshape(q.shape)
+    dk = _product("bkgst,bskgh->btkh", ds, queries)
+    return dq, dk, _product("bkgst,bskgh->btkh", p, do)
 
 
 def _scores(q, k, mask):
-    scores = jnp.einsum("bskgh,btkh->bkgst", _grouped(q, k), k.astype(jnp.float32))
+    scores = _product("bskgh,btkh->bkgst", _grouped(q, k), k.astype(jnp.float32))
     return jnp.where(visible(mask)[:, None, None], scores * q.shape[3] ** -0.5, -jnp.inf)
+
+
+_product = partial(jnp.einsum, precision=lax.Precision.HIGHEST)
 
 
 def _grouped(x, k):

@@ -15,16 +15,15 @@ import jax.numpy as jnp
 
 from lwm.model.config import Dtype, LlamaConfig
 
-# Dense peaks in bfloat16 and in float32, FLOP/s. JAX multiplies float32 by default in TF32 on these
-# GPUs and in one pass of bfloat16 on TPUs (jax.lax.Precision.DEFAULT), so those peaks stand for
-# float32. NVIDIA's datasheets of the A100 (2021), H100 (2023) and H200 (2024) Tensor Core GPUs,
-# halved where they are given with sparsity; Google Cloud's documentation, "TPU v4", "TPU v5e",
-# "TPU v5p" and "TPU v6e", peak compute per chip.
+# Dense peaks in bfloat16 and in float32, FLOP/s; float32 as `lwm.ops.precision` has it, not TF32.
+# NVIDIA's datasheets of the A100 (2021), H100 (2023) and H200 (2024) Tensor Core GPUs, halved where
+# they are given with sparsity; Google Cloud's documentation, "TPU v4", "TPU v5e", "TPU v5p" and
+# "TPU v6e", peak compute per chip in bfloat16.
 _GPUS = (
-    (r"\bH[12]00 NVL\b", 835.5e12, 417.5e12),
-    (r"\bH100 PCIe\b", 756.5e12, 378e12),
-    (r"\bH[12]00\b", 989.5e12, 494.5e12),
-    (r"\bA100\b", 312e12, 156e12),
+    (r"\bH[12]00 NVL\b", 835.5e12, 60e12),
+    (r"\bH100 PCIe\b", 756.5e12, 51e12),
+    (r"\bH[12]00\b", 989.5e12, 67e12),
+    (r"\bA100\b", 312e12, 19.5e12),
 )
 _TPUS = {
     "TPU v4": 275e12,
@@ -35,6 +34,8 @@ _TPUS = {
     "TPU v6e": 918e12,
     "TPU v6 lite": 918e12,
 }
+_PASSES = 6
+"""Products of bfloat16 of which a TPU makes one of float32."""
 _MEASURING = 0.25
 """Target duration of the measurement on a CPU, in seconds."""
 
@@ -82,7 +83,7 @@ def peak_flops(device: jax.Device, dtype: Dtype) -> float | None:
 def known_peak(kind: str, dtype: Dtype) -> float | None:
     """Looks up the peak of a GPU or TPU by the name that JAX gives it."""
     if kind in _TPUS:
-        return _TPUS[kind]
+        return _TPUS[kind] / (1 if dtype == "bfloat16" else _PASSES)
     # The name of a MIG slice contains that of the whole GPU.
     known = (row for row in _GPUS if re.search(row[0], kind) and "MIG" not in kind)
     _, bfloat16, float32 = next(known, (None, None, None))

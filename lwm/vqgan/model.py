@@ -123,7 +123,8 @@ class VQGAN(eqx.Module):
         """
         self.config.grid(*pixels.shape[1:3])
         exact = contextlib.nullcontext()
-        if self.config.search == "product":  # so close that rounding to TF32 would change codes
+        # So close that rounding would change codes, even if JAX's default asks for it.
+        if self.config.search == "product":
             exact = jax.default_matmul_precision("highest")
         with exact:
             encoded = self.encoder(pixels.astype(self.config.encoder_dtype))

@@ -18,6 +18,7 @@ from jax.sharding import NamedSharding, PartitionSpec as P
 from jaxtyping import Array, Float
 
 from lwm.ops.cpu.product import product
+from lwm.ops.precision import precision_of
 
 Convolution = Callable[[Array, Array], Array]
 """Function of frames and a kernel."""
@@ -85,8 +86,7 @@ def _convolve_repeated(x: Array, kernel: Array) -> Array:
 
 
 def _convolve_halved_by_xla(x: Array, kernel: Array) -> Array:
-    beyond = ((0, 1), (0, 1))
-    return jax.lax.conv_general_dilated(x, kernel, (2, 2), beyond, dimension_numbers=_LAYOUT)
+    return _by_xla(x, kernel, 2, ((0, 1), (0, 1)))
 
 
 @_with_gradient_of(_convolve_repeated)
@@ -116,7 +116,20 @@ def convolve_halved(
 
 
 def _convolve_by_xla(x: Array, kernel: Array) -> Array:
-    return jax.lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=_LAYOUT)
+    return _by_xla(x, kernel, 1, "SAME")
+
+
+def _by_xla(
+    x: Array, kernel: Array, stride: int, padding: str | Sequence[tuple[int, int]]
+) -> Array:
+    return jax.lax.conv_general_dilated(
+        x,
+        kernel,
+        (stride, stride),
+        padding,
+        dimension_numbers=_LAYOUT,
+        precision=precision_of(x, kernel),
+    )
 
 
 def _convolve_by_pixel(x: Array, kernel: Array) -> Array:
@@ -339,11 +352,7 @@ def _bits(x: Array) -> Array:
 
 def _kernel_gradient_by_xla(x: Array, grad: Array, *, side: int) -> Array:
     kernel = jnp.zeros((side, side, x.shape[3], grad.shape[3]), x.dtype)
-    plain = functools.partial(
-        jax.lax.conv_general_dilated, window_strides=(1, 1), padding="SAME",
-        dimension_numbers=_LAYOUT,
-    )  # fmt: skip
-    return jax.linear_transpose(functools.partial(plain, x), kernel)(grad)[0]
+    return jax.linear_transpose(functools.partial(_convolve_by_xla, x), kernel)(grad)[0]
 
 
 def kernel_gradient_by_frame(

@@ -9,6 +9,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from lwm.ops.cpu.product import product
+from lwm.ops.precision import precision_of
 
 MIN_ROWS = 4
 """XLA on CPU has fast bfloat16 products for two rows and more; up to four they cost the same."""
@@ -35,13 +36,14 @@ def contract(
 def _multiply(
     x: Array, weight: Array, transposed: bool, dtype: jnp.dtype, out_sharding: P | None
 ) -> Array:
+    weight = weight.astype(x.dtype)
     multiply = partial(
         jnp.einsum,
         "bsc,oc->bso" if transposed else "bsc,c...->bs...",
+        precision=precision_of(x, weight),
         preferred_element_type=dtype,
         out_sharding=out_sharding,
     )
-    weight = weight.astype(x.dtype)
     if x.dtype == jnp.float32:
         return multiply(x, weight)
     on_cpu = partial(_on_cpu, multiply)

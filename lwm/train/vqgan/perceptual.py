@@ -16,6 +16,7 @@ from jaxtyping import Array, Float
 
 from lwm.errors import UserError
 from lwm.formats.pickles import read_pickle
+from lwm.ops.precision import precision_of
 
 Network = Literal["alexnet", "vgg16"]
 
@@ -97,6 +98,7 @@ class LPIPS(eqx.Module):
                 (stride, stride),
                 [(padding, padding)] * 2,
                 dimension_numbers=("NHWC", "HWIO", "NHWC"),
+                precision=precision_of(x, kernel),
             )
             x = jax.nn.relu(x + bias)
             if compared:
@@ -111,7 +113,8 @@ class LPIPS(eqx.Module):
         pairs = zip(self.features(frames), self.features(others), self.heads, strict=True)
         for one, other, head in pairs:
             apart = jnp.square(_of_length_one(one) - _of_length_one(other))
-            total += jnp.mean(apart @ head, axis=(1, 2))
+            weighted = jnp.matmul(apart, head, precision=precision_of(apart, head))
+            total += jnp.mean(weighted, axis=(1, 2))
         return total
 
 
