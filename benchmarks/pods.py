@@ -19,17 +19,22 @@ import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from lwm.eval.markdown import markdown_table
 from lwm.model.config import Compute, LlamaConfig, Remat, Rope, preset
+from lwm.plan.chips import read_slice
+from lwm.plan.fit import mesh_text
+from lwm.plan.memory import inference_need
 from lwm.recipes import RECIPES
+from lwm.sharding import make_mesh, parse_mesh
 from lwm.tokens import TokenSpace
-from lwm.train.config import Run
+from lwm.train.config import Curriculum, Run
 from lwm.train.planned import memory_of, planned
 from lwm.train.vqgan.config import VQGANRun
 
 Program = Literal["init", "update", "reading", "decoding"]
+PROGRAMS: tuple[Program, ...] = get_args(Program)
 
 _K, _M = 1024, 1024 * 1024
 _GIB = 2**30
@@ -45,6 +50,7 @@ class Case:
     topology: str
     run: Run
     model: LlamaConfig
+    programs: tuple[Program, ...] = PROGRAMS
 
     @property
     def key(self) -> Any:
@@ -57,17 +63,13 @@ class Case:
         return self.topology, shape, run.compute, run.mesh, sizes, types, run.training.layout
 
 
-def of_recipes() -> Iterator[Case]:
-    """Yields the stages of all recipes of language models."""
-    for name, recipe in RECIPES.items():
-        made = recipe()
-        if isinstance(made, VQGANRun):
-            continue
-        for stage, cost in planned(name, made):
-            small = cost.model.dim < 1024
-            slice_ = _SMALL if small else _VISION if cost.model.tokens.vision else _TEXT
-            full = name if stage.name == name else f"{name}/{stage.name}"
-            yield Case(name=full, topology=slice_, run=stage.run, model=cost.model)
+def of_recipe(name: str, recipe: Run | Curriculum | VQGANRun) -> Iterator[Case]:
+    """Yields the stages of a recipe of a language model."""
+    for stage, cost in planned(name, recipe):
+        small = cost.model.dim < _K
+        topology = _SMALL if small else _VISION if cost.model.tokens.vision else _TEXT
+        full = name if stage.name == name else f"{name}/{stage.name}"
+        yield Case(name=full, topology=topology, run=stage.run, model=cost.model)
 
 
 def step(
@@ -110,23 +112,31 @@ STEPS = (
     step("7b-8m-offload", 8 * _M, remat="offload"),
     step("13b-1m", _M, model=_13B, mesh="1,4,8,8"),
     step("llama3-8b-1m", _M, model=_LLAMA3, mesh="1,4,8,8"),
-    step("7b-answers", _M, rows=1, mesh="1,1,4,8", topology="v4:2x4x4"),
+    dataclasses.replace(
+        step("7b-answers", _M, rows=1, mesh="1,1,4,8", topology="v4:2x4x4"),
+        programs=("reading", "decoding"),
+    ),
 )
 """Steps of no recipe, and one for its programs of answering: a row of a million tokens."""
 
 
 def cases() -> list[Case]:
     """Returns all cases; of those that have the same programs, the first."""
-    found = {case.key: case for case in reversed([*of_recipes(), *STEPS])}
+    made = ((name, recipe()) for name, recipe in RECIPES.items())
+    every = [
+        case
+        for name, recipe in made
+        if not isinstance(recipe, VQGANRun)
+        for case in of_recipe(name, recipe)
+    ]
+    found = {case.key: case for case in reversed([*every, *STEPS])}
     return list(found.values())[::-1]
 
 
 def compiled(case: Case, program: Program) -> dict[str, Any]:
     """Compiles a program in this process, and returns its line."""
     from lwm.generate.abstract import generation_programs
-    from lwm.plan.chips import read_slice
     from lwm.plan.compiled import Refused, compile_program
-    from lwm.sharding import make_mesh
     from lwm.train.abstract import training_programs
 
     mesh = make_mesh(case.run.mesh, read_slice(case.topology).devices())
@@ -176,48 +186,66 @@ def read(file: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in file.read_text().splitlines()]
 
 
-def estimate(case: Case, sizes: Sequence[int]) -> int:
-    """Returns what `lwm plan` says without a compiler, in bytes of a chip."""
-    dp, fsdp, tp, sp = sizes
-    return memory_of(case.run, case.model, (dp, fsdp, tp, sp)).total
+def sizes_of(case: Case) -> tuple[int, int, int, int]:
+    """Returns the sizes of a case's mesh on its slice."""
+    return parse_mesh(case.run.mesh, read_slice(case.topology).count)
 
 
-def table(lines: Sequence[dict[str, Any]]) -> str:
-    """Returns the table of results, in the order of the cases; GiB of a chip."""
-    by_name = {case.name: case for case in cases()}
-    found = {(line["case"], line["program"]): line for line in lines}
-    rows = [
-        "case", "program", "slice", "mesh", "rows × tokens", "type", "arguments", "temporaries",
-        "peak", "estimate", "difference", "seconds",
-    ]  # fmt: skip
-    cells = [rows]
-    for (name, program), line in sorted(
-        found.items(), key=lambda each: [*by_name].index(each[0][0])
-    ):
-        case = by_name[name]
-        data, compute = case.run.data, case.run.compute
-        row = [
-            name,
-            program,
+def estimate(case: Case, program: Program) -> int | None:
+    """Returns what `lwm plan` says without a compiler, in bytes of a chip; None of `init`."""
+    if program == "update":
+        return memory_of(case.run, case.model, sizes_of(case)).total
+    if program == "init":
+        return None
+    dp, fsdp, *_ = sizes_of(case)
+    context, dtype = case.model.max_context, case.run.compute.dtype
+    need = inference_need(
+        case.model,
+        context=context,
+        rows=dp * fsdp,
+        mesh=sizes_of(case),
+        dtype=dtype,
+        platform="tpu",
+    )
+    return need.total
+
+
+def table(lines: Sequence[dict[str, Any]], program: Program) -> str:
+    """Returns a table of results of a program in the order of the cases, and why some have none.
+
+    Of several lines of a case the last counts.
+    """
+    found = {line["case"]: line for line in lines if line["program"] == program}
+    titles = "case", "slice", "mesh", "rows × tokens", "type, remat"
+    sizes = "arguments", "temporaries", "peak", "estimate", "difference", "compiled in"
+    rows: list[tuple[str, ...]] = [(*titles, *sizes)]
+    notes = []
+    for case in cases():
+        if (line := found.get(case.name)) is None:
+            continue
+        data, compute, expected = case.run.data, case.run.compute, estimate(case, program)
+        row = (
+            case.name,
             case.topology,
-            ",".join(map(str, line.get("mesh", [case.run.mesh]))),
+            mesh_text(sizes_of(case)),
             f"{data.rows:,} × {data.packing.length:,}",
             f"{compute.dtype}, {compute.remat}",
-        ]
+        )
+        seconds = f"{line['seconds']:.0f} s" if "seconds" in line else "–"
         if "refused" in line:
-            cells.append([*row, line["refused"], *[""] * 4, f"{line.get('seconds', 0):.0f}"])
+            notes.append(f"{case.name}: {line['refused']}")
+            rows.append((*row, "–", "–", "refused", gib(expected), "–", seconds))
             continue
-        expected, difference = "", ""
-        if program == "update":
-            bytes_ = estimate(case, line["mesh"])
-            expected, difference = gib(bytes_), f"{bytes_ / line['peak'] - 1:+.0%}"
-        sizes = [gib(line[each]) for each in ("arguments", "temporaries", "peak")]
-        cells.append([*row, *sizes, expected, difference, f"{line['seconds']:.0f}"])
-    return markdown_table(cells)
+        difference = "–" if expected is None else f"{expected / line['peak'] - 1:+.0%}"
+        shown = (gib(line[each]) for each in ("arguments", "temporaries", "peak"))
+        rows.append((*row, *shown, gib(expected), difference, seconds))
+    return "\n\n".join([markdown_table(rows, words=True), *notes])
 
 
-def gib(count: float) -> str:
+def gib(count: int | None) -> str:
     """Formats bytes as GiB."""
+    if count is None:
+        return "–"
     return f"{count / _GIB:.2f}" if count >= _GIB / 10 else f"{count / _GIB:.4f}"
 
 
@@ -253,30 +281,44 @@ def main(options: Options) -> None:
     chosen = [case for case in cases() if not options.only or case.name in options.only]
     if unknown := {*options.only} - {case.name for case in chosen}:
         sys.exit(f"no case is called {', '.join(sorted(unknown))}; --list shows all")
+    work = [(case, name) for case in chosen for name in options.programs if name in case.programs]
     if options.list:
         print(*(case.name for case in chosen), sep="\n")
+    elif options.here:
+        for case, program in work:
+            print(json.dumps(compiled(case, program)))
+    else:
+        for case, program in () if options.table else work:
+            add(case, program, options)
+        write_tables(options)
+
+
+def add(case: Case, program: Program, options: Options) -> None:
+    """Compiles a program and adds its line, if there is none yet."""
+    there = {(line["case"], line["program"]) for line in read(options.out)}
+    if (case.name, program) in there and not options.again:
         return
-    for case in chosen if not options.table else ():
-        for program in options.programs:
-            if options.here:
-                print(json.dumps(compiled(case, program)))
-                continue
-            there = {(line["case"], line["program"]) for line in read(options.out)}
-            if options.again or (case.name, program) not in there:
-                line = apart(case, program, options.minutes)
-                shown = line.get("refused") or f"{gib(line['peak'])} GiB in {line['seconds']:.0f} s"
-                print(f"{case.name}, {program}: {shown}", flush=True)
-                with options.out.open("a") as file:
-                    file.write(json.dumps(line) + "\n")
-    if options.here:
-        return
-    found = table(read(options.out))
-    print(found)
-    options.out.with_suffix(".md").write_text(found + "\n")
-    if options.docs is not None:
+    line = apart(case, program, options.minutes)
+    shown = line.get("refused") or f"{gib(line['peak'])} GiB in {line['seconds']:.0f} s"
+    print(f"{case.name}, {program}: {shown}", flush=True)
+    with options.out.open("a") as file:
+        file.write(json.dumps(line) + "\n")
+
+
+def write_tables(options: Options) -> None:
+    """Writes the tables of all programs that have lines, and that of updates into a page."""
+    lines = read(options.out)
+    tables = {
+        name: table(lines, name) for name in PROGRAMS if any(x["program"] == name for x in lines)
+    }
+    text = "\n\n".join(f"## {name}\n\n{found}" for name, found in tables.items())
+    print(text)
+    options.out.with_suffix(".md").write_text(f"{text}\n")
+    if options.docs is not None and "update" in tables:
         before, _, rest = options.docs.read_text().partition(BEGINS)
         _, _, after = rest.partition(ENDS)
-        options.docs.write_text(f"{before}{BEGINS}\n\n{found}\n\n{ENDS}{after}")
+        page = f"{before}{BEGINS}\n\n{tables['update']}\n\n{ENDS}{after}"
+        options.docs.write_text(page)
 
 
 if __name__ == "__main__":
