@@ -1,9 +1,9 @@
 """Memory that a training step needs on each device, estimated without a compiler.
 
-Weights and optimizer are exact. The rest counts the buffers of the compiled step; its factors were
-fitted to TPU's own compiler, see `benchmarks/pods.py`.
+Weights and optimizer are exact, but for norms and biases. The rest counts buffers of the compiled
+step at its two fullest moments; `benchmarks/pods.py` compares it with TPU's own compiler.
 
-Letters as in `lwm.model.llama`; b and s are the rows and tokens of a device.
+Letters as in `lwm.model.llama`.
 """
 
 import dataclasses
@@ -15,6 +15,38 @@ _FLOAT32 = 4
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Counts:
+    """Numbers of arrays that exist at a time; narrow ones have the type of activations."""
+
+    states: float
+    """Narrow arrays of states of a share of `tp`, beside the inputs of the layers."""
+    narrow_queries: float
+    """Queries, outputs of attention and their gradients: narrow arrays of heads."""
+    wide_queries: float
+    """The same in float32: gradients while they are summed."""
+    narrow_keys: float
+    """Keys and values, own, received and sent."""
+    wide_keys: float
+    """Gradients of keys and values in float32."""
+
+
+ALONE = Counts(states=2.0, narrow_queries=3.0, wide_queries=1.0, narrow_keys=2.0, wide_keys=2.0)
+"""Where one device of `sp` has whole rows."""
+RING = Counts(states=2.0, narrow_queries=3.0, wide_queries=4.0, narrow_keys=6.0, wide_keys=8.0)
+"""Where keys and values travel."""
+LAYERS = 2.0
+"""Gathered weights and gradients of a layer, in float32."""
+TABLES = 2.0
+"""Gathered token tables and gradients of one, in float32."""
+COLUMNS = 3.0
+"""Arrays of the columns of a piece of a feed-forward layer, in float32."""
+LOGITS = 3.0
+"""Arrays of the logits of a piece, in float32."""
+PROGRAM = 14_000_000
+"""Bytes of any step, however small."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainingNeed:
     """Bytes of each device's memory."""
 
@@ -23,7 +55,7 @@ class TrainingNeed:
     saved: int
     """Results of layers that are kept for the backward pass."""
     work: int
-    """Gradients, one layer, its ring, and pieces of feed-forward layers and loss."""
+    """Gradients, and the fullest moment: a layer, or the loss."""
     host: int
     """Of the host's memory, for each device: what `offload` keeps there."""
 
@@ -56,16 +88,22 @@ def training_need(
     """
     dp, fsdp, tp, sp = mesh
     weights = _num_weights(config) / (fsdp * tp * sp)
-    tokens = rows * length / (dp * fsdp * sp)
-    step = _Step(config=config, compute=compute, rows=rows / (dp * fsdp), tokens=tokens, tp=tp)
+    step = _Step(
+        config=config,
+        compute=compute,
+        rows=rows / (dp * fsdp),
+        tokens=rows * length / (dp * fsdp * sp),
+        tp=tp,
+        counts=ALONE if sp == 1 else RING,
+    )
+    # Of several batches, the sum and those of the last one.
     gradients = (1 if accumulate == 1 else 2) * _FLOAT32 * weights
-    offloaded = compute.remat == "offload"
-    inputs = step.inputs()
+    inputs, offloads = step.inputs(), compute.remat == "offload"
     return TrainingNeed(
         state=round((_FLOAT32 + moments) * weights),
-        saved=round(step.kept() + (0 if offloaded else inputs)),
-        work=round(gradients + step.ring() + step.pieces() + step.layer()),
-        host=round(inputs if offloaded else 0),
+        saved=round(step.kept() + (0 if offloads else inputs)),
+        work=round(PROGRAM + gradients + max(step.layer(), step.loss())),
+        host=round(inputs if offloads else 0),
     )
 
 
@@ -81,57 +119,76 @@ def _of_layer(config: LlamaConfig) -> int:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _Step:
-    """Bytes of the buffers of a step on one device, beside weights and gradients."""
+    """Bytes of the buffers of a step on one device, beside weights and their gradients."""
 
     config: LlamaConfig
     compute: Compute
     rows: float
+    """Rows of the device."""
     tokens: float
+    """Tokens of the device, those that it shares with others of `tp` included."""
     tp: int
+    counts: Counts
 
     def inputs(self) -> float:
         """Counts the inputs of the layers."""
-        return self.config.num_layers * self._states(self._width)
+        return self.config.num_layers * self._states
 
     def kept(self) -> float:
         """Counts what the layers keep beside their inputs."""
-        config, width = self.config, self._width
-        heads = config.num_heads * config.head_dim
-        queries = width * (heads + 2 * config.num_kv_heads * config.head_dim) / self.tp
-        attention = (width * heads + _FLOAT32 * config.num_heads) / self.tp
-        columns = width * config.mlp_dim / self.tp
+        lse = _FLOAT32 * self.tokens * self.config.num_heads / self.tp
+        attention = self._queries(self._width) + lse
+        columns = self._width * self.tokens * self.config.mlp_dim / self.tp
         each = {
-            "full": 0,
+            "full": 0.0,
             "attention": attention,
             "offload": attention,
-            "dots": attention + queries + 3 * columns + 2 * width * config.dim,
-            "none": 2 * (attention + queries) + 5 * columns + 8 * width * config.dim,
+            "dots": 2 * attention + 2 * self._keys(self._width) + 3 * columns + 2 * self._states,
+            "none": 2 * attention + 2 * self._keys(self._width) + 4 * columns + 6 * self._states,
         }[self.compute.remat]
-        return config.num_layers * self.tokens * each
-
-    def ring(self) -> float:
-        """Counts queries, keys and values, their gradients, and what the ring receives."""
-        heads = 4 * self.config.num_heads + 8 * self.config.num_kv_heads
-        return self.tokens * _FLOAT32 * heads * self.config.head_dim / self.tp
-
-    def pieces(self) -> float:
-        """Counts the columns of a piece of a feed-forward layer, and the logits of one."""
-        compute, config = self.compute, self.config
-        together = self.tokens
-        if compute.mlp_chunk is not None:
-            together = min(together, self.rows * compute.mlp_chunk)
-        columns = together * config.mlp_dim
-        logits = min(self.tokens, compute.loss_chunk) * config.tokens.rows
-        return 3 * _FLOAT32 * (columns + logits) / self.tp
+        return self.config.num_layers * each
 
     def layer(self) -> float:
-        """Counts the gathered weights of a layer and of a table, and states beside the inputs."""
-        table = self.config.tokens.rows * self.config.dim
-        gathered = 2 * _FLOAT32 * (_of_layer(self.config) + table) / self.tp
-        return gathered + 10 * self._states(self._width)
+        """Counts the backward pass of a layer."""
+        counts, width = self.counts, self._width
+        heads = (
+            counts.narrow_queries * self._queries(width)
+            + counts.wide_queries * self._queries(_FLOAT32)
+            + counts.narrow_keys * self._keys(width)
+            + counts.wide_keys * self._keys(_FLOAT32)
+        )
+        weights = LAYERS * _FLOAT32 * _of_layer(self.config) / self.tp
+        return counts.states * self._states + heads + self._rotation + self._columns + weights
 
-    def _states(self, width: int) -> float:
-        return width * self.tokens * self.config.dim
+    def loss(self) -> float:
+        """Counts the backward pass of the loss."""
+        config = self.config
+        table = TABLES * _FLOAT32 * config.tokens.rows * config.dim / self.tp
+        together = min(self.tokens, self.compute.loss_chunk)
+        logits = LOGITS * _FLOAT32 * together * config.tokens.rows / self.tp
+        return self.counts.states * self._states + self._rotation + table + logits
+
+    @property
+    def _states(self) -> float:
+        return self._width * self.tokens * self.config.dim / self.tp
+
+    @property
+    def _rotation(self) -> float:
+        """Cosines and sines of all positions."""
+        return _FLOAT32 * self.tokens * self.config.head_dim
+
+    @property
+    def _columns(self) -> float:
+        together = self.tokens
+        if self.compute.mlp_chunk is not None:
+            together = min(together, self.rows * self.compute.mlp_chunk)
+        return COLUMNS * _FLOAT32 * together * self.config.mlp_dim / self.tp
+
+    def _queries(self, width: int) -> float:
+        return width * self.tokens * self.config.num_heads * self.config.head_dim / self.tp
+
+    def _keys(self, width: int) -> float:
+        return width * self.tokens * self.config.num_kv_heads * self.config.head_dim / self.tp
 
     @property
     def _width(self) -> int:
