@@ -2,7 +2,6 @@
 
 import dataclasses
 
-import jax
 import pytest
 from jax.sharding import AbstractMesh, AxisType
 
