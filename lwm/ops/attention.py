@@ -20,8 +20,8 @@ class Implementation(NamedTuple):
 
     `fwd(q, k, v, mask) -> (out, lse)` and `bwd(q, k, v, out, lse, dout, mask) -> (dq, dk, dv)`
     return float32. `lse` is the natural logarithm, -inf where a query sees no key. `out` and `lse`
-    passed to `bwd` may cover more keys than `k` holds, as they do in a ring. Both take `blocks` if
-    the implementation works in tiles.
+    passed to `bwd` may cover more keys than `k` holds, as they do in a ring. Both take `blocks` and
+    `halves` if the implementation works in tiles.
     """
 
     fwd: Callable[..., tuple[Array, Array]]
@@ -88,10 +88,15 @@ def save(out: Array, lse: Array) -> tuple[Array, Array]:
     return checkpoint_name(out, "attention_out"), checkpoint_name(lse, "attention_lse")
 
 
-def kernel(name: str, which: str, blocks: Blocks | None) -> Callable:
-    """Returns `fwd` or `bwd` of an implementation, with tiles of the given size, if any."""
+def kernel(name: str, which: str, blocks: Blocks | None, *, halves: bool = False) -> Callable:
+    """Returns `fwd` or `bwd` of an implementation, with tiles of the given size, if any.
+
+    `halves` asks for tiles that divide half a row, where they have no given size.
+    """
     function = getattr(IMPLEMENTATIONS[name], which)
-    return function if blocks is None else partial(function, blocks=blocks)
+    if blocks is not None:
+        return partial(function, blocks=blocks)
+    return partial(function, halves=True) if halves and name == "blockwise" else function
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(4, 5))

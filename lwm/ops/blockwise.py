@@ -34,11 +34,17 @@ class Extent(NamedTuple):
     filled: Array
 
 
-def block_sizes(S: int, T: int, N: int) -> tuple[int, int]:
-    """Returns queries and keys per tile; a tile holds all N heads."""
+def block_sizes(S: int, T: int, N: int, *, on_cpu: bool = True) -> tuple[int, int]:
+    """Returns queries and keys per tile; a tile holds all N heads.
+
+    Off the CPU, tiles of long rows have more keys: each tile there has a cost of its own, on TPUs
+    by their compiler's estimate up to a third of its time.
+    """
     # More queries per tile are faster but waste more of the diagonal: better for long rows only.
     # With many heads the scores of a large tile would not fit the processor's caches.
     bq, bk = min(1024 if S >= 8192 else 512, max(8192 // N, 64)), 512
+    if not on_cpu:
+        bk = 512 if T < 4096 else 1024 if T < 32_768 else 2048
     # Tiles of equal length, so that the last is not mostly padding.
     return _even(S, bq), _even(T, bk)
 
@@ -50,16 +56,44 @@ def fwd(
     mask: Mask,
     *,
     blocks: tuple[int, int] | None = None,
+    halves: bool = False,
 ) -> tuple[Float[Array, "B S N H"], Float[Array, "B S N"]]:
-    """Returns the attention output and each row's log-sum-exp, in float32."""
-    K = k.shape[2]
-    bq, bk = blocks or block_sizes(q.shape[1], k.shape[1], q.shape[2])
-    ks, vs = rows_of(k, K, bk), rows_of(with_ones(v), K, bk)
+    """Returns the attention output and each row's log-sum-exp, in float32.
 
-    def scores(query, row, j):
-        return product("kqh,kth->kqt", query, ks[row, j], aligned=True)
+    Args:
+        q: Queries.
+        k: Keys.
+        v: Values.
+        mask: The mask.
+        blocks: Queries and keys per tile; by default as many as suit the platform.
+        halves: Tiles divide half a row, if `blocks` are not given.
+    """
+    on_cpu, elsewhere = _sizes(q, k, blocks, halves)
+    return lax.platform_dependent(
+        *(q, k, v, mask),
+        cpu=partial(_fwd, blocks=on_cpu, ones=True),
+        tpu=partial(_fwd, blocks=elsewhere, ones=True),
+        default=partial(_fwd, blocks=elsewhere, ones=False),
+    )
 
-    return _forward(q, scores, lambda row, j: vs[row, j], mask, K, (bq, bk))
+
+def _fwd(q, k, v, mask, *, blocks, ones):
+    K, (bq, bk) = k.shape[2], blocks
+    ks, vs = rows_of(k, K, bk), rows_of(with_ones(v) if ones else v, K, bk)
+    q_side, k_side = _sides(mask, bq, bk)
+
+    def query_tile(work):
+        row, query, side = work
+        full, partly, order = _plan(side, jax.tree.map(lambda x: x[row], k_side))
+        tiles = Tiles(
+            scores=lambda n: product("kqh,kth->kqt", query, ks[row, order[n]], aligned=True),
+            values=lambda n: vs[row, order[n]],
+            visible=lambda n: _visible(side, k_side, row, order[n], q.shape[2] // K),
+        )
+        return attend(query, tiles, full, full + partly, ones=ones, like=(side, k_side))
+
+    out, lse = lax.map(query_tile, _each(q.shape[0], rows_of(q, K, bq), q_side))
+    return unrows(out, q.shape), unrows(lse[..., None], (*q.shape[:3], 1))[..., 0]
 
 
 def bwd(
@@ -72,11 +106,24 @@ def bwd(
     mask: Mask,
     *,
     blocks: tuple[int, int] | None = None,
+    halves: bool = False,
 ) -> tuple[Float[Array, "B S N H"], Float[Array, "B T K H"], Float[Array, "B T K H"]]:
-    """Returns dq, dk, dv in float32; `out` and `lse` may cover more keys than `k` holds."""
-    B, S, N, H = q.shape
-    T, K = k.shape[1:3]
-    bq, bk = blocks or block_sizes(S, T, N)
+    """Returns dq, dk, dv in float32; `out` and `lse` may cover more keys than `k` holds.
+
+    For `blocks` and `halves`, see `fwd`.
+    """
+    inputs = q, k, v, out, lse, dout, mask
+    on_cpu, elsewhere = _sizes(q, k, blocks, halves)
+    if on_cpu == elsewhere:
+        return _bwd(*inputs, blocks=on_cpu)
+    return lax.platform_dependent(
+        *inputs, cpu=partial(_bwd, blocks=on_cpu), default=partial(_bwd, blocks=elsewhere)
+    )
+
+
+def _bwd(q, k, v, out, lse, dout, mask, *, blocks):
+    B, _, N, H = q.shape
+    K, (bq, bk) = k.shape[2], blocks
     q_side, k_side = _sides(mask, bq, bk)
     dout = dout.astype(q.dtype)
     # Rows that see no key have p = exp(s - inf) = 0 for every s.
@@ -119,54 +166,44 @@ def bwd(
     return unrows(dq * scale, q.shape), dk, dv
 
 
-def _forward(q, scores, summands, mask, K, blocks):
-    """Attends to K heads of keys and values, read tile by tile.
-
-    `scores(query, row, j)` multiplies with the keys of a tile; `summands(row, j)` returns its
-    values and a column of ones.
-    """
-    B, S, N, _ = q.shape
-    bq, bk = blocks
-    q_side, k_side = _sides(mask, bq, bk)
-
-    def query_tile(work):
-        row, query, side = work
-        full, partly, order = _plan(side, jax.tree.map(lambda x: x[row], k_side))
-        tiles = Tiles(
-            scores=lambda n: scores(query, row, order[n]),
-            summands=lambda n: summands(row, order[n]),
-            visible=lambda n: _visible(side, k_side, row, order[n], N // K),
-        )
-        return attend(query, tiles, full, full + partly, like=(side, k_side))
-
-    out, lse = lax.map(query_tile, _each(B, rows_of(q, K, bq), q_side))
-    return unrows(out, q.shape), unrows(lse[..., None], (B, S, N, 1))[..., 0]
-
-
 class Tiles(NamedTuple):
     """Keys and values of a tile of queries, tile by tile."""
 
     scores: Callable[[Array], Float[Array, "K q t"]]
     """Products of the queries with the keys of a tile."""
-    summands: Callable[[Array], Float[Array, "K t H1"]]
-    """Values of a tile and a column of ones, so that a product also sums the weights."""
+    values: Callable[[Array], Float[Array, "K t h"]]
+    """Values of a tile, perhaps `with_ones`."""
     visible: Callable[[Array], Bool[Array, "#q t"]]
     """Mask of a tile that is visible in part."""
 
 
 def attend(
-    query: Float[Array, "K q H"], tiles: Tiles, full: Array, end: Array, *, like: Any = ()
+    query: Float[Array, "K q H"],
+    tiles: Tiles,
+    full: Array,
+    end: Array,
+    *,
+    ones: bool,
+    like: Any = (),
 ) -> tuple[Float[Array, "K q H"], Float[Array, "K q"]]:
     """Attends to tiles up to `end`, of which those before `full` are not masked.
 
-    Returns the output and each query's log-sum-exp, in float32. Arrays in `like` vary over the
-    mesh axes over which the result does.
+    Args:
+        query: Queries of one tile.
+        tiles: Keys and values.
+        full: Number of tiles that are not masked.
+        end: Number of tiles.
+        ones: The values have a column of ones; otherwise weights are summed apart.
+        like: Arrays that vary over the mesh axes over which the result does.
+
+    Returns:
+        Output and each query's log-sum-exp, in float32.
     """
     H = query.shape[-1]
     scale = H**-0.5
 
     def step(n, carry, masked):
-        top, acc = carry
+        top, sums = carry
         s = tiles.scores(n)
         if masked:
             s = jnp.where(tiles.visible(n), s, -jnp.inf)
@@ -174,24 +211,42 @@ def attend(
         # Scaled here, where it needs no extra pass over the tile.
         p = jnp.exp((s - new_top[..., None]) * scale)
         shrink = jnp.exp((top - new_top) * scale)
-        v = tiles.summands(n)
-        mixed = product("kqt,kth->kqh", p.astype(v.dtype), v, aligned=True)
-        return new_top, acc * shrink[..., None] + mixed
+        v = tiles.values(n)
+        more = [product("kqt,kth->kqh", p.astype(v.dtype), v, aligned=True)]
+        if not ones:
+            more.append(p.sum(-1, keepdims=True))
+        sums = [old * shrink[..., None] + new for old, new in zip(sums, more, strict=True)]
+        return new_top, sums
 
     top = jnp.full(query.shape[:2], NOWHERE, jnp.float32)
-    carry = top, jnp.zeros((*top.shape, H + 1), jnp.float32)
-    carry = _vary(carry, (tiles.scores(jnp.int32(0)), tiles.summands(jnp.int32(0)), like))
+    widths = [H + 1] if ones else [H, 1]
+    carry = top, [jnp.zeros((*top.shape, width), jnp.float32) for width in widths]
+    carry = _vary(carry, (tiles.scores(jnp.int32(0)), tiles.values(jnp.int32(0)), like))
     carry = lax.fori_loop(0, full, partial(step, masked=False), carry)
-    top, acc = lax.fori_loop(full, end, partial(step, masked=True), carry)
-    acc, total = acc[..., :H], acc[..., H]
+    top, sums = lax.fori_loop(full, end, partial(step, masked=True), carry)
+    acc, total = sums[0][..., :H], sums[-1][..., -1]
     seen = total > 0
     safe = jnp.where(seen, total, 1)
     return acc / safe[..., None], jnp.where(seen, top * scale + jnp.log(safe), -jnp.inf)
 
 
 def with_ones(v: Float[Array, "*B t H"]) -> Float[Array, "*B t H1"]:
-    """Returns values with a column of ones, so that a product also sums the weights."""
+    """Returns values with a column of ones, so that a product also sums the weights.
+
+    For CPUs and TPUs, where another pass over the weights costs more than a column: as TPU's
+    compiler estimates it, as much again as the rest of a tile. On GPUs, the sum is part of the pass
+    that computes the weights, and a product of odd width is slow.
+    """
     return jnp.concatenate([v, jnp.ones((*v.shape[:-1], 1), v.dtype)], -1)
+
+
+def _sizes(q, k, blocks, halves):
+    """Returns the blocks on a CPU and elsewhere."""
+    if blocks is not None:
+        return blocks, blocks
+    parts = 2 if halves else 1
+    S, T, N = q.shape[1] // parts, k.shape[1] // parts, q.shape[2]
+    return block_sizes(S, T, N), block_sizes(S, T, N, on_cpu=False)
 
 
 def _even(length, most):

@@ -14,6 +14,7 @@ page, of which there are `PAGE`.
 from functools import partial
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int, UInt16
@@ -25,7 +26,15 @@ from lwm.ops.cpu.product import product
 PAGE = 256
 """Tokens of a page."""
 TOGETHER = 2
-"""Pages of a row that are read at a time on a CPU: a sixth faster than one."""
+"""Pages of a row that a decoded token reads at a time on a CPU: a sixth faster than one."""
+CHUNK_TOGETHER = 4
+"""Pages that a chunk of a prompt reads at a time elsewhere, where each step has a cost of its own;
+on a CPU one by one."""
+LARGE, SMALL = 1 << 26, 1 << 23
+"""Bytes of keys and values that decoded tokens read at a time elsewhere: the first while enough
+pages are left, then the second, so that short rows do not read much for nothing."""
+UNIT = 8
+"""Rows from which XLA for TPUs multiplies on the matrix unit."""
 
 
 def read_pages(
@@ -52,10 +61,33 @@ def read_pages(
     Returns:
         Output and log-sum-exp, in float32; 0 and -inf where no page lies here.
     """
-    B, S, N, _ = q.shape
     first = jnp.zeros_like(lengths) if first is None else first
+    inputs = q, keys, values, pages, lengths, first
+    return lax.platform_dependent(
+        *inputs,
+        cpu=partial(read_in_tiles, step=step, together=1, ones=True),
+        tpu=partial(read_in_tiles, step=step, together=CHUNK_TOGETHER, ones=True),
+        default=partial(read_in_tiles, step=step, together=CHUNK_TOGETHER, ones=False),
+    )
+
+
+def read_in_tiles(
+    q: Float[Array, "B S N H"],
+    keys: Float[Array, "P K H b"] | UInt16[Array, "P K H b"],
+    values: Float[Array, "P K b H"] | UInt16[Array, "P K b H"],
+    pages: Int[Array, "B W"],
+    lengths: Int[Array, " B"],
+    first: Int[Array, " B"],
+    *,
+    step: int,
+    together: int,
+    ones: bool,
+) -> tuple[Float[Array, "B S N H"], Float[Array, "B S N"]]:
+    """Computes `read_pages`, so many pages together; `ones` as in `blockwise.attend`."""
+    B, S, N, _ = q.shape
     K = keys.shape[1]
     bq, _ = block_sizes(S, PAGE, N)
+    pages = jnp.pad(pages, ((0, 0), (0, -pages.shape[1] % together)))
 
     def query_tile(work):
         query, row, number = work
@@ -63,23 +95,32 @@ def read_pages(
         index = jnp.tile(start + jnp.arange(bq), N // K)
 
         def tokens(n):
-            return (first[row] + n * step) * PAGE + jnp.arange(PAGE)
+            numbers = n * together + jnp.arange(together)
+            starts = (first[row] + numbers * step) * PAGE
+            return (starts[:, None] + jnp.arange(PAGE)).reshape(-1)
 
-        def page(n, cache):
-            return from_bits(lax.dynamic_index_in_dim(cache, pages[row, n], keepdims=False))
+        def tile(n, cache, axis):
+            if together == 1:
+                return from_bits(lax.dynamic_index_in_dim(cache, pages[row, n], keepdims=False))
+            # Gathered before any transposition: XLA for TPUs would transpose the whole pool.
+            found = lax.dynamic_slice_in_dim(pages[row], n * together, together)
+            x = jnp.moveaxis(_pages(cache, found), 0, axis)
+            return x.reshape(*x.shape[:axis], -1, *x.shape[axis + 2 :])
 
         def summands(n):
             # A page in use may hold what an earlier row left behind; zero times NaN is NaN.
             stored = tokens(n) < lengths[row] + S
-            return with_ones(jnp.where(stored[:, None], page(n, values), 0))
+            found = jnp.where(stored[:, None], tile(n, values, 1), 0)
+            return with_ones(found) if ones else found
 
         tiles = Tiles(
-            scores=lambda n: product("kqh,kht->kqt", query, page(n, keys), aligned=True),
-            summands=summands,
+            scores=lambda n: product("kqh,kht->kqt", query, tile(n, keys, 2), aligned=True),
+            values=summands,
             visible=lambda n: index[:, None] >= tokens(n),
         )
-        full = _count(start // PAGE, first[row], step)
-        return attend(query, tiles, full, _count((start + bq - 1) // PAGE + 1, first[row], step))
+        full = _count(start // PAGE, first[row], step) // together
+        end = -(-_count((start + bq - 1) // PAGE + 1, first[row], step) // together)
+        return attend(query, tiles, full, end, ones=ones)
 
     tiles = rows_of(q, K, bq)
     rows, numbers = jnp.meshgrid(jnp.arange(B), jnp.arange(tiles.shape[1]), indexing="ij")
@@ -104,11 +145,13 @@ def attend_pages(
     once. For arguments and results, see `read_pages`.
     """
     first = jnp.zeros_like(lengths) if first is None else first
-    one_by_one, together = (partial(run, step=step) for run in (by_row, all_rows))
     inputs = q, keys, values, pages, lengths, first
-    if len(q) == 1:
-        return one_by_one(*inputs)
-    return lax.platform_dependent(*inputs, cpu=one_by_one, default=together)
+    return lax.platform_dependent(
+        *inputs,
+        cpu=partial(by_row, step=step),
+        tpu=partial(all_rows, step=step, group=UNIT),
+        default=partial(all_rows, step=step),
+    )
 
 
 def by_row(
@@ -122,28 +165,25 @@ def by_row(
     step: int = 1,
 ) -> tuple[Float[Array, "B 1 N H"], Float[Array, "B 1 N"]]:
     """Computes `attend_pages` one row after the other, a few pages at a time."""
-    grouped = _grouped(q, keys.shape[1])
     first = jnp.zeros_like(lengths) if first is None else first
-    pages = jnp.pad(pages, ((0, 0), (0, -pages.shape[1] % TOGETHER)))
 
     def row(work):
-        query, table, *place = work
-        parts = _softmax(
-            jnp.broadcast_to(query, (TOGETHER, *query.shape)),
-            keys,
-            values,
-            lambda n: lax.dynamic_slice_in_dim(table, n * TOGETHER, TOGETHER),
-            *(jnp.broadcast_to(each, TOGETHER) for each in place),
-            step=step,
-            stride=TOGETHER,
-            offsets=jnp.arange(TOGETHER),
-        )
-        top = jnp.max(parts.top, axis=0)
-        share = jnp.exp(parts.top - top)
-        out = jnp.sum(parts.out * share[..., None], 0)
-        return _Softmax(out, top, jnp.sum(parts.total * share, 0))
+        table, (parts, start) = work[0], _parts(Rows(*(x[None] for x in work[1:])), TOGETHER)
 
-    return _divided(lax.map(row, (grouped, pages, lengths, first)), q)
+        def read(n, now, masked):
+            at = n * TOGETHER
+            found = lax.dynamic_slice_in_dim(table, at, TOGETHER)
+            return _add(now, parts, keys, values, found, at + jnp.arange(TOGETHER), step, masked)
+
+        _, length, first = (x[0] for x in parts)
+        full = _count((length + 1) // PAGE, first, step) // TOGETHER
+        end = -(-_count(length // PAGE + 1, first, step) // TOGETHER)
+        state = lax.fori_loop(0, full, partial(read, masked=False), start)
+        state = lax.fori_loop(full, end, partial(read, masked=True), state)
+        return jax.tree.map(lambda x: x[0], _merged([state], rows=1))
+
+    tables = jnp.pad(pages, ((0, 0), (0, -pages.shape[1] % TOGETHER)))
+    return _divided(lax.map(row, (tables, _grouped(q, keys.shape[1]), lengths, first)), q)
 
 
 def all_rows(
@@ -155,65 +195,139 @@ def all_rows(
     first: Int[Array, " B"] | None = None,
     *,
     step: int = 1,
+    at_once: tuple[int, int] | None = None,
+    group: int = 1,
 ) -> tuple[Float[Array, "B 1 N H"], Float[Array, "B 1 N"]]:
-    """Computes `attend_pages` for all rows at once; the longest decides the time."""
-    grouped, offsets = _grouped(q, keys.shape[1]), jnp.zeros(len(q), jnp.int32)
-    first = offsets if first is None else first
-    found = _softmax(
-        grouped,
-        keys,
-        values,
-        lambda n: pages[:, n],
-        lengths,
-        first,
-        step=step,
-        stride=1,
-        offsets=offsets,
-    )
-    return _divided(found, q)
+    """Computes `attend_pages` for all rows at once; the longest decides the time.
+
+    Whole pages are read first, many at a time, and then the rest of each row with a mask.
+
+    Args:
+        q: As the arguments that follow, see `read_pages`.
+        keys: Pages of keys.
+        values: Pages of values.
+        pages: Table of each row.
+        lengths: Tokens of each row before the new one.
+        first: Number of the first page that lies here.
+        step: Distance to the next one.
+        at_once: Pages of a row that are read at a time, first and last; by default as many as
+            `pages_at_once` says.
+        group: The query heads of a key head are padded to a multiple of this.
+    """
+    B, N, K = len(q), q.shape[2], keys.shape[1]
+    first = jnp.zeros_like(lengths) if first is None else first
+    page_bytes = (keys.size + values.size) // len(keys) * keys.dtype.itemsize
+    large, small = at_once or pages_at_once(B, page_bytes, most=pages.shape[1])
+    padding = (0, 0), (0, 0), (0, -(N // K) % group), (0, 0)
+    rows = Rows(jnp.pad(_grouped(q, K), padding), lengths, first)
+    pages = jnp.pad(pages, ((0, 0), (0, -pages.shape[1] % large)))
+    whole = _count((lengths + 1) // PAGE, first, step)
+    end = _count(lengths // PAGE + 1, first, step)
+    times = jnp.max(whole) // large
+    begin = jnp.minimum(whole, times * large)
+
+    def read_whole(n, now, parts):
+        found = lax.dynamic_slice_in_dim(pages, n * large, large, axis=1).reshape(-1)
+        numbers = jnp.tile(n * large + jnp.arange(large), B)
+        new = _add(now, parts, keys, values, found, numbers, step, masked=False)
+        # A page that is not whole may hold what an earlier row left behind, even NaN.
+        is_whole = (numbers < jnp.repeat(whole, large))[:, None, None]
+        return _Softmax(
+            jnp.where(is_whole[..., None], new.out, now.out),
+            jnp.where(is_whole, new.top, now.top),
+            jnp.where(is_whole, new.total, now.total),
+        )
+
+    def read_rest(n, now, parts):
+        numbers = begin[:, None] + n * small + jnp.arange(small)
+        found = jnp.take_along_axis(pages, jnp.minimum(numbers, pages.shape[1] - 1), axis=1)
+        inputs = found.reshape(-1), numbers.reshape(-1), step
+        return _add(now, parts, keys, values, *inputs, masked=True)
+
+    parts, start = _parts(rows, large)
+    most = lax.fori_loop(0, times, partial(read_whole, parts=parts), start)
+    parts, start = _parts(rows, small)
+    left = -(-jnp.max(end - begin) // small)
+    rest = lax.fori_loop(0, left, partial(read_rest, parts=parts), start)
+    found = _merged([most, rest], rows=B)
+    return _divided(jax.tree.map(lambda x: x[:, :, : N // K], found), q)
+
+
+def pages_at_once(rows: int, page_bytes: int, *, most: int) -> tuple[int, int]:
+    """Returns the pages of each row that `all_rows` reads at a time, first and last.
+
+    Args:
+        rows: Rows.
+        page_bytes: Bytes of keys and values of a page.
+        most: Entries of a row's table.
+    """
+    each = rows * page_bytes
+    small = max(1, min(most, SMALL // each))
+    return small * max(1, min(-(-most // small), LARGE // (small * each))), small
+
+
+class Rows(NamedTuple):
+    """Rows that are attended to together."""
+
+    queries: Float[Array, "B K G H"]
+    """Queries of one token each, scaled."""
+    lengths: Int[Array, " B"]
+    first: Int[Array, " B"]
 
 
 class _Softmax(NamedTuple):
     """State of an online softmax (Milakov and Gimelshein 2018)."""
 
-    out: Float[Array, "B K G H"]
+    out: Float[Array, "B *T K G H"]
     """Sum of the values, weighted."""
-    top: Float[Array, "B K G"]
+    top: Float[Array, "B *T K G"]
     """Largest score."""
-    total: Float[Array, "B K G"]
+    total: Float[Array, "B *T K G"]
     """Sum of the weights."""
 
 
-def _softmax(query, keys, values, page_of, lengths, first, *, step, stride, offsets):
-    """Attends from one token of each row to every `stride`-th page from the one at its offset."""
+def _pages(cache, numbers):
+    return from_bits(cache.at[numbers].get(mode="promise_in_bounds"))
 
-    def read(n, now, masked):
-        found = page_of(n)
-        k, v = (from_bits(jnp.take(cache, found, axis=0)) for cache in (keys, values))
-        scores = product("bkgh,bkht->bkgt", query, k, aligned=True)
-        if masked:
-            start = (first + (n * stride + offsets) * step) * PAGE
-            seen = start[:, None] + jnp.arange(PAGE) <= lengths[:, None]
-            scores = jnp.where(seen[:, None, None, :], scores, -jnp.inf)
-            # What lies beyond was left behind by another row; zero times NaN is NaN.
-            v = jnp.where(seen[:, None, :, None], v, 0)
-        top = jnp.maximum(now.top, jnp.max(scores, axis=-1))
-        weights = jnp.exp(scores - top[..., None])
-        fade = jnp.exp(now.top - top)
-        mixed = product("bkgt,bkth->bkgh", weights.astype(v.dtype), v, aligned=True)
-        total = now.total * fade + jnp.sum(weights, axis=-1)
-        return _Softmax(now.out * fade[..., None] + mixed, top, total)
 
-    shape = query.shape[:-1]
+def _parts(rows, together):
+    """Returns each row so many times, one for each page read at a time; and their first states."""
+    parts = Rows(*(jnp.repeat(x, together, axis=0) for x in rows))
+    shape = parts.queries.shape
     start = _Softmax(
-        out=jnp.zeros(query.shape, jnp.float32),
-        top=jnp.full(shape, jnp.finfo(jnp.float32).min),
-        total=jnp.zeros(shape),
+        out=jnp.zeros(shape, jnp.float32),
+        top=jnp.full(shape[:-1], jnp.finfo(jnp.float32).min),
+        total=jnp.zeros(shape[:-1]),
     )
-    full = jnp.min(_count((lengths + 1) // PAGE, first, step)) // stride
-    state = lax.fori_loop(0, full, partial(read, masked=False), start)
-    end = -(-jnp.max(_count(lengths // PAGE + 1, first, step)) // stride)
-    return lax.fori_loop(full, end, partial(read, masked=True), state)
+    return parts, start
+
+
+def _add(now, parts, keys, values, found, numbers, step, masked):
+    """Attends from each part to one page more, its `numbers`-th that lies here."""
+    k, v = _pages(keys, found), _pages(values, found)
+    scores = product("bkgh,bkht->bkgt", parts.queries, k, aligned=True)
+    if masked:
+        start = (parts.first + numbers * step) * PAGE
+        seen = start[:, None] + jnp.arange(PAGE) <= parts.lengths[:, None]
+        scores = jnp.where(seen[:, None, None, :], scores, -jnp.inf)
+        # What lies beyond was left behind by another row; zero times NaN is NaN.
+        v = jnp.where(seen[:, None, :, None], v, 0)
+    top = jnp.maximum(now.top, jnp.max(scores, axis=-1))
+    weights = jnp.exp(scores - top[..., None])
+    fade = jnp.exp(now.top - top)
+    mixed = product("bkgt,bkth->bkgh", weights.astype(v.dtype), v, aligned=True)
+    total = now.total * fade + jnp.sum(weights, axis=-1)
+    return _Softmax(now.out * fade[..., None] + mixed, top, total)
+
+
+def _merged(states, *, rows):
+    """Merges the parts of each row, of one or several states."""
+    split = [jax.tree.map(lambda x: x.reshape(rows, -1, *x.shape[1:]), each) for each in states]
+    parts = jax.tree.map(lambda *each: jnp.concatenate(each, axis=1), *split)
+    top = jnp.max(parts.top, axis=1)
+    share = jnp.exp(parts.top - top[:, None])
+    out = jnp.sum(parts.out * share[..., None], axis=1)
+    return _Softmax(out, top, jnp.sum(parts.total * share, axis=1))
 
 
 def _count(blocks, first, step):

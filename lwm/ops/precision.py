@@ -15,5 +15,5 @@ def precision_of(a: Array, b: Array) -> lax.Precision | None:
     `JAX_DEFAULT_MATMUL_PRECISION`). All other products follow that default.
     """
     is_float32 = a.dtype == b.dtype == jnp.float32
-    is_left = jax.config.jax_default_matmul_precision is None
+    is_left = jax.default_matmul_precision.value is None
     return lax.Precision.HIGHEST if is_float32 and is_left else None

@@ -18,7 +18,6 @@ from jax.sharding import PartitionSpec as P, reshard
 from jaxtyping import Array, Float
 
 from lwm.ops.attention import Blocks, choose, kernel, save
-from lwm.ops.blockwise import block_sizes
 from lwm.ops.mask import Mask
 from lwm.sharding import BATCH, HEADS, TOKENS, manual
 
@@ -63,7 +62,7 @@ def _ring(q, k, v, mask, name, blocks):
 
 def _forward(q, k, v, mask, name, blocks):
     def local(q, k, v, mask):
-        attend = kernel(name, "fwd", _tiles(name, q, blocks))
+        attend = kernel(name, "fwd", blocks, halves=_has_halves(q))
         if lax.axis_size(AXIS) == 1:
             return attend(q, k, v, mask)
 
@@ -83,7 +82,7 @@ def _forward(q, k, v, mask, name, blocks):
 
 def _backward(name, blocks, saved, dout):
     def local(q, k, v, out, lse, dout, mask):
-        differentiate = kernel(name, "bwd", _tiles(name, q, blocks))
+        differentiate = kernel(name, "bwd", blocks, halves=_has_halves(q))
 
         def visit(part, state):
             k, v, k_index, k_segments = part
@@ -143,9 +142,6 @@ def _merge(out, lse, new_out, new_lse):
     return out * old + new_out * new, both
 
 
-def _tiles(name, q, blocks):
-    """Chooses tiles that divide half a part: in zigzag layout, a part has two halves."""
-    length = q.shape[1]
-    if blocks is not None or name != "blockwise" or lax.axis_size(AXIS) == 1 or length % 2:
-        return blocks
-    return block_sizes(length // 2, length // 2, q.shape[2])
+def _has_halves(q):
+    """Tests if a part has two halves, as in zigzag layout, that tiles should not cross."""
+    return lax.axis_size(AXIS) > 1 and q.shape[1] % 2 == 0

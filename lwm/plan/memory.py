@@ -23,7 +23,7 @@ from lwm.model.llama import Llama
 from lwm.model.pool import PAGE
 from lwm.model.quantize import CONTRACTED
 from lwm.ops.blockwise import block_sizes
-from lwm.ops.paged import TOGETHER
+from lwm.ops.paged import CHUNK_TOGETHER, TOGETHER, pages_at_once
 from lwm.sharding import AXES, BATCH
 
 MeshSizes = tuple[int, int, int, int]
@@ -92,7 +92,7 @@ def inference_need(
         mesh=mesh,
         rows=math.ceil((lane or rows) / groups),
         weights=weights,
-        layer_cache=cache // config.num_layers,
+        table=math.ceil((math.ceil(context / PAGE) + 1) / sp),
         dtype=dtype,
         is_cpu=platform == "cpu",
     )
@@ -213,7 +213,8 @@ class _Work:
     rows: int
     """Rows that are decoded together."""
     weights: _Weights
-    layer_cache: int
+    table: int
+    """Entries of a row's table on each device."""
     dtype: Storage
     is_cpu: bool
 
@@ -228,8 +229,10 @@ class _Work:
         """Counts one layer over a chunk of one row."""
         heads = self.config.num_heads // self._tp
         queries, _ = block_sizes(CHUNK, PAGE, heads)
-        # Scores of a tile and their exponentials.
-        tile = heads * queries * PAGE * 2 * _FLOAT32
+        pages = 1 if self.is_cpu else CHUNK_TOGETHER
+        # Scores of a tile and their exponentials; elsewhere its keys and values twice, as well.
+        tile = heads * queries * pages * PAGE * 2 * _FLOAT32
+        tile += 0 if self.is_cpu else 2 * pages * self._page
         # Queries, keys and values after projection and RoPE, and the output's sums.
         projected = 3 * CHUNK * heads * self.config.head_dim * _FLOAT32
         if self._sp > 1:  # as they are gathered over `sp`, and the devices' results merged
@@ -237,9 +240,7 @@ class _Work:
         hidden = 3 * self._chunk * self.config.mlp_dim // self._tp * _FLOAT32
         states = 2 * self._states(_width(self.dtype)) + 2 * self._states(_FLOAT32)
         turn = self._chunk * self.config.head_dim * _FLOAT32
-        # XLA for TPUs copies the pages of the layer into another layout.
-        again = 0 if self.is_cpu else self.layer_cache
-        return states + turn + max(tile + projected, hidden) + self._layer + again
+        return states + turn + max(tile + projected, hidden) + self._layer
 
     def writing(self) -> int:
         """Counts all layers and logits for one token of each row; on a CPU, all weights too."""
@@ -247,10 +248,12 @@ class _Work:
         rows = self.rows * _parts(self.mesh, BATCH)
         logits = 10 * rows * self.config.tokens.rows * _FLOAT32
         kv_heads = self.config.num_kv_heads // self._tp
-        at_once = TOGETHER if self.is_cpu else max(TOGETHER, self.rows)
-        page = 3 * at_once * kv_heads * PAGE * self.config.head_dim * _FLOAT32
+        pages = 3 * TOGETHER * kv_heads * PAGE * self.config.head_dim * _FLOAT32
+        if not self.is_cpu:
+            pages = 2 * self.rows * pages_at_once(self.rows, self._page, most=self.table)[0]
+            pages *= self._page
         states = 6 * self.rows * (self.config.mlp_dim // self._tp + 2 * self.config.dim)
-        return logits + page + states * _FLOAT32 + self._kept()
+        return logits + pages + states * _FLOAT32 + self._kept()
 
     def _kept(self) -> int:
         """Counts copies of weights that decoding uses.
@@ -269,6 +272,12 @@ class _Work:
         if self.dtype == "float32":
             return 0
         return weights.table * (_FLOAT32 + (_width(self.dtype) if config.tie_embeddings else 0))
+
+    @property
+    def _page(self) -> int:
+        """Bytes of a page's keys and values."""
+        heads = self.config.num_kv_heads // self._tp
+        return 2 * heads * PAGE * self.config.head_dim * _width(self.dtype)
 
     @property
     def _layer(self) -> int:

@@ -10,7 +10,7 @@ from jax.sharding import AxisType, PartitionSpec as P
 
 from lwm.ops import attention as module, reference
 from lwm.ops.attention import attention
-from lwm.ops.blockwise import block_sizes, bwd, fwd
+from lwm.ops.blockwise import _fwd as tiles, block_sizes, bwd, fwd
 from lwm.ops.mask import Mask
 from lwm.ops.ring import ring_attention
 from lwm.sharding import make_mesh
@@ -69,6 +69,33 @@ def agree(tensors, mask, blocks=None):
 @pytest.mark.parametrize("length", [8, 37, 64])
 def test_causal(length, blocks):
     agree(draw(2, length, length, 2, 2, 8), where(np.zeros((2, length))), blocks)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_weights_summed_by_a_column_of_ones_or_apart_are_alike(dtype):
+    """The column is for CPUs; the first six queries are padding."""
+    q, k, v, _ = draw(2, 40, 40, 4, 2, 8, dtype)
+    mask = where(np.repeat([[-1, 0, 1]] * 2, [6, 20, 14], axis=1))
+    forms = [jax.jit(partial(tiles, blocks=(8, 16), ones=ones)) for ones in (True, False)]
+    got, apart = (form(q, k, v, mask) for form in forms)
+    tolerance = 1e-6 if dtype == jnp.float32 else 1e-2
+    for one, other in zip(got, apart, strict=True):
+        assert np.isfinite(one).any()
+        np.testing.assert_allclose(one, other, rtol=0, atol=tolerance)
+
+
+def test_each_platform_gets_its_own_program():
+    """The column of ones makes products of width 9; tiles of long rows differ in their keys."""
+    rows = jax.ShapeDtypeStruct((1, 4096, 2, 8), jnp.float32)
+    segments = jax.ShapeDtypeStruct((1, 4096), jnp.int32)
+    traced = jax.jit(lambda q, segments: fwd(q, q, q, where(segments))).trace(rows, segments)
+    text = {
+        platform: traced.lower(lowering_platforms=(platform,)).as_text()
+        for platform in ("cpu", "tpu", "cuda")
+    }
+    assert [name for name in text if "tensor<2x512x9xf32>" in text[name]] == ["cpu", "tpu"]
+    assert [name for name in text if "tensor<2x512x1024xf32>" in text[name]] == ["tpu", "cuda"]
+    assert [name for name in text if "tensor<2x512x512xf32>" in text[name]] == ["cpu"]
 
 
 @pytest.mark.parametrize("key_heads", [1, 4])
@@ -256,6 +283,9 @@ def test_blocks_divide_evenly():
     assert block_sizes(2048, 2048, 4) == (512, 512)
     assert block_sizes(2048, 2048, 32) == (256, 512)
     assert block_sizes(16_384, 16_384, 8) == (1024, 512)
+    assert block_sizes(2048, 2048, 4, on_cpu=False) == (512, 512)
+    assert block_sizes(16_384, 16_384, 8, on_cpu=False) == (1024, 1024)
+    assert block_sizes(65_536, 65_536, 32, on_cpu=False) == (256, 2048)
 
 
 def test_memory_grows_with_the_length():

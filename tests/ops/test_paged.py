@@ -12,12 +12,38 @@ from jaxtyping import Array
 from lwm.ops import reference
 from lwm.ops.cpu.bits import from_bits, stored_as, to_bits
 from lwm.ops.mask import EMPTY, Mask
-from lwm.ops.paged import PAGE, all_rows, attend_pages, by_row, read_pages
+from lwm.ops.paged import (
+    LARGE,
+    PAGE,
+    SMALL,
+    all_rows,
+    attend_pages,
+    by_row,
+    pages_at_once,
+    read_in_tiles,
+    read_pages,
+)
 
 N, K, H = 4, 2, 16
 WIDTH = 4
 """Entries of a table: three pages, and one for padding."""
 DTYPES = jnp.float32, jnp.bfloat16
+
+
+def all_rows_in_groups(*inputs, **options):
+    """Decoding as it is on TPUs when many pages are left: here two at a time, then one."""
+    return all_rows(*inputs, **options, at_once=(2, 1), group=8)
+
+
+def read_three_pages(q, keys, values, pages, lengths, first=None, *, step=1):
+    """Reading as it is off the CPU, there four pages at a time."""
+    first = jnp.zeros_like(lengths) if first is None else first
+    whole = q, keys, values, pages, lengths, first
+    return read_in_tiles(*whole, step=step, together=3, ones=False)
+
+
+DECODE = by_row, all_rows, all_rows_in_groups
+READ = read_pages, read_three_pages
 
 
 class Rows(NamedTuple):
@@ -77,7 +103,7 @@ def check(got, q, rows, lengths):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("run", [by_row, all_rows])
+@pytest.mark.parametrize("run", DECODE)
 @pytest.mark.parametrize(
     "lengths", [(0, 0, 700, 0), (255, 256, 257, 1), (10, 511, 3, 767)], ids=str
 )
@@ -88,10 +114,10 @@ def test_one_token_of_each_row_sees_the_tokens_of_its_row(run, dtype, lengths):
     check(got, q, rows, lengths)
 
 
-@pytest.mark.parametrize("run", [by_row, all_rows, read_pages])
+@pytest.mark.parametrize("run", DECODE + READ)
 def test_parts_of_rows_on_several_devices_merge_to_the_whole(run):
     """The second row has a page on the first device only."""
-    size, lengths, step = 64 if run is read_pages else 1, (576, 0, 320), 2
+    size, lengths, step = 64 if run in READ else 1, (576, 0, 320), 2
     rows = paged(jnp.float32, [length + size for length in lengths])
     q = normal(jnp.float32, len(lengths), size, N, H, seed=1)
     keys, values, tables = rows.stored
@@ -117,15 +143,31 @@ def test_one_row_and_many_are_attended_to_alike():
     check(alone, q[:1], Rows(rows.keys[:1], rows.values[:1], rows.stored), lengths[:1])
 
 
+@pytest.mark.parametrize("run", READ)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(
     ("size", "lengths"), [(64, (0, 192, 576)), (64, (320, 256, 0)), (512, (0, 256, 0))], ids=str
 )
-def test_new_tokens_see_those_before_them(dtype, size, lengths):
+def test_new_tokens_see_those_before_them(run, dtype, size, lengths):
     rows = paged(dtype, [length + size for length in lengths])
     q = normal(dtype, len(lengths), size, N, H, seed=1)
-    got = jax.jit(read_pages)(q, *rows.stored, jnp.asarray(lengths))
+    got = jax.jit(run)(q, *rows.stored, jnp.asarray(lengths))
     check(got, q, rows, lengths)
+
+
+def test_decoding_off_the_cpu_reads_many_pages_at_a_time():
+    page = 4096 * PAGE * 2 * 2  # LWM's 7B in bfloat16: 16 pages are 64 MiB
+    assert pages_at_once(1, page, most=513) == (16, 2)
+    assert pages_at_once(4, page, most=513) == (4, 1)
+    assert pages_at_once(100, page, most=513) == (1, 1)
+    assert pages_at_once(1, page // 32, most=513) == (512, 64)
+    assert pages_at_once(1, page // 32, most=200) == (256, 64)
+    assert pages_at_once(1, page // 32, most=9) == (9, 9)
+    for rows in range(1, 70):
+        large, small = pages_at_once(rows, page // 8, most=4097)
+        assert large % small == 0
+        assert small * rows * page // 8 <= max(SMALL, rows * page // 8)
+        assert large * rows * page // 8 <= max(LARGE, rows * page // 8)
 
 
 def test_tiles_of_queries_need_not_divide_a_chunk():
@@ -161,11 +203,11 @@ def test_bits_are_the_same_numbers(dtype):
     np.testing.assert_array_equal(from_bits(to_bits(x)), x)
 
 
-@pytest.mark.parametrize("run", [by_row, all_rows, read_pages])
+@pytest.mark.parametrize("run", DECODE + READ)
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_no_program_converts_or_copies_the_pool(run, dtype):
     rows = paged(dtype, [100, 300, 10])
-    q = normal(dtype, 3, 64 if run is read_pages else 1, N, H)
+    q = normal(dtype, 3, 64 if run in READ else 1, N, H)
     text = jax.jit(run).lower(q, *rows.stored, jnp.zeros(3, jnp.int32)).compile().as_text()
     assert text is not None
     kind = {"float32": "f32", "bfloat16": "u16"}[q.dtype.name]

@@ -57,8 +57,8 @@ def test_a_refusal_names_the_parts_and_the_ways_in_one_line(large):
             machine=gpus(1, 80),
         )
     assert re.fullmatch(
-        r"LWM-Text-1M needs 84\.\d\d GB a device for 131,072 tokens in bfloat16 "
-        r"\(weights 13\.48 GB, cache 68\.85 GB, activations 2\.\d\d GB\), but the device has "
+        r"LWM-Text-1M needs 82\.\d\d GB a device for 131,072 tokens in bfloat16 "
+        r"\(weights 13\.48 GB, cache 68\.85 GB, activations 0\.\d\d GB\), but the device has "
         r"80\.00 GB; give --context 65536 or take 2 devices of this size with --mesh 1,1,2,1",
         str(caught.value),
     )
@@ -137,7 +137,7 @@ def test_every_way_fits_and_none_is_left_out_that_is_cheaper(tiny):
         )
         for layers, kv_heads in ((1, 8), (12, 3), (12, 8))
     ]
-    for _ in range(150):
+    for _ in range(200):
         config = rng.choice(shapes)
         dtype: Storage = rng.choice(("float32", "bfloat16"))
         platform = rng.choice(["cpu", "gpu"])
