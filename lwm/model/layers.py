@@ -1,12 +1,10 @@
 """Parts of a decoder layer: RMSNorm, Attention, MLP and Block; and Packing, the layout of rows."""
 
-from collections.abc import Callable
-
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.random as jr
-from jax.sharding import PartitionSpec as P, reshard
+from jax.sharding import PartitionSpec as P, get_abstract_mesh, reshard
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from lwm.model.config import LlamaConfig
@@ -15,7 +13,8 @@ from lwm.model.pool import LayerPages, Place
 from lwm.model.rope import rotate
 from lwm.ops.mask import Mask
 from lwm.ops.ring import ring_attention
-from lwm.sharding import ACTS, BATCH, SHARD, TOKENS
+from lwm.ops.stream import Stream, region
+from lwm.sharding import ACTS, HEADS, SHARD, TOKENS
 
 
 class Packing(eqx.Module):
@@ -101,13 +100,6 @@ class Attention(eqx.Module):
         )
 
     @jax.named_scope("attention")
-    def __call__(
-        self, x: Float[Array, "B S D"], cos_sin: tuple[Array, Array], packing: Packing
-    ) -> Float[Array, "B S D"]:
-        """Attends within whole, possibly packed, rows."""
-        return self._merge(ring_attention(*self._project(x, cos_sin), packing.mask()))
-
-    @jax.named_scope("attention")
     def extend(
         self,
         x: Float[Array, "B S D"],
@@ -116,21 +108,20 @@ class Attention(eqx.Module):
         place: Place,
     ) -> tuple[Float[Array, "B S D"], LayerPages]:
         """Writes S new tokens to the pages of their rows and attends to all of these."""
-        out, layer = layer.attend(*self._project(x, cos_sin), place)
-        return self._merge(out), layer
+        out, layer = layer.attend(*self.project(x, cos_sin), place)
+        return linear(out, self.wo, out_sharding=_states_spec(out)), layer
 
-    def _project(
+    @jax.named_scope("attention")
+    def project(
         self, x: Float[Array, "B S D"], cos_sin: tuple[Array, Array]
     ) -> tuple[Float[Array, "B S N H"], Float[Array, "B S K H"], Float[Array, "B S K H"]]:
+        """Returns queries, keys and values, rotated to their positions."""
         q = linear(x, self.wq, bias=self.bq)
         k = linear(x, self.wk, bias=self.bk)
         v = linear(x, self.wv, bias=self.bv)
         if self.q_norm is not None and self.k_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)
         return rotate(q, *cos_sin), rotate(k, *cos_sin), v
-
-    def _merge(self, out: Float[Array, "B S N H"]) -> Float[Array, "B S D"]:
-        return linear(out, self.wo, out_sharding=_states_spec(out))
 
 
 class MLP(eqx.Module):
@@ -157,46 +148,15 @@ class MLP(eqx.Module):
         hidden = jax.nn.silu(linear(x, self.w_gate)) * linear(x, self.w_up)
         return linear(hidden, self.w_down, out_sharding=_states_spec(x))
 
-    def gathered(self) -> "MLP":
-        """Returns the layer with weights gathered over all axes but `tp`, once for many chunks."""
-        into, out = P(None, "tp"), P("tp", None)
-        return MLP(reshard(self.w_gate, into), reshard(self.w_up, into), reshard(self.w_down, out))
 
+def _states_spec(x: Float[Array, "B S ..."]) -> P | None:
+    """Returns the spec of states whose rows and tokens are split as those of `x`.
 
-def _states_spec(x: Float[Array, "B S ..."]) -> P:
-    """Returns the spec of states whose rows and tokens are split as those of `x`."""
-    return P(*jax.typeof(x).sharding.spec[:2], None)
-
-
-def by_chunks(
-    run: Callable[[Float[Array, "B s D"]], Float[Array, "B s D"]],
-    x: Float[Array, "B S D"],
-    *,
-    chunk: int | None,
-) -> Float[Array, "B S D"]:
-    """Applies a token-wise function in chunks of at most `chunk` tokens per device.
-
-    Intermediate results of `run` are not saved: the backward pass computes them again, chunk by
-    chunk (Liu and Abbeel 2023, Blockwise Parallel Transformer, arXiv 2305.19370).
+    None in the region of one device, where a sum is the share of this device.
     """
-    rows, length, dim = x.shape
-    sp = jax.sharding.get_abstract_mesh().shape["sp"]
-    local = length // sp
-    pieces = 1 if chunk is None else -(-local // chunk)
-    while local % pieces:
-        pieces += 1
-    if pieces == 1:
-        return run(x)
-    parts = P(BATCH, "sp", None, None, None)
-
-    @jax.checkpoint
-    def one(part):
-        part = jnp.reshape(part, (rows, -1, dim), out_sharding=ACTS)
-        return jnp.reshape(run(part), (rows, sp, -1, dim), out_sharding=P(BATCH, "sp", None, None))
-
-    chunks = jnp.reshape(x, (rows, sp, pieces, -1, dim), out_sharding=parts)
-    done = jnp.moveaxis(jax.lax.map(one, jnp.moveaxis(chunks, 2, 0)), 0, 2)
-    return jnp.reshape(done, x.shape, out_sharding=ACTS)
+    if get_abstract_mesh().manual_axes:
+        return None
+    return P(*jax.typeof(x).sharding.spec[:2], None)
 
 
 class Block(eqx.Module):
@@ -220,16 +180,62 @@ class Block(eqx.Module):
 
     def __call__(
         self,
-        x: Float[Array, "B S D"],
+        x: Float[Array, "P B s D"],
         cos_sin: tuple[Array, Array],
         packing: Packing,
-        *,
-        mlp_chunk: int | None = None,
-    ) -> Float[Array, "B S D"]:
-        """Runs over whole rows; the feed-forward layer takes `mlp_chunk` tokens per device."""
-        x = x + self.attention(self.attention_norm(x), cos_sin, packing)
-        mlp = self.mlp if mlp_chunk is None else self.mlp.gathered()
-        return x + by_chunks(lambda x: mlp(self.mlp_norm(x)), x, chunk=mlp_chunk)
+        stream: Stream,
+    ) -> Float[Array, "P B s D"]:
+        """Runs over whole rows, whose states have the form of `stream`."""
+        out = ring_attention(*self._heads(x, cos_sin, stream), packing.mask())
+        return self._after_attention(x, out, stream)
+
+    def _heads(
+        self, x: Float[Array, "P B s D"], cos_sin: tuple[Array, Array], stream: Stream
+    ) -> tuple[Float[Array, "B S N H"], Float[Array, "B S K H"], Float[Array, "B S K H"]]:
+        """Returns queries, keys and values of whole rows."""
+
+        def local(weights, x, *cos_sin):
+            norm, attention = weights
+
+            def project(x, *cos_sin):
+                return attention.project(stream.gather(norm(x)), cos_sin)
+
+            found = stream.each(project, x, *map(stream.cut, cos_sin))
+            return tuple(map(stream.join, found))
+
+        return region(
+            local,
+            (self.attention_norm, eqx.tree_at(lambda heads: heads.wo, self.attention, None)),
+            x,
+            *cos_sin,
+            in_specs=(stream.spec, ACTS, ACTS),
+            out_specs=(HEADS, HEADS, HEADS),
+            dtype=x.dtype,
+        )
+
+    def _after_attention(
+        self, x: Float[Array, "P B s D"], out: Float[Array, "B S N H"], stream: Stream
+    ) -> Float[Array, "P B s D"]:
+        """Adds what the heads found, and then the feed-forward layer."""
+
+        def local(weights, x, out):
+            wo, norm, mlp = weights
+
+            def finish(x, out):
+                x = x + stream.scatter(linear(out, wo))
+                return x + stream.scatter(mlp(stream.gather(norm(x))))
+
+            return stream.each(finish, x, stream.cut(out))
+
+        return region(
+            local,
+            (self.attention.wo, self.mlp_norm, self.mlp),
+            x,
+            out,
+            in_specs=(stream.spec, HEADS),
+            out_specs=stream.spec,
+            dtype=x.dtype,
+        )
 
     def extend(
         self,

@@ -16,12 +16,14 @@ from jax.sharding import AbstractMesh, Mesh, PartitionSpec as P, get_abstract_me
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from lwm.model.config import Compute, LlamaConfig, Remat
+from lwm.model.embedding import embed, embed_stream
 from lwm.model.layers import Block, Packing, RMSNorm
 from lwm.model.linear import linear
 from lwm.model.pool import PagePool, Place
 from lwm.model.quantize import QuantizedWeight
 from lwm.model.rope import rotation
 from lwm.ops.cross_entropy import TokenLoss, cross_entropy
+from lwm.ops.stream import Stream
 from lwm.sharding import ROW, SHARD, require_divisible, tokens_spec, without_sp
 
 
@@ -94,12 +96,20 @@ class Llama(eqx.Module):
 
     def hidden(self, tokens: Int[Array, "B S"], packing: Packing) -> Float[Array, "B S D"]:
         """Returns the normalised states after the last layer."""
+        stream = self._stream(tokens)
+        return stream.leave(self._states(tokens, packing, stream))
+
+    def _stream(self, tokens: Int[Array, "B S"]) -> Stream:
+        return Stream.of(tokens.shape[1], chunk=self.compute.mlp_chunk)
+
+    def _states(
+        self, tokens: Int[Array, "B S"], packing: Packing, stream: Stream
+    ) -> Float[Array, "P B s D"]:
         cos_sin = rotation(packing.positions, self.config.rope, self.config.head_dim)
-        x = embed(self.embedding, tokens, dtype=self.compute.dtype)
+        x = embed_stream(self.embedding, tokens, stream, dtype=self.compute.dtype)
 
         def layer(x: Array, block: Block) -> tuple[Array, None]:
-            x = checkpoint_name(x, "layer_input")
-            return block(x, cos_sin, packing, mlp_chunk=self.compute.mlp_chunk), None
+            return block(checkpoint_name(x, "layer_input"), cos_sin, packing, stream), None
 
         layer = _rematerialise(layer, self.compute.remat)
         if isinstance(self.blocks, tuple):
@@ -147,17 +157,26 @@ class Llama(eqx.Module):
         self, tokens: Int[Array, "B S"], targets: Int[Array, "B S"], packing: Packing
     ) -> TokenLoss:
         """Returns the loss of each target; the logits of a whole row are never in memory."""
-        return self.score(self.hidden(tokens, packing), targets)
+        stream = self._stream(tokens)
+        return self._score(self._states(tokens, packing, stream), targets, stream)
 
-    @jax.named_scope("loss")
     def score(self, x: Float[Array, "B S D"], targets: Int[Array, "B S"]) -> TokenLoss:
         """Returns the loss of each target after a normalised state of the last layer."""
+        stream = Stream.of(x.shape[1])
+        return self._score(stream.enter(x), targets, stream)
+
+    @jax.named_scope("loss")
+    def _score(
+        self, x: Float[Array, "P B s D"], targets: Int[Array, "B S"], stream: Stream
+    ) -> TokenLoss:
         head = self.head
         if isinstance(head, QuantizedWeight):
             head = head.astype(x.dtype)
         table = self.embedding if head is None else head.T
-        chunk = self.compute.loss_chunk
-        return cross_entropy(x, table, targets, tokens=self.config.tokens, chunk=chunk)
+        compute, tokens = self.compute, self.config.tokens
+        return cross_entropy(
+            x, table, targets, stream=stream, tokens=tokens, chunk=compute.loss_chunk
+        )
 
 
 def check_mesh(config: LlamaConfig, mesh: Mesh | AbstractMesh) -> None:
@@ -209,24 +228,6 @@ def _rotation(
     """Returns the cosine and sine of the positions of new tokens."""
     positions = reshard(lengths, ROW)[:, None] + jnp.arange(count)
     return rotation(reshard(positions, tokens_spec(count)), config.rope, config.head_dim)
-
-
-@functools.partial(jax.jit, static_argnames="dtype")
-@jax.named_scope("embedding")
-def embed(
-    table: Float[Array, "V D"], tokens: Int[Array, "B S"], *, dtype: str
-) -> Float[Array, "B S D"]:
-    """Looks up each id in a table whose rows are split over `tp`."""
-
-    def local(table, tokens):
-        row = tokens - jax.lax.axis_index("tp") * table.shape[0]
-        here = (row >= 0) & (row < table.shape[0])
-        found = jnp.take(table, jnp.where(here, row, 0), axis=0)
-        return jax.lax.psum(jnp.where(here[..., None], found, 0), "tp")
-
-    spec = tokens_spec(tokens.shape[1])
-    mapped = jax.shard_map(local, in_specs=(P("tp", None), spec), out_specs=P(*spec, None))
-    return mapped(reshard(table, P("tp", None)), tokens).astype(dtype)
 
 
 @functools.partial(jax.jit, donate_argnames="layer")

@@ -9,14 +9,14 @@ import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 import pytest
-from jax.sharding import reshard
 
 from lwm.model.config import Compute
-from lwm.model.layers import Packing, by_chunks
+from lwm.model.layers import Packing
 from lwm.model.llama import Llama
 from lwm.model.rope import rotation
 from lwm.ops.layout import order
 from lwm.ops.mask import EMPTY
+from lwm.ops.stream import Stream
 from lwm.sharding import ACTS, make_mesh, on_mesh
 from lwm.tokens import TokenSpace
 
@@ -125,22 +125,6 @@ def test_a_saved_ring_does_not_run_again(rematerialised):
     assert kept == saved < again
 
 
-def test_chunks_change_nothing():
-    with jax.set_mesh(make_mesh("1,2,2,2")):
-        x = reshard(jr.normal(jr.key(0), (4, 24, 8)), ACTS)
-        sizes = []
-
-        def run(x):
-            sizes.append(x.shape[1])
-            return x**2
-
-        for chunk, local in ((None, 12), (12, 12), (5, 4), (1, 1)):
-            got = jax.jit(functools.partial(by_chunks, run, chunk=chunk))(x)
-            np.testing.assert_array_equal(got, x**2)
-            # Of both devices along the sequence.
-            assert sizes[-1] == 2 * local
-
-
 def test_documents_do_not_leak_through_a_layer(tiny, init, place):
     """With fixed cotangents, another document's tokens change nothing, to the bit."""
     config = tiny(num_layers=1, num_heads=16)
@@ -158,7 +142,12 @@ def test_documents_do_not_leak_through_a_layer(tiny, init, place):
 
             @jax.jit
             def run(x, dout, block=block, cos_sin=cos_sin, packing=packing):
-                out, pull = jax.vjp(lambda x: block(x, cos_sin, packing), x)
+                stream = Stream.of(x.shape[1], chunk=8)
+
+                def layer(x):
+                    return stream.leave(block(stream.enter(x), cos_sin, packing, stream))
+
+                out, pull = jax.vjp(layer, x)
                 return out, *pull(dout)
 
             outs = []
