@@ -9,7 +9,9 @@ The mask of the keys travels with them, so any order and packing of a row works,
 a visible pair are skipped on every device.
 """
 
+from collections.abc import Callable
 from functools import partial
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -66,13 +68,11 @@ def _forward(q, k, v, mask, name, blocks):
         if lax.axis_size(AXIS) == 1:
             return attend(q, k, v, mask)
 
-        def visit(part, state):
-            k, v, k_index, k_segments = part
-            seen = mask._replace(k_index=k_index, k_segments=k_segments)
-            return _merge(*state, *attend(q, k, v, seen))
+        def visit(part):
+            return attend(q, part.k, part.v, part.seen_by(mask))
 
         nothing = jnp.zeros(q.shape, jnp.float32), jnp.full(q.shape[:3], -jnp.inf)
-        return _travel((k, v, mask.k_index, mask.k_segments), nothing, visit)
+        return _travel(_Part(k, v, mask.k_index, mask.k_segments), nothing, visit, _merge)
 
     mapped = manual(local, (HEADS, HEADS, HEADS, _mask_specs(TOKENS)), (HEADS, _LSE))
     out, lse = mapped(q, k, v, mask)
@@ -83,19 +83,11 @@ def _forward(q, k, v, mask, name, blocks):
 def _backward(name, blocks, saved, dout):
     def local(q, k, v, out, lse, dout, mask):
         differentiate = kernel(name, "bwd", blocks, halves=_has_halves(q))
-
-        def visit(part, state):
-            k, v, k_index, k_segments = part
-            seen = mask._replace(k_index=k_index, k_segments=k_segments)
-            dq, dk, dv = differentiate(q, k, v, out, lse, dout, seen)
-            # The gradients travel with their keys, and are back at home after the last step.
-            return state[0] + dq, _pass_on(state[1] + dk), _pass_on(state[2] + dv)
-
         if lax.axis_size(AXIS) == 1:
             grads = differentiate(q, k, v, out, lse, dout, mask)
         else:
-            zeros = tuple(jnp.zeros(x.shape, jnp.float32) for x in (q, k, v))
-            grads = _travel((k, v, mask.k_index, mask.k_segments), zeros, visit)
+            ring = _BackwardRing(differentiate, (q, out, lse, dout), mask)
+            grads = ring(_Part(k, v, mask.k_index, mask.k_segments))
         return tuple(grad.astype(x.dtype) for grad, x in zip(grads, (q, k, v), strict=True))
 
     *tensors, mask = saved
@@ -115,17 +107,81 @@ def _spread(mask, segments):
     return Mask._make(map(reshard, mask, _mask_specs(segments)))
 
 
-def _travel(part, state, visit):
-    """Calls `visit(part, state)` once for the part of each device, its own part first."""
+class _Part(NamedTuple):
+    """Keys and values of one device, on their way around the ring."""
+
+    k: Array
+    v: Array
+    index: Array
+    segments: Array
+
+    def seen_by(self, mask: Mask) -> Mask:
+        """Returns the mask between the queries of a mask and these keys."""
+        return mask._replace(k_index=self.index, k_segments=self.segments)
+
+
+def _travel(part, state, visit, add):
+    """Adds to the state what `visit` finds in the part of each device, its own part first."""
 
     def step(carry, _):
         part, state = carry
-        # Sent before it is used here, so that communication and computation overlap.
-        coming = jax.tree.map(_pass_on, part)
-        return (coming, visit(part, state)), None
+        part, found = _while_sending(part, lambda: visit(part))
+        return (part, add(state, found)), None
 
     (part, state), _ = lax.scan(step, (part, state), length=lax.axis_size(AXIS) - 1)
-    return visit(part, state)
+    return add(state, visit(part))
+
+
+class _BackwardRing(NamedTuple):
+    """Backward pass of one device: the gradients of keys and values follow them around the ring.
+
+    A device passes on what it has received and added one step before, so that this transfer, too,
+    has a step's time. The queries of its own part are split in two: the first half is worked on
+    while the first part arrives, and the second while the gradients of its keys come home.
+    """
+
+    differentiate: Callable[..., tuple[Array, Array, Array]]
+    queries: tuple[Array, Array, Array, Array]
+    """Queries, and their outputs, log-sum-exps and cotangents: B S …."""
+    mask: Mask
+
+    def __call__(self, own: _Part) -> tuple[Array, Array, Array]:
+        """Returns dq, dk and dv, in float32."""
+        half = self.queries[0].shape[1] // 2
+        part, (first, *grads) = _while_sending(own, lambda: self.visit(own, slice(None, half)))
+
+        def step(carry, _):
+            dq, part, grads = carry
+            sent, (new, *added) = _while_sending((part, grads), lambda: self.visit(part))
+            part, grads = sent
+            return (dq + new, part, _sum(grads, added)), None
+
+        start = jnp.zeros(self.queries[0].shape, jnp.float32), part, grads
+        (dq, part, grads), _ = lax.scan(step, start, length=lax.axis_size(AXIS) - 2)
+        grads, (new, *added) = _while_sending(grads, lambda: self.visit(part))
+        dq, grads = dq + new, _sum(grads, added)
+        grads, (last, *added) = _while_sending(grads, lambda: self.visit(own, slice(half, None)))
+        return dq + jnp.concatenate([first, last], 1), *_sum(grads, added)
+
+    def visit(self, part: _Part, some: slice = slice(None)) -> tuple[Array, Array, Array]:
+        """Returns what some queries and a part add to dq, dk and dv."""
+        q, *others = (x[:, some] for x in self.queries)
+        mask = self.mask._replace(
+            q_index=self.mask.q_index[some], q_segments=self.mask.q_segments[:, some]
+        )
+        return self.differentiate(q, part.k, part.v, *others, part.seen_by(mask))
+
+
+def _sum(grads, added):
+    return [one + other for one, other in zip(grads, added, strict=True)]
+
+
+def _while_sending(arrays, work):
+    """Passes arrays on and works meanwhile; returns what has come, and what was found.
+
+    The compiler may use neither before both are there: else it starts to send only afterwards.
+    """
+    return lax.optimization_barrier((jax.tree.map(_pass_on, arrays), work()))
 
 
 def _pass_on(x):
@@ -133,8 +189,9 @@ def _pass_on(x):
     return lax.ppermute(x, AXIS, [(i, (i + 1) % n) for i in range(n)])
 
 
-def _merge(out, lse, new_out, new_lse):
+def _merge(state, found):
     """Combines attention to two sets of keys, each normalised by its own sum."""
+    (out, lse), (new_out, new_lse) = state, found
     both = jnp.logaddexp(lse, new_lse)
     # A row that has seen no key yet has -inf - -inf here.
     level = jnp.where(both == -jnp.inf, 0, both)

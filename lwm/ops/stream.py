@@ -76,7 +76,7 @@ class Stream:
         """Gathers a piece from all devices of `tp`; its gradient is summed over them once."""
         if not self.is_split or lax.axis_size("tp") == 1:
             return x
-        return lax.all_gather(x, "tp", axis=1, tiled=True)
+        return _by_token(partial(lax.all_gather, axis_name="tp", tiled=True), x)
 
     def scatter(self, x: Float[Array, "b c D"]) -> Float[Array, "b t D"]:
         """Adds up the contributions of all devices of `tp`; each keeps its share of the tokens."""
@@ -84,7 +84,7 @@ class Stream:
             return lax.psum(x, "tp")
         if lax.axis_size("tp") == 1:
             return x
-        return lax.psum_scatter(x, "tp", scatter_dimension=1, tiled=True)
+        return _by_token(partial(lax.psum_scatter, axis_name="tp", tiled=True), x)
 
     def each(self, run: Callable[..., Any], *xs: Array) -> Any:
         """Applies a function to one piece of each array after the other.
@@ -96,6 +96,16 @@ class Stream:
             return jax.tree.map(lambda y: y[None], run(*(x[0] for x in xs)))
         again = jax.checkpoint(run)
         return lax.map(lambda pieces: again(*pieces), xs)
+
+
+def _by_token(send: Callable[[Array], Array], x: Float[Array, "b c D"]) -> Float[Array, "b t D"]:
+    """Gathers or scatters tokens as rows of a matrix.
+
+    Of arrays with more axes, XLA for TPUs would send all sums to all devices, to keep a share.
+    """
+    rows, _, width = x.shape
+    sent = send(x.swapaxes(0, 1).reshape(-1, rows * width))
+    return sent.reshape(-1, rows, width).swapaxes(0, 1)
 
 
 def region(

@@ -24,13 +24,17 @@ def count_in_ring(mask, *, block):
     whole = P(None, ring.AXIS)
 
     def local(mask):
-        def visit(part, state):
-            step, counts = state
-            seen = mask._replace(k_index=part[0], k_segments=part[1])
-            return step + 1, counts.at[step].set(count(seen, block=block))
+        def visit(part):
+            return count(part.seen_by(mask), block=block)
 
-        start = (0, jnp.zeros(lax.axis_size(ring.AXIS), jnp.int32))
-        return ring._travel((mask.k_index, mask.k_segments), start, visit)[1][None]
+        def add(state, found):
+            step, counts = state
+            return step + 1, counts.at[step].set(found)
+
+        start = 0, jnp.zeros(lax.axis_size(ring.AXIS), jnp.int32)
+        # Only the mask of the keys counts.
+        part = ring._Part(mask.k_index, mask.k_index, mask.k_index, mask.k_segments)
+        return ring._travel(part, start, visit, add)[1][None]
 
     mapped = manual(local, (ring._mask_specs(whole),), P(ring.AXIS, None))
     return mapped(ring._spread(mask, whole))
