@@ -1,5 +1,7 @@
 """Parts of a decoder layer: RMSNorm, Attention, MLP and Block; and Packing, the layout of rows."""
 
+from collections.abc import Callable
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -14,7 +16,10 @@ from lwm.model.rope import rotate
 from lwm.ops.mask import Mask
 from lwm.ops.ring import ring_attention
 from lwm.ops.stream import Stream, region
-from lwm.sharding import ACTS, HEADS, SHARD, TOKENS
+from lwm.sharding import HEADS, SHARD, TOKENS
+
+Turn = Callable[[Int[Array, "B S"]], tuple[Float[Array, "B S R"], Float[Array, "B S R"]]]
+"""Returns the cosines and sines of positions."""
 
 
 class Packing(eqx.Module):
@@ -181,34 +186,41 @@ class Block(eqx.Module):
     def __call__(
         self,
         x: Float[Array, "P B s D"],
-        cos_sin: tuple[Array, Array],
+        turn: Turn,
         packing: Packing,
         stream: Stream,
     ) -> Float[Array, "P B s D"]:
-        """Runs over whole rows, whose states have the form of `stream`."""
-        out = ring_attention(*self._heads(x, cos_sin, stream), packing.mask())
+        """Runs over whole rows, whose states have the form of `stream`.
+
+        Args:
+            x: States.
+            turn: Returns the cosines and sines of positions, see `lwm.model.rope.rotation`.
+            packing: Layout of the rows.
+            stream: Form of the states.
+        """
+        out = ring_attention(*self._heads(x, turn, packing, stream), packing.mask())
         return self._after_attention(x, out, stream)
 
     def _heads(
-        self, x: Float[Array, "P B s D"], cos_sin: tuple[Array, Array], stream: Stream
+        self, x: Float[Array, "P B s D"], turn: Turn, packing: Packing, stream: Stream
     ) -> tuple[Float[Array, "B S N H"], Float[Array, "B S K H"], Float[Array, "B S K H"]]:
         """Returns queries, keys and values of whole rows."""
 
-        def local(weights, x, *cos_sin):
+        def local(weights, x, positions):
             norm, attention = weights
 
-            def project(x, *cos_sin):
-                return attention.project(stream.gather(norm(x)), cos_sin)
+            def project(x, positions):
+                return attention.project(stream.gather(norm(x)), turn(positions))
 
-            found = stream.each(project, x, *map(stream.cut, cos_sin))
+            found = stream.each(project, x, stream.cut(positions))
             return tuple(map(stream.join, found))
 
         return region(
             local,
             (self.attention_norm, eqx.tree_at(lambda heads: heads.wo, self.attention, None)),
             x,
-            *cos_sin,
-            in_specs=(stream.spec, ACTS, ACTS),
+            packing.positions,
+            in_specs=(stream.spec, TOKENS),
             out_specs=(HEADS, HEADS, HEADS),
             dtype=x.dtype,
         )

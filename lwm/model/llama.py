@@ -105,11 +105,11 @@ class Llama(eqx.Module):
     def _states(
         self, tokens: Int[Array, "B S"], packing: Packing, stream: Stream
     ) -> Float[Array, "P B s D"]:
-        cos_sin = rotation(packing.positions, self.config.rope, self.config.head_dim)
+        turn = functools.partial(rotation, rope=self.config.rope, head_dim=self.config.head_dim)
         x = embed_stream(self.embedding, tokens, stream, dtype=self.compute.dtype)
 
         def layer(x: Array, block: Block) -> tuple[Array, None]:
-            return block(checkpoint_name(x, "layer_input"), cos_sin, packing, stream), None
+            return block(checkpoint_name(x, "layer_input"), turn, packing, stream), None
 
         layer = _rematerialise(layer, self.compute.remat)
         if isinstance(self.blocks, tuple):

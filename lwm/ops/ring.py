@@ -24,6 +24,8 @@ from lwm.ops.mask import Mask
 from lwm.sharding import BATCH, HEADS, TOKENS, manual
 
 AXIS = "sp"
+_LONG = 32 * 1024
+"""Tokens of a part that are work enough with a single head."""
 _LSE = P(BATCH, AXIS, "tp")
 
 
@@ -83,12 +85,17 @@ def _forward(q, k, v, mask, name, blocks):
 def _backward(name, blocks, saved, dout):
     def local(q, k, v, out, lse, dout, mask):
         differentiate = kernel(name, "bwd", blocks, halves=_has_halves(q))
-        if lax.axis_size(AXIS) == 1:
-            grads = differentiate(q, k, v, out, lse, dout, mask)
-        else:
-            ring = _BackwardRing(differentiate, (q, out, lse, dout), mask)
-            grads = ring(_Part(k, v, mask.k_index, mask.k_segments))
-        return tuple(grad.astype(x.dtype) for grad, x in zip(grads, (q, k, v), strict=True))
+
+        def grads(q, k, v, out, lse, dout):
+            if lax.axis_size(AXIS) == 1:
+                found = differentiate(q, k, v, out, lse, dout, mask)
+            else:
+                ring = _BackwardRing(differentiate, (q, out, lse, dout), mask)
+                found = ring(_Part(k, v, mask.k_index, mask.k_segments))
+            return tuple(grad.astype(x.dtype) for grad, x in zip(found, (q, k, v), strict=True))
+
+        each = grads if q.shape[1] < _LONG else _head_by_head(grads)
+        return each(q, k, v, out, lse, dout)
 
     *tensors, mask = saved
     specs = (HEADS, HEADS, HEADS, HEADS, _LSE, HEADS, _mask_specs(TOKENS))
@@ -120,6 +127,28 @@ class _Part(NamedTuple):
         return mask._replace(k_index=self.index, k_segments=self.segments)
 
 
+def _head_by_head(grads):
+    """Differentiates one head of keys and values, and the queries that share it, after the other.
+
+    Of long parts, the float32 gradients of all heads would take more memory than all else.
+    """
+
+    def run(q, k, *others):
+        heads = k.shape[2]
+
+        def apart(x):
+            return jnp.moveaxis(x.reshape(*x.shape[:2], heads, -1, *x.shape[3:]), 2, 0)
+
+        def together(x):
+            x = jnp.moveaxis(x, 0, 2)
+            return x.reshape(*x.shape[:2], -1, x.shape[-1])
+
+        arrays = tuple(map(apart, (q, k, *others)))
+        return tuple(map(together, lax.map(lambda one: grads(*one), arrays)))
+
+    return run
+
+
 def _travel(part, state, visit, add):
     """Adds to the state what `visit` finds in the part of each device, its own part first."""
 
@@ -137,7 +166,8 @@ class _BackwardRing(NamedTuple):
 
     A device passes on what it has received and added one step before, so that this transfer, too,
     has a step's time. The queries of its own part are split in two: the first half is worked on
-    while the first part arrives, and the second while the gradients of its keys come home.
+    while the first part arrives, and the second, with its own keys, which have then been around,
+    while their gradients come home.
     """
 
     differentiate: Callable[..., tuple[Array, Array, Array]]
@@ -151,15 +181,12 @@ class _BackwardRing(NamedTuple):
         part, (first, *grads) = _while_sending(own, lambda: self.visit(own, slice(None, half)))
 
         def step(carry, _):
-            dq, part, grads = carry
-            sent, (new, *added) = _while_sending((part, grads), lambda: self.visit(part))
-            part, grads = sent
+            dq, *sent = carry
+            (part, grads), (new, *added) = _while_sending(sent, lambda: self.visit(sent[0]))
             return (dq + new, part, _sum(grads, added)), None
 
         start = jnp.zeros(self.queries[0].shape, jnp.float32), part, grads
-        (dq, part, grads), _ = lax.scan(step, start, length=lax.axis_size(AXIS) - 2)
-        grads, (new, *added) = _while_sending(grads, lambda: self.visit(part))
-        dq, grads = dq + new, _sum(grads, added)
+        (dq, own, grads), _ = lax.scan(step, start, length=lax.axis_size(AXIS) - 1)
         grads, (last, *added) = _while_sending(grads, lambda: self.visit(own, slice(half, None)))
         return dq + jnp.concatenate([first, last], 1), *_sum(grads, added)
 

@@ -138,14 +138,14 @@ def test_documents_do_not_leak_through_a_layer(tiny, init, place):
         with jax.set_mesh(mesh):
             block = init(config).unstack().blocks[0]
             _, packing = place(mesh, np.zeros((2, 64)), segments, order=there)
-            cos_sin = rotation(packing.positions, config.rope, config.head_dim)
+            turn = functools.partial(rotation, rope=config.rope, head_dim=config.head_dim)
 
             @jax.jit
-            def run(x, dout, block=block, cos_sin=cos_sin, packing=packing):
+            def run(x, dout, block=block, turn=turn, packing=packing):
                 stream = Stream.of(x.shape[1], chunk=8)
 
                 def layer(x):
-                    return stream.leave(block(stream.enter(x), cos_sin, packing, stream))
+                    return stream.leave(block(stream.enter(x), turn, packing, stream))
 
                 out, pull = jax.vjp(layer, x)
                 return out, *pull(dout)
