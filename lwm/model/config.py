@@ -17,8 +17,8 @@ Storage = Literal["float32", "bfloat16", "int8"]
 Remat = Literal["none", "dots", "attention", "offload", "full"]
 """Rematerialisation: activations of a layer that are saved for the backward pass beside its input.
 `none` saves all of them; `dots` the results of matrix products and of attention; `attention` those
-of attention, so that a ring does not run again; `offload` the same, with the layers' inputs in
-host memory; `full` saves nothing."""
+of attention, so that a ring does not run again; `offload` the same, in host memory, with the
+layers' inputs; `full` saves nothing."""
 
 
 def compute_dtype(storage: Storage) -> Dtype:
@@ -125,9 +125,9 @@ class Compute:
     remat: Remat = "none"
     """Activations saved for the backward pass, beside each layer's input."""
     mlp_chunk: int | None = None
-    """Maximum tokens per device that go through a feed-forward layer at a time; None: all."""
+    """Most tokens of a device of `sp` that go through linear layers at a time; None: all."""
     loss_chunk: int = 1024
-    """Tokens per device whose logits exist at a time in training."""
+    """Tokens of a device of `sp` whose logits exist at a time in training."""
 
     def __post_init__(self):
         """Checks the ranges.

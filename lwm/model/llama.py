@@ -198,9 +198,8 @@ def check_mesh(config: LlamaConfig, mesh: Mesh | AbstractMesh) -> None:
 def _rematerialise(layer, remat: Remat):
     if remat == "none":
         return layer
-    kept = ["attention_out", "attention_lse"]
     policies = jax.checkpoint_policies
-    attention = policies.save_only_these_names(*kept)
+    attention = policies.save_only_these_names("attention_out", "attention_lse")
     policy = {
         "full": policies.nothing_saveable,
         "dots": policies.save_from_both_policies(
@@ -208,8 +207,8 @@ def _rematerialise(layer, remat: Remat):
         ),
         "attention": attention,
         "offload": policies.save_and_offload_only_these_names(
-            names_which_can_be_saved=kept,
-            names_which_can_be_offloaded=["layer_input"],
+            names_which_can_be_saved=["attention_lse"],
+            names_which_can_be_offloaded=["layer_input", "attention_out"],
             offload_src="device",
             offload_dst="pinned_host",
         ),

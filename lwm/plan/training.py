@@ -98,12 +98,12 @@ def training_need(
     )
     # Of several batches, the sum and those of the last one.
     gradients = (1 if accumulate == 1 else 2) * _FLOAT32 * weights
-    inputs, offloads = step.inputs(), compute.remat == "offload"
+    saved, offloads = step.inputs() + step.kept(), compute.remat == "offload"
     return TrainingNeed(
         state=round((_FLOAT32 + moments) * weights),
-        saved=round(step.kept() + (0 if offloads else inputs)),
+        saved=0 if offloads else round(saved),
         work=round(PROGRAM + gradients + max(step.layer(), step.loss())),
-        host=round(inputs if offloads else 0),
+        host=round(saved) if offloads else 0,
     )
 
 
