@@ -198,8 +198,9 @@ def check_mesh(config: LlamaConfig, mesh: Mesh | AbstractMesh) -> None:
 def _rematerialise(layer, remat: Remat):
     if remat == "none":
         return layer
+    found = ["attention_out", "attention_lse"]
     policies = jax.checkpoint_policies
-    attention = policies.save_only_these_names("attention_out", "attention_lse")
+    attention = policies.save_only_these_names(*found)
     policy = {
         "full": policies.nothing_saveable,
         "dots": policies.save_from_both_policies(
@@ -207,8 +208,8 @@ def _rematerialise(layer, remat: Remat):
         ),
         "attention": attention,
         "offload": policies.save_and_offload_only_these_names(
-            names_which_can_be_saved=["attention_lse"],
-            names_which_can_be_offloaded=["layer_input", "attention_out"],
+            names_which_can_be_saved=[],
+            names_which_can_be_offloaded=["layer_input", *found],
             offload_src="device",
             offload_dst="pinned_host",
         ),

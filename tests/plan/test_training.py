@@ -63,8 +63,7 @@ def test_what_is_kept_grows_with_what_is_not_computed_again(large):
     saved = [need(large, remat=each).saved for each in ("full", "attention", "dots", "none")]
     assert saved == sorted({*saved})
     offloaded, attention = need(large, remat="offload"), need(large, remat="attention")
-    assert offloaded.host == need(large).saved
-    assert offloaded.host + offloaded.saved == attention.saved
+    assert (offloaded.host, offloaded.saved) == (attention.saved, 0)
     assert attention.host == 0
 
 
