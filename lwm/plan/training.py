@@ -14,26 +14,36 @@ from lwm.plan.memory import MeshSizes
 _FLOAT32 = 4
 
 
+LONG = 32 * 1024
+"""Tokens of a device from which attention is differentiated head by head, see `lwm.ops.ring`."""
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Counts:
-    """Numbers of arrays that exist at a time; narrow ones have the type of activations."""
+    """Numbers of arrays of heads that exist at a time in the backward pass of attention.
 
-    states: float
-    """Narrow arrays of states of a share of `tp`, beside the inputs of the layers."""
+    Narrow ones have the type of activations, wide ones are float32. Queries stand for all arrays
+    of their shape: outputs, gradients.
+    """
+
     narrow_queries: float
-    """Queries, outputs of attention and their gradients: narrow arrays of heads."""
     wide_queries: float
-    """The same in float32: gradients while they are summed."""
     narrow_keys: float
-    """Keys and values, own, received and sent."""
     wide_keys: float
-    """Gradients of keys and values in float32."""
 
 
-ALONE = Counts(states=2.0, narrow_queries=3.0, wide_queries=1.0, narrow_keys=2.0, wide_keys=2.0)
+ALONE = Counts(narrow_queries=3.0, wide_queries=1.0, narrow_keys=2.0, wide_keys=2.0)
 """Where one device of `sp` has whole rows."""
-RING = Counts(states=2.0, narrow_queries=3.0, wide_queries=4.0, narrow_keys=6.0, wide_keys=8.0)
-"""Where keys and values travel."""
+RING = Counts(narrow_queries=3.0, wide_queries=4.0, narrow_keys=6.0, wide_keys=8.0)
+"""Where keys, values and their gradients travel."""
+WAITING = Counts(narrow_queries=4.0, wide_queries=0.0, narrow_keys=4.0, wide_keys=0.0)
+"""Of all heads, while one after the other is differentiated."""
+ALONE_BY_HEAD = Counts(narrow_queries=2.0, wide_queries=1.0, narrow_keys=2.0, wide_keys=2.0)
+"""Of that head, beside those of all heads."""
+RING_BY_HEAD = Counts(narrow_queries=2.0, wide_queries=3.0, narrow_keys=4.0, wide_keys=8.0)
+"""The same where keys, values and their gradients travel."""
+STATES = 2.0
+"""Arrays of states beside the inputs of the layers, and their gradients."""
 LAYERS = 2.0
 """Gathered weights and gradients of a layer, in float32."""
 TABLES = 2.0
@@ -93,8 +103,9 @@ def training_need(
         compute=compute,
         rows=rows / (dp * fsdp),
         tokens=rows * length / (dp * fsdp * sp),
+        local=length / sp,
         tp=tp,
-        counts=ALONE if sp == 1 else RING,
+        is_ring=sp > 1,
     )
     # Of several batches, the sum and those of the last one.
     gradients = (1 if accumulate == 1 else 2) * _FLOAT32 * weights
@@ -127,8 +138,10 @@ class _Step:
     """Rows of the device."""
     tokens: float
     """Tokens of the device, those that it shares with others of `tp` included."""
+    local: float
+    """Those of one row."""
     tp: int
-    counts: Counts
+    is_ring: bool
 
     def inputs(self) -> float:
         """Counts the inputs of the layers."""
@@ -150,15 +163,8 @@ class _Step:
 
     def layer(self) -> float:
         """Counts the backward pass of a layer."""
-        counts, width = self.counts, self._width
-        heads = (
-            counts.narrow_queries * self._queries(width)
-            + counts.wide_queries * self._queries(_FLOAT32)
-            + counts.narrow_keys * self._keys(width)
-            + counts.wide_keys * self._keys(_FLOAT32)
-        )
         weights = LAYERS * _FLOAT32 * _of_layer(self.config) / self.tp
-        return counts.states * self._states + heads + self._rotation + self._columns + weights
+        return STATES * self._states + self._attention() + self._columns + weights
 
     def loss(self) -> float:
         """Counts the backward pass of the loss."""
@@ -166,16 +172,22 @@ class _Step:
         table = TABLES * _FLOAT32 * config.tokens.rows * config.dim / self.tp
         together = min(self.tokens, self.compute.loss_chunk)
         logits = LOGITS * _FLOAT32 * together * config.tokens.rows / self.tp
-        return self.counts.states * self._states + self._rotation + table + logits
+        return STATES * self._states + table + logits
+
+    def _attention(self) -> float:
+        if self.local < LONG:
+            return self._heads(RING if self.is_ring else ALONE)
+        one = self._heads(RING_BY_HEAD if self.is_ring else ALONE_BY_HEAD)
+        return self._heads(WAITING) + one / (self.config.num_kv_heads / self.tp)
+
+    def _heads(self, counts: Counts) -> float:
+        queries = counts.narrow_queries * self._width + counts.wide_queries * _FLOAT32
+        keys = counts.narrow_keys * self._width + counts.wide_keys * _FLOAT32
+        return self._queries(queries) + self._keys(keys)
 
     @property
     def _states(self) -> float:
         return self._width * self.tokens * self.config.dim / self.tp
-
-    @property
-    def _rotation(self) -> float:
-        """Cosines and sines of all positions."""
-        return _FLOAT32 * self.tokens * self.config.head_dim
 
     @property
     def _columns(self) -> float:
@@ -184,11 +196,11 @@ class _Step:
             together = min(together, self.rows * self.compute.mlp_chunk)
         return COLUMNS * _FLOAT32 * together * self.config.mlp_dim / self.tp
 
-    def _queries(self, width: int) -> float:
-        return width * self.tokens * self.config.num_heads * self.config.head_dim / self.tp
+    def _queries(self, size: int | float) -> float:
+        return size * self.tokens * self.config.num_heads * self.config.head_dim / self.tp
 
-    def _keys(self, width: int) -> float:
-        return width * self.tokens * self.config.num_kv_heads * self.config.head_dim / self.tp
+    def _keys(self, size: int | float) -> float:
+        return size * self.tokens * self.config.num_kv_heads * self.config.head_dim / self.tp
 
     @property
     def _width(self) -> int:

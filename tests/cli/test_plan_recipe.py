@@ -35,13 +35,17 @@ def test_every_stage_of_a_curriculum_has_a_line(capsys):
 
 
 def test_options_of_the_recipe_change_the_plan(capsys, monkeypatch):
-    run(monkeypatch, "lwm-text-1m", "--mesh", "1,4,16,4", "--compute.remat", "offload")
-    (offloaded,) = rows(capsys.readouterr().out)
-    run(monkeypatch, "lwm-text-1m", "--mesh", "1,4,16,4", "--data.rows", "8")
-    (twice,) = rows(capsys.readouterr().out)
-    assert float(offloaded["host"]) == pytest.approx(float(twice["saved"]) / 2, rel=0.01)
-    assert float(twice["host"]) == 0
-    assert twice["rows"] == "8"
+    def planned(*options):
+        run(monkeypatch, "lwm-text-1m", "--mesh", "1,4,16,4", *options)
+        (found,) = rows(capsys.readouterr().out)
+        return found
+
+    offloaded, kept = (planned("--compute.remat", each) for each in ("offload", "attention"))
+    assert (offloaded["host"], offloaded["saved"]) == (kept["saved"], kept["host"])
+    assert float(kept["host"]) == 0
+    few, many = planned(), planned("--data.rows", "8")
+    assert (few["rows"], many["rows"]) == ("4", "8")
+    assert float(many["saved"]) == pytest.approx(2 * float(few["saved"]), rel=0.01)
 
 
 def test_a_model_of_a_recipe_s_name_is_pointed_out(capsys, monkeypatch):

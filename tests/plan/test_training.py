@@ -6,8 +6,9 @@ import pytest
 from jax.sharding import AbstractMesh, AxisType
 
 from lwm.model.config import Compute
+from lwm.ops import ring
 from lwm.plan.program import bytes_of_a_device
-from lwm.plan.training import training_need
+from lwm.plan.training import LONG, training_need
 from lwm.recipes import RECIPES
 from lwm.sharding import AXES
 from lwm.tokens import TokenSpace
@@ -83,3 +84,7 @@ def test_gradients_of_several_batches_are_added_up(large):
     twice = need(large, accumulate=2).work - need(large).work
     assert twice == pytest.approx(4 * weights, rel=1e-6)
     assert config.num_layers == 32
+
+
+def test_attention_is_differentiated_head_by_head_from_the_length_that_the_ring_has():
+    assert LONG == ring._LONG
