@@ -139,7 +139,7 @@ class _Step:
     tokens: float
     """Tokens of the device, those that it shares with others of `tp` included."""
     local: float
-    """Those of one row."""
+    """Tokens of one row on the device."""
     tp: int
     is_ring: bool
 
