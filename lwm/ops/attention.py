@@ -2,9 +2,10 @@
 
 from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
+from jax import lax
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float
 
@@ -20,8 +21,8 @@ class Implementation(NamedTuple):
 
     `fwd(q, k, v, mask) -> (out, lse)` and `bwd(q, k, v, out, lse, dout, mask) -> (dq, dk, dv)`
     return float32. `lse` is the natural logarithm, -inf where a query sees no key. `out` and `lse`
-    passed to `bwd` may cover more keys than `k` holds, as they do in a ring. Both take `blocks` and
-    `halves` if the implementation works in tiles.
+    passed to `bwd` may cover more keys than `k` holds, as they do in a ring. Both take `blocks`,
+    `halves` and `beside`, see `lwm.ops.blockwise`, if the implementation works in tiles.
     """
 
     fwd: Callable[..., tuple[Array, Array]]
@@ -91,12 +92,20 @@ def save(out: Array, lse: Array) -> tuple[Array, Array]:
 def kernel(name: str, which: str, blocks: Blocks | None, *, halves: bool = False) -> Callable:
     """Returns `fwd` or `bwd` of an implementation, with tiles of the given size, if any.
 
-    `halves` asks for tiles that divide half a row, where they have no given size.
+    `halves` asks for tiles that divide half a row, where they have no given size. The function
+    takes `beside`, see `lwm.ops.blockwise.fwd`.
     """
     function = getattr(IMPLEMENTATIONS[name], which)
-    if blocks is not None:
-        return partial(function, blocks=blocks)
-    return partial(function, halves=True) if halves and name == "blockwise" else function
+    if name != "blockwise":
+        return partial(
+            _with_beside, function if blocks is None else partial(function, blocks=blocks)
+        )
+    return partial(function, halves=halves) if blocks is None else partial(function, blocks=blocks)
+
+
+def _with_beside(function: Callable[..., Any], *inputs: Any, beside: Any = None) -> Any:
+    found = function(*inputs)
+    return found if beside is None else lax.optimization_barrier((found, beside))
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(4, 5))

@@ -57,8 +57,9 @@ def fwd(
     *,
     blocks: tuple[int, int] | None = None,
     halves: bool = False,
-) -> tuple[Float[Array, "B S N H"], Float[Array, "B S N"]]:
-    """Returns the attention output and each row's log-sum-exp, in float32.
+    beside: Any = None,
+) -> Any:
+    """Returns the attention output B S N H and each row's log-sum-exp B S N, in float32.
 
     Args:
         q: Queries.
@@ -67,17 +68,19 @@ def fwd(
         mask: The mask.
         blocks: Queries and keys per tile; by default as many as suit the platform.
         halves: Tiles divide half a row, if `blocks` are not given.
+        beside: Arrays that other devices send meanwhile; if given, they are returned after the
+            results. Nothing that is done after the last tile can then hide that they come late.
     """
     on_cpu, elsewhere = _sizes(q, k, blocks, halves)
     return lax.platform_dependent(
-        *(q, k, v, mask),
+        *(q, k, v, mask, beside),
         cpu=partial(_fwd, blocks=on_cpu, ones=True),
         tpu=partial(_fwd, blocks=elsewhere, ones=True),
         default=partial(_fwd, blocks=elsewhere, ones=False),
     )
 
 
-def _fwd(q, k, v, mask, *, blocks, ones):
+def _fwd(q, k, v, mask, beside, *, blocks, ones):
     K, (bq, bk) = k.shape[2], blocks
     ks, vs = rows_of(k, K, bk), rows_of(with_ones(v) if ones else v, K, bk)
     q_side, k_side = _sides(mask, bq, bk)
@@ -92,8 +95,10 @@ def _fwd(q, k, v, mask, *, blocks, ones):
         )
         return attend(query, tiles, full, full + partly, ones=ones, like=(side, k_side))
 
-    out, lse = lax.map(query_tile, _each(q.shape[0], rows_of(q, K, bq), q_side))
-    return unrows(out, q.shape), unrows(lse[..., None], (*q.shape[:3], 1))[..., 0]
+    found = lax.map(query_tile, _each(q.shape[0], rows_of(q, K, bq), q_side))
+    (out, lse), beside = _tied(found, beside)
+    found = unrows(out, q.shape), unrows(lse[..., None], (*q.shape[:3], 1))[..., 0]
+    return found if beside is None else (found, beside)
 
 
 def bwd(
@@ -107,12 +112,13 @@ def bwd(
     *,
     blocks: tuple[int, int] | None = None,
     halves: bool = False,
-) -> tuple[Float[Array, "B S N H"], Float[Array, "B T K H"], Float[Array, "B T K H"]]:
+    beside: Any = None,
+) -> Any:
     """Returns dq, dk, dv in float32; `out` and `lse` may cover more keys than `k` holds.
 
-    For `blocks` and `halves`, see `fwd`.
+    For `blocks`, `halves` and `beside`, see `fwd`.
     """
-    inputs = q, k, v, out, lse, dout, mask
+    inputs = q, k, v, out, lse, dout, mask, beside
     on_cpu, elsewhere = _sizes(q, k, blocks, halves)
     if on_cpu == elsewhere:
         return _bwd(*inputs, blocks=on_cpu)
@@ -121,7 +127,7 @@ def bwd(
     )
 
 
-def _bwd(q, k, v, out, lse, dout, mask, *, blocks):
+def _bwd(q, k, v, out, lse, dout, mask, beside, *, blocks):
     B, _, N, H = q.shape
     K, (bq, bk) = k.shape[2], blocks
     q_side, k_side = _sides(mask, bq, bk)
@@ -161,9 +167,16 @@ def _bwd(q, k, v, out, lse, dout, mask, *, blocks):
     zeros = jnp.zeros(ks.swapaxes(3, 4).shape, jnp.float32)
     tiles = [rows_of(x, K, bq) for x in (q, out, dout, lse)]
     grads = _vary([zeros, zeros], (q, k, v, dout, lse, q_side, k_side))
-    (dks, dvs), dq = lax.scan(query_tile, grads, _each(B, *tiles, q_side))
+    found = lax.scan(query_tile, grads, _each(B, *tiles, q_side))
+    ((dks, dvs), dq), beside = _tied(found, beside)
     dk, dv = _uncolumns(dks * scale, k.shape), _uncolumns(dvs, v.shape)
-    return unrows(dq * scale, q.shape), dk, dv
+    found = unrows(dq * scale, q.shape), dk, dv
+    return found if beside is None else (found, beside)
+
+
+def _tied(found: Any, beside: Any) -> tuple[Any, Any]:
+    """Keeps the compiler from using what the tiles found before `beside` has come, too."""
+    return (found, None) if beside is None else lax.optimization_barrier((found, beside))
 
 
 class Tiles(NamedTuple):

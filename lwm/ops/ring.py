@@ -11,13 +11,13 @@ a visible pair are skipped on every device.
 
 from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.sharding import PartitionSpec as P, reshard
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from lwm.ops.attention import Blocks, choose, kernel, save
 from lwm.ops.mask import Mask
@@ -70,11 +70,11 @@ def _forward(q, k, v, mask, name, blocks):
         if lax.axis_size(AXIS) == 1:
             return attend(q, k, v, mask)
 
-        def visit(part):
-            return attend(q, part.k, part.v, part.seen_by(mask))
+        def visit(part, beside=None):
+            return attend(q, part.k, part.v, part.seen_by(mask), beside=beside)
 
         nothing = jnp.zeros(q.shape, jnp.float32), jnp.full(q.shape[:3], -jnp.inf)
-        return _travel(_Part(k, v, mask.k_index, mask.k_segments), nothing, visit, _merge)
+        return _travel(_Part.own(k, v, mask), nothing, visit, _merge)
 
     mapped = manual(local, (HEADS, HEADS, HEADS, _mask_specs(TOKENS)), (HEADS, _LSE))
     out, lse = mapped(q, k, v, mask)
@@ -91,7 +91,7 @@ def _backward(name, blocks, saved, dout):
                 found = differentiate(q, k, v, out, lse, dout, mask)
             else:
                 ring = _BackwardRing(differentiate, (q, out, lse, dout), mask)
-                found = ring(_Part(k, v, mask.k_index, mask.k_segments))
+                found = ring(_Part.own(k, v, mask))
             return tuple(grad.astype(x.dtype) for grad, x in zip(found, (q, k, v), strict=True))
 
         each = grads if q.shape[1] < _LONG else _head_by_head(grads)
@@ -119,12 +119,17 @@ class _Part(NamedTuple):
 
     k: Array
     v: Array
-    index: Array
-    segments: Array
+    places: Int[Array, "B1 T"]
+    """Indexes, and below them the segments of each row: XLA for TPUs sends few arrays at once."""
+
+    @classmethod
+    def own(cls, k: Array, v: Array, mask: Mask) -> "_Part":
+        """Returns the part of this device."""
+        return cls(k, v, jnp.concatenate([mask.k_index[None], mask.k_segments]))
 
     def seen_by(self, mask: Mask) -> Mask:
         """Returns the mask between the queries of a mask and these keys."""
-        return mask._replace(k_index=self.index, k_segments=self.segments)
+        return mask._replace(k_index=self.places[0], k_segments=self.places[1:])
 
 
 def _head_by_head(grads):
@@ -150,11 +155,14 @@ def _head_by_head(grads):
 
 
 def _travel(part, state, visit, add):
-    """Adds to the state what `visit` finds in the part of each device, its own part first."""
+    """Adds to the state what `visit` finds in the part of each device, its own part first.
+
+    `visit(part, beside)` also returns the next part, which comes meanwhile.
+    """
 
     def step(carry, _):
         part, state = carry
-        part, found = _while_sending(part, lambda: visit(part))
+        found, part = visit(part, _pass_on(part))
         return (part, add(state, found)), None
 
     (part, state), _ = lax.scan(step, (part, state), length=lax.axis_size(AXIS) - 1)
@@ -178,42 +186,34 @@ class _BackwardRing(NamedTuple):
     def __call__(self, own: _Part) -> tuple[Array, Array, Array]:
         """Returns dq, dk and dv, in float32."""
         half = self.queries[0].shape[1] // 2
-        part, (first, *grads) = _while_sending(own, lambda: self.visit(own, slice(None, half)))
+        (first, *grads), part = self.visit(own, _pass_on(own), slice(None, half))
 
         def step(carry, _):
             dq, *sent = carry
-            (part, grads), (new, *added) = _while_sending(sent, lambda: self.visit(sent[0]))
+            (new, *added), (part, grads) = self.visit(sent[0], _pass_on(sent))
             return (dq + new, part, _sum(grads, added)), None
 
         start = jnp.zeros(self.queries[0].shape, jnp.float32), part, grads
         (dq, own, grads), _ = lax.scan(step, start, length=lax.axis_size(AXIS) - 1)
-        grads, (last, *added) = _while_sending(grads, lambda: self.visit(own, slice(half, None)))
+        (last, *added), grads = self.visit(own, _pass_on(grads), slice(half, None))
         return dq + jnp.concatenate([first, last], 1), *_sum(grads, added)
 
-    def visit(self, part: _Part, some: slice = slice(None)) -> tuple[Array, Array, Array]:
-        """Returns what some queries and a part add to dq, dk and dv."""
+    def visit(self, part: _Part, beside: Any, some: slice = slice(None)) -> tuple[Any, Any]:
+        """Returns what some queries and a part add to dq, dk and dv; and what comes meanwhile."""
         q, *others = (x[:, some] for x in self.queries)
         mask = self.mask._replace(
             q_index=self.mask.q_index[some], q_segments=self.mask.q_segments[:, some]
         )
-        return self.differentiate(q, part.k, part.v, *others, part.seen_by(mask))
+        return self.differentiate(q, part.k, part.v, *others, part.seen_by(mask), beside=beside)
 
 
 def _sum(grads, added):
     return [one + other for one, other in zip(grads, added, strict=True)]
 
 
-def _while_sending(arrays, work):
-    """Passes arrays on and works meanwhile; returns what has come, and what was found.
-
-    The compiler may use neither before both are there: else it starts to send only afterwards.
-    """
-    return lax.optimization_barrier((jax.tree.map(_pass_on, arrays), work()))
-
-
-def _pass_on(x):
+def _pass_on(arrays):
     n = lax.axis_size(AXIS)
-    return lax.ppermute(x, AXIS, [(i, (i + 1) % n) for i in range(n)])
+    return lax.ppermute(arrays, AXIS, [(i, (i + 1) % n) for i in range(n)])
 
 
 def _merge(state, found):

@@ -24,8 +24,9 @@ def count_in_ring(mask, *, block):
     whole = P(None, ring.AXIS)
 
     def local(mask):
-        def visit(part):
-            return count(part.seen_by(mask), block=block)
+        def visit(part, beside=None):
+            found = count(part.seen_by(mask), block=block)
+            return found if beside is None else (found, beside)
 
         def add(state, found):
             step, counts = state
@@ -33,7 +34,7 @@ def count_in_ring(mask, *, block):
 
         start = 0, jnp.zeros(lax.axis_size(ring.AXIS), jnp.int32)
         # Only the mask of the keys counts.
-        part = ring._Part(mask.k_index, mask.k_index, mask.k_index, mask.k_segments)
+        part = ring._Part.own(mask.k_index, mask.k_index, mask)
         return ring._travel(part, start, visit, add)[1][None]
 
     mapped = manual(local, (ring._mask_specs(whole),), P(ring.AXIS, None))
