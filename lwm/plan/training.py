@@ -7,8 +7,10 @@ Letters as in `lwm.model.llama`.
 """
 
 import dataclasses
+import math
 
 from lwm.model.config import Compute, LlamaConfig
+from lwm.ops.blockwise import block_sizes
 from lwm.plan.memory import MeshSizes
 
 _FLOAT32 = 4
@@ -20,7 +22,7 @@ LONG = 32 * 1024
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Counts:
-    """Numbers of arrays of heads that exist at a time in the backward pass of attention.
+    """Numbers of arrays of heads that exist at a time in the attention of a layer.
 
     Narrow ones have the type of activations, wide ones are float32. Queries stand for all arrays
     of their shape: outputs, gradients.
@@ -42,17 +44,21 @@ ALONE_BY_HEAD = Counts(narrow_queries=2.0, wide_queries=1.0, narrow_keys=2.0, wi
 """Of that head, beside those of all heads."""
 RING_BY_HEAD = Counts(narrow_queries=2.0, wide_queries=3.0, narrow_keys=4.0, wide_keys=8.0)
 """The same where keys, values and their gradients travel."""
+RING_FORWARD = Counts(narrow_queries=2.0, wide_queries=5.0, narrow_keys=6.0, wide_keys=0.0)
+"""Of all heads in the forward pass, which is made once more before a layer's backward pass."""
 STATES = 2.0
 """Arrays of states beside the inputs of the layers, and their gradients."""
 LAYERS = 2.0
 """Gathered weights and gradients of a layer, in float32."""
 TABLES = 2.0
 """Gathered token tables and gradients of one, in float32."""
+TILES = 2.0
+"""Arrays of the scores of a tile of attention, in float32."""
 COLUMNS = 3.0
 """Arrays of the columns of a piece of a feed-forward layer, in float32."""
 LOGITS = 3.0
 """Arrays of the logits of a piece, in float32."""
-PROGRAM = 14_000_000
+PROGRAM = 5_000_000
 """Bytes of any step, however small."""
 
 
@@ -157,14 +163,15 @@ class _Step:
             "attention": attention,
             "offload": attention,
             "dots": 2 * attention + 2 * self._keys(self._width) + 3 * columns + 2 * self._states,
-            "none": 2 * attention + 2 * self._keys(self._width) + 4 * columns + 6 * self._states,
+            "none": 2 * attention + 2 * self._keys(self._width) + 5 * columns + 6 * self._states,
         }[self.compute.remat]
         return self.config.num_layers * each
 
     def layer(self) -> float:
-        """Counts the backward pass of a layer."""
+        """Counts the backward pass of a layer, which begins with its forward pass."""
         weights = LAYERS * _FLOAT32 * _of_layer(self.config) / self.tp
-        return STATES * self._states + self._attention() + self._columns + weights
+        attention = self._attention() + self._tiles
+        return STATES * self._states + attention + self._columns + weights
 
     def loss(self) -> float:
         """Counts the backward pass of the loss."""
@@ -178,7 +185,8 @@ class _Step:
         if self.local < LONG:
             return self._heads(RING if self.is_ring else ALONE)
         one = self._heads(RING_BY_HEAD if self.is_ring else ALONE_BY_HEAD)
-        return self._heads(WAITING) + one / (self.config.num_kv_heads / self.tp)
+        backward = self._heads(WAITING) + one / (self.config.num_kv_heads / self.tp)
+        return max(backward, self._heads(RING_FORWARD) if self.is_ring else 0)
 
     def _heads(self, counts: Counts) -> float:
         queries = counts.narrow_queries * self._width + counts.wide_queries * _FLOAT32
@@ -188,6 +196,14 @@ class _Step:
     @property
     def _states(self) -> float:
         return self._width * self.tokens * self.config.dim / self.tp
+
+    @property
+    def _tiles(self) -> float:
+        length, heads = math.ceil(self.local), self.config.num_heads / self.tp
+        queries, keys = block_sizes(length, length, math.ceil(heads), on_cpu=False)
+        if self.local >= LONG:
+            heads = self.config.num_heads / self.config.num_kv_heads
+        return TILES * _FLOAT32 * self.rows * heads * queries * keys
 
     @property
     def _columns(self) -> float:
