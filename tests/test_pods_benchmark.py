@@ -91,3 +91,15 @@ def test_programs_that_are_there_are_not_compiled_again(pods, monkeypatch, tmp_p
     assert [each["case"] for each in cells([row for row in table if row])] == [first, second]
     with pytest.raises(SystemExit, match="no case is called nothing"):
         pods.main(pods.Options(out=out, only=("nothing",)))
+
+
+def test_estimates_are_near_what_the_compiler_said(pods):
+    """Of all kept results; those of cases that are no more should go."""
+    kept = pods.read(ROOT / "benchmarks" / "results" / "pods-tpu.jsonl")
+    cases = {case.name: case for case in pods.cases()}
+    lines = {(line["case"], line["program"]): line for line in kept if "peak" in line}
+    assert lines
+    for (name, program), line in lines.items():
+        if program != "init":
+            estimate = pods.estimate(cases[name], program)
+            assert estimate == pytest.approx(line["peak"], rel=0.15), (name, program)

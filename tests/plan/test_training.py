@@ -1,6 +1,7 @@
 """Memory of a training step, estimated: its parts, and what each setting changes."""
 
 import dataclasses
+from typing import Any
 
 import pytest
 from jax.sharding import AbstractMesh, AxisType
@@ -29,7 +30,7 @@ def large():
 
 def need(large, *, mesh=MESH, rows=4, length=2**20, accumulate=1, ids=32_000, **compute):
     config = dataclasses.replace(large[1], tokens=TokenSpace(text=ids))
-    settings = {"remat": "full", "mlp_chunk": 1024} | compute
+    settings: dict[str, Any] = {"remat": "full", "mlp_chunk": 1024} | compute
     given = {"rows": rows, "length": length, "mesh": mesh, "accumulate": accumulate}
     return training_need(config, Compute(**settings), **given)
 
