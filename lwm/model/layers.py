@@ -83,7 +83,9 @@ class Attention(eqx.Module):
         keys = jr.split(key, 4)
 
         def into(key: PRNGKeyArray, heads: int) -> Array:
-            return reshard(config.init_std * jr.normal(key, (D, heads, H)), P(SHARD, "tp", None))
+            # Sampled where they lie: on each device, the others' part would take its memory.
+            parts = P(SHARD, "tp", None)
+            return config.init_std * jr.normal(key, (D, heads, H), out_sharding=parts)
 
         def bias(heads: int) -> Array | None:
             return reshard(jnp.zeros((heads, H)), P("tp", None)) if config.qkv_bias else None
@@ -91,12 +93,12 @@ class Attention(eqx.Module):
         def norm() -> RMSNorm | None:
             return RMSNorm.init(H, config.norm_eps) if config.qk_norm else None
 
-        out = config.init_std * jr.normal(keys[3], (N, H, D))
+        out = config.init_std * jr.normal(keys[3], (N, H, D), out_sharding=P("tp", None, SHARD))
         return cls(
             wq=into(keys[0], N),
             wk=into(keys[1], K),
             wv=into(keys[2], K),
-            wo=reshard(out, P("tp", None, SHARD)),
+            wo=out,
             bq=bias(N),
             bk=bias(K),
             bv=bias(K),
@@ -140,12 +142,14 @@ class MLP(eqx.Module):
     def init(cls, config: LlamaConfig, *, key: PRNGKeyArray) -> "MLP":
         """Samples all weights from N(0, init_std²)."""
         D, F = config.dim, config.mlp_dim
+        into, back = P(SHARD, "tp"), P("tp", SHARD)
         gate, up, down = (
-            config.init_std * jr.normal(key, shape)
-            for key, shape in zip(jr.split(key, 3), ((D, F), (D, F), (F, D)), strict=True)
+            config.init_std * jr.normal(key, shape, out_sharding=parts)
+            for key, shape, parts in zip(
+                jr.split(key, 3), ((D, F), (D, F), (F, D)), (into, into, back), strict=True
+            )
         )
-        into = P(SHARD, "tp")
-        return cls(reshard(gate, into), reshard(up, into), reshard(down, P("tp", SHARD)))
+        return cls(gate, up, down)
 
     @jax.named_scope("mlp")
     def __call__(self, x: Float[Array, "B S D"]) -> Float[Array, "B S D"]:

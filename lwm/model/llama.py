@@ -49,10 +49,10 @@ class Llama(eqx.Module):
         """Samples stacked weights under the mesh in use; their values do not depend on the mesh."""
         embedding, blocks, head = jr.split(key, 3)
         V, D = config.tokens.rows, config.dim
-        table = reshard(config.init_std * jr.normal(embedding, (V, D)), P("tp", SHARD))
+        table = config.init_std * jr.normal(embedding, (V, D), out_sharding=P("tp", SHARD))
         columns = None
         if not config.tie_embeddings:
-            columns = reshard(config.init_std * jr.normal(head, (D, V)), P(SHARD, "tp"))
+            columns = config.init_std * jr.normal(head, (D, V), out_sharding=P(SHARD, "tp"))
         layers = jr.split(blocks, config.num_layers)
         return cls(
             embedding=table,

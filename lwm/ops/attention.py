@@ -25,8 +25,8 @@ class Implementation(NamedTuple):
     `halves` and `beside`, see `lwm.ops.blockwise`, if the implementation works in tiles.
     """
 
-    fwd: Callable[..., tuple[Array, Array]]
-    bwd: Callable[..., tuple[Array, Array, Array]]
+    fwd: Callable[..., Any]
+    bwd: Callable[..., Any]
     refuses: Callable[[Array, Array, Array, MaskKind, str], str | None]
     """`refuses(q, k, v, kind, platform)` returns why it cannot run, or None if it can."""
 

@@ -178,7 +178,8 @@ class _BackwardRing(NamedTuple):
     while their gradients come home.
     """
 
-    differentiate: Callable[..., tuple[Array, Array, Array]]
+    differentiate: Callable[..., Any]
+    """`bwd` of an implementation of attention, see `lwm.ops.attention`."""
     queries: tuple[Array, Array, Array, Array]
     """Queries, and their outputs, log-sum-exps and cotangents: B S …."""
     mask: Mask

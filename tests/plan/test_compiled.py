@@ -2,12 +2,14 @@
 
 import jax
 import jax.numpy as jnp
+import jax.random as jr
 import pytest
 from jax.sharding import PartitionSpec as P
 
+from lwm.model.llama import Llama
 from lwm.plan.chips import read_slice
 from lwm.plan.compiled import Compiled, Refused, compile_program
-from lwm.plan.program import Program, on
+from lwm.plan.program import Program, on, used
 from lwm.sharding import make_mesh
 
 
@@ -36,3 +38,17 @@ def test_a_program_that_does_not_fit_a_chip_is_refused_in_one_line():
     assert found.reason.startswith("Ran out of memory")
     assert "30.75G" in found.reason
     assert "\n" not in found.reason
+
+
+@pytest.mark.tpu
+def test_first_weights_are_made_where_they_lie(tiny):
+    """No device makes the others' part: of large models it would not fit."""
+    pytest.importorskip("libtpu")
+    mesh = make_mesh("1,1,2,2", read_slice("v4:2x2x1").devices())
+    model = tiny(dim=1024, mlp_dim=4096, num_layers=4)
+    init = Program("init", jax.jit(lambda: Llama.init(model, key=jr.key(0))), ())
+    with used(mesh):
+        whole = sum(4 * leaf.size for leaf in jax.tree.leaves(init.traced()))
+    found = compile_program(init, mesh)
+    assert isinstance(found, Compiled)
+    assert found.temporaries < whole / 2
