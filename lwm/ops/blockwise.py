@@ -80,7 +80,7 @@ def fwd(
     )
 
 
-def _fwd(q, k, v, mask, beside, *, blocks, ones):
+def _fwd(q, k, v, mask, beside=None, *, blocks, ones):
     K, (bq, bk) = k.shape[2], blocks
     ks, vs = rows_of(k, K, bk), rows_of(with_ones(v) if ones else v, K, bk)
     q_side, k_side = _sides(mask, bq, bk)

@@ -71,7 +71,7 @@ def tiny_model(tiny, byte_tokenizer) -> LanguageModel:
     from lwm.model.llama import Llama
 
     mesh = make_mesh()
-    config = tiny(tokens=TokenSpace(text=258), max_context=2560)
+    config = tiny(num_layers=1, tokens=TokenSpace(text=258), max_context=2560)
     with jax.set_mesh(mesh):
         llama = jax.jit(lambda key: Llama.init(config, key=key))(jr.key(0))
     return LanguageModel(name="tiny", llama=llama, tokenizer=byte_tokenizer, mesh=mesh)

@@ -115,7 +115,7 @@ def open_painter(tiny, init, eager_tokenizer, draw_vqgan):
 
     def make(mesh, eager=6.0, context=512):
         tokens = TokenSpace.of(eager_tokenizer.vocab_size, CODES)
-        llama = init(tiny(tokens=tokens, max_context=context)).unstack()
+        llama = init(tiny(num_layers=1, tokens=tokens, max_context=context)).unstack()
         scale = np.ones(llama.head.shape, np.float32)
         scale[:, opening[0]] = eager
         scale = jax.device_put(scale, llama.head.sharding)

@@ -25,7 +25,7 @@ CHAT = [Message("user", "What?"), Message("assistant", "That."), Message("user",
 def writer(tiny, init, byte_tokenizer):
     """A model that writes."""
     with jax.set_mesh(mesh := make_mesh()):
-        llama = init(tiny(tokens=TokenSpace(text=byte_tokenizer.vocab_size)))
+        llama = init(tiny(num_layers=1, tokens=TokenSpace(text=byte_tokenizer.vocab_size)))
         yield LanguageModel(name="tiny", llama=llama, tokenizer=byte_tokenizer, mesh=mesh)
 
 

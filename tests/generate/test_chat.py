@@ -25,7 +25,9 @@ SHORT = SamplingParams(max_tokens=16)
 def model(tiny, init, byte_tokenizer):
     """A model with a pool of one size, so that nothing is compiled twice."""
     with jax.set_mesh(mesh := make_mesh()):
-        config = tiny(tokens=TokenSpace(text=byte_tokenizer.vocab_size), max_context=1536)
+        config = tiny(
+            num_layers=1, tokens=TokenSpace(text=byte_tokenizer.vocab_size), max_context=1536
+        )
         yield LanguageModel(
             name="tiny",
             llama=init(config).unstack(),

@@ -35,7 +35,7 @@ def prompts(*lengths, seed=0):
 def model(tiny, kept):
     """A model whose keys each serve two queries."""
     with jax.set_mesh(make_mesh()):
-        yield kept(tiny(num_heads=4, num_kv_heads=2, max_context=2048))
+        yield kept(tiny(num_layers=1, num_heads=4, num_kv_heads=2, max_context=2048))
 
 
 @pytest.fixture(scope="module")

@@ -26,7 +26,7 @@ PROMPTS = [np.random.default_rng(0).integers(0, 256, n).tolist() for n in (30, 5
 @pytest.fixture(scope="module")
 def model(tiny, kept):
     with jax.set_mesh(make_mesh()):
-        yield kept(tiny(num_heads=4, num_kv_heads=2, max_context=1024))
+        yield kept(tiny(num_layers=1, num_heads=4, num_kv_heads=2, max_context=1024))
 
 
 @pytest.fixture(scope="module")

@@ -22,7 +22,7 @@ LANE = 8
 
 @pytest.fixture(scope="module")
 def painter(tiny, kept):
-    return lambda: kept(tiny(tokens=TOKENS))
+    return lambda: kept(tiny(num_layers=1, tokens=TOKENS))
 
 
 @pytest.fixture(scope="module")

@@ -33,7 +33,7 @@ LINES = [
 @pytest.fixture(scope="module")
 def opened(tiny, init, byte_tokenizer):
     with jax.set_mesh(mesh := make_mesh()):
-        llama = init(tiny(tokens=TokenSpace(text=byte_tokenizer.vocab_size)))
+        llama = init(tiny(num_layers=1, tokens=TokenSpace(text=byte_tokenizer.vocab_size)))
         yield LanguageModel(name="tiny", llama=llama, tokenizer=byte_tokenizer, mesh=mesh)
 
 

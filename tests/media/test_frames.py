@@ -214,7 +214,7 @@ def test_a_stream_decodes_frames_as_they_are_taken(kind):
             for number, frame in enumerate(stream):
                 pixels.append(frame.pixels)
                 times.append(frame.time)
-                if number % 40 == 39:
+                if number % 100 == 39:  # it takes long in a process with many objects
                     live = sum(type(each) is av.VideoFrame for each in gc.get_objects())
                     assert live <= 4 + (os.cpu_count() or 1)  # those of threads wait their turn
             assert stream.duration == whole.duration
