@@ -47,8 +47,8 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-# A collective that waits for other virtual devices takes a thread of XLA's CPU client, which has one
-# for each device: without more, none may be left for those that are waited for.
+# A collective that waits for other virtual devices takes a thread of XLA's CPU client, which has
+# one for each device: without more, none may be left for those that are waited for.
 _flags = os.environ.get("XLA_FLAGS", "")
 if _split := re.search(r"xla_force_host_platform_device_count=(\d+)", _flags):
     os.environ.setdefault("NPROC", str(8 * int(_split[1])))
