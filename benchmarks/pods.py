@@ -108,8 +108,8 @@ STEPS = (
     step("7b-128k-full", 128 * _K),
     step("7b-1m", _M),
     step("7b-1m-attention", _M, remat="attention"),
-    step("7b-4m", 4 * _M),
-    step("7b-8m-offload", 8 * _M, remat="offload"),
+    step("7b-4m", 4 * _M, mesh="1,4,8,8"),
+    step("7b-8m-offload", 8 * _M, mesh="1,4,8,8", remat="offload"),
     step("13b-1m", _M, model=_13B, mesh="1,4,8,8"),
     step("llama3-8b-1m", _M, model=_LLAMA3, mesh="1,4,8,8"),
     dataclasses.replace(

@@ -51,7 +51,8 @@ def compile_program(program: Program, mesh: Mesh) -> Compiled | Refused:
     return Compiled(
         arguments=memory.argument_size_in_bytes,
         temporaries=memory.temp_size_in_bytes + new,
-        peak=memory.peak_memory_in_bytes + program.held,
+        # What lies on the host counts as in use, too.
+        peak=memory.peak_memory_in_bytes - memory.host_temp_size_in_bytes + program.held,
         held=program.held,
         collectives=collectives(compiled.as_text()),
         seconds=seconds,
