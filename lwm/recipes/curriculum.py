@@ -1,4 +1,4 @@
-"""A curriculum for small models: copying, text at growing contexts, images and clips, then chat."""
+"""A curriculum for small models: text at growing contexts, images and clips, then chat."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -23,6 +23,8 @@ _CHARACTERS = 3
 """Characters of a token of these books, rather fewer than there are."""
 _FEWEST = 2.6
 """Characters of a token in those of the books that have most tokens for their length."""
+_COPY = 70
+"""Tokens of a repeated sequence, on average."""
 _LINE = 25
 """Tokens of a line that states a number."""
 _LAST_RATE = 1e-4
@@ -35,8 +37,8 @@ class Sizes:
     model: LlamaConfig
     """Shape of the model; its context is replaced by that of the first stage of text."""
     vocabulary: int
-    copies: int
-    """Tokens of the first stage, on repeated random ids."""
+    copies: float
+    """Share of the tokens of text that are repeated random ids, an exercise in copying."""
     text: Mapping[int, int]
     """Tokens of the stages of text, by their contexts, ascending."""
     vision: int
@@ -53,7 +55,7 @@ class Sizes:
 LAPTOP = Sizes(
     model=SMALL,
     vocabulary=4096,
-    copies=600_000,
+    copies=0.2,
     text={512: 2_000_000, 1024: 2_000_000, 2048: 1_500_000, 4096: 1_500_000},
     vision=3_000_000,
     chat=1_500_000,
@@ -65,9 +67,9 @@ LAPTOP = Sizes(
 def laptop_curriculum() -> Curriculum:
     """Trains a model of 5M parameters: text at 512 to 4K, then images and clips, then chat.
 
-    The first stage is an exercise in copying; then come books with numbers to recall, the
-    procedural world in images and clips of eight frames, and questions about all of it. Cost: 12M
-    tokens. It has not been run to its end.
+    First come books with numbers to recall and exercises in copying, then the procedural world in
+    images and clips of eight frames, then questions about all of it. Cost: 11.5M tokens. It has not
+    been run to its end.
     """
     return curriculum(LAPTOP)
 
@@ -75,14 +77,12 @@ def laptop_curriculum() -> Curriculum:
 def curriculum(sizes: Sizes) -> Curriculum:
     """Returns the stages for a model of any size."""
     contexts = sorted(sizes.text)
-    first = _copies(sizes, contexts[0])
     texts = tuple(
         Stage(name=f"text-{_named(context)}", run=_text(sizes, context)) for context in contexts
     )
     longest = contexts[-1]
     return Curriculum(
         stages=(
-            Stage(name="copies", run=first),
             *texts,
             Stage(name="vision", run=_vision(sizes, longest)),
             Stage(name="chat", run=_chat(sizes, longest)),
@@ -94,37 +94,42 @@ def _named(context: int) -> str:
     return f"{context // 1024}k" if context >= 1024 else str(context)
 
 
-def _copies(sizes: Sizes, context: int) -> Run:
-    """Returns the first stage; sets of weight 0 are only read for the tokenizer."""
-    sets = (
-        DataSet(files=("copies:train,count=20000",), name="copies"),
-        DataSet(files=("books:train",), name="books", weight=0.0),
-        *(
-            DataSet(files=(f"world:train,count=400,text={text}",), name=text, weight=0.0)
-            for text in ("captions", "questions")
-        ),
-    )
-    held_out = (DataSet(files=("copies:held-out,count=200",), name="copies"),)
-    run = _run(sizes, context, sizes.copies, sets, held_out, peak=sizes.rate / 2)
-    model = dataclasses.replace(sizes.model, max_context=context)
-    data = dataclasses.replace(run.data, vocabulary=sizes.vocabulary)
-    return dataclasses.replace(run, model=model, data=data, context=None, stretch=None)
-
-
 def _text(sizes: Sizes, context: int) -> Run:
     first = context == min(sizes.text)
     run = _run(
         sizes,
         context,
         sizes.text[context],
-        _books("train", context, count=20_000),
-        _books("held-out", context, count=200),
+        (*_books("train", context, count=20_000), _copies(sizes, "train", context)),
+        (*_books("held-out", context, count=200), _copies(sizes, "held-out", context)),
         peak=sizes.rate if first else sizes.rate / 2,
     )
     # What is left of an excerpt that was split would else weigh as much as a whole one.
     packing = dataclasses.replace(run.data.packing, weigh="token")
     run = dataclasses.replace(run, data=dataclasses.replace(run.data, packing=packing))
-    return dataclasses.replace(run, context=None, stretch=None) if first else run
+    return _from_nothing(sizes, run, context) if first else run
+
+
+def _from_nothing(sizes: Sizes, run: Run, context: int) -> Run:
+    """Returns the run of a new model; its tokenizer knows the words of later stages, too."""
+    later = tuple(
+        DataSet(files=(f"world:train,count=400,text={text}",), name=text, weight=0.0)
+        for text in ("captions", "questions")
+    )
+    data = dataclasses.replace(run.data, sets=(*run.data.sets, *later), vocabulary=sizes.vocabulary)
+    model = dataclasses.replace(sizes.model, max_context=context)
+    return dataclasses.replace(run, model=model, data=data, context=None, stretch=None)
+
+
+def _copies(sizes: Sizes, part: str, context: int) -> DataSet:
+    """Returns repeated random ids, of the weight that makes them their share of the tokens."""
+    count = 20_000 if part == "train" else 200
+    books = 2 * context / _COPY
+    return DataSet(
+        files=(f"copies:{part},count={count}",),
+        name="copies",
+        weight=round(books * sizes.copies / (1 - sizes.copies), 2),
+    )
 
 
 def _books(part: str, context: int, *, count: int) -> tuple[DataSet, ...]:
