@@ -251,7 +251,7 @@ def gib(count: int | None) -> str:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Options:
-    """What to compile."""
+    """Choice of the programs to compile, and of the files of results."""
 
     out: Path = Path(__file__).parent / "results" / "pods-tpu.jsonl"
     """Results, beside which the table is written, too."""

@@ -258,7 +258,8 @@ def _sizes(q, k, blocks, halves):
     if blocks is not None:
         return blocks, blocks
     parts = 2 if halves else 1
-    S, T, N = q.shape[1] // parts, k.shape[1] // parts, q.shape[2]
+    S, T = (max(1, x.shape[1] // parts) for x in (q, k))
+    N = q.shape[2]
     return block_sizes(S, T, N), block_sizes(S, T, N, on_cpu=False)
 
 

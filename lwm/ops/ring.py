@@ -186,7 +186,8 @@ class _BackwardRing(NamedTuple):
 
     def __call__(self, own: _Part) -> tuple[Array, Array, Array]:
         """Returns dq, dk and dv, in float32."""
-        half = self.queries[0].shape[1] // 2
+        length = self.queries[0].shape[1]
+        half = -(-length // 2)
         (first, *grads), part = self.visit(own, _pass_on(own), slice(None, half))
 
         def step(carry, _):
@@ -196,6 +197,8 @@ class _BackwardRing(NamedTuple):
 
         start = jnp.zeros(self.queries[0].shape, jnp.float32), part, grads
         (dq, own, grads), _ = lax.scan(step, start, length=lax.axis_size(AXIS) - 1)
+        if half == length:  # a single query has no second half
+            return dq + first, *_pass_on(grads)
         (last, *added), grads = self.visit(own, _pass_on(grads), slice(half, None))
         return dq + jnp.concatenate([first, last], 1), *_sum(grads, added)
 

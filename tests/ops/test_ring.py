@@ -170,6 +170,18 @@ def test_packed_rows_cost_what_their_documents_do(tiles):
     np.testing.assert_array_equal(counts.sum(axis=1), counts.sum() // 8)
 
 
+@pytest.mark.parametrize("length", [8, 16])
+def test_parts_may_be_of_one_or_two_tokens(length):
+    tensors = [each[:, :length] for each in draw(2)]
+    segments = np.zeros((2, length), int)
+    found = around(8, tensors, segments, "contiguous", None)
+    mask = Mask._make(map(jnp.asarray, (np.arange(length), np.arange(length), segments, segments)))
+    *inputs, dout = map(jnp.asarray, tensors)
+    out, pull = jax.vjp(lambda q, k, v: reference.attention(q, k, v, mask)[0], *inputs)
+    for one, same in zip(found, (out, *pull(dout)), strict=True):
+        np.testing.assert_allclose(one, same, atol=1e-5)
+
+
 def test_long_parts_are_differentiated_head_by_head(monkeypatch):
     """Here, parts of 16 tokens are long."""
     x, k, v, dout = draw(2)

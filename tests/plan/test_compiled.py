@@ -1,4 +1,4 @@
-"""What the compiler says of a program: bytes of a device, or why there is none."""
+"""Answers of the compiler about a program: bytes of a device, or why there is none."""
 
 import jax
 import jax.numpy as jnp
