@@ -154,7 +154,8 @@ def _names(at: str | tuple[str, ...] | None) -> tuple[str, ...]:
 
 def _gather_weight(weight: Array, spec: P, *, dtype: DTypeLike) -> Array:
     split = [_names(at) for at in spec]
-    if copies := tuple({*AXES}.difference(*split)):
+    # In one order in all processes, which must compile the same program.
+    if copies := tuple(axis for axis in AXES if not any(axis in names for names in split)):
         weight = lax.pcast(weight, copies, to="varying")
     for dimension, names in enumerate(split):
         axes = tuple(axis for axis in names if axis in SHARD and lax.axis_size(axis) > 1)
