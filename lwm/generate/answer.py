@@ -54,6 +54,7 @@ class Answer:
         progress: Progress = lambda done, total: None,
         priority: int = 0,
         client: Hashable = None,
+        salt: bytes = b"",
         scores_from: int | None = None,
         inbox: "queue.SimpleQueue[tuple[Answer, Any]] | None" = None,
     ):
@@ -74,6 +75,8 @@ class Answer:
             progress: Called with the number of prompt tokens in the cache, as the answer is read.
             priority: Requests with a higher one come first.
             client: Clients take turns; None: one of its own.
+            salt: What is read of the prompt is shared only between answers with the same, so that
+                no client finds out by the time of an answer what another one has asked.
             scores_from: Collects the log-probabilities of the prompt's ids from this index on, at
                 least 1; None: of none.
             inbox: Gets the events, each with this answer, for `take`; for answers that are
@@ -119,7 +122,11 @@ class Answer:
         if frames and sampling is not None and sampling.is_guided:
             prompts.append(unprompted(model))
         self._request = work.request(
-            *prompts, lane=model.lane(1) if lane is None else lane, priority=priority, client=client
+            *prompts,
+            lane=model.lane(1) if lane is None else lane,
+            priority=priority,
+            client=client,
+            salt=salt,
         )
         self._events: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self._request.events = self._events if inbox is None else Tagged(inbox, self)

@@ -40,16 +40,29 @@ class Names(NamedTuple):
     """One for each complete chunk."""
     whole: bytes
     """For all of it."""
+    place: int
+    """Decides the device of the first page."""
 
     @classmethod
-    def of(cls, ids: Sequence[int], root: bytes) -> "Names":
-        """Names the parts of `ids`; `root` stands for all else that decides the bits of a page."""
+    def of(cls, ids: Sequence[int], root: bytes, salt: bytes = b"") -> "Names":
+        """Names the parts of `ids`.
+
+        Args:
+            ids: The run.
+            root: All else that decides the bits of a page.
+            salt: Sets names apart, so that nothing is shared between salts; no bit depends on it.
+        """
         complete = len(ids) // LONG * LONG
         chunks, name = [], root
         for start in range(0, complete, LONG):
             name = _name(name, ids[start : start + LONG])
             chunks.append(name)
-        return cls(tuple(chunks), _name(name, ids[complete:]) if len(ids) > complete else name)
+        whole = _name(name, ids[complete:]) if len(ids) > complete else name
+        place = int.from_bytes((chunks[0] if chunks else whole)[:8])
+        if salt:
+            chunks = [_salted(each, salt) for each in chunks]
+            whole = _salted(whole, salt)
+        return cls(tuple(chunks), whole, place)
 
     def offset(self, sp: int) -> int:
         """Returns the device of the first page.
@@ -57,11 +70,15 @@ class Names(NamedTuple):
         It depends on the ids alone, so that rows that share a prefix agree on it, and a row's bits
         do not depend on the rows around it.
         """
-        return int.from_bytes((self.chunks[0] if self.chunks else self.whole)[:8]) % sp
+        return self.place % sp
 
 
 def _name(before: bytes, ids: Sequence[int]) -> bytes:
     return hashlib.sha256(before + struct.pack(f"<{len(ids)}i", *ids)).digest()
+
+
+def _salted(name: bytes, salt: bytes) -> bytes:
+    return hashlib.sha256(name + salt).digest()
 
 
 class Need(NamedTuple):

@@ -26,6 +26,7 @@ class Request:
         priority: int = 0,
         client: Hashable = None,
         reuse: int | None = None,
+        salt: bytes = b"",
         work: Any = None,
     ):
         """Asks for an answer.
@@ -38,6 +39,7 @@ class Request:
             client: Clients take turns; None is one of its own.
             reuse: Ids at the front of each prompt that are shared at most, if other rows have
                 read them; None: all of them.
+            salt: What is read of the prompts is shared only between requests with the same.
             work: All that the scheduler never looks at.
 
         Raises:
@@ -55,6 +57,7 @@ class Request:
         self.arrival = next(_arrivals)
         self.client: Hashable = ("request", self.arrival) if client is None else client
         self.reuse = reuse
+        self.salt = salt
         self.work = work
         self.is_cancelled = False
         """Set by any thread; the scheduler drops the request when it plans next."""

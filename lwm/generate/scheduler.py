@@ -114,7 +114,7 @@ class Scheduler:
             )
         if request.rows:
             raise ValueError("a request is added once")
-        names = [Names.of(prompt[:-1], self._root) for prompt in request.prompts]
+        names = [Names.of(prompt[:-1], self._root, request.salt) for prompt in request.prompts]
         request.rows = tuple(Row(request, number, each) for number, each in enumerate(names))
         self._lanes.setdefault(width, Lane(width, groups, self._admissions)).push(request)
         self._clients[request.client] = self._clients.get(request.client, 0) + 1

@@ -64,7 +64,7 @@ class Work:
 
         Args:
             *prompts: Ids of each row.
-            **options: Lane, priority and client; see `Request`.
+            **options: Lane, priority, client and salt; see `Request`.
         """
         return Request(
             *prompts,

@@ -196,6 +196,21 @@ def test_prompts_that_are_the_same_are_read_once(start, ask, request_for):
         assert ask(start(), request_for(plan, given, lane=4))[0].bits == each.bits
 
 
+def test_what_is_read_is_shared_with_requests_of_the_same_salt_only(start, ask, request_for):
+    engine, plan, (given,) = start(), GenerationPlan(max_tokens=8), prompts(1100)
+
+    def cached(*salts):
+        requests = [request_for(plan, given, lane=4, salt=salt) for salt in salts]
+        found = ask(engine, *requests)
+        assert [each.bits for each in found] == [wanted.bits] * len(salts)
+        return [each.last.num_cached for each in found]
+
+    (wanted,) = ask(engine, request_for(plan, given, lane=4))
+    assert cached(b"a") == [0]
+    assert cached(b"b", b"c", b"d") == [0] * 3  # even where they are read at the same time
+    assert cached(b"", b"a", b"d", b"e") == [1024] * 3 + [0]
+
+
 def test_taking_the_likeliest_of_one_is_greedy(engine, ask, request_for):
     (given,) = prompts(10)
     greedy = GenerationPlan(max_tokens=20)

@@ -75,6 +75,15 @@ def test_a_name_depends_on_all_ids_before_it_and_on_the_root():
     assert len({Names.of((i,), b"").offset(4) for i in range(99)}) == 4
 
 
+def test_a_salt_changes_all_names_and_no_place():
+    ids = DOCUMENT[: 2 * LONG + 3]
+    plain, one, other = (Names.of(ids, b"a", salt) for salt in (b"", b"1", b"2"))
+    assert plain == Names.of(ids, b"a")
+    assert not {*plain.chunks, plain.whole} & {*one.chunks, one.whole}
+    assert not {*one.chunks, one.whole} & {*other.chunks, other.whole}
+    assert plain.offset(4) == one.offset(4) == other.offset(4)
+
+
 def test_a_row_has_all_its_pages_at_once_and_never_page_0():
     pages = Pages(6)
     holding = admit(pages, Need((), 4 * PAGE + 1))
