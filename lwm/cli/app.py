@@ -25,6 +25,7 @@ from lwm.cli.perplexity import eval_perplexity
 from lwm.cli.plan import plan
 from lwm.cli.questions import eval_adherence, eval_qa
 from lwm.cli.ruler import eval_ruler
+from lwm.cli.serve import serve
 from lwm.cli.texts import generate_text
 from lwm.cli.visual_needle import eval_visual_needle
 from lwm.errors import UserError
@@ -116,6 +117,7 @@ COMMANDS: dict[str, Command | dict[str, Command]] = {
         "visual-needle": eval_visual_needle,
         "vqgan": eval_vqgan,
     },
+    "serve": serve,
     "tokenize": tokenize,
     "data": {
         "check": data_check,
@@ -146,8 +148,8 @@ def main() -> None:
         if isinstance(stream, io.TextIOWrapper):
             # Some terminals lack letters, and some input that is piped in is not text.
             stream.reconfigure(errors="replace")
-    # The chat answers Ctrl-C itself.
-    own = () if sys.argv[1:2] == ["chat"] else (signal.SIGINT,)
+    # The chat and the server answer Ctrl-C themselves.
+    own = () if sys.argv[1:2] in (["chat"], ["serve"]) else (signal.SIGINT,)
     try:
         with ending(), answered(STOPPING, *own):
             _run(sys.argv[1:])

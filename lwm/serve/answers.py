@@ -1,0 +1,137 @@
+"""Answers of routes: JSON or a stream, their documented errors, and their end with the client."""
+
+import asyncio
+from collections.abc import AsyncGenerator, Coroutine
+from typing import Any, Protocol, TypeVar
+
+from fastapi import Request
+from pydantic import BaseModel
+from starlette.responses import Response
+
+from lwm.errors import UserError
+from lwm.serve.errors import ApiError
+from lwm.serve.service import Answers, Service
+from lwm.serve.sse import EventStream, event, to_json, until_gone
+
+_T = TypeVar("_T")
+
+
+class ErrorFields(BaseModel):
+    """An error in OpenAI's form."""
+
+    message: str
+    type: str
+    param: str | None = None
+    code: str | None = None
+
+
+class ErrorBody(BaseModel):
+    """The body of an answer that is an error."""
+
+    error: ErrorFields
+
+
+class JSON(Response):
+    """An answer in JSON; lone surrogates in texts of users break nothing."""
+
+    media_type = "application/json"
+
+    def render(self, content: Any) -> bytes:
+        """Returns the body."""
+        return to_json(content)
+
+
+def as_api_error(error: Exception) -> ApiError:
+    """Returns an error of any kind in OpenAI's form; faults of the server say no more than that."""
+    if isinstance(error, ApiError):
+        return error
+    if isinstance(error, UserError):
+        return ApiError(str(error))
+    if "RESOURCE_EXHAUSTED" in str(error):
+        message = "the devices have no memory left; send less at once, or try again later"
+        return ApiError(message, "unavailable_error")
+    return ApiError("the server has failed; its log says where", "server_error")
+
+
+def documented(*statuses: int, stream: bool = False) -> dict[int | str, dict[str, Any]]:
+    """Returns the answers of a route for the description of the server.
+
+    Args:
+        *statuses: More errors than those of all routes.
+        stream: The answer may be a stream of events.
+    """
+    codes = (400, 401, 403, 408, 413, 500, 503, *statuses)
+    made: dict[int | str, dict[str, Any]] = {code: {"model": ErrorBody} for code in sorted(codes)}
+    if stream:
+        made[200] = {"content": {"text/event-stream": {"schema": {"type": "string"}}}}
+    return made
+
+
+class Work(Protocol):
+    """A request whose answers have begun."""
+
+    answers: Answers
+
+    async def whole(self) -> Any:
+        """Returns the answer once it is complete."""
+        ...
+
+    def stream(self) -> AsyncGenerator[bytes]:
+        """Yields the answer in events as it is written."""
+        ...
+
+
+async def respond(
+    request: Request, service: Service, starting: Coroutine[Any, Any, Work], *, stream: bool
+) -> Response:
+    """Answers a request, whole or as a stream; ends its work when its client goes.
+
+    Args:
+        request: The request.
+        service: The service.
+        starting: Sends the request to the engine.
+        stream: Answer in events.
+    """
+    if stream:
+        work = await starting
+        return EventStream(
+            _closing(service, work),
+            ping_seconds=service.config.ping_seconds,
+            write_seconds=service.config.write_seconds,
+        )
+    return await while_there(request, _whole(service, starting))
+
+
+async def while_there(request: Request, work: Coroutine[Any, Any, Response]) -> Response:
+    """Runs work for a client, and cancels it when the client goes."""
+    task = asyncio.ensure_future(work)
+    gone = asyncio.ensure_future(until_gone(request.receive))
+    try:
+        await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
+        # Nobody receives an answer to a client that has gone.
+        return task.result() if task.done() else Response(status_code=499)
+    finally:
+        gone.cancel()
+        task.cancel()
+        await asyncio.gather(gone, task, return_exceptions=True)
+
+
+async def _whole(service: Service, starting: Coroutine[Any, Any, Work]) -> Response:
+    work = await starting
+    try:
+        return JSON(await work.whole())
+    finally:
+        service.end(work.answers)
+
+
+async def _closing(service: Service, work: Work) -> AsyncGenerator[bytes]:
+    """Yields the events of a request, an error among them, and ends its work with them."""
+    try:
+        async for part in work.stream():
+            yield part
+    except Exception as error:
+        yield event(as_api_error(error).to_json())
+        if not isinstance(error, ApiError | UserError):
+            raise
+    finally:
+        service.end(work.answers)

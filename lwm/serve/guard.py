@@ -1,0 +1,154 @@
+"""The door of the server: hosts, origins and keys, and bounds on the size and time of requests.
+
+Written for ASGI itself: middleware that wraps requests hides from an answer that its client left.
+"""
+
+import asyncio
+import hashlib
+import hmac
+import ipaddress
+import urllib.parse
+from collections.abc import Sequence
+
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from lwm.serve.config import LOOPBACK, ServeConfig
+from lwm.serve.errors import ApiError
+from lwm.serve.service import Caller
+from lwm.serve.sse import to_json
+
+OPEN = ("/health",)
+"""Routes that need no key."""
+
+
+class Guard:
+    """Lets in requests that may use the server, with their whole bodies."""
+
+    def __init__(self, app: ASGIApp, *, config: ServeConfig, keys: Sequence[str]):
+        """Takes the app behind the door, and the keys."""
+        self._app, self._config = app, config
+        self._keys = [hashlib.sha256(key.encode()).digest() for key in keys]
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Passes a request on, or refuses it."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        headers = Headers(scope=scope)
+        try:
+            self._require_host(headers)
+            caller = Caller() if scope["path"] in OPEN else self._caller(headers)
+            first = await self._body(headers, receive)
+        except ApiError as error:
+            await refuse(error, send)
+            return
+        if first is None:
+            return  # the client has gone
+        scope.setdefault("state", {})["caller"] = caller
+        passed = False
+
+        async def replay() -> Message:
+            nonlocal passed
+            if passed:
+                return await receive()
+            passed = True
+            return first
+
+        await self._app(scope, replay, send)
+
+    def _require_host(self, headers: Headers) -> None:
+        """Refuses names that a foreign web page may have given to this machine (DNS rebinding)."""
+        if self._keys and not self._config.allowed_host:
+            return  # a page does not have the key
+        host, origin = headers.get("host", ""), headers.get("origin")
+        allowed = {*LOOPBACK, self._config.host, *self._config.allowed_host}
+        name = _name(host)
+        if "*" not in allowed and name not in allowed and not _is_address(name):
+            raise ApiError(
+                f"the host {name!r} is not served; start the server with --allowed-host {name}",
+                "permission_error",
+            )
+        if origin in (None, *self._config.cors_origin) or "*" in self._config.cors_origin:
+            return
+        if urllib.parse.urlsplit(origin).netloc != host:
+            raise ApiError(
+                f"pages of {origin} may not use this server; start it with --cors-origin {origin}",
+                "permission_error",
+            )
+
+    def _caller(self, headers: Headers) -> Caller:
+        """Returns the sender of a request, by its key."""
+        if not self._keys:
+            return Caller()
+        scheme, _, key = headers.get("authorization", "").partition(" ")
+        given = key.strip() if scheme.lower() == "bearer" else headers.get("x-api-key", "")
+        digest = hashlib.sha256(given.encode(errors="replace")).digest()
+        # All are compared, each in constant time: the time says nothing about the keys.
+        if not sum([hmac.compare_digest(digest, each) for each in self._keys]):
+            raise ApiError(
+                "the API key is missing or wrong; send it as Authorization: Bearer KEY",
+                "authentication_error",
+                code="invalid_api_key",
+                headers={"www-authenticate": "Bearer"},
+            )
+        return Caller(client=digest.hex()[:16], salt=digest)
+
+    async def _body(self, headers: Headers, receive: Receive) -> Message | None:
+        """Returns the whole body; None if the client goes before it is complete."""
+        most = self._config.body_bytes
+        too_large = ApiError(
+            f"the request has more than {most:,} bytes; start the server with a larger "
+            "--body-bytes, or send less",
+            status=413,
+            code="request_too_large",
+        )
+        length = headers.get("content-length", "0")
+        if length.isdecimal() and int(length) > most:
+            raise too_large
+        parts, size = [], 0
+        try:
+            async with asyncio.timeout(self._config.read_seconds):
+                while True:
+                    message = await receive()
+                    if message["type"] == "http.disconnect":
+                        return None
+                    parts.append(message.get("body", b""))
+                    size += len(parts[-1])
+                    if size > most:
+                        raise too_large
+                    if not message.get("more_body", False):
+                        return {"type": "http.request", "body": b"".join(parts), "more_body": False}
+        except TimeoutError:
+            seconds = f"{self._config.read_seconds:g} s"
+            raise ApiError(f"the request did not arrive within {seconds}", status=408) from None
+
+
+async def refuse(error: ApiError, send: Send) -> None:
+    """Sends an error as the answer, and closes the connection: its body may not have been read."""
+    body = to_json(error.to_json())
+    headers = {
+        "content-type": "application/json",
+        "content-length": str(len(body)),
+        "connection": "close",
+        **error.headers,
+    }
+    raw = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in headers.items()]
+    await send({"type": "http.response.start", "status": error.status, "headers": raw})
+    await send({"type": "http.response.body", "body": body})
+
+
+def _name(host: str) -> str:
+    """Returns the name in a Host header, without its port."""
+    try:
+        return (urllib.parse.urlsplit(f"//{host}").hostname or "").rstrip(".")
+    except ValueError:
+        return ""
+
+
+def _is_address(name: str) -> bool:
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return False
+    return True

@@ -1,0 +1,82 @@
+"""Facts of the server and its model: models, properties, slots, load and version."""
+
+from typing import Any
+
+import jax
+
+import lwm
+from lwm.serve.errors import ApiError
+from lwm.serve.service import Service
+
+
+def models(service: Service) -> dict[str, Any]:
+    """Returns the list of models, which has one."""
+    return {"object": "list", "data": [model(service, service.name)]}
+
+
+def model(service: Service, name: str) -> dict[str, Any]:
+    """Returns the facts of the model.
+
+    Raises:
+        ApiError: Another one is asked for.
+    """
+    service.require_model(name)
+    loaded = service.model
+    config = loaded.llama.config
+    reads = ["text", *(["image", "video"] if loaded.sees else [])]
+    writes = ["text", *(["image", "video"] if service.draws else [])]
+    leaves = jax.tree.leaves(loaded.llama)
+    return {
+        "id": service.name,
+        "object": "model",
+        "created": service.created,
+        "owned_by": "lwm",
+        "max_model_len": loaded.context,
+        "architecture": {"input_modalities": reads, "output_modalities": writes},
+        "meta": {
+            "n_ctx_train": loaded.context,
+            "n_params": sum(leaf.size for leaf in leaves),
+            "size": sum(leaf.nbytes for leaf in leaves),
+            "n_vocab": config.tokens.size,
+            "n_embd": config.dim,
+        },
+    }
+
+
+def props(service: Service) -> dict[str, Any]:
+    """Returns the properties that llama.cpp's page and dashboards read."""
+    loaded = service.model
+    return {
+        "model_alias": service.name,
+        "model_path": service.name,
+        "total_slots": service.lane,
+        "chat_template": service.template,
+        "bos_token": loaded.tokenizer.template_names.get("bos_token", ""),
+        "eos_token": loaded.tokenizer.template_names.get("eos_token", ""),
+        "modalities": {"vision": loaded.sees, "video": loaded.sees, "audio": False},
+        "build_info": f"lwm {lwm.__version__}",
+        "default_generation_settings": {
+            "n_ctx": loaded.context,
+            "params": {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0, "n_predict": -1},
+        },
+    }
+
+
+def slots(service: Service) -> list[dict[str, Any]]:
+    """Returns the slots; those that answer come first. Nothing of a prompt is shown."""
+    busy = [
+        {"id_task": number, "n_prompt_tokens": answer.usage.prompt_tokens, "n_decoded": written}
+        for number, answers in enumerate(service.open)
+        for answer in answers.answers
+        if (written := len(answer.ids)) or answers not in service.waiting
+    ][: service.lane]
+    idle: list[dict[str, Any]] = [{}] * (service.lane - len(busy))
+    return [
+        {"id": number, "n_ctx": service.model.context, "is_processing": bool(each), **each}
+        for number, each in enumerate([*busy, *idle])
+    ]
+
+
+def load(service: Service) -> dict[str, Any]:
+    """Returns the number of requests that wait or run."""
+    return {"server_load": len(service.open), "waiting": service.num_waiting}

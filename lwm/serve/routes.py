@@ -1,0 +1,156 @@
+"""Routes of the server for text; `lwm.serve.images` has those of images."""
+
+import hashlib
+
+from fastapi import APIRouter, Request
+from starlette.responses import Response
+
+import lwm
+from lwm.serve import info, tokens
+from lwm.serve.answers import JSON, documented, respond, while_there
+from lwm.serve.chat import Chat
+from lwm.serve.completions import Completions
+from lwm.serve.errors import ApiError
+from lwm.serve.schema import (
+    ChatRequest,
+    CompletionRequest,
+    DetokenizeRequest,
+    Sampling,
+    TemplateRequest,
+    TokenizeRequest,
+)
+from lwm.serve.service import Caller, Service
+
+router = APIRouter()
+_ANSWERED = documented(404, 422, 429, 501, stream=True)
+
+
+def service_of(request: Request) -> Service:
+    """Returns the service.
+
+    Raises:
+        ApiError: The model is not loaded yet.
+    """
+    service = request.app.state.ready.service
+    if service is None:
+        raise ApiError(
+            "the model is loading; try again soon", "unavailable_error", headers={"retry-after": "5"}
+        )
+    return service
+
+
+def caller_of(request: Request, body: Sampling) -> Caller:
+    """Returns the sender of a request, with the salt and the priority that it asks for."""
+    caller: Caller = request.state.caller
+    if body.cache_salt:
+        salt = hashlib.sha256(body.cache_salt.encode(errors="replace")).digest()
+        caller = caller._replace(salt=salt)
+    # In vLLM, lower ones come first.
+    return caller._replace(priority=-(body.priority or 0))
+
+
+@router.post("/v1/chat/completions", responses=_ANSWERED)
+async def chat_completions(body: ChatRequest, request: Request) -> Response:
+    """Answers a chat in text, images and videos."""
+    service = service_of(request)
+    service.require_model(body.model)
+    service.note_unknown(body)
+    starting = Chat.start(service, body, caller_of(request, body))
+    return await respond(request, service, starting, stream=bool(body.stream))
+
+
+@router.post("/v1/completions", responses=_ANSWERED)
+async def completions(body: CompletionRequest, request: Request) -> Response:
+    """Continues texts, and scores them."""
+    service = service_of(request)
+    service.require_model(body.model)
+    service.note_unknown(body)
+    starting = Completions.start(service, body, caller_of(request, body))
+    return await respond(request, service, starting, stream=bool(body.stream))
+
+
+@router.post("/tokenize", responses=documented(404, 422))
+async def tokenize(body: TokenizeRequest, request: Request) -> Response:
+    """Returns the ids of a text, or of a chat with its images and videos."""
+    service = service_of(request)
+    service.require_model(body.model)
+
+    async def work() -> Response:
+        return JSON(await tokens.tokenize(service, body))
+
+    return await while_there(request, work())
+
+
+@router.post("/detokenize", responses=documented(404))
+async def detokenize(body: DetokenizeRequest, request: Request) -> Response:
+    """Returns the text of ids."""
+    service = service_of(request)
+    service.require_model(body.model)
+    return JSON(tokens.detokenize(service, body))
+
+
+@router.post("/apply-template", responses=documented(404, 422))
+async def apply_template(body: TemplateRequest, request: Request) -> Response:
+    """Returns the prompt of a chat as text."""
+    service = service_of(request)
+    service.require_model(body.model)
+
+    async def work() -> Response:
+        return JSON(await tokens.apply_template(service, body))
+
+    return await while_there(request, work())
+
+
+@router.get("/tokenizer_info")
+async def tokenizer_info(request: Request) -> Response:
+    """Returns the special tokens and the chat template."""
+    return JSON(tokens.tokenizer_info(service_of(request)))
+
+
+@router.get("/v1/models")
+async def models(request: Request) -> Response:
+    """Lists the model."""
+    return JSON(info.models(service_of(request)))
+
+
+@router.get("/v1/models/{name:path}", responses=documented(404))
+async def model(name: str, request: Request) -> Response:
+    """Returns the facts of the model."""
+    return JSON(info.model(service_of(request), name))
+
+
+@router.get("/health")
+@router.get("/v1/health")
+@router.get("/ping")
+async def health(request: Request) -> Response:
+    """Answers with status 200 once requests are answered, and 503 while they are not."""
+    service = service_of(request)
+    if service.is_draining:
+        raise ApiError("the server is stopping", "unavailable_error")
+    return JSON({"status": "ok"})
+
+
+@router.get("/version")
+async def version() -> Response:
+    """Returns the version of the server."""
+    return JSON({"version": lwm.__version__})
+
+
+@router.get("/props")
+async def props(request: Request) -> Response:
+    """Returns properties of the server, as llama.cpp names them."""
+    return JSON(info.props(service_of(request)))
+
+
+@router.get("/slots")
+async def slots(request: Request) -> Response:
+    """Returns the slots in which answers are written."""
+    return JSON(info.slots(service_of(request)))
+
+
+@router.get("/load")
+async def load(request: Request) -> Response:
+    """Returns the number of requests that wait or run."""
+    return JSON(info.load(service_of(request)))
+
+

@@ -1,0 +1,149 @@
+"""Runs the server on a thread: its socket, its limits on connections, and its end."""
+
+import asyncio
+import logging
+import socket
+import threading
+from collections.abc import Sequence
+from typing import Any
+
+import h11
+import uvicorn
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from lwm.errors import UserError
+from lwm.files import reading
+from lwm.serve.app import Ready, create_app
+from lwm.serve.config import ServeConfig
+from lwm.serve.service import Service
+
+
+class Server:
+    """An HTTP server on a thread of its own; a model may be loaded while it answers with 503."""
+
+    def __init__(self, config: ServeConfig):
+        """Binds the address, and answers from now on.
+
+        Raises:
+            UserError: The address cannot be bound, or a key cannot be read.
+        """
+        self.config = config
+        self._ready = Ready()
+        self._socket = _bound(config)
+        self.port: int = self._socket.getsockname()[1]
+        self._uvicorn = uvicorn.Server(
+            uvicorn.Config(
+                create_app(self._ready, config, _keys(config)),
+                http=_protocol(config.read_seconds),
+                ws="none",
+                lifespan="off",
+                log_level=logging.WARNING,
+                access_log=False,
+                server_header=False,
+                timeout_graceful_shutdown=max(1, round(config.drain_seconds)),
+            )
+        )
+        self._thread = threading.Thread(target=self._run, name="lwm-http", daemon=True)
+        self._thread.start()
+
+    @property
+    def url(self) -> str:
+        """The address for clients."""
+        host = f"[{self.config.host}]" if ":" in self.config.host else self.config.host
+        return f"http://{host}:{self.port}/v1"
+
+    def serve(self, service: Service) -> None:
+        """Answers requests with a model from now on."""
+        self._ready.service = service
+
+    @property
+    def is_alive(self) -> bool:
+        """False once the server has ended."""
+        return self._thread.is_alive()
+
+    def wait(self, seconds: float) -> None:
+        """Waits for so long, or until the server ends."""
+        self._thread.join(seconds)
+
+    def stop(self) -> None:
+        """Refuses new requests, lets answers go on for the time of the configuration, and ends."""
+        if self._ready.service is not None:
+            self._ready.service.is_draining = True
+        self._uvicorn.should_exit = True
+        while self.is_alive:
+            self.wait(0.5)  # with a limit, so that a signal is handled
+        if self._ready.service is not None:
+            self._ready.service.close()
+
+    def _run(self) -> None:
+        try:
+            self._uvicorn.run(sockets=[self._socket])
+        finally:
+            self._socket.close()
+
+
+def _bound(config: ServeConfig) -> socket.socket:
+    family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
+    bound = socket.socket(family, socket.SOCK_STREAM)
+    bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        bound.bind((config.host, config.port))
+    except OSError as error:
+        bound.close()
+        reason = error.strerror or str(error)
+        raise UserError(
+            f"{config.host} port {config.port} cannot be used: {reason}; give another --port or "
+            "--host"
+        ) from None
+    return bound
+
+
+def _keys(config: ServeConfig) -> Sequence[str]:
+    """Returns all keys.
+
+    Raises:
+        UserError: Their file cannot be read, or has none.
+    """
+    if (path := config.api_key_file) is None:
+        return config.api_key
+    with reading(path):
+        lines = path.read_text(encoding="utf-8").splitlines()
+    keys = [line.strip() for line in lines if line.strip()]
+    if not keys:
+        raise UserError(f"{path} has no key; write one in each line")
+    return (*config.api_key, *keys)
+
+
+def _protocol(seconds: float) -> type[asyncio.Protocol]:
+    """Returns the HTTP protocol with a limit on the time for the head of a request.
+
+    A client that opens a connection and sends nothing, or its head byte by byte, would hold it.
+    """
+
+    class Protocol(H11Protocol):
+        deadline: asyncio.TimerHandle | None = None
+
+        def connection_made(self, transport: Any) -> None:
+            super().connection_made(transport)
+            self._watch()
+
+        def data_received(self, data: bytes) -> None:
+            super().data_received(data)
+            self._watch()
+
+        def connection_lost(self, exc: Exception | None) -> None:
+            self._end_watch()
+            super().connection_lost(exc)
+
+        def _watch(self) -> None:
+            if self.conn.their_state is not h11.IDLE:
+                self._end_watch()
+            elif self.deadline is None:
+                self.deadline = self.loop.call_later(seconds, self.transport.close)
+
+        def _end_watch(self) -> None:
+            if self.deadline is not None:
+                self.deadline.cancel()
+                self.deadline = None
+
+    return Protocol

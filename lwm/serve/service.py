@@ -1,0 +1,375 @@
+"""The model behind a server: answers of its engine for many requests, admission, and the end."""
+
+import asyncio
+import dataclasses
+import hashlib
+import logging
+import math
+import time
+from collections import Counter, deque
+from collections.abc import AsyncGenerator, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NamedTuple, TypeVar
+
+import lwm
+from lwm.errors import UserError
+from lwm.fingerprint import content_of
+from lwm.generate.answer import Answer, room
+from lwm.generate.language_model import LanguageModel
+from lwm.generate.output import Frame
+from lwm.generate.work import Reading
+from lwm.sampling_params import SamplingParams
+from lwm.serve.config import ServeConfig
+from lwm.serve.errors import ApiError
+from lwm.serve.media import MediaReader
+from lwm.serve.schema import Body
+from lwm.text import printable
+from lwm.tokenizer.lwm_format import LWM_JINJA, LWM_TEMPLATE
+
+_LOG = logging.getLogger("lwm.serve")
+_T = TypeVar("_T")
+_IGNORED = ("user", "metadata", "store", "service_tier", "parallel_tool_calls", "reasoning_effort")
+"""Fields of OpenAI that change no answer of this server."""
+_MEDIA_THREADS = 2
+_LEAST_POOL = 1 << 15
+"""Tokens of the cache of a model with a short context, if memory allows."""
+_WINDOW = 20.0
+"""Seconds over which the speed is measured."""
+
+
+class Caller(NamedTuple):
+    """The sender of a request."""
+
+    client: str | None = None
+    """Clients take turns; None: each request is a client of its own."""
+    salt: bytes = b""
+    """Prompts share what is read only with those of the same salt."""
+    priority: int = 0
+    """Higher ones come first."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Ask:
+    """One answer that a request asks for."""
+
+    ids: Sequence[int]
+    params: SamplingParams
+    options: dict[str, Any] = dataclasses.field(default_factory=dict)
+    """Other arguments of `lwm.generate.answer.Answer`."""
+    size: int = 0
+    """Tokens of prompt and answer at most."""
+
+
+class Event(NamedTuple):
+    """Progress of an answer."""
+
+    index: int
+    """Number of the answer."""
+    answer: Answer
+    pieces: Sequence[str | Frame]
+    reading: Reading | None
+    """Progress of the prompt, if the event is one."""
+
+
+class Times:
+    """Times of a request on the clock `time.monotonic`."""
+
+    def __init__(self) -> None:
+        """Starts with the arrival."""
+        self.arrived = time.monotonic()
+        self.first = self.ended = math.nan
+        """First token of an answer, and the end of all."""
+
+
+class Answers:
+    """The answers to one request, which are generated together."""
+
+    def __init__(self, service: "Service", asks: Sequence[Ask], caller: Caller):
+        """Takes what is asked for; `Service.answer` sends it to the engine."""
+        self._service, self._asks, self.caller = service, asks, caller
+        self._loop = asyncio.get_running_loop()
+        self._inbox: asyncio.Queue[tuple[Answer, Any]] = asyncio.Queue()
+        self._is_closed = False
+        self.answers: list[Answer] = []
+        """One for each that is asked for."""
+        self.times = Times()
+
+    def put(self, tagged: tuple[Answer, Any]) -> None:
+        """Takes an event from the engine's thread."""
+        try:
+            self._loop.call_soon_threadsafe(self._inbox.put_nowait, tagged)
+        except RuntimeError:  # the loop has ended, with all that waited for events
+            tagged[0].close()
+
+    def send(self) -> None:
+        """Sends all to the engine; runs on a thread, since the check of memory may wait.
+
+        Raises:
+            UserError: An answer does not fit.
+        """
+        service, caller = self._service, self.caller
+        try:
+            for ask in self._asks:
+                if self._is_closed:
+                    return
+                self.answers.append(
+                    Answer(
+                        service.model,
+                        ask.ids,
+                        ask.params,
+                        lane=service.lane,
+                        priority=caller.priority,
+                        client=caller.client,
+                        salt=caller.salt,
+                        inbox=self,
+                        **ask.options,
+                    )
+                )
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Ends all answers."""
+        self._is_closed = True
+        for answer in self.answers:
+            answer.close()
+
+    async def events(self) -> AsyncGenerator[Event]:
+        """Yields events of all answers until the last one has ended."""
+        numbers = {answer: number for number, answer in enumerate(self.answers)}
+        read = dict.fromkeys(numbers, 0)
+        left = len(numbers)
+        while left:
+            answer, event = await self._inbox.get()
+            if isinstance(event, BaseException):
+                raise event
+            written = len(answer.ids)
+            pieces = answer.take(event)
+            reading = event if isinstance(event, Reading) else None
+            if reading is not None:
+                self._service.note_read(self, reading.done - read[answer])
+                read[answer] = reading.done
+            elif len(answer.ids) > written:
+                self._service.note_written(self, len(answer.ids) - written)
+            left -= answer.finish_reason is not None
+            yield Event(numbers[answer], answer, pieces, reading)
+
+
+class Service:
+    """A loaded model and the requests that it works on."""
+
+    def __init__(self, model: LanguageModel, config: ServeConfig):
+        """Takes a model; `warm_up` compiles its programs."""
+        self.model, self.config = model, config
+        self.name = config.served_name or model.name
+        self.lane = model.lane(config.slots)
+        self.media = MediaReader(model, config.media)
+        self.draws = _draws(model)
+        """True if the model writes images."""
+        self.fingerprint = _fingerprint(model)
+        """Changes with the weights and the version of this package."""
+        self.created = int(time.time())
+        self.is_draining = False
+        self.queue_tokens = config.queue_tokens or max(1 << 16, 4 * model.context)
+        self.open: dict[Answers, None] = {}
+        self.waiting: dict[Answers, int] = {}
+        """Tokens of requests of which nothing has been read yet."""
+        self._of_key: Counter[str | None] = Counter()
+        self._unknown: set[str] = set()
+        self._worked: deque[tuple[float, int]] = deque()
+        self._threads = ThreadPoolExecutor(8, "lwm-serve")
+        self._media_threads = ThreadPoolExecutor(_MEDIA_THREADS, "lwm-media")
+
+    def warm_up(self) -> None:
+        """Allocates the cache and compiles the programs of text, so that no request waits for it.
+
+        Raises:
+            UserError: There is no memory for the cache.
+        """
+        model = self.model
+        if model.pool_tokens is None:
+            sp = model.mesh.devices.shape[-1]
+            model.engine.reserve(-(-_ample(model) // sp))
+        model.engine.warm_up([self.lane])
+
+    @property
+    def facts(self) -> str:
+        """The room for answers, in words."""
+        tokens = self.model.engine.pool_tokens * self.model.engine.groups
+        return f"{self.lane} slots, a cache of {tokens:,} tokens"
+
+    def close(self) -> None:
+        """Ends all answers and threads."""
+        for answers in list(self.open):
+            answers.close()
+        for threads in (self._threads, self._media_threads):
+            threads.shutdown(wait=False, cancel_futures=True)
+
+    async def on_thread(self, function: Callable[..., _T], *args: Any, media: bool = False) -> _T:
+        """Runs a function that may wait or compute, so that other requests go on."""
+        threads = self._media_threads if media else self._threads
+        return await asyncio.get_running_loop().run_in_executor(threads, function, *args)
+
+    def ask(self, ids: Sequence[int], params: SamplingParams, **options: Any) -> Ask:
+        """Returns an answer to ask for, after a check that it fits.
+
+        Raises:
+            ApiError: It does not fit into the context.
+            UserError: It does not fit into the pool.
+        """
+        count, context = len(ids), self.model.context
+        asked = 1 if params.max_tokens is None else params.max_tokens
+        if count + asked > context + (asked == 0):
+            raise ApiError(
+                f"the prompt has {count:,} tokens and the answer {asked:,} at most, but "
+                f"{self.name} has a context of {context:,}; shorten the prompt or max_tokens",
+                "exceed_context_size_error",
+                code="context_length_exceeded",
+                n_prompt_tokens=count,
+                n_ctx=context,
+            )
+        most = room(self.model, count, params)
+        return Ask(ids=ids, params=params, options=options, size=count + most)
+
+    async def answer(self, asks: Sequence[Ask], caller: Caller) -> Answers:
+        """Sends a request to the engine, if there is room in the queue.
+
+        Raises:
+            ApiError: The server stops, or too much waits.
+            UserError: An answer does not fit.
+        """
+        size = sum(ask.size for ask in asks)
+        self._admit(size, caller)
+        answers = Answers(self, asks, caller)
+        self.open[answers] = None
+        self.waiting[answers] = size
+        self._of_key[caller.client] += 1
+        try:
+            await self.on_thread(answers.send)
+        except BaseException:
+            self.end(answers)
+            raise
+        return answers
+
+    def end(self, answers: Answers) -> None:
+        """Ends the answers of a request; called once it is over, whatever happens."""
+        answers.close()
+        if answers not in self.open:
+            return
+        del self.open[answers]
+        self.waiting.pop(answers, None)
+        client = answers.caller.client
+        self._of_key[client] -= 1
+        if not self._of_key[client]:
+            del self._of_key[client]
+        answers.times.ended = time.monotonic()
+
+    def _admit(self, size: int, caller: Caller) -> None:
+        if self.is_draining:
+            raise ApiError("the server is stopping; ask another one", "unavailable_error")
+        if caller.client is not None and self._of_key[caller.client] >= self.config.key_requests:
+            raise self._busy(f"{self._of_key[caller.client]} requests of this key wait or run")
+        ahead = sum(self.waiting.values())
+        if ahead and ahead + size > self.queue_tokens:
+            raise self._busy(f"{ahead:,} tokens wait in line")
+
+    def _busy(self, reason: str) -> ApiError:
+        ahead = sum(self.waiting.values())
+        seconds = min(60, max(1, math.ceil(ahead / max(self.speed, 1.0))))
+        return ApiError(
+            f"the server is busy: {reason}; try again in {seconds} s",
+            "rate_limit_error",
+            code="rate_limit_exceeded",
+            headers={"retry-after": str(seconds)},
+        )
+
+    def note_read(self, answers: Answers, count: int) -> None:
+        """Notes tokens of a prompt that are in the cache now."""
+        self.waiting.pop(answers, None)
+        self._worked.append((time.monotonic(), count))
+
+    def note_written(self, answers: Answers, count: int) -> None:
+        """Notes tokens of an answer."""
+        self.waiting.pop(answers, None)
+        now = time.monotonic()
+        self._worked.append((now, count))
+        if math.isnan(answers.times.first):
+            answers.times.first = now
+
+    @property
+    def speed(self) -> float:
+        """Tokens read and written in a second, of late."""
+        now = time.monotonic()
+        while self._worked and self._worked[0][0] < now - _WINDOW:
+            self._worked.popleft()
+        if not self._worked:
+            return 0.0
+        return sum(count for _, count in self._worked) / max(1.0, now - self._worked[0][0])
+
+    def require_model(self, name: str | None) -> None:
+        """Refuses another model than the one that is served.
+
+        Raises:
+            ApiError: Status 404.
+        """
+        if name and name != self.name:
+            raise ApiError(
+                f"the model {name!r} does not exist; this server has {self.name!r}",
+                "not_found_error",
+                param="model",
+                code="model_not_found",
+            )
+
+    def note_unknown(self, body: Body) -> None:
+        """Logs fields of requests that the server does not know, each once."""
+        for name in body.model_extra or ():
+            if name not in _IGNORED and name not in self._unknown and len(self._unknown) < 256:
+                self._unknown.add(name)
+                _LOG.warning("requests have the field %s, which has no effect", printable(name))
+
+    @property
+    def template(self) -> str:
+        """The source of the chat template."""
+        own = self.model.template
+        if own is not None and "{" in own:
+            return own
+        return LWM_JINJA if own == LWM_TEMPLATE else self.model.tokenizer.jinja or LWM_JINJA
+
+    @property
+    def num_waiting(self) -> int:
+        """Requests of which nothing has been read yet."""
+        return len(self.waiting)
+
+
+def _ample(model: LanguageModel) -> int:
+    """Returns the tokens of a cache that is large enough for most, or as large as memory allows."""
+    tokens = max(model.context, _LEAST_POOL)
+    while tokens > _LEAST_POOL // 8:
+        try:
+            model.require_memory(tokens)
+        except UserError:
+            tokens //= 2
+        else:
+            break
+    return tokens
+
+
+def _draws(model: LanguageModel) -> bool:
+    if not model.sees or model.vqgan_file is None:
+        return False
+    try:
+        model.vision.require_decoder()
+    except UserError:
+        return False
+    return True
+
+
+def _fingerprint(model: LanguageModel) -> str:
+    source = model.source
+    files = [source] if source is not None and source.is_file() else []
+    if source is not None and source.is_dir():
+        files = sorted(path for path in source.iterdir() if path.is_file())
+    contents = [(path.name, content_of(path)) for path in files]
+    facts = (contents, lwm.__version__, model.llama.config, model.llama.compute, model.template)
+    return f"fp_{hashlib.sha256(repr(facts).encode()).hexdigest()[:10]}"
