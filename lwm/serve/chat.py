@@ -98,7 +98,9 @@ class Chat:
         yield DONE
 
     def _usage(self) -> dict[str, Any]:
-        return usage(self._service.model, self.answers.answers, image_tokens=self._prompt.image_tokens)
+        return usage(
+            self._service.model, self.answers.answers, image_tokens=self._prompt.image_tokens
+        )
 
     def _progress(self, event: Event) -> dict[str, Any]:
         assert event.reading is not None

@@ -34,7 +34,9 @@ def service_of(request: Request) -> Service:
     service = request.app.state.ready.service
     if service is None:
         raise ApiError(
-            "the model is loading; try again soon", "unavailable_error", headers={"retry-after": "5"}
+            "the model is loading; try again soon",
+            "unavailable_error",
+            headers={"retry-after": "5"},
         )
     return service
 
@@ -152,5 +154,3 @@ async def slots(request: Request) -> Response:
 async def load(request: Request) -> Response:
     """Returns the number of requests that wait or run."""
     return JSON(info.load(service_of(request)))
-
-

@@ -13,7 +13,9 @@ Count = Annotated[int, Field(ge=0, lt=1 << 31)]
 class Body(BaseModel):
     """An object of a request; fields that are not known are accepted."""
 
-    model_config = ConfigDict(extra="allow", strict=True, allow_inf_nan=False, use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        extra="allow", strict=True, allow_inf_nan=False, use_attribute_docstrings=True
+    )
 
 
 class TextPart(Body):
@@ -130,8 +132,6 @@ class FrameOptions(Body):
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
     fps: Annotated[float, Field(ge=0.1, le=100)] | None = None
     """Frames per second of a video's file."""
-
-
 
 
 class VideoOptions(Body):

@@ -70,9 +70,7 @@ class EventStream(Response):
             async with asyncio.timeout(self._write):
                 await send(message)
 
-        await send(
-            {"type": "http.response.start", "status": 200, "headers": self.raw_headers}
-        )
+        await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
         following = None
         try:
             while True:
