@@ -15,6 +15,7 @@ from lwm.generate.chat import Conversation
 from lwm.generate.loaded import LoadedModel
 from lwm.generate.vision import DrawRequest, generate_visions
 from lwm.media.frames import FrameStream, open_frames
+from lwm.media.limits import Limits
 from lwm.progress import Progress
 from lwm.sampling_params import SamplingOptions, SamplingParams, VisionSampling
 from lwm.tokenizer.message import Message, Part, Vision
@@ -33,6 +34,8 @@ class LanguageModel(LoadedModel):
         max_frames: int | None = 8,
         fps: float | None = None,
         background: str = "white",
+        limits: Limits | None = None,
+        name: str | None = None,
         check: Callable[[FrameStream], None] = lambda frames: None,
         progress: Progress = lambda done, total: None,
     ) -> Vision:
@@ -46,6 +49,8 @@ class LanguageModel(LoadedModel):
             max_frames: Frames of a video at most, evenly spaced; None is all.
             fps: Takes the frames shown at each 1/fps seconds, of which `max_frames` remain.
             background: A colour for transparent pixels.
+            limits: Limits on the file; the defaults suit any normal file.
+            name: The name of the file in messages; by default that of its path.
             check: Called with the frames to come before any is decoded; may raise.
             progress: Called with the number of frames encoded; may raise.
 
@@ -59,13 +64,14 @@ class LanguageModel(LoadedModel):
             max_frames=max_frames,
             fps=fps,
             background=background,
+            limits=limits,
+            name=name,
         )
         with stream:
             check(stream)
             self._require_context(stream)
-            return self._encoded(
-                stream, "" if isinstance(file, bytes) else Path(file).name, progress
-            )
+            own = "" if isinstance(file, bytes) else Path(file).name
+            return self._encoded(stream, own if name is None else name, progress)
 
     def _require_context(self, stream: FrameStream) -> None:
         """Refuses frames that exceed the context by themselves."""

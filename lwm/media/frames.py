@@ -29,6 +29,8 @@ from lwm.media.limits import (
 )
 from lwm.media.video import read_video
 
+FileKind = Literal["image", "animation", "video"]
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Frames:
@@ -135,9 +137,9 @@ def open_frames(
             raise UserError(f"{label} is empty")
         file.seek(0)
         budget = Budget(label, size, limits or Limits())
-        clip, is_video = _clip(file, selector, resize, budget, threads)
+        clip, kind = _clip(file, selector, resize, budget, threads)
         stack.pop_all()  # the stream closes it
-    return FrameStream(file, clip, budget, is_video=is_video)
+    return FrameStream(file, clip, budget, kind=kind)
 
 
 class FrameStream:
@@ -146,17 +148,22 @@ class FrameStream:
     A context manager, at whose end the file is closed. The frames can be taken once.
     """
 
-    def __init__(self, file: BufferedIOBase, clip: Clip, budget: Budget, *, is_video: bool):
+    def __init__(self, file: BufferedIOBase, clip: Clip, budget: Budget, *, kind: FileKind):
         """Takes a file that is open; see `open_frames`."""
         self._file, self._clip, self._budget = file, clip, budget
         self.name = budget.name
         """The name of the file in messages."""
-        self.is_video = is_video
-        """False for a still image."""
+        self.kind: FileKind = kind
+        """An animated image is `animation`, which is read as a video."""
         self.num_selected = clip.num_selected
         """Frames to come at most, known before the first: some packets of a video show none."""
         self.count = clip.count
         """Frames in the file."""
+
+    @property
+    def is_video(self) -> bool:
+        """False for a still image."""
+        return self.kind != "image"
 
     @property
     def duration(self) -> float:
@@ -255,15 +262,15 @@ def _opened(source: str | Path | bytes, label: str) -> BufferedIOBase:
 
 def _clip(
     file: BufferedIOBase, selector: FrameSelector, resize: Resizer, budget: Budget, threads: int
-) -> tuple[Clip, bool]:
-    """Returns the selected frames of a file, and whether it is a video."""
+) -> tuple[Clip, FileKind]:
+    """Returns the selected frames of a file, and its kind."""
     image = open_image(file, budget)
     if image is None:
         _refuse_heic(file, budget.name)
-        return read_video(file, selector, resize, budget, threads), True
+        return read_video(file, selector, resize, budget, threads), "video"
     if is_animated(image):
-        return read_animation(image, selector, resize, budget), True
-    return read_still(image, resize, budget), False
+        return read_animation(image, selector, resize, budget), "animation"
+    return read_still(image, resize, budget), "image"
 
 
 def _refuse_heic(file: BufferedIOBase, name: str) -> None:

@@ -34,7 +34,10 @@ _COPIES = 8
 _UNTIMED = 0.1
 """Seconds of a frame whose duration is 0, as in browsers."""
 
+_ICON = b"\0\0\1\0"
 _JPEG = b"\xff\xd8\xff"
+_PART = b"\xff\xda"
+"""The marker that starts a part of a JPEG."""
 _HELD = 2
 """Times the limit of pixels that a JPEG may have which is held whole in memory."""
 
@@ -61,6 +64,8 @@ def open_image(file: BufferedIOBase, budget: Budget) -> Any:
             plugin = require_package("PIL.JpegImagePlugin", "reading JPEG", "media")
             opened = plugin.JpegImageFile(file)
         else:
+            if start.startswith(_ICON):
+                _check_icons(file, budget)
             source = without_long_texts(file) if start == SIGNATURE else file
             opened = image.open(source, formats=_FORMATS)
     except (image.UnidentifiedImageError, SyntaxError):
@@ -100,7 +105,40 @@ def _is_held_whole(jpeg: Any) -> bool:
     jpeg.fp.seek(max(0, end - size - 2))
     header = jpeg.fp.read(4)
     jpeg.fp.seek(end)
-    return "progressive" in jpeg.info or header != struct.pack(">HH", 0xFFDA, size)
+    return "progressive" in jpeg.info or header != _PART + struct.pack(">H", size)
+
+
+def _passes(image: Any) -> int:
+    """Returns how often decoding goes over a whole picture: for each part of such a JPEG.
+
+    A part needs few bytes. Within its data the marker that starts another cannot occur.
+    """
+    if image.format != "JPEG" or not _is_held_whole(image):
+        return 1
+    at = image.fp.tell()
+    image.fp.seek(0)
+    passes = image.fp.read().count(_PART)
+    image.fp.seek(at)
+    return passes
+
+
+def _check_icons(file: BufferedIOBase, budget: Budget) -> None:
+    """Checks the pictures of an icon, which Pillow decodes as it opens the file.
+
+    Raises:
+        UserError: One has too many pixels; the list of them may say otherwise.
+    """
+    count = struct.unpack("<H", file.read(6)[4:6])[0]
+    for number in range(count):
+        file.seek(6 + 16 * number)
+        entry = file.read(16)
+        if len(entry) < 16:
+            break
+        file.seek(struct.unpack("<I", entry[12:])[0])
+        head = file.read(24)
+        if head.startswith(SIGNATURE) and len(head) == 24:
+            budget.check(*struct.unpack(">II", head[16:]), still=True)
+    file.seek(0)
 
 
 def _scale_key(image: Any) -> None:
@@ -125,7 +163,7 @@ def read_still(image: Any, resize: Resizer, budget: Budget) -> Clip:
 
 
 def _still(image: Any, resize: Resizer, budget: Budget) -> SelectedFrame:
-    budget.charge(image.width * image.height)
+    budget.charge(image.width * image.height, _passes(image))
     size, reduced = image.size, reduced_size(image, budget)
     if reduced != size:
         image.draft(None, reduced)
@@ -172,6 +210,7 @@ def read_animation(image: Any, selector: FrameSelector, resize: Resizer, budget:
         """Yields the end of each frame, and some of the frames themselves."""
         milliseconds = 0.0
         for number in range(count):
+            budget.require_time()
             image.seek(first + number)
             budget.check(*image.size, still=False)
             image.load()

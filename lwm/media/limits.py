@@ -69,6 +69,14 @@ class Budget:
                 f"{self.name} asks for more decoding than a file of its size should; if it is "
                 "meant to, raise work in Limits"
             )
+        self.require_time()
+
+    def require_time(self) -> None:
+        """Checks the time.
+
+        Raises:
+            UserError: There is none left.
+        """
         if time.monotonic() > self._end:
             seconds = f"{self.limits.seconds:g} s"
             raise UserError(f"{self.name} was not read within {seconds}; raise seconds in Limits")

@@ -2,9 +2,11 @@
 
 import gc
 import io
+import itertools
 import os
 import sys
 import time
+import types
 import zlib
 from fractions import Fraction
 
@@ -231,6 +233,20 @@ def test_time_between_frames_is_not_counted_as_reading():
         next(frames)
         time.sleep(2.5)
         assert len(list(frames)) == 2
+
+
+def test_the_time_is_checked_between_the_frames_of_an_animation(monkeypatch):
+    first, *others = map(Image.fromarray, levels(80))
+    data = saved(first, "GIF", save_all=True, append_images=others)
+    clock = itertools.count()
+    slow = types.SimpleNamespace(monotonic=lambda: float(next(clock)))
+    monkeypatch.setattr("lwm.media.limits.time", slow)
+    taken = []
+    with open_frames(data, resolution=8, limits=Limits(seconds=20.0)) as stream:
+        with pytest.raises(UserError, match="was not read within 20 s"):
+            taken.extend(stream)
+        assert stream.kind == "animation"
+    assert 5 < len(taken) < 20
 
 
 TURNS = {

@@ -207,6 +207,19 @@ def pngs_as_video(inside):
     return buffer.getvalue()
 
 
+def many_scans(side, count):
+    """Returns a progressive JPEG, whose last pass over the picture comes again and again."""
+    Image.new("L", (side, side), 128).save(buffer := io.BytesIO(), "JPEG", progressive=True)
+    data = buffer.getvalue()
+    return data[:-2] + data[data.rindex(b"\xff\xda") : -2] * count + data[-2:]
+
+
+def icon(inside):
+    """Returns an icon that claims to be small."""
+    entry = struct.pack("<BBBBHHII", 32, 32, 0, 0, 1, 32, len(inside), 22)
+    return struct.pack("<HHH", 0, 1, 1) + entry + inside
+
+
 def lying(data, box, count):
     """Overwrites how many entries a table of an MP4 has."""
     place = data.index(box) + (12 if box == b"stsz" else 8)
@@ -223,6 +236,8 @@ def test_bombs(tmp_path):
         "a PNG without pixels": (png(6000, 6000), "cannot be read"),
         "a large screen of a GIF": (gif(65_535, 65_535, 1), large),
         "a GIF of large frames": (gif(4000, 4000, 2000), many),
+        "a JPEG of many scans": (many_scans(2000, 20_000), many),
+        "an icon that is no icon": (icon(png(13_000, 13_000, rows=10)), large),
         "a large WebP": (webp(16_384, 16_384), large),
         "a large PPM": (b"P6\n60000 60000\n255\n" + bytes(100), large),
         "endless frames": (png(16, 16, rows=16, extra=chunk(b"acTL", b"\x7f" * 8)), many),

@@ -7,6 +7,7 @@ import ssl
 import subprocess
 import threading
 import time
+from typing import Any
 
 import pytest
 
@@ -103,8 +104,9 @@ class Site:
         return socket.create_connection(self._listener.getsockname(), seconds)
 
     def fetch(self, url, **options):
-        options = {"allow": (HOST,), "max_bytes": LIMIT, "seconds": 30.0} | options
-        return fetch(url, **{"resolve": self.resolve, "connect": self.connect} | options)
+        given: dict[str, Any] = {"allow": (HOST,), "max_bytes": LIMIT, "seconds": 30.0}
+        given |= {"resolve": self.resolve, "connect": self.connect} | options
+        return fetch(url, **given)
 
     def refused(self, url, **options):
         with pytest.raises(FetchError) as caught:
