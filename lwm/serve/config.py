@@ -22,7 +22,8 @@ class MediaConfig:
     media_seconds: float = 30.0
     """Seconds for fetching an image or a video, and for decoding it."""
     media_frames: int = 64
-    """Frames of a video that are read, where a request does not say; evenly spaced."""
+    """Frames of a video that are read, where a request does not say; evenly spaced, and no more
+    than half of the context holds."""
     max_media_frames: int = 4096
     """Frames of a video that a request may ask for."""
     media_cache_bytes: int = 256 << 20

@@ -1,5 +1,6 @@
 """Errors of the server in OpenAI's form, with the HTTP status of each kind."""
 
+import copy
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -56,6 +57,12 @@ class ApiError(Exception):
         self.status = _STATUS[kind] if status is None else status
         self.headers = dict(headers or {})
         self._fields = {"message": message, "type": kind, "param": param, "code": code, **more}
+
+    def at(self, param: str) -> "ApiError":
+        """Returns the same error, of a field of the request."""
+        made = copy.copy(self)
+        made._fields = self._fields | {"param": param}
+        return made
 
     def to_json(self) -> dict[str, Any]:
         """Returns the body of the answer."""

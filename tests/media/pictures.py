@@ -1,8 +1,6 @@
 """Test pictures, and their encoding as files."""
 
 import io
-import struct
-import zlib
 
 import numpy as np
 import pytest
@@ -24,11 +22,6 @@ def saved(image, kind, **options):
     buffer = io.BytesIO()
     image.save(buffer, kind, **options)
     return buffer.getvalue()
-
-
-def chunk(kind, data):
-    """Returns a part of a PNG."""
-    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
 
 def levels(count):

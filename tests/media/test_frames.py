@@ -12,12 +12,13 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
+from bombs import chunk
 
 from lwm.errors import UserError
 from lwm.media.frames import open_frames, read_frames
 from lwm.media.limits import Limits, Resizer
 
-from .pictures import SIDE, Image, chunk, levels, numbers, picture, saved
+from .pictures import SIDE, Image, levels, numbers, picture, saved
 
 av = pytest.importorskip("av", reason="PyAV is not installed")
 

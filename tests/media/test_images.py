@@ -8,12 +8,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from bombs import chunk
 
 from lwm.errors import UserError
 from lwm.media.frames import read_frames
 from lwm.media.limits import flatten
 
-from .pictures import SIDE, Image, chunk, levels, numbers, picture, saved
+from .pictures import SIDE, Image, levels, numbers, picture, saved
 
 
 def only(data, **options):
