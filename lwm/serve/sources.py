@@ -86,7 +86,9 @@ def read_file_address(url: str, root: Path, most: int) -> bytes:
                 raise ApiError("the file is no regular file")
             require_size(status.st_size, most)
             content = file.read(most + 1)
-    except (OSError, RuntimeError, ValueError) as error:  # links in a circle are a RuntimeError
+    except RuntimeError:  # older versions of Python; its message has the path
+        raise ApiError("the file is a link to itself") from None
+    except (OSError, ValueError) as error:
         raise ApiError(f"the file cannot be read: {reason_of(error)}") from None
     require_size(len(content), most)
     return content
