@@ -7,6 +7,13 @@ from typing import Any, TypedDict
 
 from lwm.errors import UserError, several
 
+STOP_IDS = 16
+"""Stop ids of a request at most, beside those of the end of text."""
+BIASES = 64
+"""Entries of a request's `logit_bias` at most."""
+TOPS = 20
+"""Likeliest ids whose log-probabilities a request gets at most."""
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SamplingParams:
@@ -27,10 +34,22 @@ class SamplingParams:
     """Sample from tokens at least this many times as likely as the likeliest."""
     repetition_penalty: float = 1.0
     """Above 1, tokens of the prompt and the answer become less likely."""
+    presence_penalty: float = 0.0
+    """Above 0, tokens of the answer become less likely."""
+    frequency_penalty: float = 0.0
+    """Above 0, tokens of the answer become less likely each time that they occur."""
+    logit_bias: Mapping[int, float] = dataclasses.field(default_factory=dict, hash=False)
+    """Added to the logits of tokens; -100 bans one."""
     seed: int = 0
     """From 0 to 2³² - 1; the same seed samples the same answer, whatever the batch."""
     stop: Sequence[str] = ()
     """Strings; the answer ends before the first of them."""
+    stop_ids: Sequence[int] = ()
+    """Tokens that end the answer, as the end of text does."""
+    ignore_eos: bool = False
+    """Write on after the end of text."""
+    min_tokens: int = 0
+    """Tokens before which neither the end of text nor a token of `stop_ids` is written."""
 
     def __post_init__(self):
         """Takes a single stop string as one, and refuses values out of range.
@@ -39,6 +58,8 @@ class SamplingParams:
             UserError: The value.
         """
         object.__setattr__(self, "stop", several(self.stop))
+        object.__setattr__(self, "stop_ids", tuple(self.stop_ids))
+        object.__setattr__(self, "logit_bias", dict(self.logit_bias))
         for name, allowed, wanted in (
             ("max_tokens", self.max_tokens is None or self.max_tokens >= 0, "0 or above"),
             # A lower temperature overflows logits: the likeliest token would be lost.
@@ -57,6 +78,16 @@ class SamplingParams:
                 all(isinstance(s, str) and s for s in self.stop),
                 "texts of at least one character",
             ),
+            ("presence_penalty", -2 <= self.presence_penalty <= 2, "from -2 to 2"),
+            ("frequency_penalty", -2 <= self.frequency_penalty <= 2, "from -2 to 2"),
+            (
+                "logit_bias",
+                len(self.logit_bias) <= BIASES
+                and all(-100 <= value <= 100 for value in self.logit_bias.values()),
+                f"at most {BIASES} numbers from -100 to 100",
+            ),
+            ("stop_ids", len(self.stop_ids) <= STOP_IDS, f"at most {STOP_IDS} ids"),
+            ("min_tokens", self.min_tokens >= 0, "0 or above"),
         ):
             if not allowed:
                 raise UserError(f"{name} {getattr(self, name)} must be {wanted}")
@@ -71,8 +102,14 @@ class SamplingOptions(TypedDict, total=False):
     top_p: float
     min_p: float
     repetition_penalty: float
+    presence_penalty: float
+    frequency_penalty: float
+    logit_bias: Mapping[int, float]
     seed: int
     stop: Sequence[str]
+    stop_ids: Sequence[int]
+    ignore_eos: bool
+    min_tokens: int
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -15,6 +15,7 @@ import jax
 
 import lwm
 from lwm.distributed import Processes, join
+from lwm.generate.answer import Answer
 from lwm.generate.language_model import LanguageModel
 from lwm.sampling_params import FrameSampling, VisionSampling
 
@@ -28,7 +29,11 @@ def answer(model: LanguageModel) -> list:
     texts = [model.generate(long + end, max_tokens=12) for end in ("Then", "Now", "Then")]
     sampling = VisionSampling(image=LIKELIEST)
     (picture,) = model.draw("a red circle", sampling=sampling)
-    return [*texts, picture.codes.tolist()]
+    params = lwm.SamplingParams(max_tokens=4, logit_bias={70: 1.5})
+    ids = model.tokenizer.encode("A red circle")
+    scored = Answer(model, ids, params, top_logprobs=3, scores_from=1)
+    tops = ["".join(map(str, scored)), scored.top_logprobs, scored.prompt_top_logprobs]
+    return [*texts, picture.codes.tolist(), *tops]
 
 
 if __name__ == "__main__":

@@ -472,8 +472,8 @@ def time_decoding(check: Check) -> None:
             pool, *_ = slots.decode(pool, BURST)
             first, begun, count = time.perf_counter() - begun, time.perf_counter(), 0
             while count < 2 * BURST and time.perf_counter() - begun < 8:
-                pool, ids, _ = slots.decode(pool, BURST)
-                count += ids.shape[1]
+                pool, written = slots.decode(pool, BURST)
+                count += written.ids.shape[1]
         seconds = (time.perf_counter() - begun) / count
         cached = 2 * 2 * config.num_layers * config.num_kv_heads * config.head_dim * length
         check.report(

@@ -70,6 +70,8 @@ def _writing(weights: Llama, pool: PagePool, rows: int, mesh: Mesh | AbstractMes
         grammar = VisionGrammar(tokens=tokens, opening=_OPENING, tokens_per_frame=1)
     # Its arrays are the host's, but for the marks of ids, which are on one device here.
     slots = Slots(weights, make_mesh(), rows, grammar=grammar, stop_places=_STOP_PLACES)
-    seen = on(mesh, *slots._seen.shape, dtype=bool, spec=P(None, None))
+    seen = jax.tree.map(
+        lambda each: on(mesh, *each.shape, dtype=each.dtype, spec=P(None, None)), slots._seen
+    )
     given = weights, pool, seen, slots._rows, BURST, slots._inputs
     return Program("decoding", burst, given, {"grammar": grammar})

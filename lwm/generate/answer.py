@@ -7,6 +7,7 @@ from collections.abc import Collection, Hashable, Iterator, Sequence
 from concurrent.futures import CancelledError
 from typing import Any
 
+from lwm.errors import UserError
 from lwm.generate.grammar import FrameLimits
 from lwm.generate.loaded import LoadedModel
 from lwm.generate.output import AnswerReader, Frame, joined
@@ -56,6 +57,7 @@ class Answer:
         client: Hashable = None,
         salt: bytes = b"",
         scores_from: int | None = None,
+        top_logprobs: int = 0,
         inbox: "queue.SimpleQueue[tuple[Answer, Any]] | None" = None,
     ):
         """Sends a request to the model's engine.
@@ -79,12 +81,16 @@ class Answer:
                 no client finds out by the time of an answer what another one has asked.
             scores_from: Collects the log-probabilities of the prompt's ids from this index on, at
                 least 1; None: of none.
+            top_logprobs: Collects so many of the likeliest ids in place of each id of the answer,
+                and of the prompt from `scores_from` on; at most 20.
             inbox: Gets the events, each with this answer, for `take`; for answers that are
                 generated together.
 
         Raises:
-            UserError: Prompt and answer do not fit into the context or the devices' memory.
+            UserError: Prompt and answer do not fit into the context or the devices' memory, or
+                the parameters name ids that the model has not.
         """
+        _require_ids(model, params)
         most = room(model, len(ids), params)
         self.ids: list[int] = []
         """All ids written, those of the end of text or of a stop string included."""
@@ -94,6 +100,10 @@ class Answer:
         """Likewise of the prompt's ids from `scores_from` on."""
         self.prompt_is_likeliest: list[bool] = []
         """True for each of these ids if no other of its modality has a higher probability."""
+        self.top_logprobs: list[list[tuple[int, float]]] = []
+        """The likeliest ids in place of each id, likewise; empty unless asked for."""
+        self.prompt_top_logprobs: list[list[tuple[int, float]]] = []
+        """Likewise of the prompt's ids from `scores_from` on."""
         self.finish_reason: FinishReason | None = None
         """Why the answer has ended; None before."""
         self.usage = Usage(prompt_tokens=len(ids), completion_tokens=0)
@@ -101,6 +111,8 @@ class Answer:
         stops = params.stop
         if is_turn and sampling is None and model.sees:
             stops = (*stops, OPENING)
+        eos = model.tokenizer.eos_ids
+        ends = {*params.stop_ids, *(() if params.ignore_eos else eos)}
         # The engine knows the reader, and not the answer, so that one may be dropped.
         self._reader = _Reader(
             AnswerReader(
@@ -108,12 +120,17 @@ class Answer:
                 stops,
                 None if sampling is None else model.grammar,
             ),
-            model.tokenizer.eos_ids,
+            {*ends, *eos},
         )
         plan = GenerationPlan(
             max_tokens=most,
-            stop_ids=model.tokenizer.eos_ids,
+            stop_ids=ends,
             sampler=sampler(params),
+            presence_penalty=params.presence_penalty,
+            frequency_penalty=params.frequency_penalty,
+            logit_bias=params.logit_bias,
+            min_tokens=params.min_tokens,
+            top_logprobs=top_logprobs,
             seed=params.seed,
             vision=None if sampling is None else _vision_plan(model, sampling, most, frames),
         )
@@ -185,6 +202,7 @@ class Answer:
         elif isinstance(event, Scores):
             self.prompt_logprobs += event.logprobs
             self.prompt_is_likeliest += event.is_likeliest
+            self.prompt_top_logprobs += event.tops
         elif isinstance(event, Finished):
             self.finish_reason = event.reason
             self._count(event.num_cached)
@@ -193,6 +211,7 @@ class Answer:
             pieces, written = event
             self.ids += written.ids
             self.logprobs += written.logprobs
+            self.top_logprobs += written.tops
             self._count(0)
         return self._stripped(pieces) if self._strips else pieces
 
@@ -224,6 +243,14 @@ def room(model: LoadedModel, num_ids: int, params: SamplingParams) -> int:
     return min(MOST, model.context - num_ids)
 
 
+def _require_ids(model: LoadedModel, params: SamplingParams) -> None:
+    text = model.llama.config.tokens.text
+    for name in ("stop_ids", "logit_bias"):
+        for token in getattr(params, name):
+            if not 0 <= token < text:
+                raise UserError(f"{name}: {token} is no text id of {model.name}: 0 to {text - 1}")
+
+
 class _Reader:
     """Decodes ids as soon as they are written, on the engine's thread."""
 
@@ -240,7 +267,7 @@ class _Reader:
                 found += self.parts.push(token)
             if self.parts.is_stopped:
                 break
-        kept = Written(written.ids[:count], written.logprobs[:count])
+        kept = Written(written.ids[:count], written.logprobs[:count], written.tops[:count])
         return (list(joined(found)), kept), self.parts.is_stopped
 
     def finish(self) -> list[str | Frame]:

@@ -10,10 +10,11 @@ from jax.sharding import PartitionSpec as P, reshard
 from jaxtyping import Array, Bool, Float, Int, Key, UInt32
 
 from lwm.generate.grammar import Grammar
-from lwm.generate.sampling import RowSampling, choose
+from lwm.generate.sampling import Edits, RowSampling, choose
 from lwm.model.llama import Llama
 from lwm.model.pool import PagePool, Place
-from lwm.sharding import ROW, ROWS
+from lwm.sampling_params import TOPS
+from lwm.sharding import BATCH, ROW, ROWS
 from lwm.tokens import TokenSpace
 
 BURST = 32
@@ -58,6 +59,78 @@ class RowInputs(NamedTuple):
     stops: Int[Array | np.ndarray, "B E"]
     """Ids that end a row, padded with -1."""
     guidance: Guidance | None
+    least: Int[Array | np.ndarray, " B"]
+    """Ids before which no stop id is written."""
+    edits: Edits
+    """Of text, without those that change as a row goes on."""
+    tops: Bool[Array | np.ndarray, " B"]
+    """Rows that ask for the likeliest ids."""
+
+
+class Seen(NamedTuple):
+    """Text ids that each row has had."""
+
+    ids: Bool[Array, "B V"]
+    """True for ids that it has read or written."""
+    counts: Int[Array, "B V"]
+    """How many times it has written each."""
+
+    def add(self, ids: Int[Array, " B"]) -> "Seen":
+        """Adds an id that each row has written; those of vision are left out."""
+        rows = jnp.arange(len(ids))
+        return Seen(
+            self.ids.at[rows, ids].set(True, mode="drop"),
+            self.counts.at[rows, ids].add(1, mode="drop"),
+        )
+
+
+class Tops(NamedTuple):
+    """The likeliest ids and their log-probabilities, of equals the lower id first."""
+
+    ids: Int[Array | np.ndarray, "*B K"]
+    logprobs: Float[Array | np.ndarray, "*B K"]
+    """-inf where fewer ids may come next."""
+
+    @classmethod
+    def empty(cls, *shape: int) -> "Tops":
+        """Returns none, for an array of rows."""
+        return cls(jnp.zeros((*shape, TOPS), jnp.int32), jnp.full((*shape, TOPS), -jnp.inf))
+
+
+class Scale(NamedTuple):
+    """All that turns the logits of a row into log-probabilities."""
+
+    peak: Float[Array, "*B"]
+    lse: Float[Array, "*B"]
+
+    @classmethod
+    def of(cls, logits: Float[Array, "*B V"]) -> "Scale":
+        """Measures rows of logits, as `jax.nn.log_softmax` does."""
+        peak = jnp.max(logits, axis=-1)
+        return cls(peak, jnp.log(jnp.sum(jnp.exp(logits - peak[..., None]), axis=-1)))
+
+    def logprobs(self, logits: Float[Array, "*B K"]) -> Float[Array, "*B K"]:
+        """Returns the log-probabilities of ids with these logits."""
+        return logits - self.peak[..., None] - self.lse[..., None]
+
+    def tops(self, logits: Float[Array, "*B V"]) -> Tops:
+        """Returns the likeliest ids, with the bits of `logprobs`."""
+        count = min(TOPS, logits.shape[-1])
+        values, ids = jax.lax.top_k(logits, count)
+        pad = [(0, 0)] * (logits.ndim - 1) + [(0, TOPS - count)]
+        logprobs = jnp.pad(self.logprobs(values), pad, constant_values=-jnp.inf)
+        return Tops(jnp.pad(ids, pad), logprobs)
+
+
+class Chosen(NamedTuple):
+    """An id per row, and how likely it and others are in the row's own distribution.
+
+    That distribution is over the legal ids of the row's modality, before guidance and rules.
+    """
+
+    ids: Int[Array, " B"]
+    logprobs: Float[Array, " B"]
+    scale: Scale
 
 
 def choose_ids(
@@ -66,20 +139,31 @@ def choose_ids(
     grammar: Grammar | None,
     *,
     tokens: TokenSpace,
-    seen: Bool[Array, "B V"],
+    seen: Seen,
     keys: Key[Array, " B"],
+    count: Int[Array | np.ndarray, " B"],
     done: Bool[Array | np.ndarray, " B"],
     state: Any = None,
-) -> tuple[Int[Array, " B"], Float[Array, " B"]]:
-    """Chooses one id per row; also returns its log-probability in the row's own distribution.
+) -> tuple[Chosen, Tops]:
+    """Chooses one id per row; also returns the likeliest ids of rows that ask for them.
 
-    That distribution is over the legal ids of the row's modality, before guidance and rules.
     Without a grammar all rows write text, and the logits of vision ids are not read.
     """
     split, end, guidance = tokens.text, tokens.size, inputs.guidance
     text = logits[:, :split]
+    banned = jnp.where((count < inputs.least)[:, None], inputs.stops, -1)
+    edits = inputs.edits._replace(banned=banned, counts=seen.counts)
+
+    def tops(chosen: Chosen) -> Tops:
+        def find():
+            allowed = text if grammar is None else jnp.where(legal, logits[:, :end], -jnp.inf)
+            return chosen.scale.tops(allowed)
+
+        return jax.lax.cond(jnp.any(inputs.tops & ~done), find, lambda: Tops.empty(len(logits)))
+
     if grammar is None:
-        return _choose(inputs.text, text, text, seen, keys, guidance)
+        chosen = _choose(inputs.text, text, text, seen.ids, keys, guidance, edits)
+        return chosen, tops(chosen)
     vision = logits[:, split:end]
     in_vision, legal = grammar.in_vision(state), grammar.legal(state)
     later = in_vision & grammar.in_video(state)
@@ -87,7 +171,7 @@ def choose_ids(
     def write():
         # A row of the other modality keeps its logits: no row is all -inf.
         own = jnp.where(legal[:, :split] | in_vision[:, None], text, -jnp.inf)
-        return _choose(inputs.text, own, own, seen, keys, guidance)
+        return _choose(inputs.text, own, own, seen.ids, keys, guidance, edits)
 
     def sample_code(sampling: RowSampling, scale: Array | np.ndarray | None):
         allowed = legal[:, split:] | ~in_vision[:, None]
@@ -97,24 +181,23 @@ def choose_ids(
             guided = jnp.where(allowed, guide(vision, guidance, scale), -jnp.inf)
         # Frames repeat codes (a sky does): the repetition penalty is for text only.
         unseen = jnp.zeros(vision.shape, bool)
-        ids, logprobs = _choose(sampling, own, guided, unseen, keys, guidance)
-        return split + ids, logprobs
+        found = _choose(sampling, own, guided, unseen, keys, guidance)
+        return found._replace(ids=split + found.ids)
 
     def skip():
-        return jnp.zeros(done.shape, jnp.int32), jnp.zeros(done.shape)
+        nothing = jnp.zeros(done.shape)
+        return Chosen(jnp.zeros(done.shape, jnp.int32), nothing, Scale(nothing, nothing))
 
     scales = (None, None) if guidance is None else (guidance.image, guidance.video)
-    ids, logprobs = skip()
+    chosen = skip()
     for rows, choice in (
         (~in_vision, write),
         (in_vision & ~later, functools.partial(sample_code, inputs.image, scales[0])),
         (later, functools.partial(sample_code, inputs.video, scales[1])),
     ):
         found = jax.lax.cond(jnp.any(rows & ~done), choice, skip)
-        ids, logprobs = (
-            jnp.where(rows, new, old) for new, old in zip(found, (ids, logprobs), strict=True)
-        )
-    return ids, logprobs
+        chosen = _where(rows, found, chosen)
+    return chosen, tops(chosen)
 
 
 def _choose(
@@ -124,11 +207,13 @@ def _choose(
     seen: Bool[Array, "B V"],
     keys: Key[Array, " B"],
     guidance: Guidance | None,
-) -> tuple[Int[Array, " B"], Float[Array, " B"]]:
-    ids = choose(guided, sampling, seen=seen, keys=keys)
+    edits: Edits | None = None,
+) -> Chosen:
+    ids = choose(guided, sampling, seen=seen, keys=keys, edits=edits)
     if guidance is not None:
         ids = ids[guidance.leader]
-    return ids, jnp.take_along_axis(jax.nn.log_softmax(own), ids[:, None], axis=1)[:, 0]
+    scale = Scale.of(own)
+    return Chosen(ids, scale.logprobs(jnp.take_along_axis(own, ids[:, None], axis=1))[:, 0], scale)
 
 
 class RowState(NamedTuple):
@@ -153,21 +238,22 @@ class Burst(NamedTuple):
     steps: Int[Array, ""]
     """Steps taken."""
     pool: PagePool
-    seen: Bool[Array, "B V"]
-    """The text ids that each row has read or written."""
+    seen: Seen
     rows: RowState
     ids: Int[Array, "B C"]
     """Ids written, -1 after the end of a row."""
     logprobs: Float[Array, "B C"]
     """Natural logarithms, in the row's own distribution over the ids that may come next: before
     guidance and all sampling rules."""
+    tops: Tops
+    """The likeliest ids in that distribution at each step, `[B, C, K]`, of rows that ask."""
 
 
 @functools.partial(jax.jit, static_argnames="grammar", donate_argnames=("pool", "seen"))
 def burst(
     model: Llama,
     pool: PagePool,
-    seen: Bool[Array, "B V"],
+    seen: Seen,
     rows: RowState,
     steps: Int[Array, ""] | int,
     inputs: RowInputs,
@@ -197,17 +283,18 @@ def burst(
         x, pool = model.extend(reshard(row.last[:, None], ROWS), place, now.pool)
         # All devices choose the same ids from all logits: no collective inside a sort.
         logits = reshard(model.logits(model.norm(x))[:, 0], P())
-        chosen, logprobs = choose_ids(
+        found, tops = choose_ids(
             logits,
             inputs,
             grammar,
             tokens=model.config.tokens,
             seen=now.seen,
             keys=jax.vmap(jax.random.fold_in)(row_keys, row.count),
+            count=row.count,
             done=done,
             state=row.grammar,
         )
-        state = row.grammar
+        state, chosen = row.grammar, found.ids
         stopped = jnp.any(chosen[:, None] == inputs.stops, axis=1) | (row.left <= 1)
         if grammar is not None:
             state = _where(done, state, grammar.advance(state, chosen))
@@ -216,7 +303,7 @@ def burst(
         return Burst(
             steps=i + 1,
             pool=pool,
-            seen=now.seen.at[jnp.arange(slots), chosen].set(True, mode="drop"),
+            seen=now.seen.add(chosen),
             rows=RowState(
                 place=row.place._replace(lengths=row.place.lengths + on),
                 last=jnp.where(done, row.last, chosen),
@@ -226,11 +313,13 @@ def burst(
                 grammar=state,
             ),
             ids=now.ids.at[:, i].set(jnp.where(done, -1, chosen)),
-            logprobs=now.logprobs.at[:, i].set(logprobs),
+            logprobs=now.logprobs.at[:, i].set(found.logprobs),
+            tops=jax.tree.map(lambda whole, each: whole.at[:, i].set(each), now.tops, tops),
         )
 
     ids, logprobs = jnp.full((slots, BURST), -1, jnp.int32), jnp.zeros((slots, BURST))
-    first = Burst(jnp.zeros((), jnp.int32), pool, seen, rows, ids, logprobs)
+    tops = Tops.empty(slots, BURST)
+    first = Burst(jnp.zeros((), jnp.int32), pool, seen, rows, ids, logprobs, tops)
     return jax.lax.while_loop(going, step, first)
 
 
@@ -249,6 +338,30 @@ def score(
     """
     found = model.score(model.norm(states), targets)
     return reshard(found.nll, P()), reshard(found.correct, P())
+
+
+_TOGETHER = 32
+"""Tokens of a row whose logits `rank` has in memory at a time; it divides all chunks."""
+
+
+@jax.jit
+def rank(model: Llama, states: Float[Array, "B S D"], targets: Int[Array, "B S"]) -> Tops:
+    """Returns the likeliest ids of each target's modality, `[B, S, K]`; see `score`."""
+    tokens = model.config.tokens
+    rows, count, _ = states.shape
+    x = reshard(model.norm(states), P(BATCH, None, None))
+    x = x.reshape(rows, count // _TOGETHER, _TOGETHER, -1).swapaxes(0, 1)
+    is_text = reshard(targets < tokens.text, P())
+    is_text = is_text.reshape(rows, count // _TOGETHER, _TOGETHER).swapaxes(0, 1)
+
+    def part(given: tuple[Array, Array]) -> Tops:
+        logits = reshard(model.logits(given[0]), P())[..., : tokens.size]
+        same = (jnp.arange(tokens.size) < tokens.text) == given[1][..., None]
+        own = jnp.where(same, logits, -jnp.inf)
+        return Scale.of(own).tops(own)
+
+    found = jax.lax.map(part, (x, is_text))
+    return jax.tree.map(lambda each: each.swapaxes(0, 1).reshape(rows, count, TOPS), found)
 
 
 def _where(rows: Bool[Array | np.ndarray, " B"], these: Any, others: Any) -> Any:

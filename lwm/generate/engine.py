@@ -27,6 +27,7 @@ from lwm.generate.runner import Runner
 from lwm.generate.work import Finished
 from lwm.model.llama import Llama
 from lwm.model.pool import PAGE, PagePool
+from lwm.sampling_params import BIASES, TOPS
 from lwm.sharding import require_divisible
 
 _T = TypeVar("_T")
@@ -233,8 +234,13 @@ class Engine:
         if lane % self._runner.groups or lane // self._runner.groups < rows:
             groups = self._runner.groups
             raise ValueError(f"{rows} rows do not fit in {lane} slots of {groups} groups")
-        if len(request.work.plan.stop_ids) > self._stop_places:
+        plan, most = request.work.plan, self._runner.model.config.tokens.text
+        if len(plan.stop_ids) > self._stop_places:
             raise ValueError(f"a request has at most {self._stop_places} stop ids")
+        if len(plan.logit_bias) > BIASES or plan.top_logprobs > TOPS:
+            raise ValueError(f"a request has at most {BIASES} biases and {TOPS} likeliest ids")
+        if not all(0 <= token < most for token in plan.logit_bias):
+            raise ValueError(f"biases are of text ids, from 0 to {most - 1}")
         pages = self._num_pages(request)
         if self._most is not None and pages >= self._most:
             raise UserError(

@@ -23,7 +23,7 @@ from lwm.generate.grammar import VisionGrammar
 from lwm.model.llama import Llama
 from lwm.model.pool import PagePool
 from lwm.plan.fit import require_fit
-from lwm.sampling_params import LWM_SAMPLING, VisionSampling
+from lwm.sampling_params import LWM_SAMPLING, STOP_IDS, VisionSampling
 from lwm.sharding import make_mesh
 from lwm.tokenizer.markers import VisionMarkers
 from lwm.tokenizer.tokenizer import Tokenizer
@@ -173,7 +173,7 @@ class LoadedModel:
             self.llama,
             self.mesh,
             grammar=grammar,
-            stop_places=max(8, 1 << (len(self.tokenizer.eos_ids) - 1).bit_length()),
+            stop_places=1 << (len(self.tokenizer.eos_ids) + STOP_IDS - 1).bit_length(),
             pool_tokens=self.pool_tokens,
             require_memory=require_memory,
         )

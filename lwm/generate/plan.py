@@ -1,7 +1,7 @@
 """Plans of generation: what the engine writes after a prompt."""
 
 import dataclasses
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from lwm.generate.sampling import GREEDY, Sampler
@@ -36,6 +36,16 @@ class GenerationPlan:
     """Ids that end the row; the one that does is written."""
     sampler: Sampler = GREEDY
     """Chooses text ids."""
+    presence_penalty: float = 0.0
+    """Subtracted from the logits of text ids that the row has written."""
+    frequency_penalty: float = 0.0
+    """Likewise, as many times as the row has written them."""
+    logit_bias: Mapping[int, float] = dataclasses.field(default_factory=dict)
+    """Added to the logits of text ids; at most `BIASES` of them."""
+    min_tokens: int = 0
+    """Ids before which no stop id is written."""
+    top_logprobs: int = 0
+    """Likeliest ids whose log-probabilities come with each id, at most `TOPS`."""
     seed: int = 0
     """From 0 to 2³² - 1; what a row samples depends on its seed and not on other rows."""
     vision: VisionPlan | None = None

@@ -13,11 +13,11 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Bool, Float, Int
 
-from lwm.generate.decoding import score
+from lwm.generate.decoding import Tops, rank, score
 from lwm.generate.grammar import Grammar
 from lwm.generate.pages import LONG, SHORT, Holding
 from lwm.generate.plan import GenerationPlan
-from lwm.generate.slots import Slots
+from lwm.generate.slots import Block, Slots
 from lwm.model.llama import Llama
 from lwm.model.pool import PagePool, Place, copy_pages, table_width
 from lwm.sharding import BATCH, DEVICES, ROW, ROWS, TOKENS, put
@@ -56,6 +56,7 @@ class Programs:
             nothing = (np.zeros((self.groups, each), np.int32) for each in (size, width))
             self.read(*nothing, *np.zeros((2, self.groups), np.int32))
             self.score(np.zeros((self.groups, size), np.int32))
+            self.rank(np.zeros((self.groups, size), np.int32))
         self.copy(*np.zeros((2, self.groups * self.sp), np.int32))
         for width in lanes:
             pool, self.pool = self._filled(), None
@@ -85,6 +86,11 @@ class Programs:
         nll, is_likeliest = score(self.model, self._states, put(targets, self.mesh, TOKENS))
         return np.asarray(nll), np.asarray(is_likeliest)
 
+    def rank(self, targets: Int[np.ndarray, "groups S"]) -> Tops:
+        """Returns the likeliest ids of the modality of each id after those of the last chunk."""
+        found = rank(self.model, self._states, put(targets, self.mesh, TOKENS))
+        return jax.tree.map(np.asarray, found)
+
     def copy(
         self, sources: Int[np.ndarray, " devices"], targets: Int[np.ndarray, " devices"]
     ) -> None:
@@ -111,13 +117,11 @@ class Programs:
         """Takes the row out of a slot of a lane."""
         self._lanes[width].empty(slot)
 
-    def write(
-        self, width: int, steps: int
-    ) -> tuple[Int[np.ndarray, "B C"], Float[np.ndarray, "B C"]]:
+    def write(self, width: int, steps: int) -> Block:
         """Writes up to so many ids to each row of a lane; see `Slots.decode`."""
         pool, self.pool = self._filled(), None
-        self.pool, ids, logprobs = self.slots(width).decode(pool, steps)
-        return ids, logprobs
+        self.pool, written = self.slots(width).decode(pool, steps)
+        return written
 
     def slots(self, width: int) -> Slots:
         """Returns the slots of a lane, made at its first use."""

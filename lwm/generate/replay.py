@@ -19,7 +19,9 @@ from jax.sharding import set_mesh
 from lwm.distributed import explain, has_left
 from lwm.generate.programs import Programs
 
-_REPEATED = ("reset", "enlarge", "warm_up", "read", "score", "copy", "seat", "empty", "write")
+_REPEATED = (
+    *("reset", "enlarge", "warm_up", "read", "score", "rank", "copy", "seat", "empty", "write"),
+)
 _CLOSE = "close"
 _PART = 1 << 20
 """Bytes of a value in the store at most; gRPC limits a message to four times that."""

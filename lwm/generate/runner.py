@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from lwm.errors import UserError
+from lwm.generate.decoding import Tops
 from lwm.generate.grammar import Grammar
 from lwm.generate.pace import Pace
 from lwm.generate.pages import LONG
@@ -17,7 +18,7 @@ from lwm.generate.programs import Programs
 from lwm.generate.replay import Leader
 from lwm.generate.requests import Request
 from lwm.generate.scheduler import Copy, Read, Scheduler, Step
-from lwm.generate.slots import Slots
+from lwm.generate.slots import Slots, likeliest
 from lwm.generate.work import Finished, FinishReason, Reading, Scores, Written
 from lwm.model.pool import PAGE, PagePool, table_width
 
@@ -186,7 +187,13 @@ class Runner:
         targets[row.group, : read.count] = after
         wanted = slice(first - read.start - 1, read.count)
         nll, is_likeliest = (each[row.group, wanted] for each in self.programs.score(targets))
-        return Scores(first, (-nll).tolist(), is_likeliest.tolist())
+        scores = Scores(first, (-nll).tolist(), is_likeliest.tolist())
+        if not (count := row.request.work.plan.top_logprobs):
+            return scores
+        ids, logprobs = (each[row.group, wanted] for each in self.programs.rank(targets))
+        # One id has one value.
+        logprobs = np.where(ids == targets[row.group, wanted, None], -nll[:, None], logprobs)
+        return scores._replace(tops=likeliest(Tops(ids, logprobs), slice(None), count))
 
     def _copy(self, copy: Copy) -> None:
         pages = np.zeros((2, self.groups * self.programs.sp), np.int32)
@@ -218,12 +225,10 @@ class Runner:
         is_first = any(slots.count(request.rows[0].slot) == 0 for request in rows)
         steps = 1 if is_first else pace.steps()
         begun = time.perf_counter()
-        ids, logprobs = self.programs.write(width, steps)
-        pace.note(ids.shape[1], time.perf_counter() - begun)
+        block = self.programs.write(width, steps)
+        pace.note(block.ids.shape[1], time.perf_counter() - begun)
         for request in rows:
-            slot = request.rows[0].slot
-            count = int(np.sum(ids[slot] >= 0))
-            written = Written(ids[slot, :count].tolist(), logprobs[slot, :count].tolist())
+            written = block.of(request.rows[0].slot, request.work.plan.top_logprobs)
             self._hand_out(request, written, slots)
 
     def _hand_out(self, request: Request, written: Written, slots: Slots) -> None:

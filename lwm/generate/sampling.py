@@ -1,8 +1,9 @@
 """Choice of the next id from the logits: frozen rules as API, their values as data.
 
-Rules apply in the order of Hugging Face transformers: penalty, temperature, top-k, top-p, min-p.
-Each sees the logits that the one before leaves. Values are arrays with an entry per row, so one
-compiled program serves all values, and the rows of a batch may differ.
+Rules apply in the order of Hugging Face transformers: penalty, temperature, top-k, top-p, min-p;
+biases come before the penalty, and OpenAI's penalties after it. Each sees the logits that the one
+before leaves. Values are arrays with an entry per row, so one compiled program serves all values,
+and the rows of a batch may differ.
 """
 
 import dataclasses
@@ -42,6 +43,41 @@ class RowSampling(NamedTuple):
             top_p.astype(np.float32),
             min_p.astype(np.float32),
         )
+
+
+class Edits(NamedTuple):
+    """Changes of single ids' logits, per row, as data; OpenAI's bias and penalties among them."""
+
+    bias_ids: Int[Array | np.ndarray, "B K"]
+    """Ids whose logits are changed, padded with -1."""
+    bias: Float[Array | np.ndarray, "B K"]
+    """Added to the logits of these."""
+    presence: Float[Array | np.ndarray, " B"]
+    """Subtracted from the logit of each id that the row has written; 0: off."""
+    frequency: Float[Array | np.ndarray, " B"]
+    """Likewise, as many times as the row has written it; 0: off."""
+    banned: Int[Array | np.ndarray, "B E"]
+    """Ids that may not be written, padded with -1."""
+    counts: Int[Array | np.ndarray, "B V"]
+    """How many times each row has written each id."""
+
+    @property
+    def is_on(self) -> Bool[Array, " B"]:
+        """Rows that are changed."""
+        is_set = jnp.any(self.bias_ids >= 0, axis=1) | jnp.any(self.banned >= 0, axis=1)
+        return is_set | (self.presence != 0) | (self.frequency != 0)
+
+    def biased(self, logits: Float[Array, "B V"]) -> Float[Array, "B V"]:
+        """Returns logits with the biases, and -inf for banned ids."""
+        rows, beyond = jnp.arange(len(logits))[:, None], logits.shape[1]
+        ids, banned = (jnp.where(at < 0, beyond, at) for at in (self.bias_ids, self.banned))
+        logits = logits.at[rows, ids].add(self.bias, mode="drop")
+        return logits.at[rows, banned].set(-jnp.inf, mode="drop")
+
+    def penalised(self, logits: Float[Array, "B V"]) -> Float[Array, "B V"]:
+        """Returns logits less the penalties for what has been written."""
+        more = self.frequency[:, None] * self.counts
+        return logits - more - jnp.where(self.counts > 0, self.presence[:, None], 0)
 
 
 class _Rule:
@@ -112,7 +148,11 @@ def apply_rules(
         values: Of the rules.
         seen: Ids that a row has read or written.
     """
-    logits = _penalise(logits, values.penalty, seen)
+    return _narrow(_penalise(logits, values.penalty, seen), values)
+
+
+def _narrow(logits: Float[Array, "B V"], values: RowSampling) -> Float[Array, "B V"]:
+    """Applies the rules after the penalty."""
     logits = logits / jnp.where(values.temperature > 0, values.temperature, 1)[:, None]
     rules: tuple[tuple[Any, Callable], ...] = (
         (values.top_k > 0, lambda x: x < _kth_largest(x, values.top_k)[:, None]),
@@ -134,19 +174,40 @@ def choose(
     *,
     seen: Bool[Array, "B V"],
     keys: Key[Array, " B"],
+    edits: Edits | None = None,
 ) -> Int[Array, " B"]:
     """Chooses one id per row: a sample by the row's key, or the likeliest (of equals, the first).
 
-    If all rows are greedy, nothing is sorted or sampled.
+    If all rows are greedy, nothing is sorted or sampled; if none has edits, nothing is edited.
     """
-    greedy = jnp.argmax(_penalise(logits, values.penalty, seen), axis=-1).astype(jnp.int32)
+    is_sampled = values.temperature > 0
+    is_any_sampled = is_any_ruled = jnp.any(is_sampled)
 
-    def sample():
-        ruled = apply_rules(logits, values, seen=seen)
-        ids = jax.vmap(jax.random.categorical)(keys, ruled).astype(jnp.int32)
-        return jnp.where(values.temperature > 0, ids, greedy)
+    def plain():
+        return _penalise(logits, values.penalty, seen)
 
-    return jax.lax.cond(jnp.any(values.temperature > 0), sample, lambda: greedy)
+    def edited():
+        assert edits is not None
+        return edits.penalised(_penalise(edits.biased(logits), values.penalty, seen))
+
+    def ruled():
+        found = plain() if edits is None else jax.lax.cond(is_any_edited, edited, plain)
+        greedy = _likeliest(found)
+
+        def sample():
+            ids = jax.vmap(jax.random.categorical)(keys, _narrow(found, values))
+            return jnp.where(is_sampled, ids.astype(jnp.int32), greedy)
+
+        return jax.lax.cond(is_any_sampled, sample, lambda: greedy)
+
+    if edits is not None:
+        is_any_edited = jnp.any(edits.is_on)
+        is_any_ruled |= is_any_edited
+    return jax.lax.cond(is_any_ruled, ruled, lambda: _likeliest(plain()))
+
+
+def _likeliest(logits: Float[Array, "B V"]) -> Int[Array, " B"]:
+    return jnp.argmax(logits, axis=-1).astype(jnp.int32)
 
 
 def _penalise(

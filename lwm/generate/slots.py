@@ -2,21 +2,50 @@
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from jax.sharding import Mesh, PartitionSpec as P
 from jaxtyping import Array, Bool, Float, Int
 
-from lwm.generate.decoding import Burst, Guidance, RowInputs, RowState, burst
+from lwm.generate.decoding import Burst, Guidance, RowInputs, RowState, Seen, Tops, burst
 from lwm.generate.grammar import Grammar
 from lwm.generate.pages import Holding
 from lwm.generate.plan import GenerationPlan
-from lwm.generate.sampling import GREEDY, RowSampling, Sampler
+from lwm.generate.sampling import GREEDY, Edits, RowSampling, Sampler
+from lwm.generate.work import Written
 from lwm.model.llama import Llama
 from lwm.model.pool import PagePool, Place, table_width
+from lwm.sampling_params import BIASES
 from lwm.sharding import put
+
+
+class Block(NamedTuple):
+    """Ids written to the rows of a lane by one call."""
+
+    ids: Int[np.ndarray, "B C"]
+    """-1 after the end of a row."""
+    logprobs: Float[np.ndarray, "B C"]
+    tops: Tops | None
+    """The likeliest ids at each step, if any row asks for them."""
+
+    def of(self, slot: int, tops: int) -> Written:
+        """Returns what has been written to a row, with so many of the likeliest ids."""
+        count = int(np.sum(self.ids[slot] >= 0))
+        ids, logprobs = (each[slot, :count].tolist() for each in (self.ids, self.logprobs))
+        if not tops or self.tops is None:
+            return Written(ids, logprobs)
+        return Written(ids, logprobs, likeliest(self.tops, (slot, slice(count)), tops))
+
+
+def likeliest(tops: Tops, places: Any, count: int) -> list[list[tuple[int, float]]]:
+    """Returns the first so many ids at each of some places, with their log-probabilities."""
+    ids, logprobs = (each[places][:, :count].tolist() for each in tops)
+    return [
+        [(token, logprob) for token, logprob in zip(*row, strict=True) if logprob > -np.inf]
+        for row in zip(ids, logprobs, strict=True)
+    ]
 
 
 class Slots:
@@ -63,9 +92,20 @@ class Slots:
             seeds=zeros(dtype=np.uint32),
             stops=np.full((width, stop_places), -1, np.int32),
             guidance=None if grammar is None else Guidance.none(width),
+            least=zeros(),
+            edits=Edits(
+                bias_ids=np.full((width, BIASES), -1, np.int32),
+                bias=zeros(BIASES, dtype=np.float32),
+                presence=zeros(dtype=np.float32),
+                frequency=zeros(dtype=np.float32),
+                banned=zeros(0),
+                counts=zeros(0),
+            ),
+            tops=zeros(dtype=bool),
         )
         # Replicated over the devices, as the loop returns it, to avoid a second trace.
-        self._seen = put(zeros(self._text, dtype=bool), mesh, P(None, None))
+        seen = zeros(self._text, dtype=bool), zeros(self._text)
+        self._seen = Seen(*(put(each, mesh, P(None, None)) for each in seen))
 
     def seat(
         self,
@@ -96,11 +136,8 @@ class Slots:
         rows.done[slot] = False
         if self._grammar is not None:
             self._seat_vision(slot, plan, state, slot if leader is None else leader)
-        _set(inputs.text, slot, plan.sampler)
-        inputs.seeds[slot] = plan.seed
-        inputs.stops[slot] = -1
-        inputs.stops[slot, : len(plan.stop_ids)] = sorted(plan.stop_ids)
-        if inputs.text.penalty[slot] != 1:
+        self._set_rules(slot, plan)
+        if inputs.text.penalty[slot] != 1 or plan.presence_penalty or plan.frequency_penalty:
             seen = np.zeros(self._text, bool)
             ids = np.asarray(prompt)
             seen[ids[ids < self._text]] = True
@@ -109,13 +146,12 @@ class Slots:
     def empty(self, slot: int) -> None:
         """Takes the row out of a slot."""
         self._rows.done[slot] = True
+        self._set_rules(slot, _NOTHING)  # else they would cost time until the next row comes
         if self._inputs.guidance is not None:
             self._inputs.guidance.leader[slot] = self._inputs.guidance.away_from[slot] = slot
 
-    def decode(
-        self, pool: PagePool, steps: int
-    ) -> tuple[PagePool, Int[np.ndarray, "B C"], Float[np.ndarray, "B C"]]:
-        """Writes up to so many ids to each row; returns them, -1 after a row's end, and logprobs.
+    def decode(self, pool: PagePool, steps: int) -> tuple[PagePool, Block]:
+        """Writes up to so many ids to each row.
 
         The pool is deleted, also if this fails.
         """
@@ -128,7 +164,9 @@ class Slots:
         place = rows.place._replace(lengths=found.rows.place.lengths)
         self._rows = jax.tree.map(np.array, found.rows._replace(place=place))
         taken = int(found.steps)
-        return found.pool, np.asarray(found.ids)[:, :taken], np.asarray(found.logprobs)[:, :taken]
+        ids, logprobs = (np.asarray(each)[:, :taken] for each in (found.ids, found.logprobs))
+        tops = jax.tree.map(np.asarray, found.tops) if np.any(self._inputs.tops) else None
+        return found.pool, Block(ids, logprobs, tops)
 
     def warm_up(self, pool: PagePool) -> PagePool:
         """Compiles the programs of empty slots; the pool is deleted, and returned as it was."""
@@ -148,6 +186,21 @@ class Slots:
         grammar, state = self._grammar, self._rows.grammar
         return grammar is not None and bool(grammar.is_complete(state)[slot])
 
+    def _set_rules(self, slot: int, plan: GenerationPlan) -> None:
+        """Sets all that a plan says about text."""
+        inputs, edits = self._inputs, self._inputs.edits
+        _set(inputs.text, slot, plan.sampler)
+        inputs.seeds[slot] = plan.seed
+        inputs.stops[slot] = -1
+        inputs.stops[slot, : len(plan.stop_ids)] = sorted(plan.stop_ids)
+        inputs.least[slot], inputs.tops[slot] = plan.min_tokens, plan.top_logprobs > 0
+        edits.presence[slot] = plan.presence_penalty
+        edits.frequency[slot] = plan.frequency_penalty
+        edits.bias_ids[slot], edits.bias[slot] = -1, 0
+        count = len(plan.logit_bias)
+        edits.bias_ids[slot, :count] = list(plan.logit_bias)
+        edits.bias[slot, :count] = list(plan.logit_bias.values())
+
     def _seat_vision(self, slot: int, plan: GenerationPlan, state: Any, leader: int) -> None:
         jax.tree.map(_put(slot), self._rows.grammar, state)
         vision, inputs, guidance = plan.vision, self._inputs, self._inputs.guidance
@@ -164,6 +217,9 @@ class Slots:
             guidance.video[leader] = vision.guidance if later is None else later
 
 
+_NOTHING = GenerationPlan(max_tokens=0)
+
+
 def _set(values: RowSampling, slot: int, sampler: Sampler) -> None:
     jax.tree.map(_put(slot), values, RowSampling.of([sampler]))
 
@@ -176,7 +232,5 @@ def _put(slot: int):
 
 
 @partial(jax.jit, donate_argnames="seen")
-def _set_row(
-    seen: Bool[Array, "B V"], row: Int[Array, ""], values: Bool[Array, " V"]
-) -> Bool[Array, "B V"]:
-    return seen.at[row].set(values)
+def _set_row(seen: Seen, row: Int[Array, ""], values: Bool[Array, " V"]) -> Seen:
+    return Seen(seen.ids.at[row].set(values), seen.counts.at[row].set(0))

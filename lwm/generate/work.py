@@ -24,6 +24,8 @@ class Written(NamedTuple):
 
     ids: list[int]
     logprobs: list[float]
+    tops: Sequence[list[tuple[int, float]]] = ()
+    """The likeliest ids in place of each, if the plan asks for them."""
 
 
 class Scores(NamedTuple):
@@ -33,6 +35,8 @@ class Scores(NamedTuple):
     logprobs: list[float]
     is_likeliest: list[bool]
     """True where no other id of the same modality has a higher probability."""
+    tops: Sequence[list[tuple[int, float]]] = ()
+    """The likeliest ids in place of each, if the plan asks for them."""
 
 
 class Finished(NamedTuple):

@@ -26,6 +26,8 @@ class Found:
     logprobs: list[float] = dataclasses.field(default_factory=list)
     scores: list[float] = dataclasses.field(default_factory=list)
     is_likeliest: list[bool] = dataclasses.field(default_factory=list)
+    tops: list[list[tuple[int, float]]] = dataclasses.field(default_factory=list)
+    prompt_tops: list[list[tuple[int, float]]] = dataclasses.field(default_factory=list)
     last: Any = None
     """`Finished`, or an exception."""
 
@@ -41,10 +43,12 @@ def _await(request):
     found = Found()
     while found.last is None:
         match request.events.get(timeout=300):
-            case Written(ids, logprobs):
+            case Written(ids, logprobs, tops):
                 found.ids += ids
                 found.logprobs += logprobs
-            case Scores(start, logprobs, is_likeliest):
+                found.tops += tops
+            case Scores(start, logprobs, is_likeliest, tops):
+                found.prompt_tops += tops
                 assert start == len(found.scores) + (request.work.scores_from or 0)
                 found.scores += logprobs
                 found.is_likeliest += is_likeliest

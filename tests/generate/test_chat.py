@@ -153,6 +153,28 @@ def test_answers_end_at_the_end_of_turn(model, monkeypatch):
     assert (answer.finish_reason, answer.stopped_by) == ("stop", None)
 
 
+def test_ids_end_an_answer_as_the_end_of_text_does(model):
+    prompt = model.tokenizer.encode("Hello")
+    whole = Answer(model, prompt, SHORT)
+    list(whole)
+    end = next(n for n in range(4, 16) if whole.ids[n] not in whole.ids[:n])
+    stopped = Answer(model, prompt, dataclasses.replace(SHORT, stop_ids=[whole.ids[end]]))
+    assert "".join(map(str, stopped)) == model.tokenizer.decode(whole.ids[:end])
+    assert (stopped.ids, stopped.finish_reason) == (whole.ids[: end + 1], "stop")
+    tokenizer = dataclasses.replace(model.tokenizer, eos_ids=frozenset({whole.ids[end]}))
+    other = dataclasses.replace(model, tokenizer=tokenizer)
+    on = Answer(other, prompt, dataclasses.replace(SHORT, ignore_eos=True))
+    list(on)
+    assert (on.ids, on.finish_reason) == (whole.ids, "length")
+
+
+def test_ids_that_the_model_has_not_are_refused(model):
+    with pytest.raises(UserError, match="stop_ids: -1 is no text id of tiny: 0 to"):
+        Answer(model, [1, 2], SamplingParams(stop_ids=[-1]))
+    with pytest.raises(UserError, match="logit_bias: 1000000 is no text id of tiny"):
+        Answer(model, [1, 2], SamplingParams(logit_bias={10**6: 1.0}))
+
+
 def test_log_probabilities_of_a_prompt_are_there_when_asked_for(model):
     prompt = model.tokenizer.encode("The sea " * 80)
     list(Answer(model, prompt, SHORT))
@@ -160,8 +182,10 @@ def test_log_probabilities_of_a_prompt_are_there_when_asked_for(model):
     list(answer)
     assert len(answer.prompt_logprobs) == len(prompt) - 1
     assert answer.usage.cached_tokens == 0
-    alone = Answer(cold(model), prompt, SamplingParams(max_tokens=0), scores_from=1)
+    nothing = SamplingParams(max_tokens=0)
+    alone = Answer(cold(model), prompt, nothing, scores_from=1, top_logprobs=2)
     assert (list(alone), alone.prompt_logprobs) == ([], answer.prompt_logprobs)
+    assert [len(top) for top in alone.prompt_top_logprobs] == [2] * (len(prompt) - 1)
 
 
 def test_generate_continues_a_text(model):

@@ -1,6 +1,8 @@
 """Prompts read and continued: what is written is the same together, alone, again and later."""
 
 import dataclasses
+import math
+from collections import Counter
 
 import jax
 import numpy as np
@@ -18,6 +20,7 @@ from lwm.generate.sampling import (
     TopK,
     TopP,
 )
+from lwm.sampling_params import BIASES, TOPS
 from lwm.sharding import make_mesh
 
 POOL = 10_240
@@ -59,6 +62,15 @@ PLANS = [
         stop_ids=range(6),
         seed=2**32 - 1,
     ),
+    GenerationPlan(
+        max_tokens=18,
+        stop_ids=range(8),
+        min_tokens=9,
+        presence_penalty=1.5,
+        frequency_penalty=-0.5,
+        logit_bias={3: 2.0, 200: -100.0},
+        top_logprobs=3,
+    ),
 ]
 BEGINNING = prompts(520, seed=1)[0]
 MIXED = [
@@ -77,10 +89,27 @@ def test_greedy_answers_are_those_of_the_original(fixtures, original, ask, reque
     runs = [row[seen > 0].tolist() for row, seen in zip(ids, mask, strict=True)]
     with jax.set_mesh(mesh := make_mesh(mesh_text)):
         engine = Engine(original(mesh, stored="scan"), mesh, pool_tokens=1024)
-        plan = GenerationPlan(max_tokens=32, stop_ids=[2])
-        found = ask(engine, *(request_for(plan, run, lane=4) for run in runs))
+        plan = GenerationPlan(max_tokens=32, stop_ids=[2], top_logprobs=TOPS)
+        found = ask(engine, *(request_for(plan, run, lane=4, scores_from=1) for run in runs))
     wanted = given["text.greedy.sequences"][:, ids.shape[1] :].tolist()
     assert [each.ids + [0] * (32 - len(each.ids)) for each in found] == wanted
+    for each, run in zip(found, runs, strict=True):
+        require_tops(each, run[1:])
+        assert [top[0] for top in each.tops] == [*zip(each.ids, each.logprobs, strict=True)]
+
+
+def require_tops(found, scored, count=TOPS):
+    """Checks the likeliest ids of an answer and of the end of its prompt."""
+    ids, logprobs = found.ids + scored, found.logprobs + found.scores
+    for token, logprob, top in zip(ids, logprobs, found.tops + found.prompt_tops, strict=True):
+        values = [value for _, value in top]
+        assert len(top) == len(dict(top)) == count
+        assert values == pytest.approx(sorted(values, reverse=True), abs=1e-5)
+        assert sum(map(math.exp, values)) <= 1 + 1e-5
+        assert dict(top).get(token, logprob) == logprob
+        assert token in dict(top) or logprob <= values[-1] + 1e-5
+    for token, top, is_likeliest in zip(scored, found.prompt_tops, found.is_likeliest, strict=True):
+        assert is_likeliest == (top[0][0] == token)
 
 
 @pytest.mark.parametrize("lane", LANES)
@@ -221,13 +250,66 @@ def test_taking_the_likeliest_of_one_is_greedy(engine, ask, request_for):
 
 def test_each_row_has_its_own_rules(engine, ask, request_for):
     (given,) = prompts(6)
-    samplers = [GREEDY, *(plan.sampler for plan in PLANS[2:])]
+    samplers = [GREEDY, *(plan.sampler for plan in PLANS[2:4])]
     plans = [GenerationPlan(max_tokens=16, sampler=each, seed=4) for each in samplers]
     together = ask(engine, *(request_for(plan, given, lane=4) for plan in plans))
     for plan, found in zip(plans, together, strict=True):
         same = ask(engine, *(request_for(plan, given, lane=4) for _ in range(3)))
         assert [each.bits for each in same] == [found.bits] * 3
     assert len({tuple(each.ids) for each in together}) == 3
+
+
+@pytest.mark.parametrize(("presence", "frequency"), [(0.3, 0.0), (0.0, 0.1), (-0.2, 0.3)])
+def test_what_has_been_written_is_penalised(engine, ask, request_for, presence, frequency):
+    """By OpenAI's rule: for ids of the answer only, once and for each time."""
+    plan = GenerationPlan(
+        max_tokens=60,
+        presence_penalty=presence,
+        frequency_penalty=frequency,
+        logit_bias={5: 1.5, 6: -1.0},
+        top_logprobs=TOPS,
+    )
+    (found,) = ask(engine, request_for(plan, prompts(9)[0], lane=4))
+    counts = Counter()
+    for token, top in zip(found.ids, found.tops, strict=True):
+        values = {
+            each: value
+            + plan.logit_bias.get(each, 0)
+            - presence * (counts[each] > 0)
+            - frequency * counts[each]
+            for each, value in top
+        }
+        assert values[token] == pytest.approx(max(values.values()), abs=1e-5)
+        counts[token] += 1
+    assert max(counts.values()) > 1
+    plain = dataclasses.replace(plan, presence_penalty=0.0, frequency_penalty=0.0)
+    (other,) = ask(engine, request_for(plain, prompts(9)[0], lane=4))
+    assert other.ids != found.ids
+
+
+def test_biases_choose_and_ban(engine, ask, request_for):
+    plan = GenerationPlan(max_tokens=30, logit_bias={77: 100.0})
+    wild = GenerationPlan(
+        max_tokens=200, sampler=Sampler(), logit_bias=dict.fromkeys(range(60), -100.0)
+    )
+    one, many = ask(engine, *(request_for(each, [1, 2, 3], lane=4) for each in (plan, wild)))
+    assert one.ids == [77] * 30
+    assert min(many.ids) >= 60
+    assert np.isfinite(one.logprobs).all()
+
+
+def test_no_stop_id_comes_before_so_many_ids(engine, ask, request_for):
+    plan, (given,) = GenerationPlan(max_tokens=40), prompts(20)
+    (free,) = ask(engine, request_for(plan, given, lane=4))
+    stop = free.ids[3]
+    stopped, later = (
+        dataclasses.replace(plan, stop_ids=[stop], min_tokens=least, logit_bias={stop: 9.0})
+        for least in (0, 25)
+    )
+    early, late = ask(engine, *(request_for(each, given, lane=4) for each in (stopped, later)))
+    assert early.ids[-1] == stop
+    assert len(early.ids) <= 4
+    assert (late.ids.index(stop), late.last.reason) == (25, "stop")
 
 
 def test_requests_that_cannot_be_are_refused(model, engine, request_for):
@@ -240,6 +322,15 @@ def test_requests_that_cannot_be_are_refused(model, engine, request_for):
         engine.submit(request_for(plan, [1], [2]))
     with pytest.raises(ValueError, match="at most 8 stop ids"):
         engine.submit(request_for(GenerationPlan(max_tokens=1, stop_ids=range(9)), [1]))
+    many = dict.fromkeys(range(BIASES + 1), 1.0)
+    for more in (
+        dataclasses.replace(plan, logit_bias=many),
+        dataclasses.replace(plan, top_logprobs=TOPS + 1),
+    ):
+        with pytest.raises(ValueError, match="at most 64 biases and 20 likeliest ids"):
+            engine.submit(request_for(more, [1]))
+    with pytest.raises(ValueError, match="biases are of text ids, from 0 to 255"):
+        engine.submit(request_for(dataclasses.replace(plan, logit_bias={256: 1.0}), [1]))
     for ids in ([-1], [256]):
         with pytest.raises(ValueError, match="ids from 0 to 255"):
             engine.submit(request_for(plan, [1], ids, lane=4))
@@ -285,6 +376,28 @@ def test_log_probabilities_of_a_prompt_come_with_no_other_bits(engine, ask, requ
     nothing = GenerationPlan(max_tokens=0)
     (alone,) = ask(engine, request_for(nothing, MIXED[5], scores_from=1))
     assert (alone.ids, alone.scores, alone.last.reason) == ([], found[5].scores, "length")
+
+
+@pytest.mark.parametrize("plan", PLANS[:4])
+def test_the_likeliest_ids_come_with_no_other_bits(engine, ask, request_for, plan):
+    (given,) = prompts(300)
+    (wanted,) = ask(engine, request_for(plan, given, lane=4))
+    few, many = (dataclasses.replace(plan, top_logprobs=count) for count in (2, TOPS))
+    with_two, with_all = ask(engine, *(request_for(each, given, lane=4) for each in (few, many)))
+    assert with_two.bits == with_all.bits == wanted.bits
+    assert wanted.tops == []
+    require_tops(with_all, [])
+    assert with_two.tops == [top[:2] for top in with_all.tops]
+    # Read as a prompt, the answer has the same.
+    read = dataclasses.replace(many, max_tokens=0)
+    request = request_for(read, given + wanted.ids, lane=4, scores_from=len(given))
+    (again,) = ask(engine, request)
+    require_tops(again, wanted.ids)
+    for ours, theirs in zip(again.prompt_tops, with_all.tops, strict=True):
+        same = dict(ours).keys() & dict(theirs).keys()
+        assert len(same) >= TOPS - 1
+        for token in same:
+            assert dict(ours)[token] == pytest.approx(dict(theirs)[token], abs=1e-4)
 
 
 def test_scores_of_the_end_of_a_prompt_have_the_same_bits_and_share_its_start(

@@ -10,6 +10,7 @@ from lwm.generate.engine import Engine
 from lwm.generate.grammar import PLAIN, TEXT_ONLY, FrameLimits, VisionGrammar
 from lwm.generate.plan import GenerationPlan, VisionPlan
 from lwm.generate.sampling import GREEDY, RepetitionPenalty, Sampler
+from lwm.sampling_params import TOPS
 from lwm.sharding import make_mesh
 from lwm.tokens import TokenSpace
 
@@ -148,6 +149,16 @@ def test_rows_of_text_and_of_vision_together_are_as_alone(mesh, paint):
     assert [each.last.reason for each in found] == ["length", "stop", "length", "stop"]
     assert max(found[2].ids[12:]) < TOKENS.text  # text again after the image
     assert all(np.isfinite(each.logprobs).all() for each in found)
+    tops = paint(given, ROWS, **options, top_logprobs=TOPS)
+    assert [each.bits for each in tops] == [each.bits for each in found]
+    for each in tops:
+        for token, logprob, top in zip(each.ids, each.logprobs, each.tops, strict=True):
+            assert dict(top).get(token, logprob) == logprob
+            kinds = range(TOKENS.text), range(TOKENS.text, TOKENS.end_of_frame)
+            markers = range(TOKENS.end_of_frame, TOKENS.size)
+            kind = next(kind for kind in (*kinds, markers) if token in kind)
+            assert all(one in kind for one, _ in top)
+            assert kind == markers or len(top) == min(TOPS, len(kind))
 
 
 def test_pairs_and_rows_come_and_go_and_keep_their_bits(mesh, engines, ask, request_for):

@@ -21,7 +21,9 @@ def sent(value):
 def test_plans_and_arrays_arrive():
     rules = RepetitionPenalty(1.5), Temperature(0.5), TopK(3), TopP(0.9), MinP(0.1)
     vision = VisionPlan(state=None, image=Sampler(rules=rules), video=GREEDY, guidance=2.0)
-    plan = GenerationPlan(max_tokens=3, stop_ids={1, 2}, sampler=Sampler(), vision=vision)
+    plan = GenerationPlan(
+        max_tokens=3, stop_ids={1, 2}, sampler=Sampler(), logit_bias={3: 0.5}, vision=vision
+    )
     assert sent(plan) == plan
     assert sent(GenerationPlan(max_tokens=3, stop_ids=range(4))).stop_ids == range(4)
     ids = np.arange(6, dtype=np.int32).reshape(2, 3)[:, ::2]

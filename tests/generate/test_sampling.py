@@ -7,7 +7,7 @@ import pytest
 
 from lwm.errors import UserError
 from lwm.generate.answer import Answer
-from lwm.generate.decoding import burst
+from lwm.generate.decoding import Scale, burst
 from lwm.generate.sampling import (
     GREEDY,
     MinP,
@@ -130,6 +130,19 @@ def test_draws_follow_the_distribution(writing):
     assert chi_square < bound[possible.sum() - 1]
 
 
+def test_of_equal_logits_the_lower_ids_are_likelier():
+    row = np.full(30, 1.0, np.float32)
+    row[[4, 7]], row[25:] = 2.0, -np.inf
+    rows = jnp.asarray([row, np.where(np.arange(30) % 10 == 3, row, -np.inf)])
+    ids, logprobs = map(np.asarray, Scale.of(rows).tops(rows))
+    assert ids[0].tolist() == [4, 7, 0, 1, 2, 3, 5, 6, *range(8, 20)]
+    assert ids[1, :3].tolist() == [3, 13, 23]
+    np.testing.assert_allclose(np.exp(logprobs[1]), [1 / 3] * 3 + [0.0] * 17, rtol=1e-6)
+    np.testing.assert_allclose(np.exp(logprobs[0]), softmax(row)[ids[0]], rtol=1e-6)
+    few = Scale.of(rows[:, :3]).tops(rows[:, :3])
+    assert np.isfinite(few.logprobs).sum() == 3
+
+
 def test_rules_that_change_nothing_are_left_out():
     assert sampler(SamplingParams()) == GREEDY
     assert sampler(SamplingParams(temperature=1.0)) == Sampler()
@@ -176,10 +189,14 @@ def test_forty_generations_share_one_decoding_program(model):
             top_p=[1.0, 0.9, 0.4][number // 2 % 3],
             min_p=[0.0, 0.1][number // 3 % 2],
             repetition_penalty=[1.0, 1.2, 0.8][number // 4 % 3],
+            presence_penalty=[0.0, 0.5][number // 2 % 2],
+            logit_bias=[{}, {1: 0.5, 2: -1.0}][number // 5 % 2],
+            stop_ids=range(number % 4),
+            min_tokens=number % 2,
             seed=number,
             stop=tuple("abc"[: number % 3]),
         )
-        list(Answer(model, [1, 2, 3, number], params))
+        list(Answer(model, [1, 2, 3, number], params, top_logprobs=number % 3))
         decodings.append(vars(type(burst))["_cache_size"](burst))
     assert len(set(decodings)) == 1, "none after the first"
 
@@ -197,6 +214,12 @@ def test_forty_generations_share_one_decoding_program(model):
         ({"min_p": 1.1}, "min_p 1.1"),
         ({"repetition_penalty": 0.0}, "repetition_penalty 0.0"),
         ({"repetition_penalty": float("inf")}, "repetition_penalty inf"),
+        ({"presence_penalty": 2.1}, "presence_penalty 2.1 must be from -2 to 2"),
+        ({"frequency_penalty": float("nan")}, "frequency_penalty nan"),
+        ({"logit_bias": {1: 101.0}}, "at most 64 numbers from -100 to 100"),
+        ({"logit_bias": dict.fromkeys(range(65), 0.0)}, "at most 64 numbers"),
+        ({"stop_ids": range(17)}, "must be at most 16 ids"),
+        ({"min_tokens": -1}, "min_tokens -1"),
         ({"seed": -1}, "seed -1 must be from 0 to 4294967295"),
         ({"seed": 2**32}, "seed 4294967296"),
         ({"stop": ("",)}, "at least one character"),
