@@ -173,7 +173,7 @@ def _parse(url: str) -> _Place:
     if len(url) > _LONGEST:
         raise FetchError(f"the address is longer than {_LONGEST} characters", 400)
     # `fullmatch` and no whitespace: urllib and browsers drop tabs and newlines.
-    found = _URL.fullmatch(url) if re.fullmatch(r"[!-~]*", url) and "\\" not in url else None
+    found = _URL.fullmatch(url) if re.fullmatch(r"[!-~]*", url) else None
     if found is None:
         raise FetchError(
             "the address is malformed; give http(s)://host/path in ASCII, without a user", 400
