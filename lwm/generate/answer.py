@@ -12,7 +12,7 @@ from lwm.generate.grammar import FrameLimits
 from lwm.generate.loaded import LoadedModel
 from lwm.generate.output import AnswerReader, Frame, joined
 from lwm.generate.plan import GenerationPlan, VisionPlan
-from lwm.generate.requests import Tagged
+from lwm.generate.requests import Inbox, Tagged
 from lwm.generate.sampling import sampler
 from lwm.generate.vision import unprompted
 from lwm.generate.work import Finished, FinishReason, Reading, Scores, Work, Written
@@ -58,7 +58,7 @@ class Answer:
         salt: bytes = b"",
         scores_from: int | None = None,
         top_logprobs: int = 0,
-        inbox: "queue.SimpleQueue[tuple[Answer, Any]] | None" = None,
+        inbox: Inbox | None = None,
     ):
         """Sends a request to the model's engine.
 
@@ -83,8 +83,8 @@ class Answer:
                 least 1; None: of none.
             top_logprobs: Collects so many of the likeliest ids in place of each id of the answer,
                 and of the prompt from `scores_from` on; at most 20.
-            inbox: Gets the events, each with this answer, for `take`; for answers that are
-                generated together.
+            inbox: Gets pairs of this answer and an event for `take`; for answers that are generated
+                together.
 
         Raises:
             UserError: Prompt and answer do not fit into the context or the devices' memory, or

@@ -167,6 +167,11 @@ class Engine:
         return self._runner.groups
 
     @property
+    def is_idle(self) -> bool:
+        """True if no request waits or runs."""
+        return not self._is_working
+
+    @property
     def pool_tokens(self) -> int:
         """Tokens for which each device has pages; a row's tokens are split over sp."""
         return (self._runner.per_device - 1) * PAGE

@@ -4,7 +4,7 @@ import itertools
 import queue
 from array import array
 from collections.abc import Hashable, Sequence
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 from lwm.generate.pages import LONG, Holding, Names
 
@@ -90,10 +90,19 @@ class Request:
         return sum(row.num_shared for row in self.rows)
 
 
+@runtime_checkable
+class Inbox(Protocol):
+    """A queue of events, or all that takes them as one does."""
+
+    def put(self, event: Any, /) -> None:
+        """Adds an event; called on the engine's thread, so that it must not wait."""
+        ...
+
+
 class Tagged:
     """Events of a request in a queue that it shares with others, each with a tag."""
 
-    def __init__(self, inbox: "queue.SimpleQueue[tuple[Any, Any]]", tag: Any):
+    def __init__(self, inbox: Inbox, tag: Any):
         """Takes the queue and the tag."""
         self._inbox, self._tag = inbox, tag
 

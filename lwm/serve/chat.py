@@ -8,11 +8,10 @@ from lwm.generate.output import Frame, assemble
 from lwm.serve.messages import Prompt, prompt_of
 from lwm.serve.params import seeded, text_sampling, vision_sampling
 from lwm.serve.pictures import FPS, IMAGE_TYPES, VIDEO_TYPES, data_address, encoded
-from lwm.serve.report import head, timings, token, usage
+from lwm.serve.report import Chunks, head, timings, token, usage
 from lwm.serve.schema import ChatRequest, refuse_unsupported
 from lwm.serve.errors import ApiError
 from lwm.serve.service import Answers, Ask, Caller, Event, Service
-from lwm.serve.sse import DONE, event as sent
 
 
 class Chat:
@@ -62,40 +61,24 @@ class Chat:
 
     async def stream(self) -> AsyncGenerator[bytes]:
         """Yields the answer in events as it is written."""
-        body, options = self._body, self._body.stream_options
-        with_usage = bool(options and (options.include_usage or options.continuous_usage_stats))
         same = head(self._service, "chat.completion.chunk", "chatcmpl")
-
-        def chunk(index: int | None, delta: dict[str, Any], **more: Any) -> bytes:
-            choice = {"index": index, "delta": delta, "logprobs": None, "finish_reason": None}
-            fields = {name: more.pop(name) for name in tuple(more) if name in _OF_CHOICE}
-            choices = [] if index is None else [choice | fields]
-            made = same | {"choices": choices} | more
-            if with_usage and "usage" not in more:
-                counts = options is not None and options.continuous_usage_stats
-                made["usage"] = self._usage() if counts else None
-            return sent(made)
-
+        chunk = Chunks(same, self._body.stream_options, self._usage)
         for choice in self._choices:
-            yield chunk(choice.index, {"role": "assistant", "content": ""})
+            yield chunk(choice.delta({"role": "assistant", "content": ""}))
         async for event in self.answers.events():
             choice = self._choices[event.index]
             if event.reading is not None:
-                if body.return_progress:
-                    yield chunk(event.index, {}, prompt_progress=self._progress(event))
+                if self._body.return_progress:
+                    yield chunk(choice.delta({}), prompt_progress=self._progress(event))
                 continue
             for delta in await choice.take(event):
-                yield chunk(event.index, delta, logprobs=choice.new_logprobs())
-            if event.answer.finish_reason is None and choice.is_drawing:
-                yield chunk(event.index, {}, progress=choice.progress)
+                yield chunk(choice.delta(delta) | {"logprobs": choice.new_logprobs()})
             if event.answer.finish_reason is not None:
-                ended = choice.ended()
-                if (rest := choice.new_logprobs()) is not None:
-                    ended["logprobs"] = rest
-                yield chunk(event.index, {}, **ended, timings=timings(self.answers))
-        if with_usage:
-            yield chunk(None, {}, usage=self._usage())
-        yield DONE
+                ended = choice.delta({}) | {"logprobs": choice.new_logprobs()} | choice.ended()
+                yield chunk(ended, timings=timings(self.answers))
+            elif choice.is_drawing:
+                yield chunk(choice.delta({}), progress=choice.progress)
+        yield chunk.end()
 
     def _usage(self) -> dict[str, Any]:
         return usage(
@@ -110,9 +93,6 @@ class Chat:
         return {"total": total, "cache": cached, "processed": done, "time_ms": round(elapsed)}
 
 
-_OF_CHOICE = ("logprobs", "finish_reason", "stop_reason", "token_ids")
-
-
 class _Choice:
     """One answer: its text, images and videos so far."""
 
@@ -125,6 +105,10 @@ class _Choice:
         self._videos: list[dict[str, Any]] = []
         self._frames: list[Frame] = []
         self._num_logged = 0
+
+    def delta(self, delta: dict[str, Any]) -> dict[str, Any]:
+        """Returns a part of the message as a choice of an event."""
+        return {"index": self.index, "delta": delta, "logprobs": None, "finish_reason": None}
 
     async def take(self, event: Event) -> list[dict[str, Any]]:
         """Adds the pieces of an event, and returns them as deltas of the message."""
@@ -186,6 +170,8 @@ class _Choice:
             return None
         answer, model, start = self._answer, self._service.model, self._num_logged
         self._num_logged = len(answer.ids)
+        if start == self._num_logged > 0:
+            return None
         content = []
         for place in range(start, self._num_logged):
             if answer.ids[place] < model.llama.config.tokens.text:

@@ -1,18 +1,24 @@
 """`/v1/completions`: continues texts, and scores them."""
 
 from collections.abc import AsyncGenerator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from lwm.generate.answer import Answer
 from lwm.serve.errors import ApiError, not_supported
 from lwm.serve.params import seeded, text_sampling
-from lwm.serve.report import finite, head, spelled, timings, usage
+from lwm.serve.report import Chunks, finite, head, spelled, timings, usage
 from lwm.serve.schema import CompletionRequest, refuse_unsupported
 from lwm.serve.service import Answers, Caller, Service
-from lwm.serve.sse import DONE, event as sent
 
 _MOST_TOKENS = 16
 """Tokens of an answer where the request does not say, as with OpenAI."""
+
+
+class _Prompt(NamedTuple):
+    """A text to continue, or its ids."""
+
+    ids: Sequence[int]
+    text: str | None
 
 
 class Completions:
@@ -22,7 +28,7 @@ class Completions:
         self,
         service: Service,
         body: CompletionRequest,
-        prompts: Sequence[Sequence[int]],
+        prompts: Sequence[_Prompt],
         answers: Answers,
     ):
         """Takes the request and its answers, which have begun."""
@@ -54,10 +60,10 @@ class Completions:
             options["top_logprobs"] = body.logprobs
         params = seeded(text_sampling(body, most), body.n or 1)
         asks = []
-        for ids in prompts:
-            if body.echo and body.logprobs is not None and len(ids) > 1:
+        for prompt in prompts:
+            if body.echo and body.logprobs is not None and len(prompt.ids) > 1:
                 options["scores_from"] = 1
-            asks += [service.ask(ids, each, **options) for each in params]
+            asks += [service.ask(prompt.ids, each, **options) for each in params]
         return cls(service, body, prompts, await service.answer(asks, caller))
 
     async def whole(self) -> dict[str, Any]:
@@ -74,31 +80,20 @@ class Completions:
 
     async def stream(self) -> AsyncGenerator[bytes]:
         """Yields the texts in events as they are written."""
-        options = self._body.stream_options
-        with_usage = bool(options and (options.include_usage or options.continuous_usage_stats))
         same = head(self._service, "text_completion", "cmpl")
-
-        def chunk(choices: list[dict[str, Any]], **more: Any) -> bytes:
-            made = same | {"choices": choices} | more
-            if with_usage and "usage" not in more:
-                counts = options is not None and options.continuous_usage_stats
-                made["usage"] = self._usage() if counts else None
-            return sent(made)
-
+        chunk = Chunks(same, self._body.stream_options, self._usage)
         for index, choice in enumerate(self._choices):
             if text := choice.echoed():
-                yield chunk([choice.part(index, text)])
+                yield chunk(choice.part(index, text))
         async for event in self.answers.events():
             choice = self._choices[event.index]
             text = choice.take(event.pieces)
-            if text and event.answer.finish_reason is None:
-                yield chunk([choice.part(event.index, text)])
-            elif event.answer.finish_reason is not None:
+            if event.answer.finish_reason is not None:
                 last = choice.part(event.index, text) | choice.ended()
-                yield chunk([last], timings=timings(self.answers))
-        if with_usage:
-            yield chunk([], usage=self._usage())
-        yield DONE
+                yield chunk(last, timings=timings(self.answers))
+            elif text:
+                yield chunk(choice.part(event.index, text))
+        yield chunk.end()
 
     def _usage(self) -> dict[str, Any]:
         return usage(self._service.model, self.answers.answers, prompts=self._num_prompts)
@@ -108,7 +103,7 @@ class _Choice:
     """One text, as it grows."""
 
     def __init__(
-        self, service: Service, body: CompletionRequest, prompt: Sequence[int], answer: Answer
+        self, service: Service, body: CompletionRequest, prompt: _Prompt, answer: Answer
     ):
         self._model, self._body, self._prompt, self._answer = service.model, body, prompt, answer
         self._text: list[str] = []
@@ -125,7 +120,9 @@ class _Choice:
         """Returns the text of the prompt if it is asked for."""
         if not self._body.echo:
             return ""
-        return self._model.tokenizer.decode(self._prompt, skip_special=False)
+        if self._prompt.text is not None:
+            return self._prompt.text
+        return self._model.tokenizer.decode(self._prompt.ids, skip_special=False)
 
     def part(self, index: int, text: str) -> dict[str, Any]:
         """Returns a part of the text as a choice of a chunk."""
@@ -143,7 +140,7 @@ class _Choice:
             "stop_reason": self._answer.stopped_by,
         }
         if self._body.return_token_ids:
-            made |= {"prompt_token_ids": list(self._prompt), "token_ids": self._answer.ids}
+            made |= {"prompt_token_ids": list(self._prompt.ids), "token_ids": self._answer.ids}
         return made
 
     def to_json(self) -> dict[str, Any]:
@@ -165,7 +162,7 @@ class _Choice:
         none = [None] * len(ids)
         tops: list[Any] = list(answer.top_logprobs[start:]) if self._body.logprobs else none
         if with_prompt:
-            ids = [*self._prompt, *ids]
+            ids = [*self._prompt.ids, *ids]
             scores = [finite(each) for each in answer.prompt_logprobs]
             logprobs = [None, *scores, *logprobs]
             read = answer.prompt_top_logprobs if self._body.logprobs else [None] * len(scores)
@@ -195,21 +192,21 @@ class _Choice:
         return made
 
 
-def _encoded(service: Service, body: CompletionRequest) -> list[Sequence[int]]:
-    """Returns the ids of each prompt."""
+def _encoded(service: Service, body: CompletionRequest) -> list[_Prompt]:
+    """Returns the prompts with their ids."""
     given: Any = body.prompt
     if isinstance(given, str) or isinstance(given[0], int):
         given = [given]
     size = service.model.llama.config.tokens.size
-    prompts: list[Sequence[int]] = []
+    prompts = []
     for number, prompt in enumerate(given):
         if isinstance(prompt, str):
-            prompts.append(service.model.encode_prompt(prompt))
+            prompts.append(_Prompt(service.model.encode_prompt(prompt), prompt))
             continue
         if max(prompt) >= size:
             raise ApiError(
                 f"prompt {number + 1} has the id {max(prompt)}; ids are from 0 to {size - 1}",
                 param="prompt",
             )
-        prompts.append(prompt)
+        prompts.append(_Prompt(prompt, None))
     return prompts

@@ -3,12 +3,14 @@
 import math
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from lwm.generate.answer import Answer
 from lwm.generate.loaded import LoadedModel
+from lwm.serve.schema import StreamOptions
 from lwm.serve.service import Answers, Service
+from lwm.serve.sse import DONE, event
 
 
 def head(service: Service, kind: str, prefix: str) -> dict[str, Any]:
@@ -20,6 +22,39 @@ def head(service: Service, kind: str, prefix: str) -> dict[str, Any]:
         "model": service.name,
         "system_fingerprint": service.fingerprint,
     }
+
+
+class Chunks:
+    """Makes the events of a stream."""
+
+    def __init__(
+        self,
+        same: dict[str, Any],
+        options: StreamOptions | None,
+        count: Callable[[], dict[str, Any]],
+    ):
+        """Takes what the events share.
+
+        Args:
+            same: Fields of every event.
+            options: Events in which tokens are counted.
+            count: Counts them.
+        """
+        self._same, self._count = same, count
+        self._always = bool(options and options.continuous_usage_stats)
+        self._last = bool(options and (options.include_usage or options.continuous_usage_stats))
+
+    def __call__(self, *choices: dict[str, Any], **more: Any) -> bytes:
+        """Returns an event with choices."""
+        made = self._same | {"choices": choices} | more
+        if self._last:
+            made["usage"] = self._count() if self._always else None
+        return event(made)
+
+    def end(self) -> bytes:
+        """Returns the last events of a stream."""
+        counted = self._same | {"choices": [], "usage": self._count()} if self._last else None
+        return (b"" if counted is None else event(counted)) + DONE
 
 
 def usage(

@@ -65,11 +65,15 @@ class Server:
         """Waits for so long, or until the server ends."""
         self._thread.join(seconds)
 
-    def stop(self) -> None:
-        """Refuses new requests, lets answers go on for the time of the configuration, and ends."""
+    def stop_soon(self) -> None:
+        """Refuses new requests, and lets answers go on for the time of the configuration."""
         if self._ready.service is not None:
             self._ready.service.is_draining = True
         self._uvicorn.should_exit = True
+
+    def stop(self) -> None:
+        """Stops as `stop_soon`, and returns when all has ended."""
+        self.stop_soon()
         while self.is_alive:
             self.wait(0.5)  # with a limit, so that a signal is handled
         if self._ready.service is not None:

@@ -1,0 +1,259 @@
+"""Keys, hosts, limits, and clients that go away."""
+
+import contextlib
+import http.client
+import json
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import httpx
+import pytest
+
+from lwm.errors import UserError
+from lwm.serve.config import ServeConfig
+from lwm.serve.run import Server
+
+HELLO = [{"role": "user", "content": "Name the colour of the sky."}]
+LONG = {"prompt": [9] * 600, "max_tokens": 1000, "ignore_eos": True, "temperature": 1.5}
+
+
+def idle(running, seconds=20.0):
+    """Waits until no request is open, and returns the time that it took."""
+    begun = time.monotonic()
+    while running.service.open:
+        assert time.monotonic() < begun + seconds, running.service.open
+        time.sleep(0.005)
+    return time.monotonic() - begun
+
+
+@pytest.fixture(scope="module")
+def keyed(start, tmp_path_factory):
+    file = tmp_path_factory.mktemp("keys") / "keys"
+    file.write_text("of-a-file\n\n  second \n")
+    return start(api_key=("sk-1",), api_key_file=file, key_requests=2)
+
+
+ROUTES = [
+    ("GET", "/v1/models"),
+    ("GET", "/props"),
+    ("GET", "/slots"),
+    ("GET", "/load"),
+    ("GET", "/version"),
+    ("GET", "/tokenizer_info"),
+    ("GET", "/v1/health"),
+    ("GET", "/openapi.json"),
+    ("GET", "/none"),
+    ("POST", "/tokenize"),
+    ("POST", "/v1/chat/completions"),
+    ("POST", "/v1/completions"),
+]
+
+
+@pytest.mark.parametrize(("method", "path"), ROUTES)
+def test_every_route_but_health_needs_the_key(keyed, method, path):
+    for headers in ({}, {"authorization": "Bearer sk-2"}, {"authorization": "sk-1"}):
+        answer = keyed.client.request(method, path, headers=headers)
+        assert answer.status_code == 401
+        assert answer.headers["www-authenticate"] == "Bearer"
+        assert answer.json()["error"]["code"] == "invalid_api_key"
+    assert keyed.client.get("/health").status_code == 200
+
+
+@pytest.mark.parametrize("key", ["sk-1", "of-a-file", "second"])
+def test_each_key_opens_in_both_headers(keyed, key):
+    for headers in ({"authorization": f"Bearer {key}"}, {"x-api-key": key}):
+        assert keyed.client.get("/v1/models", headers=headers).status_code == 200
+
+
+def test_what_one_key_has_read_is_not_shared_with_another(keyed):
+    body = {"prompt": [9] * 600, "max_tokens": 1}
+
+    def cached(key, **more):
+        answer = keyed.client.post("/v1/completions", json=body | more, headers={"x-api-key": key})
+        return answer.json()["usage"]["prompt_tokens_details"]["cached_tokens"]
+
+    assert cached("sk-1") == 0
+    assert cached("sk-1") >= 512
+    assert cached("second") == 0
+    assert cached("second", cache_salt="ours") == 0
+    assert cached("sk-1", cache_salt="ours") >= 512
+
+
+def test_requests_of_a_key_are_bounded(keyed):
+    headers = {"x-api-key": "sk-1"}
+    with contextlib.ExitStack() as streams:
+        for _ in range(2):
+            body = LONG | {"stream": True}
+            answer = streams.enter_context(
+                keyed.client.stream("POST", "/v1/completions", json=body, headers=headers)
+            )
+            assert answer.status_code == 200
+        third = keyed.client.post("/v1/completions", json=LONG, headers=headers)
+        assert third.status_code == 429
+        assert int(third.headers["retry-after"]) >= 1
+        assert third.json()["error"]["type"] == "rate_limit_error"
+        other = keyed.client.post(
+            "/v1/completions", json=LONG | {"max_tokens": 1}, headers={"x-api-key": "second"}
+        )
+        assert other.status_code == 200
+    idle(keyed)
+
+
+def test_more_tokens_than_the_queue_holds_are_refused(start):
+    small, body = start(queue_tokens=3000), LONG | {"stream": True}
+    with small.client.stream("POST", "/v1/completions", json=body | {"n": 4}) as first:
+        next(first.iter_text())  # all slots are taken
+        with small.client.stream("POST", "/v1/completions", json=body):
+            refused = small.client.post("/v1/completions", json=LONG)
+            assert refused.status_code == 429
+            assert "retry-after" in refused.headers
+    idle(small)
+    assert small.post("/v1/completions", **LONG | {"max_tokens": 1}).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({"host": "evil.example"}, 403),
+        ({"host": "localhost"}, 200),
+        ({"host": "127.0.0.1:80"}, 200),
+        ({"host": "[::1]:80"}, 200),
+        ({"host": "localhost.evil.example"}, 403),
+        ({"host": ""}, 403),
+        ({"origin": "http://evil.example"}, 403),
+        ({"origin": "null"}, 403),
+    ],
+)
+def test_hosts_and_origins_that_are_not_of_this_server_are_refused(served, headers, status):
+    assert served.client.get("/v1/models", headers=headers).status_code == status
+
+
+def test_pages_of_an_allowed_origin_are_let_in(start):
+    origin = "https://pages.example"
+    open_to = start(cors_origin=(origin,))
+    asked = {"origin": origin, "access-control-request-method": "POST"}
+    answer = open_to.client.options("/v1/chat/completions", headers=asked)
+    assert answer.headers["access-control-allow-origin"] == origin
+    got = open_to.client.get("/v1/models", headers={"origin": origin})
+    assert (got.status_code, got.headers["access-control-allow-origin"]) == (200, origin)
+
+
+def test_large_slow_and_broken_bodies_are_refused(start):
+    strict = start(body_bytes=1000, read_seconds=0.3)
+    body = {"prompt": "x" * 2000}
+    assert strict.post("/v1/completions", **body).status_code == 413
+
+    def parts():
+        for _ in range(4):
+            yield b"x" * 500
+
+    assert strict.client.post("/v1/completions", content=parts()).status_code == 413
+    for broken in (b"{", b"[1]", b"\xff", b'{"prompt": NaN}', b"[" * 900):
+        answer = strict.client.post(
+            "/v1/completions", content=broken, headers={"content-type": "application/json"}
+        )
+        assert answer.status_code == 400
+        assert answer.json()["error"]["type"] == "invalid_request_error"
+    slow = http.client.HTTPConnection("127.0.0.1", strict.server.port, timeout=10)
+    slow.putrequest("POST", "/v1/completions")
+    slow.putheader("content-length", "100")
+    slow.endheaders(b"{")
+    assert slow.getresponse().status == 408
+    with socket.create_connection(("127.0.0.1", strict.server.port), timeout=10) as silent:
+        silent.sendall(b"POST /v1/comp")
+        assert silent.recv(100) == b""  # closed
+
+
+def test_the_work_for_a_client_that_goes_is_ended(served):
+    for stream in (True, False):
+        with socket.create_connection(("127.0.0.1", served.server.port)) as client:
+            body = json.dumps(LONG | {"stream": stream}).encode()
+            head = f"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}"
+            client.sendall(f"{head}\r\nContent-Type: application/json\r\n\r\n".encode() + body)
+            while not served.service.open:
+                time.sleep(0.005)
+        idle(served, 5)
+        while not served.service.model.engine.is_idle:
+            time.sleep(0.005)
+
+
+def test_lone_surrogates_and_odd_letters_break_nothing(served):
+    headers = {"content-type": "application/json"}
+    for text, status in (
+        (r'{"prompt": "a\u0000\ufdd1\ud83d\ude00 b", "max_tokens": 1, "echo": true}', 200),
+        (r'{"prompt": "a", "max_tokens": 1, "x\ud800": "\ud800"}', 400),
+        (r'{"prompt": "\ud800", "max_tokens": 1}', 400),
+        (r'{"prompt": "a", "model": "\u001b[31m\n"}', 404),
+    ):
+        answer = served.client.post("/v1/completions", content=text.encode(), headers=headers)
+        assert answer.status_code == status, text
+        assert status == 200 or "\n" not in answer.json()["error"]["message"]
+
+
+def test_other_methods_and_paths_have_errors_of_the_same_form(served):
+    for method, path, status in (
+        ("GET", "/v1/chat/completions", 405),
+        ("POST", "/health", 405),
+        ("GET", "/v1/none", 404),
+        ("GET", "/v1/models/other", 404),
+        ("GET", "/../../etc/passwd", 404),
+    ):
+        answer = served.client.request(method, path)
+        assert answer.status_code == status
+        assert set(answer.json()["error"]) >= {"message", "type", "param", "code"}
+    assert served.client.get("/v1/models/tiny-vision").json()["id"] == "tiny-vision"
+
+
+def test_a_server_without_its_model_says_so(start):
+    loading = Server(ServeConfig(port=0))
+    try:
+        for path in ("/health", "/v1/models"):
+            answer = httpx.get(f"http://127.0.0.1:{loading.port}{path}")
+            assert answer.status_code == 503
+            assert answer.json()["error"]["type"] == "unavailable_error"
+        with pytest.raises(UserError, match=r"cannot be used: .*; give another --port"):
+            Server(ServeConfig(port=loading.port))
+    finally:
+        loading.stop()
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"host": "0.0.0.0"}, "give a key with --api-key"),
+        ({"api_key": ("",)}, "an API key is empty"),
+        ({"port": 70000}, "port 70000"),
+        ({"slots": 0}, "slots 0"),
+    ],
+)
+def test_wrong_settings_are_named(settings, words):
+    with pytest.raises(UserError, match=words):
+        ServeConfig(**settings)
+
+
+def test_answers_that_run_are_finished_when_the_server_stops(start):
+    stopping = start()
+    body = LONG | {"max_tokens": 150, "stream": True}
+    with stopping.client.stream("POST", "/v1/completions", json=body) as answer:
+        lines = answer.iter_lines()
+        next(lines)
+        stopping.server.stop_soon()
+        assert list(lines)[-2:] == ["data: [DONE]", ""]
+    stopping.close()
+    with pytest.raises(httpx.ConnectError):
+        httpx.get(stopping.root)
+
+
+@pytest.mark.slow
+def test_the_command_serves_until_sigterm(tmp_path):
+    command = [sys.executable, "-m", "lwm", "serve", "tiny-vision", "--port", "0"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        line = process.stdout.readline()
+        url = line.split(" on ")[1].split()[0]
+        body = {"prompt": "The", "max_tokens": 2}
+        assert httpx.post(f"{url}/completions", json=body, timeout=60).status_code == 200
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 0
