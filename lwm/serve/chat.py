@@ -5,13 +5,13 @@ from typing import Any
 
 from lwm.generate.answer import Answer
 from lwm.generate.output import Frame, assemble
+from lwm.serve.errors import ApiError
 from lwm.serve.messages import Prompt, prompt_of
 from lwm.serve.params import seeded, text_sampling, vision_sampling
 from lwm.serve.pictures import FPS, IMAGE_TYPES, VIDEO_TYPES, data_address, encoded
 from lwm.serve.report import Chunks, head, timings, token, usage
 from lwm.serve.schema import ChatRequest, refuse_unsupported
-from lwm.serve.errors import ApiError
-from lwm.serve.service import Answers, Ask, Caller, Event, Service
+from lwm.serve.service import Answers, Caller, Event, Service
 
 
 class Chat:
@@ -157,7 +157,8 @@ class _Choice:
             self._images.append(made)
             return {"images": [made]}
         kind = self._body.clip_format
-        fps = (self._body.video and self._body.video.fps) or FPS
+        options = self._body.video
+        fps = FPS if options is None or options.fps is None else options.fps
         url = data_address(encoded(vision, kind, fps=fps), VIDEO_TYPES[kind])
         made = {"type": "video_url", "video_url": {"url": url}, "index": len(self._videos)}
         self._parts.append({"type": "video", "index": len(self._videos)})

@@ -102,9 +102,7 @@ class Completions:
 class _Choice:
     """One text, as it grows."""
 
-    def __init__(
-        self, service: Service, body: CompletionRequest, prompt: _Prompt, answer: Answer
-    ):
+    def __init__(self, service: Service, body: CompletionRequest, prompt: _Prompt, answer: Answer):
         self._model, self._body, self._prompt, self._answer = service.model, body, prompt, answer
         self._text: list[str] = []
         self._num_logged = 0

@@ -5,7 +5,6 @@ from typing import Any
 import jax
 
 import lwm
-from lwm.serve.errors import ApiError
 from lwm.serve.service import Service
 
 

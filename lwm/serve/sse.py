@@ -46,8 +46,7 @@ class EventStream(Response):
             write_seconds: Time in which the client must take an event.
         """
         self._events, self._ping, self._write = events, ping_seconds, write_seconds
-        self.status_code, self.background, self.body = 200, None, b""
-        self.init_headers({"cache-control": "no-cache", "x-accel-buffering": "no"})
+        super().__init__(headers={"cache-control": "no-cache", "x-accel-buffering": "no"})
         del self.headers["content-length"]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

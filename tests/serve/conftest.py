@@ -1,7 +1,5 @@
 """A server on loopback with a small model that reads and writes images."""
 
-from collections.abc import Iterator
-
 import httpx
 import pytest
 
@@ -9,7 +7,6 @@ from lwm.loading import load
 from lwm.serve.config import ServeConfig
 from lwm.serve.run import Server
 from lwm.serve.service import Service
-
 
 POOL = 12_288
 """Tokens of the cache, which does not grow, so that nothing is compiled twice."""

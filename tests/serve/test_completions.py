@@ -5,7 +5,6 @@ import json
 import pytest
 
 
-
 def test_prompts_in_four_forms_are_continued(served):
     tokenizer = served.service.model.tokenizer
     texts = ["A red circle", "The blue square is"]
