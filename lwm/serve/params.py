@@ -5,6 +5,7 @@ import secrets
 
 from lwm.generate.loaded import LoadedModel
 from lwm.sampling_params import FrameSampling, SamplingParams, VisionSampling
+from lwm.serve.errors import ApiError
 from lwm.serve.schema import FrameOptions, Sampling
 
 _COLDEST = 1e-4
@@ -27,9 +28,28 @@ def text_sampling(body: Sampling, max_tokens: int | None) -> SamplingParams:
         top_p=1.0 if body.top_p is None else body.top_p,
         min_p=body.min_p or 0.0,
         repetition_penalty=1.0 if body.repetition_penalty is None else body.repetition_penalty,
+        presence_penalty=body.presence_penalty or 0.0,
+        frequency_penalty=body.frequency_penalty or 0.0,
+        logit_bias=_biases(body.logit_bias or {}),
         seed=seed % 2**32,
+        stop_ids=tuple(body.stop_token_ids or ()),
+        ignore_eos=bool(body.ignore_eos),
+        min_tokens=body.min_tokens or 0,
         stop=tuple(each for each in stop if each),
     )
+
+
+def _biases(given: dict[str, float]) -> dict[int, float]:
+    """Returns biases by id, which JSON writes as texts.
+
+    Raises:
+        ApiError: A key is no id.
+    """
+    if wrong := [key for key in given if not (key.isascii() and key.isdecimal())]:
+        raise ApiError(
+            f"logit_bias has the key {wrong[0][:60]!r}, which is no id", param="logit_bias"
+        )
+    return {int(key): value for key, value in given.items()}
 
 
 def seeded(params: SamplingParams, count: int) -> list[SamplingParams]:

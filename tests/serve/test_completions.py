@@ -88,6 +88,29 @@ def test_a_wrong_field_is_named(served, fields, status, param):
     assert param is None or error["param"].startswith(param)
 
 
+def test_the_same_seed_answers_alike_and_another_does_not(served):
+    def answer(**seed):
+        body = {"prompt": "The", "max_tokens": 24, "temperature": 2.0, "ignore_eos": True}
+        return served.post("/v1/completions", **body, **seed).json()["choices"][0]["text"]
+
+    assert answer(seed=1) == answer(seed=1) == answer(seed=1 - 2**32)
+    assert len({answer(seed=1), answer(seed=2), answer(), answer()}) == 4
+
+
+def test_biases_stop_ids_and_least_lengths_change_an_answer(served):
+    body = {"prompt": "The", "max_tokens": 8, "temperature": 0, "return_token_ids": True}
+    (plain,) = served.post("/v1/completions", **body).json()["choices"]
+    first = plain["token_ids"][0]
+    banned = served.post("/v1/completions", **body, logit_bias={str(first): -100}).json()
+    assert first not in banned["choices"][0]["token_ids"]
+    stopped = served.post("/v1/completions", **body, stop_token_ids=[first]).json()["choices"][0]
+    assert (stopped["token_ids"], stopped["finish_reason"]) == ([first], "stop")
+    assert plain["finish_reason"] == "stop"
+    longer = served.post("/v1/completions", **body, min_tokens=8).json()["choices"][0]
+    assert (len(longer["token_ids"]), longer["finish_reason"]) == (8, "length")
+    assert served.post("/v1/completions", **body, logit_bias={"a": 1}).status_code == 400
+
+
 def test_tokens_of_a_text_in_both_spellings(served):
     tokenizer = served.service.model.tokenizer
     plain = tokenizer.encode("A red circle", special=False)
