@@ -23,7 +23,7 @@ from lwm.generate.pages import SHORT
 from lwm.generate.programs import Programs
 from lwm.generate.replay import Leader, follow
 from lwm.generate.requests import Request, Tagged
-from lwm.generate.runner import Runner
+from lwm.generate.runner import Load, Runner
 from lwm.generate.work import Finished
 from lwm.model.llama import Llama
 from lwm.model.pool import PAGE, PagePool
@@ -175,6 +175,11 @@ class Engine:
     def pool_tokens(self) -> int:
         """Tokens for which each device has pages; a row's tokens are split over sp."""
         return (self._runner.per_device - 1) * PAGE
+
+    @property
+    def load(self) -> Load:
+        """Pages in use, and the programs that have run so far."""
+        return self._runner.load
 
     def close(self) -> None:
         """Cancels all requests, and waits for the program that is running."""

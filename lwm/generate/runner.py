@@ -5,7 +5,7 @@ import math
 import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import CancelledError
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -21,6 +21,21 @@ from lwm.generate.scheduler import Copy, Read, Scheduler, Step
 from lwm.generate.slots import Slots, likeliest
 from lwm.generate.work import Finished, FinishReason, Reading, Scores, Written
 from lwm.model.pool import PAGE, PagePool, table_width
+
+
+class Load(NamedTuple):
+    """Pages in use, and the programs that have run so far."""
+
+    pages: int
+    """Pages of all devices that rows may have."""
+    used: int
+    """Pages that rows hold."""
+    chunks: int
+    """Chunks of prompts that were read."""
+    bursts: int
+    """Calls of the decoding loop."""
+    steps: int
+    """Steps of the decoding loop, each of which writes one id to each row of a lane."""
 
 
 class Runner:
@@ -42,6 +57,7 @@ class Runner:
         self._most, self._require_memory = most, require_memory
         self.least = 0
         """Pages of each device, page 0 included, to which the pool grows at once."""
+        self._chunks = self._bursts = self._steps = 0
         self._forget()
 
     @property
@@ -63,6 +79,14 @@ class Runner:
     def per_device(self) -> int:
         """Pages of each device, page 0 included."""
         return self._scheduler.pages[0].per_device
+
+    @property
+    def load(self) -> Load:
+        """What it does now; any thread may ask."""
+        groups = self._scheduler.pages
+        pages = sum(group.sp * (group.per_device - 1) for group in groups)
+        used = sum(group.num_used for group in groups)
+        return Load(pages, used, self._chunks, self._bursts, self._steps)
 
     def add(self, request: Request) -> None:
         """Puts a request in line; one that asks for nothing has its answer at once."""
@@ -178,6 +202,7 @@ class Runner:
             pages[group, : len(held)] = held
             lengths[group], offsets[group] = read.start, read.row.holding.offset
         self.programs.read(tokens, pages, lengths, offsets)
+        self._chunks += len(reads)
 
     def _scores(self, read: Read, first: int) -> Scores:
         """Returns the scores of ids after those of a chunk, from the id `first` on."""
@@ -226,7 +251,9 @@ class Runner:
         steps = 1 if is_first else pace.steps()
         begun = time.perf_counter()
         block = self.programs.write(width, steps)
-        pace.note(block.ids.shape[1], time.perf_counter() - begun)
+        taken = block.ids.shape[1]
+        pace.note(taken, time.perf_counter() - begun)
+        self._bursts, self._steps = self._bursts + 1, self._steps + taken
         for request in rows:
             written = block.of(request.rows[0].slot, request.work.plan.top_logprobs)
             self._hand_out(request, written, slots)

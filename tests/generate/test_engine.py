@@ -20,6 +20,7 @@ from lwm.generate.sampling import (
     TopK,
     TopP,
 )
+from lwm.model.pool import PAGE
 from lwm.sampling_params import BIASES, TOPS
 from lwm.sharding import make_mesh
 
@@ -238,6 +239,23 @@ def test_what_is_read_is_shared_with_requests_of_the_same_salt_only(start, ask, 
     assert cached(b"a") == [0]
     assert cached(b"b", b"c", b"d") == [0] * 3  # even where they are read at the same time
     assert cached(b"", b"a", b"d", b"e") == [1024] * 3 + [0]
+
+
+def test_an_engine_counts_what_it_does(start, ask, request_for):
+    engine = start()
+    assert engine.load == (0, 0, 0, 0, 0)
+    used = []
+
+    def read(written):
+        used.append(engine.load.used)
+        return written, False
+
+    ask(engine, request_for(GenerationPlan(max_tokens=7), prompts(700)[0], lane=4, read=read))
+    load = engine.run(lambda: engine.load)
+    assert (load.pages * PAGE, load.chunks, load.steps) == (POOL, 4, 7)
+    assert set(used) == {3}
+    assert load.used == 0
+    assert load.bursts == len(used)
 
 
 def test_taking_the_likeliest_of_one_is_greedy(engine, ask, request_for):
