@@ -247,7 +247,15 @@ def test_answers_that_run_are_finished_when_the_server_stops(start):
 
 @pytest.mark.slow
 def test_the_command_serves_until_sigterm(tmp_path):
-    command = [sys.executable, "-m", "lwm", "serve", "tiny-vision", "--port", "0"]
+    command = [
+        sys.executable,
+        "-c",
+        "from lwm.cli import main; main()",
+        "serve",
+        "tiny-vision",
+        "--port",
+        "0",
+    ]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         line = process.stdout.readline()
         url = line.split(" on ")[1].split()[0]
