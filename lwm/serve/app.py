@@ -59,17 +59,20 @@ def create_app(ready: Ready, config: ServeConfig, keys: Sequence[str] = ()) -> A
     )
 
 
-def _answer(error: ApiError) -> Response:
+def _answer(request: Request, error: ApiError) -> Response:
+    service: Service | None = request.app.state.ready.service
+    if service is not None:
+        service.metrics.count("lwm:refusals", reason=str(error.status))
     return JSON(error.to_json(), status_code=error.status, headers=error.headers)
 
 
-async def _on_invalid(_: Request, error: Exception) -> Response:
+async def _on_invalid(request: Request, error: Exception) -> Response:
     """Answers a body that is not as documented, by the field that is wrong."""
     assert isinstance(error, RequestValidationError)
     # Of a field that may be of several types, the error that got furthest says the most.
     worst = max(error.errors(), key=lambda each: len(_place(each)))
     place = ".".join(_place(worst))
-    return _answer(ApiError(f"{place or 'the body'}: {worst['msg']}", param=place or None))
+    return _answer(request, ApiError(f"{place or 'the body'}: {worst['msg']}", param=place or None))
 
 
 def _place(error: dict[str, Any]) -> list[str]:
@@ -91,9 +94,9 @@ async def _on_http_error(request: Request, error: Exception) -> Response:
     else:
         found = ApiError(str(error.detail), status=error.status_code)
     found.headers.update(error.headers or {})
-    return _answer(found)
+    return _answer(request, found)
 
 
-async def _on_error(_: Request, error: Exception) -> Response:
+async def _on_error(request: Request, error: Exception) -> Response:
     """Answers an error; Starlette raises a fault again, so that the log has all of it."""
-    return _answer(as_api_error(error))
+    return _answer(request, as_api_error(error))

@@ -32,6 +32,7 @@ class Chat:
             UserError: The chat cannot be answered.
         """
         refuse_unsupported(body)
+        service.require_n(body.n or 1)
         model = service.model
         prompt = await prompt_of(
             service,
@@ -119,6 +120,7 @@ class _Choice:
                 deltas.append({"content": piece})
                 continue
             self._frames.append(piece)
+            self._service.metrics.count("lwm:frames_drawn")
             if piece.is_last:
                 deltas.append(await self._drawn())
         if event.answer.finish_reason is not None and self._frames:

@@ -51,6 +51,7 @@ class Completions:
             UserError: A prompt cannot be continued.
         """
         refuse_unsupported(body)
+        service.require_n(body.n or 1)
         if body.stream and body.echo and body.logprobs is not None:
             raise not_supported("echo with logprobs in a stream", "leave out stream")
         prompts = await service.on_thread(_encoded, service, body)

@@ -11,6 +11,7 @@ from lwm.serve.answers import JSON, documented, respond, while_there
 from lwm.serve.chat import Chat
 from lwm.serve.completions import Completions
 from lwm.serve.errors import ApiError
+from lwm.serve.metrics import MEDIA_TYPE
 from lwm.serve.schema import (
     ChatRequest,
     CompletionRequest,
@@ -130,6 +131,12 @@ async def health(request: Request) -> Response:
     if service.is_draining:
         raise ApiError("the server is stopping", "unavailable_error")
     return JSON({"status": "ok"})
+
+
+@router.get("/metrics")
+async def metrics(request: Request) -> Response:
+    """Returns metrics in Prometheus' text form."""
+    return Response(service_of(request).metrics.text(), media_type=MEDIA_TYPE)
 
 
 @router.get("/version")

@@ -22,6 +22,7 @@ from lwm.sampling_params import SamplingParams
 from lwm.serve.config import ServeConfig
 from lwm.serve.errors import ApiError
 from lwm.serve.media import MediaReader
+from lwm.serve.metrics import metrics_of
 from lwm.serve.schema import Body
 from lwm.text import printable
 from lwm.tokenizer.lwm_format import LWM_JINJA, LWM_TEMPLATE
@@ -93,6 +94,9 @@ class Answers:
         self.answers: list[Answer] = []
         """One for each that is asked for."""
         self.times = Times()
+        metrics = service.metrics
+        metrics.asked(len(asks))
+        self._metrics = [metrics.started(len(ask.ids), ask.size - len(ask.ids)) for ask in asks]
 
     def put(self, tagged: tuple[Answer, Any]) -> None:
         """Takes an event from the engine's thread."""
@@ -134,6 +138,8 @@ class Answers:
         self._is_closed = True
         for answer in self.answers:
             answer.close()
+        for noted in self._metrics:
+            noted.ends(None)
 
     async def events(self) -> AsyncGenerator[Event]:
         """Yields events of all answers until the last one has ended."""
@@ -144,16 +150,20 @@ class Answers:
             answer, event = await self._inbox.get()
             if isinstance(event, BaseException):
                 raise event
-            written = len(answer.ids)
+            number, written = numbers[answer], len(answer.ids)
             pieces = answer.take(event)
             reading = event if isinstance(event, Reading) else None
             if reading is not None:
+                self._metrics[number].reads()
                 self._service.note_read(self, reading.done - read[answer])
                 read[answer] = reading.done
             elif len(answer.ids) > written:
+                self._metrics[number].writes(len(answer.ids) - written)
                 self._service.note_written(self, len(answer.ids) - written)
-            left -= answer.finish_reason is not None
-            yield Event(numbers[answer], answer, pieces, reading)
+            if answer.finish_reason is not None:
+                left -= 1
+                self._metrics[number].ends(answer.finish_reason, answer.usage.cached_tokens)
+            yield Event(number, answer, pieces, reading)
 
 
 class Service:
@@ -178,6 +188,7 @@ class Service:
         self._of_key: Counter[str | None] = Counter()
         self._unknown: set[str] = set()
         self._worked: deque[tuple[float, int]] = deque()
+        self.metrics = metrics_of(self)
         self._threads = ThreadPoolExecutor(8, "lwm-serve")
         self._media_threads = ThreadPoolExecutor(_MEDIA_THREADS, "lwm-media")
 
@@ -236,10 +247,15 @@ class Service:
         """Sends a request to the engine, if there is room in the queue.
 
         Raises:
-            ApiError: The server stops, or too much waits.
+            ApiError: The server stops, too much waits, or too much is asked for at once.
             UserError: An answer does not fit.
         """
         size = sum(ask.size for ask in asks)
+        if len(asks) > 1 and size > self.queue_tokens:
+            raise ApiError(
+                f"the request asks for {size:,} tokens of prompts and answers, more than the "
+                f"{self.queue_tokens:,} that may wait; lower max_tokens or n, or divide it"
+            )
         self._admit(size, caller)
         answers = Answers(self, asks, caller)
         self.open[answers] = None
@@ -306,6 +322,19 @@ class Service:
         if not self._worked:
             return 0.0
         return sum(count for _, count in self._worked) / max(1.0, now - self._worked[0][0])
+
+    def require_n(self, n: int) -> None:
+        """Refuses more answers than a request may ask for.
+
+        Raises:
+            ApiError: Their number.
+        """
+        if n > self.config.max_n:
+            raise ApiError(
+                f"n {n} is more than the {self.config.max_n} answers that a request may have; ask "
+                "for fewer, or start the server with a larger --max-n",
+                param="n",
+            )
 
     def require_model(self, name: str | None) -> None:
         """Refuses another model than the one that is served.

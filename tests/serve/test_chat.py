@@ -150,6 +150,7 @@ def test_an_image_in_a_question_is_read_once(served):
         ({"temperature": -1}, 400, "temperature"),
         ({"top_p": 0}, 400, "top_p"),
         ({"n": 0}, 400, "n"),
+        ({"n": 9}, 400, "n"),
         ({"max_tokens": -1}, 400, "max_tokens"),
         ({"top_logprobs": 21}, 400, "top_logprobs"),
         ({"stop": ["a"] * 17}, 400, "stop"),

@@ -218,6 +218,28 @@ def test_a_server_without_its_model_says_so(start):
         loading.stop()
 
 
+def test_metrics_count_what_was_answered_and_refused(start):
+    counting = start()
+
+    def values():
+        lines = counting.client.get("/metrics").text.splitlines()
+        pairs = [line.rsplit(" ", 1) for line in lines if line[0] != "#"]
+        return {
+            name.replace('model_name="tiny-vision",engine="0"', ""): float(v) for name, v in pairs
+        }
+
+    body = {"prompt": [9] * 20, "max_tokens": 4, "ignore_eos": True}
+    counting.post("/v1/completions", **body, n=2)
+    counting.post("/v1/completions", **body | {"max_tokens": 10**6})
+    found = values()
+    assert found["vllm:generation_tokens_total{}"] == 8
+    assert found["vllm:prompt_tokens_total{}"] == 40
+    assert found['vllm:request_success_total{,finished_reason="length"}'] == 2
+    assert found['lwm:refusals_total{,status="400"}'] == 1
+    assert found["vllm:time_to_first_token_seconds_count{}"] == 2
+    assert found["vllm:num_requests_running{}"] == 0
+
+
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
