@@ -29,7 +29,9 @@ async def tokenize(service: Service, body: TokenizeRequest) -> dict[str, Any]:
         text = body.content if body.prompt is None else body.prompt
         if text is None:
             raise ApiError("there is nothing to tokenize; give prompt or messages", param="prompt")
-        ids = await service.on_thread(lambda: tokenizer.encode(text, special=False))
+        # Programs ask so for the ids of the special tokens that `tokenizer_info` names.
+        special = text in tokenizer.template_names.values()
+        ids = await service.on_thread(lambda: tokenizer.encode(text, special=special))
         begins = body.prompt is not None if body.add_special_tokens is None else False
         if body.add_special_tokens or body.add_special or begins:
             start = tokenizer.bos_id if tokenizer.add_bos else None

@@ -15,7 +15,6 @@ import numpy as np
 import pytest
 from bombs import Image, chunk, encode, gif, icon, lying, many_scans, png, pngs_as_video, webp
 
-import lwm
 from lwm.generate.language_model import LanguageModel
 from lwm.media.limits import Resizer
 from lwm.media.write import write_video
@@ -29,17 +28,12 @@ pytestmark = pytest.mark.filterwarnings("ignore:Image size:PIL.Image.Decompressi
 PARAM = "messages.0.content.1.image_url.url"
 
 
-@pytest.fixture(scope="module")
-def seeing():
-    return lwm.load("tiny-vision")
-
-
 @pytest.fixture
-def reader(seeing):
+def reader(drawing):
     """Makes a reader of a configuration."""
 
     def make(fetch=fetch, **config):
-        return MediaReader(seeing, MediaConfig(**config), fetch=fetch)
+        return MediaReader(drawing, MediaConfig(**config), fetch=fetch)
 
     return make
 
@@ -85,7 +79,7 @@ def video(tmp_path_factory):
     return path.read_bytes()
 
 
-def test_an_image_is_the_same_from_every_place_and_is_encoded_once(seeing, reader, tmp_path):
+def test_an_image_is_the_same_from_every_place_and_is_encoded_once(drawing, reader, tmp_path):
     data = picture()
     (tmp_path / "a folder").mkdir()
     (file := tmp_path / "a folder" / "ä%20.png").write_bytes(data)
@@ -112,7 +106,7 @@ def test_an_image_is_the_same_from_every_place_and_is_encoded_once(seeing, reade
         "http://media.test/a.png",
         "HTTPS://media.test/a.png",
     ]
-    seen = seeing.see(data)
+    seen = drawing.see(data)
     for url in urls:
         vision = read(found, url)
         np.testing.assert_array_equal(vision.codes, seen.codes)
@@ -124,10 +118,10 @@ def test_an_image_is_the_same_from_every_place_and_is_encoded_once(seeing, reade
     assert all(options == limits for _, options in fetched)
 
 
-def test_frames_of_a_video_are_chosen_and_cached_by_what_is_asked(seeing, reader, video):
+def test_frames_of_a_video_are_chosen_and_cached_by_what_is_asked(drawing, reader, video):
     found = reader(media_frames=5, max_media_frames=12)
     url = address(video, "video/mp4")
-    seen = seeing.see(video, max_frames=5)
+    seen = drawing.see(video, max_frames=5)
     usual = read(found, url, kind="video")
     np.testing.assert_array_equal(usual.codes, seen.codes)
     np.testing.assert_array_equal(usual.times, seen.times)
@@ -147,7 +141,7 @@ def test_frames_of_a_video_are_chosen_and_cached_by_what_is_asked(seeing, reader
 
 
 def test_frames_that_exceed_the_context_are_refused_before_they_are_decoded(
-    seeing, reader, video, decoded
+    drawing, reader, video, decoded
 ):
     found = reader()
     with pytest.raises(ApiError) as caught:
@@ -155,19 +149,19 @@ def test_frames_that_exceed_the_context_are_refused_before_they_are_decoded(
     fields = caught.value.to_json()["error"]
     assert fields["code"] == "context_length_exceeded"
     assert fields["type"] == "exceed_context_size_error"
-    assert fields["n_prompt_tokens"] > fields["n_ctx"] == seeing.context
+    assert fields["n_prompt_tokens"] > fields["n_ctx"] == drawing.context
     assert not decoded
     # Where nothing is said, they leave room.
     usual = read(found, address(video), kind="video")
     assert 10 < len(usual.codes) < 20
 
 
-def test_the_content_decides_between_images_and_videos(seeing, reader, video):
+def test_the_content_decides_between_images_and_videos(drawing, reader, video):
     found = reader()
     frames = [Image.new("RGB", (40, 40), colour) for colour in ("red", "blue", "lime")]
     moving = saved(frames[0], "GIF", save_all=True, append_images=frames[1:], duration=100)
     first = read(found, address(moving, "image/gif"))
-    np.testing.assert_array_equal(first.codes, seeing.see(saved(frames[0], "GIF")).codes)
+    np.testing.assert_array_equal(first.codes, drawing.see(saved(frames[0], "GIF")).codes)
     assert not first.is_video
     assert read(found, address(moving, "image/gif"), kind="video").is_video
     assert not read(found, address(picture()), kind="video").is_video
@@ -233,6 +227,27 @@ def test_malformed_addresses_are_refused(reader):
     assert found.frames_encoded == 0
 
 
+def test_base64_that_is_nearly_right_is_refused(reader):
+    data = picture()
+    base = base64.b64encode(data + bytes(1 - len(data) % 3)).decode()
+    assert base.endswith("==")
+    found = reader()
+    assert len(read(found, f"data:image/png;base64,{base}").codes) == 1
+    for wrong in (
+        *(base[:-1], base[:-2], base + "=", base + "\n", base + "AAAA", " " + base),
+        *(
+            base[:80] + "\r\n" + base[80:],
+            base[:80] + "%0a" + base[80:],
+            base[:80] + "-" + base[80:],
+        ),
+        *(base[:81] + "_" + base[82:], base[:80] + "==" + base[80:], base + "%", base + "%3"),
+    ):
+        assert refused(read, found, f"data:image/png;base64,{wrong}")[0] == 400, wrong
+    escaped = urllib.parse.quote_from_bytes(data)
+    for wrong in (escaped + "%", escaped + "%4", escaped + "%zz", escaped + "å"):
+        assert refused(read, found, f"data:image/png,{wrong}")[0] == 400, wrong
+
+
 def test_a_content_that_is_too_large_is_refused_before_it_is_decoded(reader, monkeypatch):
     data = picture()
     data += bytes(-len(data) % 3)
@@ -278,9 +293,13 @@ def folders(tmp_path):
     (inside / "circle").symlink_to("circle")
     (inside / "big.png").write_bytes(bytes(5001))
     os.mkfifo(inside / "pipe.png")
+    (outside / "circle").symlink_to("circle")
     (tmp_path / "inside.png").write_bytes(picture())
     (tmp_path / "alias").symlink_to("inside")
-    return inside, outside
+    pipe = os.open(inside / "pipe.png", os.O_RDWR | os.O_NONBLOCK)
+    os.write(pipe, picture())
+    yield inside, outside
+    os.close(pipe)
 
 
 def test_files_are_read_below_one_folder_only(reader, folders, tmp_path):
@@ -301,7 +320,13 @@ def test_files_are_read_below_one_folder_only(reader, folders, tmp_path):
         *("../outside/a.png", "../inside/a.png", "sub/../a.png", "..", "sub/../../outside/a.png"),
         *("%2e%2e/outside/a.png", "..%2Foutside%2fa.png", "sub/%2E%2E/a.png", "/etc/passwd"),
         *("/etc/no-such-file", "//etc/passwd", "/", "localhost/etc/passwd", "out.png", "gone.png"),
-        *("out/a.png", outside / "a.png", f"{inside}.png", f"{inside}/../outside/a.png"),
+        *(
+            "out/a.png",
+            outside / "a.png",
+            outside / "circle",
+            f"{inside}.png",
+            f"{inside}/../outside/a.png",
+        ),
         *(f"{inside}/%2e%2e/outside/a.png", "/proc/self/environ", "/dev/zero"),
     ]
     for path in not_allowed:
