@@ -104,7 +104,8 @@ def test_requests_of_a_key_are_bounded(keyed):
 def test_more_tokens_than_the_queue_holds_are_refused(start):
     small, body = start(queue_tokens=3000), LONG | {"stream": True}
     with small.client.stream("POST", "/v1/completions", json=body | {"n": 4}) as first:
-        next(first.iter_text())  # all slots are taken
+        lines = first.iter_lines()
+        next(lines)  # all slots are taken
         with small.client.stream("POST", "/v1/completions", json=body):
             refused = small.client.post("/v1/completions", json=LONG)
             assert refused.status_code == 429
