@@ -1,6 +1,7 @@
 """Answers of routes: JSON or a stream, their documented errors, and their end with the client."""
 
 import asyncio
+import functools
 from collections.abc import AsyncGenerator, Coroutine
 from typing import Any, Protocol, TypeVar
 
@@ -95,7 +96,8 @@ async def respond(
     if stream:
         work = await starting
         return EventStream(
-            _closing(service, work),
+            _with_errors(work),
+            end=functools.partial(service.end, work.answers),
             ping_seconds=service.config.ping_seconds,
             write_seconds=service.config.write_seconds,
         )
@@ -124,8 +126,8 @@ async def _whole(service: Service, starting: Coroutine[Any, Any, Work]) -> Respo
         service.end(work.answers)
 
 
-async def _closing(service: Service, work: Work) -> AsyncGenerator[bytes]:
-    """Yields the events of a request, an error among them, and ends its work with them."""
+async def _with_errors(work: Work) -> AsyncGenerator[bytes]:
+    """Yields the events of a request, an error among them."""
     try:
         async for part in work.stream():
             yield part
@@ -133,5 +135,3 @@ async def _closing(service: Service, work: Work) -> AsyncGenerator[bytes]:
         yield event(as_api_error(error).to_json())
         if not isinstance(error, ApiError | UserError):
             raise
-    finally:
-        service.end(work.answers)

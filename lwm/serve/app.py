@@ -69,6 +69,9 @@ def _answer(request: Request, error: ApiError) -> Response:
 async def _on_invalid(request: Request, error: Exception) -> Response:
     """Answers a body that is not as documented, by the field that is wrong."""
     assert isinstance(error, RequestValidationError)
+    given = request.headers.get("content-type", "")
+    if "json" not in given and "form-data" not in given:
+        return _answer(request, ApiError("the body is no JSON; send content-type: application/json"))
     # Of a field that may be of several types, the error that got furthest says the most.
     worst = max(error.errors(), key=lambda each: len(_place(each)))
     place = ".".join(_place(worst))

@@ -114,8 +114,6 @@ class Answers:
         service, caller = self._service, self.caller
         try:
             for ask in self._asks:
-                if self._is_closed:
-                    return
                 self.answers.append(
                     Answer(
                         service.model,
@@ -129,6 +127,9 @@ class Answers:
                         **ask.options,
                     )
                 )
+                if self._is_closed:  # while it was sent
+                    self.close()
+                    return
         except BaseException:
             self.close()
             raise

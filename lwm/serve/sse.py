@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import json
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
 from typing import Any
 
 from starlette.responses import Response
@@ -36,16 +36,23 @@ class EventStream(Response):
     charset = "utf-8"
 
     def __init__(
-        self, events: AsyncGenerator[bytes], *, ping_seconds: float, write_seconds: float
+        self,
+        events: AsyncGenerator[bytes],
+        *,
+        end: Callable[[], None],
+        ping_seconds: float,
+        write_seconds: float,
     ) -> None:
         """Takes the events.
 
         Args:
             events: Encoded events.
+            end: Called at the end, also if no event was asked for.
             ping_seconds: Time without an event, after which a comment is sent.
             write_seconds: Time in which the client must take an event.
         """
-        self._events, self._ping, self._write = events, ping_seconds, write_seconds
+        self._events, self._end = events, end
+        self._ping, self._write = ping_seconds, write_seconds
         super().__init__(headers={"cache-control": "no-cache", "x-accel-buffering": "no"})
         del self.headers["content-length"]
 
@@ -60,6 +67,7 @@ class EventStream(Response):
                 task.cancel()
             results = await asyncio.gather(gone, sending, return_exceptions=True)
             await self._events.aclose()
+            self._end()
         if isinstance(results[1], Exception) and not isinstance(results[1], OSError | TimeoutError):
             raise results[1]
 
