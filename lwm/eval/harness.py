@@ -253,7 +253,9 @@ class HarnessModel(_base.TemplateLM):
             )
         stop = [text for text in options.pop("until") if text]
         samples = options.pop("do_sample")
-        known = {name: options.pop(name) for name in _SAMPLING if options.get(name) is not None}
+        known: dict[str, Any] = {
+            name: options.pop(name) for name in _SAMPLING if options.get(name) is not None
+        }
         known = {"seed": (self._seed + number) % 2**32} | known
         known["temperature"] = known.get("temperature", 1.0) if samples else 0.0
         if others := {name: value for name, value in options.items() if name != "temperature"}:

@@ -11,7 +11,8 @@ from starlette.responses import Response
 
 from lwm.errors import UserError
 from lwm.serve.errors import ApiError
-from lwm.serve.service import Answers, Service
+from lwm.serve.running import Answers
+from lwm.serve.service import Service
 from lwm.serve.sse import EventStream, event, to_json, until_gone
 
 _T = TypeVar("_T")

@@ -71,7 +71,9 @@ async def _on_invalid(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
     given = request.headers.get("content-type", "")
     if "json" not in given and "form-data" not in given:
-        return _answer(request, ApiError("the body is no JSON; send content-type: application/json"))
+        return _answer(
+            request, ApiError("the body is no JSON; send content-type: application/json")
+        )
     # Of a field that may be of several types, the error that got furthest says the most.
     worst = max(error.errors(), key=lambda each: len(_place(each)))
     place = ".".join(_place(worst))

@@ -10,8 +10,9 @@ from lwm.serve.messages import Prompt, prompt_of
 from lwm.serve.params import seeded, text_sampling, vision_sampling
 from lwm.serve.pictures import FPS, IMAGE_TYPES, VIDEO_TYPES, data_address, encoded
 from lwm.serve.report import Chunks, head, timings, token, usage
+from lwm.serve.running import Answers, Caller, Event
 from lwm.serve.schema import ChatRequest, refuse_unsupported
-from lwm.serve.service import Answers, Caller, Event, Service
+from lwm.serve.service import Service
 
 
 class Chat:

@@ -7,8 +7,9 @@ from lwm.generate.answer import Answer
 from lwm.serve.errors import ApiError, not_supported
 from lwm.serve.params import seeded, text_sampling
 from lwm.serve.report import Chunks, finite, head, spelled, timings, usage
+from lwm.serve.running import Answers, Caller
 from lwm.serve.schema import CompletionRequest, refuse_unsupported
-from lwm.serve.service import Answers, Caller, Service
+from lwm.serve.service import Service
 
 _MOST_TOKENS = 16
 """Tokens of an answer where the request does not say, as with OpenAI."""

@@ -15,7 +15,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from lwm.serve.config import LOOPBACK, ServeConfig
 from lwm.serve.errors import ApiError
-from lwm.serve.service import Caller
+from lwm.serve.running import Caller
 from lwm.serve.sse import to_json
 
 OPEN = ("/health",)

@@ -8,8 +8,9 @@ from typing import Any
 
 from lwm.generate.answer import Answer
 from lwm.generate.loaded import LoadedModel
+from lwm.serve.running import Answers
 from lwm.serve.schema import StreamOptions
-from lwm.serve.service import Answers, Service
+from lwm.serve.service import Service
 from lwm.serve.sse import DONE, event
 
 

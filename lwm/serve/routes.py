@@ -12,6 +12,7 @@ from lwm.serve.chat import Chat
 from lwm.serve.completions import Completions
 from lwm.serve.errors import ApiError
 from lwm.serve.metrics import MEDIA_TYPE
+from lwm.serve.running import Caller
 from lwm.serve.schema import (
     ChatRequest,
     CompletionRequest,
@@ -20,7 +21,7 @@ from lwm.serve.schema import (
     TemplateRequest,
     TokenizeRequest,
 )
-from lwm.serve.service import Caller, Service
+from lwm.serve.service import Service
 
 router = APIRouter()
 _ANSWERED = documented(404, 422, 429, 501, stream=True)

@@ -1,28 +1,26 @@
 """The model behind a server: answers of its engine for many requests, admission, and the end."""
 
 import asyncio
-import dataclasses
 import hashlib
 import logging
 import math
 import time
 from collections import Counter, deque
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 import lwm
 from lwm.errors import UserError
 from lwm.fingerprint import content_of
-from lwm.generate.answer import Answer, room
+from lwm.generate.answer import room
 from lwm.generate.language_model import LanguageModel
-from lwm.generate.output import Frame
-from lwm.generate.work import Reading
 from lwm.sampling_params import SamplingParams
 from lwm.serve.config import ServeConfig
 from lwm.serve.errors import ApiError
 from lwm.serve.media import MediaReader
 from lwm.serve.metrics import metrics_of
+from lwm.serve.running import Answers, Ask, Caller
 from lwm.serve.schema import Body
 from lwm.text import printable
 from lwm.tokenizer.lwm_format import LWM_JINJA, LWM_TEMPLATE
@@ -36,135 +34,6 @@ _LEAST_POOL = 1 << 15
 """Tokens of the cache of a model with a short context, if memory allows."""
 _WINDOW = 20.0
 """Seconds over which the speed is measured."""
-
-
-class Caller(NamedTuple):
-    """The sender of a request."""
-
-    client: str | None = None
-    """Clients take turns; None: each request is a client of its own."""
-    salt: bytes = b""
-    """Prompts share what is read only with those of the same salt."""
-    priority: int = 0
-    """Higher ones come first."""
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Ask:
-    """One answer that a request asks for."""
-
-    ids: Sequence[int]
-    params: SamplingParams
-    options: dict[str, Any] = dataclasses.field(default_factory=dict)
-    """Other arguments of `lwm.generate.answer.Answer`."""
-    size: int = 0
-    """Tokens of prompt and answer at most."""
-
-
-class Event(NamedTuple):
-    """Progress of an answer."""
-
-    index: int
-    """Number of the answer."""
-    answer: Answer
-    pieces: Sequence[str | Frame]
-    reading: Reading | None
-    """Progress of the prompt, if the event is one."""
-
-
-class Times:
-    """Times of a request on the clock `time.monotonic`."""
-
-    def __init__(self) -> None:
-        """Starts with the arrival."""
-        self.arrived = time.monotonic()
-        self.first = self.ended = math.nan
-        """First token of an answer, and the end of all."""
-
-
-class Answers:
-    """The answers to one request, which are generated together."""
-
-    def __init__(self, service: "Service", asks: Sequence[Ask], caller: Caller):
-        """Takes what is asked for; `Service.answer` sends it to the engine."""
-        self._service, self._asks, self.caller = service, asks, caller
-        self._loop = asyncio.get_running_loop()
-        self._inbox: asyncio.Queue[tuple[Answer, Any]] = asyncio.Queue()
-        self._is_closed = False
-        self.answers: list[Answer] = []
-        """One for each that is asked for."""
-        self.times = Times()
-        metrics = service.metrics
-        metrics.asked(len(asks))
-        self._metrics = [metrics.started(len(ask.ids), ask.size - len(ask.ids)) for ask in asks]
-
-    def put(self, tagged: tuple[Answer, Any]) -> None:
-        """Takes an event from the engine's thread."""
-        try:
-            self._loop.call_soon_threadsafe(self._inbox.put_nowait, tagged)
-        except RuntimeError:  # the loop has ended, with all that waited for events
-            tagged[0].close()
-
-    def send(self) -> None:
-        """Sends all to the engine; runs on a thread, since the check of memory may wait.
-
-        Raises:
-            UserError: An answer does not fit.
-        """
-        service, caller = self._service, self.caller
-        try:
-            for ask in self._asks:
-                self.answers.append(
-                    Answer(
-                        service.model,
-                        ask.ids,
-                        ask.params,
-                        lane=service.lane,
-                        priority=caller.priority,
-                        client=caller.client,
-                        salt=caller.salt,
-                        inbox=self,
-                        **ask.options,
-                    )
-                )
-                if self._is_closed:  # while it was sent
-                    self.close()
-                    return
-        except BaseException:
-            self.close()
-            raise
-
-    def close(self) -> None:
-        """Ends all answers."""
-        self._is_closed = True
-        for answer in self.answers:
-            answer.close()
-        for noted in self._metrics:
-            noted.ends(None)
-
-    async def events(self) -> AsyncGenerator[Event]:
-        """Yields events of all answers until the last one has ended."""
-        numbers = {answer: number for number, answer in enumerate(self.answers)}
-        read = dict.fromkeys(numbers, 0)
-        left = len(numbers)
-        while left:
-            answer, event = await self._inbox.get()
-            if isinstance(event, BaseException):
-                raise event
-            number, written = numbers[answer], len(answer.ids)
-            pieces = answer.take(event)
-            reading = event if isinstance(event, Reading) else None
-            if reading is not None:
-                self._metrics[number].reads()
-                self._service.note_read(self, reading.done - read[answer])
-                read[answer] = reading.done
-            elif len(answer.ids) > written:
-                self._metrics[number].writes(len(answer.ids) - written)
-                self._service.note_written(self, len(answer.ids) - written)
-            if answer.finish_reason is not None:
-                left -= 1
-                self._metrics[number].ends(answer.finish_reason, answer.usage.cached_tokens)
-            yield Event(number, answer, pieces, reading)
 
 
 class Service:
@@ -258,7 +127,14 @@ class Service:
                 f"{self.queue_tokens:,} that may wait; lower max_tokens or n, or divide it"
             )
         self._admit(size, caller)
-        answers = Answers(self, asks, caller)
+        answers = Answers(
+            self.model,
+            asks,
+            caller,
+            lane=self.lane,
+            metrics=self.metrics,
+            worked=self._note,
+        )
         self.open[answers] = None
         self.waiting[answers] = size
         self._of_key[caller.client] += 1
@@ -301,18 +177,10 @@ class Service:
             headers={"retry-after": str(seconds)},
         )
 
-    def note_read(self, answers: Answers, count: int) -> None:
-        """Notes tokens of a prompt that are in the cache now."""
+    def _note(self, answers: Answers, tokens: int) -> None:
+        """Notes tokens of a request that were read or written: it does not wait any more."""
         self.waiting.pop(answers, None)
-        self._worked.append((time.monotonic(), count))
-
-    def note_written(self, answers: Answers, count: int) -> None:
-        """Notes tokens of an answer."""
-        self.waiting.pop(answers, None)
-        now = time.monotonic()
-        self._worked.append((now, count))
-        if math.isnan(answers.times.first):
-            answers.times.first = now
+        self._worked.append((time.monotonic(), tokens))
 
     @property
     def speed(self) -> float:

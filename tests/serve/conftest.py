@@ -1,5 +1,7 @@
 """A server on loopback with a small model that reads and writes images."""
 
+from typing import Any
+
 import httpx
 import pytest
 
@@ -44,8 +46,9 @@ def start(drawing):
     """Starts a server with the small model, which all of them share."""
     running = []
 
-    def make(**settings) -> Running:
-        running.append(Running(drawing, ServeConfig(port=0, **{"slots": 4} | settings)))
+    def make(**settings: Any) -> Running:
+        given: dict[str, Any] = {"port": 0, "slots": 4} | settings
+        running.append(Running(drawing, ServeConfig(**given)))
         return running[-1]
 
     yield make
