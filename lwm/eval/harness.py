@@ -256,7 +256,7 @@ class HarnessModel(_base.TemplateLM):
         known: dict[str, Any] = {
             name: options.pop(name) for name in _SAMPLING if options.get(name) is not None
         }
-        known = {"seed": (self._seed + number) % 2**32} | known
+        known.setdefault("seed", (self._seed + number) % 2**32)
         known["temperature"] = known.get("temperature", 1.0) if samples else 0.0
         if others := {name: value for name, value in options.items() if name != "temperature"}:
             _utils.warning_once(_LOG, f"generation options without effect: {others}")

@@ -102,16 +102,17 @@ def test_requests_of_a_key_are_bounded(keyed):
 
 
 def test_more_tokens_than_the_queue_holds_are_refused(start):
-    small, body = start(queue_tokens=3000), LONG | {"stream": True}
+    small, body = start(queue_tokens=7000), LONG | {"stream": True}
     with small.client.stream("POST", "/v1/completions", json=body | {"n": 4}) as first:
         lines = first.iter_lines()
         next(lines)  # all slots are taken
         with small.client.stream("POST", "/v1/completions", json=body):
-            refused = small.client.post("/v1/completions", json=LONG)
+            refused = small.client.post("/v1/completions", json=LONG | {"n": 4})
             assert refused.status_code == 429
             assert "retry-after" in refused.headers
     until(lambda: not small.service.open)
     assert small.post("/v1/completions", **LONG | {"max_tokens": 1}).status_code == 200
+    assert small.post("/v1/completions", **LONG | {"n": 5}).status_code == 400
 
 
 @pytest.mark.parametrize(
@@ -280,6 +281,7 @@ def test_the_command_serves_until_sigterm(tmp_path):
         "0",
     ]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
         line = process.stdout.readline()
         url = line.split(" on ")[1].split()[0]
         body = {"prompt": "The", "max_tokens": 2}
