@@ -34,7 +34,10 @@ from xdist.scheduler import LoadScopeScheduling  # noqa: E402
 # Before the first module of lwm is imported.
 setattr(jaxtyping, "jaxtyped", check_types)  # noqa: B010  (type checkers know its overloads)
 
-_COMPILING = ("convert", "eval", "generate", "model", "ops", "train", "vqgan", "test_smollm2.py")
+_COMPILING = (
+    *("convert", "eval", "generate", "model", "ops", "serve", "train", "vqgan"),
+    "test_smollm2.py",
+)
 """Folders and files of tests that compile."""
 
 
