@@ -1,5 +1,6 @@
 """AdamW, its schedule, and which weights decay."""
 
+import functools
 from typing import Any
 
 import jax
@@ -34,8 +35,11 @@ def build_schedule(config: Schedule, steps: int) -> optax.Schedule:
     )
 
 
+@functools.cache
 def build_optimizer(config: AdamW, steps: int) -> optax.GradientTransformation:
     """Returns the optimizer of a run of `steps`.
+
+    Equal settings give the same object, so that updates by it are traced and compiled once.
 
     Raises:
         UserError: See `build_schedule`.

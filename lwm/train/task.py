@@ -30,7 +30,7 @@ from lwm.errors import UserError
 from lwm.files import make_folder, write_bytes, writing
 from lwm.fingerprint import model_files, named
 from lwm.formats.run_folder import TOKENIZER, is_checkpoint
-from lwm.model.config import LlamaConfig
+from lwm.model.config import Compute, LlamaConfig
 from lwm.model.llama import Llama, check_mesh
 from lwm.processes import first_alone
 from lwm.sampling_params import VisionSampling
@@ -159,12 +159,11 @@ def open_task(
     model = model_config(config, files, tokenizer, vqgan, warn)
     check_mesh(model, mesh)
 
-    def init() -> Llama:
-        return Llama.init(model, config.compute, key=jr.key(config.seed))
+    init = functools.partial(_first_weights, model, config.compute, config.seed)
 
     def start() -> Llama:
         if files is None:
-            return jax.jit(init)()
+            return init()
         return read_llama(files, model, compute=config.compute, mesh=mesh, seed=config.seed)
 
     place = folder / TOKENIZER
@@ -184,6 +183,11 @@ def open_task(
         model=model,
         inputs=_inputs(config, files, sets, folder),
     )
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def _first_weights(config: LlamaConfig, compute: Compute, seed: int) -> Llama:
+    return Llama.init(config, compute, key=jr.key(seed))
 
 
 def _saver(

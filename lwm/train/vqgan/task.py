@@ -1,6 +1,7 @@
 """Training task of a VQGAN."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
+import optax
 from jax.sharding import Mesh, PartitionSpec as P
 
 from lwm.cache import LRUCache
@@ -34,6 +36,7 @@ from lwm.train.vqgan.perceptual import LPIPS, installed
 from lwm.train.vqgan.step import VQGANState, VQGANStep
 from lwm.train.vqgan.validate import HeldOutFrames, measure_frames
 from lwm.vqgan.checkpoint import locate_vqgan, read_vqgan, save_vqgan
+from lwm.vqgan.config import VQGANConfig
 from lwm.vqgan.model import VQGAN
 
 _FRAMES = P(None, AXES)
@@ -78,7 +81,7 @@ class VQGANTask:
         self.batches, self._trained = batches, trained
         self._config, self._model, self._mesh = config, model, mesh
         self._held_out, self._sheets = held_out, sheets
-        self._key = jr.key(seed)
+        self._seed, self._key = seed, jr.key(seed)
         self._optimizer = build_optimizer(config.optimizer, config.steps)
         self._rate = build_schedule(config.optimizer.schedule, config.steps)
         self._step = VQGANStep(self._optimizer, config)
@@ -94,19 +97,21 @@ class VQGANTask:
 
     def abstract(self) -> VQGANState:
         """Makes a state of any weights."""
-        return self._state(VQGAN.init(self._model.config, key=jr.key(0)))
+        return self._state(initialise(self._model.config, 0))
 
     def start(self) -> VQGANState:
         """Makes the first state, once: it consumes the weights."""
-        # Donated, or a second copy would stay to the end of the run.
-        return jax.jit(self._state, donate_argnums=0)(self._model)
+        return self._state(self._model)
 
     def _state(self, model: VQGAN) -> VQGANState:
-        channels, width = model.config.channels, self._config.discriminator_width
-        discriminator = Discriminator.init(channels, width, key=self._key)
         latents = self.batches.rows * self._config.accumulate * model.config.tokens_per_frame
-        chosen = latents / model.config.codes if self._trained else 0.0
-        return VQGANState.start(model, discriminator, self._optimizer, chosen)
+        return first_state(
+            model,
+            self._optimizer,
+            width=self._config.discriminator_width,
+            seed=self._seed,
+            chosen=latents / model.config.codes if self._trained else 0.0,
+        )
 
     def update(self, state: VQGANState, batches: list[Delivered]) -> tuple[VQGANState, dict]:
         """Returns the state after one more update, and its line of the log."""
@@ -216,13 +221,39 @@ def _sampling(data: FrameData, resolution: int) -> Sampling:
 def _first_weights(config: VQGANRun, mesh: Mesh) -> VQGAN:
     if config.init is None:
         with jax.set_mesh(mesh):
-            return jax.jit(lambda: VQGAN.init(config.model, key=jr.key(config.seed)))()
+            return initialise(config.model, config.seed)
     model = read_vqgan(config.init, mesh=mesh)
     shape = dataclasses.replace(config.model, dtype=model.config.dtype)
     if model.config != shape:
         raise UserError(f"{config.init} has another shape than --model: it is {model.config}")
     weights = jax.tree.map(lambda x: x.astype(jnp.float32), model)
     return dataclasses.replace(weights, config=config.model)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def initialise(config: VQGANConfig, seed: int) -> VQGAN:
+    """Returns first weights, under the mesh in use."""
+    return VQGAN.init(config, key=jr.key(seed))
+
+
+# The weights are donated, or a second copy would stay to the end of the run.
+@functools.partial(
+    jax.jit, static_argnames=("optimizer", "width", "seed", "chosen"), donate_argnames="model"
+)
+def first_state(
+    model: VQGAN, optimizer: optax.GradientTransformation, *, width: int, seed: int, chosen: float
+) -> VQGANState:
+    """Returns the first state of a model, which is consumed.
+
+    Args:
+        model: The weights, replicated.
+        optimizer: Optimizer of the model, and of the discriminator.
+        width: Channels of the discriminator's first layer.
+        seed: Seeds the discriminator.
+        chosen: How often each code counts as used; see `Usage.start`.
+    """
+    discriminator = Discriminator.init(model.config.channels, width, key=jr.key(seed))
+    return VQGANState.start(model, discriminator, optimizer, chosen)
 
 
 def open_held_out(

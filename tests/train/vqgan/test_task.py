@@ -30,14 +30,12 @@ from lwm.train.vqgan.config import (
     VQGANRun,
     VQGANTraining,
 )
-from lwm.train.vqgan.discriminator import Discriminator
 from lwm.train.vqgan.perceptual import LPIPS
-from lwm.train.vqgan.step import VQGANState, VQGANStep, oppose
-from lwm.train.vqgan.task import open_batches, open_held_out
+from lwm.train.vqgan.step import VQGANStep, oppose
+from lwm.train.vqgan.task import first_state, initialise, open_batches, open_held_out
 from lwm.train.vqgan.validate import HeldOutFrames, describe_scores
 from lwm.vqgan.checkpoint import read_vqgan
 from lwm.vqgan.config import VQGANConfig
-from lwm.vqgan.model import VQGAN
 
 Image = pytest.importorskip("PIL.Image", reason="Pillow is not installed")
 
@@ -79,33 +77,19 @@ def pictures(count, seed=0):
 
 @functools.cache
 def weights(config=SMALL):
-    """First weights of the model and of the discriminator, initialised once."""
-
-    @jax.jit
-    def make():
-        against = Discriminator.init(3, TRAINING.discriminator_width, key=jr.key(1))
-        return VQGAN.init(config, key=jr.key(0)), against
-
+    """First weights of the model, initialised once, by the program of runs."""
     with jax.set_mesh(make_mesh()):
-        return jax.device_get(make())
-
-
-@functools.cache
-def compiled():
-    """The step, and what makes its first state."""
-    optimizer = build_optimizer(TRAINING.optimizer, TRAINING.steps)
-
-    def start(model, against):
-        return VQGANState.start(model, against, optimizer)
-
-    return VQGANStep(optimizer, TRAINING), jax.jit(start)
+        return jax.device_get(initialise(config, 0))
 
 
 def begin(mesh, config=SMALL):
     """A step and a first state."""
-    step, start = compiled()
+    optimizer = build_optimizer(TRAINING.optimizer, TRAINING.steps)
     with jax.set_mesh(mesh):
-        return step, start(*jax.device_put(weights(config), on_mesh(mesh, P())))
+        model = jax.device_put(weights(config), on_mesh(mesh, P()))
+        width = TRAINING.discriminator_width
+        state = first_state(model, optimizer, width=width, seed=0, chosen=0.0)
+        return VQGANStep(optimizer, TRAINING), state
 
 
 def update(step, state, mesh, frames, number=0):
@@ -223,7 +207,7 @@ def test_the_same_all_at_once_and_in_parts():
 
 
 def test_a_discriminator_learns_to_tell_and_pixels_to_deceive():
-    against = jax.tree.map(jnp.asarray, weights()[1])
+    against = begin(make_mesh())[1].discriminator
     real = jnp.asarray(pictures(BATCH), jnp.float32) / 127.5 - 1
     false = real + 0.3 * jr.normal(jr.key(1), real.shape)
     step = jax.jit(oppose)
