@@ -14,11 +14,12 @@ from lwm.generate.output import AnswerReader, Frame, joined
 from lwm.generate.plan import GenerationPlan, VisionPlan
 from lwm.generate.requests import Inbox, Tagged
 from lwm.generate.sampling import sampler
-from lwm.generate.vision import unprompted
+from lwm.generate.vision import begun, unprompted
 from lwm.generate.work import Finished, FinishReason, Reading, Scores, Work, Written
 from lwm.progress import Progress
 from lwm.sampling_params import SamplingParams, VisionSampling
 from lwm.tokenizer.markers import OPENING
+from lwm.tokenizer.message import Vision
 from lwm.tokenizer.tokenizer import TextStream
 
 MOST = 4096
@@ -51,6 +52,7 @@ class Answer:
         is_turn: bool = False,
         sampling: VisionSampling | None = None,
         frames: int = 0,
+        first: Vision | None = None,
         lane: int | None = None,
         progress: Progress = lambda done, total: None,
         priority: int = 0,
@@ -73,6 +75,7 @@ class Answer:
             frames: The answer is the rest of an image or a video that the prompt has begun, of so
                 many frames, sampled with guidance if that is asked for; 0: it is text that may
                 hold images.
+            first: Frames that are given, and count among those; they follow the prompt.
             lane: Width of the lane; None: that of one row.
             progress: Called with the number of prompt tokens in the cache, as the answer is read.
             priority: Requests with a higher one come first.
@@ -91,6 +94,10 @@ class Answer:
                 the parameters name ids that the model has not.
         """
         _require_ids(model, params)
+        opening, given = [], 0
+        if first is not None:
+            opening, given = begun(model, first), len(first.codes)
+            ids = [*ids, *opening]
         most = room(model, len(ids), params)
         self.ids: list[int] = []
         """All ids written, those of the end of text or of a stop string included."""
@@ -119,9 +126,11 @@ class Answer:
                 TextStream(model.tokenizer, continues=continues),
                 stops,
                 None if sampling is None else model.grammar,
+                given=given,
             ),
             {*ends, *eos},
         )
+        limits = FrameLimits.exactly(frames, given=given) if frames else FrameLimits()
         plan = GenerationPlan(
             max_tokens=most,
             stop_ids=ends,
@@ -132,12 +141,12 @@ class Answer:
             min_tokens=params.min_tokens,
             top_logprobs=top_logprobs,
             seed=params.seed,
-            vision=None if sampling is None else _vision_plan(model, sampling, most, frames),
+            vision=None if sampling is None else _vision_plan(model, sampling, most, limits),
         )
         work = Work(plan=plan, read=self._reader, scores_from=scores_from)
         prompts = [ids]
         if frames and sampling is not None and sampling.is_guided:
-            prompts.append(unprompted(model))
+            prompts.append([*unprompted(model), *opening])
         self._request = work.request(
             *prompts,
             lane=model.lane(1) if lane is None else lane,
@@ -277,9 +286,8 @@ class _Reader:
 
 
 def _vision_plan(
-    model: LoadedModel, sampling: VisionSampling, room: int, frames: int
+    model: LoadedModel, sampling: VisionSampling, room: int, limits: FrameLimits
 ) -> VisionPlan:
-    limits = FrameLimits.exactly(frames) if frames else FrameLimits()
     image, video = sampling.image, sampling.video
     return VisionPlan(
         state=model.grammar.start([limits], room=room),

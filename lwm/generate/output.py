@@ -57,7 +57,12 @@ class AnswerReader:
     """Turns ids into text up to the first stop string, and frames; removes the vision marks."""
 
     def __init__(
-        self, stream: TextStream, stops: Sequence[str] = (), grammar: VisionGrammar | None = None
+        self,
+        stream: TextStream,
+        stops: Sequence[str] = (),
+        grammar: VisionGrammar | None = None,
+        *,
+        given: int = 0,
     ):
         """Starts before the first id.
 
@@ -65,10 +70,11 @@ class AnswerReader:
             stream: Decodes ids to text.
             stops: Stop strings; the answer ends before the first of them.
             grammar: The grammar of the ids; None: text only.
+            given: Frames before the first id.
         """
         self._unmarked = None if grammar is None else _Unmarked(stream)
         self._text = StoppingText(self._unmarked or stream, stops)
-        self._frames = None if grammar is None else FrameReader(grammar)
+        self._frames = None if grammar is None else FrameReader(grammar, given=given)
 
     @property
     def met(self) -> str | None:

@@ -82,7 +82,7 @@ class Runner:
 
     @property
     def load(self) -> Load:
-        """Its work of now; any thread may ask."""
+        """Pages in use, and the programs that have run so far; any thread may ask."""
         groups = self._scheduler.pages
         pages = sum(group.sp * (group.per_device - 1) for group in groups)
         used = sum(group.num_used for group in groups)

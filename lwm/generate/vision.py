@@ -14,7 +14,7 @@ from lwm.generate.sampling import sampler
 from lwm.generate.work import Work, Written
 from lwm.progress import Progress
 from lwm.sampling_params import VisionSampling
-from lwm.tokenizer.message import Vision
+from lwm.tokenizer.message import Message, Vision
 from lwm.tokenizer.template import render_chat
 
 
@@ -66,6 +66,12 @@ class DrawRequest:
     def given(self) -> int:
         """Frames that each one starts with."""
         return len(self.first[0].codes) if self.first else 0
+
+    def used(self, default: VisionSampling) -> VisionSampling:
+        """Returns the sampling of the frames to generate: guidance of others would cost rows."""
+        sampling = self.sampling.over(default)
+        image = sampling.video if self.given else sampling.image
+        return VisionSampling(image=image, video=image if self.frames == 1 else sampling.video)
 
 
 def generate_frames(
@@ -124,13 +130,13 @@ def _generate(
     model: LoadedModel, request: DrawRequest, progress: Progress
 ) -> Iterator[tuple[int, Frame]]:
     grammar, given = model.grammar, request.given
-    sampling = _used(request.sampling.over(model.sampling), request)
-    runs = [_prompt(model, prompt, request.kind) for prompt in request.prompts]
+    sampling = request.used(model.sampling)
+    runs = [opened(model, prompt, request.kind) for prompt in request.prompts]
     openings = [unprompted(model)] * len(runs)
     if request.first:
-        begun = [_begun(model, vision) for vision in request.first]
+        given_ids = [begun(model, vision) for vision in request.first]
         runs, openings = (
-            [[*run, *ids] for run, ids in zip(given_runs, begun, strict=True)]
+            [[*run, *ids] for run, ids in zip(given_runs, given_ids, strict=True)]
             for given_runs in (runs, openings)
         )
     together = 2 if sampling.is_guided else 1
@@ -189,18 +195,24 @@ def _require_room(model: LoadedModel, longest: int, frames: int, given: int) -> 
         )
 
 
-def _used(sampling: VisionSampling, request: DrawRequest) -> VisionSampling:
-    """Returns the sampling of frames to generate: guidance of others would cost rows."""
-    image = sampling.video if request.given else sampling.image
-    return VisionSampling(image=image, video=image if request.frames == 1 else sampling.video)
+def opened(
+    model: LoadedModel, prompt: str, kind: captions.VisionKind, *, seen: Sequence[Vision] = ()
+) -> list[int]:
+    """Returns the ids of a chat whose answer starts an image or video.
 
+    Args:
+        model: The model.
+        prompt: Describes the image or video; after `seen`, it is the question as it stands.
+        kind: An image or a video.
+        seen: Images and videos before the prompt.
 
-def _prompt(model: LoadedModel, prompt: str, kind: captions.VisionKind) -> list[int]:
-    """Returns the ids of a chat whose answer starts an image or video."""
+    Raises:
+        UserError: The prompt is empty.
+    """
     if not prompt.strip():
         raise UserError("the prompt is empty; describe the image or video")
-    turns = [captions.request(prompt, kind)]
-    ids = render_chat(turns, model.tokenizer, template=model.template, marks=model.marks)
+    question = Message("user", (*seen, prompt)) if seen else captions.request(prompt, kind)
+    ids = render_chat([question], model.tokenizer, template=model.template, marks=model.marks)
     return [*ids, *model.marks.opening]
 
 
@@ -210,8 +222,12 @@ def unprompted(model: LoadedModel) -> list[int]:
     return [*([] if bos is None else [bos]), *model.marks.opening]
 
 
-def _begun(model: LoadedModel, vision: Vision) -> list[int]:
-    """Returns the ids of frames, to be followed by more."""
+def begun(model: LoadedModel, vision: Vision) -> list[int]:
+    """Returns the ids of frames, to be followed by more.
+
+    Raises:
+        UserError: They are not those of the model.
+    """
     model.require_frames(vision)
     ids = model.marks.frames(vision.codes)
     ids[-1] = model.llama.config.tokens.end_of_frame
