@@ -12,6 +12,7 @@ from starlette.types import ASGIApp
 
 import lwm
 from lwm.errors import UserError
+from lwm.serve import images
 from lwm.serve.answers import JSON, as_api_error, documented
 from lwm.serve.config import ServeConfig
 from lwm.serve.errors import ApiError
@@ -45,6 +46,7 @@ def create_app(ready: Ready, config: ServeConfig, keys: Sequence[str] = ()) -> A
     )
     app.state.ready = ready
     app.include_router(router)
+    app.include_router(images.router)
     app.add_exception_handler(ApiError, _on_error)
     app.add_exception_handler(UserError, _on_error)
     app.add_exception_handler(RequestValidationError, _on_invalid)

@@ -63,14 +63,15 @@ def vision_sampling(
     model: LoadedModel, image: FrameOptions | None, video: FrameOptions | None
 ) -> VisionSampling:
     """Returns the sampling of images and videos within an answer, which has no guidance."""
-    given = VisionSampling(image=_frames(image), video=_frames(video))
+    given = VisionSampling(image=frame_sampling(image), video=frame_sampling(video))
     return given.over(VisionSampling(image=_UNGUIDED, video=_UNGUIDED)).over(model.sampling)
 
 
 _UNGUIDED = FrameSampling(guidance=1.0)
 
 
-def _frames(options: FrameOptions | None) -> FrameSampling:
+def frame_sampling(options: FrameOptions | None) -> FrameSampling:
+    """Returns the sampling of frames that a request asks for; a value that is None is not."""
     if options is None:
         return FrameSampling()
     temperature = options.temperature

@@ -34,6 +34,8 @@ class Ask:
     params: SamplingParams
     options: dict[str, Any] = dataclasses.field(default_factory=dict)
     """Other arguments of `lwm.generate.answer.Answer`."""
+    lane: int | None = None
+    """Width of the lane; None: that of the server."""
     size: int = 0
     """Tokens of prompt and answer at most."""
 
@@ -114,7 +116,7 @@ class Answers:
                         self._model,
                         ask.ids,
                         ask.params,
-                        lane=self._lane,
+                        lane=ask.lane or self._lane,
                         priority=caller.priority,
                         client=caller.client,
                         salt=caller.salt,
