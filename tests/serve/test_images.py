@@ -13,6 +13,7 @@ from PIL import Image
 
 from lwm.generate import vision
 from lwm.generate.answer import Answer
+from lwm.generate.output import Frame
 from lwm.generate.vision import DrawRequest, generate_visions
 from lwm.sampling_params import FrameSampling, SamplingParams, VisionSampling
 from lwm.serve.images import partly
@@ -203,6 +204,7 @@ def test_an_edit_comes_after_its_images_and_words(served, drawing):
     params = SamplingParams(max_tokens=65, seed=4)
     used = DrawRequest(prompts=(PROMPT,)).used(drawing.sampling)
     (frame,) = Answer(drawing, ids, params, sampling=used, frames=1, lane=4)
+    assert isinstance(frame, Frame)
     pixels = drawing.decode_frames(frame.codes[None])
     found = opened(answer["data"][0]["b64_json"])
     assert (found.format, answer["output_format"]) == ("WEBP", "webp")
@@ -269,12 +271,17 @@ def test_forms_that_cannot_be_are_refused(served):
     assert "cannot be read" in error(form(served, many))
 
 
+def files_of(answer):
+    return [each.b64_json for each in answer.data]
+
+
 def test_openais_client_draws(served, two):
     client = openai.OpenAI(base_url=served.url, api_key="none", max_retries=0)
     made = client.images.generate(
         model="tiny-vision", prompt=PROMPT, n=2, size="auto", extra_body={"seed": 5}
     )
-    assert [each.b64_json for each in made.data] == [each["b64_json"] for each in two["data"]]
+    assert files_of(made) == [each["b64_json"] for each in two["data"]]
+    assert made.usage is not None
     assert made.usage.output_tokens == 130
     stream = client.images.generate(
         prompt=PROMPT, stream=True, partial_images=1, extra_body={"seed": 5}
@@ -285,10 +292,11 @@ def test_openais_client_draws(served, two):
     gif = client.images.generate(
         prompt=PROMPT, output_format="gif", frame_count=2, frame_duration_ms=100
     )
-    clip = opened(gif.data[0].b64_json)
-    assert (clip.format, clip.n_frames, clip.info["duration"]) == ("GIF", 2, 100)
+    (clip,) = files_of(gif)
+    assert len(frames_of(clip)) == 2
+    assert (opened(clip).format, opened(clip).info["duration"]) == ("GIF", 100)
     edit = client.images.edit(image=[("a.png", png())], prompt=PROMPT, size="64x64")
-    assert opened(edit.data[0].b64_json).size == (64, 64)
+    assert opened(*files_of(edit)).size == (64, 64)
 
 
 def test_a_model_that_does_not_draw_says_so(start, served, monkeypatch):
