@@ -128,7 +128,10 @@ class Runner:
             raise
 
     def step(self) -> None:
-        """Takes one step: at most one chunk per group is read, and each lane writes a burst."""
+        """Takes one step: each lane writes a burst, and at most one chunk per group is read.
+
+        Bursts come first: an answer that has just started does not wait for a chunk of another.
+        """
         step = self._scheduler.plan()
         for request in step.ended:
             self._end(request, self._refusals.pop(request, None) or CancelledError())
@@ -138,9 +141,9 @@ class Runner:
             self._copy(copy)
         for request in step.started:
             self._seat(request)
-        self._read(step.reads)
         for width in step.lanes:
             self._write(width)
+        self._read(step.reads)
 
     def _grow(self, step: Step) -> None:
         """Enlarges the pool for the first in line, to an ample size if memory allows.
@@ -178,7 +181,7 @@ class Runner:
         self._scheduler.enlarge(size)
 
     def _read(self, reads: Sequence[Read]) -> None:
-        """Launches chunks; only one is in flight."""
+        """Launches chunks; see `Programs.read`."""
         for size in sorted({read.size for read in reads}):
             now = [read for read in reads if read.size == size]
             self._extend(now, size)

@@ -22,6 +22,7 @@ from lwm.generate.sampling import (
 )
 from lwm.model.pool import PAGE
 from lwm.sampling_params import BIASES, TOPS
+from lwm.generate.work import Finished, Reading
 from lwm.sharding import make_mesh
 
 POOL = 10_240
@@ -256,6 +257,33 @@ def test_an_engine_counts_what_it_does(start, ask, request_for):
     assert set(used) == {3}
     assert load.used == 0
     assert load.bursts == len(used)
+
+
+def test_a_short_prompt_waits_for_one_chunk_of_a_long_one_at_most(engine, ask, request_for):
+    chunks = []
+
+    def written(found):
+        chunks.append(engine.load.chunks)
+        return found, False
+
+    long, other = prompts(1900, 20, seed=8)
+    short = request_for(GenerationPlan(max_tokens=2), other, lane=4, read=written)
+
+    class Arrival:
+        """Submits the short request at the moment when a chunk of the long one has been read."""
+
+        def put(self, event):
+            if isinstance(event, Reading) and not chunks:
+                chunks.append(engine.load.chunks)
+                engine.submit(short)
+
+    reading = request_for(GenerationPlan(max_tokens=1), long, lane=4)
+    reading.events = Arrival()
+    engine.submit(reading)
+    while not isinstance(short.events.get(), Finished):
+        pass
+    arrived, first, *_ = chunks
+    assert first - arrived == 1  # its own chunk
 
 
 def test_taking_the_likeliest_of_one_is_greedy(engine, ask, request_for):
