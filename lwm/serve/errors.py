@@ -70,5 +70,11 @@ class ApiError(Exception):
 
 
 def not_supported(name: str, remedy: str) -> ApiError:
-    """Returns the error for a field or value that OpenAI has and this server has not."""
-    return ApiError(f"{name} is not supported; {remedy}", "not_supported_error", param=name)
+    """Returns the error for a field that OpenAI has and this server has not.
+
+    Args:
+        name: The field, and its value or other words after it.
+        remedy: Says what to do instead.
+    """
+    field = name.partition(" ")[0]
+    return ApiError(f"{name} is not supported; {remedy}", "not_supported_error", param=field)

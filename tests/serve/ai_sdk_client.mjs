@@ -1,6 +1,6 @@
 // Asks a server by the AI SDK, and prints as JSON what it answers.
 import { createOpenAICompatible } from "@ai-sdk/openai-compatible";
-import { generateText, streamText } from "ai";
+import { generateImage, generateText, streamText } from "ai";
 
 globalThis.AI_SDK_LOG_WARNINGS = false;
 const [url, asked] = [process.argv[2], JSON.parse(process.argv[3])];
@@ -32,6 +32,12 @@ let text = "";
 for await (const part of stream.textStream) {
   text += part;
 }
+const painted = await generateImage({
+  model: provider.imageModel(asked.model),
+  prompt: "a red circle",
+  maxRetries: 0,
+  providerOptions: { lwm: { seed: 4 } },
+});
 let status;
 try {
   await generateText({ ...same, model: provider("other") });
@@ -44,6 +50,7 @@ console.log(
     stream: text,
     tokens: [whole.usage.totalTokens, (await stream.usage).totalTokens],
     reason: whole.finishReason,
+    painted: painted.image.base64,
     refused: status,
   }),
 );

@@ -19,6 +19,16 @@ for await (const chunk of await client.chat.completions.create({ ...asked, strea
   text += chunk.choices[0]?.delta?.content ?? "";
 }
 const drawn = await client.chat.completions.create({ ...image, modalities: ["text", "image"] });
+const paint = { model: asked.model, prompt: "a red circle", seed: 4, n: 1 };
+const painted = await client.images.generate(paint);
+const events = [];
+for await (const event of await client.images.generate({
+  ...paint,
+  stream: true,
+  partial_images: 1,
+})) {
+  events.push(event);
+}
 const wrong = await refused({ ...asked, temperature: -1 });
 const missing = await refused({ ...asked, model: "other" });
 console.log(
@@ -28,6 +38,9 @@ console.log(
     tokens: whole.usage.total_tokens,
     stream: text,
     images: drawn.choices[0].message.images.map((each) => each.image_url.url),
+    painted: painted.data[0].b64_json,
+    events: events.map((event) => event.type),
+    last: events.at(-1).b64_json,
     refused: { status: wrong.status, param: wrong.param },
     missing: { status: missing.status, code: missing.code },
   }),

@@ -56,6 +56,13 @@ def plain(served):
     return text, image
 
 
+@pytest.fixture(scope="module")
+def painted(served):
+    """An image of `/v1/images/generations` in base64."""
+    asked = {"model": MODEL, "prompt": "a red circle", "seed": 4}
+    return served.post("/v1/images/generations", **asked).json()["data"][0]["b64_json"]
+
+
 @pytest.fixture
 def client(served):
     with openai.OpenAI(base_url=served.url, api_key="none", max_retries=0) as made:
@@ -196,6 +203,9 @@ asked["model"] = image["model"] = "openai/tiny-vision"
 whole = litellm.completion(**asked, **same)
 chunks = list(litellm.completion(**asked, **same, stream=True))
 drawn = litellm.completion(**image, modalities=["text", "image"], **same)
+painted = litellm.image_generation(
+    "a red circle", model="openai/tiny-vision", extra_body={"seed": 4}, api_base=url, api_key="none"
+)
 try:
     litellm.completion(**asked | {"model": "openai/other"}, **same)
 except litellm.NotFoundError as error:
@@ -206,13 +216,14 @@ print(json.dumps({
     "tokens": whole.usage.total_tokens,
     "stream": "".join(c.choices[0].delta.content or "" for c in chunks if c.choices),
     "images": [each["image_url"]["url"] for each in drawn.choices[0].message.images],
+    "painted": painted.data[0].b64_json,
     "refused": refused,
 }))
 """
 
 
 @pytest.mark.clients
-def test_litellm(served, plain):
+def test_litellm(served, plain, painted):
     pytest.importorskip("litellm", reason="LiteLLM is not installed")
     # Otherwise it fetches a list of prices.
     command = [sys.executable, "-c", LITELLM, served.url, json.dumps(ASK), json.dumps(ASK_IMAGE)]
@@ -221,6 +232,7 @@ def test_litellm(served, plain):
     assert found["whole"] == found["stream"] == text["content"]
     assert found["tokens"] == plain[0]["usage"]["total_tokens"]
     assert found["images"] == [each["image_url"]["url"] for each in image["images"]]
+    assert found["painted"] == painted
     assert "this server has 'tiny-vision'" in found["refused"]
 
 
@@ -249,24 +261,28 @@ def run_script(node, name, served):
 
 
 @pytest.mark.clients
-def test_openai_for_javascript(node, served, plain):
+def test_openai_for_javascript(node, served, plain, painted):
     found = run_script(node, "openai_client.mjs", served)
     text, image = (each["choices"][0]["message"] for each in plain)
     assert found["models"] == [MODEL]
     assert found["whole"] == found["stream"] == text["content"]
     assert found["tokens"] == plain[0]["usage"]["total_tokens"]
     assert found["images"] == [each["image_url"]["url"] for each in image["images"]]
+    assert found["painted"] == found["last"] == painted
+    kinds = ["image_generation.partial_image", "image_generation.completed"]
+    assert found["events"] == kinds
     assert found["refused"] == {"status": 400, "param": "temperature"}
     assert found["missing"] == {"status": 404, "code": "model_not_found"}
 
 
 @pytest.mark.clients
-def test_the_ai_sdk(node, served, plain):
+def test_the_ai_sdk(node, served, plain, painted):
     found = run_script(node, "ai_sdk_client.mjs", served)
     text = plain[0]["choices"][0]["message"]["content"]
     assert found["whole"] == found["stream"] == text
     assert found["tokens"] == [plain[0]["usage"]["total_tokens"]] * 2
     assert found["reason"] == plain[0]["choices"][0]["finish_reason"]
+    assert found["painted"] == painted
     assert found["refused"] == 404
 
 
@@ -329,13 +345,14 @@ VALID = {
     "/tokenize": {"prompt": "a red square"},
     "/detokenize": {"tokens": [5, 6, 7]},
     "/apply-template": {"messages": [{"role": "user", "content": "a red square"}]},
+    "/v1/images/generations": {"prompt": "a red circle", "size": None, "frame_count": None},
 }
 """Fields that make a request of a route valid, where its others are."""
 
 
 def shortened(body):
     """Lowers what a valid request costs."""
-    for name in ("max_tokens", "max_completion_tokens", "min_tokens", "n"):
+    for name in ("max_tokens", "max_completion_tokens", "min_tokens", "n", "frame_count"):
         if isinstance(body.get(name), int) and body[name] > 3:
             body[name] = 3
     if body.get("max_tokens") is None:
@@ -351,7 +368,7 @@ def test_requests_of_every_form_have_documented_answers(served):
 
     made = schemathesis.openapi.from_url(f"{served.root}/openapi.json")
     same = settings(
-        max_examples=40,
+        max_examples=25,
         derandomize=True,
         deadline=None,
         database=None,

@@ -240,7 +240,7 @@ def test_a_streamed_edit_has_its_own_names(served):
         ({"output_compression": 50}, 501, "output_compression", "leave it out"),
         ({"negative_prompt": "blue"}, 501, "negative_prompt", "say in the prompt"),
         ({"num_inference_steps": 4}, 501, "num_inference_steps", "leave it out"),
-        ({"output_format": "svg"}, 501, "output_format svg", "png, jpeg or webp"),
+        ({"output_format": "svg"}, 501, "output_format", "png, jpeg or webp"),
     ],
 )
 def test_requests_that_cannot_be_are_refused(served, fields, status, param, says):
