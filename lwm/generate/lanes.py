@@ -34,6 +34,46 @@ class Turns:
         self._last.pop(client, None)
 
 
+class WorkTurns:
+    """Turns by the work that each has had, by self-clocked fair queueing (Golestani 1994).
+
+    The next is the one whose next piece of work would end first if all worked at the same speed; of
+    several, one without a turn, then the one whose last turn is longest ago. One that arrives
+    starts level with the last turn: it waits for the piece of work in progress, and nobody waits
+    for more than as much work of each other one.
+    """
+
+    def __init__(self):
+        """Starts without anyone."""
+        self._now = 0
+        self._ends: dict[Hashable, int] = {}
+        self._last: dict[Hashable, int] = {}
+        self._clock = itertools.count()
+
+    @property
+    def is_empty(self) -> bool:
+        """True if nobody has work."""
+        return not self._ends
+
+    def arrive(self, one: Hashable) -> None:
+        """Notes one that has work from now on."""
+        self._ends[one] = max(self._now, self._ends.get(one, 0))
+
+    def place(self, one: Hashable, work: int) -> tuple[int, int]:
+        """Returns the place of one with a piece of work; the least is next."""
+        return self._ends[one] + work, self._last.get(one, -1)
+
+    def take(self, one: Hashable, work: int) -> None:
+        """Notes that one has its turn."""
+        self._now = self._ends[one] = self._ends[one] + work
+        self._last[one] = next(self._clock)
+
+    def forget(self, one: Hashable) -> None:
+        """Forgets one that has no more work."""
+        self._ends.pop(one, None)
+        self._last.pop(one, None)
+
+
 class Lane:
     """Slots of a batch, an equal share for each group of devices, and a line for them."""
 

@@ -3,7 +3,7 @@
 from collections.abc import Hashable, Iterator
 from typing import NamedTuple
 
-from lwm.generate.lanes import Lane, Turns
+from lwm.generate.lanes import Lane, Turns, WorkTurns
 from lwm.generate.pages import LONG, Names, Need, Pages, chunk_at
 from lwm.generate.requests import Request, Row
 from lwm.model.pool import PAGE
@@ -83,7 +83,8 @@ class Scheduler:
         self._lanes: dict[int, Lane] = {}
         self._running: dict[Request, bool] = {}  # with slots; True once it has started
         self._clients: dict[Hashable, int] = {}  # requests of each
-        self._admissions, self._reading = Turns(), Turns()
+        self._admissions = Turns()
+        self._clients_read, self._rows_read = WorkTurns(), WorkTurns()
 
     @property
     def is_idle(self) -> bool:
@@ -165,7 +166,7 @@ class Scheduler:
             group.pages.release(row.holding)
             group.rows.remove(row)
             slots[row.slot] = None
-            self._reading.forget(row)
+            self._rows_read.forget(row)
         self._leave(request)
 
     def enlarge(self, per_device: int) -> None:
@@ -213,7 +214,7 @@ class Scheduler:
         if not self._clients[client]:
             del self._clients[client]
             self._admissions.forget(client)
-            self._reading.forget(client)
+            self._clients_read.forget(client)
 
     def _admit(self) -> tuple[list[Row], list[Request], int]:
         """Admits the first in each line until one does not fit; returns those that lack pages."""
@@ -291,12 +292,12 @@ class Scheduler:
         for row, holding, slot in zip(request.rows, holdings, lane.free(index), strict=False):
             row.holding, row.group, row.slot = holding, index, slot
             row.length = row.num_shared = holding.num_shared
-            self._reading.take(row)
+            self._rows_read.arrive(row)
             lane.slots[slot] = row
             group.rows.append(row)
         self._running[request] = False
         self._admissions.take(request.client)
-        self._reading.last(request.client)  # comes after clients that read
+        self._clients_read.arrive(request.client)
         return request.rows
 
     def _bind(self) -> None:
@@ -343,14 +344,16 @@ class Scheduler:
         rows = [row for row in group.rows if not row.is_ready]
         if not rows:
             return
-        client = {row: row.request.client for row in rows}
-        turns = self._reading
-        row = min(
-            rows,
-            key=lambda row: (-row.request.priority, turns.last(client[row]), turns.last(row)),
-        )
-        turns.take(client[row])
-        turns.take(row)
+
+        def place(row: Row) -> tuple[tuple[int, int], ...]:
+            size, _ = chunk_at(row.length, row.num_to_read)
+            client = self._clients_read.place(row.request.client, size)
+            return (-row.request.priority, 0), client, self._rows_read.place(row, size)
+
+        row = min(rows, key=place)
+        size, _ = chunk_at(row.length, row.num_to_read)
+        self._clients_read.take(row.request.client, size)
+        self._rows_read.take(row, size)
         # A row that waits for another one's tail lends it its turn.
         reader = self._tail_of(group, row) or row
         size, count = chunk_at(reader.length, reader.num_to_read)

@@ -20,9 +20,9 @@ from lwm.generate.sampling import (
     TopK,
     TopP,
 )
+from lwm.generate.work import Finished, Reading
 from lwm.model.pool import PAGE
 from lwm.sampling_params import BIASES, TOPS
-from lwm.generate.work import Finished, Reading
 from lwm.sharding import make_mesh
 
 POOL = 10_240

@@ -343,14 +343,32 @@ def test_clients_take_turns_in_line_and_in_reading():
     assert order == [False, True] * 6
 
 
-def test_a_new_client_neither_overtakes_others_nor_waits_for_what_they_have_had():
+def test_a_new_client_has_the_next_turn_and_then_every_second():
     machine = Machine(250)
     machine.add(DOCUMENT[: 40 * LONG], lane=4, client="a")
     for _ in range(20):
         machine.step()
     new = machine.add(DOCUMENT[1 : 5 * LONG], lane=4, client="b")
     order = [request is new for request, *_ in reads([machine.step() for _ in range(10)])]
-    assert order == [False, True] * 5
+    assert order == [True, False] * 5
+
+
+def test_a_short_prompt_comes_before_the_next_chunk_of_a_long_one_and_many_do_not_stop_it():
+    machine = Machine(250)
+    long = machine.add(DOCUMENT[: 40 * LONG], lane=4)
+    for _ in range(7):
+        machine.step()
+    short = machine.add(DOCUMENT[1 : 4 * SHORT], lane=4)
+    order = [request is short for request, *_ in reads([machine.step() for _ in range(5)])]
+    assert order == [True] * 4 + [False]
+    # Of short ones without end, as much is read as of the long one.
+    sizes = {True: 0, False: 0}
+    for n in range(200):
+        machine.add((n, *DOCUMENT[2 : 2 * SHORT]), lane=4, max_tokens=1)
+        for request, _, size, *_ in reads([machine.step()]):
+            sizes[request is long] += size
+    assert 0.8 < sizes[True] / sizes[False] < 1.25
+    machine.run()
 
 
 def test_each_group_reads_a_chunk_per_step_and_prefixes_attract_requests():
@@ -484,6 +502,7 @@ def test_rows_keep_their_pages_whatever_happens(groups, sp):
             if (most := request.reuse) is not None:
                 assert all(row.num_shared <= most for row in request.rows)
     assert all(pages.num_used == 0 for pages in machine.scheduler.pages)
-    assert not machine.scheduler._reading._last
+    assert machine.scheduler._clients_read.is_empty
+    assert machine.scheduler._rows_read.is_empty
     assert not machine.scheduler._admissions._last
     assert sum(request.num_shared for request in requests) > 10_000
