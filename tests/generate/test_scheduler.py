@@ -364,7 +364,8 @@ def test_a_short_prompt_comes_before_the_next_chunk_of_a_long_one_and_many_do_no
     # Of short ones without end, one after another, as much is read as of the long one.
     sizes = {True: 0, False: 0}
     for n in range(200):
-        machine.add((n, *DOCUMENT[2:SHORT]), lane=4, max_tokens=1)
+        if n == 0 or short in machine.finished:
+            short = machine.add((n, *DOCUMENT[2:SHORT]), lane=4, max_tokens=1)
         for request, _, size, *_ in reads([machine.step()]):
             sizes[request is long] += size
     assert 0.8 < sizes[True] / sizes[False] < 1.25
