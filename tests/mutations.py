@@ -26,6 +26,8 @@ from typing import NamedTuple
 os.environ |= {"OPENBLAS_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
 sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
 
+# Both are imported once and for all, and not again in each process that is forked.
+import gguf  # noqa: E402, F401
 import small_files  # noqa: E402
 from damage import (  # noqa: E402
     damaged_bytes,
@@ -34,6 +36,7 @@ from damage import (  # noqa: E402
     damaged_template,
     damaged_values,
 )
+from PIL import Image  # noqa: E402
 from safetensors.numpy import save  # noqa: E402
 
 from lwm.convert.huggingface import read_config  # noqa: E402
@@ -381,6 +384,7 @@ def main() -> int:
     parser.add_argument("--kinds", nargs="*", default=list(KINDS), choices=list(KINDS))
     parser.add_argument("--only", help="one file, such as gguf:17, and what is said of it")
     given = parser.parse_args()
+    Image.init()
     warnings.simplefilter("ignore")  # users see what goes on, not warnings about it
     kinds, numbers = given.kinds, list(range(-3, given.count))
     if given.only:
