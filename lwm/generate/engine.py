@@ -150,16 +150,20 @@ class Engine:
         """Makes the pool so large, for each device, when it grows next, if memory allows."""
         self._runner.least = max(self._runner.least, -(-tokens // PAGE) + 1)
 
-    def warm_up(self, lanes: Sequence[int]) -> None:
+    def warm_up(self, lanes: Sequence[int], *, scores: bool = True) -> None:
         """Compiles all programs for lanes of these widths, so that no request waits for one.
 
         Allocates the pool with its fixed size, or with the one asked for with `reserve`. If it
         grows later, programs are compiled again as they are needed.
 
+        Args:
+            lanes: The widths.
+            scores: Prompts are scored, too.
+
         Raises:
             UserError: There is no memory for the pool.
         """
-        self.run(lambda: self._runner.warm_up(lanes))
+        self.run(lambda: self._runner.warm_up(lanes, scores=scores))
 
     @property
     def groups(self) -> int:

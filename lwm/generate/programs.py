@@ -49,14 +49,15 @@ class Programs:
         self.pool = None if self.pool is None else self.pool.enlarged(per_device)
         self._per_device = per_device
 
-    def warm_up(self, lanes: Iterable[int]) -> None:
-        """Compiles all programs for lanes of these widths; they write to page 0."""
+    def warm_up(self, lanes: Iterable[int], *, scores: bool = True) -> None:
+        """Compiles programs for lanes of these widths, and those of scores; they write to page 0."""
         width = table_width(self.model.config.max_context)
         for size in (LONG, SHORT):
             nothing = (np.zeros((self.groups, each), np.int32) for each in (size, width))
             self.read(*nothing, *np.zeros((2, self.groups), np.int32))
-            self.score(np.zeros((self.groups, size), np.int32))
-            self.rank(np.zeros((self.groups, size), np.int32))
+            if scores:
+                self.score(np.zeros((self.groups, size), np.int32))
+                self.rank(np.zeros((self.groups, size), np.int32))
         self.copy(*np.zeros((2, self.groups * self.sp), np.int32))
         for width in lanes:
             pool, self.pool = self._filled(), None

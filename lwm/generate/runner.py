@@ -114,15 +114,15 @@ class Runner:
             request.events.put(error)
         self._forget()
 
-    def warm_up(self, lanes: Iterable[int]) -> None:
-        """Compiles all programs for lanes of these widths, and allocates the pool; see `Engine`."""
+    def warm_up(self, lanes: Iterable[int], *, scores: bool) -> None:
+        """Compiles programs for lanes of these widths, and allocates the pool; see `Engine`."""
         size = self.least if self._most is None else self._most
         if is_larger := size > self.per_device:
             self._require_memory((size - 1) * PAGE, self.pool)
         try:
             if is_larger:
                 self._enlarge(size)
-            self.programs.warm_up(tuple(lanes))
+            self.programs.warm_up(tuple(lanes), scores=scores)
         except BaseException as error:
             self.fail(error)
             raise

@@ -25,7 +25,7 @@ from lwm.serve.schema import Body
 from lwm.text import printable
 from lwm.tokenizer.lwm_format import LWM_JINJA, LWM_TEMPLATE
 
-_LOG = logging.getLogger("lwm.serve")
+_LOG = logging.getLogger(__name__)
 _T = TypeVar("_T")
 _IGNORED = ("user", "metadata", "store", "service_tier", "parallel_tool_calls", "reasoning_effort")
 """Fields of OpenAI that change no answer of this server."""
@@ -63,7 +63,10 @@ class Service:
         self._media_threads = ThreadPoolExecutor(_MEDIA_THREADS, "lwm-media")
 
     def warm_up(self) -> None:
-        """Allocates the cache and compiles the programs of text, so that no request waits for it.
+        """Allocates the cache and compiles the programs of answers, so that none waits for it.
+
+        Those are two for chunks of prompts, one for copies of pages, one that seats a row, and the
+        decoding loop. Programs of scores and of images are compiled when they are first asked for.
 
         Raises:
             UserError: There is no memory for the cache.
@@ -72,7 +75,7 @@ class Service:
         if model.pool_tokens is None:
             sp = model.mesh.devices.shape[-1]
             model.engine.reserve(-(-_ample(model) // sp))
-        model.engine.warm_up([self.lane])
+        model.engine.warm_up([self.lane], scores=False)
 
     @property
     def facts(self) -> str:
