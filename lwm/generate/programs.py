@@ -49,7 +49,7 @@ class Programs:
         self.pool = None if self.pool is None else self.pool.enlarged(per_device)
         self._per_device = per_device
 
-    def warm_up(self, lanes: Iterable[int], *, scores: bool = True) -> None:
+    def warm_up(self, lanes: Iterable[int], scores: bool = True) -> None:
         """Compiles programs for lanes of these widths, and those of scores; they write to page 0."""
         width = table_width(self.model.config.max_context)
         for size in (LONG, SHORT):

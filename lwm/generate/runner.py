@@ -122,7 +122,7 @@ class Runner:
         try:
             if is_larger:
                 self._enlarge(size)
-            self.programs.warm_up(tuple(lanes), scores=scores)
+            self.programs.warm_up(tuple(lanes), scores)
         except BaseException as error:
             self.fail(error)
             raise
