@@ -100,7 +100,6 @@ async def respond(
             _with_errors(work),
             end=functools.partial(service.end, work.answers),
             ping_seconds=service.config.ping_seconds,
-            write_seconds=service.config.write_seconds,
         )
     return await while_there(request, _whole(service, starting))
 

@@ -65,7 +65,7 @@ class ServeConfig:
     read_seconds: float = 60.0
     """Seconds in which a request must have arrived."""
     write_seconds: float = 60.0
-    """Seconds for which a client may read nothing of a stream, before its answer ends."""
+    """Seconds for which a client may read nothing of an answer, before its connection ends."""
     ping_seconds: float = 15.0
     """Seconds without an event, after which a stream sends a comment, so that proxies keep it."""
     drain_seconds: float = 30.0

@@ -1,20 +1,17 @@
 """Runs the server on a thread: its socket, its limits on connections, and its end."""
 
-import asyncio
 import logging
 import socket
 import threading
 from collections.abc import Sequence
-from typing import Any
 
-import h11
 import uvicorn
-from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from lwm.errors import UserError
 from lwm.files import reading
 from lwm.serve.app import Ready, create_app
 from lwm.serve.config import ServeConfig
+from lwm.serve.connection import limited
 from lwm.serve.service import Service
 
 
@@ -34,7 +31,7 @@ class Server:
         self._uvicorn = uvicorn.Server(
             uvicorn.Config(
                 create_app(self._ready, config, _keys(config)),
-                http=_protocol(config.read_seconds),
+                http=limited(config),
                 ws="none",
                 lifespan="off",
                 log_level=logging.WARNING,
@@ -116,38 +113,3 @@ def _keys(config: ServeConfig) -> Sequence[str]:
     if not keys:
         raise UserError(f"{path} has no key; write one in each line")
     return (*config.api_key, *keys)
-
-
-def _protocol(seconds: float) -> type[asyncio.Protocol]:
-    """Returns the HTTP protocol with a limit on the time for the head of a request.
-
-    A client that opens a connection and sends nothing, or its head byte by byte, would hold it.
-    """
-
-    class Protocol(H11Protocol):
-        deadline: asyncio.TimerHandle | None = None
-
-        def connection_made(self, transport: Any) -> None:
-            super().connection_made(transport)
-            self._watch()
-
-        def data_received(self, data: bytes) -> None:
-            super().data_received(data)
-            self._watch()
-
-        def connection_lost(self, exc: Exception | None) -> None:
-            self._end_watch()
-            super().connection_lost(exc)
-
-        def _watch(self) -> None:
-            if self.conn.their_state is not h11.IDLE:
-                self._end_watch()
-            elif self.deadline is None:
-                self.deadline = self.loop.call_later(seconds, self.transport.close)
-
-        def _end_watch(self) -> None:
-            if self.deadline is not None:
-                self.deadline.cancel()
-                self.deadline = None
-
-    return Protocol

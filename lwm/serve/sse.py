@@ -1,4 +1,4 @@
-"""Server-sent events: a stream that proxies keep, and that ends when its client goes or stalls."""
+"""Server-sent events: a stream that proxies keep, and that ends when its client goes."""
 
 import asyncio
 import contextlib
@@ -29,7 +29,7 @@ class EventStream(Response):
     """Sends events as they come.
 
     Between events it sends comments, since proxies close silent connections. It ends, and closes
-    the generator of its events, when the client has gone or reads nothing for too long.
+    the generator of its events, when the client has gone.
     """
 
     media_type = "text/event-stream"
@@ -41,7 +41,6 @@ class EventStream(Response):
         *,
         end: Callable[[], None],
         ping_seconds: float,
-        write_seconds: float,
     ) -> None:
         """Takes the events.
 
@@ -49,10 +48,9 @@ class EventStream(Response):
             events: Encoded events.
             end: Called at the end, also if no event was asked for.
             ping_seconds: Time without an event, after which a comment is sent.
-            write_seconds: Time in which the client must take an event.
         """
         self._events, self._end = events, end
-        self._ping, self._write = ping_seconds, write_seconds
+        self._ping = ping_seconds
         super().__init__(headers={"cache-control": "no-cache", "x-accel-buffering": "no"})
         del self.headers["content-length"]
 
@@ -68,14 +66,13 @@ class EventStream(Response):
             results = await asyncio.gather(gone, sending, return_exceptions=True)
             await self._events.aclose()
             self._end()
-        if isinstance(results[1], Exception) and not isinstance(results[1], OSError | TimeoutError):
+        if isinstance(results[1], Exception) and not isinstance(results[1], OSError):
             raise results[1]
 
     async def _send(self, send: Send) -> None:
         async def write(body: bytes, *, more: bool = True) -> None:
             message = {"type": "http.response.body", "body": body, "more_body": more}
-            async with asyncio.timeout(self._write):
-                await send(message)
+            await send(message)
 
         await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
         following = None

@@ -244,3 +244,28 @@ def test_after_many_clients_nothing_is_left(start, count):
     if count > WARM:
         warm = used[WARM * rounds // count]
         assert used[-1] - warm <= max(0.05 * warm, 30e6), used
+
+
+@pytest.mark.parametrize(("stream", "tokens"), [(True, 1900), (False, 60)])
+def test_a_client_that_reads_nothing_loses_its_answer(start, stream, tokens):
+    running = start(write_seconds=0.3)
+    # Otherwise the system itself takes megabytes.
+    running.server._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+    body = LONG | {"max_tokens": tokens, "logprobs": 20, "n": 2, "stream": stream}
+    visitor = Visitor(running, (), 0)
+    with visitor._connected(buffer=4096) as sock:
+        sock.sendall(visitor._request(TEXT, json.dumps(body).encode()))
+        while not running.service.open:
+            time.sleep(0.01)
+        (answers,) = running.service.open
+        rest(running)
+        written = [len(answer.ids) for answer in answers.answers]
+        assert not stream or max(written) < tokens
+        state, deadline = running.server._uvicorn.server_state, time.monotonic() + 10
+        while time.monotonic() < deadline:
+            if sock.getsockname() not in {each.client for each in list(state.connections)}:
+                break
+            time.sleep(0.05)
+        else:
+            pytest.fail("the connection is kept")
+    visitor.client.close()
