@@ -24,7 +24,7 @@ CLIENTS = 6
 WARM = 2000
 """Requests after which memory may grow no more."""
 CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
-LONG = {"prompt": "a red square", "max_tokens": 80, "ignore_eos": True, "stream": True}
+LONG = {"prompt": "a red square", "max_tokens": 40, "ignore_eos": True, "stream": True}
 
 
 def picture(colour):
@@ -41,16 +41,16 @@ def about(url, **more):
         {"type": "image_url", "image_url": {"url": url}},
         {"type": "text", "text": "What is in the picture?"},
     ]
-    return {"messages": [{"role": "user", "content": content}], "max_tokens": 10, **more}
+    return {"messages": [{"role": "user", "content": content}], "max_tokens": 6, **more}
 
 
 GOOD = [
     *((CHAT, about(url, seed=seed)) for seed, url in enumerate(PICTURES)),
     (CHAT, about(PICTURES[0], seed=5, n=2, logprobs=True, top_logprobs=3)),
-    (TEXT, {"prompt": "a red square", "max_tokens": 9, "temperature": 0.7, "seed": 1}),
+    (TEXT, {"prompt": "a red square", "max_tokens": 6, "temperature": 0.7, "seed": 1}),
     (TEXT, {"prompt": ["a blue", "a circle"], "max_tokens": 5, "n": 2, "seed": 2, "logprobs": 2}),
     (TEXT, {"prompt": [7, 8, 9], "max_tokens": 0, "echo": True, "logprobs": 1}),
-    (TEXT, {"prompt": "the " * 300, "max_tokens": 4, "temperature": 0, "stop": ["e"]}),
+    (TEXT, {"prompt": "the " * 175, "max_tokens": 4, "temperature": 0, "stop": ["e"]}),
 ]
 BAD = [
     *(b"", b"{", b"[]", b"null", b"\xff\xfe", b'"text"', b"{}", b"[" * 5000, b'{"a":' * 5000),
@@ -89,12 +89,12 @@ class Visitor:
 
     def visit(self):
         kinds = {
-            self.whole: 7,
-            self.stream: 4,
+            self.whole: 4,
+            self.stream: 2,
             self.leave_stream: 3,
-            self.leave: 4,
-            self.bad_body: 4,
-            self.bad_bytes: 2,
+            self.leave: 5,
+            self.bad_body: 5,
+            self.bad_bytes: 3,
             self.slow_reader: 1,
             self.look_around: 2,
         }
