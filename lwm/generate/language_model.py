@@ -1,5 +1,6 @@
 """The public methods of a model: see, chat, draw and generate."""
 
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Unpack
@@ -93,7 +94,8 @@ class LanguageModel(LoadedModel):
         pixels: list[UInt8[np.ndarray, "R R 3"]] = []
 
         def frames() -> Iterator[UInt8[np.ndarray, "R R 3"]]:
-            for frame in stream:
+            # The rest of an animation would only be decoded for its duration.
+            for frame in itertools.islice(stream, total):
                 times.append(frame.time)
                 if total <= KEPT_FRAMES:
                     pixels.append(frame.pixels)

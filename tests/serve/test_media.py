@@ -487,6 +487,8 @@ def test_decoding_ends_with_its_time(reader, decoded, monkeypatch, video):
         assert (status, "was not read within 20 s" in message) == (400, True)
         assert len(decoded) < 20
         decoded.clear()
+    # Of an image no more than the first frame is decoded.
+    assert len(read(reader(media_seconds=20.0), address(moving)).codes) == 1
 
 
 def test_damaged_files_are_refused(reader):
