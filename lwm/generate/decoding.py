@@ -173,12 +173,14 @@ def choose_ids(
         own = jnp.where(legal[:, :split] | in_vision[:, None], text, -jnp.inf)
         return _choose(inputs.text, own, own, seen.ids, keys, guidance, edits)
 
-    def sample_code(sampling: RowSampling, scale: Array | np.ndarray | None):
+    def sample_code():
         allowed = legal[:, split:] | ~in_vision[:, None]
         own = jnp.where(allowed, vision, -jnp.inf)
         guided = own
-        if guidance is not None and scale is not None:
+        if guidance is not None:
+            scale = jnp.where(later, guidance.video, guidance.image)
             guided = jnp.where(allowed, guide(vision, guidance, scale), -jnp.inf)
+        sampling = _where(later, inputs.video, inputs.image)
         # Frames repeat codes (a sky does): the repetition penalty is for text only.
         unseen = jnp.zeros(vision.shape, bool)
         found = _choose(sampling, own, guided, unseen, keys, guidance)
@@ -188,13 +190,8 @@ def choose_ids(
         nothing = jnp.zeros(done.shape)
         return Chosen(jnp.zeros(done.shape, jnp.int32), nothing, Scale(nothing, nothing))
 
-    scales = (None, None) if guidance is None else (guidance.image, guidance.video)
     chosen = skip()
-    for rows, choice in (
-        (~in_vision, write),
-        (in_vision & ~later, functools.partial(sample_code, inputs.image, scales[0])),
-        (later, functools.partial(sample_code, inputs.video, scales[1])),
-    ):
+    for rows, choice in ((~in_vision, write), (in_vision, sample_code)):
         found = jax.lax.cond(jnp.any(rows & ~done), choice, skip)
         chosen = _where(rows, found, chosen)
     return chosen, tops(chosen)
