@@ -24,6 +24,9 @@ if version("jaxlib").startswith("0.10."):  # later versions end at a flag that t
     )
 os.environ["JAX_COMPILATION_CACHE_DIR"] = str(ROOT / ".cache" / "jax")
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.05"
+# Else each process, and each run, would compile all modules and rewrite all assertions again.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
 sys.path.insert(0, str(ROOT / "tests"))
 
 import jaxtyping  # noqa: E402

@@ -1,5 +1,7 @@
 """The grammar alone: whatever is drawn under it is a stream of text and whole frames."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,19 +16,24 @@ OPENING = ((1, 2, 3), (2, 2), (3, 1, 1, 2))
 GRAMMAR = VisionGrammar(tokens=TOKENS, opening=OPENING, tokens_per_frame=4)
 
 
+@functools.partial(jax.jit, static_argnames=("rows", "steps", "of"))
+def run(start, seed, *, rows, steps, of):
+    """Draws from a state of the rows on, one program for all calls alike."""
+
+    def step(state, key):
+        logits = 3 * jax.random.normal(key, (rows, TOKENS.size))
+        logits = jnp.where(of.legal(state), logits, -jnp.inf)
+        ids = jnp.argmax(logits, axis=-1).astype(jnp.int32)
+        done = of.is_done(state)
+        return of.advance(state, ids), (ids, done)
+
+    return jax.lax.scan(step, start, jax.random.split(jax.random.key(seed), steps))[1]
+
+
 def draw(rows, steps, *, grammar=GRAMMAR, room=None, seed=0):
     """Draws rows of ids from random logits under the grammar, and says when each row was done."""
 
-    def step(state, key):
-        logits = 3 * jax.random.normal(key, (len(rows), TOKENS.size))
-        logits = jnp.where(grammar.legal(state), logits, -jnp.inf)
-        ids = jnp.argmax(logits, axis=-1).astype(jnp.int32)
-        done = grammar.is_done(state)
-        return grammar.advance(state, ids), (ids, done)
-
-    keys = jax.random.split(jax.random.key(seed), steps)
-    start = grammar.start(rows, room=room)
-    _, (ids, done) = jax.jit(lambda state: jax.lax.scan(step, state, keys))(start)
+    ids, done = run(grammar.start(rows, room=room), seed, rows=len(rows), steps=steps, of=grammar)
     return [row[~over] for row, over in zip(np.array(ids).T, np.array(done).T, strict=True)]
 
 
