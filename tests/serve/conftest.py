@@ -1,12 +1,17 @@
-"""A server on loopback with a small model that reads and writes images."""
+"""A server on loopback with a small model that reads and writes images, and media for it."""
 
 from typing import Any
 
 import httpx
+import numpy as np
 import pytest
 
 from lwm.loading import load
-from lwm.serve.config import ServeConfig
+from lwm.media.limits import Resizer
+from lwm.media.write import write_video
+from lwm.serve.config import MediaConfig, ServeConfig
+from lwm.serve.fetch import fetch
+from lwm.serve.media import MediaReader
 from lwm.serve.run import Server
 from lwm.serve.service import Service
 
@@ -60,3 +65,36 @@ def start(drawing):
 def served(start) -> Running:
     """A server without a key."""
     return start()
+
+
+@pytest.fixture
+def reader(drawing):
+    """Makes a reader of a configuration."""
+
+    def make(fetch=fetch, **config):
+        return MediaReader(drawing, MediaConfig(**config), fetch=fetch)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def video(tmp_path_factory):
+    """An MP4 of 40 frames that get lighter, a tenth of a second each."""
+    levels = np.linspace(0, 255, 40).astype(np.uint8)
+    pixels = np.broadcast_to(levels[:, None, None, None], (40, 32, 32, 3))
+    path = tmp_path_factory.mktemp("video") / "video.mp4"
+    write_video(path, pixels, 10.0)
+    return path.read_bytes()
+
+
+@pytest.fixture
+def decoded(monkeypatch):
+    """The pictures that have been decoded."""
+    found, resize = [], Resizer.__call__
+
+    def noted(self, image, *args):
+        found.append(image.size)
+        return resize(self, image, *args)
+
+    monkeypatch.setattr(Resizer, "__call__", noted)
+    return found

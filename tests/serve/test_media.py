@@ -1,8 +1,7 @@
-"""Images, videos and texts of requests: where they may come from, and what they may cost."""
+"""Images, videos and texts of requests: where they may come from, and how often they are read."""
 
 import base64
 import binascii
-import io
 import os
 import threading
 import time
@@ -13,70 +12,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from bombs import Image, chunk, encode, gif, icon, lying, many_scans, png, pngs_as_video, webp
+from bombs import Image
 
 from lwm.generate.language_model import LanguageModel
-from lwm.media.limits import Resizer
-from lwm.media.write import write_video
 from lwm.serve.config import MediaConfig
-from lwm.serve.errors import ApiError
-from lwm.serve.fetch import FetchError, fetch
+from lwm.serve.fetch import FetchError
 from lwm.serve.media import MediaReader
 
-pytestmark = pytest.mark.filterwarnings("ignore:Image size:PIL.Image.DecompressionBombWarning")
-
-PARAM = "messages.0.content.1.image_url.url"
-
-
-@pytest.fixture
-def reader(drawing):
-    """Makes a reader of a configuration."""
-
-    def make(fetch=fetch, **config):
-        return MediaReader(drawing, MediaConfig(**config), fetch=fetch)
-
-    return make
-
-
-def read(reader, url, *, kind="image", max_frames=None, fps=None):
-    return reader.read(url, kind=kind, max_frames=max_frames, fps=fps, param=PARAM)
-
-
-def refused(call, *arguments, **options):
-    """Returns the status and the message of a refusal."""
-    with pytest.raises(ApiError) as caught:
-        call(*arguments, **options)
-    fields = caught.value.to_json()["error"]
-    assert fields["param"] == PARAM
-    assert "\n" not in fields["message"]
-    return caught.value.status, fields["message"]
-
-
-def saved(image, kind="PNG", **options):
-    image.save(buffer := io.BytesIO(), kind, **options)
-    return buffer.getvalue()
-
-
-def address(data, kind="image/png"):
-    return f"data:{kind};base64,{base64.b64encode(data).decode()}"
-
-
-def picture(colour="red", side=40):
-    return saved(Image.new("RGB", (side, side), colour))
-
-
-def clip(count=40):
-    """Returns an MP4 whose frames get lighter, a tenth of a second each."""
-    levels = np.linspace(0, 255, count).astype(np.uint8)
-    pixels = np.broadcast_to(levels[:, None, None, None], (count, 32, 32, 3))
-    return pixels, 10.0
-
-
-@pytest.fixture(scope="module")
-def video(tmp_path_factory):
-    path = tmp_path_factory.mktemp("video") / "video.mp4"
-    write_video(path, *clip())
-    return path.read_bytes()
+from .media_requests import PARAM, address, picture, read, refused, saved
 
 
 def test_an_image_is_the_same_from_every_place_and_is_encoded_once(drawing, reader, tmp_path):
@@ -138,22 +81,6 @@ def test_frames_of_a_video_are_chosen_and_cached_by_what_is_asked(drawing, reade
         assert (status, message) == (400, f"frames are {count}; ask for 1 to 12")
     for fps in (0.0, -1.0, float("nan"), float("inf")):
         assert refused(read, found, url, kind="video", fps=fps)[0] == 400
-
-
-def test_frames_that_exceed_the_context_are_refused_before_they_are_decoded(
-    drawing, reader, video, decoded
-):
-    found = reader()
-    with pytest.raises(ApiError) as caught:
-        read(found, address(video), kind="video", max_frames=40)
-    fields = caught.value.to_json()["error"]
-    assert fields["code"] == "context_length_exceeded"
-    assert fields["type"] == "exceed_context_size_error"
-    assert fields["n_prompt_tokens"] > fields["n_ctx"] == drawing.context
-    assert not decoded
-    # Where nothing is said, they leave room.
-    usual = read(found, address(video), kind="video")
-    assert 10 < len(usual.codes) < 20
 
 
 def test_the_content_decides_between_images_and_videos(drawing, reader, video):
@@ -401,104 +328,3 @@ def test_text_files_are_read(reader):
     ):
         assert refused(found.read_text, url, param=PARAM)[0] == 400, url
     assert refused(found.read_text, "data:," + "a" * 101, param=PARAM)[0] == 413
-
-
-# Bombs
-
-
-@pytest.fixture
-def decoded(monkeypatch):
-    """The pictures that have been decoded."""
-    found, resize = [], Resizer.__call__
-
-    def noted(self, image, *args):
-        found.append(image.size)
-        return resize(self, image, *args)
-
-    monkeypatch.setattr(Resizer, "__call__", noted)
-    return found
-
-
-def apng(side, frames, *, claimed=None):
-    """Returns a small APNG of large frames without a detail."""
-    first, *others = [Image.new("L", (side, side), number % 2) for number in range(frames)]
-    data = saved(first, "PNG", save_all=True, append_images=others, duration=100)
-    if claimed is None:
-        return data
-    start = data.index(b"acTL") - 4
-    return data[:start] + chunk(b"acTL", claimed.to_bytes(4, "big") * 2) + data[start + 20 :]
-
-
-def test_bombs_are_refused_before_they_are_decoded(reader, decoded, video):
-    still = saved(Image.new("L", (6000, 6000)), "PNG")
-    assert len(still) < 50_000
-    bombs = {
-        "a PNG of 36 megapixels": (still, "claims"),
-        "a PNG of 3600 megapixels": (png(60_000, 60_000), "claims"),
-        "a WebP of one colour": (saved(Image.new("L", (6000, 6000)), "WEBP"), "claims"),
-        "a large WebP": (webp(16_384, 16_384), "claims"),
-        "a large GIF": (gif(65_535, 65_535, 1), "claims"),
-        "a GIF of many frames": (gif(3000, 3000, 3000), "more decoding"),
-        "an APNG of large frames": (apng(4000, 2), "claims"),
-        "an APNG of endless frames": (apng(64, 2, claimed=2**31 - 1), "more decoding"),
-        "a JPEG of many scans": (many_scans(2000, 20_000), "more decoding"),
-        "an icon that is none": (icon(png(13_000, 13_000)), "claims"),
-        "an MP4 of endless sizes": (lying(video, b"stsz", 2**31 - 1), "not a readable"),
-        "a PNG without pixels": (png(5000, 5000), "cannot be read"),
-    }
-    found = reader()
-    for kind in ("image", "video"):
-        for name, (data, words) in bombs.items():
-            assert len(data) < 1 << 21, name
-            status, message = refused(read, found, address(data), kind=kind)
-            assert (status, words in message) == (400, True), (name, message)
-            assert not decoded, name
-    assert found.frames_encoded == 0
-
-
-def test_frames_that_are_larger_than_their_video_says_are_refused(reader, decoded):
-    inside = saved(Image.new("L", (6000, 6000)), "PNG")
-    found = reader()
-    status, _ = refused(read, found, address(pngs_as_video(inside)), kind="video")
-    assert status == 400
-    assert not decoded
-
-
-def test_padding_does_not_buy_decoding(reader, decoded):
-    """A file may ask for work in proportion to its bytes, but no more than its time allows."""
-    padded = gif(2000, 2000, 300) + bytes(1 << 20)
-    status, message = refused(read, reader(media_seconds=2.0), address(padded), kind="video")
-    assert (status, "more decoding" in message, decoded) == (400, True, [])
-    assert (
-        len(read(reader(), address(gif(2000, 2000, 3) + bytes(1 << 20)), kind="video").codes) == 3
-    )
-
-
-def test_decoding_ends_with_its_time(reader, decoded, monkeypatch, video):
-    frames = [Image.new("RGB", (40, 40), (level, 0, 0)) for level in range(60)]
-    moving = saved(frames[0], "GIF", save_all=True, append_images=frames[1:], duration=100)
-    clock = iter(range(1_000_000))
-    slow = types.SimpleNamespace(monotonic=lambda: float(next(clock)))
-    monkeypatch.setattr("lwm.media.limits.time", slow)
-    for data in (moving, video):
-        status, message = refused(
-            read, reader(media_seconds=20.0), address(data), kind="video", max_frames=30
-        )
-        assert (status, "was not read within 20 s" in message) == (400, True)
-        assert len(decoded) < 20
-        decoded.clear()
-    # Of an image no more than the first frame is decoded.
-    assert len(read(reader(media_seconds=20.0), address(moving)).codes) == 1
-
-
-def test_damaged_files_are_refused(reader):
-    whole = encode("mp4", "libx264")
-    for data in (
-        whole[: len(whole) // 2],
-        whole[:40],
-        bytes(1000),
-        picture()[:50],
-        b"\xff\xd8\xff",
-    ):
-        for kind in ("image", "video"):
-            assert refused(read, reader(), address(data), kind=kind)[0] == 400
