@@ -133,7 +133,7 @@ async def ask(client: httpx.AsyncClient, ids: Sequence[int], tokens: int) -> Ans
 async def load(url: str, config: Benchmark, clients: int, seed: int) -> dict[str, float]:
     """Lets clients send requests one after another; returns speeds and times."""
     each = max(2, config.requests // clients)
-    limits = httpx.Limits(max_connections=clients)
+    limits = httpx.Limits(max_connections=clients, max_keepalive_connections=0)
 
     async with httpx.AsyncClient(base_url=url, timeout=600, limits=limits) as client:
 
@@ -172,12 +172,12 @@ def measure_load(config: Benchmark, weights: Path) -> str:
         servers[f"lwm, float32, {slots} slots"] = ours(config.model, "--slots", str(slots))
     if config.llama_server is not None:
         room = (config.prompt + config.answer + 64) * config.peer_slots
-        for kind in ("f16", "q8_0"):
+        for kind in ("float16", "q8_0"):
             path = weights / f"{kind}.gguf"
             if not path.exists():
                 command = [*LWM, "convert", config.model, str(path)]
                 subprocess.run([*command, "--to", "gguf", "--dtype", kind], check=True)
-            servers[f"llama.cpp, {kind.upper()}, {config.peer_slots} slots"] = [
+            servers[f"llama.cpp, {kind}, {config.peer_slots} slots"] = [
                 *(str(config.llama_server), "-m", str(path), "--port", "8766"),
                 *("-c", str(room), "-np", str(config.peer_slots), "-t", str(os.cpu_count())),
             ]
@@ -237,17 +237,15 @@ def measure_reading(config: Benchmark) -> str:
         f"Start to ready, compile cache warm: {start:.1f} s.\n\n"
         f"First token of a request of 32 tokens: {statistics.median(alone):.3f} s on an idle "
         f"server, {statistics.median(beside):.3f} s while a prompt of 8,000 tokens is read "
-        f"(at most {max(beside):.3f} s). A chunk of 512 tokens takes {chunk:.3f} s in the middle "
-        "of such a prompt."
+        f"(at most {max(beside):.3f} s). The first chunk of 512 tokens takes {chunk:.3f} s, later "
+        "ones more."
     )
 
 
 async def seconds_of_chunk(url: str) -> float:
-    """Returns the time of a chunk of 512 tokens, half way through a prompt of 8,000."""
+    """Returns the time of the first chunk of a prompt, and of one step."""
     async with httpx.AsyncClient(base_url=url, timeout=600) as client:
-        begun = random_ids(4096 + 512, 5)
-        await ask(client, begun[: 4096 + 1], 1)
-        return (await ask(client, [*begun, 7], 1)).first
+        return (await ask(client, random_ids(513, 5), 1)).first
 
 
 def measure_gone(config: Benchmark) -> str:

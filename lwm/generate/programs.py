@@ -50,7 +50,7 @@ class Programs:
         self._per_device = per_device
 
     def warm_up(self, lanes: Iterable[int], scores: bool = True) -> None:
-        """Compiles programs for lanes of these widths, and those of scores; they write to page 0."""
+        """Compiles programs for lanes of these widths, and of scores; they write to page 0."""
         width = table_width(self.model.config.max_context)
         for size in (LONG, SHORT):
             nothing = (np.zeros((self.groups, each), np.int32) for each in (size, width))
