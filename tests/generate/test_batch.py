@@ -80,7 +80,7 @@ def test_answers_to_one_prompt_have_one_seed_after_the_other_and_read_it_once(wr
 
 
 def test_what_does_not_fit_is_an_error_of_its_own(writer):
-    asked = ["The sea", "word " * 200, "", CHAT[:2], [], CHAT]
+    asked = ["The sea", "word " * 200, "", CHAT[:2], [], CHAT, *[""] * 3]  # as wide as above
     reasons = [
         None,
         "the prompt has 1,000 tokens, but tiny has a context of 512: 488 fit",
@@ -88,6 +88,7 @@ def test_what_does_not_fit_is_an_error_of_its_own(writer):
         "the chat ends with an answer of the assistant",
         "the conversation is empty",
         None,
+        *["the prompt is empty"] * 3,
     ]
     found = {
         each.index: each

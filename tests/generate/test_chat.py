@@ -235,13 +235,14 @@ def test_prompts_together_are_completed_as_alone(model):
 def test_a_batch_is_generated_as_each_alone(model):
     progress = []
     found = model.generate_batch(
-        ["Once upon", "A tale"],
+        ["Once upon", "A tale", "x"],  # as many as above, which is one program
         max_tokens=8,
         stop=("never",),
         progress=lambda done, total: progress.append((done, total)),
     )
     assert [each.text for each in found] == [
-        model.generate(prompt, max_tokens=8, stop=("never",)) for prompt in ("Once upon", "A tale")
+        model.generate(prompt, max_tokens=8, stop=("never",))
+        for prompt in ("Once upon", "A tale", "x")
     ]
     assert progress
 
@@ -259,9 +260,10 @@ def test_old_keywords_work_and_warn(model):
 
 
 def test_rows_of_a_batch_stop_by_themselves(model):
-    whole = complete(model, ["Once upon", "A tale"], SamplingParams(max_tokens=40))
+    prompts = ["Once upon", "A tale", "x"]
+    whole = complete(model, prompts, SamplingParams(max_tokens=40))
     stop = whole[0].text[5:9]
-    cut = complete(model, ["Once upon", "A tale"], SamplingParams(max_tokens=40, stop=(stop,)))
+    cut = complete(model, prompts, SamplingParams(max_tokens=40, stop=(stop,)))
     assert cut[0].finish_reason == "stop"
     assert cut[0].text == whole[0].text[: whole[0].text.index(stop)]
     assert whole[0].ids[: len(cut[0].ids)] == cut[0].ids

@@ -46,10 +46,15 @@ class TwoRows:
         )
         ids = self.put(tokens, tokens_spec(tokens.shape[1]))
         states, self.pool = self.model.extend(ids, place, self.pool)
-        return np.asarray(self.model.logits(self.model.norm(states)))
+        return np.asarray(logits(self.model, states))
 
     def put(self, value, spec):
         return jax.device_put(np.asarray(value, np.int32), on_mesh(self.mesh, spec))
+
+
+@jax.jit
+def logits(model: Llama, states):
+    return model.logits(model.norm(states))
 
 
 def _nan(dtype):
@@ -69,8 +74,8 @@ def read_and_write(model, mesh, tokens, tables):
     yield (LONG, 0), (short[0, : LENGTHS[0] - LONG], long[1, :0])
     for step in range(WRITTEN):
         at = [length + step for length in LENGTHS]
-        logits = rows.extend(tokens[[0, 1], at][:, None], at)
-        yield at, (logits[0], logits[1])
+        both = rows.extend(tokens[[0, 1], at][:, None], at)
+        yield at, (both[0], both[1])
 
 
 def random_tokens():
