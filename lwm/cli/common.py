@@ -83,11 +83,11 @@ def open_model(name: str, options: LoadOptions) -> "LanguageModel":
 
     from lwm.console import waiting
     from lwm.convert.open import find_files
-    from lwm.hub import catalog
+    from lwm.folders import cache_folder
     from lwm.loading import load
 
     join(options.processes)
-    jax.config.update("jax_compilation_cache_dir", str(catalog.cache_folder() / "compiled"))
+    jax.config.update("jax_compilation_cache_dir", str(cache_folder() / "compiled"))
     find_files(name)  # a download has a bar of its own
     with waiting(f"loading {name}", "tensors") as progress:
         model = load(name, **options.arguments, progress=progress)

@@ -16,7 +16,7 @@ def run_harness(arguments: Sequence[str]) -> None:
     import jax
 
     from lwm.eval.harness import main
-    from lwm.hub import catalog
+    from lwm.folders import cache_folder
 
-    jax.config.update("jax_compilation_cache_dir", str(catalog.cache_folder() / "compiled"))
+    jax.config.update("jax_compilation_cache_dir", str(cache_folder() / "compiled"))
     main(arguments)

@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from lwm.hub.catalog import cache_folder
+from lwm.folders import cache_folder
 from lwm.hub.fetch import Archive, from_archives
 
 _PLAYS, _MILTON = "shksprdata/texts", "miltondata/texts"

@@ -14,7 +14,7 @@ from lwm.data.paths import Warn
 from lwm.data.shard_job import digest
 from lwm.errors import UserError
 from lwm.files import ASSETS, exclusive
-from lwm.hub.catalog import cache_folder
+from lwm.folders import cache_folder
 from lwm.progress import Progress
 from lwm.vqgan.checkpoint import SHIPPED, locate_vqgan
 from lwm.vqgan.tokenizer import VisionTokenizer

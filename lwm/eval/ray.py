@@ -18,8 +18,8 @@ from lwm.eval.question import Question, Response
 from lwm.eval.report.facts import devices
 from lwm.eval.subject import Subject
 from lwm.files import require_package
+from lwm.folders import cache_folder
 from lwm.generate.language_model import LanguageModel
-from lwm.hub import catalog
 from lwm.loading import load
 
 _RESTARTS = 3
@@ -145,7 +145,7 @@ class _Worker:
         if self._model is None:
             if os.path.isdir(self._folder):  # relative paths are as on the machine that asks
                 os.chdir(self._folder)
-            compiled = catalog.cache_folder() / "compiled"
+            compiled = cache_folder() / "compiled"
             jax.config.update("jax_compilation_cache_dir", str(compiled))
             self._model = load(self._name, **self._options)
         return self._model

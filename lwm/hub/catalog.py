@@ -11,6 +11,7 @@ from pathlib import Path
 
 from lwm.errors import UserError
 from lwm.files import ASSETS, parse_json
+from lwm.folders import cache_folder, user_cache
 from lwm.hub import fetch
 
 _LLAMA2 = "Llama 2 Community License"
@@ -116,17 +117,6 @@ def known(name: str) -> KnownModel | None:
     return None
 
 
-def cache_folder() -> Path:
-    """Returns the folder of fetched models: `$LWM_CACHE`, else `lwm` in the user's cache."""
-    if own := os.environ.get("LWM_CACHE"):
-        return Path(own).expanduser()
-    return _user_cache() / "lwm"
-
-
-def _user_cache() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache").expanduser()
-
-
 def locate(entry: KnownModel) -> Path | None:
     """Returns the local path of a known model if it is complete; uses no network."""
     if entry.is_shipped:
@@ -148,7 +138,7 @@ def _locate_repo(repo: str, files: tuple[str, ...] = ()) -> Path | None:
 
 def _snapshot(repo: str) -> Path | None:
     """Returns a repository's snapshot in the hub's cache, which may lack files."""
-    home = Path(os.environ.get("HF_HOME") or _user_cache() / "huggingface").expanduser()
+    home = Path(os.environ.get("HF_HOME") or user_cache() / "huggingface").expanduser()
     hub = Path(os.environ.get("HF_HUB_CACHE") or home / "hub").expanduser()
     folder = hub / f"models--{repo.replace('/', '--')}"
     try:

@@ -5,6 +5,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from lwm.model.quantize import QuantizedWeight
+from lwm.ops.cpu.few import multiply_few
 from lwm.ops.cpu.linear import contract
 
 
@@ -27,8 +28,17 @@ def linear(
         dtype: Type of the result; by default, that of `x`.
         out_sharding: Sharding of the result, if it does not follow from the inputs.
     """
+
+    def plain(x, weight, *scale):
+        if scale:
+            weight = QuantizedWeight(weight, *scale).astype(x.dtype)
+        return contract(
+            x, weight, transposed=transposed, dtype=dtype or x.dtype, out_sharding=out_sharding
+        )
+
     if isinstance(weight, QuantizedWeight):
-        weight = weight.astype(x.dtype)
-    dtype = dtype or x.dtype
-    y = contract(x, weight, transposed=transposed, dtype=dtype, out_sharding=out_sharding)
+        stored, scale = weight.values, weight.scale
+    else:
+        stored, scale = weight, None
+    y = multiply_few(plain, x, stored, scale, transposed=transposed, out_sharding=out_sharding)
     return y if bias is None else y + bias.astype(y.dtype)

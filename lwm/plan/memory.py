@@ -23,6 +23,8 @@ from lwm.model.llama import Llama
 from lwm.model.pool import PAGE
 from lwm.model.quantize import CONTRACTED
 from lwm.ops.blockwise import block_sizes
+from lwm.ops.cpu.build import is_expected
+from lwm.ops.cpu.few import MOST_ROWS
 from lwm.ops.paged import CHUNK_TOGETHER, TOGETHER, pages_at_once
 from lwm.sharding import AXES, BATCH
 
@@ -258,9 +260,12 @@ class _Work:
     def _kept(self) -> int:
         """Counts copies of weights that decoding uses.
 
-        XLA for CPU hoists them out of the loop: all weights, widened.
+        XLA for CPU hoists them out of the loop: all weights, widened, unless a kernel reads them
+        as they are stored.
         """
         config, weights = self.config, self.weights
+        if self._has_kernels:
+            return weights.stored * _parts(self.mesh, ("fsdp",)) if self._is_gathered else 0
         if not self.is_cpu:
             head = 2 * self._table if self._is_gathered or self.dtype == "int8" else 0
             return self._layer + head
@@ -272,6 +277,11 @@ class _Work:
         if self.dtype == "float32":
             return 0
         return weights.table * (_FLOAT32 + (_width(self.dtype) if config.tie_embeddings else 0))
+
+    @property
+    def _has_kernels(self) -> bool:
+        few = self.rows <= MOST_ROWS and self.dtype != "float32"
+        return self.is_cpu and few and is_expected()
 
     @property
     def _page(self) -> int:

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from lwm.errors import UserError
+from lwm.folders import cache_folder
 from lwm.hub import fetch
-from lwm.hub.catalog import MODELS, cache_folder, find_model, locate, resolve, resolve_tokenizer
+from lwm.hub.catalog import MODELS, find_model, locate, resolve, resolve_tokenizer
 
 SMOL = "smollm2-135m-instruct"
 

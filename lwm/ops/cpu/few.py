@@ -1,0 +1,129 @@
+"""Products of few rows with weights that stay as small as they are stored, on CPUs.
+
+XLA would write the whole weight in float32 first. These kernels widen it in registers, so that the
+time is that of reading it. Activations are float32, and a row's result does not depend on others.
+"""
+
+from collections.abc import Callable, Iterable
+from functools import partial
+from math import prod
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.sharding import PartitionSpec as P, get_abstract_mesh, reshard
+from jaxtyping import Array, Float, Int8
+
+from lwm.ops.cpu.build import target
+from lwm.sharding import SHARD, manual
+
+MOST_ROWS = 16
+"""With more rows, widening the weight once costs less than multiplying in these kernels."""
+_KINDS = {"bfloat16": "bfloat16", "int8": "int8"}
+
+
+def multiply_few(
+    plain: Callable[..., Float[Array, "B S *O"]],
+    x: Float[Array, "B S *C"],
+    weight: Float[Array, "..."] | Int8[Array, "..."],
+    scale: Float[Array, "..."] | None = None,
+    *,
+    transposed: bool = False,
+    out_sharding: P | None = None,
+) -> Float[Array, "B S *O"]:
+    """Returns `plain(x, weight, scale)`; on CPUs, for few rows, computed by a kernel.
+
+    Args:
+        plain: Multiplies in plain JAX.
+        x: Activations.
+        weight: Of shape `*C *O`, or `*O *C` if transposed.
+        scale: Factors of an int8 weight, which broadcast against it.
+        transposed: As in `lwm.model.linear.linear`.
+        out_sharding: Sharding of the result, if it does not follow from the inputs.
+    """
+    inputs = (x, weight) if scale is None else (x, weight, scale)
+    name = _target(x, weight, transposed)
+    if name is None:
+        return plain(*inputs)
+
+    def kernel(*inputs):
+        y = _sharded(name, transposed, *inputs)
+        dtype, spec = out.dtype, jax.typeof(y).sharding.spec
+        is_placed = out_sharding is None or get_abstract_mesh().empty or spec == out_sharding
+        return (y if is_placed else reshard(y, out_sharding)).astype(dtype)
+
+    out = jax.eval_shape(plain, *inputs)
+
+    @jax.custom_vjp
+    def multiply(*inputs):
+        return lax.platform_dependent(*inputs, cpu=kernel, default=plain)
+
+    def backward(saved, dy):
+        return jax.vjp(plain, *saved)[1](dy)
+
+    multiply.defvjp(lambda *inputs: (multiply(*inputs), inputs), backward)
+    return multiply(*inputs)
+
+
+def _target(x: Array, weight: Array, transposed: bool) -> str | None:
+    kind = _KINDS.get(str(weight.dtype))
+    # In the region of one device, as in training, weights are gathered and cast at each use.
+    if kind is None or get_abstract_mesh().manual_axes or (transposed and kind == "int8"):
+        return None
+    if _rows_of_a_device(x) > MOST_ROWS:
+        return None
+    return target(f"product_{'rows' if transposed else 'columns'}_{kind}")
+
+
+def _rows_of_a_device(x: Array) -> int:
+    mesh = get_abstract_mesh()
+    axes = () if mesh.empty else _axes(jax.typeof(x).sharding.spec[:2])
+    return x.shape[0] * x.shape[1] // prod(mesh.shape[axis] for axis in axes)
+
+
+def _axes(spec: Iterable[Any]) -> tuple[str, ...]:
+    parts = ((at,) if isinstance(at, str) else tuple(at or ()) for at in spec)
+    return tuple(axis for part in parts for axis in part)
+
+
+def _sharded(name: str, transposed: bool, x: Array, weight: Array, *scale: Array) -> Array:
+    """Calls the kernel on each device, with its part of the weight."""
+    summed = x.ndim - 2
+    call = partial(_call, name, transposed)
+    if get_abstract_mesh().empty:
+        return call((), x, weight, *scale)
+    spec = jax.typeof(x).sharding.spec
+    rows, inner = tuple(spec[:2]), tuple(spec[2:])
+    # Weights are gathered where rows are split over the same axes, as XLA would do.
+    taken = {*_axes(spec), *SHARD}
+    own = tuple(jax.typeof(weight).sharding.spec)
+    outer = own[: weight.ndim - summed] if transposed else own[summed:]
+    outer = tuple(None if taken.intersection(_axes((at,))) else at for at in outer)
+    parts = P(*outer, *inner) if transposed else P(*inner, *outer)
+    # A scale has size 1 where it is shared.
+    scales = [
+        P(*(at if size > 1 else None for at, size in zip(parts, each.shape, strict=True)))
+        for each in scale
+    ]
+    inputs = (x, reshard(weight, parts), *map(reshard, scale, scales))
+    mapped = manual(partial(call, _axes(inner)), (spec, parts, *scales), P(*rows, *outer))
+    return mapped(*inputs)
+
+
+def _call(
+    name: str, transposed: bool, axes: tuple[str, ...], x: Array, weight: Array, *scale: Array
+) -> Array:
+    """Multiplies one device's part; sums over the devices of `axes`."""
+    summed = x.ndim - 2
+    outer = weight.shape[: weight.ndim - summed] if transposed else weight.shape[summed:]
+    rows, width = prod(x.shape[:2]), prod(outer)
+    call = jax.ffi.ffi_call(name, jax.ShapeDtypeStruct((rows, width), jnp.float32))
+    flat = (width, -1) if transposed else (-1, width)
+    y = call(
+        x.reshape(rows, -1).astype(jnp.float32),
+        weight.reshape(flat),
+        *(each.astype(jnp.float32).reshape(-1, width) for each in scale),
+    )
+    y = y.reshape(*x.shape[:2], *outer)
+    return lax.psum(y, axes) if axes else y

@@ -1,0 +1,226 @@
+// Products of a few rows of activations with a weight that stays as small as it is stored.
+//
+// Each weight is read once, widened in registers and used for all rows. The sums of a row are
+// computed in an order that depends neither on the other rows nor on the threads.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <vector>
+
+#include "vector.h"
+
+namespace lwm {
+
+// Rows of stored weights that are in registers at a time.
+constexpr int kDeep = 8;
+
+// Two weights in four bits each: that of a row in the lower half and, in the upper one, that of
+// the row 16 further on, both plus 8.
+struct Nibbles {
+  uint8_t bits;
+};
+// Weights along the sum that are stored together in 16 rows of nibbles.
+constexpr int kNibbles = 32;
+
+// Weights per column that come with `kDeep` stored rows.
+template <class Weight>
+constexpr int kTerms = kDeep;
+template <>
+constexpr int kTerms<Nibbles> = 2 * kDeep;
+
+// Widens the weights of as many columns as a vector has lanes, for `kDeep` stored rows.
+template <class Weight>
+inline void widen(const Weight* rows[kDeep], int64_t column, Floats* out) {
+  for (int d = 0; d < kDeep; ++d) out[d] = wide_lanes(rows[d] + column);
+}
+template <>
+inline void widen(const Nibbles* rows[kDeep], int64_t column, Floats* out) {
+  for (int d = 0; d < kDeep; ++d) {
+    const auto* from = reinterpret_cast<const int8_t*>(rows[d] + column);
+    const Ints both = wide_bytes(from);
+    out[d] = to_floats((both & 15) - 8);
+    out[kDeep + d] = to_floats((both >> 4 & 15) - 8);
+  }
+}
+
+template <class Weight>
+inline void widen_one(const Weight* rows[kDeep], int64_t column, float* out) {
+  for (int d = 0; d < kDeep; ++d) out[d] = wide(rows[d][column]);
+}
+template <>
+inline void widen_one(const Nibbles* rows[kDeep], int64_t column, float* out) {
+  for (int d = 0; d < kDeep; ++d) {
+    out[d] = static_cast<float>((rows[d][column].bits & 15) - 8);
+    out[kDeep + d] = static_cast<float>((rows[d][column].bits >> 4) - 8);
+  }
+}
+
+// Sizes of a product `y[r, o] = sum_c x[r, c] * w[c, o]`.
+struct Sizes {
+  int64_t rows;
+  int64_t depth;  // of the sum
+  int64_t width;
+  int64_t group;  // weights along the sum that share a scale; a multiple of 8, or the depth
+};
+
+// Numbers at the start of a line of cache, at first 0.
+class Aligned {
+ public:
+  explicit Aligned(int64_t size) : room_(size + kLine) {
+    const auto at = reinterpret_cast<uintptr_t>(room_.data()) / sizeof(float);
+    start_ = room_.data() + (kLine - at % kLine) % kLine;
+  }
+  float* data() { return start_; }
+
+ private:
+  static constexpr int64_t kLine = 64 / sizeof(float);
+  std::vector<float> room_;
+  float* start_;
+};
+
+// Returns activations in the order in which `multiply_columns` reads them, [steps, rows, terms].
+// Rows as they are would lie at the same place of every page, where caches have little room.
+template <class Weight>
+Aligned packed(const float* x, const Sizes& sizes) {
+  constexpr int terms = kTerms<Weight>;
+  const int64_t steps = (sizes.depth + terms - 1) / terms;
+  Aligned out(steps * sizes.rows * terms);
+  for (int64_t r = 0; r < sizes.rows; ++r) {
+    for (int64_t c = 0; c < sizes.depth; ++c) {
+      int64_t step = c / terms, term = c % terms;
+      if (terms == 2 * kDeep) {
+        const int64_t place = c % kNibbles;
+        step = c / kNibbles * 2 + place % 16 / kDeep;
+        term = place / 16 * kDeep + place % kDeep;
+      }
+      out.data()[(step * sizes.rows + r) * terms + term] = x[r * sizes.depth + c];
+    }
+  }
+  return out;
+}
+
+// Computes the columns `begin <= o < end` of a product.
+//
+// `x` comes from `packed`; `scale` is [depth / group, width], or null for 1.
+template <class Weight, class Scale>
+void multiply_columns(const float* x, const Weight* w, const Scale* scale, float* y,
+                      const Sizes& sizes, int64_t begin, int64_t end) {
+  constexpr int terms = kTerms<Weight>;
+  const int64_t rows = sizes.rows, width = sizes.width;
+  const int64_t vectors_end = begin + (end - begin) / kLanes * kLanes;
+  // One line of cache more, so that sums of a column lie at different places of a page.
+  const int64_t stride = end - begin + 16;
+  Aligned room(rows * stride);
+  float* sums = room.data();
+  int64_t step = 0;
+  for (int64_t c = 0; c < sizes.depth; c += terms, ++step) {
+    const Weight* stored[kDeep];
+    for (int d = 0; d < kDeep; ++d) {
+      // Beyond the last row the activations are 0, so that any weight will do.
+      const int64_t row = step * kDeep + d;
+      stored[d] = w + std::min(row, (sizes.depth * kDeep - 1) / terms) * width;
+    }
+    const Scale* scales = scale == nullptr ? nullptr : scale + c / sizes.group * width;
+    const float* factors = x + step * rows * terms;
+    int64_t o = begin;
+    for (; o < vectors_end; o += kLanes) {
+      Floats wides[terms];
+      widen(stored, o, wides);
+      Floats unit = Floats{} + 1;
+      if (scales != nullptr) unit = wide_lanes(scales + o);
+      for (int64_t r = 0; r < rows; ++r) {
+        const float* own = factors + r * terms;
+        Floats sum = wides[0] * own[0];
+        for (int t = 1; t < terms; ++t) sum += wides[t] * own[t];
+        float* to = sums + r * stride + o - begin;
+        write(to, read<Floats>(to) + unit * sum);
+      }
+    }
+    for (; o < end; ++o) {
+      float wides[terms];
+      widen_one(stored, o, wides);
+      const float unit = scales == nullptr ? 1 : wide(scales[o]);
+      for (int64_t r = 0; r < rows; ++r) {
+        const float* own = factors + r * terms;
+        float sum = wides[0] * own[0];
+        for (int t = 1; t < terms; ++t) sum += wides[t] * own[t];
+        sums[r * stride + o - begin] += unit * sum;
+      }
+    }
+  }
+  for (int64_t r = 0; r < rows; ++r) {
+    std::copy_n(sums + r * stride, end - begin, y + r * width + begin);
+  }
+}
+
+// Rows of a weight that are multiplied together, and how many numbers of each at a time: so few,
+// that activations are read seldom, and so many, that sums are.
+constexpr int kBeside = 4;
+constexpr int kAlong = kDeep / kBeside;
+constexpr int64_t kRun = kAlong * kLanes;
+
+// Returns activations in the order in which `multiply_rows` reads them, [runs, rows, kRun].
+inline Aligned packed_runs(const float* x, const Sizes& sizes) {
+  const int64_t runs = (sizes.depth + kRun - 1) / kRun;
+  Aligned out(runs * sizes.rows * kRun);
+  for (int64_t r = 0; r < sizes.rows; ++r) {
+    for (int64_t c = 0; c < sizes.depth; c += kRun) {
+      float* to = out.data() + (c / kRun * sizes.rows + r) * kRun;
+      std::copy_n(x + r * sizes.depth + c, std::min(kRun, sizes.depth - c), to);
+    }
+  }
+  return out;
+}
+
+// Adds to `sums`, [rows, kBeside], the products of a run of `kBeside` rows of a weight.
+template <class Weight>
+inline void add_run(const float* x, const Weight* const w[kBeside], Floats* sums, int64_t rows) {
+  Floats wides[kBeside][kAlong];
+  for (int b = 0; b < kBeside; ++b) {
+    for (int a = 0; a < kAlong; ++a) wides[b][a] = wide_lanes(w[b] + a * kLanes);
+  }
+  for (int64_t r = 0; r < rows; ++r, x += kRun, sums += kBeside) {
+    for (int b = 0; b < kBeside; ++b) {
+      Floats sum = sums[b];
+      for (int a = 0; a < kAlong; ++a) sum += wides[b][a] * read<Floats>(x + a * kLanes);
+      sums[b] = sum;
+    }
+  }
+}
+
+// Computes `y[r, o] = sum_c x[r, c] * w[o, c]` for `begin <= o < end`; `x` is from `packed_runs`.
+template <class Weight>
+void multiply_rows(const float* x, const Weight* w, float* y, const Sizes& sizes, int64_t begin,
+                   int64_t end) {
+  const int64_t rows = sizes.rows, whole = sizes.depth / kRun * kRun;
+  std::vector<Floats> sums(rows * kBeside);
+  for (int64_t o = begin; o < end; o += kBeside) {
+    std::fill(sums.begin(), sums.end(), Floats{});
+    const Weight* at[kBeside];
+    // Past the end, the last row is multiplied again.
+    for (int b = 0; b < kBeside; ++b) at[b] = w + std::min(o + b, end - 1) * sizes.depth;
+    const float* factors = x;
+    for (int64_t c = 0; c < whole; c += kRun, factors += rows * kRun) {
+      add_run(factors, at, sums.data(), rows);
+      for (int b = 0; b < kBeside; ++b) at[b] += kRun;
+    }
+    if (whole < sizes.depth) {
+      Weight rest[kBeside][kRun] = {};
+      for (int b = 0; b < kBeside; ++b) {
+        std::copy_n(at[b], sizes.depth - whole, rest[b]);
+        at[b] = rest[b];
+      }
+      add_run(factors, at, sums.data(), rows);
+    }
+    for (int64_t r = 0; r < rows; ++r) {
+      for (int64_t b = 0; b < std::min<int64_t>(kBeside, end - o); ++b) {
+        float sum = 0;
+        for (int i = 0; i < kLanes; ++i) sum += sums[r * kBeside + b][i];
+        y[r * sizes.width + o + b] = sum;
+      }
+    }
+  }
+}
+
+}  // namespace lwm

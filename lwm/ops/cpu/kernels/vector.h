@@ -1,0 +1,100 @@
+// Vectors of floats, as wide as the processor has them, and what a weight is as floats.
+//
+// Arithmetic is that of the compiler's vectors, alike on all processors. Only x86 widens by its
+// own instructions: compilers would convert small numbers one by one.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+#if defined(__AVX2__)
+#include <immintrin.h>
+#endif
+
+namespace lwm {
+
+#if defined(__AVX512F__)
+constexpr int kLanes = 16;
+#elif defined(__AVX2__)
+constexpr int kLanes = 8;
+#else
+constexpr int kLanes = 4;
+#endif
+
+typedef float Floats __attribute__((vector_size(4 * kLanes)));
+typedef int32_t Ints __attribute__((vector_size(4 * kLanes)));
+
+template <class Vector>
+inline Vector read(const void* from) {
+  Vector out;
+  std::memcpy(&out, from, sizeof out);
+  return out;
+}
+
+inline void write(float* to, Floats x) { std::memcpy(to, &x, sizeof x); }
+
+// Types of 16 bits that compilers lack or treat differently.
+struct BFloat16 {
+  uint16_t bits;
+};
+struct Float16 {
+  uint16_t bits;
+};
+
+inline float wide(float x) { return x; }
+inline float wide(int8_t x) { return x; }
+inline float wide(BFloat16 x) {
+  const uint32_t bits = uint32_t{x.bits} << 16;
+  return read<float>(&bits);
+}
+inline float wide(Float16 x) {
+  // Shifted to the place of a float's bits, a number is smaller by 2^112: also a subnormal one.
+  const uint32_t bits = (uint32_t{x.bits} & 0x8000) << 16 | (uint32_t{x.bits} & 0x7fff) << 13;
+  return read<float>(&bits) * 0x1p112f;
+}
+
+inline Floats wide_lanes(const float* from) { return read<Floats>(from); }
+
+#if defined(__AVX512F__)
+
+inline Ints wide_bytes(const int8_t* from) {
+  return (Ints)_mm512_cvtepi8_epi32(read<__m128i>(from));
+}
+inline Ints wide_halves(const void* from) {
+  return (Ints)_mm512_cvtepu16_epi32(read<__m256i>(from));
+}
+inline Floats to_floats(Ints x) { return (Floats)_mm512_cvtepi32_ps((__m512i)x); }
+
+#elif defined(__AVX2__)
+
+inline Ints wide_bytes(const int8_t* from) {
+  return (Ints)_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(from)));
+}
+inline Ints wide_halves(const void* from) {
+  return (Ints)_mm256_cvtepu16_epi32(read<__m128i>(from));
+}
+inline Floats to_floats(Ints x) { return (Floats)_mm256_cvtepi32_ps((__m256i)x); }
+
+#else
+
+typedef int8_t Bytes __attribute__((vector_size(kLanes)));
+typedef uint16_t Halves __attribute__((vector_size(2 * kLanes)));
+
+inline Ints wide_bytes(const int8_t* from) {
+  return __builtin_convertvector(read<Bytes>(from), Ints);
+}
+inline Ints wide_halves(const void* from) {
+  return __builtin_convertvector(read<Halves>(from), Ints);
+}
+inline Floats to_floats(Ints x) { return __builtin_convertvector(x, Floats); }
+
+#endif
+
+inline Floats wide_lanes(const int8_t* from) { return to_floats(wide_bytes(from)); }
+inline Floats wide_lanes(const BFloat16* from) { return (Floats)(wide_halves(from) << 16); }
+inline Floats wide_lanes(const Float16* from) {
+  const Ints bits = wide_halves(from);
+  return (Floats)((bits & 0x8000) << 16 | (bits & 0x7fff) << 13) * 0x1p112f;
+}
+
+}  // namespace lwm
