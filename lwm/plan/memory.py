@@ -265,7 +265,12 @@ class _Work:
         """
         config, weights = self.config, self.weights
         if self._has_kernels:
-            return weights.stored * _parts(self.mesh, ("fsdp",)) if self._is_gathered else 0
+            if not self._is_gathered:
+                return 0
+            # XLA for CPU gathers bfloat16 in a form twice as wide.
+            forms = 2 if self.dtype == "bfloat16" else 1
+            gathered = forms * weights.stored * _parts(self.mesh, ("fsdp",))
+            return gathered + 2 * weights.table * _width(self.dtype)
         if not self.is_cpu:
             head = 2 * self._table if self._is_gathered or self.dtype == "int8" else 0
             return self._layer + head
