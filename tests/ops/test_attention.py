@@ -395,7 +395,7 @@ def test_the_original(fixtures, padded, packed):
         mask = where(file["segment_ids"] * packed)
         if padded:
             filled = np.where(file["padding_mask"] > 0, np.asarray(mask.k_segments), -1)
-            mask = mask._replace(k_segments=filled)
+            mask = mask._replace(k_segments=jnp.asarray(filled))
         names = ("out", "dq", "dk", "dv", "alive")
         *want, alive = (file[f"{case}.{x}"] for x in names)
     g = g * alive[:, :, None, None]
