@@ -9,7 +9,7 @@ from lwm.convert.weights import build_llama
 from lwm.devices import machine
 from lwm.errors import UserError
 from lwm.generate.language_model import LanguageModel
-from lwm.model.config import NO_OVERRIDES, Compute, ModelOverrides, Storage, compute_dtype
+from lwm.model.config import BITS, NO_OVERRIDES, Compute, ModelOverrides, Storage, compute_dtype
 from lwm.model.llama import check_mesh
 from lwm.plan.fit import require_fit
 from lwm.progress import Progress
@@ -40,8 +40,8 @@ def load(
         name_or_path: A known name, a Hugging Face folder, a GGUF file, LWM's parameters (their
             folder, their file, or `params::FILE`) or a hub's `org/name`.
         mesh: Devices per axis dp, fsdp, tp, sp; `1,1,4,1` is tensor parallelism over four.
-        dtype: Type of weights and activations; `int8` stores the matrices in eight bits and
-            computes in float32.
+        dtype: Type of weights and activations; `int8` and `int4` store the matrices in eight and
+            in four bits and compute in float32.
         template: `lwm` or Jinja source in place of the model's own chat template.
         vqgan: The VQGAN of images, if it is not beside the model.
         given: Values that the files lack or have wrong: RoPE theta, context, sizes of LWM's models.
@@ -77,7 +77,7 @@ def load(
         opened.table,
         mesh=devices,
         compute=Compute(dtype=compute_dtype(dtype)),
-        int8=dtype == "int8",
+        bits=BITS.get(dtype),
         ignore=lambda name: is_not_weight(name, config),
         progress=progress,
     )

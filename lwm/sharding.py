@@ -46,9 +46,13 @@ def without_sp(spec: P) -> P:
 
     Otherwise each decoded token would gather all weights.
     """
-    axes = ((axis,) if isinstance(axis, str) else tuple(axis or ()) for axis in spec)
-    kept = (tuple(name for name in each if name != "sp") for each in axes)
+    kept = (tuple(name for name in axes_of(at) if name != "sp") for at in spec)
     return P(*(each or None for each in kept))
+
+
+def axes_of(at: str | tuple[str, ...] | None) -> tuple[str, ...]:
+    """Returns the axes over which a dimension is split, as a spec names them."""
+    return (at,) if isinstance(at, str) else tuple(at or ())
 
 
 def parse_mesh(

@@ -24,9 +24,9 @@ from lwm.errors import UserError
 from lwm.formats.lazy import LazyArrays, require_same_tensors, shapes_of
 from lwm.model.config import Compute, LlamaConfig
 from lwm.model.llama import Llama, check_mesh
-from lwm.model.quantize import CONTRACTED, QuantizedWeight, quantize
+from lwm.model.quantize import CONTRACTED, Bits, QuantizedWeight, quantize_to
 from lwm.progress import Progress
-from lwm.sharding import dotted, make_mesh
+from lwm.sharding import axes_of, dotted, make_mesh
 
 _THREADS = 2
 """Threads that read ahead: with one, a fast disk waits while tensors are reordered."""
@@ -45,7 +45,7 @@ def build_llama(
     mesh: Mesh,
     compute: Compute = Compute(),
     stacked: bool = False,
-    int8: bool = False,
+    bits: Bits | None = None,
     ignore: Callable[[str], bool] = lambda name: False,
     progress: Progress = lambda done, total: None,
 ) -> Llama:
@@ -62,7 +62,8 @@ def build_llama(
         compute: How the model is computed.
         stacked: Whether to make a model for training, with stacked layers in float32, as
             `Llama.init` does; otherwise layers are apart, and weights of type `compute.dtype`.
-        int8: Whether to store the matrices of unstacked layers and the head in eight bits.
+        bits: Bits in which the matrices of unstacked layers and the head are stored; None: those of
+            `compute.dtype`.
         ignore: Returns whether a tensor of this name is known to be no weight.
         progress: Called with the number of tensors read and their total.
 
@@ -80,10 +81,10 @@ def build_llama(
     dtype = "float32" if stacked else compute.dtype
 
     def read(path: str) -> tuple[np.ndarray, ...]:
-        contracted = CONTRACTED.get(re.sub(r"^blocks\.\d+\.", "", path)) if int8 else None
-        if contracted is None:
+        contracted = CONTRACTED.get(re.sub(r"^blocks\.\d+\.", "", path))
+        if bits is None or contracted is None:
             return (weights.read(path, shapes[path], dtype),)
-        return quantize(weights.read(path, shapes[path]), contracted)
+        return quantize_to(bits, weights.read(path, shapes[path]), contracted)
 
     leaves = []
     with contextlib.closing(_ahead(read, shapes)) as ahead:
@@ -191,9 +192,14 @@ def _put(parts: tuple[np.ndarray, ...], mesh: Mesh, spec: P) -> jax.Array | Quan
     if len(parts) == 1:
         return _place(parts[0], mesh, spec)
     values, scale = parts
-    # Scales have size 1 along contracted dimensions, which are not sharded.
-    kept = P(*(None if size == 1 else name for size, name in zip(scale.shape, spec, strict=False)))
-    return QuantizedWeight(_place(values, mesh, spec), _place(scale, mesh, kept))
+    # Scales have size 1 where all of a sum shares one, and groups stay whole.
+    splits = (math.prod(mesh.shape[axis] for axis in each) for each in map(axes_of, spec))
+    fits = [
+        size > 1 and size % split == 0 for size, split in zip(scale.shape, splits, strict=False)
+    ]
+    kept = P(*(name if fit else None for name, fit in zip(spec, fits, strict=True)))
+    whole = spec if values.dtype == np.int8 else kept
+    return QuantizedWeight(_place(values, mesh, whole), _place(scale, mesh, kept))
 
 
 def _place(array: np.ndarray, mesh: Mesh, spec: P) -> jax.Array:

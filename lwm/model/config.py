@@ -11,8 +11,12 @@ from lwm.tokens import TokenSpace
 
 Dtype = Literal["float32", "bfloat16"]
 
-Storage = Literal["float32", "bfloat16", "int8"]
-"""Type of stored weights; with `int8`, matrices have eight bits and activations are float32."""
+Storage = Literal["float32", "bfloat16", "int8", "int4"]
+"""Type of stored weights; with `int8` and `int4`, matrices have so many bits and activations are
+float32."""
+
+BITS: dict[str, Literal[4, 8]] = {"int8": 8, "int4": 4}
+"""Bits of quantised matrices."""
 
 Remat = Literal["none", "dots", "attention", "offload", "full"]
 """Rematerialisation: activations of a layer that are saved for the backward pass beside its input.
@@ -23,7 +27,7 @@ layers' inputs; `full` saves nothing."""
 
 def compute_dtype(storage: Storage) -> Dtype:
     """Returns the type of activations with weights stored so."""
-    return "float32" if storage == "int8" else storage
+    return "float32" if storage == "int8" or storage == "int4" else storage
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -18,7 +18,7 @@ from jax.sharding import PartitionSpec as P, get_abstract_mesh, reshard
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from lwm.sharding import ACTS, AXES, BATCH, SHARD
+from lwm.sharding import ACTS, AXES, BATCH, SHARD, axes_of
 
 Weights = TypeVar("Weights")
 
@@ -142,18 +142,14 @@ def _with_idle_axes(weight: Array) -> P:
     A gradient is summed over the axes that are not in the spec, and to sum over one device copies.
     """
     mesh, spec = get_abstract_mesh().shape, jax.typeof(weight).sharding.spec
-    first, *others = (_names(at) for at in spec)
+    first, *others = (axes_of(at) for at in spec)
     used = {*first}.union(*others)
     idle = (axis for axis in AXES if mesh[axis] == 1 and axis not in used)
     return P((*first, *idle), *(names or None for names in others))
 
 
-def _names(at: str | tuple[str, ...] | None) -> tuple[str, ...]:
-    return (at,) if isinstance(at, str) else tuple(at or ())
-
-
 def _gather_weight(weight: Array, spec: P, *, dtype: DTypeLike) -> Array:
-    split = [_names(at) for at in spec]
+    split = [axes_of(at) for at in spec]
     # In one order in all processes, which must compile the same program.
     if copies := tuple(axis for axis in AXES if not any(axis in names for names in split)):
         weight = lax.pcast(weight, copies, to="varying")

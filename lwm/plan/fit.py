@@ -102,7 +102,7 @@ def require_fit(
         rows: Rows in the cache.
         lane: Rows that are decoded together; by default all.
         mesh: dp, fsdp, tp, sp.
-        dtype: Type of the weights, and, unless it is int8, of activations and cache.
+        dtype: Type of the weights, and, unless it is int8 or int4, of activations and cache.
         machine: The devices; if their memory is not known, everything fits.
         remedy: What to suggest in place of a shorter context, where that is none.
 
@@ -131,9 +131,9 @@ NO_WAY = "no mesh, type or context makes it fit; take devices with more memory"
 def options(plan: Plan, machine: Machine, *, most: int = 3, shorter: bool = True) -> list[Option]:
     """Returns the cheapest changes that make a plan fit, the cheapest first.
 
-    In order: another mesh of the devices here, which changes no answer; bfloat16; int8; the
+    In order: another mesh of the devices here, which changes no answer; bfloat16; int8; int4; the
     longest context that fits; the fewest devices that suffice. Changes are joined where none of
-    the first three is enough by itself.
+    the first four is enough by itself.
 
     Args:
         plan: The plan that does not fit.
@@ -141,7 +141,7 @@ def options(plan: Plan, machine: Machine, *, most: int = 3, shorter: bool = True
         most: Options at most.
         shorter: Whether a shorter context may be among them.
     """
-    types: tuple[Storage, ...] = "bfloat16", "int8"
+    types: tuple[Storage, ...] = "bfloat16", "int8", "int4"
     stored = [dataclasses.replace(plan, dtype=each) for each in types if each != plan.dtype]
     here, more = (_meshes(plan, machine, more=more) for more in (False, True))
     found = [_first_fit(each, machine) for each in (_on(here, plan), *([one] for one in stored))]

@@ -18,10 +18,10 @@ import jax.random as jr
 from jax.sharding import AbstractMesh, AxisType
 
 from lwm.errors import UserError
-from lwm.model.config import LlamaConfig, Storage, compute_dtype
+from lwm.model.config import BITS, LlamaConfig, Storage, compute_dtype
 from lwm.model.llama import Llama
 from lwm.model.pool import PAGE
-from lwm.model.quantize import CONTRACTED
+from lwm.model.quantize import CONTRACTED, GROUP, has_groups
 from lwm.ops.blockwise import block_sizes
 from lwm.ops.cpu.build import is_expected
 from lwm.ops.cpu.few import MOST_ROWS
@@ -36,7 +36,7 @@ CHUNK = 512
 SHORT = 64
 """Smallest chunk: `lwm.generate.pages.SHORT`; the devices of sp divide it."""
 
-_FLOAT32 = 4
+_FLOAT32, _FLOAT16 = 4, 2
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -72,7 +72,7 @@ def inference_need(
         rows: Rows in the cache, split over dp and fsdp. Their prompts are read one by one.
         lane: Rows that are decoded together; by default all.
         mesh: dp, fsdp, tp, sp.
-        dtype: Type of the weights, and, unless it is int8, of activations and cache.
+        dtype: Type of the weights, and, unless it is int8 or int4, of activations and cache.
         platform: JAX's name of the kind of device. XLA for CPU widens and gathers all weights
             before the decoding loop; for others it does so layer by layer.
 
@@ -132,7 +132,7 @@ class _Leaf(NamedTuple):
 
     @property
     def contracted(self) -> tuple[int, ...] | None:
-        """The dimensions that share a scale; None for weights that int8 leaves as they are."""
+        """The dimensions that share a scale; None for weights that are never quantised."""
         kind = self.path.removeprefix("blocks.")
         summed = CONTRACTED.get(kind)
         if summed is None or kind == self.path:
@@ -190,17 +190,25 @@ class _Weights:
 def _weights(config: LlamaConfig, mesh: MeshSizes, dtype: Storage) -> _Weights:
     require_divisible_weights(config, mesh)
     stored, gathered = 0, {}
-    width, int8 = _width(dtype), dtype == "int8"
     tp = mesh[AXES.index("tp")]
     for leaf in _leaves(config):
-        if int8 and leaf.contracted is not None:
-            scales = leaf.elements(mesh, without=leaf.contracted)
-            stored += leaf.elements(mesh) + scales * _FLOAT32
-        else:
-            stored += leaf.elements(mesh) * width
+        stored += _stored(leaf, mesh, dtype)
         gathered[leaf.path] = leaf.elements((1, 1, tp, 1))
     layers = sum(count for path, count in gathered.items() if path.startswith("blocks."))
     return _Weights(stored=stored, layer=layers // config.num_layers, table=gathered["embedding"])
+
+
+def _stored(leaf: _Leaf, mesh: MeshSizes, dtype: Storage) -> int:
+    """Returns the bytes of a weight on one device, its scales included."""
+    count = leaf.elements(mesh)
+    if dtype not in BITS or leaf.contracted is None:
+        return count * _width(dtype)
+    if dtype == "int4" and has_groups(leaf.shape, leaf.contracted):
+        axis = leaf.contracted[-1]
+        parts = _parts(mesh, leaf.axes[axis])
+        count *= parts if leaf.shape[axis] // GROUP % parts else 1
+        return count // 2 + count // GROUP * _FLOAT16
+    return count + leaf.elements(mesh, without=leaf.contracted) * _FLOAT32
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -272,12 +280,12 @@ class _Work:
             gathered = forms * weights.stored * _parts(self.mesh, ("fsdp",))
             return gathered + 2 * weights.table * _width(self.dtype)
         if not self.is_cpu:
-            head = 2 * self._table if self._is_gathered or self.dtype == "int8" else 0
+            head = 2 * self._table if self._is_gathered or self.dtype in BITS else 0
             return self._layer + head
         every = (config.num_layers * weights.layer + weights.table) * _FLOAT32
         if self._is_gathered:
             return every + 2 * weights.table * _FLOAT32 + self._layer // 3
-        if self.dtype == "int8":
+        if self.dtype in BITS:
             return every
         if self.dtype == "float32":
             return 0
@@ -297,7 +305,7 @@ class _Work:
     @property
     def _layer(self) -> int:
         """A gathered or dequantised layer, and half of the next one."""
-        if not self._is_gathered and self.dtype != "int8":
+        if not self._is_gathered and self.dtype not in BITS:
             return 0
         width = _FLOAT32 if self.is_cpu else _width(self.dtype)
         return 3 * self.weights.layer * width // 2

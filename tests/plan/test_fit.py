@@ -119,7 +119,7 @@ def test_a_million_tokens_ask_for_devices(large):
 
 def test_virtual_devices_bring_no_memory(large, monkeypatch):
     here = Machine(count=8, memory=22 * GB, platform="cpu", is_shared=True)
-    assert texts(large, here) == ["give --dtype bfloat16", "give --dtype int8"]
+    assert texts(large, here) == ["give --dtype bfloat16", "give --dtype int8", "give --dtype int4"]
     # Without kernels XLA for CPU widens all weights of few bits to write.
     monkeypatch.setenv("LWM_CPU_KERNELS", "0")
     assert texts(large, here) == ["give --dtype bfloat16"]

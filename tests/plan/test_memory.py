@@ -18,7 +18,7 @@ from lwm.errors import UserError
 from lwm.generate.decoding import BURST, burst
 from lwm.generate.pages import LONG, SHORT
 from lwm.generate.slots import Slots
-from lwm.model.config import Compute, Storage, compute_dtype, preset
+from lwm.model.config import BITS, Compute, Storage, compute_dtype, preset
 from lwm.model.llama import _extend_block, embed
 from lwm.model.pool import PAGE, PagePool, Place, table_width
 from lwm.plan import memory
@@ -53,8 +53,10 @@ def build(config, mesh, dtype):
         for layer in range(config.num_layers)
         if not layout.name.endswith(tuple(lacks))
     }
-    compute, int8 = Compute(dtype=compute_dtype(dtype)), dtype == "int8"
-    return build_llama(config, tensors, HUGGING_FACE, mesh=mesh, compute=compute, int8=int8)
+    compute = Compute(dtype=compute_dtype(dtype))
+    return build_llama(
+        config, tensors, HUGGING_FACE, mesh=mesh, compute=compute, bits=BITS.get(dtype)
+    )
 
 
 def bytes_of_a_device(tree):
@@ -71,7 +73,7 @@ def bytes_of_a_device(tree):
 @pytest.mark.parametrize("text", MESHES)
 def test_weights_are_exact(tiny, variant, text):
     config, mesh = tiny(**VARIANTS[variant]), make_mesh(text)
-    for dtype in (STORED.get(variant, "float32"), "int8"):
+    for dtype in (STORED.get(variant, "float32"), "int8", "int4"):
         need = inference_need(config, context=700, mesh=sizes(mesh), dtype=dtype)
         assert need.weights == bytes_of_a_device(build(config, mesh, dtype))
 
@@ -131,6 +133,7 @@ CASES = [
     ("1,2,2,1", "bfloat16", dict(num_layers=3)),
     ("1,1,1,1", "int8", dict(num_layers=4)),
     ("1,2,2,1", "int8", dict(num_layers=4)),
+    ("1,1,1,1", "int4", dict(num_layers=4)),
     ("1,1,2,4", "bfloat16", {}),
 ]
 

@@ -27,6 +27,7 @@ TARGETS = (
     "product_columns_float32",
     "product_columns_bfloat16",
     "product_columns_int8",
+    "product_columns_int4",
     "product_rows_float32",
     "product_rows_bfloat16",
 )

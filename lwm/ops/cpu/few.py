@@ -13,20 +13,21 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.sharding import PartitionSpec as P, get_abstract_mesh, reshard
-from jaxtyping import Array, Float, Int8
+from jaxtyping import Array, Float, Int8, UInt8
 
 from lwm.ops.cpu.build import target
-from lwm.sharding import SHARD, manual
+from lwm.sharding import SHARD, axes_of, manual
 
 MOST_ROWS = 16
 """With more rows, widening the weight once costs less than multiplying in these kernels."""
-_KINDS = {"bfloat16": "bfloat16", "int8": "int8"}
+_KINDS = {"bfloat16": "bfloat16", "int8": "int8", "uint8": "int4"}
+"""Kernels for types of stored numbers; a byte without a sign holds two."""
 
 
 def multiply_few(
     plain: Callable[..., Float[Array, "B S *O"]],
     x: Float[Array, "B S *C"],
-    weight: Float[Array, "..."] | Int8[Array, "..."],
+    weight: Float[Array, "..."] | Int8[Array, "..."] | UInt8[Array, "..."],
     scale: Float[Array, "..."] | None = None,
     *,
     transposed: bool = False,
@@ -38,7 +39,7 @@ def multiply_few(
         plain: Multiplies in plain JAX.
         x: Activations.
         weight: Of shape `*C *O`, or `*O *C` if transposed.
-        scale: Factors of an int8 weight, which broadcast against it.
+        scale: Factors of a quantised weight, as in `lwm.model.quantize.QuantizedWeight`.
         transposed: As in `lwm.model.linear.linear`.
         out_sharding: Sharding of the result, if it does not follow from the inputs.
     """
@@ -69,7 +70,7 @@ def multiply_few(
 def _target(x: Array, weight: Array, transposed: bool) -> str | None:
     kind = _KINDS.get(str(weight.dtype))
     # In the region of one device, as in training, weights are gathered and cast at each use.
-    if kind is None or get_abstract_mesh().manual_axes or (transposed and kind == "int8"):
+    if kind is None or get_abstract_mesh().manual_axes or (transposed and kind != "bfloat16"):
         return None
     if _rows_of_a_device(x) > MOST_ROWS:
         return None
@@ -83,8 +84,7 @@ def _rows_of_a_device(x: Array) -> int:
 
 
 def _axes(spec: Iterable[Any]) -> tuple[str, ...]:
-    parts = ((at,) if isinstance(at, str) else tuple(at or ()) for at in spec)
-    return tuple(axis for part in parts for axis in part)
+    return tuple(axis for at in spec for axis in axes_of(at))
 
 
 def _sharded(name: str, transposed: bool, x: Array, weight: Array, *scale: Array) -> Array:
@@ -123,7 +123,7 @@ def _call(
     y = call(
         x.reshape(rows, -1).astype(jnp.float32),
         weight.reshape(flat),
-        *(each.astype(jnp.float32).reshape(-1, width) for each in scale),
+        *(each.reshape(-1, width) for each in scale),
     )
     y = y.reshape(*x.shape[:2], *outer)
     return lax.psum(y, axes) if axes else y

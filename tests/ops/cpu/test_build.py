@@ -47,7 +47,7 @@ def compiled(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_compiled_kernels_are_used_again_and_folders_of_others_are_not(compiled):
+def test_compiled_kernels_are_used_again(compiled):
     folder = compiled / "kernels"
     files = {file: file.stat().st_mtime_ns for file in folder.iterdir()}
     found = end(start(LWM_CACHE=str(compiled)))
@@ -62,6 +62,7 @@ def test_without_a_compiler_one_line_says_how_to_get_one(compiled):
     assert "apt install g++" in lines[0]
 
 
+@pytest.mark.slow
 def test_kernels_can_be_switched_off(compiled):
     assert end(start(LWM_CPU_KERNELS="0", LWM_CACHE=str(compiled))) == ("plain", [])
 

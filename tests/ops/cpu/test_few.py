@@ -4,18 +4,19 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
+from lwm.model.config import BITS
 from lwm.model.linear import linear
-from lwm.model.quantize import QuantizedWeight, quantize
+from lwm.model.quantize import QuantizedWeight, quantize_to
 from lwm.ops.cpu.few import MOST_ROWS
 from lwm.sharding import make_mesh, put
 
-SHAPES = ((37, 83), (192, 64), (1, 5), (24, 1))
+SHAPES = ((37, 83), (192, 64), (32, 21), (1, 5), (24, 1))
 """Terms of a sum and columns: no whole vectors, only such, and the smallest."""
 
 
 def stored(weight: np.ndarray, kind: str):
-    if kind == "int8":
-        return QuantizedWeight(*map(jnp.asarray, quantize(weight, (0,))))
+    if kind in BITS:
+        return QuantizedWeight(*map(jnp.asarray, quantize_to(BITS[kind], weight, (0,))))
     return jnp.asarray(weight.T if kind.endswith("transposed") else weight, jnp.bfloat16)
 
 
@@ -23,7 +24,7 @@ def uses_kernel(multiply, *inputs) -> bool:
     return "lwm_product" in jax.jit(multiply).lower(*inputs).as_text()
 
 
-@pytest.mark.parametrize("kind", ["int8", "bfloat16", "bfloat16 transposed"])
+@pytest.mark.parametrize("kind", ["int8", "int4", "bfloat16", "bfloat16 transposed"])
 @pytest.mark.parametrize("shape", SHAPES)
 def test_products_equal_plain_jax_and_do_not_depend_on_company(kind, shape):
     rng, transposed = np.random.default_rng(0), kind.endswith("transposed")
@@ -62,7 +63,7 @@ def test_heads_and_their_sum_may_be_split_over_devices(mesh_text):
     x = rng.normal(size=(4, 1, 32)).astype(np.float32)
 
     def place(weight, contracted, spec):
-        values, scale = quantize(weight, contracted)
+        values, scale = quantize_to(8, weight, contracted)
         return QuantizedWeight(put(values, mesh, spec), put(scale, mesh, P(None, *spec[1:])))
 
     with jax.set_mesh(mesh):

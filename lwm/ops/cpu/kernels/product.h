@@ -39,8 +39,14 @@ inline void widen(const Nibbles* rows[kDeep], int64_t column, Floats* out) {
   for (int d = 0; d < kDeep; ++d) {
     const auto* from = reinterpret_cast<const int8_t*>(rows[d] + column);
     const Ints both = wide_bytes(from);
+#if defined(__AVX512F__)
+    const Floats levels = {-8, -7, -6, -5, -4, -3, -2, -1, 0, 1, 2, 3, 4, 5, 6, 7};
+    out[d] = look_up(levels, both);
+    out[kDeep + d] = look_up(levels, both >> 4);
+#else
     out[d] = to_floats((both & 15) - 8);
     out[kDeep + d] = to_floats((both >> 4 & 15) - 8);
+#endif
   }
 }
 

@@ -95,6 +95,13 @@ ffi::Error columns_int8(ffi::ThreadPool pool, Activations x, ffi::Buffer<ffi::S8
                  scale.element_count(), y);
 }
 
+ffi::Error columns_int4(ffi::ThreadPool pool, Activations x, ffi::Buffer<ffi::U8> w,
+                        ffi::Buffer<ffi::F16> scale, Results y) {
+  const auto* weights = reinterpret_cast<const Nibbles*>(w.typed_data());
+  const auto* scales = reinterpret_cast<const Float16*>(scale.typed_data());
+  return columns(pool, x, weights, w.element_count(), scales, scale.element_count(), y);
+}
+
 ffi::Error rows_float32(ffi::ThreadPool pool, Activations x, ffi::Buffer<ffi::F32> w, Results y) {
   return rows(pool, x, w.typed_data(), w.element_count(), y);
 }
@@ -135,6 +142,8 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(product_columns_bfloat16, lwm::columns_bfloat16,
                               lwm::plain<ffi::BF16>());
 XLA_FFI_DEFINE_HANDLER_SYMBOL(product_columns_int8, lwm::columns_int8,
                               (lwm::scaled<ffi::S8, ffi::F32>()));
+XLA_FFI_DEFINE_HANDLER_SYMBOL(product_columns_int4, lwm::columns_int4,
+                              (lwm::scaled<ffi::U8, ffi::F16>()));
 XLA_FFI_DEFINE_HANDLER_SYMBOL(product_rows_float32, lwm::rows_float32, lwm::plain<ffi::F32>());
 XLA_FFI_DEFINE_HANDLER_SYMBOL(product_rows_bfloat16, lwm::rows_bfloat16,
                               lwm::plain<ffi::BF16>());

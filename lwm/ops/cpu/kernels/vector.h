@@ -65,6 +65,11 @@ inline Ints wide_halves(const void* from) {
 }
 inline Floats to_floats(Ints x) { return (Floats)_mm512_cvtepi32_ps((__m512i)x); }
 
+// Looks up each number's lower four bits, and ignores the others.
+inline Floats look_up(Floats table, Ints places) {
+  return (Floats)_mm512_permutexvar_ps((__m512i)places, (__m512)table);
+}
+
 #elif defined(__AVX2__)
 
 inline Ints wide_bytes(const int8_t* from) {
