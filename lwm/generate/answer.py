@@ -188,6 +188,16 @@ class Answer:
         self._request.is_cancelled = True
 
     @property
+    def size(self) -> int:
+        """Tokens of prompt and answer at most."""
+        return len(self._request.prompts[0]) + self._request.max_tokens
+
+    @property
+    def num_cached(self) -> int:
+        """Tokens of the prompt that were in the cache so far."""
+        return self._request.num_shared
+
+    @property
     def stopped_by(self) -> str | None:
         """The stop string that ended the answer, if one did."""
         return None if self.finish_reason is None else self._reader.parts.met

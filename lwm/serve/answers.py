@@ -2,8 +2,9 @@
 
 import asyncio
 import functools
+import logging
 from collections.abc import AsyncGenerator, Coroutine
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol
 
 from fastapi import Request
 from pydantic import BaseModel
@@ -15,7 +16,7 @@ from lwm.serve.running import Answers
 from lwm.serve.service import Service
 from lwm.serve.sse import EventStream, event, to_json, until_gone
 
-_T = TypeVar("_T")
+_LOG = logging.getLogger(__name__)
 
 
 class ErrorFields(BaseModel):
@@ -94,14 +95,7 @@ async def respond(
         starting: Sends the request to the engine.
         stream: Answer in events.
     """
-    if stream:
-        work = await starting
-        return EventStream(
-            _with_errors(work),
-            end=functools.partial(service.end, work.answers),
-            ping_seconds=service.config.ping_seconds,
-        )
-    return await while_there(request, _whole(service, starting))
+    return await while_there(request, (_stream if stream else _whole)(service, starting))
 
 
 async def while_there(request: Request, work: Coroutine[Any, Any, Response]) -> Response:
@@ -126,6 +120,15 @@ async def _whole(service: Service, starting: Coroutine[Any, Any, Work]) -> Respo
         service.end(work.answers)
 
 
+async def _stream(service: Service, starting: Coroutine[Any, Any, Work]) -> Response:
+    work = await starting
+    return EventStream(
+        _with_errors(work),
+        end=functools.partial(service.end, work.answers),
+        ping_seconds=service.config.ping_seconds,
+    )
+
+
 async def _with_errors(work: Work) -> AsyncGenerator[bytes]:
     """Yields the events of a request, an error among them."""
     try:
@@ -134,4 +137,4 @@ async def _with_errors(work: Work) -> AsyncGenerator[bytes]:
     except Exception as error:
         yield event(as_api_error(error).to_json())
         if not isinstance(error, ApiError | UserError):
-            raise
+            _LOG.exception("an answer has failed")

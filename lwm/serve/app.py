@@ -52,7 +52,12 @@ def create_app(ready: Ready, config: ServeConfig, keys: Sequence[str] = ()) -> A
     app.add_exception_handler(RequestValidationError, _on_invalid)
     app.add_exception_handler(HTTPException, _on_http_error)
     app.add_exception_handler(Exception, _on_error)
-    guarded = Guard(app, config=config, keys=keys)
+
+    def refused(status: int) -> None:
+        if ready.service is not None:
+            ready.service.metrics.count("lwm:refusals", reason=str(status))
+
+    guarded = Guard(app, config=config, keys=keys, refused=refused)
     if not config.cors_origin:
         return guarded
     # The outermost: a browser asks for permission without the key.

@@ -40,6 +40,7 @@ class Chat:
             body.messages,
             media=body.media_io_kwargs,
             variables=body.chat_template_kwargs,
+            salt=caller.salt,
         )
         most = body.max_tokens if body.max_completion_tokens is None else body.max_completion_tokens
         params = text_sampling(body, most)
@@ -90,7 +91,7 @@ class Chat:
     def _progress(self, event: Event) -> dict[str, Any]:
         assert event.reading is not None
         elapsed = timings(self.answers)["prompt_ms"]
-        cached = event.answer.usage.cached_tokens
+        cached = event.answer.num_cached
         done, total = event.reading
         return {"total": total, "cache": cached, "processed": done, "time_ms": round(elapsed)}
 

@@ -57,14 +57,12 @@ class Completions:
             raise not_supported("echo with logprobs in a stream", "leave out stream")
         prompts = await service.on_thread(_encoded, service, body)
         most = _MOST_TOKENS if body.max_tokens is None else body.max_tokens
-        options: dict[str, Any] = {"continues": True}
-        if body.logprobs:
-            options["top_logprobs"] = body.logprobs
         params = seeded(text_sampling(body, most), body.n or 1)
         asks = []
         for prompt in prompts:
-            if body.echo and body.logprobs is not None and len(prompt.ids) > 1:
-                options["scores_from"] = 1
+            scored = body.echo and body.logprobs is not None and len(prompt.ids) > 1
+            options: dict[str, Any] = {"continues": True, "top_logprobs": body.logprobs or 0}
+            options["scores_from"] = 1 if scored else None
             asks += [service.ask(prompt.ids, each, **options) for each in params]
         return cls(service, body, prompts, await service.answer(asks, caller))
 

@@ -8,7 +8,8 @@ import hashlib
 import hmac
 import ipaddress
 import urllib.parse
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
 
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -22,13 +23,26 @@ OPEN = ("/health",)
 """Routes that need no key."""
 
 
+_HELD = 8
+"""Bodies of the largest size that are held at once, at most."""
+
+
 class Guard:
     """Lets in requests that may use the server, with their whole bodies."""
 
-    def __init__(self, app: ASGIApp, *, config: ServeConfig, keys: Sequence[str]):
-        """Takes the app behind the door, and the keys."""
-        self._app, self._config = app, config
+    def __init__(
+        self,
+        app: ASGIApp,
+        *,
+        config: ServeConfig,
+        keys: Sequence[str],
+        refused: Callable[[int], None],
+    ):
+        """Takes the app behind the door, and the keys; `refused` is called with the status."""
+        self._app, self._config, self._refused = app, config, refused
         self._keys = [hashlib.sha256(key.encode()).digest() for key in keys]
+        self._open: Counter[str | None] = Counter()
+        self._held = 0  # bytes of bodies
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Passes a request on, or refuses it."""
@@ -39,13 +53,47 @@ class Guard:
         try:
             self._require_host(headers)
             caller = Caller() if scope["path"] in OPEN else self._caller(headers)
-            first = await self._body(headers, receive)
+            self._require_few(caller)
         except ApiError as error:
-            await refuse(error, send)
+            await self._refuse(error, send)
             return
-        if first is None:
-            return  # the client has gone
         scope.setdefault("state", {})["caller"] = caller
+        self._open[caller.client] += 1
+        try:
+            if scope["path"] in OPEN:
+                await self._app(scope, receive, send)
+            else:
+                await self._pass_on(headers, scope, receive, send)
+        finally:
+            self._open[caller.client] -= 1
+
+    def _require_few(self, caller: Caller) -> None:
+        """Refuses more requests of a key at once than are configured."""
+        count = self._open[caller.client]
+        if caller.client is not None and count >= self._config.key_requests:
+            raise _busy(f"{count} requests of this key are open")
+
+    async def _refuse(self, error: ApiError, send: Send) -> None:
+        self._refused(error.status)
+        await refuse(error, send)
+
+    async def _pass_on(self, headers: Headers, scope: Scope, receive: Receive, send: Send) -> None:
+        """Passes a request on with its whole body."""
+        parts: list[bytes] = []
+        try:
+            try:
+                first = await self._body(headers, receive, parts)
+            except ApiError as error:
+                await self._refuse(error, send)
+                return
+            if first is not None:  # else the client has gone
+                await self._pass_on_whole(first, scope, receive, send)
+        finally:
+            self._held -= sum(map(len, parts))
+
+    async def _pass_on_whole(
+        self, first: Message, scope: Scope, receive: Receive, send: Send
+    ) -> None:
         passed = False
 
         async def replay() -> Message:
@@ -69,9 +117,10 @@ class Guard:
                 f"the host {name!r} is not served; start the server with --allowed-host {name}",
                 "permission_error",
             )
-        if origin in (None, *self._config.cors_origin) or "*" in self._config.cors_origin:
+        pages = self._config.cors_origin
+        if origin is None or origin in pages or "*" in pages:
             return
-        if urllib.parse.urlsplit(origin).netloc != host:
+        if origin.partition("://")[2] != host:
             raise ApiError(
                 f"pages of {origin} may not use this server; start it with --cors-origin {origin}",
                 "permission_error",
@@ -94,8 +143,11 @@ class Guard:
             )
         return Caller(client=digest.hex()[:16], salt=digest)
 
-    async def _body(self, headers: Headers, receive: Receive) -> Message | None:
-        """Returns the whole body; None if the client goes before it is complete."""
+    async def _body(self, headers: Headers, receive: Receive, parts: list[bytes]) -> Message | None:
+        """Returns the whole body; None if the client goes before it is complete.
+
+        Its parts are added to `parts`, and count as held.
+        """
         most = self._config.body_bytes
         too_large = ApiError(
             f"the request has more than {most:,} bytes; start the server with a larger "
@@ -106,7 +158,7 @@ class Guard:
         length = headers.get("content-length", "0")
         if length.isdecimal() and int(length) > most:
             raise too_large
-        parts, size = [], 0
+        size = 0
         try:
             async with asyncio.timeout(self._config.read_seconds):
                 while True:
@@ -115,8 +167,11 @@ class Guard:
                         return None
                     parts.append(message.get("body", b""))
                     size += len(parts[-1])
+                    self._held += len(parts[-1])
                     if size > most:
                         raise too_large
+                    if self._held > _HELD * most:
+                        raise _busy("its requests hold much memory")
                     if not message.get("more_body", False):
                         return {"type": "http.request", "body": b"".join(parts), "more_body": False}
         except TimeoutError:
@@ -136,6 +191,15 @@ async def refuse(error: ApiError, send: Send) -> None:
     raw = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in headers.items()]
     await send({"type": "http.response.start", "status": error.status, "headers": raw})
     await send({"type": "http.response.body", "body": body})
+
+
+def _busy(reason: str) -> ApiError:
+    return ApiError(
+        f"the server is busy: {reason}; try again in 1 s",
+        "rate_limit_error",
+        code="rate_limit_exceeded",
+        headers={"retry-after": "1"},
+    )
 
 
 def _name(host: str) -> str:

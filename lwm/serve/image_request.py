@@ -191,7 +191,7 @@ def _parsed(fields: dict[str, Any]) -> ImageRequest:
         if name in fields:
             try:
                 fields[name] = json.loads(fields[name])
-            except ValueError:
+            except (ValueError, RecursionError):
                 raise ApiError(f"{name} is no JSON", param=name) from None
     try:
         return ImageRequest.model_validate(fields, strict=False)

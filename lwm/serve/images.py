@@ -89,7 +89,7 @@ class Images:
             UserError: The images cannot be drawn.
         """
         check(service, body)
-        prompt = await _read(service, body, files)
+        prompt = await _read(service, body, files, caller)
         asks = await service.on_thread(_asks, service, body, prompt)
         return cls(service, body, prompt, await service.answer(asks, caller))
 
@@ -212,7 +212,9 @@ def partly(model: LoadedModel, codes: Int[np.ndarray, " n"]) -> Vision:
     return Vision(codes=filled[None], is_video=False, pixels=pixels)
 
 
-async def _read(service: Service, body: ImageRequest, files: Sequence[bytes]) -> _Prompt:
+async def _read(
+    service: Service, body: ImageRequest, files: Sequence[bytes], caller: Caller
+) -> _Prompt:
     """Reads the images of a request, and returns its prompt.
 
     Raises:
@@ -223,7 +225,8 @@ async def _read(service: Service, body: ImageRequest, files: Sequence[bytes]) ->
         raise ApiError("a clip begins with one image; send one", param="image")
     visions = [
         await service.on_thread(
-            lambda data=data: media.read_bytes(data, kind="image", param="image"), media=True
+            lambda data=data: media.read_bytes(data, kind="image", param="image", salt=caller.salt),
+            media=True,
         )
         for data in files
     ]

@@ -5,6 +5,7 @@ from typing import Any
 import jax
 
 import lwm
+from lwm.serve.running import Caller
 from lwm.serve.service import Service
 
 
@@ -61,17 +62,18 @@ def props(service: Service) -> dict[str, Any]:
     }
 
 
-def slots(service: Service) -> list[dict[str, Any]]:
-    """Returns the slots; those that answer come first. Nothing of a prompt is shown."""
+def slots(service: Service, caller: Caller) -> list[dict[str, Any]]:
+    """Returns the slots; those that answer come first, with numbers of the caller's own."""
     busy = [
-        {"id_task": number, "n_prompt_tokens": answer.usage.prompt_tokens, "n_decoded": written}
-        for number, answers in enumerate(service.open)
-        for answer in answers.answers
-        if (written := len(answer.ids)) or answers not in service.waiting
+        {"n_prompt_tokens": answer.usage.prompt_tokens, "n_decoded": len(answer.ids)}
+        if answers.caller.client == caller.client
+        else {}
+        for answers in service.open
+        for answer in answers.running
     ][: service.lane]
     idle: list[dict[str, Any]] = [{}] * (service.lane - len(busy))
     return [
-        {"id": number, "n_ctx": service.model.context, "is_processing": bool(each), **each}
+        {"id": number, "n_ctx": service.model.context, "is_processing": number < len(busy), **each}
         for number, each in enumerate([*busy, *idle])
     ]
 

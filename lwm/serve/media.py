@@ -66,7 +66,14 @@ class MediaReader:
         self.frames_encoded = 0
 
     def read(
-        self, url: str, *, kind: Kind, max_frames: int | None, fps: float | None, param: str
+        self,
+        url: str,
+        *,
+        kind: Kind,
+        max_frames: int | None,
+        fps: float | None,
+        param: str,
+        salt: bytes = b"",
     ) -> Vision:
         """Reads an image or a video at an address, and encodes it.
 
@@ -76,13 +83,14 @@ class MediaReader:
             max_frames: Frames of a video at most; None: as many as configured.
             fps: Takes the frames shown at each 1/fps seconds, of which `max_frames` remain.
             param: The field of the request, for errors.
+            salt: Codes are kept for requests of the same salt.
 
         Raises:
             ApiError: It is not allowed or cannot be read, or exceeds the limits or the context.
         """
         with _as_api_error(param):
             use = self._use(kind, max_frames, fps)
-            return self._seen(self._content(url), use)
+            return self._seen(self._content(url), use, salt)
 
     def read_bytes(
         self,
@@ -92,6 +100,7 @@ class MediaReader:
         max_frames: int | None = None,
         fps: float | None = None,
         param: str,
+        salt: bytes = b"",
     ) -> Vision:
         """Encodes an image or a video of an upload; see `read`.
 
@@ -101,7 +110,7 @@ class MediaReader:
         with _as_api_error(param):
             use = self._use(kind, max_frames, fps)
             require_size(len(data), self._config.media_bytes)
-            return self._seen(data, use)
+            return self._seen(data, use, salt)
 
     def read_text(self, url: str, *, param: str) -> str:
         """Reads a text file in UTF-8 from a `data:` address.
@@ -164,9 +173,9 @@ class MediaReader:
             seconds=config.media_seconds,
         )
 
-    def _seen(self, data: bytes, use: _Use) -> Vision:
+    def _seen(self, data: bytes, use: _Use, salt: bytes) -> Vision:
         """Returns the codes of a file: cached, or from another thread that is reading it."""
-        key = hashlib.sha256(data).digest(), use
+        key = hashlib.sha256(salt + hashlib.sha256(data).digest()).digest(), use
         own: Future[Vision] = Future()
         with self._lock:
             found: Vision | None = self._cache.get(key)

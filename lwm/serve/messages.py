@@ -35,81 +35,85 @@ async def prompt_of(
     *,
     media: MediaOptions | None,
     variables: dict[str, Any] | None,
+    salt: bytes,
 ) -> Prompt:
     """Reads the media of messages, and returns the prompt for an answer to them.
 
     Raises:
-        ApiError: An image, a video or a file cannot be read.
+        ApiError: An image, a video or a file cannot be read, or they exceed the context.
         UserError: The messages are no chat that the model's template takes.
     """
-    said = await read_messages(service, messages, media)
-    model = service.model
-    visions = [vision for message in said for vision in message.visions]
-    ids = await service.on_thread(encode, model, said, variables or {})
-    return Prompt(ids=ids, image_tokens=sum(model.marks.size(*v.codes.shape) for v in visions))
+    reader = _Reader(service, media, salt)
+    said = [await reader.message(each, f"messages.{n}") for n, each in enumerate(messages)]
+    ids = await service.on_thread(encode, service.model, said, variables or {})
+    return Prompt(ids=ids, image_tokens=reader.num_tokens)
 
 
-async def read_messages(
-    service: Service, messages: Sequence[ChatMessage], media: MediaOptions | None
-) -> list[Message]:
-    """Returns messages with the codes of their images and videos.
+class _Reader:
+    """Reads the messages of a request one after another."""
 
-    Raises:
-        ApiError: An image, a video or a file cannot be read.
-        UserError: A message is malformed.
-    """
-    video = (media.video if media else None) or VideoOptions()
-    return [
-        await _message(service, message, f"messages.{number}", video)
-        for number, message in enumerate(messages)
-    ]
+    def __init__(self, service: Service, media: MediaOptions | None, salt: bytes):
+        self._service, self._salt = service, salt
+        self._video = (media.video if media else None) or VideoOptions()
+        self.num_tokens = 0
+        """Tokens of the images and videos so far."""
 
+    async def message(self, message: ChatMessage, place: str) -> Message:
+        """Returns a message with the codes of its images and videos."""
+        content = message.content
+        given = [] if content is None or isinstance(content, str) else content
+        parts = [await self._read(part, f"{place}.content.{n}") for n, part in enumerate(given)]
+        if isinstance(content, str):
+            parts.append(content)
+        for number, image in enumerate(message.images or ()):
+            parts.append(await self._read(image, f"{place}.images.{number}"))
+        extra = {
+            name: value
+            for name in ("name", "tool_calls", "tool_call_id")
+            if (value := getattr(message, name)) is not None
+        }
+        if not parts and not message.tool_calls:
+            number = place.split(".")[1]
+            raise ApiError(f"message {number} has no content", param=f"{place}.content")
+        role = "system" if message.role == "developer" else message.role
+        if not extra:
+            return Message(role, tuple(parts))
+        made = Message.of({"role": role, "content": "", **extra})
+        return dataclasses.replace(made, parts=tuple(parts))
 
-async def _message(
-    service: Service, message: ChatMessage, place: str, video: VideoOptions
-) -> Message:
-    content = message.content
-    parts: list[Said] = []
-    for number, part in enumerate([] if content is None or isinstance(content, str) else content):
-        parts.append(await _read(service, part, f"{place}.content.{number}", video))
-    if isinstance(content, str):
-        parts.append(content)
-    for number, image in enumerate(message.images or ()):
-        parts.append(await _read(service, image, f"{place}.images.{number}", video))
-    extra = {
-        name: value
-        for name in ("name", "tool_calls", "tool_call_id")
-        if (value := getattr(message, name)) is not None
-    }
-    if not parts and not message.tool_calls:
-        raise ApiError(f"message {place.split('.')[1]} has no content", param=f"{place}.content")
-    role = "system" if message.role == "developer" else message.role
-    if not extra:
-        return Message(role, tuple(parts))
-    made = Message.of({"role": role, "content": "", **extra})
-    return dataclasses.replace(made, parts=tuple(parts))
-
-
-async def _read(service: Service, part: Part, place: str, video: VideoOptions) -> Said:
-    """Returns a part with its image or video read, on a thread."""
-    media = service.media
-    if isinstance(part, TextPart):
-        return part.text
-    if isinstance(part, FilePart):
-        return await service.on_thread(
-            lambda: media.read_text(part.file.file_data, param=f"{place}.file.file_data"),
+    async def _read(self, part: Part, place: str) -> Said:
+        """Returns a part with its image or video read, on a thread."""
+        if isinstance(part, TextPart):
+            return part.text
+        media = self._service.media
+        if isinstance(part, FilePart):
+            data, param = part.file.file_data, f"{place}.file.file_data"
+            return await self._service.on_thread(
+                lambda: media.read_text(data, param=param), media=True
+            )
+        if isinstance(part, ImagePart):
+            found, param = part.image_url, f"{place}.image_url.url"
+            kind, frames, fps = "image", 1, None
+        else:
+            assert isinstance(part, VideoPart)
+            found, param, kind = part.video_url, f"{place}.video_url.url", "video"
+            frames, fps = part.num_frames or self._video.num_frames, part.fps or self._video.fps
+        url = found if isinstance(found, str) else found.url
+        vision = await self._service.on_thread(
+            lambda: media.read(
+                url, kind=kind, max_frames=frames, fps=fps, param=param, salt=self._salt
+            ),
             media=True,
         )
-    if isinstance(part, ImagePart):
-        found = part.image_url
-        url, param = found if isinstance(found, str) else found.url, f"{place}.image_url.url"
-        return await service.on_thread(
-            lambda: media.read(url, kind="image", max_frames=1, fps=None, param=param), media=True
-        )
-    assert isinstance(part, VideoPart)
-    found = part.video_url
-    url, param = found if isinstance(found, str) else found.url, f"{place}.video_url.url"
-    frames, fps = part.num_frames or video.num_frames, part.fps or video.fps
-    return await service.on_thread(
-        lambda: media.read(url, kind="video", max_frames=frames, fps=fps, param=param), media=True
-    )
+        self.num_tokens += self._service.model.marks.size(*vision.codes.shape)
+        if self.num_tokens > (context := self._service.model.context):
+            raise ApiError(
+                f"the images and videos up to this one have {self.num_tokens:,} tokens, but "
+                f"{self._service.name} has a context of {context:,}; send fewer",
+                "exceed_context_size_error",
+                param=param,
+                code="context_length_exceeded",
+                n_prompt_tokens=self.num_tokens,
+                n_ctx=context,
+            )
+        return vision

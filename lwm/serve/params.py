@@ -23,9 +23,9 @@ def text_sampling(body: Sampling, max_tokens: int | None) -> SamplingParams:
     stop = (body.stop,) if isinstance(body.stop, str) else tuple(body.stop or ())
     return SamplingParams(
         max_tokens=max_tokens,
-        temperature=temperature if temperature >= _COLDEST else 0.0,
+        temperature=0.0 if temperature < _COLDEST or body.top_p == 0 else temperature,
         top_k=max(0, body.top_k or 0),  # others write -1 for all
-        top_p=1.0 if body.top_p is None else body.top_p,
+        top_p=body.top_p or 1.0,
         min_p=body.min_p or 0.0,
         repetition_penalty=1.0 if body.repetition_penalty is None else body.repetition_penalty,
         presence_penalty=body.presence_penalty or 0.0,
@@ -45,7 +45,7 @@ def _biases(given: dict[str, float]) -> dict[int, float]:
     Raises:
         ApiError: A key is no id.
     """
-    if wrong := [key for key in given if not (key.isascii() and key.isdecimal())]:
+    if wrong := [key for key in given if not (key.isascii() and key.isdecimal() and len(key) < 10)]:
         raise ApiError(
             f"logit_bias has the key {wrong[0][:60]!r}, which is no id", param="logit_bias"
         )

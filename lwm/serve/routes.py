@@ -49,8 +49,8 @@ def caller_of(request: Request, body: Sampling) -> Caller:
     if body.cache_salt:
         salt = hashlib.sha256(body.cache_salt.encode(errors="replace")).digest()
         caller = caller._replace(salt=salt)
-    # In vLLM, lower ones come first.
-    return caller._replace(priority=-(body.priority or 0))
+    # In vLLM, lower ones come first. Between keys, turns decide.
+    return caller if caller.client else caller._replace(priority=-(body.priority or 0))
 
 
 @router.post("/v1/chat/completions", responses=_ANSWERED)
@@ -80,7 +80,7 @@ async def tokenize(body: TokenizeRequest, request: Request) -> Response:
     service.require_model(body.model)
 
     async def work() -> Response:
-        return JSON(await tokens.tokenize(service, body))
+        return JSON(await tokens.tokenize(service, body, request.state.caller))
 
     return await while_there(request, work())
 
@@ -90,7 +90,7 @@ async def detokenize(body: DetokenizeRequest, request: Request) -> Response:
     """Returns the text of ids."""
     service = service_of(request)
     service.require_model(body.model)
-    return JSON(tokens.detokenize(service, body))
+    return JSON(await service.on_thread(tokens.detokenize, service, body))
 
 
 @router.post("/apply-template", responses=documented(404, 422))
@@ -100,7 +100,7 @@ async def apply_template(body: TemplateRequest, request: Request) -> Response:
     service.require_model(body.model)
 
     async def work() -> Response:
-        return JSON(await tokens.apply_template(service, body))
+        return JSON(await tokens.apply_template(service, body, request.state.caller))
 
     return await while_there(request, work())
 
@@ -155,7 +155,7 @@ async def props(request: Request) -> Response:
 @router.get("/slots")
 async def slots(request: Request) -> Response:
     """Returns the slots in which answers are written."""
-    return JSON(info.slots(service_of(request)))
+    return JSON(info.slots(service_of(request), request.state.caller))
 
 
 @router.get("/load")

@@ -1,8 +1,10 @@
 """Runs the server on a thread: its socket, its limits on connections, and its end."""
 
 import logging
+import math
 import socket
 import threading
+import time
 from collections.abc import Sequence
 
 import uvicorn
@@ -12,7 +14,11 @@ from lwm.files import reading
 from lwm.serve.app import Ready, create_app
 from lwm.serve.config import ServeConfig
 from lwm.serve.connection import limited
+from lwm.serve.errors import ApiError
 from lwm.serve.service import Service
+
+_GRACE = 5
+"""Seconds for the errors of answers that are cut, after which connections are closed."""
 
 
 class Server:
@@ -26,6 +32,7 @@ class Server:
         """
         self.config = config
         self._ready = Ready()
+        self._deadline = math.inf
         self._socket = _bound(config)
         self.port: int = self._socket.getsockname()[1]
         self._uvicorn = uvicorn.Server(
@@ -37,7 +44,7 @@ class Server:
                 log_level=logging.WARNING,
                 access_log=False,
                 server_header=False,
-                timeout_graceful_shutdown=max(1, round(config.drain_seconds)),
+                timeout_graceful_shutdown=math.ceil(config.drain_seconds) + _GRACE,
             )
         )
         self._thread = threading.Thread(target=self._run, name="lwm-http", daemon=True)
@@ -67,14 +74,24 @@ class Server:
         if self._ready.service is not None:
             self._ready.service.is_draining = True
         self._uvicorn.should_exit = True
+        self._deadline = time.monotonic() + self.config.drain_seconds
 
     def stop(self) -> None:
         """Stops as `stop_soon`, and returns when all has ended."""
         self.stop_soon()
         while self.is_alive:
-            self.wait(0.5)  # with a limit, so that a signal is handled
+            self.wait(0.1)  # with a limit, so that a signal is handled
+            if time.monotonic() > self._deadline:
+                self._fail()
         if self._ready.service is not None:
             self._ready.service.close()
+
+    def _fail(self) -> None:
+        """Ends answers for which the time is over, with an error for their clients."""
+        self._deadline = math.inf
+        if self._ready.service is not None:
+            message = "the server has stopped before the end of the answer; ask another one"
+            self._ready.service.fail(ApiError(message, "unavailable_error"))
 
     def _run(self) -> None:
         try:

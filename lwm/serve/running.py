@@ -1,6 +1,7 @@
 """A request to the engine for one or several answers, and their events in an event loop."""
 
 import asyncio
+import contextlib
 import dataclasses
 import math
 import time
@@ -10,7 +11,7 @@ from typing import Any, NamedTuple
 from lwm.generate.answer import Answer
 from lwm.generate.loaded import LoadedModel
 from lwm.generate.output import Frame
-from lwm.generate.work import Reading
+from lwm.generate.work import Finished, Reading
 from lwm.sampling_params import SamplingParams
 from lwm.serve.metrics import Metrics
 
@@ -72,7 +73,8 @@ class Answers:
         *,
         lane: int,
         metrics: Metrics,
-        worked: "Callable[[Answers, int], None]",
+        begun: "Callable[[Answers, int], None]",
+        worked: Callable[[int], None],
     ):
         """Takes what is asked for; `send` sends it to the engine.
 
@@ -82,15 +84,19 @@ class Answers:
             caller: The sender of the request.
             lane: The width of the lane of the answers.
             metrics: Counts of the server.
-            worked: Called with these answers and the number of tokens read or written.
+            begun: Called with these answers, and the size of one of them, once it does not wait.
+            worked: Called with a number of tokens that were read or written.
         """
         self._model, self._asks, self.caller = model, asks, caller
-        self._lane, self._worked = lane, worked
+        self._lane, self._begun, self._worked = lane, begun, worked
         self._loop = asyncio.get_running_loop()
         self._inbox: asyncio.Queue[tuple[Answer, Any]] = asyncio.Queue()
         self._is_closed = False
         self.answers: list[Answer] = []
         """One for each that is asked for."""
+        self.running: dict[Answer, None] = {}
+        """Those that do not wait any more, and have not ended."""
+        self._seen: set[Answer] = set()
         self.times = Times()
         metrics.asked(len(asks))
         self._metrics = [metrics.started(len(ask.ids), ask.size - len(ask.ids)) for ask in asks]
@@ -98,9 +104,25 @@ class Answers:
     def put(self, tagged: tuple[Answer, Any]) -> None:
         """Takes an event from the engine's thread."""
         try:
-            self._loop.call_soon_threadsafe(self._inbox.put_nowait, tagged)
+            self._loop.call_soon_threadsafe(self._arrive, *tagged)
         except RuntimeError:  # the loop has ended, with all that waited for events
             tagged[0].close()
+
+    def _arrive(self, answer: Answer, event: Any) -> None:
+        """Notes an event when it comes, however slowly the client reads."""
+        if answer not in self._seen:
+            self._seen.add(answer)
+            self.running[answer] = None
+            self._begun(self, answer.size)
+        if isinstance(event, BaseException | Finished):
+            self.running.pop(answer, None)
+        self._inbox.put_nowait((answer, event))
+
+    def fail(self, error: Exception) -> None:
+        """Ends all answers with an error for the client; any thread may do so."""
+        if self.answers and not self._is_closed:
+            with contextlib.suppress(RuntimeError):  # the loop has ended
+                self._loop.call_soon_threadsafe(self._inbox.put_nowait, (self.answers[0], error))
 
     def send(self) -> None:
         """Sends all to the engine; runs on a thread, since the check of memory may wait.
@@ -118,7 +140,7 @@ class Answers:
                         ask.params,
                         lane=ask.lane or self._lane,
                         priority=caller.priority,
-                        client=caller.client,
+                        client=caller.client or self,
                         salt=caller.salt,
                         inbox=self,
                         **ask.options,
@@ -134,6 +156,7 @@ class Answers:
     def close(self) -> None:
         """Ends all answers."""
         self._is_closed = True
+        self.running.clear()
         for answer in self.answers:
             answer.close()
         for noted in self._metrics:
@@ -153,11 +176,11 @@ class Answers:
             reading = event if isinstance(event, Reading) else None
             if reading is not None:
                 self._metrics[number].reads()
-                self._worked(self, reading.done - read[answer])
+                self._worked(reading.done - read[answer])
                 read[answer] = reading.done
             elif len(answer.ids) > written:
                 self._metrics[number].writes(len(answer.ids) - written)
-                self._worked(self, len(answer.ids) - written)
+                self._worked(len(answer.ids) - written)
                 if math.isnan(self.times.first):
                     self.times.first = time.monotonic()
             if answer.finish_reason is not None:

@@ -8,6 +8,9 @@ from lwm.serve.errors import not_supported
 
 Text = Annotated[str, Field(max_length=1 << 26)]
 Count = Annotated[int, Field(ge=0, lt=1 << 31)]
+_MOST_IDS = 1 << 22
+# A list ends at its first fault: an error for each of a million ids would take gigabytes.
+Ids = Annotated[list[Count], Field(fail_fast=True, min_length=1, max_length=_MOST_IDS)]
 
 
 class Body(BaseModel):
@@ -72,7 +75,7 @@ class ChatMessage(Body):
     """One turn of a chat."""
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: Text | Annotated[list[Part], Field(max_length=4096)] | None = None
+    content: Text | Annotated[list[Part], Field(fail_fast=True, max_length=4096)] | None = None
     images: Annotated[list[ImagePart], Field(max_length=256)] | None = None
     """Images of an earlier answer, as the server has sent them."""
     tool_calls: list[dict[str, Any]] | None = None
@@ -94,7 +97,7 @@ class Sampling(Body):
 
     model: Text | None = None
     temperature: Annotated[float, Field(ge=0, le=100)] | None = None
-    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
+    top_p: Annotated[float, Field(ge=0, le=1)] | None = None
     top_k: Annotated[int, Field(ge=-1, lt=1 << 31)] | None = None
     min_p: Annotated[float, Field(ge=0, le=1)] | None = None
     repetition_penalty: Annotated[float, Field(ge=0.01, le=100)] | None = None
@@ -107,7 +110,7 @@ class Sampling(Body):
         | Annotated[list[Annotated[str, Field(max_length=256)]], Field(max_length=16)]
         | None
     ) = None
-    stop_token_ids: Annotated[list[Count], Field(max_length=16)] | None = None
+    stop_token_ids: Annotated[list[Count], Field(fail_fast=True, max_length=16)] | None = None
     ignore_eos: bool | None = None
     min_tokens: Count | None = None
     max_tokens: Count | None = None
@@ -115,7 +118,7 @@ class Sampling(Body):
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     priority: Annotated[int, Field(ge=-(1 << 31), lt=1 << 31)] | None = None
-    """Lower comes first, as in vLLM."""
+    """Lower comes first, as in vLLM; without effect on servers with keys."""
     cache_salt: Text | None = None
     """Prompts share what is read only with others of the same salt."""
     return_progress: bool | None = None
@@ -150,7 +153,7 @@ class MediaOptions(Body):
 class ChatRequest(Sampling):
     """A request of `/v1/chat/completions`."""
 
-    messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=4096)]
+    messages: Annotated[list[ChatMessage], Field(fail_fast=True, min_length=1, max_length=4096)]
     max_completion_tokens: Count | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
@@ -175,11 +178,9 @@ class CompletionRequest(Sampling):
 
     prompt: (
         Text
-        | Annotated[list[Text], Field(min_length=1, max_length=1024)]
-        | Annotated[list[Count], Field(min_length=1)]
-        | Annotated[
-            list[Annotated[list[Count], Field(min_length=1)]], Field(min_length=1, max_length=1024)
-        ]
+        | Annotated[list[Text], Field(fail_fast=True, min_length=1, max_length=1024)]
+        | Ids
+        | Annotated[list[Ids], Field(fail_fast=True, min_length=1, max_length=1024)]
     )
     """A text, several, the ids of one, or those of several."""
     echo: bool | None = None
@@ -195,7 +196,9 @@ class TokenizeRequest(Body):
     model: Text | None = None
     prompt: Text | None = None
     content: Text | None = None
-    messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=4096)] | None = None
+    messages: (
+        Annotated[list[ChatMessage], Field(fail_fast=True, min_length=1, max_length=4096)] | None
+    ) = None
     add_special_tokens: bool | None = None
     """Begins with the beginning-of-text id, as prompts do: by default for `prompt`."""
     add_special: bool | None = None
@@ -210,14 +213,14 @@ class DetokenizeRequest(Body):
     """A request of `/detokenize`."""
 
     model: Text | None = None
-    tokens: list[Count]
+    tokens: Annotated[list[Count], Field(fail_fast=True, max_length=_MOST_IDS)]
 
 
 class TemplateRequest(Body):
     """A request of `/apply-template`."""
 
     model: Text | None = None
-    messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=4096)]
+    messages: Annotated[list[ChatMessage], Field(fail_fast=True, min_length=1, max_length=4096)]
     chat_template_kwargs: dict[str, Any] | None = None
     media_io_kwargs: MediaOptions | None = None
 

@@ -5,7 +5,7 @@ import hashlib
 import logging
 import math
 import time
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
@@ -55,7 +55,6 @@ class Service:
         self.open: dict[Answers, None] = {}
         self.waiting: dict[Answers, int] = {}
         """Tokens of requests of which nothing has been read yet."""
-        self._of_key: Counter[str | None] = Counter()
         self._unknown: set[str] = set()
         self._worked: deque[tuple[float, int]] = deque()
         self.metrics = metrics_of(self)
@@ -136,11 +135,11 @@ class Service:
             caller,
             lane=self.lane,
             metrics=self.metrics,
-            worked=self._note,
+            begun=self._note_begun,
+            worked=self._note_work,
         )
         self.open[answers] = None
         self.waiting[answers] = size
-        self._of_key[caller.client] += 1
         try:
             await self.on_thread(answers.send)
         except BaseException:
@@ -155,35 +154,39 @@ class Service:
             return
         del self.open[answers]
         self.waiting.pop(answers, None)
-        client = answers.caller.client
-        self._of_key[client] -= 1
-        if not self._of_key[client]:
-            del self._of_key[client]
         answers.times.ended = time.monotonic()
 
     def _admit(self, size: int, caller: Caller) -> None:
         if self.is_draining:
             raise ApiError("the server is stopping; ask another one", "unavailable_error")
-        if caller.client is not None and self._of_key[caller.client] >= self.config.key_requests:
-            raise self._busy(f"{self._of_key[caller.client]} requests of this key wait or run")
+        # A key of which nothing waits is let in, whatever others have in line.
+        own = [other.caller.client in (None, caller.client) for other in self.waiting]
         ahead = sum(self.waiting.values())
-        if ahead and ahead + size > self.queue_tokens:
-            raise self._busy(f"{ahead:,} tokens wait in line")
-
-    def _busy(self, reason: str) -> ApiError:
-        ahead = sum(self.waiting.values())
+        if not any(own) or ahead + size <= self.queue_tokens:
+            return
         seconds = min(60, max(1, math.ceil(ahead / max(self.speed, 1.0))))
-        return ApiError(
-            f"the server is busy: {reason}; try again in {seconds} s",
+        raise ApiError(
+            f"the server is busy: {ahead:,} tokens wait in line; try again in {seconds} s",
             "rate_limit_error",
             code="rate_limit_exceeded",
             headers={"retry-after": str(seconds)},
         )
 
-    def _note(self, answers: Answers, tokens: int) -> None:
-        """Notes tokens of a request that were read or written: it does not wait any more."""
-        self.waiting.pop(answers, None)
+    def _note_begun(self, answers: Answers, size: int) -> None:
+        """Notes that one of the answers does not wait any more."""
+        left = self.waiting.get(answers, 0) - size
+        if left > 0:
+            self.waiting[answers] = left
+        else:
+            self.waiting.pop(answers, None)
+
+    def _note_work(self, tokens: int) -> None:
         self._worked.append((time.monotonic(), tokens))
+
+    def fail(self, error: Exception) -> None:
+        """Ends all requests with an error; any thread may do so."""
+        for answers in list(self.open):
+            answers.fail(error)
 
     @property
     def speed(self) -> float:
@@ -225,6 +228,7 @@ class Service:
     def note_unknown(self, body: Body) -> None:
         """Logs fields of requests that the server does not know, each once."""
         for name in body.model_extra or ():
+            name = name[:64]
             if name not in _IGNORED and name not in self._unknown and len(self._unknown) < 256:
                 self._unknown.add(name)
                 _LOG.warning("requests have the field %s, which has no effect", printable(name))

@@ -5,11 +5,12 @@ from typing import Any
 from lwm.serve.errors import ApiError
 from lwm.serve.messages import prompt_of
 from lwm.serve.report import spelled
+from lwm.serve.running import Caller
 from lwm.serve.schema import DetokenizeRequest, TemplateRequest, TokenizeRequest
 from lwm.serve.service import Service
 
 
-async def tokenize(service: Service, body: TokenizeRequest) -> dict[str, Any]:
+async def tokenize(service: Service, body: TokenizeRequest, caller: Caller) -> dict[str, Any]:
     """Returns the ids of a text, or of a chat with its images and videos.
 
     Raises:
@@ -23,6 +24,7 @@ async def tokenize(service: Service, body: TokenizeRequest) -> dict[str, Any]:
             body.messages,
             media=body.media_io_kwargs,
             variables=body.chat_template_kwargs,
+            salt=caller.salt,
         )
         ids = list(prompt.ids)
     else:
@@ -38,6 +40,14 @@ async def tokenize(service: Service, body: TokenizeRequest) -> dict[str, Any]:
             ids = ids if start is None else [start, *ids]
     made: dict[str, Any] = {"tokens": ids, "count": len(ids)}
     made["max_model_len"] = service.model.context
+    if body.return_token_strs or body.with_pieces:
+        made |= await service.on_thread(_spelled, service, body, ids)
+    return made
+
+
+def _spelled(service: Service, body: TokenizeRequest, ids: list[int]) -> dict[str, Any]:
+    """Returns the texts of ids in the spellings that are asked for."""
+    made: dict[str, Any] = {}
     if body.return_token_strs:
         made["token_strs"] = [_text(service, each) for each in ids]
     if body.with_pieces:
@@ -60,7 +70,7 @@ def detokenize(service: Service, body: DetokenizeRequest) -> dict[str, Any]:
     return {"prompt": text, "content": text}
 
 
-async def apply_template(service: Service, body: TemplateRequest) -> dict[str, Any]:
+async def apply_template(service: Service, body: TemplateRequest, caller: Caller) -> dict[str, Any]:
     """Returns the prompt of a chat as text, in which ids of vision have names.
 
     Raises:
@@ -68,7 +78,11 @@ async def apply_template(service: Service, body: TemplateRequest) -> dict[str, A
         UserError: The messages are no chat that the model's template takes.
     """
     prompt = await prompt_of(
-        service, body.messages, media=body.media_io_kwargs, variables=body.chat_template_kwargs
+        service,
+        body.messages,
+        media=body.media_io_kwargs,
+        variables=body.chat_template_kwargs,
+        salt=caller.salt,
     )
     data = b"".join(spelled(service.model, each) for each in prompt.ids)
     return {"prompt": data.decode(errors="replace")}

@@ -1,16 +1,21 @@
 """Keys, hosts, limits, and clients that go away."""
 
+import base64
 import contextlib
+import functools
 import http.client
+import io
 import json
 import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 
 import httpx
 import pytest
+from PIL import Image
 
 from lwm.errors import UserError
 from lwm.serve.config import ServeConfig
@@ -81,6 +86,20 @@ def test_what_one_key_has_read_is_not_shared_with_another(keyed):
     assert cached("sk-1", cache_salt="ours") >= 512
 
 
+def test_what_one_key_has_shown_is_not_known_to_another(keyed):
+    image = io.BytesIO()
+    Image.new("RGB", (64, 64), "teal").save(image, "PNG")
+    url = f"data:image/png;base64,{base64.b64encode(image.getvalue()).decode()}"
+    parts = [{"type": "image_url", "image_url": {"url": url}}]
+    body = {"messages": [{"role": "user", "content": parts}]}
+    media, hits = keyed.service.media, []
+    for key in ("sk-1", "second", "second"):
+        answer = keyed.client.post("/tokenize", json=body, headers={"x-api-key": key})
+        assert answer.status_code == 200
+        hits.append(media.hits)
+    assert [each - hits[0] for each in hits] == [0, 0, 1]
+
+
 def test_requests_of_a_key_are_bounded(keyed):
     headers = {"x-api-key": "sk-1"}
     with contextlib.ExitStack() as streams:
@@ -115,9 +134,52 @@ def test_more_tokens_than_the_queue_holds_are_refused(start):
     assert small.post("/v1/completions", **LONG | {"n": 5}).status_code == 400
 
 
+def test_a_key_of_which_nothing_waits_is_let_in(start):
+    shared = start(api_key=("a", "b"), queue_tokens=7000)
+    with contextlib.ExitStack() as streams:
+        for number in range(9):
+            body = LONG | {"stream": True, "seed": number}
+            streams.enter_context(
+                shared.client.stream(
+                    "POST", "/v1/completions", json=body, headers={"x-api-key": "a"}
+                )
+            )
+        until(lambda: shared.service.num_waiting >= 4)
+        ask = functools.partial(
+            shared.client.post, "/v1/completions", json=LONG | {"max_tokens": 1}
+        )
+        assert ask(headers={"x-api-key": "a"}).status_code == 429
+        other = shared.client.stream(
+            "POST", "/v1/completions", json=LONG | {"stream": True}, headers={"x-api-key": "b"}
+        )
+        assert streams.enter_context(other).status_code == 200
+        assert shared.service.num_waiting >= 5
+    until(lambda: not shared.service.open)
+
+
+def test_wrong_ids_without_end_are_refused_at_once(served):
+    begun = time.monotonic()
+    assert served.post("/v1/completions", prompt=[-1] * 300_000).status_code == 400
+    assert served.post("/detokenize", tokens=[-1] * 300_000).status_code == 400
+    assert time.monotonic() - begun < 5
+
+
+def test_answers_that_are_cut_when_the_server_stops_are_errors(start):
+    stopping = start(drain_seconds=0.2)
+    with stopping.client.stream("POST", "/v1/completions", json=LONG | {"stream": True}) as answer:
+        lines = answer.iter_lines()
+        next(lines)
+        threading.Thread(target=stopping.server.stop).start()
+        last = [line for line in lines if line][-1]
+    error = json.loads(last.removeprefix("data: "))["error"]
+    assert error["type"] == "unavailable_error"
+    stopping.close()
+
+
 @pytest.mark.parametrize(
     ("headers", "status"),
     [
+        ({"origin": "http://["}, 403),
         ({"host": "evil.example"}, 403),
         ({"host": "localhost"}, 200),
         ({"host": "127.0.0.1:80"}, 200),
