@@ -331,7 +331,7 @@ def test_answers_that_run_are_finished_when_the_server_stops(start):
         httpx.get(stopping.root)
 
 
-@pytest.mark.slow
+@pytest.mark.clients
 def test_the_command_serves_until_sigterm(tmp_path):
     command = [
         sys.executable,

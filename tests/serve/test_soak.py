@@ -212,7 +212,13 @@ def rest(running):
     assert not any(slot["is_processing"] for slot in running.client.get("/slots").json())
 
 
-@pytest.mark.parametrize("count", [300, pytest.param(10_000, marks=pytest.mark.slow)])
+SIZES = [
+    pytest.param(300, marks=pytest.mark.clients),
+    pytest.param(10_000, marks=pytest.mark.slow),
+]
+
+
+@pytest.mark.parametrize("count", SIZES)
 def test_after_many_clients_nothing_is_left(start, count):
     running = start(write_seconds=0.5, read_seconds=2.0)
     known = [essence(running.post(path, **body).json()) for path, body in GOOD]
