@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 ASK = [{"role": "user", "content": "What is shown in this image?"}]
-COMPANY = 32
+COMPANY = 33
 
 
 def choice_of(answer):
@@ -20,7 +20,7 @@ def events(answer):
     return [json.loads(line) for line in lines]
 
 
-def test_an_answer_is_the_same_alone_in_company_cold_and_warm(start):
+def test_an_answer_is_the_same_alone_amid_32_others_cold_and_warm(start):
     running = start()
     bodies = [
         {
