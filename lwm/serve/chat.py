@@ -35,13 +35,7 @@ class Chat:
         refuse_unsupported(body)
         service.require_n(body.n or 1)
         model = service.model
-        prompt = await prompt_of(
-            service,
-            body.messages,
-            media=body.media_io_kwargs,
-            variables=body.chat_template_kwargs,
-            salt=caller.salt,
-        )
+        prompt = await prompt_of(service, body, caller)
         most = body.max_tokens if body.max_completion_tokens is None else body.max_completion_tokens
         params = text_sampling(body, most)
         options: dict[str, Any] = {"is_turn": True}

@@ -2,17 +2,20 @@
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
 
 from lwm.generate.batch import encode
 from lwm.serve.errors import ApiError
+from lwm.serve.running import Caller
 from lwm.serve.schema import (
     ChatMessage,
+    ChatRequest,
     FilePart,
     ImagePart,
     MediaOptions,
     Part,
+    TemplateRequest,
     TextPart,
+    TokenizeRequest,
     VideoOptions,
     VideoPart,
 )
@@ -30,22 +33,19 @@ class Prompt:
 
 
 async def prompt_of(
-    service: Service,
-    messages: Sequence[ChatMessage],
-    *,
-    media: MediaOptions | None,
-    variables: dict[str, Any] | None,
-    salt: bytes,
+    service: Service, body: ChatRequest | TokenizeRequest | TemplateRequest, caller: Caller
 ) -> Prompt:
-    """Reads the media of messages, and returns the prompt for an answer to them.
+    """Reads the media of a request's messages, and returns the prompt for an answer to them.
 
     Raises:
         ApiError: An image, a video or a file cannot be read, or they exceed the context.
         UserError: The messages are no chat that the model's template takes.
     """
-    reader = _Reader(service, media, salt)
+    reader = _Reader(service, body.media_io_kwargs, caller.salt)
+    messages = body.messages or ()
     said = [await reader.message(each, f"messages.{n}") for n, each in enumerate(messages)]
-    ids = await service.on_thread(encode, service.model, said, variables or {})
+    variables = body.chat_template_kwargs or {}
+    ids = await service.on_thread(encode, service.model, said, variables)
     return Prompt(ids=ids, image_tokens=reader.num_tokens)
 
 

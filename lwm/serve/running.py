@@ -58,8 +58,8 @@ class Times:
     def __init__(self) -> None:
         """Starts with the arrival."""
         self.arrived = time.monotonic()
-        self.first = self.ended = math.nan
-        """First token of an answer, and the end of all."""
+        self.first = math.nan
+        """First token of an answer."""
 
 
 class Answers:

@@ -150,11 +150,8 @@ class Service:
     def end(self, answers: Answers) -> None:
         """Ends the answers of a request; called once it is over, whatever happens."""
         answers.close()
-        if answers not in self.open:
-            return
-        del self.open[answers]
+        self.open.pop(answers, None)
         self.waiting.pop(answers, None)
-        answers.times.ended = time.monotonic()
 
     def _admit(self, size: int, caller: Caller) -> None:
         if self.is_draining:

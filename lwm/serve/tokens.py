@@ -19,13 +19,7 @@ async def tokenize(service: Service, body: TokenizeRequest, caller: Caller) -> d
     """
     tokenizer = service.model.tokenizer
     if body.messages is not None:
-        prompt = await prompt_of(
-            service,
-            body.messages,
-            media=body.media_io_kwargs,
-            variables=body.chat_template_kwargs,
-            salt=caller.salt,
-        )
+        prompt = await prompt_of(service, body, caller)
         ids = list(prompt.ids)
     else:
         text = body.content if body.prompt is None else body.prompt
@@ -77,13 +71,7 @@ async def apply_template(service: Service, body: TemplateRequest, caller: Caller
         ApiError: An image or a video cannot be read.
         UserError: The messages are no chat that the model's template takes.
     """
-    prompt = await prompt_of(
-        service,
-        body.messages,
-        media=body.media_io_kwargs,
-        variables=body.chat_template_kwargs,
-        salt=caller.salt,
-    )
+    prompt = await prompt_of(service, body, caller)
     data = b"".join(spelled(service.model, each) for each in prompt.ids)
     return {"prompt": data.decode(errors="replace")}
 
