@@ -23,8 +23,11 @@ MESH = "1,1,2,4"
 LIKELIEST = FrameSampling(guidance=2.0, temperature=0.0)
 
 
-def answer(model: LanguageModel) -> list:
-    """Returns texts with a common beginning, and the codes of a picture."""
+def answer(model: LanguageModel) -> tuple[list, list[float]]:
+    """Returns texts with a common beginning, codes of a picture, and likeliest ids of a text.
+
+    The second part are their log-probabilities.
+    """
     long = "A red circle moves to the left. " * 20
     texts = [model.generate(long + end, max_tokens=12) for end in ("Then", "Now", "Then")]
     sampling = VisionSampling(image=LIKELIEST)
@@ -32,8 +35,10 @@ def answer(model: LanguageModel) -> list:
     params = lwm.SamplingParams(max_tokens=4, logit_bias={70: 1.5})
     ids = model.tokenizer.encode("A red circle")
     scored = Answer(model, ids, params, top_logprobs=3, scores_from=1)
-    tops = ["".join(map(str, scored)), scored.top_logprobs, scored.prompt_top_logprobs]
-    return [*texts, picture.codes.tolist(), *tops]
+    text = "".join(map(str, scored))
+    tops = [top for each in scored.top_logprobs + scored.prompt_top_logprobs for top in each]
+    same = [*texts, picture.codes.tolist(), text, [token for token, _ in tops]]
+    return same, [logprob for _, logprob in tops]
 
 
 if __name__ == "__main__":

@@ -38,8 +38,11 @@ def test_two_processes_answer_as_one(tmp_path):
     running = start(tmp_path / "out.json")
     errors = [process.communicate(timeout=300)[1] for process in running]
     assert [process.returncode for process in running] == [0, 0], errors
-    wanted = runpy.run_path(str(SCRIPT))["answer"](lwm.load("tiny-vision"))
-    assert json.loads((tmp_path / "out.json").read_text()) == wanted
+    same, logprobs = runpy.run_path(str(SCRIPT))["answer"](lwm.load("tiny-vision"))
+    found, found_logprobs = json.loads((tmp_path / "out.json").read_text())
+    assert found == same
+    # On a mesh, sums have another order.
+    assert found_logprobs == pytest.approx(logprobs, abs=1e-5)
 
 
 @pytest.mark.slow
