@@ -95,7 +95,7 @@ class Answers:
         self.answers: list[Answer] = []
         """One for each that is asked for."""
         self.running: dict[Answer, None] = {}
-        """Those that do not wait any more, and have not ended."""
+        """Answers that do not wait any more, and have not ended."""
         self._seen: set[Answer] = set()
         self.times = Times()
         metrics.asked(len(asks))
