@@ -7,6 +7,8 @@ from lwm.files import require_package
 from lwm.serve.config import ServeConfig
 from lwm.signals import stop_requests
 
+_STOPPING = "lwm: stopping after the answers that are being written; Ctrl-C again ends at once"
+
 
 def serve(
     model: Model,
@@ -40,6 +42,3 @@ def serve(
                 running.wait(0.2)
     finally:
         running.stop()
-
-
-_STOPPING = "lwm: stopping after the answers that are being written; Ctrl-C again ends at once"

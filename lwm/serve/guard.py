@@ -21,8 +21,6 @@ from lwm.serve.sse import to_json
 
 OPEN = ("/health",)
 """Routes that need no key."""
-
-
 _HELD = 8
 """Bodies of the largest size that are held at once, at most."""
 
