@@ -24,11 +24,9 @@ from lwm.folders import cache_folder
 
 SOURCES = Path(__file__).parent / "kernels"
 TARGETS = (
-    "product_columns_float32",
     "product_columns_bfloat16",
     "product_columns_int8",
     "product_columns_int4",
-    "product_rows_float32",
     "product_rows_bfloat16",
 )
 """Functions of the library that XLA calls."""

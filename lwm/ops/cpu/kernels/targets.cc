@@ -78,11 +78,6 @@ ffi::Error rows(ffi::ThreadPool& pool, const Activations& x, const Weight* w, in
   return ffi::Error::Success();
 }
 
-ffi::Error columns_float32(ffi::ThreadPool pool, Activations x, ffi::Buffer<ffi::F32> w,
-                           Results y) {
-  return columns<float, float>(pool, x, w.typed_data(), w.element_count(), nullptr, 0, y);
-}
-
 ffi::Error columns_bfloat16(ffi::ThreadPool pool, Activations x, ffi::Buffer<ffi::BF16> w,
                             Results y) {
   const auto* weights = reinterpret_cast<const BFloat16*>(w.typed_data());
@@ -100,10 +95,6 @@ ffi::Error columns_int4(ffi::ThreadPool pool, Activations x, ffi::Buffer<ffi::U8
   const auto* weights = reinterpret_cast<const Nibbles*>(w.typed_data());
   const auto* scales = reinterpret_cast<const Float16*>(scale.typed_data());
   return columns(pool, x, weights, w.element_count(), scales, scale.element_count(), y);
-}
-
-ffi::Error rows_float32(ffi::ThreadPool pool, Activations x, ffi::Buffer<ffi::F32> w, Results y) {
-  return rows(pool, x, w.typed_data(), w.element_count(), y);
 }
 
 ffi::Error rows_bfloat16(ffi::ThreadPool pool, Activations x, ffi::Buffer<ffi::BF16> w,
@@ -136,14 +127,11 @@ auto scaled() {
 }  // namespace
 }  // namespace lwm
 
-XLA_FFI_DEFINE_HANDLER_SYMBOL(product_columns_float32, lwm::columns_float32,
-                              lwm::plain<ffi::F32>());
 XLA_FFI_DEFINE_HANDLER_SYMBOL(product_columns_bfloat16, lwm::columns_bfloat16,
                               lwm::plain<ffi::BF16>());
 XLA_FFI_DEFINE_HANDLER_SYMBOL(product_columns_int8, lwm::columns_int8,
                               (lwm::scaled<ffi::S8, ffi::F32>()));
 XLA_FFI_DEFINE_HANDLER_SYMBOL(product_columns_int4, lwm::columns_int4,
                               (lwm::scaled<ffi::U8, ffi::F16>()));
-XLA_FFI_DEFINE_HANDLER_SYMBOL(product_rows_float32, lwm::rows_float32, lwm::plain<ffi::F32>());
 XLA_FFI_DEFINE_HANDLER_SYMBOL(product_rows_bfloat16, lwm::rows_bfloat16,
                               lwm::plain<ffi::BF16>());
