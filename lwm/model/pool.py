@@ -21,6 +21,7 @@ from jax.sharding import PartitionSpec as P, get_abstract_mesh
 from jaxtyping import Array, Float, Int, UInt16
 
 from lwm.model.config import Dtype, LlamaConfig
+from lwm.ops.cpu.attention import attend_new
 from lwm.ops.cpu.bits import stored_as, to_bits
 from lwm.ops.paged import PAGE, attend_pages, read_pages
 from lwm.sharding import BATCH, DEVICES, HEADS, PAGES, ROW, ROWS, manual
@@ -74,14 +75,11 @@ class LayerPages(eqx.Module):
             if step > 1 and not one:
                 q, k, v = (jax.lax.all_gather(x, "sp", axis=1, tiled=True) for x in (q, k, v))
             first = (jax.lax.axis_index("sp") - place.offsets) % step
-            stored = _stored_here(place.pages, first, step)
-            keys, values = (_store_one if one else _store)(
-                keys, values, k, v, stored, place.lengths
-            )
-            here = _own(place.pages, first, step)
-            run = attend_pages if one else read_pages
-            found = run(q, keys, values, here, place.lengths, first, step=step)
-            return _merged(*found, split=not one).astype(q.dtype), keys, values
+            inputs = q, k, v, keys, values, place.pages, place.lengths, first
+            plain = partial(_plain, step=step)
+            found = attend_new(plain, *inputs, step=step) if one else plain(*inputs)
+            out, lse, keys, values = found
+            return _merged(out, lse, split=not one).astype(q.dtype), keys, values
 
         mapped = manual(
             local,
@@ -155,6 +153,16 @@ def copy_pages(
 def _num_parts() -> int:
     shape = get_abstract_mesh().shape
     return shape["dp"] * shape["fsdp"] * shape["sp"]
+
+
+def _plain(q, k, v, keys, values, pages, lengths, first, *, step):
+    """Stores new tokens, and attends from them to their rows."""
+    one = q.shape[1] == 1
+    stored = _stored_here(pages, first, step)
+    keys, values = (_store_one if one else _store)(keys, values, k, v, stored, lengths)
+    here = _own(pages, first, step)
+    run = attend_pages if one else read_pages
+    return *run(q, keys, values, here, lengths, first, step=step), keys, values
 
 
 def _stored_here(pages, first, step):

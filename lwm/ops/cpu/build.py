@@ -28,6 +28,8 @@ TARGETS = (
     "product_columns_int8",
     "product_columns_int4",
     "product_rows_bfloat16",
+    "attend_float32",
+    "attend_bfloat16",
 )
 """Functions of the library that XLA calls."""
 

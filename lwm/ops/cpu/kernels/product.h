@@ -5,9 +5,11 @@
 #pragma once
 
 #include <algorithm>
+#include <atomic>
 #include <cstdint>
 #include <vector>
 
+#include "aligned.h"
 #include "vector.h"
 
 namespace lwm {
@@ -70,21 +72,6 @@ struct Sizes {
   int64_t group;  // weights along the sum that share a scale; a multiple of 8, or the depth
 };
 
-// Numbers at the start of a line of cache, at first 0.
-class Aligned {
- public:
-  explicit Aligned(int64_t size) : room_(size + kLine) {
-    const auto at = reinterpret_cast<uintptr_t>(room_.data()) / sizeof(float);
-    start_ = room_.data() + (kLine - at % kLine) % kLine;
-  }
-  float* data() { return start_; }
-
- private:
-  static constexpr int64_t kLine = 64 / sizeof(float);
-  std::vector<float> room_;
-  float* start_;
-};
-
 // Returns activations in the order in which `multiply_columns` reads them, [steps, rows, terms].
 // Rows as they are would lie at the same place of every page, where caches have little room.
 template <class Weight>
@@ -106,21 +93,48 @@ Aligned packed(const float* x, const Sizes& sizes) {
   return out;
 }
 
-// Computes the columns `begin <= o < end` of a product.
+// Cut of a product into tiles, which are computed in any order and then summed in theirs.
+//
+// A tile is a run of rows of a weight, as long as possible: processors fetch well what lies in one
+// piece. Where sums are cut depends on the weight alone, and so a row's result on nothing else.
+struct Tiles {
+  int64_t depth;  // of a tile's sums
+  int64_t width;
+  int64_t down, across;  // tiles
+
+  // `bytes` is the size of a weight along the sum; `threads` are to have a few tiles each.
+  Tiles(const Sizes& sizes, double bytes, int64_t threads) {
+    const int64_t all = static_cast<int64_t>(sizes.depth * sizes.width * bytes);
+    const int64_t parts = std::clamp<int64_t>(all / kTile, 1, kMostDown);
+    depth = up(sizes.depth, parts, kNibbles);
+    down = up(sizes.depth, depth, 1);
+    // The sums of a tile stay in the fast caches.
+    const int64_t most = std::clamp<int64_t>((1 << 14) / sizes.rows, 1 << 10, 1 << 12);
+    const int64_t wanted = all <= kTile ? 1 : up(4 * threads, down, 1);
+    width = std::clamp<int64_t>(up(sizes.width, wanted, 64), 64, most);
+    across = up(sizes.width, width, 1);
+  }
+
+ private:
+  static constexpr int64_t kTile = 1 << 16, kMostDown = 8;
+  // Returns `a / b`, rounded up to a multiple of `unit`.
+  static int64_t up(int64_t a, int64_t b, int64_t unit) {
+    const int64_t whole = (a + b - 1) / b;
+    return (whole + unit - 1) / unit * unit;
+  }
+};
+
+// Adds to `sums`, [rows, end - begin], the terms from `first` to `last` of columns of a product.
 //
 // `x` comes from `packed`; `scale` is [depth / group, width], or null for 1.
 template <class Weight, class Scale>
-void multiply_columns(const float* x, const Weight* w, const Scale* scale, float* y,
-                      const Sizes& sizes, int64_t begin, int64_t end) {
+void multiply_tile(const float* x, const Weight* w, const Scale* scale, float* sums,
+                   const Sizes& sizes, int64_t first, int64_t last, int64_t begin, int64_t end) {
   constexpr int terms = kTerms<Weight>;
-  const int64_t rows = sizes.rows, width = sizes.width;
-  const int64_t vectors_end = begin + (end - begin) / kLanes * kLanes;
-  // One line of cache more, so that sums of a column lie at different places of a page.
-  const int64_t stride = end - begin + 16;
-  Aligned room(rows * stride);
-  float* sums = room.data();
-  int64_t step = 0;
-  for (int64_t c = 0; c < sizes.depth; c += terms, ++step) {
+  const int64_t rows = sizes.rows, width = sizes.width, columns = end - begin;
+  const int64_t vectors_end = begin + columns / kLanes * kLanes;
+  for (int64_t c = first; c < last; c += terms) {
+    const int64_t step = c / terms;
     const Weight* stored[kDeep];
     for (int d = 0; d < kDeep; ++d) {
       // Beyond the last row the activations are 0, so that any weight will do.
@@ -131,6 +145,9 @@ void multiply_columns(const float* x, const Weight* w, const Scale* scale, float
     const float* factors = x + step * rows * terms;
     int64_t o = begin;
     for (; o < vectors_end; o += kLanes) {
+      if (o * sizeof(Weight) % 64 == 0) {
+        for (int d = 0; d < kDeep; ++d) __builtin_prefetch(stored[d] + o + kDeep * width);
+      }
       Floats wides[terms];
       widen(stored, o, wides);
       Floats unit = Floats{} + 1;
@@ -139,7 +156,7 @@ void multiply_columns(const float* x, const Weight* w, const Scale* scale, float
         const float* own = factors + r * terms;
         Floats sum = wides[0] * own[0];
         for (int t = 1; t < terms; ++t) sum += wides[t] * own[t];
-        float* to = sums + r * stride + o - begin;
+        float* to = sums + r * columns + o - begin;
         write(to, read<Floats>(to) + unit * sum);
       }
     }
@@ -151,13 +168,37 @@ void multiply_columns(const float* x, const Weight* w, const Scale* scale, float
         const float* own = factors + r * terms;
         float sum = wides[0] * own[0];
         for (int t = 1; t < terms; ++t) sum += wides[t] * own[t];
-        sums[r * stride + o - begin] += unit * sum;
+        sums[r * columns + o - begin] += unit * sum;
       }
     }
   }
-  for (int64_t r = 0; r < rows; ++r) {
-    std::copy_n(sums + r * stride, end - begin, y + r * width + begin);
-  }
+}
+
+// Computes a product; `parallel(count, work)` calls `work(i)` for each `0 <= i < count`.
+template <class Weight, class Scale, class Parallel>
+void multiply_columns(const float* x, const Weight* w, const Scale* scale, float* y,
+                      const Sizes& sizes, const Tiles& tiles, Parallel parallel) {
+  const int64_t size = sizes.rows * tiles.width;
+  Aligned room(tiles.down * tiles.across * size);
+  std::vector<std::atomic<int64_t>> left(tiles.across);
+  for (auto& each : left) each = tiles.down;
+  parallel(tiles.down * tiles.across, [&](int64_t i) {
+    const int64_t down = i / tiles.across, across = i % tiles.across;
+    const int64_t first = down * tiles.depth, last = std::min(sizes.depth, first + tiles.depth);
+    const int64_t begin = across * tiles.width, end = std::min(sizes.width, begin + tiles.width);
+    multiply_tile(x, w, scale, room.data() + i * size, sizes, first, last, begin, end);
+    if (left[across].fetch_sub(1, std::memory_order_acq_rel) > 1) return;
+    // The last tile of these columns: all others are done.
+    for (int64_t r = 0; r < sizes.rows; ++r) {
+      float* to = y + r * sizes.width + begin;
+      const float* from = room.data() + across * size + r * (end - begin);
+      std::copy_n(from, end - begin, to);
+      for (int64_t d = 1; d < tiles.down; ++d) {
+        from += tiles.across * size;
+        for (int64_t o = 0; o < end - begin; ++o) to[o] += from[o];
+      }
+    }
+  });
 }
 
 // Rows of a weight that are multiplied together, and how many numbers of each at a time: so few,

@@ -1,8 +1,9 @@
-// Products of `product.h` as functions that XLA calls.
+// Products of `product.h`, and attention of `attention.h`, as functions that XLA calls.
 
 #include <algorithm>
 #include <cstdint>
 
+#include "attention.h"
 #include "parallel.h"
 #include "product.h"
 #include "xla/ffi/api/ffi.h"
@@ -48,16 +49,11 @@ ffi::Error columns(ffi::ThreadPool& pool, const Activations& x, const Weight* w,
   if (!fits(sizes, x, y, stored * per_row) || !is_even) {
     return ffi::Error::InvalidArgument("activations, weight, scales and result do not fit");
   }
+  const int64_t threads = std::max<int64_t>(1, pool.num_threads());
+  const Tiles tiles(sizes, sizeof(Weight) / static_cast<double>(per_row), threads);
   Aligned ordered = packed<Weight>(x.typed_data(), sizes);
-  const float* factors = ordered.data();
-  float* results = y->typed_data();
-  // The sums of a piece stay in the fastest cache; its part of a stored row is long, since no
-  // processor guesses where the next one lies.
-  const int64_t most = std::clamp<int64_t>((1 << 14) / sizes.rows, 1 << 10, 1 << 12);
-  share(pool, stored * int64_t{sizeof(Weight)}, sizes.width, 64, most,
-        [=](int64_t begin, int64_t end) {
-          multiply_columns(factors, w, scale, results, sizes, begin, end);
-        });
+  multiply_columns(ordered.data(), w, scale, y->typed_data(), sizes, tiles,
+                   [&](int64_t count, auto work) { in_parallel(pool, threads, count, work); });
   return ffi::Error::Success();
 }
 
@@ -103,6 +99,44 @@ ffi::Error rows_bfloat16(ffi::ThreadPool pool, Activations x, ffi::Buffer<ffi::B
   return rows(pool, x, weights, w.element_count(), y);
 }
 
+using Integers = ffi::Buffer<ffi::S32>;
+
+// Stores a new token of each row, and attends from it to its row.
+template <class Number, ffi::DataType stored>
+ffi::Error attend(ffi::ThreadPool pool, int64_t step, ffi::Buffer<ffi::F32> q,
+                  ffi::Buffer<ffi::F32> k, ffi::Buffer<ffi::F32> v, ffi::Buffer<stored> old_keys,
+                  ffi::Buffer<stored> old_values, Integers tables, Integers lengths,
+                  Integers first, Results out, Results lse,
+                  ffi::Result<ffi::Buffer<stored>> new_keys,
+                  ffi::Result<ffi::Buffer<stored>> new_values) {
+  const auto pages = new_keys->dimensions(), heads = q.dimensions();
+  if (pages.size() != 4 || heads.size() != 3 || pages[3] != kPage || heads[2] != pages[2] ||
+      heads[1] % pages[1] != 0 || tables.dimensions().size() != 2 ||
+      new_keys->typed_data() != old_keys.typed_data() ||
+      new_values->typed_data() != old_values.typed_data()) {
+    return ffi::Error::InvalidArgument("queries and pages do not fit, or pages were copied");
+  }
+  const PageSizes sizes{pages[1], heads[1] / pages[1], heads[2], tables.dimensions()[1], step};
+  auto* keys = reinterpret_cast<Number*>(new_keys->typed_data());
+  auto* values = reinterpret_cast<Number*>(new_values->typed_data());
+  std::vector<Row> rows;
+  for (int64_t r = 0; r < heads[0]; ++r) {
+    rows.push_back({q.typed_data() + r * heads[1] * heads[2],
+                    tables.typed_data() + r * sizes.entries, lengths.typed_data()[r],
+                    first.typed_data()[r]});
+    const int64_t at = r * sizes.heads * sizes.width;
+    store(rows[r], k.typed_data() + at, v.typed_data() + at, sizes, keys, values);
+  }
+  Parts parts(std::move(rows), sizes);
+  const int64_t bytes = parts.pages() * kPage * sizes.width * 2 * int64_t{sizeof(Number)};
+  const int64_t threads = bytes <= kSmall ? 1 : std::max<int64_t>(1, pool.num_threads());
+  in_parallel(pool, threads, parts.count(), [&, keys, values](int64_t i) {
+    parts.attend(i, keys, values);
+  });
+  parts.merge(out->typed_data(), lse->typed_data());
+  return ffi::Error::Success();
+}
+
 // Binds the thread pool, activations, a weight and the result.
 template <ffi::DataType weight>
 auto plain() {
@@ -124,6 +158,25 @@ auto scaled() {
       .template Ret<ffi::Buffer<ffi::F32>>();
 }
 
+template <ffi::DataType stored>
+auto pages() {
+  return ffi::Ffi::Bind()
+      .Ctx<ffi::ThreadPool>()
+      .template Attr<int64_t>("step")
+      .template Arg<Activations>()
+      .template Arg<Activations>()
+      .template Arg<Activations>()
+      .template Arg<ffi::Buffer<stored>>()
+      .template Arg<ffi::Buffer<stored>>()
+      .template Arg<Integers>()
+      .template Arg<Integers>()
+      .template Arg<Integers>()
+      .template Ret<ffi::Buffer<ffi::F32>>()
+      .template Ret<ffi::Buffer<ffi::F32>>()
+      .template Ret<ffi::Buffer<stored>>()
+      .template Ret<ffi::Buffer<stored>>();
+}
+
 }  // namespace
 }  // namespace lwm
 
@@ -135,3 +188,7 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(product_columns_int4, lwm::columns_int4,
                               (lwm::scaled<ffi::U8, ffi::F16>()));
 XLA_FFI_DEFINE_HANDLER_SYMBOL(product_rows_bfloat16, lwm::rows_bfloat16,
                               lwm::plain<ffi::BF16>());
+XLA_FFI_DEFINE_HANDLER_SYMBOL(attend_float32, (lwm::attend<float, ffi::F32>),
+                              lwm::pages<ffi::F32>());
+XLA_FFI_DEFINE_HANDLER_SYMBOL(attend_bfloat16, (lwm::attend<lwm::BFloat16, ffi::U16>),
+                              lwm::pages<ffi::U16>());

@@ -53,6 +53,15 @@ inline float wide(Float16 x) {
   return read<float>(&bits) * 0x1p112f;
 }
 
+// Stores a number, rounded to the nearest one that can be stored, of two to the even one.
+inline void narrow(float x, float* to) { *to = x; }
+inline void narrow(float x, BFloat16* to) {
+  const uint32_t bits = read<uint32_t>(&x);
+  const bool is_nan = (bits & 0x7fffffff) > 0x7f800000;
+  const uint32_t rounded = is_nan ? bits | 0x400000 : bits + 0x7fff + (bits >> 16 & 1);
+  to->bits = static_cast<uint16_t>(rounded >> 16);
+}
+
 inline Floats wide_lanes(const float* from) { return read<Floats>(from); }
 
 #if defined(__AVX512F__)
@@ -64,6 +73,7 @@ inline Ints wide_halves(const void* from) {
   return (Ints)_mm512_cvtepu16_epi32(read<__m256i>(from));
 }
 inline Floats to_floats(Ints x) { return (Floats)_mm512_cvtepi32_ps((__m512i)x); }
+inline Ints to_ints(Floats x) { return (Ints)_mm512_cvttps_epi32((__m512)x); }
 
 // Looks up each number's lower four bits, and ignores the others.
 inline Floats look_up(Floats table, Ints places) {
@@ -79,6 +89,7 @@ inline Ints wide_halves(const void* from) {
   return (Ints)_mm256_cvtepu16_epi32(read<__m128i>(from));
 }
 inline Floats to_floats(Ints x) { return (Floats)_mm256_cvtepi32_ps((__m256i)x); }
+inline Ints to_ints(Floats x) { return (Ints)_mm256_cvttps_epi32((__m256)x); }
 
 #else
 
@@ -92,6 +103,7 @@ inline Ints wide_halves(const void* from) {
   return __builtin_convertvector(read<Halves>(from), Ints);
 }
 inline Floats to_floats(Ints x) { return __builtin_convertvector(x, Floats); }
+inline Ints to_ints(Floats x) { return __builtin_convertvector(x, Ints); }
 
 #endif
 
@@ -100,6 +112,28 @@ inline Floats wide_lanes(const BFloat16* from) { return (Floats)(wide_halves(fro
 inline Floats wide_lanes(const Float16* from) {
   const Ints bits = wide_halves(from);
   return (Floats)((bits & 0x8000) << 16 | (bits & 0x7fff) << 13) * 0x1p112f;
+}
+
+inline Floats larger(Floats a, Floats b) { return a > b ? a : b; }
+
+// Returns e^x for x <= 0, within 2 units in the last place; 0 below e^-87, where floats lose digits.
+//
+// x = n ln 2 + r, with ln 2 as the sum of two floats so that n ln 2 is exact; e^r is a polynomial
+// of Cephes (Moshier 1992, `expf`).
+inline Floats exponential(Floats x) {
+  const Floats least = Floats{} - 87;
+  const Floats at = larger(x, least);
+  constexpr float kRound = 1.5f * (1 << 23);  // adding it leaves no fraction
+  const Floats n = (at * 1.44269504f + kRound) - kRound;
+  const Floats r = at - n * 0.693359375f + n * 2.12194440e-4f;
+  Floats sum = r * 1.9875691500e-4f + 1.3981999507e-3f;
+  sum = sum * r + 8.3334519073e-3f;
+  sum = sum * r + 4.1665795894e-2f;
+  sum = sum * r + 1.6666665459e-1f;
+  sum = sum * r + 5.0000001201e-1f;
+  sum = sum * r * r + r + 1;
+  const Ints power = (to_ints(n) + 127) << 23;
+  return (Floats)((x > least) & (Ints)(sum * (Floats)power));
 }
 
 }  // namespace lwm

@@ -1,0 +1,74 @@
+"""Attention of one new token of each row to its pages on CPUs, which also stores the token."""
+
+from collections.abc import Callable
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float, Int, UInt16
+
+from lwm.ops.cpu.build import target
+
+Pages = Float[Array, "P K H b"] | UInt16[Array, "P K H b"]
+Attended = tuple[Float[Array, "B 1 N H"], Float[Array, "B 1 N"], Pages, Pages]
+
+
+def attend_new(
+    plain: Callable[..., Attended],
+    q: Float[Array, "B 1 N H"],
+    k: Float[Array, "B 1 K H"],
+    v: Float[Array, "B 1 K H"],
+    keys: Pages,
+    values: Float[Array, "P K b H"] | UInt16[Array, "P K b H"],
+    pages: Int[Array, "B W"],
+    lengths: Int[Array, " B"],
+    first: Int[Array, " B"],
+    *,
+    step: int,
+) -> Attended:
+    """Returns `plain(q, k, v, ...)`; on CPUs computed by a kernel, in place.
+
+    Args:
+        plain: Stores and attends in plain JAX.
+        q: Queries of the new token of each row.
+        k: Its keys.
+        v: Its values.
+        keys: Pages of keys of one device, as `lwm.ops.paged` describes them.
+        values: Pages of values.
+        pages: Table of each row, with the pages of all devices.
+        lengths: Tokens of each row before the new one.
+        first: Number, within its row, of the first page that lies here.
+        step: Distance to the next one in the row.
+
+    Returns:
+        Output, log-sum-exp, and the pages with the new token.
+    """
+    inputs = q, k, v, keys, values, pages, lengths, first
+    name = target("attend_bfloat16" if keys.dtype == jnp.uint16 else "attend_float32")
+    if name is None or keys.dtype not in (jnp.uint16, jnp.float32):
+        return plain(*inputs)
+    kernel = partial(_call, name, step)
+    return lax.platform_dependent(*inputs, cpu=kernel, default=plain)
+
+
+def _call(name, step, q, k, v, keys, values, pages, lengths, first):
+    B, _, N, H = q.shape
+
+    def each(x):
+        return x[:, 0].astype(jnp.float32)
+
+    call = jax.ffi.ffi_call(
+        name,
+        (
+            jax.ShapeDtypeStruct((B, N, H), jnp.float32),
+            jax.ShapeDtypeStruct((B, N), jnp.float32),
+            jax.ShapeDtypeStruct(keys.shape, keys.dtype),
+            jax.ShapeDtypeStruct(values.shape, values.dtype),
+        ),
+        input_output_aliases={3: 2, 4: 3},
+    )
+    integers = (x.astype(jnp.int32) for x in (pages, lengths, first))
+    inputs = each(q) * H**-0.5, each(k), each(v), keys, values, *integers
+    out, lse, keys, values = call(*inputs, step=step)
+    return out[:, None], lse[:, None], keys, values
