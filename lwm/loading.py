@@ -9,7 +9,15 @@ from lwm.convert.weights import build_llama
 from lwm.devices import machine
 from lwm.errors import UserError
 from lwm.generate.language_model import LanguageModel
-from lwm.model.config import BITS, NO_OVERRIDES, Compute, ModelOverrides, Storage, compute_dtype
+from lwm.model.config import (
+    BITS,
+    NO_OVERRIDES,
+    Compute,
+    ModelOverrides,
+    Storage,
+    cache_dtype,
+    compute_dtype,
+)
 from lwm.model.llama import check_mesh
 from lwm.plan.fit import require_fit
 from lwm.progress import Progress
@@ -76,7 +84,7 @@ def load(
         opened.tensors,
         opened.table,
         mesh=devices,
-        compute=Compute(dtype=compute_dtype(dtype)),
+        compute=Compute(dtype=compute_dtype(dtype), cache_dtype=cache_dtype(dtype)),
         bits=BITS.get(dtype),
         ignore=lambda name: is_not_weight(name, config),
         progress=progress,

@@ -84,14 +84,19 @@ def build_llama(
         contracted = CONTRACTED.get(re.sub(r"^blocks\.\d+\.", "", path))
         if bits is None or contracted is None:
             return (weights.read(path, shapes[path], dtype),)
-        return quantize_to(bits, weights.read(path, shapes[path]), contracted)
+        weight = weights.read(path, shapes[path])
+        if path == "embedding":  # looked up, and the head of a tied model: kept in eight bits
+            return quantize_to(8, np.ascontiguousarray(weight.T), contracted)
+        return quantize_to(bits, weight, contracted)
 
     leaves = []
     with contextlib.closing(_ahead(read, shapes)) as ahead:
         arrays = _reporting(ahead, progress, len(shapes))
         for path, leaf in wanted:
             if path in shapes:
-                leaves.append(_put(next(arrays), mesh, leaf.sharding.spec))
+                spec = leaf.sharding.spec
+                is_turned = path == "embedding" and bits is not None
+                leaves.append(_put(next(arrays), mesh, P(*reversed(spec)) if is_turned else spec))
             else:
                 layers = (array for (array,) in itertools.islice(arrays, config.num_layers))
                 leaves.append(_stack(layers, leaf.shape, mesh, leaf.sharding.spec))
@@ -191,15 +196,17 @@ def _reporting(arrays: Iterable[B], progress: Progress, total: int) -> Iterator[
 def _put(parts: tuple[np.ndarray, ...], mesh: Mesh, spec: P) -> jax.Array | QuantizedWeight:
     if len(parts) == 1:
         return _place(parts[0], mesh, spec)
-    values, scale = parts
+    values, scale, *rest = parts
     # Scales have size 1 where all of a sum shares one, and groups stay whole.
     splits = (math.prod(mesh.shape[axis] for axis in each) for each in map(axes_of, spec))
     fits = [
         size > 1 and size % split == 0 for size, split in zip(scale.shape, splits, strict=False)
     ]
     kept = P(*(name if fit else None for name, fit in zip(spec, fits, strict=True)))
-    whole = spec if values.dtype == np.int8 else kept
-    return QuantizedWeight(_place(values, mesh, whole), _place(scale, mesh, kept))
+    # Groups stay whole: their axis is split as that of the scales, unless these are of columns.
+    whole = spec if values.dtype == np.int8 and scale.dtype == np.float32 else kept
+    others = (None if each is None else _place(each, mesh, kept) for each in (scale, *rest))
+    return QuantizedWeight(_place(values, mesh, whole), *others)
 
 
 def _place(array: np.ndarray, mesh: Mesh, spec: P) -> jax.Array:

@@ -12,8 +12,8 @@ from lwm.tokens import TokenSpace
 Dtype = Literal["float32", "bfloat16"]
 
 Storage = Literal["float32", "bfloat16", "int8", "int4"]
-"""Type of stored weights; with `int8` and `int4`, matrices have so many bits and activations are
-float32."""
+"""Type of stored weights; with `int8` and `int4`, matrices have so many bits, activations are float32,
+and keys and values in the cache bfloat16."""
 
 BITS: dict[str, Literal[4, 8]] = {"int8": 8, "int4": 4}
 """Bits of quantised matrices."""
@@ -28,6 +28,11 @@ layers' inputs; `full` saves nothing."""
 def compute_dtype(storage: Storage) -> Dtype:
     """Returns the type of activations with weights stored so."""
     return "float32" if storage == "int8" or storage == "int4" else storage
+
+
+def cache_dtype(storage: Storage) -> Dtype:
+    """Returns the type of keys and values in a cache, with weights stored so."""
+    return "bfloat16" if storage in BITS else compute_dtype(storage)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -126,6 +131,8 @@ class Compute:
 
     dtype: Dtype = "float32"
     """Type of activations; softmax, norms, RoPE and logits are always float32."""
+    cache_dtype: Dtype | None = None
+    """Type of the keys and values of tokens that were read; None: that of activations."""
     remat: Remat = "none"
     """Activations saved for the backward pass, beside each layer's input."""
     mlp_chunk: int | None = None

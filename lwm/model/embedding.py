@@ -8,6 +8,7 @@ from jax import lax
 from jax.sharding import PartitionSpec as P, reshard
 from jaxtyping import Array, Float, Int
 
+from lwm.model.quantize import QuantizedWeight
 from lwm.ops.stream import Stream
 from lwm.sharding import SHARD, TOKENS, manual, tokens_spec
 
@@ -17,16 +18,19 @@ _TABLE = P("tp", None)
 @functools.partial(jax.jit, static_argnames="dtype")
 @jax.named_scope("embedding")
 def embed(
-    table: Float[Array, "V D"], tokens: Int[Array, "B S"], *, dtype: str
+    table: Float[Array, "V D"] | QuantizedWeight, tokens: Int[Array, "B S"], *, dtype: str
 ) -> Float[Array, "B S D"]:
     """Looks up each id; every device of `tp` gets all states."""
     spec = tokens_spec(tokens.shape[1])
 
+    table_spec = P(None, "tp") if isinstance(table, QuantizedWeight) else _TABLE
+
     def local(table, tokens):
         return lax.psum(_found(table, tokens), "tp")
 
-    mapped = jax.shard_map(local, in_specs=(_TABLE, spec), out_specs=P(*spec, None))
-    return mapped(reshard(table, _TABLE), tokens).astype(dtype)
+    mapped = jax.shard_map(local, in_specs=(table_spec, spec), out_specs=P(*spec, None))
+    placed = jax.tree.map(lambda leaf: reshard(leaf, table_spec), table)
+    return mapped(placed, tokens).astype(dtype)
 
 
 @jax.named_scope("embedding")
@@ -76,10 +80,18 @@ def _backward(stream, dtype, saved, grads):
 _embed.defvjp(_forward, _backward)
 
 
-def _found(table: Float[Array, "v D"], ids: Int[Array, "b c"]) -> Float[Array, "b c D"]:
+def _found(
+    table: Float[Array, "v D"] | QuantizedWeight, ids: Int[Array, "b c"]
+) -> Float[Array, "b c D"]:
     """Looks up the ids of this device's rows of the table; those of others give zeros."""
-    row, here = _own(ids, table.shape[0])
-    return jnp.where(here[..., None], jnp.take(table, row, axis=0), 0)
+    if isinstance(table, QuantizedWeight):
+        row, here = _own(ids, table.values.shape[1])
+        columns = jax.tree.map(lambda leaf: jnp.take(leaf, row, axis=1), table)
+        rows = jnp.moveaxis(columns.astype(jnp.float32), 0, -1)
+    else:
+        row, here = _own(ids, table.shape[0])
+        rows = jnp.take(table, row, axis=0)
+    return jnp.where(here[..., None], rows, 0)
 
 
 def _own(ids: Array, rows: int) -> tuple[Array, Array]:

@@ -1,5 +1,6 @@
 """Linear layer: the product of activations with a weight, summed in float32."""
 
+import jax
 from jax.sharding import PartitionSpec as P
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
@@ -29,16 +30,16 @@ def linear(
         out_sharding: Sharding of the result, if it does not follow from the inputs.
     """
 
-    def plain(x, weight, *scale):
-        if scale:
-            weight = QuantizedWeight(weight, *scale).astype(x.dtype)
+    # A quantised weight consists of several arrays.
+    parts, whole = jax.tree.flatten(weight)
+
+    def plain(x, *parts):
+        weight = jax.tree.unflatten(whole, parts)
+        if isinstance(weight, QuantizedWeight):
+            weight = weight.astype(x.dtype)
         return contract(
             x, weight, transposed=transposed, dtype=dtype or x.dtype, out_sharding=out_sharding
         )
 
-    if isinstance(weight, QuantizedWeight):
-        stored, scale = weight.values, weight.scale
-    else:
-        stored, scale = weight, None
-    y = multiply_few(plain, x, stored, scale, transposed=transposed, out_sharding=out_sharding)
+    y = multiply_few(plain, x, *parts, transposed=transposed, out_sharding=out_sharding)
     return y if bias is None else y + bias.astype(y.dtype)

@@ -35,7 +35,8 @@ class Llama(eqx.Module):
     copy every weight before use).
     """
 
-    embedding: Float[Array, "V D"]
+    embedding: Float[Array, "V D"] | QuantizedWeight
+    """Of few bits, `D V`: a tied table is multiplied as a head is."""
     blocks: Block | tuple[Block, ...]
     norm: RMSNorm
     head: Float[Array, "D V"] | None
@@ -136,14 +137,22 @@ class Llama(eqx.Module):
             layers.append(layer)
         return x, pool.extended(layers)
 
+    @property
+    def _head(self) -> tuple[Float[Array, "..."] | QuantizedWeight, bool]:
+        """The head, `D V`, or else the token table, and whether that is `V D`."""
+        if self.head is not None:
+            return self.head, False
+        return self.embedding, not isinstance(self.embedding, QuantizedWeight)
+
     @jax.named_scope("head")
     def logits(self, x: Float[Array, "B S D"]) -> Float[Array, "B S V"]:
         """Returns the logits of every id in float32; padding rows of the table get -inf."""
         # A tied table is used as it is stored: transposed, it would be copied.
+        head, is_table = self._head
         scores = linear(
             x,
-            self.embedding if self.head is None else self.head,
-            transposed=self.head is None,
+            head,
+            transposed=is_table,
             dtype=jnp.float32,
             out_sharding=P(*jax.typeof(x).sharding.spec[:2], "tp"),
         )
@@ -169,10 +178,10 @@ class Llama(eqx.Module):
     def _score(
         self, x: Float[Array, "P B s D"], targets: Int[Array, "B S"], stream: Stream
     ) -> TokenLoss:
-        head = self.head
+        head, is_table = self._head
         if isinstance(head, QuantizedWeight):
             head = head.astype(x.dtype)
-        table = self.embedding if head is None else head.T
+        table = head if is_table else head.T
         compute, tokens = self.compute, self.config.tokens
         return cross_entropy(
             x, table, targets, stream=stream, tokens=tokens, chunk=compute.loss_chunk

@@ -20,7 +20,7 @@ import numpy as np
 from jax.sharding import PartitionSpec as P, get_abstract_mesh
 from jaxtyping import Array, Float, Int, UInt16
 
-from lwm.model.config import Dtype, LlamaConfig
+from lwm.model.config import Compute, LlamaConfig
 from lwm.ops.cpu.attention import attend_new
 from lwm.ops.cpu.bits import stored_as, to_bits
 from lwm.ops.paged import PAGE, attend_pages, read_pages
@@ -96,13 +96,14 @@ class PagePool(eqx.Module):
     layers: tuple[LayerPages, ...]
 
     @classmethod
-    def empty(cls, config: LlamaConfig, dtype: Dtype, *, per_device: int) -> "PagePool":
+    def empty(cls, config: LlamaConfig, compute: Compute, *, per_device: int) -> "PagePool":
         """Allocates so many pages on each device of the mesh in use, page 0 included."""
         count = per_device * _num_parts()
+        dtype = jnp.dtype(compute.cache_dtype or compute.dtype)
 
         def zeros(*shape: int) -> Array:
             shape = count, config.num_kv_heads, *shape
-            return jnp.zeros(shape, stored_as(jnp.dtype(dtype)), out_sharding=PAGES)
+            return jnp.zeros(shape, stored_as(dtype), out_sharding=PAGES)
 
         H = config.head_dim
         return cls(
@@ -158,6 +159,8 @@ def _num_parts() -> int:
 def _plain(q, k, v, keys, values, pages, lengths, first, *, step):
     """Stores new tokens, and attends from them to their rows."""
     one = q.shape[1] == 1
+    held = jnp.bfloat16 if keys.dtype == jnp.uint16 else keys.dtype
+    k, v = k.astype(held), v.astype(held)
     stored = _stored_here(pages, first, step)
     keys, values = (_store_one if one else _store)(keys, values, k, v, stored, lengths)
     here = _own(pages, first, step)

@@ -101,10 +101,11 @@ def read_in_tiles(
 
         def tile(n, cache, axis):
             if together == 1:
-                return from_bits(lax.dynamic_index_in_dim(cache, pages[row, n], keepdims=False))
+                found = lax.dynamic_index_in_dim(cache, pages[row, n], keepdims=False)
+                return from_bits(found).astype(q.dtype)
             # Gathered before any transposition: XLA for TPUs would transpose the whole pool.
             found = lax.dynamic_slice_in_dim(pages[row], n * together, together)
-            x = jnp.moveaxis(_pages(cache, found), 0, axis)
+            x = jnp.moveaxis(_pages(cache, found, q.dtype), 0, axis)
             return x.reshape(*x.shape[:axis], -1, *x.shape[axis + 2 :])
 
         def summands(n):
@@ -286,8 +287,8 @@ class _Softmax(NamedTuple):
     """Sum of the weights."""
 
 
-def _pages(cache, numbers):
-    return from_bits(cache.at[numbers].get(mode="promise_in_bounds"))
+def _pages(cache, numbers, dtype):
+    return from_bits(cache.at[numbers].get(mode="promise_in_bounds")).astype(dtype)
 
 
 def _parts(rows, together):
@@ -304,7 +305,7 @@ def _parts(rows, together):
 
 def _add(now, parts, keys, values, found, numbers, step, masked):
     """Attends from each part to one page more, its `numbers`-th that lies here."""
-    k, v = _pages(keys, found), _pages(values, found)
+    k, v = (_pages(cache, found, parts.queries.dtype) for cache in (keys, values))
     scores = product("bkgh,bkht->bkgt", parts.queries, k, aligned=True)
     if masked:
         start = (parts.first + numbers * step) * PAGE

@@ -18,7 +18,7 @@ import jax.random as jr
 from jax.sharding import AbstractMesh, AxisType
 
 from lwm.errors import UserError
-from lwm.model.config import BITS, LlamaConfig, Storage, compute_dtype
+from lwm.model.config import BITS, LlamaConfig, Storage, cache_dtype, compute_dtype
 from lwm.model.llama import Llama
 from lwm.model.pool import PAGE
 from lwm.model.quantize import CONTRACTED, GROUP, has_groups
@@ -120,7 +120,7 @@ def require_divisible_weights(config: LlamaConfig, mesh: MeshSizes) -> None:
 
 def _cache_bytes(config: LlamaConfig, dtype: Storage, *, pages: int, mesh: MeshSizes) -> int:
     heads = config.num_kv_heads // _parts(mesh, ("tp",))
-    return config.num_layers * 2 * pages * PAGE * heads * config.head_dim * _width(dtype)
+    return config.num_layers * 2 * pages * PAGE * heads * config.head_dim * _cache_width(dtype)
 
 
 class _Leaf(NamedTuple):
@@ -134,6 +134,8 @@ class _Leaf(NamedTuple):
     def contracted(self) -> tuple[int, ...] | None:
         """The dimensions that share a scale; None for weights that are never quantised."""
         kind = self.path.removeprefix("blocks.")
+        if self.path == "embedding":  # stored transposed
+            return (1,)
         summed = CONTRACTED.get(kind)
         if summed is None or kind == self.path:
             return summed
@@ -203,12 +205,13 @@ def _stored(leaf: _Leaf, mesh: MeshSizes, dtype: Storage) -> int:
     count = leaf.elements(mesh)
     if dtype not in BITS or leaf.contracted is None:
         return count * _width(dtype)
-    if dtype == "int4" and has_groups(leaf.shape, leaf.contracted):
-        axis = leaf.contracted[-1]
-        parts = _parts(mesh, leaf.axes[axis])
-        count *= parts if leaf.shape[axis] // GROUP % parts else 1
-        return count // 2 + count // GROUP * _FLOAT16
-    return count + leaf.elements(mesh, without=leaf.contracted) * _FLOAT32
+    if not has_groups(leaf.shape, leaf.contracted):
+        return count + leaf.elements(mesh, without=leaf.contracted) * _FLOAT32
+    axis = leaf.contracted[-1]
+    parts = _parts(mesh, leaf.axes[axis])
+    count *= parts if leaf.shape[axis] // GROUP % parts else 1
+    bits = 8 if leaf.path == "embedding" else BITS[dtype]
+    return count * bits // 8 + count // GROUP * _FLOAT16
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -300,7 +303,7 @@ class _Work:
     def _page(self) -> int:
         """Bytes of a page's keys and values."""
         heads = self.config.num_kv_heads // self._tp
-        return 2 * heads * PAGE * self.config.head_dim * _width(self.dtype)
+        return 2 * heads * PAGE * self.config.head_dim * _cache_width(self.dtype)
 
     @property
     def _layer(self) -> int:
@@ -336,6 +339,10 @@ class _Work:
 
 def _width(dtype: Storage) -> int:
     return jnp.dtype(compute_dtype(dtype)).itemsize
+
+
+def _cache_width(dtype: Storage) -> int:
+    return jnp.dtype(cache_dtype(dtype)).itemsize
 
 
 def _parts(mesh: MeshSizes, axes: tuple[str, ...]) -> int:

@@ -13,38 +13,37 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.sharding import PartitionSpec as P, get_abstract_mesh, reshard
-from jaxtyping import Array, Float, Int8, UInt8
+from jaxtyping import Array, Float, Int8, Shaped, UInt8
 
 from lwm.ops.cpu.build import target
 from lwm.sharding import SHARD, axes_of, manual
 
 MOST_ROWS = 16
 """With more rows, widening the weight once costs less than multiplying in these kernels."""
-_KINDS = {"bfloat16": "bfloat16", "int8": "int8", "uint8": "int4"}
-"""Kernels for types of stored numbers; a byte without a sign holds two."""
+_KINDS = "float32", "bfloat16", "int8", "uint8"
+"""Types of stored numbers for which there are kernels; a byte without a sign holds two."""
 
 
 def multiply_few(
     plain: Callable[..., Float[Array, "B S *O"]],
     x: Float[Array, "B S *C"],
     weight: Float[Array, "..."] | Int8[Array, "..."] | UInt8[Array, "..."],
-    scale: Float[Array, "..."] | None = None,
-    *,
+    *scales: Shaped[Array, "..."],
     transposed: bool = False,
     out_sharding: P | None = None,
 ) -> Float[Array, "B S *O"]:
-    """Returns `plain(x, weight, scale)`; on CPUs, for few rows, computed by a kernel.
+    """Returns `plain(x, weight, *scales)`; on CPUs, for few rows, computed by a kernel.
 
     Args:
         plain: Multiplies in plain JAX.
         x: Activations.
         weight: Of shape `*C *O`, or `*O *C` if transposed.
-        scale: Factors of a quantised weight, as in `lwm.model.quantize.QuantizedWeight`.
+        scales: The other arrays of a `lwm.model.quantize.QuantizedWeight`, in their order.
         transposed: As in `lwm.model.linear.linear`.
         out_sharding: Sharding of the result, if it does not follow from the inputs.
     """
-    inputs = (x, weight) if scale is None else (x, weight, scale)
-    name = _target(x, weight, transposed)
+    inputs = x, weight, *scales
+    name = _target(x, weight, scales, transposed)
     if name is None:
         return plain(*inputs)
 
@@ -67,20 +66,32 @@ def multiply_few(
     return multiply(*inputs)
 
 
-def _target(x: Array, weight: Array, transposed: bool) -> str | None:
-    kind = _KINDS.get(str(weight.dtype))
+def _target(x: Array, weight: Array, scales: tuple[Array, ...], transposed: bool) -> str | None:
     # In the region of one device, as in training, weights are gathered and cast at each use.
-    if kind is None or get_abstract_mesh().manual_axes or (transposed and kind != "bfloat16"):
+    if str(weight.dtype) not in _KINDS or get_abstract_mesh().manual_axes:
         return None
-    if _rows_of_a_device(x) > MOST_ROWS:
+    if _rows_of_a_device(x) > MOST_ROWS or (scales and not _keeps_groups(x, scales[0])):
         return None
-    return target(f"product_{'rows' if transposed else 'columns'}_{kind}")
+    return target("product_rows" if transposed else "product_columns")
+
+
+def _keeps_groups(x: Array, scale: Array) -> bool:
+    """Returns whether no group of weights that share a scale is split over devices."""
+    mesh = get_abstract_mesh()
+    if mesh.empty:
+        return True
+    split = zip(jax.typeof(x).sharding.spec[2:], scale.shape, strict=False)
+    return all(size == 1 or size % _size(mesh, (at,)) == 0 for at, size in split)
 
 
 def _rows_of_a_device(x: Array) -> int:
     mesh = get_abstract_mesh()
     axes = () if mesh.empty else _axes(jax.typeof(x).sharding.spec[:2])
     return x.shape[0] * x.shape[1] // prod(mesh.shape[axis] for axis in axes)
+
+
+def _size(mesh: Any, spec: Iterable[Any]) -> int:
+    return prod(mesh.shape[axis] for axis in _axes(spec))
 
 
 def _axes(spec: Iterable[Any]) -> tuple[str, ...]:

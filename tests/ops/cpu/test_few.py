@@ -6,7 +6,7 @@ from jax.sharding import PartitionSpec as P
 
 from lwm.model.config import BITS
 from lwm.model.linear import linear
-from lwm.model.quantize import QuantizedWeight, quantize_to
+from lwm.model.quantize import GROUP, QuantizedWeight, quantize_to
 from lwm.ops.cpu.few import MOST_ROWS
 from lwm.sharding import make_mesh, put
 
@@ -16,16 +16,39 @@ SHAPES = ((37, 83), (192, 64), (32, 21), (1, 5), (24, 1))
 
 def stored(weight: np.ndarray, kind: str):
     if kind in BITS:
-        return QuantizedWeight(*map(jnp.asarray, quantize_to(BITS[kind], weight, (0,))))
-    return jnp.asarray(weight.T if kind.endswith("transposed") else weight, jnp.bfloat16)
+        return QuantizedWeight(*jax.tree.map(jnp.asarray, quantize_to(BITS[kind], weight, (0,))))
+    if kind in GGUF:
+        return any_of_gguf(kind, *weight.shape)
+    dtype, _, transposed = kind.partition(" ")
+    return jnp.asarray(weight.T if transposed else weight, dtype)
+
+
+def any_of_gguf(kind: str, depth: int, width: int) -> QuantizedWeight:
+    """Random bits as levels, and scales and minimums, where GGUF's type has them."""
+    rng, groups = np.random.default_rng(1), (depth // GROUP, width)
+    levels = rng.integers(0, 256, (depth // 2, width), np.uint8)
+    scale, minimum = rng.normal(size=(2, *groups)).astype(np.float16)
+    high = rng.integers(0, 1 << 32, groups, np.uint32)
+    arrays = levels, scale, minimum if "1" in kind else None, high if "5" in kind else None
+    return QuantizedWeight(*jax.tree.map(jnp.asarray, arrays))
 
 
 def uses_kernel(multiply, *inputs) -> bool:
     return "lwm_product" in jax.jit(multiply).lower(*inputs).as_text()
 
 
-@pytest.mark.parametrize("kind", ["int8", "int4", "bfloat16", "bfloat16 transposed"])
-@pytest.mark.parametrize("shape", SHAPES)
+PLAIN = "float32", "float32 transposed", "bfloat16", "bfloat16 transposed"
+GGUF = "q4_1", "q5_0", "q5_1"
+
+
+@pytest.mark.parametrize(
+    ("kind", "shape"),
+    [
+        *((kind, shape) for kind in (*BITS, "bfloat16", "bfloat16 transposed") for shape in SHAPES),
+        *((kind, shape) for kind in GGUF for shape in SHAPES[1:3]),
+        *((kind, SHAPES[0]) for kind in PLAIN[:2]),
+    ],
+)
 def test_products_equal_plain_jax_and_do_not_depend_on_company(kind, shape):
     rng, transposed = np.random.default_rng(0), kind.endswith("transposed")
     weight = stored(rng.normal(size=shape).astype(np.float32), kind)
@@ -63,7 +86,7 @@ def test_heads_and_their_sum_may_be_split_over_devices(mesh_text):
     x = rng.normal(size=(4, 1, 32)).astype(np.float32)
 
     def place(weight, contracted, spec):
-        values, scale = quantize_to(8, weight, contracted)
+        values, scale, *_ = quantize_to(8, weight, contracted)
         return QuantizedWeight(put(values, mesh, spec), put(scale, mesh, P(None, *spec[1:])))
 
     with jax.set_mesh(mesh):

@@ -16,51 +16,90 @@ namespace lwm {
 
 // Rows of stored weights that are in registers at a time.
 constexpr int kDeep = 8;
+// Weights along the sum that share a scale.
+constexpr int kGroup = 32;
 
-// Two weights in four bits each: that of a row in the lower half and, in the upper one, that of
-// the row 16 further on, both plus 8.
+// Two levels in four bits each: that of a row in the lower half and, in the upper one, that of
+// the row 16 further on.
 struct Nibbles {
   uint8_t bits;
 };
-// Weights along the sum that are stored together in 16 rows of nibbles.
-constexpr int kNibbles = 32;
 
 // Weights per column that come with `kDeep` stored rows.
-template <class Weight>
+template <class Number>
 constexpr int kTerms = kDeep;
 template <>
 constexpr int kTerms<Nibbles> = 2 * kDeep;
 
-// Widens the weights of as many columns as a vector has lanes, for `kDeep` stored rows.
-template <class Weight>
-inline void widen(const Weight* rows[kDeep], int64_t column, Floats* out) {
+// A weight [depth, width] as it is stored; the arrays after `values` may be absent.
+//
+// Weights are `level * scale + minimum`; levels without minimum count from the middle of their
+// range.
+template <class Number>
+struct Weight {
+  const Number* values;
+  const float* columns = nullptr;  // scale of each column, [width]
+  // Of each group, [depth / kGroup, width].
+  const Float16* scales = nullptr;
+  const Float16* minimums = nullptr;
+  const uint32_t* high = nullptr;  // fifth bits, the first weight's lowest
+
+  // What is subtracted from levels as they are stored.
+  int middle() const { return minimums != nullptr ? 0 : high != nullptr ? 16 : 8; }
+};
+
+// Widens the levels of as many columns as a vector has lanes, for a step of `kDeep` stored rows.
+template <class Number>
+inline void widen(const Weight<Number>&, const Number* const rows[kDeep], const uint32_t*, int64_t,
+                  int64_t column, Floats* out) {
   for (int d = 0; d < kDeep; ++d) out[d] = wide_lanes(rows[d] + column);
 }
 template <>
-inline void widen(const Nibbles* rows[kDeep], int64_t column, Floats* out) {
-  for (int d = 0; d < kDeep; ++d) {
-    const auto* from = reinterpret_cast<const int8_t*>(rows[d] + column);
-    const Ints both = wide_bytes(from);
+inline void widen(const Weight<Nibbles>& weight, const Nibbles* const rows[kDeep],
+                  const uint32_t* high, int64_t half, int64_t column, Floats* out) {
+  if (high != nullptr) {
+    const Ints bits = read<Ints>(high + column) >> (half * kDeep);
+    const int middle = weight.middle();
+    for (int d = 0; d < kDeep; ++d) {
+      const Ints both = wide_bytes(reinterpret_cast<const int8_t*>(rows[d] + column));
+      out[d] = to_floats(((both & 15) | (bits >> d & 1) << 4) - middle);
+      out[kDeep + d] = to_floats(((both >> 4 & 15) | (bits >> (16 + d) & 1) << 4) - middle);
+    }
+    return;
+  }
+  const Floats middle = Floats{} + static_cast<float>(weight.middle());
 #if defined(__AVX512F__)
-    const Floats levels = {-8, -7, -6, -5, -4, -3, -2, -1, 0, 1, 2, 3, 4, 5, 6, 7};
+  const Floats levels = Floats{0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15} - middle;
+#endif
+  for (int d = 0; d < kDeep; ++d) {
+    const Ints both = wide_bytes(reinterpret_cast<const int8_t*>(rows[d] + column));
+#if defined(__AVX512F__)
     out[d] = look_up(levels, both);
     out[kDeep + d] = look_up(levels, both >> 4);
 #else
-    out[d] = to_floats((both & 15) - 8);
-    out[kDeep + d] = to_floats((both >> 4 & 15) - 8);
+    out[d] = to_floats(both & 15) - middle;
+    out[kDeep + d] = to_floats(both >> 4 & 15) - middle;
 #endif
   }
 }
 
-template <class Weight>
-inline void widen_one(const Weight* rows[kDeep], int64_t column, float* out) {
+// Widens those of one column.
+template <class Number>
+inline void widen_one(const Weight<Number>&, const Number* const rows[kDeep], const uint32_t*,
+                      int64_t, int64_t column, float* out) {
   for (int d = 0; d < kDeep; ++d) out[d] = wide(rows[d][column]);
 }
 template <>
-inline void widen_one(const Nibbles* rows[kDeep], int64_t column, float* out) {
+inline void widen_one(const Weight<Nibbles>& weight, const Nibbles* const rows[kDeep],
+                      const uint32_t* high, int64_t half, int64_t column, float* out) {
+  const uint32_t bits = high == nullptr ? 0 : high[column] >> (half * kDeep);
+  const auto level = [&](int four, int place) {
+    const int fifth = bits >> place & 1;
+    return static_cast<float>((four | fifth << 4) - weight.middle());
+  };
   for (int d = 0; d < kDeep; ++d) {
-    out[d] = static_cast<float>((rows[d][column].bits & 15) - 8);
-    out[kDeep + d] = static_cast<float>((rows[d][column].bits >> 4) - 8);
+    out[d] = level(rows[d][column].bits & 15, d);
+    out[kDeep + d] = level(rows[d][column].bits >> 4, 16 + d);
   }
 }
 
@@ -69,25 +108,35 @@ struct Sizes {
   int64_t rows;
   int64_t depth;  // of the sum
   int64_t width;
-  int64_t group;  // weights along the sum that share a scale; a multiple of 8, or the depth
 };
 
 // Returns activations in the order in which `multiply_columns` reads them, [steps, rows, terms].
 // Rows as they are would lie at the same place of every page, where caches have little room.
-template <class Weight>
+template <class Number>
 Aligned packed(const float* x, const Sizes& sizes) {
-  constexpr int terms = kTerms<Weight>;
+  constexpr int terms = kTerms<Number>;
   const int64_t steps = (sizes.depth + terms - 1) / terms;
   Aligned out(steps * sizes.rows * terms);
   for (int64_t r = 0; r < sizes.rows; ++r) {
     for (int64_t c = 0; c < sizes.depth; ++c) {
       int64_t step = c / terms, term = c % terms;
       if (terms == 2 * kDeep) {
-        const int64_t place = c % kNibbles;
-        step = c / kNibbles * 2 + place % 16 / kDeep;
+        const int64_t place = c % kGroup;
+        step = c / kGroup * 2 + place % 16 / kDeep;
         term = place / 16 * kDeep + place % kDeep;
       }
       out.data()[(step * sizes.rows + r) * terms + term] = x[r * sizes.depth + c];
+    }
+  }
+  return out;
+}
+
+// Returns the sums of activations of each group, [depth / kGroup, rows]: factors of minimums.
+inline Aligned group_sums(const float* x, const Sizes& sizes) {
+  Aligned out(sizes.depth / kGroup * sizes.rows);
+  for (int64_t r = 0; r < sizes.rows; ++r) {
+    for (int64_t c = 0; c < sizes.depth; ++c) {
+      out.data()[c / kGroup * sizes.rows + r] += x[r * sizes.depth + c];
     }
   }
   return out;
@@ -106,7 +155,7 @@ struct Tiles {
   Tiles(const Sizes& sizes, double bytes, int64_t threads) {
     const int64_t all = static_cast<int64_t>(sizes.depth * sizes.width * bytes);
     const int64_t parts = std::clamp<int64_t>(all / kTile, 1, kMostDown);
-    depth = up(sizes.depth, parts, kNibbles);
+    depth = up(sizes.depth, parts, kGroup);
     down = up(sizes.depth, depth, 1);
     // The sums of a tile stay in the fast caches.
     const int64_t most = std::clamp<int64_t>((1 << 14) / sizes.rows, 1 << 10, 1 << 12);
@@ -124,78 +173,95 @@ struct Tiles {
   }
 };
 
-// Adds to `sums`, [rows, end - begin], the terms from `first` to `last` of columns of a product.
+// A tile: terms of the sum, and columns.
+struct Tile {
+  int64_t first, last, begin, end;
+};
+
+// Adds the terms of a tile to `sums`, [rows, columns].
 //
-// `x` comes from `packed`; `scale` is [depth / group, width], or null for 1.
-template <class Weight, class Scale>
-void multiply_tile(const float* x, const Weight* w, const Scale* scale, float* sums,
-                   const Sizes& sizes, int64_t first, int64_t last, int64_t begin, int64_t end) {
-  constexpr int terms = kTerms<Weight>;
-  const int64_t rows = sizes.rows, width = sizes.width, columns = end - begin;
-  const int64_t vectors_end = begin + columns / kLanes * kLanes;
-  for (int64_t c = first; c < last; c += terms) {
-    const int64_t step = c / terms;
-    const Weight* stored[kDeep];
+// `x` comes from `packed`; `groups` from `group_sums`, if the weight has minimums.
+template <class Number>
+void multiply_tile(const float* x, const float* groups, const Weight<Number>& weight, float* sums,
+                   const Sizes& sizes, const Tile& tile) {
+  constexpr int terms = kTerms<Number>;
+  const int64_t rows = sizes.rows, width = sizes.width, columns = tile.end - tile.begin;
+  const int64_t vectors_end = tile.begin + columns / kLanes * kLanes;
+  for (int64_t c = tile.first; c < tile.last; c += terms) {
+    const int64_t step = c / terms, group = c / kGroup * width, half = step % (kGroup / terms);
+    const Number* stored[kDeep];
     for (int d = 0; d < kDeep; ++d) {
       // Beyond the last row the activations are 0, so that any weight will do.
       const int64_t row = step * kDeep + d;
-      stored[d] = w + std::min(row, (sizes.depth * kDeep - 1) / terms) * width;
+      stored[d] = weight.values + std::min(row, (sizes.depth * kDeep - 1) / terms) * width;
     }
-    const Scale* scales = scale == nullptr ? nullptr : scale + c / sizes.group * width;
+    const Float16* scales = weight.scales == nullptr ? nullptr : weight.scales + group;
+    const uint32_t* high = weight.high == nullptr ? nullptr : weight.high + group;
+    const Float16* minimums =
+        weight.minimums == nullptr || half > 0 ? nullptr : weight.minimums + group;
     const float* factors = x + step * rows * terms;
-    int64_t o = begin;
-    for (; o < vectors_end; o += kLanes) {
-      if (o * sizeof(Weight) % 64 == 0) {
+    const float* ones = minimums == nullptr ? nullptr : groups + c / kGroup * rows;
+    float* to = sums;
+    int64_t o = tile.begin;
+    for (; o < vectors_end; o += kLanes, to += kLanes) {
+      if (o * sizeof(Number) % 64 == 0) {
         for (int d = 0; d < kDeep; ++d) __builtin_prefetch(stored[d] + o + kDeep * width);
       }
       Floats wides[terms];
-      widen(stored, o, wides);
-      Floats unit = Floats{} + 1;
-      if (scales != nullptr) unit = wide_lanes(scales + o);
+      widen(weight, stored, high, half, o, wides);
+      const Floats unit = scales == nullptr ? Floats{} + 1 : wide_lanes(scales + o);
       for (int64_t r = 0; r < rows; ++r) {
         const float* own = factors + r * terms;
         Floats sum = wides[0] * own[0];
         for (int t = 1; t < terms; ++t) sum += wides[t] * own[t];
-        float* to = sums + r * columns + o - begin;
-        write(to, read<Floats>(to) + unit * sum);
+        sum = read<Floats>(to + r * columns) + unit * sum;
+        if (minimums != nullptr) sum += wide_lanes(minimums + o) * ones[r];
+        write(to + r * columns, sum);
       }
     }
-    for (; o < end; ++o) {
+    for (; o < tile.end; ++o, ++to) {
       float wides[terms];
-      widen_one(stored, o, wides);
+      widen_one(weight, stored, high, half, o, wides);
       const float unit = scales == nullptr ? 1 : wide(scales[o]);
       for (int64_t r = 0; r < rows; ++r) {
         const float* own = factors + r * terms;
         float sum = wides[0] * own[0];
         for (int t = 1; t < terms; ++t) sum += wides[t] * own[t];
-        sums[r * columns + o - begin] += unit * sum;
+        to[r * columns] += unit * sum;
+        if (minimums != nullptr) to[r * columns] += wide(minimums[o]) * ones[r];
       }
     }
   }
 }
 
 // Computes a product; `parallel(count, work)` calls `work(i)` for each `0 <= i < count`.
-template <class Weight, class Scale, class Parallel>
-void multiply_columns(const float* x, const Weight* w, const Scale* scale, float* y,
-                      const Sizes& sizes, const Tiles& tiles, Parallel parallel) {
+template <class Number, class Parallel>
+void multiply_columns(const float* x, const Weight<Number>& weight, float* y, const Sizes& sizes,
+                      const Tiles& tiles, Parallel parallel) {
   const int64_t size = sizes.rows * tiles.width;
-  Aligned room(tiles.down * tiles.across * size);
+  Aligned ordered = packed<Number>(x, sizes), room(tiles.down * tiles.across * size);
+  Aligned groups = weight.minimums == nullptr ? Aligned(0) : group_sums(x, sizes);
   std::vector<std::atomic<int64_t>> left(tiles.across);
   for (auto& each : left) each = tiles.down;
   parallel(tiles.down * tiles.across, [&](int64_t i) {
     const int64_t down = i / tiles.across, across = i % tiles.across;
-    const int64_t first = down * tiles.depth, last = std::min(sizes.depth, first + tiles.depth);
-    const int64_t begin = across * tiles.width, end = std::min(sizes.width, begin + tiles.width);
-    multiply_tile(x, w, scale, room.data() + i * size, sizes, first, last, begin, end);
+    const int64_t first = down * tiles.depth, begin = across * tiles.width;
+    const Tile tile{first, std::min(sizes.depth, first + tiles.depth), begin,
+                    std::min(sizes.width, begin + tiles.width)};
+    multiply_tile(ordered.data(), groups.data(), weight, room.data() + i * size, sizes, tile);
     if (left[across].fetch_sub(1, std::memory_order_acq_rel) > 1) return;
     // The last tile of these columns: all others are done.
+    const int64_t columns = tile.end - begin;
     for (int64_t r = 0; r < sizes.rows; ++r) {
       float* to = y + r * sizes.width + begin;
-      const float* from = room.data() + across * size + r * (end - begin);
-      std::copy_n(from, end - begin, to);
+      const float* from = room.data() + across * size + r * columns;
+      std::copy_n(from, columns, to);
       for (int64_t d = 1; d < tiles.down; ++d) {
         from += tiles.across * size;
-        for (int64_t o = 0; o < end - begin; ++o) to[o] += from[o];
+        for (int64_t o = 0; o < columns; ++o) to[o] += from[o];
+      }
+      for (int64_t o = 0; weight.columns != nullptr && o < columns; ++o) {
+        to[o] *= weight.columns[begin + o];
       }
     }
   });
@@ -221,8 +287,8 @@ inline Aligned packed_runs(const float* x, const Sizes& sizes) {
 }
 
 // Adds to `sums`, [rows, kBeside], the products of a run of `kBeside` rows of a weight.
-template <class Weight>
-inline void add_run(const float* x, const Weight* const w[kBeside], Floats* sums, int64_t rows) {
+template <class Number>
+inline void add_run(const float* x, const Number* const w[kBeside], Floats* sums, int64_t rows) {
   Floats wides[kBeside][kAlong];
   for (int b = 0; b < kBeside; ++b) {
     for (int a = 0; a < kAlong; ++a) wides[b][a] = wide_lanes(w[b] + a * kLanes);
@@ -237,23 +303,29 @@ inline void add_run(const float* x, const Weight* const w[kBeside], Floats* sums
 }
 
 // Computes `y[r, o] = sum_c x[r, c] * w[o, c]` for `begin <= o < end`; `x` is from `packed_runs`.
-template <class Weight>
-void multiply_rows(const float* x, const Weight* w, float* y, const Sizes& sizes, int64_t begin,
+template <class Number>
+void multiply_rows(const float* x, const Number* w, float* y, const Sizes& sizes, int64_t begin,
                    int64_t end) {
   const int64_t rows = sizes.rows, whole = sizes.depth / kRun * kRun;
   std::vector<Floats> sums(rows * kBeside);
   for (int64_t o = begin; o < end; o += kBeside) {
     std::fill(sums.begin(), sums.end(), Floats{});
-    const Weight* at[kBeside];
+    const Number* at[kBeside];
     // Past the end, the last row is multiplied again.
     for (int b = 0; b < kBeside; ++b) at[b] = w + std::min(o + b, end - 1) * sizes.depth;
     const float* factors = x;
     for (int64_t c = 0; c < whole; c += kRun, factors += rows * kRun) {
+      for (int b = 0; b < kBeside; ++b) {
+        const char* next = reinterpret_cast<const char*>(at[b] + kBeside * sizes.depth);
+        for (size_t line = 0; line < kRun * sizeof(Number); line += 64) {
+          __builtin_prefetch(next + line);
+        }
+      }
       add_run(factors, at, sums.data(), rows);
       for (int b = 0; b < kBeside; ++b) at[b] += kRun;
     }
     if (whole < sizes.depth) {
-      Weight rest[kBeside][kRun] = {};
+      Number rest[kBeside][kRun] = {};
       for (int b = 0; b < kBeside; ++b) {
         std::copy_n(at[b], sizes.depth - whole, rest[b]);
         at[b] = rest[b];

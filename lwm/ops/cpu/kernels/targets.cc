@@ -32,71 +32,82 @@ void share(ffi::ThreadPool& pool, int64_t bytes, int64_t width, int64_t fewest, 
   });
 }
 
-bool fits(const Sizes& sizes, const Activations& x, Results& y, int64_t weights) {
-  return x.dimensions().size() == 2 && y->dimensions().size() == 2 &&
-         y->dimensions()[0] == sizes.rows && weights == sizes.depth * sizes.width;
-}
+using Rest = ffi::RemainingArgs;
 
-template <class Weight, class Scale>
-ffi::Error columns(ffi::ThreadPool& pool, const Activations& x, const Weight* w, int64_t stored,
-                   const Scale* scale, int64_t scales, Results& y) {
-  Sizes sizes{x.dimensions().front(), x.dimensions().back(), y->dimensions().back(), 0};
-  constexpr int64_t per_row = kTerms<Weight> / kDeep;
-  const int64_t groups = scale == nullptr ? 1 : scales / std::max<int64_t>(1, sizes.width);
-  sizes.group = sizes.depth / std::max<int64_t>(1, groups);
-  const bool is_even = groups == 1 || (sizes.group * groups == sizes.depth &&
-                                       sizes.group % std::max(kNibbles, kDeep) == 0);
-  if (!fits(sizes, x, y, stored * per_row) || !is_even) {
+// Multiplies with a weight of any kind; its other arrays follow in the order of `Weight`.
+template <class Number>
+ffi::Error columns(ffi::ThreadPool& pool, const Activations& x, ffi::AnyBuffer w, Rest rest,
+                   Results& y) {
+  const Sizes sizes{x.dimensions().front(), x.dimensions().back(), y->dimensions().back()};
+  Weight<Number> weight{static_cast<const Number*>(w.untyped_data())};
+  const int64_t groups = sizes.depth / kGroup * sizes.width;
+  bool fit = int64_t(w.element_count()) * kTerms<Number> == sizes.depth * sizes.width * kDeep;
+  for (size_t i = 0; i < rest.size(); ++i) {
+    const auto array = rest.get<ffi::AnyBuffer>(i);
+    if (array.has_error()) return array.error();
+    const void* data = array->untyped_data();
+    const bool is_grouped = int64_t(array->element_count()) == groups && sizes.depth % kGroup == 0;
+    switch (array->element_type()) {
+      case ffi::F32:
+        weight.columns = static_cast<const float*>(data);
+        fit &= int64_t(array->element_count()) == sizes.width;
+        break;
+      case ffi::F16:
+        (i == 0 ? weight.scales : weight.minimums) = static_cast<const Float16*>(data);
+        fit &= is_grouped;
+        break;
+      default:
+        weight.high = static_cast<const uint32_t*>(data);
+        fit &= is_grouped && array->element_type() == ffi::U32;
+    }
+  }
+  if (!fit || y->dimensions()[0] != sizes.rows) {
     return ffi::Error::InvalidArgument("activations, weight, scales and result do not fit");
   }
   const int64_t threads = std::max<int64_t>(1, pool.num_threads());
-  const Tiles tiles(sizes, sizeof(Weight) / static_cast<double>(per_row), threads);
-  Aligned ordered = packed<Weight>(x.typed_data(), sizes);
-  multiply_columns(ordered.data(), w, scale, y->typed_data(), sizes, tiles,
+  const Tiles tiles(sizes, sizeof(Number) * kDeep / double(kTerms<Number>), threads);
+  multiply_columns(x.typed_data(), weight, y->typed_data(), sizes, tiles,
                    [&](int64_t count, auto work) { in_parallel(pool, threads, count, work); });
   return ffi::Error::Success();
 }
 
-template <class Weight>
-ffi::Error rows(ffi::ThreadPool& pool, const Activations& x, const Weight* w, int64_t stored,
-                Results& y) {
-  const Sizes sizes{x.dimensions().front(), x.dimensions().back(), y->dimensions().back(), 0};
-  if (!fits(sizes, x, y, stored)) {
+ffi::Error any_columns(ffi::ThreadPool pool, Activations x, ffi::AnyBuffer w, Rest rest,
+                       Results y) {
+  switch (w.element_type()) {
+    case ffi::F32:
+      return columns<float>(pool, x, w, rest, y);
+    case ffi::BF16:
+      return columns<BFloat16>(pool, x, w, rest, y);
+    case ffi::S8:
+      return columns<int8_t>(pool, x, w, rest, y);
+    case ffi::U8:
+      return columns<Nibbles>(pool, x, w, rest, y);
+    default:
+      return ffi::Error::InvalidArgument("no weight of a known type");
+  }
+}
+
+// Multiplies with a transposed weight, [width, depth].
+template <class Number>
+ffi::Error rows(ffi::ThreadPool& pool, const Activations& x, ffi::AnyBuffer w, Results& y) {
+  const Sizes sizes{x.dimensions().front(), x.dimensions().back(), y->dimensions().back()};
+  if (int64_t(w.element_count()) != sizes.depth * sizes.width || y->dimensions()[0] != sizes.rows) {
     return ffi::Error::InvalidArgument("activations, weight and result do not fit");
   }
   Aligned ordered = packed_runs(x.typed_data(), sizes);
+  const auto* weight = static_cast<const Number*>(w.untyped_data());
   const float* factors = ordered.data();
   float* results = y->typed_data();
-  share(pool, stored * int64_t{sizeof(Weight)}, sizes.width, 16, 1 << 10,
-        [=](int64_t begin, int64_t end) {
-          multiply_rows(factors, w, results, sizes, begin, end);
-        });
+  share(pool, w.size_bytes(), sizes.width, 16, 1 << 10, [=](int64_t begin, int64_t end) {
+    multiply_rows(factors, weight, results, sizes, begin, end);
+  });
   return ffi::Error::Success();
 }
 
-ffi::Error columns_bfloat16(ffi::ThreadPool pool, Activations x, ffi::Buffer<ffi::BF16> w,
-                            Results y) {
-  const auto* weights = reinterpret_cast<const BFloat16*>(w.typed_data());
-  return columns<BFloat16, float>(pool, x, weights, w.element_count(), nullptr, 0, y);
-}
-
-ffi::Error columns_int8(ffi::ThreadPool pool, Activations x, ffi::Buffer<ffi::S8> w,
-                        ffi::Buffer<ffi::F32> scale, Results y) {
-  return columns(pool, x, w.typed_data(), w.element_count(), scale.typed_data(),
-                 scale.element_count(), y);
-}
-
-ffi::Error columns_int4(ffi::ThreadPool pool, Activations x, ffi::Buffer<ffi::U8> w,
-                        ffi::Buffer<ffi::F16> scale, Results y) {
-  const auto* weights = reinterpret_cast<const Nibbles*>(w.typed_data());
-  const auto* scales = reinterpret_cast<const Float16*>(scale.typed_data());
-  return columns(pool, x, weights, w.element_count(), scales, scale.element_count(), y);
-}
-
-ffi::Error rows_bfloat16(ffi::ThreadPool pool, Activations x, ffi::Buffer<ffi::BF16> w,
-                         Results y) {
-  const auto* weights = reinterpret_cast<const BFloat16*>(w.typed_data());
-  return rows(pool, x, weights, w.element_count(), y);
+ffi::Error any_rows(ffi::ThreadPool pool, Activations x, ffi::AnyBuffer w, Results y) {
+  if (w.element_type() == ffi::F32) return rows<float>(pool, x, w, y);
+  if (w.element_type() == ffi::BF16) return rows<BFloat16>(pool, x, w, y);
+  return ffi::Error::InvalidArgument("no weight of a known type");
 }
 
 using Integers = ffi::Buffer<ffi::S32>;
@@ -137,27 +148,6 @@ ffi::Error attend(ffi::ThreadPool pool, int64_t step, ffi::Buffer<ffi::F32> q,
   return ffi::Error::Success();
 }
 
-// Binds the thread pool, activations, a weight and the result.
-template <ffi::DataType weight>
-auto plain() {
-  return ffi::Ffi::Bind()
-      .Ctx<ffi::ThreadPool>()
-      .Arg<Activations>()
-      .Arg<ffi::Buffer<weight>>()
-      .template Ret<ffi::Buffer<ffi::F32>>();
-}
-
-// Binds the thread pool, activations, a weight, its scales and the result.
-template <ffi::DataType weight, ffi::DataType scale>
-auto scaled() {
-  return ffi::Ffi::Bind()
-      .Ctx<ffi::ThreadPool>()
-      .Arg<Activations>()
-      .Arg<ffi::Buffer<weight>>()
-      .template Arg<ffi::Buffer<scale>>()
-      .template Ret<ffi::Buffer<ffi::F32>>();
-}
-
 template <ffi::DataType stored>
 auto pages() {
   return ffi::Ffi::Bind()
@@ -180,14 +170,19 @@ auto pages() {
 }  // namespace
 }  // namespace lwm
 
-XLA_FFI_DEFINE_HANDLER_SYMBOL(product_columns_bfloat16, lwm::columns_bfloat16,
-                              lwm::plain<ffi::BF16>());
-XLA_FFI_DEFINE_HANDLER_SYMBOL(product_columns_int8, lwm::columns_int8,
-                              (lwm::scaled<ffi::S8, ffi::F32>()));
-XLA_FFI_DEFINE_HANDLER_SYMBOL(product_columns_int4, lwm::columns_int4,
-                              (lwm::scaled<ffi::U8, ffi::F16>()));
-XLA_FFI_DEFINE_HANDLER_SYMBOL(product_rows_bfloat16, lwm::rows_bfloat16,
-                              lwm::plain<ffi::BF16>());
+XLA_FFI_DEFINE_HANDLER_SYMBOL(product_columns, lwm::any_columns,
+                              ffi::Ffi::Bind()
+                                  .Ctx<ffi::ThreadPool>()
+                                  .Arg<lwm::Activations>()
+                                  .Arg<ffi::AnyBuffer>()
+                                  .RemainingArgs()
+                                  .Ret<ffi::Buffer<ffi::F32>>());
+XLA_FFI_DEFINE_HANDLER_SYMBOL(product_rows, lwm::any_rows,
+                              ffi::Ffi::Bind()
+                                  .Ctx<ffi::ThreadPool>()
+                                  .Arg<lwm::Activations>()
+                                  .Arg<ffi::AnyBuffer>()
+                                  .Ret<ffi::Buffer<ffi::F32>>());
 XLA_FFI_DEFINE_HANDLER_SYMBOL(attend_float32, (lwm::attend<float, ffi::F32>),
                               lwm::pages<ffi::F32>());
 XLA_FFI_DEFINE_HANDLER_SYMBOL(attend_bfloat16, (lwm::attend<lwm::BFloat16, ffi::U16>),

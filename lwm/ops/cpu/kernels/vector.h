@@ -110,8 +110,14 @@ inline Ints to_ints(Floats x) { return __builtin_convertvector(x, Ints); }
 inline Floats wide_lanes(const int8_t* from) { return to_floats(wide_bytes(from)); }
 inline Floats wide_lanes(const BFloat16* from) { return (Floats)(wide_halves(from) << 16); }
 inline Floats wide_lanes(const Float16* from) {
+#if defined(__AVX512F__)
+  return (Floats)_mm512_cvtph_ps(read<__m256i>(from));
+#elif defined(__AVX2__) && defined(__F16C__)
+  return (Floats)_mm256_cvtph_ps(read<__m128i>(from));
+#else
   const Ints bits = wide_halves(from);
   return (Floats)((bits & 0x8000) << 16 | (bits & 0x7fff) << 13) * 0x1p112f;
+#endif
 }
 
 inline Floats larger(Floats a, Floats b) { return a > b ? a : b; }
