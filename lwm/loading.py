@@ -1,6 +1,7 @@
 """Loads a model from files or by name onto a mesh, ready to generate."""
 
 from pathlib import Path
+from typing import Literal
 
 from lwm import renamed
 from lwm.convert.huggingface import is_not_weight
@@ -13,10 +14,10 @@ from lwm.model.config import (
     BITS,
     NO_OVERRIDES,
     Compute,
+    Held,
     ModelOverrides,
     Storage,
-    cache_dtype,
-    compute_dtype,
+    compute_with,
 )
 from lwm.model.llama import check_mesh
 from lwm.plan.fit import require_fit
@@ -35,7 +36,7 @@ def load(
     name_or_path: str | Path,
     *,
     mesh: str = "1,1,1,1",
-    dtype: Storage = "float32",
+    dtype: Storage | Literal["stored"] = "float32",
     template: str | None = None,
     vqgan: str | Path | None = None,
     given: ModelOverrides = NO_OVERRIDES,
@@ -48,8 +49,9 @@ def load(
         name_or_path: A known name, a Hugging Face folder, a GGUF file, LWM's parameters (their
             folder, their file, or `params::FILE`) or a hub's `org/name`.
         mesh: Devices per axis dp, fsdp, tp, sp; `1,1,4,1` is tensor parallelism over four.
-        dtype: Type of weights and activations; `int8` and `int4` store the matrices in eight and
-            in four bits and compute in float32.
+        dtype: Type of weights and activations. `int8` and `int4` hold the matrices in eight and
+            in four bits, `stored` in the types of the files, as GGUF's Q8_0, Q5_1 or Q4_0; all
+            three compute in float32.
         template: `lwm` or Jinja source in place of the model's own chat template.
         vqgan: The VQGAN of images, if it is not beside the model.
         given: Values that the files lack or have wrong: RoPE theta, context, sizes of LWM's models.
@@ -69,13 +71,14 @@ def load(
     if vqgan_file is not None and (config.tokens.vision or vqgan is not None):
         require_codes_for(vqgan_file, config.tokens)
     check_mesh(config, devices)
+    held = opened.held_as(dtype)
     dp, fsdp, tp, sp = devices.devices.shape
     require_fit(
         config,
         name=str(name_or_path),
         context=(pool_tokens or 0) * sp or given.context or _MIN_CONTEXT,
         mesh=(dp, fsdp, tp, sp),
-        dtype=dtype,
+        dtype=held,
         machine=machine(),
         remedy=None if pool_tokens is None else "give fewer pool_tokens",
     )
@@ -84,8 +87,8 @@ def load(
         opened.tensors,
         opened.table,
         mesh=devices,
-        compute=Compute(dtype=compute_dtype(dtype), cache_dtype=cache_dtype(dtype)),
-        bits=BITS.get(dtype),
+        compute=_compute(dtype, held),
+        bits="stored" if dtype == "stored" else BITS.get(dtype),
         ignore=lambda name: is_not_weight(name, config),
         progress=progress,
     )
@@ -100,3 +103,9 @@ def load(
         source=opened.source,
         pool_tokens=pool_tokens,
     )
+
+
+def _compute(dtype: Storage | Literal["stored"], held: Held) -> Compute:
+    if dtype == "stored" and held == "bfloat16":
+        return Compute(dtype="float32", narrow_cache=True)
+    return compute_with(held)

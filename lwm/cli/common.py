@@ -47,8 +47,9 @@ class LoadOptions:
 
     mesh: str = "1,1,1,1"
     """Devices: dp,fsdp,tp,sp such as 1,1,4,1 (one -1 is inferred), or tp=4."""
-    dtype: Literal["float32", "bfloat16", "int8", "int4"] = "float32"
-    """Type of weights and computation; int8 and int4 weights are computed in float32."""
+    dtype: Literal["float32", "bfloat16", "int8", "int4", "stored"] = "float32"
+    """Type of weights and computation. Weights in int8, in int4 and as the files store them are
+    computed in float32."""
     template: str | None = None
     """`lwm` or Jinja source in place of the model's own chat template."""
     vqgan: Path | None = None

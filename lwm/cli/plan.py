@@ -32,7 +32,7 @@ def plan(
     context: int | None = None,
     rows: int = 1,
     mesh: str = "1,1,1,1",
-    dtype: Literal["float32", "bfloat16", "int8", "int4"] = "float32",
+    dtype: Literal["float32", "bfloat16", "int8", "int4", "q4_1", "q5_0", "q5_1"] = "float32",
     memory: float | None = None,
     config: str | None = None,
     theta: float | None = None,
@@ -48,7 +48,8 @@ def plan(
         context: Tokens of prompt and answer; by default, several up to the model's own.
         rows: Prompts in a batch.
         mesh: Devices: dp,fsdp,tp,sp such as 1,1,32,1, or tp=32.
-        dtype: Type of weights and computation; int8 and int4 weights are computed in float32.
+        dtype: Type of weights and computation; those of fewer bits than 16 are computed in float32,
+            and are GGUF's: int8 is Q8_0, and int4 is Q4_0.
         memory: GB (10⁹ bytes) of each GPU or TPU; by default, that of this machine's devices.
         config: For LWM's own files: a preset such as 7b, or json::FILE or pickle::FILE.
         theta: RoPE's base, for files that lack it; needs no memory.

@@ -1,10 +1,12 @@
 """Finds and opens the files of a model; weights are read later."""
 
+import collections
 import dataclasses
+import itertools
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from jax.sharding import Mesh
@@ -20,12 +22,19 @@ from lwm.convert.names import HUGGING_FACE, TensorLayout
 from lwm.convert.weights import build_llama, with_vision_rows
 from lwm.errors import UserError
 from lwm.files import parse_json, read_json, reading
-from lwm.formats.gguf import read_gguf
+from lwm.formats.gguf import PackedArrays, read_gguf
 from lwm.formats.gguf_file import find_gguf, first_part, is_gguf
 from lwm.formats.run_folder import TOKENIZER, find_in_run, is_checkpoint
 from lwm.formats.safetensor_files import holds_weights, open_safetensors
 from lwm.hub import catalog
-from lwm.model.config import NO_OVERRIDES, Compute, LlamaConfig, ModelOverrides
+from lwm.model.config import (
+    NO_OVERRIDES,
+    Compute,
+    Held,
+    LlamaConfig,
+    ModelOverrides,
+    Storage,
+)
 from lwm.model.llama import Llama
 from lwm.progress import Progress
 from lwm.sampling_params import LWM_SAMPLING, VisionSampling
@@ -37,6 +46,18 @@ from lwm.vqgan.config import CONFIG as VQGAN_CONFIG
 from lwm.vqgan.vqmodel import CONFIG as VQMODEL_CONFIG, FOLDER as VQMODEL
 
 _LLAMA2_MARKS = {OPENING: [529, 4924, 29958], CLOSING: [1533, 4924, 29958]}
+
+HELD_AS: dict[str, Held] = {
+    "F32": "float32",
+    "F16": "float32",
+    "BF16": "bfloat16",
+    "Q8_0": "int8",
+    "Q4_0": "int4",
+    "Q4_1": "q4_1",
+    "Q5_0": "q5_0",
+    "Q5_1": "q5_1",
+}
+"""GGUF's types; others are rounded to eight bits."""
 
 _LWM_FILES = ("params", "streaming_params", "streaming_train_state")
 """Files of parameters in folders of LWM: as released, and as its training writes them."""
@@ -58,6 +79,17 @@ class ModelFiles:
     """Default sampling of images and video."""
     known: catalog.KnownModel | None = None
     """The entry of a known model."""
+
+    def held_as(self, dtype: Storage | Literal["stored"]) -> Held:
+        """Returns the type of most weights, loaded so."""
+        if dtype != "stored":
+            return dtype
+        if not isinstance(self.tensors, PackedArrays):
+            stored = {str(self.tensors[name].dtype) for name in itertools.islice(self.tensors, 1)}
+            return "bfloat16" if stored == {"bfloat16"} else "float32"
+        matrices = [kind for name, kind in self.tensors.kinds.items() if "_proj." in name]
+        ((kind, _),) = collections.Counter(matrices).most_common(1)
+        return HELD_AS.get(kind, "int8")
 
     @property
     def written_tokenizer(self) -> Tokenizer:

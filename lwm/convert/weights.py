@@ -19,12 +19,15 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
+from lwm.convert.few_bits import Few, as_stored, contracted_by, from_blocks
 from lwm.convert.names import TensorLayout, dimensions
 from lwm.errors import UserError
+from lwm.formats.gguf import PackedArrays
+from lwm.formats.gguf_blocks import Blocks
 from lwm.formats.lazy import LazyArrays, require_same_tensors, shapes_of
 from lwm.model.config import Compute, LlamaConfig
 from lwm.model.llama import Llama, check_mesh
-from lwm.model.quantize import CONTRACTED, Bits, QuantizedWeight, quantize_to
+from lwm.model.quantize import Quantized, QuantizedWeight, quantize_to
 from lwm.progress import Progress
 from lwm.sharding import axes_of, dotted, make_mesh
 
@@ -45,7 +48,7 @@ def build_llama(
     mesh: Mesh,
     compute: Compute = Compute(),
     stacked: bool = False,
-    bits: Bits | None = None,
+    bits: Few | None = None,
     ignore: Callable[[str], bool] = lambda name: False,
     progress: Progress = lambda done, total: None,
 ) -> Llama:
@@ -62,8 +65,8 @@ def build_llama(
         compute: How the model is computed.
         stacked: Whether to make a model for training, with stacked layers in float32, as
             `Llama.init` does; otherwise layers are apart, and weights of type `compute.dtype`.
-        bits: Bits in which the matrices of unstacked layers and the head are stored; None: those of
-            `compute.dtype`.
+        bits: Bits in which the matrices of unstacked layers and both tables are held, or `stored`
+            for the types in which the files hold them; None: those of `compute.dtype`.
         ignore: Returns whether a tensor of this name is known to be no weight.
         progress: Called with the number of tensors read and their total.
 
@@ -80,25 +83,30 @@ def build_llama(
     weights = Weights(config, tensors, table, shapes, ignore)
     dtype = "float32" if stacked else compute.dtype
 
-    def read(path: str) -> tuple[np.ndarray, ...]:
-        contracted = CONTRACTED.get(re.sub(r"^blocks\.\d+\.", "", path))
+    def read(path: str) -> np.ndarray | Quantized:
+        contracted = contracted_by(path)
         if bits is None or contracted is None:
-            return (weights.read(path, shapes[path], dtype),)
+            return weights.read(path, shapes[path], dtype)
+        is_table = path == "embedding"
+        shape = shapes[path][::-1] if is_table else shapes[path]
+        if bits == "stored":
+            blocks = weights.blocks(path)
+            found = None if blocks is None else from_blocks(blocks, shape, contracted)
+            return as_stored(weights.read(path, shapes[path])) if found is None else found
         weight = weights.read(path, shapes[path])
-        if path == "embedding":  # looked up, and the head of a tied model: kept in eight bits
-            return quantize_to(8, np.ascontiguousarray(weight.T), contracted)
-        return quantize_to(bits, weight, contracted)
+        # A table is looked up, and the head of a tied model: never in less than eight bits.
+        return quantize_to(8 if is_table else bits, weight.T if is_table else weight, contracted)
 
     leaves = []
     with contextlib.closing(_ahead(read, shapes)) as ahead:
         arrays = _reporting(ahead, progress, len(shapes))
         for path, leaf in wanted:
             if path in shapes:
-                spec = leaf.sharding.spec
-                is_turned = path == "embedding" and bits is not None
-                leaves.append(_put(next(arrays), mesh, P(*reversed(spec)) if is_turned else spec))
+                array, spec = next(arrays), leaf.sharding.spec
+                is_turned = path == "embedding" and isinstance(array, Quantized)
+                leaves.append(_put(array, mesh, P(*reversed(spec)) if is_turned else spec))
             else:
-                layers = (array for (array,) in itertools.islice(arrays, config.num_layers))
+                layers = itertools.islice(arrays, config.num_layers)
                 leaves.append(_stack(layers, leaf.shape, mesh, leaf.sharding.spec))
     return jax.tree.unflatten(tree, leaves)
 
@@ -156,6 +164,11 @@ class Weights:
         ours = self.unpadded(path)
         return _padded(contiguous(ours, dtype or ours.dtype), shape)
 
+    def blocks(self, path: str) -> Blocks | None:
+        """Returns the blocks of a weight that a GGUF file holds in few bits; else None."""
+        is_packed = isinstance(self._tensors, PackedArrays)
+        return self._tensors.blocks(self._layouts[path].name) if is_packed else None
+
     def unpadded(self, path: str) -> np.ndarray:
         """Reads a weight with a dimension for each letter of its layout, in any memory order.
 
@@ -193,10 +206,10 @@ def _reporting(arrays: Iterable[B], progress: Progress, total: int) -> Iterator[
         yield array
 
 
-def _put(parts: tuple[np.ndarray, ...], mesh: Mesh, spec: P) -> jax.Array | QuantizedWeight:
-    if len(parts) == 1:
-        return _place(parts[0], mesh, spec)
-    values, scale, *rest = parts
+def _put(found: np.ndarray | Quantized, mesh: Mesh, spec: P) -> jax.Array | QuantizedWeight:
+    if not isinstance(found, Quantized):
+        return _place(found, mesh, spec)
+    values, scale, *rest = found
     # Scales have size 1 where all of a sum shares one, and groups stay whole.
     splits = (math.prod(mesh.shape[axis] for axis in each) for each in map(axes_of, spec))
     fits = [

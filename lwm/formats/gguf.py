@@ -6,16 +6,17 @@
 import itertools
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
 
 from lwm.errors import UserError
 from lwm.files import reading
+from lwm.formats.gguf_blocks import KINDS, Blocks, take_apart
 from lwm.formats.gguf_config import config_of, refuse_unsupported
 from lwm.formats.gguf_file import TensorEntry, read_contents
 from lwm.formats.lazy import LazyArrays, require_finite
@@ -53,17 +54,14 @@ def _unpermute(weight: np.ndarray, num_heads: int) -> np.ndarray:
 
 def decode(entry: TensorEntry) -> Float[np.ndarray, "..."]:
     """Decodes one tensor to fp32."""
-    from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
+    from gguf import GGMLQuantizationType
     from gguf.quants import dequantize
 
     kind = GGMLQuantizationType(entry.kind)
-    block, size = GGML_QUANT_SIZES[kind]
     # Errors of its shape or scales are reported in one line.
     with reading(entry.path), np.errstate(all="ignore"):
-        raw = np.memmap(entry.path, np.uint8, "r", offset=entry.start, shape=(entry.num_bytes,))
-        rows = np.asarray(raw).reshape(*entry.shape[:-1], entry.shape[-1] // block * size)
         try:
-            weight = dequantize(rows, kind).reshape(entry.shape)
+            weight = dequantize(_raw(entry), kind).reshape(entry.shape)
         except NotImplementedError:
             raise UserError(
                 f"{entry.path}: tensor {entry.name!r} is stored as {kind.name}, which cannot be "
@@ -72,6 +70,39 @@ def decode(entry: TensorEntry) -> Float[np.ndarray, "..."]:
     weight = np.asarray(weight, np.float32)
     require_finite(weight, entry.name, entry.path)
     return weight
+
+
+def blocks(entry: TensorEntry) -> Blocks | None:
+    """Returns a matrix of few bits as it is stored, without decoding it.
+
+    Types whose blocks cannot be taken apart are rounded to those of eight bits; None for types that
+    are not quantised.
+    """
+    from gguf import GGMLQuantizationType
+    from gguf.quants import quantize
+
+    kind = GGMLQuantizationType(entry.kind)
+    if len(entry.shape) != 2 or kind.name in ("F32", "F16", "BF16"):
+        return None
+    with reading(entry.path), np.errstate(all="ignore"):
+        if kind.name in KINDS:
+            found = take_apart(_raw(entry), kind.name)
+        else:
+            eight = GGMLQuantizationType.Q8_0
+            found = take_apart(quantize(decode(entry), eight), eight.name)
+    for part in (found.scale, found.minimum):
+        if part is not None:
+            require_finite(part, entry.name, entry.path)
+    return found
+
+
+def _raw(entry: TensorEntry) -> UInt8[np.ndarray, "*rows bytes"]:
+    """Maps the bytes of a tensor, row by row."""
+    from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
+
+    block, size = GGML_QUANT_SIZES[GGMLQuantizationType(entry.kind)]
+    raw = np.memmap(entry.path, np.uint8, "r", offset=entry.start, shape=(entry.num_bytes,))
+    return np.asarray(raw).reshape(*entry.shape[:-1], entry.shape[-1] // block * size)
 
 
 def _hugging_face_name(path: Path, name: str) -> str:
@@ -92,13 +123,34 @@ def _refuse_incomplete(path: Path, names: Mapping[str, TensorEntry], num_layers:
             raise UserError(f"{path} is incomplete: it lacks tensor {name!r}")
 
 
+class PackedArrays(LazyArrays):
+    """Tensors of a GGUF file: decoded on access, or as they are stored."""
+
+    def __init__(
+        self,
+        shapes: Mapping[str, tuple[int, ...]],
+        read: Callable[[str], np.ndarray],
+        read_blocks: Callable[[str], Blocks | None],
+        kinds: Mapping[str, str],
+    ) -> None:
+        """Takes both functions, and GGUF's names of the types."""
+        super().__init__(shapes, read)
+        self.blocks, self.kinds = read_blocks, kinds
+
+
+def _kind(entry: TensorEntry) -> str:
+    from gguf import GGMLQuantizationType
+
+    return GGMLQuantizationType(entry.kind).name
+
+
 @dataclass(frozen=True, kw_only=True)
 class GGUF:
     """One open file: its metadata, and the model as Hugging Face would have saved it."""
 
     metadata: dict[str, Any]
     config: dict[str, Any]
-    tensors: LazyArrays
+    tensors: PackedArrays
     """The weights by Hugging Face name, each decoded to fp32 on access."""
 
 
@@ -136,5 +188,14 @@ def read_gguf(path: Path) -> GGUF:
         with reading(path):
             return _unpermute(weight, heads[role])
 
-    tensors = LazyArrays({name: entry.shape for name, entry in named.items()}, read)
+    def read_blocks(name: str) -> Blocks | None:
+        found, role = blocks(named[name]), name.split(".")[-2]
+        if found is None or arch != "llama" or role not in heads:
+            return found
+        with reading(path):
+            return Blocks(*(x if x is None else _unpermute(x, heads[role]) for x in found))
+
+    shapes = {name: entry.shape for name, entry in named.items()}
+    kinds = {name: _kind(entry) for name, entry in named.items()}
+    tensors = PackedArrays(shapes, read, read_blocks, kinds)
     return GGUF(metadata=metadata, config=config, tensors=tensors)

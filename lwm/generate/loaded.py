@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Int, UInt8
@@ -20,7 +19,6 @@ from lwm.devices import machine
 from lwm.errors import UserError
 from lwm.generate.engine import Engine
 from lwm.generate.grammar import VisionGrammar
-from lwm.model.config import Storage
 from lwm.model.llama import Llama
 from lwm.model.pool import PagePool
 from lwm.plan.fit import require_fit
@@ -237,10 +235,6 @@ class LoadedModel:
             math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
             for leaf in jax.tree.leaves((self.llama, instead_of))
         )
-        stored = {leaf.dtype for leaf in jax.tree.leaves(self.llama)}
-        dtype: Storage = self.llama.compute.dtype
-        if quantized := stored & {jnp.dtype("uint8"), jnp.dtype("int8")}:
-            dtype = "int4" if jnp.dtype("uint8") in quantized else "int8"
         here = machine(list(self.mesh.devices.flat)).without(held, self.mesh.size)
         require_fit(
             self.llama.config,
@@ -248,7 +242,7 @@ class LoadedModel:
             context=tokens * sp,
             lane=WIDEST * dp * fsdp,
             mesh=(dp, fsdp, tp, sp),
-            dtype=dtype,
+            dtype=self.llama.held,
             machine=dataclasses.replace(here, count=jax.device_count()),
             remedy="shorten the prompt",
         )

@@ -139,9 +139,8 @@ class Programs:
     def _filled(self) -> PagePool:
         """Returns the pool, allocated at its first use."""
         if self.pool is None:
-            return PagePool.empty(
-                self.model.config, self.model.compute, per_device=self._per_device
-            )
+            config, dtype = self.model.config, self.model.compute.cache_dtype
+            return PagePool.empty(config, dtype, per_device=self._per_device)
         return self.pool
 
     def _new_slots(self, width: int) -> Slots:

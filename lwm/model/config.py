@@ -15,8 +15,14 @@ Storage = Literal["float32", "bfloat16", "int8", "int4"]
 """Type of stored weights; with `int8` and `int4`, matrices have so many bits, activations are float32,
 and keys and values in the cache bfloat16."""
 
+Held = Literal["float32", "bfloat16", "int8", "int4", "q4_1", "q5_0", "q5_1"]
+"""`Storage`, and other types of GGUF; `int8` and `int4` are its Q8_0 and Q4_0."""
+
 BITS: dict[str, Literal[4, 8]] = {"int8": 8, "int4": 4}
-"""Bits of quantised matrices."""
+"""Bits to which matrices are rounded."""
+
+BITS_HELD = {"int8": 8.5, "int4": 4.5, "q4_1": 5.0, "q5_0": 5.5, "q5_1": 6.0}
+"""Bits of a weight of quantised matrices, with its share of scales."""
 
 Remat = Literal["none", "dots", "attention", "offload", "full"]
 """Rematerialisation: activations of a layer that are saved for the backward pass beside its input.
@@ -25,14 +31,9 @@ of attention, so that a ring does not run again; `offload` the same, in host mem
 layers' inputs; `full` saves nothing."""
 
 
-def compute_dtype(storage: Storage) -> Dtype:
+def compute_dtype(held: Held) -> Dtype:
     """Returns the type of activations with weights stored so."""
-    return "float32" if storage == "int8" or storage == "int4" else storage
-
-
-def cache_dtype(storage: Storage) -> Dtype:
-    """Returns the type of keys and values in a cache, with weights stored so."""
-    return "bfloat16" if storage in BITS else compute_dtype(storage)
+    return "bfloat16" if held == "bfloat16" else "float32"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -131,14 +132,20 @@ class Compute:
 
     dtype: Dtype = "float32"
     """Type of activations; softmax, norms, RoPE and logits are always float32."""
-    cache_dtype: Dtype | None = None
-    """Type of the keys and values of tokens that were read; None: that of activations."""
+    narrow_cache: bool = False
+    """Whether keys and values of tokens that were read are kept in bfloat16, and not as they were
+    computed."""
     remat: Remat = "none"
     """Activations saved for the backward pass, beside each layer's input."""
     mlp_chunk: int | None = None
     """Most tokens of a device of `sp` that go through linear layers at a time; None: all."""
     loss_chunk: int = 1024
     """Tokens of a device of `sp` whose logits exist at a time in training."""
+
+    @property
+    def cache_dtype(self) -> Dtype:
+        """Type of keys and values in the cache."""
+        return "bfloat16" if self.narrow_cache else self.dtype
 
     def __post_init__(self):
         """Checks the ranges.
@@ -152,6 +159,11 @@ class Compute:
             )
         if self.remat not in get_args(Remat):
             raise UserError(f"remat {self.remat!r} is none of {', '.join(get_args(Remat))}")
+
+
+def compute_with(held: Held) -> Compute:
+    """Returns how a model with weights stored so is computed."""
+    return Compute(dtype=compute_dtype(held), narrow_cache=held in BITS_HELD)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -15,7 +15,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import AbstractMesh, Mesh, PartitionSpec as P, get_abstract_mesh, reshard
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from lwm.model.config import Compute, LlamaConfig, Remat
+from lwm.model.config import Compute, Held, LlamaConfig, Remat
 from lwm.model.embedding import embed, embed_stream
 from lwm.model.layers import Block, Packing, RMSNorm
 from lwm.model.linear import linear
@@ -35,8 +35,8 @@ class Llama(eqx.Module):
     copy every weight before use).
     """
 
-    embedding: Float[Array, "V D"] | QuantizedWeight
-    """Of few bits, `D V`: a tied table is multiplied as a head is."""
+    embedding: Float[Array, "V D"]
+    """Of few bits, transposed to `D V`: a tied table is multiplied as a head is."""
     blocks: Block | tuple[Block, ...]
     norm: RMSNorm
     head: Float[Array, "D V"] | None
@@ -63,6 +63,15 @@ class Llama(eqx.Module):
             config=config,
             compute=compute,
         )
+
+    @property
+    def held(self) -> Held:
+        """Type in which matrices are held."""
+        block = self.blocks[0] if isinstance(self.blocks, tuple) else self.blocks
+        weight = block.attention.wq
+        if isinstance(weight, QuantizedWeight):
+            return weight.kind
+        return "bfloat16" if weight.dtype == jnp.bfloat16 else "float32"
 
     def unstack(self) -> "Llama":
         """Returns the model with a tuple of blocks."""

@@ -20,7 +20,7 @@ import numpy as np
 from jax.sharding import PartitionSpec as P, get_abstract_mesh
 from jaxtyping import Array, Float, Int, UInt16
 
-from lwm.model.config import Compute, LlamaConfig
+from lwm.model.config import Dtype, LlamaConfig
 from lwm.ops.cpu.attention import attend_new
 from lwm.ops.cpu.bits import stored_as, to_bits
 from lwm.ops.paged import PAGE, attend_pages, read_pages
@@ -96,14 +96,13 @@ class PagePool(eqx.Module):
     layers: tuple[LayerPages, ...]
 
     @classmethod
-    def empty(cls, config: LlamaConfig, compute: Compute, *, per_device: int) -> "PagePool":
+    def empty(cls, config: LlamaConfig, dtype: Dtype, *, per_device: int) -> "PagePool":
         """Allocates so many pages on each device of the mesh in use, page 0 included."""
         count = per_device * _num_parts()
-        dtype = jnp.dtype(compute.cache_dtype or compute.dtype)
 
         def zeros(*shape: int) -> Array:
             shape = count, config.num_kv_heads, *shape
-            return jnp.zeros(shape, stored_as(dtype), out_sharding=PAGES)
+            return jnp.zeros(shape, stored_as(jnp.dtype(dtype)), out_sharding=PAGES)
 
         H = config.head_dim
         return cls(

@@ -11,6 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int8, Shaped, UInt8, UInt32
 
+from lwm.model.config import Held
+
 CONTRACTED = {
     "embedding": (0,),
     "attention.wq": (0,),
@@ -48,6 +50,15 @@ class QuantizedWeight(eqx.Module):
     """Like the scale."""
     high: UInt32[Array, "..."] | None = None
     """Fifth bits of the levels of each group, the first one's lowest."""
+
+    @property
+    def kind(self) -> Held:
+        """Returns the name of the type."""
+        if self.values.dtype == jnp.int8:
+            return "int8"
+        if self.high is None:
+            return "int4" if self.minimum is None else "q4_1"
+        return "q5_0" if self.minimum is None else "q5_1"
 
     def astype(self, dtype) -> Float[Array, "..."]:
         """Returns the weight as it was rounded."""
@@ -103,7 +114,9 @@ def quantize_to(
     shape, axis = weight.shape, contracted[-1]
     groups = weight.astype(np.float32).reshape(*shape[:axis], -1, GROUP, *shape[axis + 1 :])
     levels, scale = (_in_eight_bits if bits == 8 else _in_four_bits)(groups, axis + 1)
-    return Quantized(levels.reshape(*shape[:axis], -1, *shape[axis + 1 :]), np.squeeze(scale, axis + 1))
+    return Quantized(
+        levels.reshape(*shape[:axis], -1, *shape[axis + 1 :]), np.squeeze(scale, axis + 1)
+    )
 
 
 def has_groups(shape: tuple[int, ...], contracted: tuple[int, ...]) -> bool:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 from lwm.devices import Machine
 from lwm.errors import UserError
-from lwm.model.config import LlamaConfig, Storage
+from lwm.model.config import Held, LlamaConfig
 from lwm.ops.paged import PAGE
 from lwm.plan.memory import SHORT, MemoryNeed, MeshSizes, inference_need
 
@@ -24,7 +24,7 @@ class Plan:
     context: int
     rows: int
     mesh: MeshSizes
-    dtype: Storage
+    dtype: Held
     lane: int | None = None
     """Rows that are decoded together; None: all."""
 
@@ -89,7 +89,7 @@ def require_fit(
     rows: int = 1,
     lane: int | None = None,
     mesh: MeshSizes,
-    dtype: Storage,
+    dtype: Held,
     machine: Machine,
     remedy: str | None = None,
 ) -> None:
@@ -141,7 +141,7 @@ def options(plan: Plan, machine: Machine, *, most: int = 3, shorter: bool = True
         most: Options at most.
         shorter: Whether a shorter context may be among them.
     """
-    types: tuple[Storage, ...] = "bfloat16", "int8", "int4"
+    types: tuple[Held, ...] = "bfloat16", "int8", "int4"
     stored = [dataclasses.replace(plan, dtype=each) for each in types if each != plan.dtype]
     here, more = (_meshes(plan, machine, more=more) for more in (False, True))
     found = [_first_fit(each, machine) for each in (_on(here, plan), *([one] for one in stored))]

@@ -18,7 +18,7 @@ import jax.random as jr
 from jax.sharding import AbstractMesh, AxisType
 
 from lwm.errors import UserError
-from lwm.model.config import BITS, LlamaConfig, Storage, cache_dtype, compute_dtype
+from lwm.model.config import BITS_HELD, Held, LlamaConfig, compute_dtype, compute_with
 from lwm.model.llama import Llama
 from lwm.model.pool import PAGE
 from lwm.model.quantize import CONTRACTED, GROUP, has_groups
@@ -61,7 +61,7 @@ def inference_need(
     rows: int = 1,
     lane: int | None = None,
     mesh: MeshSizes,
-    dtype: Storage = "float32",
+    dtype: Held = "float32",
     platform: str = "gpu",
 ) -> MemoryNeed:
     """Returns the memory that reading and continuing prompts needs.
@@ -118,7 +118,7 @@ def require_divisible_weights(config: LlamaConfig, mesh: MeshSizes) -> None:
                 )
 
 
-def _cache_bytes(config: LlamaConfig, dtype: Storage, *, pages: int, mesh: MeshSizes) -> int:
+def _cache_bytes(config: LlamaConfig, dtype: Held, *, pages: int, mesh: MeshSizes) -> int:
     heads = config.num_kv_heads // _parts(mesh, ("tp",))
     return config.num_layers * 2 * pages * PAGE * heads * config.head_dim * _cache_width(dtype)
 
@@ -189,7 +189,7 @@ class _Weights:
 
 
 @functools.lru_cache(maxsize=256)
-def _weights(config: LlamaConfig, mesh: MeshSizes, dtype: Storage) -> _Weights:
+def _weights(config: LlamaConfig, mesh: MeshSizes, dtype: Held) -> _Weights:
     require_divisible_weights(config, mesh)
     stored, gathered = 0, {}
     tp = mesh[AXES.index("tp")]
@@ -200,18 +200,19 @@ def _weights(config: LlamaConfig, mesh: MeshSizes, dtype: Storage) -> _Weights:
     return _Weights(stored=stored, layer=layers // config.num_layers, table=gathered["embedding"])
 
 
-def _stored(leaf: _Leaf, mesh: MeshSizes, dtype: Storage) -> int:
+def _stored(leaf: _Leaf, mesh: MeshSizes, dtype: Held) -> int:
     """Returns the bytes of a weight on one device, its scales included."""
     count = leaf.elements(mesh)
-    if dtype not in BITS or leaf.contracted is None:
+    if dtype not in BITS_HELD or leaf.contracted is None:
         return count * _width(dtype)
     if not has_groups(leaf.shape, leaf.contracted):
         return count + leaf.elements(mesh, without=leaf.contracted) * _FLOAT32
     axis = leaf.contracted[-1]
     parts = _parts(mesh, leaf.axes[axis])
     count *= parts if leaf.shape[axis] // GROUP % parts else 1
-    bits = 8 if leaf.path == "embedding" else BITS[dtype]
-    return count * bits // 8 + count // GROUP * _FLOAT16
+    # The table of another model is rounded to eight bits; none of GGUF's types takes more.
+    bits = BITS_HELD["int8" if leaf.path == "embedding" else dtype]
+    return int(count * bits / 8)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -228,7 +229,7 @@ class _Work:
     weights: _Weights
     table: int
     """Entries of a row's table on each device."""
-    dtype: Storage
+    dtype: Held
     is_cpu: bool
 
     def embedding(self) -> int:
@@ -283,12 +284,12 @@ class _Work:
             gathered = forms * weights.stored * _parts(self.mesh, ("fsdp",))
             return gathered + 2 * weights.table * _width(self.dtype)
         if not self.is_cpu:
-            head = 2 * self._table if self._is_gathered or self.dtype in BITS else 0
+            head = 2 * self._table if self._is_gathered or self.dtype in BITS_HELD else 0
             return self._layer + head
         every = (config.num_layers * weights.layer + weights.table) * _FLOAT32
         if self._is_gathered:
             return every + 2 * weights.table * _FLOAT32 + self._layer // 3
-        if self.dtype in BITS:
+        if self.dtype in BITS_HELD:
             return every
         if self.dtype == "float32":
             return 0
@@ -308,7 +309,7 @@ class _Work:
     @property
     def _layer(self) -> int:
         """A gathered or dequantised layer, and half of the next one."""
-        if not self._is_gathered and self.dtype not in BITS:
+        if not self._is_gathered and self.dtype not in BITS_HELD:
             return 0
         width = _FLOAT32 if self.is_cpu else _width(self.dtype)
         return 3 * self.weights.layer * width // 2
@@ -337,12 +338,12 @@ class _Work:
         return self._chunk * self.config.dim * width
 
 
-def _width(dtype: Storage) -> int:
+def _width(dtype: Held) -> int:
     return jnp.dtype(compute_dtype(dtype)).itemsize
 
 
-def _cache_width(dtype: Storage) -> int:
-    return jnp.dtype(cache_dtype(dtype)).itemsize
+def _cache_width(dtype: Held) -> int:
+    return jnp.dtype(compute_with(dtype).cache_dtype).itemsize
 
 
 def _parts(mesh: MeshSizes, axes: tuple[str, ...]) -> int:

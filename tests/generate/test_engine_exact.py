@@ -14,7 +14,7 @@ from lwm.generate.sampling import Sampler
 from lwm.generate.work import Finished
 from lwm.model.config import Compute
 from lwm.model.llama import Llama
-from lwm.model.quantize import CONTRACTED, QuantizedWeight, quantize
+from lwm.model.quantize import CONTRACTED, QuantizedWeight, quantize_to
 from lwm.sharding import dotted, make_mesh
 
 LENGTHS = 1, 2, 64, 65, 66, 257, 513, 514, 700
@@ -30,12 +30,13 @@ def quantized(model):
         name = ".".join(dotted(path).split(".")[-2:])
         if name not in CONTRACTED:
             return leaf
-        values, scale = quantize(np.asarray(leaf), CONTRACTED[name])
+        turned = np.asarray(leaf).T if name == "embedding" else np.asarray(leaf)
         on_one = jax.sharding.NamedSharding(leaf.sharding.mesh, P(*[None] * leaf.ndim))
-        return QuantizedWeight(jax.device_put(values, leaf.sharding), jax.device_put(scale, on_one))
+        parts = QuantizedWeight(*quantize_to(8, turned, CONTRACTED[name]))
+        return jax.tree.map(lambda part: jax.device_put(part, on_one), parts)
 
     changed = jax.tree.map_with_path(change, model)
-    assert sum(leaf.dtype == jnp.int8 for leaf in jax.tree.leaves(changed)) == 2 * 7 + 1
+    assert sum(leaf.dtype == jnp.int8 for leaf in jax.tree.leaves(changed)) == 2 * 7 + 2
     return changed
 
 

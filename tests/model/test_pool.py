@@ -12,7 +12,7 @@ from jax.sharding import PartitionSpec as P
 from lwm.model.config import Compute
 from lwm.model.llama import Llama, _extend_block
 from lwm.model.pool import PAGE, PagePool, Place, copy_pages, table_width
-from lwm.model.quantize import CONTRACTED, QuantizedWeight, quantize
+from lwm.model.quantize import CONTRACTED, QuantizedWeight, quantize_to
 from lwm.sharding import DEVICES, ROW, ROWS, dotted, make_mesh, on_mesh, tokens_spec
 
 LONG, SHORT = 512, 64
@@ -86,11 +86,15 @@ def in_eight_bits(model: Llama) -> Llama:
     """Quantises the weights of a model on one device."""
 
     def leaf(path, weight):
-        contracted = CONTRACTED.get(re.sub(r"^blocks\.\d+\.", "", dotted(path)))
+        name = re.sub(r"^blocks\.\d+\.", "", dotted(path))
+        contracted = CONTRACTED.get(name)
         if contracted is None:
             return weight
-        parts = quantize(np.asarray(weight), contracted)
-        return QuantizedWeight(*(jax.device_put(part, weight.sharding) for part in parts))
+        turned = np.asarray(weight).T if name == "embedding" else np.asarray(weight)
+        parts = quantize_to(8, turned, contracted)
+        return jax.tree.map(
+            lambda part: jax.device_put(part, weight.sharding), QuantizedWeight(*parts)
+        )
 
     return jax.tree.map_with_path(leaf, model.unstack())
 

@@ -6,17 +6,24 @@ from gguf import GGMLQuantizationType, dequantize
 
 from lwm.convert.names import HUGGING_FACE, dimensions
 from lwm.convert.weights import build_llama
-from lwm.model.quantize import CONTRACTED, GROUP, QuantizedWeight, quantize, quantize_to
+from lwm.model.quantize import CONTRACTED, GROUP, QuantizedWeight, quantize_to
 from lwm.sharding import make_mesh
 
 
-def test_rounding_is_by_half_a_step_at_most():
-    weight = np.random.default_rng(0).normal(size=(30, 4, 5)).astype(np.float32)
+def dense(weight) -> np.ndarray:
+    return np.asarray(QuantizedWeight(*jax.tree.map(jnp.asarray, weight)).astype(jnp.float32))
+
+
+@pytest.mark.parametrize("size", [30, 64])
+def test_eight_bits_round_by_half_a_step_at_most(size):
+    weight = np.random.default_rng(0).normal(size=(size, 4, 5)).astype(np.float32)
     weight[:, 1, 2] = 0
-    values, scale = quantize(weight, (0,))
-    assert scale.shape == (1, 4, 5)
-    assert (np.abs(values * scale - weight) <= scale / 2 * 1.0001).all()
-    assert np.abs(values).max(axis=0).min() in (0, 127)
+    found = quantize_to(8, weight, (0,))
+    assert found.scale.shape == (1 if size % GROUP else size // GROUP, 4, 5)
+    step = np.repeat(found.scale, size // len(found.scale), axis=0).astype(np.float32)
+    assert (np.abs(dense(found) - weight) <= step * 0.5001).all()
+    largest = np.abs(found.values.reshape(len(found.scale), -1, 4, 5)).max(axis=1)
+    assert set(np.unique(largest)) == {0, 127}
 
 
 @pytest.fixture
@@ -55,7 +62,7 @@ def test_every_matrix_of_the_layers_is_stored_in_eight_bits(tensors):
     model = build_llama(config, given, HUGGING_FACE, mesh=make_mesh(), bits=8)
     assert isinstance(model.blocks, tuple)
     for name in CONTRACTED:
-        weight = model if name == "head" else model.blocks[1]
+        weight = model if name in ("head", "embedding") else model.blocks[1]
         for part in name.split("."):
             weight = getattr(weight, part)
         assert isinstance(weight, QuantizedWeight)
@@ -66,28 +73,31 @@ def test_every_matrix_of_the_layers_is_stored_in_eight_bits(tensors):
 def test_four_bits_round_by_half_a_step_but_for_the_end_of_the_scale(contracted):
     weight = np.random.default_rng(0).normal(size=(64, 96, 5)).astype(np.float32)
     weight[:32, :32, 2] = 0
-    values, scale = quantize_to(4, weight, contracted)
+    found = quantize_to(4, weight, contracted)
+    values, scale = found.values, found.scale
     assert values.nbytes == weight.size // 2
     assert scale.nbytes == weight.size // GROUP * 2
     axis = contracted[-1]
     step = np.abs(np.repeat(scale.astype(np.float32), GROUP, axis))
-    near = QuantizedWeight(jnp.asarray(values), jnp.asarray(scale)).astype(jnp.float32)
+    near = dense(found)
     # 8 is not among the levels -8 to 7; half precision moves the largest weight a little.
     assert (np.abs(near - weight) <= step * 1.01).all()
     assert (np.abs(near - weight) <= step / 2 * 1.01).mean() > 0.95
 
 
-def test_four_bits_are_as_gguf_has_them():
+@pytest.mark.parametrize(("bits", "kind"), [(4, "Q4_0"), (8, "Q8_0")])
+def test_few_bits_are_as_gguf_has_them(bits, kind):
     weight = np.random.default_rng(0).normal(size=(64, 3)).astype(np.float32)
-    values, scale = quantize_to(4, weight, (0,))
+    kind, found = GGMLQuantizationType[kind], quantize_to(bits, weight, (0,))
+    stored = len(found.values) // len(found.scale)
     blocks = [
-        scale[group, column].tobytes() + values[16 * group :][:16, column].tobytes()
+        found.scale[group, column].tobytes()
+        + found.values[stored * group :][:stored, column].tobytes()
         for column in range(3)
         for group in range(2)
     ]
     raw = np.frombuffer(b"".join(blocks), np.uint8).reshape(3, -1)
-    ours = QuantizedWeight(jnp.asarray(values), jnp.asarray(scale)).astype(jnp.float32)
-    np.testing.assert_array_equal(dequantize(raw, GGMLQuantizationType.Q4_0).T, ours)
+    np.testing.assert_array_equal(dequantize(raw, kind).T, dense(found))
 
 
 def test_sums_that_groups_do_not_divide_have_eight_bits():

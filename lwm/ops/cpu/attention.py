@@ -10,8 +10,9 @@ from jaxtyping import Array, Float, Int, UInt16
 
 from lwm.ops.cpu.build import target
 
-Pages = Float[Array, "P K H b"] | UInt16[Array, "P K H b"]
-Attended = tuple[Float[Array, "B 1 N H"], Float[Array, "B 1 N"], Pages, Pages]
+Keys = Float[Array, "P K H b"] | UInt16[Array, "P K H b"]
+Values = Float[Array, "P K b H"] | UInt16[Array, "P K b H"]
+Attended = tuple[Float[Array, "B 1 N H"], Float[Array, "B 1 N"], Keys, Values]
 
 
 def attend_new(
@@ -19,8 +20,8 @@ def attend_new(
     q: Float[Array, "B 1 N H"],
     k: Float[Array, "B 1 K H"],
     v: Float[Array, "B 1 K H"],
-    keys: Pages,
-    values: Float[Array, "P K b H"] | UInt16[Array, "P K b H"],
+    keys: Keys,
+    values: Values,
     pages: Int[Array, "B W"],
     lengths: Int[Array, " B"],
     first: Int[Array, " B"],

@@ -42,7 +42,7 @@ def end(process: subprocess.Popen) -> tuple[str, list[str]]:
 @pytest.fixture
 def compiled(tmp_path: Path) -> Path:
     """A cache of this test alone that has the compiled kernels."""
-    assert build.target("product_rows_bfloat16")
+    assert build.target("product_rows")
     shutil.copytree(cache_folder() / "kernels", tmp_path / "kernels")
     return tmp_path
 
