@@ -1,5 +1,6 @@
 """Weights of few bits: rounded on the host, or as a GGUF file stores them."""
 
+import math
 import re
 from typing import Literal
 
@@ -28,7 +29,7 @@ def from_blocks(
         shape: Of the model's weight, whose last columns may be padding.
         contracted: Dimensions that a product sums over.
     """
-    depth = np.prod([shape[axis] for axis in contracted])
+    depth = math.prod(shape[axis] for axis in contracted)
     axis = contracted[-1]
     if shape[axis] % GROUP:
         return None
@@ -36,15 +37,13 @@ def from_blocks(
     def turned(x: np.ndarray | None) -> np.ndarray | None:
         if x is None:
             return None
-        missing = np.prod(shape) // depth - len(x)
+        missing = math.prod(shape) // depth - len(x)
         columns = np.pad(x.T, ((0, 0), (0, missing))) if missing else np.ascontiguousarray(x.T)
         sizes = list(shape)
         sizes[axis] = shape[axis] * x.shape[1] // depth
         return columns.reshape(sizes)
 
-    values, scale, minimum, high = map(turned, blocks)
-    assert values is not None and scale is not None
-    return Quantized(values, scale, minimum, high)
+    return Quantized._make(map(turned, blocks))
 
 
 def as_stored(weight: np.ndarray) -> np.ndarray:

@@ -106,7 +106,7 @@ def build_llama(
                 is_turned = path == "embedding" and isinstance(array, Quantized)
                 leaves.append(_put(array, mesh, P(*reversed(spec)) if is_turned else spec))
             else:
-                layers = itertools.islice(arrays, config.num_layers)
+                layers = map(_dense, itertools.islice(arrays, config.num_layers))
                 leaves.append(_stack(layers, leaf.shape, mesh, leaf.sharding.spec))
     return jax.tree.unflatten(tree, leaves)
 
@@ -166,8 +166,9 @@ class Weights:
 
     def blocks(self, path: str) -> Blocks | None:
         """Returns the blocks of a weight that a GGUF file holds in few bits; else None."""
-        is_packed = isinstance(self._tensors, PackedArrays)
-        return self._tensors.blocks(self._layouts[path].name) if is_packed else None
+        if not isinstance(self._tensors, PackedArrays):
+            return None
+        return self._tensors.blocks(self._layouts[path].name)
 
     def unpadded(self, path: str) -> np.ndarray:
         """Reads a weight with a dimension for each letter of its layout, in any memory order.
@@ -206,6 +207,12 @@ def _reporting(arrays: Iterable[B], progress: Progress, total: int) -> Iterator[
         yield array
 
 
+def _dense(found: np.ndarray | Quantized) -> np.ndarray:
+    """Returns a weight of stacked layers, which are never held in few bits."""
+    assert not isinstance(found, Quantized)
+    return found
+
+
 def _put(found: np.ndarray | Quantized, mesh: Mesh, spec: P) -> jax.Array | QuantizedWeight:
     if not isinstance(found, Quantized):
         return _place(found, mesh, spec)
@@ -218,8 +225,8 @@ def _put(found: np.ndarray | Quantized, mesh: Mesh, spec: P) -> jax.Array | Quan
     kept = P(*(name if fit else None for name, fit in zip(spec, fits, strict=True)))
     # Groups stay whole: their axis is split as that of the scales, unless these are of columns.
     whole = spec if values.dtype == np.int8 and scale.dtype == np.float32 else kept
-    others = (None if each is None else _place(each, mesh, kept) for each in (scale, *rest))
-    return QuantizedWeight(_place(values, mesh, whole), *others)
+    others = (None if each is None else _place(each, mesh, kept) for each in rest)
+    return QuantizedWeight(_place(values, mesh, whole), _place(scale, mesh, kept), *others)
 
 
 def _place(array: np.ndarray, mesh: Mesh, spec: P) -> jax.Array:

@@ -193,7 +193,7 @@ def read_gguf(path: Path) -> GGUF:
         if found is None or arch != "llama" or role not in heads:
             return found
         with reading(path):
-            return Blocks(*(x if x is None else _unpermute(x, heads[role]) for x in found))
+            return Blocks._make(x if x is None else _unpermute(x, heads[role]) for x in found)
 
     shapes = {name: entry.shape for name, entry in named.items()}
     kinds = {name: _kind(entry) for name, entry in named.items()}

@@ -12,8 +12,8 @@ from lwm.tokens import TokenSpace
 Dtype = Literal["float32", "bfloat16"]
 
 Storage = Literal["float32", "bfloat16", "int8", "int4"]
-"""Type of stored weights; with `int8` and `int4`, matrices have so many bits, activations are float32,
-and keys and values in the cache bfloat16."""
+"""Type of stored weights; with `int8` and `int4`, matrices have so many bits, activations are
+float32, and keys and values in the cache bfloat16."""
 
 Held = Literal["float32", "bfloat16", "int8", "int4", "q4_1", "q5_0", "q5_1"]
 """`Storage`, and other types of GGUF; `int8` and `int4` are its Q8_0 and Q4_0."""

@@ -116,7 +116,10 @@ class Llama(eqx.Module):
         self, tokens: Int[Array, "B S"], packing: Packing, stream: Stream
     ) -> Float[Array, "P B s D"]:
         turn = functools.partial(rotation, rope=self.config.rope, head_dim=self.config.head_dim)
-        x = embed_stream(self.embedding, tokens, stream, dtype=self.compute.dtype)
+        table = self.embedding
+        if isinstance(table, QuantizedWeight):
+            table = table.astype(self.compute.dtype).T
+        x = embed_stream(table, tokens, stream, dtype=self.compute.dtype)
 
         def layer(x: Array, block: Block) -> tuple[Array, None]:
             return block(checkpoint_name(x, "layer_input"), turn, packing, stream), None

@@ -1,4 +1,4 @@
-"""Weights in eight, five or four bits, converted to the type of the activations where they are used.
+"""Weights in eight, five or four bits, converted to the type of activations at their use.
 
 Groups of weights along a sum share a scale, as in GGUF's Q8_0, Q5_0, Q5_1, Q4_0 and Q4_1: the same
 numbers in another order.

@@ -32,8 +32,8 @@ def quantized(model):
             return leaf
         turned = np.asarray(leaf).T if name == "embedding" else np.asarray(leaf)
         on_one = jax.sharding.NamedSharding(leaf.sharding.mesh, P(*[None] * leaf.ndim))
-        parts = QuantizedWeight(*quantize_to(8, turned, CONTRACTED[name]))
-        return jax.tree.map(lambda part: jax.device_put(part, on_one), parts)
+        parts = quantize_to(8, turned, CONTRACTED[name])
+        return QuantizedWeight(*jax.tree.map(lambda part: jax.device_put(part, on_one), parts))
 
     changed = jax.tree.map_with_path(change, model)
     assert sum(leaf.dtype == jnp.int8 for leaf in jax.tree.leaves(changed)) == 2 * 7 + 2
