@@ -92,9 +92,8 @@ def in_eight_bits(model: Llama) -> Llama:
             return weight
         turned = np.asarray(weight).T if name == "embedding" else np.asarray(weight)
         parts = quantize_to(8, turned, contracted)
-        return QuantizedWeight(
-            *jax.tree.map(lambda part: jax.device_put(part, weight.sharding), parts)
-        )
+        whole = on_mesh(weight.sharding.mesh, P(*[None] * weight.ndim))
+        return QuantizedWeight(*jax.tree.map(lambda part: jax.device_put(part, whole), parts))
 
     return jax.tree.map_with_path(leaf, model.unstack())
 

@@ -1,4 +1,4 @@
-// Compares the products with plain loops on arrays of exactly their sizes, for sanitizers.
+// Compares products and attention with plain loops on arrays of exactly their sizes, for sanitizers.
 
 #include <cmath>
 #include <cstdio>
@@ -6,6 +6,7 @@
 #include <random>
 #include <thread>
 
+#include "attention.h"
 #include "parallel.h"
 #include "product.h"
 
@@ -17,26 +18,44 @@ std::mt19937 bits(0);
 
 float number() { return std::uniform_real_distribution<float>(-1, 1)(bits); }
 
-template <class Weight>
-Weight any_weight() {
-  if constexpr (std::is_same_v<Weight, float>) return number();
-  if constexpr (std::is_same_v<Weight, int8_t>) return static_cast<int8_t>(bits());
-  if constexpr (std::is_same_v<Weight, Nibbles>) return {static_cast<uint8_t>(bits())};
-  if constexpr (std::is_same_v<Weight, BFloat16>) {
+template <class Number>
+Number any_number() {
+  if constexpr (std::is_same_v<Number, float>) return number();
+  if constexpr (std::is_same_v<Number, int8_t>) return static_cast<int8_t>(bits());
+  if constexpr (std::is_same_v<Number, Nibbles>) return {static_cast<uint8_t>(bits())};
+  if constexpr (std::is_same_v<Number, BFloat16>) {
     const float x = number();
     return {static_cast<uint16_t>(read<uint32_t>(&x) >> 16)};
   }
+  // Subnormal, negative and large ones.
+  if constexpr (std::is_same_v<Number, Float16>) {
+    return {static_cast<uint16_t>(bits() % 0x7800 | (bits() & 1) << 15)};
+  }
+  if constexpr (std::is_same_v<Number, uint32_t>) return bits();
+}
+
+template <class Number>
+std::vector<Number> numbers(int64_t count) {
+  std::vector<Number> out(count);
+  for (Number& each : out) each = any_number<Number>();
+  return out;
 }
 
 // Returns the weight of a column at a place of the sum.
-template <class Weight>
-double at(const Weight* w, const Sizes& sizes, int64_t c, int64_t o, bool transposed) {
-  if constexpr (std::is_same_v<Weight, Nibbles>) {
-    const int byte = w[(c / 32 * 16 + c % 16) * sizes.width + o].bits;
-    return (c % 32 < 16 ? byte & 15 : byte >> 4) - 8;
+template <class Number>
+double at(const Weight<Number>& w, const Sizes& sizes, int64_t c, int64_t o, bool transposed) {
+  const int64_t group = c / kGroup * sizes.width + o;
+  double level;
+  if constexpr (std::is_same_v<Number, Nibbles>) {
+    const int byte = w.values[(c / 32 * 16 + c % 16) * sizes.width + o].bits;
+    const int fifth = w.high == nullptr ? 0 : w.high[group] >> c % 32 & 1;
+    level = (c % 32 < 16 ? byte & 15 : byte >> 4) + 16 * fifth - w.middle();
   } else {
-    return wide(transposed ? w[o * sizes.depth + c] : w[c * sizes.width + o]);
+    level = wide(w.values[transposed ? o * sizes.depth + c : c * sizes.width + o]);
   }
+  if (w.columns != nullptr) level *= w.columns[o];
+  if (w.scales != nullptr) level *= wide(w.scales[group]);
+  return w.minimums == nullptr ? level : level + wide(w.minimums[group]);
 }
 
 // A pool whose threads are new for each task, and may outlive the call that wants them.
@@ -51,33 +70,87 @@ struct Threads {
   }
 };
 
-template <class Weight, class Scale>
-bool check(const Sizes& sizes, const std::vector<Scale>& scale, bool transposed) {
-  std::vector<float> x(sizes.rows * sizes.depth), y(sizes.rows * sizes.width);
-  for (float& each : x) each = number();
-  std::vector<Weight> w(sizes.depth * sizes.width / (kTerms<Weight> / kDeep));
-  for (Weight& each : w) each = any_weight<Weight>();
-  const Scale* scales = scale.empty() ? nullptr : scale.data();
-  Aligned ordered = transposed ? packed_runs(x.data(), sizes) : packed<Weight>(x.data(), sizes);
+bool is_near(double wanted, float found, double most) {
+  return std::abs(wanted - found) <= 1e-6 * most;
+}
+
+template <class Number>
+bool check(const Sizes& sizes, Weight<Number> w, bool transposed = false) {
+  const auto x = numbers<float>(sizes.rows * sizes.depth);
+  const auto values = numbers<Number>(sizes.depth * sizes.width / (kTerms<Number> / kDeep));
+  w.values = values.data();
+  std::vector<float> y(sizes.rows * sizes.width);
   Threads threads;
-  const int64_t piece = 24;
-  in_parallel(threads, 3, (sizes.width + piece - 1) / piece, [&, f = ordered.data()](int64_t i) {
-    const int64_t begin = i * piece, end = std::min(sizes.width, begin + piece);
-    if constexpr (!std::is_same_v<Weight, Nibbles>) {
-      if (transposed) return multiply_rows(f, w.data(), y.data(), sizes, begin, end);
+  const auto parallel = [&](int64_t count, auto work) { in_parallel(threads, 3, count, work); };
+  if constexpr (!std::is_same_v<Number, Nibbles>) {
+    if (transposed) {
+      Aligned ordered = packed_runs(x.data(), sizes);
+      const int64_t piece = 24;
+      parallel((sizes.width + piece - 1) / piece, [&, f = ordered.data()](int64_t i) {
+        const int64_t end = std::min(sizes.width, (i + 1) * piece);
+        multiply_rows(f, values.data(), y.data(), sizes, i * piece, end);
+      });
     }
-    multiply_columns(f, w.data(), scales, y.data(), sizes, begin, end);
-  });
+  }
+  if (!transposed) {
+    multiply_columns(x.data(), w, y.data(), sizes, Tiles(sizes, sizeof(Number), 3), parallel);
+  }
   for (int64_t r = 0; r < sizes.rows; ++r) {
     for (int64_t o = 0; o < sizes.width; ++o) {
       double sum = 0, most = 0;
       for (int64_t c = 0; c < sizes.depth; ++c) {
-        const double unit = scales ? wide(scales[c / sizes.group * sizes.width + o]) : 1;
-        const double term = x[r * sizes.depth + c] * unit * at(w.data(), sizes, c, o, transposed);
+        const double term = x[r * sizes.depth + c] * at(w, sizes, c, o, transposed);
         sum += term;
         most += std::abs(term);
       }
-      if (!(std::abs(sum - y[r * sizes.width + o]) <= 1e-6 * most)) return false;
+      if (w.minimums != nullptr) most *= 4;  // levels and minimums cancel
+      if (!is_near(sum, y[r * sizes.width + o], most)) return false;
+    }
+  }
+  return true;
+}
+
+// Attends from rows of these lengths, and compares with plain loops over the same pages.
+template <class Number>
+bool check_attention(const PageSizes& sizes, const std::vector<int64_t>& lengths) {
+  const int64_t heads = sizes.heads * sizes.queries, width = sizes.width, count = lengths.size();
+  const auto q = numbers<float>(count * heads * width);
+  const auto k = numbers<float>(count * sizes.heads * width);
+  const auto v = numbers<float>(count * sizes.heads * width);
+  const int64_t pages = count * sizes.entries;
+  auto keys = numbers<Number>(pages * sizes.heads * width * kPage);
+  auto values = numbers<Number>(pages * sizes.heads * width * kPage);
+  std::vector<int32_t> table(pages);
+  for (int64_t i = 0; i < pages; ++i) table[i] = pages - 1 - i;
+  std::vector<Row> rows;
+  for (int64_t r = 0; r < count; ++r) {
+    rows.push_back({q.data() + r * heads * width, table.data() + r * sizes.entries, lengths[r], 0});
+    const int64_t at = r * sizes.heads * width;
+    store(rows[r], k.data() + at, v.data() + at, sizes, keys.data(), values.data());
+  }
+  Parts parts(rows, sizes);
+  Threads threads;
+  in_parallel(threads, 3, parts.count(), [&](int64_t i) {
+    parts.attend(i, keys.data(), values.data());
+  });
+  std::vector<float> out(count * heads * width), lse(count * heads);
+  parts.merge(out.data(), lse.data());
+  for (int64_t i = 0; i < count * heads; ++i) {
+    const int64_t r = i / heads, head = i % heads / sizes.queries;
+    std::vector<double> sums(width);
+    double total = 0;
+    for (int64_t t = 0; t <= lengths[r]; ++t) {
+      const int64_t page = rows[r].table[t / kPage] * sizes.heads + head;
+      const Number* key = keys.data() + page * width * kPage + t % kPage;
+      const Number* value = values.data() + page * width * kPage + t % kPage * width;
+      double score = 0;
+      for (int64_t h = 0; h < width; ++h) score += q[i * width + h] * wide(key[h * kPage]);
+      total += std::exp(score);
+      for (int64_t h = 0; h < width; ++h) sums[h] += std::exp(score) * wide(value[h]);
+    }
+    if (!is_near(std::log(total), lse[i], 10)) return false;
+    for (int64_t h = 0; h < width; ++h) {
+      if (!is_near(sums[h] / total, out[i * width + h], 10)) return false;
     }
   }
   return true;
@@ -90,20 +163,27 @@ int main() {
   for (int64_t rows : {1, 3, 16}) {
     for (int64_t width : {1, 15, 16, 83}) {
       for (int64_t depth : {1, 7, 32, 160, 165}) {
-        const Sizes whole{rows, depth, width, depth}, groups{rows, depth, width, 32};
-        std::vector<float> units(width, 0.25f);
-        good &= check<float>(whole, std::vector<float>{}, false);
-        good &= check<float>(whole, std::vector<float>{}, true);
-        good &= check<BFloat16>(whole, std::vector<float>{}, false);
-        good &= check<BFloat16>(whole, std::vector<float>{}, true);
-        good &= check<int8_t>(whole, units, false);
-        if (depth % 32) continue;
-        std::vector<Float16> halves(depth / 32 * width);
-        // Subnormal, negative and large ones.
-        for (size_t i = 0; i < halves.size(); ++i) halves[i].bits = i * 977 % 0x7800 | i % 2 << 15;
-        good &= check<Nibbles>(groups, halves, false);
+        const Sizes sizes{rows, depth, width};
+        good &= check<float>(sizes, {}) && check<float>(sizes, {}, true);
+        good &= check<BFloat16>(sizes, {}) && check<BFloat16>(sizes, {}, true);
+        const auto columns = numbers<float>(width);
+        good &= check<int8_t>(sizes, {nullptr, columns.data()});
+        if (depth % kGroup) continue;
+        const auto scales = numbers<Float16>(depth / kGroup * width);
+        const auto minimums = numbers<Float16>(depth / kGroup * width);
+        const auto high = numbers<uint32_t>(depth / kGroup * width);
+        good &= check<int8_t>(sizes, {nullptr, nullptr, scales.data()});
+        for (const Float16* least : {static_cast<const Float16*>(nullptr), minimums.data()}) {
+          for (const uint32_t* fifths : {static_cast<const uint32_t*>(nullptr), high.data()}) {
+            good &= check<Nibbles>(sizes, {nullptr, nullptr, scales.data(), least, fifths});
+          }
+        }
       }
     }
+  }
+  for (const auto& sizes : {PageSizes{2, 3, 16, 4, 1}, PageSizes{1, 5, 21, 4, 1}}) {
+    good &= check_attention<float>(sizes, {0, 255, 256, 700});
+    good &= check_attention<BFloat16>(sizes, {3, 767});
   }
   std::puts(good ? "equal" : "different");
   return good ? 0 : 1;

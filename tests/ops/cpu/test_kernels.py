@@ -1,4 +1,4 @@
-"""The products as plain C++, without XLA, for several processors and under sanitizers."""
+"""The kernels as plain C++, without XLA, for several processors and under sanitizers."""
 
 import subprocess
 from pathlib import Path
@@ -21,7 +21,7 @@ DRIVER = Path(__file__).parent / "driver.cc"
         ("x86-64", "address,undefined"),
     ],
 )
-def test_products_are_those_of_plain_loops_and_sanitizers_find_nothing(tmp_path, arch, sanitizers):
+def test_results_are_those_of_plain_loops_and_sanitizers_find_nothing(tmp_path, arch, sanitizers):
     program = tmp_path / "driver"
     flags = f"-O1 -g -march={arch} -std=c++17 -pthread -w -fno-sanitize-recover=all".split()
     build = ["g++", *flags, f"-fsanitize={sanitizers}", f"-I{SOURCES}", DRIVER, "-o", program]
