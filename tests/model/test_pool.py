@@ -92,7 +92,10 @@ def in_eight_bits(model: Llama) -> Llama:
             return weight
         turned = np.asarray(weight).T if name == "embedding" else np.asarray(weight)
         parts = quantize_to(8, turned, contracted)
-        whole = on_mesh(weight.sharding.mesh, P(*[None] * weight.ndim))
+        # Groups stay whole.
+        split = zip(weight.sharding.spec, parts.scale.shape, strict=True)
+        spec = P(*(at if size > 1 else None for at, size in split))
+        whole = on_mesh(weight.sharding.mesh, spec)
         return QuantizedWeight(*jax.tree.map(lambda part: jax.device_put(part, whole), parts))
 
     return jax.tree.map_with_path(leaf, model.unstack())
