@@ -10,7 +10,7 @@ from lwm.errors import UserError
 from lwm.model.config import NO_OVERRIDES, ModelOverrides
 
 Format = Literal["hf", "gguf", "lwm-original"]
-StoredType = Literal["float32", "bfloat16", "float16", "q8_0"]
+StoredType = Literal["float32", "bfloat16", "float16", "int8", "int4", "q8_0"]
 
 _SHARD_GB = 2.0
 
@@ -36,7 +36,8 @@ def convert(
             interrupted is continued.
         to: The format: hf for transformers, vLLM and others, with tokenizer, VQGAN and model card;
             gguf for llama.cpp and others, with the tokenizer; lwm-original for LWM's own code.
-        dtype: Type of the stored weights; by default, their own. float16 and q8_0 are for gguf.
+        dtype: Type of the stored weights; by default, their own. float16, int8 (Q8_0) and int4
+            (Q4_0) are for gguf; q8_0 is the former name of int8.
         shard_gb: For hf, the largest size of a file in GB (10⁹ bytes), by default 2; so much is in
             memory at a time.
         overwrite: Replace another model in the folder, and the README beside it, or a file.
@@ -44,6 +45,7 @@ def convert(
             the folder of its run are found.
         given: Values that the files lack.
     """
+    dtype = "int8" if dtype == "q8_0" else dtype
     _require_sense(target, to, dtype, shard_gb)
     if reports and to == "gguf":
         raise UserError("--reports is for a model card, which a GGUF file has not; leave it out")
@@ -96,7 +98,7 @@ def _require_sense(
     Raises:
         UserError: The option.
     """
-    if to != "gguf" and dtype in ("float16", "q8_0"):
+    if to != "gguf" and dtype in ("float16", "int8", "int4"):
         raise UserError(f"--dtype {dtype} is for --to gguf; for {to} give float32 or bfloat16")
     if to != "gguf" and target.suffix.lower() == ".gguf":
         raise UserError(f"{target} is named like a GGUF file; give --to gguf, or name a folder")

@@ -4,7 +4,6 @@ import math
 import re
 from typing import Literal
 
-import ml_dtypes
 import numpy as np
 
 from lwm.formats.gguf_blocks import Blocks
@@ -45,7 +44,3 @@ def from_blocks(
 
     return Quantized._make(map(turned, blocks))
 
-
-def as_stored(weight: np.ndarray) -> np.ndarray:
-    """Returns a weight that is not quantised in the type in which it is multiplied."""
-    return weight if weight.dtype == ml_dtypes.bfloat16 else weight.astype(np.float32, copy=False)

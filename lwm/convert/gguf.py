@@ -24,6 +24,7 @@ from lwm.convert.weights import contiguous, in_layout, layout_of, sizes_in
 from lwm.errors import UserError
 from lwm.files import exclusive, writing
 from lwm.formats.gguf import GLOBAL, LAYER
+from lwm.formats.gguf_blocks import BLOCK
 from lwm.formats.gguf_config import OWN, llama3_factors
 from lwm.formats.lazy import is_finite
 from lwm.model.config import LinearScaling, LlamaConfig, RopeScaling
@@ -32,12 +33,18 @@ from lwm.tokenizer.gguf_metadata import gguf_metadata
 from lwm.tokenizer.pieces import CONTROL, UNUSED
 from lwm.tokenizer.tokenizer import Tokenizer
 
-StoredType = Literal["float32", "float16", "bfloat16", "q8_0"]
-"""Types of matrices in a file; vectors are float32."""
+StoredType = Literal["float32", "float16", "bfloat16", "int8", "int4"]
+"""Types of matrices in a file; vectors are float32, and the table has eight bits at least."""
 
-_KINDS = {"float32": "F32", "float16": "F16", "bfloat16": "BF16", "q8_0": "Q8_0"}
-_BLOCK = 32
-"""Numbers of a row that share a scale in Q8_0."""
+_KINDS = {
+    "float32": "F32",
+    "float16": "F16",
+    "bfloat16": "BF16",
+    "int8": "Q8_0",
+    "int4": "Q4_0",
+}
+_BYTES = {"int8": BLOCK + 2, "int4": BLOCK // 2 + 2}
+"""Bytes of a block of numbers that share a scale."""
 _ALIGNMENT = 32
 
 
@@ -53,8 +60,8 @@ class _Tensor:
     @property
     def num_bytes(self) -> int:
         numbers = int(np.prod(self.shape))
-        if self.dtype == "q8_0":
-            return numbers // _BLOCK * (_BLOCK + 2)
+        if size := _BYTES.get(self.dtype):
+            return numbers // BLOCK * size
         return numbers * np.dtype(self.dtype).itemsize
 
 
@@ -74,7 +81,7 @@ def write_gguf(
         opened: The model.
         file: The file to make.
         dtype: Type of matrices; None for the type of the weights. A matrix whose rows do not
-            divide into the blocks of Q8_0 is stored as float16.
+            divide into blocks of 32 is stored as float16.
         overwrite: Replaces a file.
         progress: Called with the number of bytes written and their total.
 
@@ -159,8 +166,10 @@ def _tensor(path: str, arch: str, sizes: dict[str, int], dtype: StoredType) -> _
     shape = layout.shape(sizes)
     if len(shape) == 1:
         dtype = "float32"
-    elif dtype == "q8_0" and shape[-1] % _BLOCK:
+    elif dtype in _BYTES and shape[-1] % BLOCK:
         dtype = "float16"
+    elif dtype == "int4" and path == "embedding":
+        dtype = "int8"
     return _Tensor(path=path, layout=layout, shape=shape, dtype=dtype)
 
 
@@ -168,11 +177,11 @@ def _metadata(opened: ModelFiles, arch: str, dtype: StoredType) -> dict[str, Any
     from gguf import GGML_QUANT_VERSION, LlamaFileType
 
     config, tokens = opened.config, opened.config.tokens
-    kinds = {"float32": "ALL_F32", "float16": "MOSTLY_F16", "bfloat16": "MOSTLY_BF16"}
+    name = _KINDS[dtype]
     general = {
         "type": "model",
         "name": opened.known.name if opened.known else name_of(opened.source),
-        "file_type": int(LlamaFileType[kinds.get(dtype, "MOSTLY_Q8_0")]),
+        "file_type": int(LlamaFileType["ALL_F32" if name == "F32" else f"MOSTLY_{name}"]),
         "quantization_version": GGML_QUANT_VERSION,
         **_licence(opened),
     }
@@ -282,11 +291,12 @@ def _append(out: Any, array: np.ndarray) -> None:
 def _encode(array: np.ndarray, tensor: _Tensor) -> np.ndarray:
     """Returns the numbers as the file holds them."""
     with np.errstate(all="ignore"):
-        if tensor.dtype == "q8_0":
+        if size := _BYTES.get(tensor.dtype):
             from gguf import GGMLQuantizationType, quantize
 
-            encoded = quantize(contiguous(array, "float32"), GGMLQuantizationType.Q8_0)
-            checked = encoded.reshape(-1, _BLOCK + 2)[:, :2].copy().view(np.float16)
+            kind = GGMLQuantizationType[_KINDS[tensor.dtype]]
+            encoded = quantize(contiguous(array, "float32"), kind)
+            checked = encoded.reshape(-1, size)[:, :2].copy().view(np.float16)
         else:
             encoded = checked = contiguous(array, tensor.dtype)
     if not is_finite(checked):

@@ -19,7 +19,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
-from lwm.convert.few_bits import Few, as_stored, contracted_by, from_blocks
+from lwm.convert.few_bits import Few, contracted_by, from_blocks
 from lwm.convert.names import TensorLayout, dimensions
 from lwm.errors import UserError
 from lwm.formats.gguf import PackedArrays
@@ -92,7 +92,7 @@ def build_llama(
         if bits == "stored":
             blocks = weights.blocks(path)
             found = None if blocks is None else from_blocks(blocks, shape, contracted)
-            return as_stored(weights.read(path, shapes[path])) if found is None else found
+            return weights.read_stored(path, shapes[path]) if found is None else found
         weight = weights.read(path, shapes[path])
         # A table is looked up, and the head of a tied model: never in less than eight bits.
         return quantize_to(8 if is_table else bits, weight.T if is_table else weight, contracted)
@@ -163,6 +163,14 @@ class Weights:
         """Reads a weight in the model's layout and shape; tables are padded."""
         ours = self.unpadded(path)
         return _padded(contiguous(ours, dtype or ours.dtype), shape)
+
+    def read_stored(self, path: str, shape: tuple[int, ...]) -> np.ndarray:
+        """Reads a weight in bfloat16 if the file holds it so, and otherwise in float32."""
+        ours, name = self.unpadded(path), self._layouts[path].name
+        held = str(ours.dtype)
+        if isinstance(self._tensors, PackedArrays) and self._tensors.kinds[name] == "BF16":
+            held = "bfloat16"
+        return _padded(contiguous(ours, held if held == "bfloat16" else "float32"), shape)
 
     def blocks(self, path: str) -> Blocks | None:
         """Returns the blocks of a weight that a GGUF file holds in few bits; else None."""

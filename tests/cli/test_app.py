@@ -99,7 +99,7 @@ MISTAKES = {
     "no folder to write": (["convert", "{tmp}/empty", "{tmp}/new"], "holds no model"),
     "type of a folder": (
         ["convert", "tiny-vision", "{tmp}/new", "--dtype", "q8_0"],
-        "--dtype q8_0 is for --to gguf; for hf give float32 or bfloat16",
+        "--dtype int8 is for --to gguf; for hf give float32 or bfloat16",
     ),
     "shards of one file": (
         ["convert", "tiny-vision", "{tmp}/m.gguf", "--to", "gguf", "--shard-gb", "1"],

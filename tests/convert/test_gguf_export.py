@@ -26,7 +26,13 @@ from lwm.model.config import LinearScaling, Rope, RopeScaling
 from lwm.sampling_params import FrameSampling, VisionSampling
 from lwm.tokens import TokenSpace
 
-KINDS = {"float32": Kind.F32, "float16": Kind.F16, "bfloat16": Kind.BF16, "q8_0": Kind.Q8_0}
+KINDS = {
+    "float32": Kind.F32,
+    "float16": Kind.F16,
+    "bfloat16": Kind.BF16,
+    "int8": Kind.Q8_0,
+    "int4": Kind.Q4_0,
+}
 LLAMA3 = RopeScaling(factor=8.0, low_freq_factor=1.5, high_freq_factor=4.0, original_context=64)
 VARIANTS = {
     "tied": {"tie_embeddings": True, "rope": Rope(theta=1234.5, scaling=LinearScaling(factor=4.1))},
@@ -42,7 +48,7 @@ def rounded(weight: np.ndarray, kind: Kind) -> np.ndarray:
     weight = weight.astype(np.float32)
     if weight.ndim == 1:
         return weight
-    if kind == Kind.Q8_0 and weight.shape[-1] % 32:
+    if kind in (Kind.Q8_0, Kind.Q4_0) and weight.shape[-1] % 32:
         kind = Kind.F16
     return gguf.dequantize(gguf.quantize(weight, kind), kind).astype(np.float32)
 
@@ -97,7 +103,7 @@ def test_every_architecture_and_scaling(mesh, tiny, init, byte_tokenizer, tmp_pa
     config = tiny(tokens=TokenSpace(text=260), init_std=0.02, **VARIANTS[variant])
     save_model(init(config), byte_tokenizer, tmp_path / "hf")
     source = open_model_files(tmp_path / "hf")
-    for dtype in ("float32", "q8_0"):
+    for dtype in ("float32", "int8"):
         write_gguf(source, tmp_path / "m.gguf", dtype=dtype, overwrite=True)
         opened = open_model_files(tmp_path / "m.gguf")
         assert opened.config == config

@@ -140,7 +140,7 @@ def test_every_architecture_and_scaling(mesh, tiny, init, ours, tmp_path, varian
     assert np.abs(last_logits(theirs) - wanted).max() < 1e-4 * np.abs(wanted).max()
 
 
-@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "q8_0"])
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "int8", "int4"])
 def test_other_types_are_near(ours, tmp_path, dtype):
     file = exported("tiny-vision", tmp_path / "m.gguf", dtype=dtype)
     model, theirs = lwm.load(file), open_in_llama_cpp(file)

@@ -70,7 +70,9 @@ def _target(x: Array, weight: Array, scales: tuple[Array, ...], transposed: bool
     # In the region of one device, as in training, weights are gathered and cast at each use.
     if str(weight.dtype) not in _KINDS or get_abstract_mesh().manual_axes:
         return None
-    if _rows_of_a_device(x) > MOST_ROWS or (scales and not _keeps_groups(x, scales[0])):
+    if not scales and _rows_of_a_device(x) > MOST_ROWS:
+        return None
+    if scales and not _keeps_groups(x, scales[0]):
         return None
     return target("product_rows" if transposed else "product_columns")
 

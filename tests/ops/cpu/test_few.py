@@ -71,7 +71,27 @@ def test_products_equal_plain_jax_and_do_not_depend_on_company(kind, shape):
             np.testing.assert_array_equal(some, whole[-rows:])
 
 
-def test_many_rows_are_multiplied_by_xla():
+@pytest.mark.parametrize("kind", [*BITS, *GGUF])
+@pytest.mark.parametrize("shape", [(320, 83), (37, 64), (64, 5)])
+def test_many_rows_are_multiplied_without_widening_the_weight(kind, shape):
+    if kind in GGUF and shape[0] % GROUP:
+        pytest.skip("its groups do not fit")
+    rng, weight = (
+        np.random.default_rng(0),
+        stored(np.random.default_rng(1).normal(size=shape), kind),
+    )
+    x = rng.normal(size=(2, 20, shape[0])).astype(np.float32)
+    wide = np.asarray(weight.astype(jnp.float32), np.float64)
+    with jax.set_mesh(make_mesh()):
+        assert uses_kernel(linear, jnp.asarray(x), weight)
+        found = np.asarray(linear(jnp.asarray(x), weight))
+        np.testing.assert_array_equal(
+            np.asarray(linear(jnp.asarray(x[:, 3:]), weight)), found[:, 3:]
+        )
+    assert np.abs(found - x @ wide).max() < 1e-6 * (np.abs(x) @ np.abs(wide)).max()
+
+
+def test_many_rows_are_multiplied_by_xla_where_weights_are_not_of_few_bits():
     weight = jnp.zeros((64, 64), jnp.bfloat16)
     with jax.set_mesh(make_mesh()):
         for rows in (MOST_ROWS, MOST_ROWS + 1):

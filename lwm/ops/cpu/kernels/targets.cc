@@ -4,6 +4,7 @@
 #include <cstdint>
 
 #include "attention.h"
+#include "many.h"
 #include "parallel.h"
 #include "product.h"
 #include "xla/ffi/api/ffi.h"
@@ -16,6 +17,8 @@ namespace {
 using Activations = ffi::Buffer<ffi::F32>;
 using Results = ffi::Result<ffi::Buffer<ffi::F32>>;
 
+// Rows up to which weights are widened in registers, for each of them.
+constexpr int64_t kFew = 16;
 // Bytes of weights below which a thread more takes longer to wake than it saves.
 constexpr int64_t kSmall = 1 << 16;
 
@@ -65,9 +68,13 @@ ffi::Error columns(ffi::ThreadPool& pool, const Activations& x, ffi::AnyBuffer w
     return ffi::Error::InvalidArgument("activations, weight, scales and result do not fit");
   }
   const int64_t threads = std::max<int64_t>(1, pool.num_threads());
+  const auto parallel = [&](int64_t count, auto work) { in_parallel(pool, threads, count, work); };
+  if (sizes.rows > kFew) {
+    multiply_many(x.typed_data(), weight, y->typed_data(), sizes, parallel);
+    return ffi::Error::Success();
+  }
   const Tiles tiles(sizes, sizeof(Number) * kDeep / double(kTerms<Number>), threads);
-  multiply_columns(x.typed_data(), weight, y->typed_data(), sizes, tiles,
-                   [&](int64_t count, auto work) { in_parallel(pool, threads, count, work); });
+  multiply_columns(x.typed_data(), weight, y->typed_data(), sizes, tiles, parallel);
   return ffi::Error::Success();
 }
 
