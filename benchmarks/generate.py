@@ -1,10 +1,11 @@
-"""Times reading and writing of SmolLM2-135M beside transformers (SDPA).
+"""Times reading and writing of SmolLM2-135M beside transformers (SDPA) and llama.cpp.
 
-    python benchmarks/generate.py
+    python benchmarks/generate.py --llama-bench llama.cpp/build/bin/llama-bench
 
-All read one folder of float32 safetensors, as `lwm convert` writes it. Each library runs in
-processes of its own, in turn, so that each has a peak of memory of its own; a process warms up
-first, then measures. Medians over the rounds are reported.
+All have the weights of one folder of float32 safetensors, as `lwm convert` writes it; llama.cpp
+reads GGUF files made from it by `lwm convert`. Each library runs in processes of its own, in turn,
+so that each has a peak of memory of its own; a process warms up first, then measures. Medians over
+the rounds are reported.
 """
 
 import contextlib
@@ -19,6 +20,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -37,12 +39,18 @@ class Benchmark:
     """Lengths of the prompts that are read; the model's context is 8192."""
     new_tokens: int = 128
     """Tokens written after the first prompt."""
+    together: tuple[int, ...] = (1, 4)
+    """Rows that lwm writes together, each after `together_after` tokens."""
+    together_after: int = 256
+    llama_bench: Path | None = None
+    """The program of llama.cpp; without it, llama.cpp is left out."""
     long_prompt: int = 32_768
     """A length that only lwm reads, for its peak of memory; 0 leaves it out."""
     rounds: int = 3
     results: Path = Path(__file__).parent / "results"
     folder: Path | None = None
-    """Where the model lies as safetensors; by default it is converted into a temporary folder."""
+    """Where the model lies as safetensors, with int8.gguf and int4.gguf beside it for llama.cpp; by
+    default all are written into a temporary folder."""
     only: str | None = None
     """Measures one of `MEASURES` in this process, and prints JSON; the others call it so."""
 
@@ -81,15 +89,32 @@ class Engine:
         self.model = lwm.load(config.model, dtype=config.dtype, given=given)
         self.model.engine.reserve(longest)
 
-    def events(self, ids: list[int], count: int) -> Iterator[Any]:
+    def events(self, ids: list[int], count: int, lane: int = 1) -> Iterator[Any]:
         """Yields the events of a request that shares nothing with those before it."""
         from lwm.generate.plan import GenerationPlan
         from lwm.generate.requests import Request
         from lwm.generate.work import Work
 
         work = Work(plan=GenerationPlan(max_tokens=count))
-        request = Request(tuple(ids), max_tokens=count, lane=1, reuse=0, work=work)
+        request = Request(tuple(ids), max_tokens=count, lane=lane, reuse=0, work=work)
         return self.model.engine.stream(request)
+
+    def write_together(self, rows: int, ids: list[int], count: int) -> float:
+        """Returns the tokens a second of rows that are written together, all of them begun."""
+        from lwm.generate.work import Written
+
+        times: list[tuple[float, int]] = []
+
+        def write(row: int) -> None:
+            for event in self.events([row, *ids], count, lane=rows):
+                if isinstance(event, Written):
+                    times.append((time.perf_counter(), len(event.ids)))
+
+        with ThreadPoolExecutor(rows) as pool:
+            list(pool.map(write, range(rows)))
+        # From the last row's first token to the first row's last.
+        begun, ended = sorted(times)[rows - 1][0], sorted(times)[-1][0]
+        return sum(written for at, written in times if begun < at <= ended) / (ended - begun)
 
     def read(self, ids: list[int]) -> list[int]:
         """Reads a prompt, and chooses the first token after it."""
@@ -113,7 +138,32 @@ def measure_lwm(config: Benchmark) -> dict[str, float]:
         assert begun is not None
         return written, time.perf_counter() - begun
 
-    return measure(config, engine.read, write)
+    found = measure(config, engine.read, write)
+    ids = read_book(config.together_after, config.model)
+    for rows in config.together:
+        name = f"write {rows} rows after {len(ids)}"
+        engine.write_together(rows, ids, 8)
+        found[name] = engine.write_together(rows, ids, config.new_tokens)
+    return found
+
+
+def measure_llama_cpp(config: Benchmark) -> dict[str, float]:
+    """Runs llama.cpp's own benchmark, with flash attention and a thread for each core."""
+    file = config.model.with_name(f"{config.dtype}.gguf")
+    cores = str(len(os.sched_getaffinity(0)))
+    depth, count = config.prompts[0], config.new_tokens
+
+    def run(*sizes: int) -> float:
+        options = dict(zip(("-p", "-n", "-d"), map(str, sizes), strict=True))
+        arguments = ["-m", str(file), "-t", cores, "-fa", "1", "-o", "json"]
+        for option in options.items():
+            arguments += option
+        program = [str(config.llama_bench), *arguments]
+        done = subprocess.run(program, capture_output=True, text=True, check=True)
+        return json.loads(done.stdout)[-1]["avg_ts"]
+
+    found = {f"read {depth}": run(depth, 0, 0)}
+    return found | {f"write {count} after {depth}": run(0, count, depth)}
 
 
 def measure_transformers(config: Benchmark) -> dict[str, float]:
@@ -216,12 +266,17 @@ def peak() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
-SIDES = tuple(f"{name} {t}" for t in ("float32", "bfloat16") for name in ("lwm", "transformers"))
-"""What is compared; the last word is the type of the weights and of the arithmetic."""
+OURS = "float32", "bfloat16", "int8", "int4"
+SIDES = (
+    *(f"lwm {dtype}" for dtype in OURS),
+    *("transformers float32", "transformers bfloat16", "llama.cpp int8", "llama.cpp int4"),
+)
+"""What is compared; the last word is the type of the weights. llama.cpp's are Q8_0 and Q4_0."""
 
 MEASURES = {
     "lwm": measure_lwm,
     "transformers": measure_transformers,
+    "llama.cpp": measure_llama_cpp,
     "perplexity": measure_perplexity,
     "long": measure_long,
 }
@@ -231,6 +286,8 @@ def run_apart(config: Benchmark, library: str) -> dict[str, float]:
     """Measures one library in a new process."""
     arguments = ["--only", library, "--folder", config.model, "--prompts", *config.prompts]
     arguments += ["--new-tokens", config.new_tokens, "--long-prompt", config.long_prompt]
+    if config.llama_bench:
+        arguments += ["--llama-bench", config.llama_bench]
     done = subprocess.run(
         [sys.executable, __file__, *map(str, arguments)],
         stdout=subprocess.PIPE,
@@ -264,7 +321,7 @@ def heading(config: Benchmark) -> str:
     return (
         f"# Reading and writing, {datetime.date.today().isoformat()}\n\n"
         f"SmolLM2-135M-Instruct from float32 safetensors, greedy; {hardware()}; "
-        f"{versions('torch', 'transformers', 'accelerate')}; "
+        f"{versions('torch', 'transformers', 'accelerate')}; llama.cpp's llama-bench with -fa 1; "
         f"medians of {config.rounds} processes each, in turn. "
         "Reading and writing in tokens a second, lwm's also in times transformers' float32; "
         "peaks of resident memory, one process each.\n\n"
@@ -278,11 +335,14 @@ def converted(config: Benchmark) -> Iterator[Benchmark]:
         yield config
         return
     from lwm.convert.convert import convert_model
+    from lwm.convert.gguf import write_gguf
     from lwm.convert.open import open_model_files
 
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary) / MODEL
         convert_model(open_model_files(MODEL), folder, dtype="float32")
+        for dtype in ("int8", "int4") if config.llama_bench else ():
+            write_gguf(open_model_files(folder), folder.with_name(f"{dtype}.gguf"), dtype=dtype)
         yield dataclasses.replace(config, folder=folder)
 
 
@@ -301,16 +361,17 @@ def main(config: Benchmark) -> None:
 def compare(config: Benchmark) -> str:
     """Measures all sides; returns the page of the results."""
     has_peer = find_spec("transformers") and find_spec("torch")
-    sides = [side for side in SIDES if has_peer or side.startswith("lwm")]
+    is_there = {"lwm": True, "transformers": has_peer, "llama.cpp": config.llama_bench}
+    sides = [side for side in SIDES if is_there[side.partition(" ")[0]]]
     runs: dict[str, list[dict[str, float]]] = {side: [] for side in sides}
     for number in range(config.rounds):
         for side in sides:
             runs[side].append(run_apart(config, side))
             print(number + 1, side, runs[side][-1], flush=True)
     found = {side: medians(results) for side, results in runs.items()}
-    for dtype in ("float32", "bfloat16"):
+    for dtype in OURS:
         found[f"lwm {dtype}"] |= run_apart(config, f"perplexity {dtype}")
-        if config.long_prompt:
+        if config.long_prompt and dtype in ("float32", "bfloat16"):
             found[f"lwm {dtype}"] |= run_apart(config, f"long {dtype}")
     return heading(config) + table(found) + "\n"
 

@@ -72,7 +72,8 @@ def test_new_tokens_are_stored_and_see_their_rows(dtype, shape):
     out, lse, keys, values = kernel(*given)
     others = plain(*given)
     for found, wanted in ((keys, others[2]), (values, others[3])):
-        np.testing.assert_array_equal(*(np.asarray(x).view(np.uint8) for x in (found, wanted)))
+        bits, same = (np.asarray(x).view(np.uint8) for x in (found, wanted))
+        np.testing.assert_array_equal(bits, same)
     if dtype == jnp.float32:
         np.testing.assert_allclose(out, others[0], atol=1e-5)
         np.testing.assert_allclose(lse, others[1], atol=1e-5)

@@ -1,6 +1,8 @@
 """The kernels as plain C++, without XLA, for several processors and under sanitizers."""
 
+import os
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -28,3 +30,20 @@ def test_results_are_those_of_plain_loops_and_sanitizers_find_nothing(tmp_path, 
     subprocess.run(build, check=True)
     done = subprocess.run([program], capture_output=True, text=True)
     assert (done.returncode, done.stdout, done.stderr) == (0, "equal\n", "")
+
+
+@pytest.mark.slow
+def test_engine_and_pages_are_right_without_kernels():
+    root = Path(__file__).parents[3]
+    files = ["generate/test_engine.py", "generate/test_engine_exact.py", "model/test_pool.py"]
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-n",
+        "0",
+        *(f"tests/{file}" for file in files),
+    ]
+    done = subprocess.run(command, cwd=root, env=os.environ | {"LWM_CPU_KERNELS": "0"})
+    assert done.returncode == 0
