@@ -43,4 +43,3 @@ def from_blocks(
         return columns.reshape(sizes)
 
     return Quantized._make(map(turned, blocks))
-

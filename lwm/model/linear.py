@@ -6,8 +6,8 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from lwm.model.quantize import QuantizedWeight
-from lwm.ops.cpu.few import multiply_few
 from lwm.ops.cpu.linear import contract
+from lwm.ops.cpu.stored import multiply_stored
 
 
 def linear(
@@ -41,5 +41,5 @@ def linear(
             x, weight, transposed=transposed, dtype=dtype or x.dtype, out_sharding=out_sharding
         )
 
-    y = multiply_few(plain, x, *parts, transposed=transposed, out_sharding=out_sharding)
+    y = multiply_stored(plain, x, *parts, transposed=transposed, out_sharding=out_sharding)
     return y if bias is None else y + bias.astype(y.dtype)

@@ -24,7 +24,7 @@ from lwm.model.pool import PAGE
 from lwm.model.quantize import CONTRACTED, GROUP, has_groups
 from lwm.ops.blockwise import block_sizes
 from lwm.ops.cpu.build import is_expected
-from lwm.ops.cpu.few import MOST_ROWS
+from lwm.ops.cpu.stored import MOST_ROWS
 from lwm.ops.paged import CHUNK_TOGETHER, TOGETHER, pages_at_once
 from lwm.sharding import AXES, BATCH
 
@@ -252,6 +252,8 @@ class _Work:
         if self._sp > 1:  # as they are gathered over `sp`, and the devices' results merged
             projected *= 2
         hidden = 3 * self._chunk * self.config.mlp_dim // self._tp * _FLOAT32
+        if self.dtype in BITS_HELD and self._has_kernels:  # in the order in which they are read
+            hidden += hidden // 3
         states = 2 * self._states(_width(self.dtype)) + 2 * self._states(_FLOAT32)
         turn = self._chunk * self.config.head_dim * _FLOAT32
         return states + turn + max(tile + projected, hidden) + self._layer
@@ -297,8 +299,9 @@ class _Work:
 
     @property
     def _has_kernels(self) -> bool:
-        few = self.rows <= MOST_ROWS and self.dtype != "float32"
-        return self.is_cpu and few and is_expected()
+        if self.dtype not in BITS_HELD and (self.dtype == "float32" or self.rows > MOST_ROWS):
+            return False
+        return self.is_cpu and is_expected()
 
     @property
     def _page(self) -> int:
@@ -309,7 +312,8 @@ class _Work:
     @property
     def _layer(self) -> int:
         """A gathered or dequantised layer, and half of the next one."""
-        if not self._is_gathered and self.dtype not in BITS_HELD:
+        is_read_as_held = self.dtype not in BITS_HELD or self._has_kernels
+        if not self._is_gathered and is_read_as_held:
             return 0
         width = _FLOAT32 if self.is_cpu else _width(self.dtype)
         return 3 * self.weights.layer * width // 2

@@ -7,6 +7,7 @@
 #include <thread>
 
 #include "attention.h"
+#include "many.h"
 #include "parallel.h"
 #include "product.h"
 
@@ -75,7 +76,7 @@ bool is_near(double wanted, float found, double most) {
 }
 
 template <class Number>
-bool check(const Sizes& sizes, Weight<Number> w, bool transposed = false) {
+bool check(const Sizes& sizes, Weight<Number> w, bool transposed = false, bool many = false) {
   const auto x = numbers<float>(sizes.rows * sizes.depth);
   const auto values = numbers<Number>(sizes.depth * sizes.width / (kTerms<Number> / kDeep));
   w.values = values.data();
@@ -92,7 +93,9 @@ bool check(const Sizes& sizes, Weight<Number> w, bool transposed = false) {
       });
     }
   }
-  if (!transposed) {
+  if (many) {
+    multiply_many(x.data(), w, y.data(), sizes, parallel);
+  } else if (!transposed) {
     multiply_columns(x.data(), w, y.data(), sizes, Tiles(sizes, sizeof(Number), 3), parallel);
   }
   for (int64_t r = 0; r < sizes.rows; ++r) {
@@ -162,12 +165,13 @@ int main() {
   bool good = true;
   for (int64_t rows : {1, 3, 16}) {
     for (int64_t width : {1, 15, 16, 83}) {
-      for (int64_t depth : {1, 7, 32, 160, 165}) {
+      for (int64_t depth : {1, 7, 32, 165, 320}) {
         const Sizes sizes{rows, depth, width};
         good &= check<float>(sizes, {}) && check<float>(sizes, {}, true);
         good &= check<BFloat16>(sizes, {}) && check<BFloat16>(sizes, {}, true);
         const auto columns = numbers<float>(width);
         good &= check<int8_t>(sizes, {nullptr, columns.data()});
+        good &= check<int8_t>(sizes, {nullptr, columns.data()}, false, true);
         if (depth % kGroup) continue;
         const auto scales = numbers<Float16>(depth / kGroup * width);
         const auto minimums = numbers<Float16>(depth / kGroup * width);
@@ -175,7 +179,8 @@ int main() {
         good &= check<int8_t>(sizes, {nullptr, nullptr, scales.data()});
         for (const Float16* least : {static_cast<const Float16*>(nullptr), minimums.data()}) {
           for (const uint32_t* fifths : {static_cast<const uint32_t*>(nullptr), high.data()}) {
-            good &= check<Nibbles>(sizes, {nullptr, nullptr, scales.data(), least, fifths});
+            const Weight<Nibbles> weight{nullptr, nullptr, scales.data(), least, fifths};
+            good &= check(sizes, weight) && check(sizes, weight, false, true);
           }
         }
       }

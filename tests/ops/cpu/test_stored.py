@@ -7,7 +7,7 @@ from jax.sharding import PartitionSpec as P
 from lwm.model.config import BITS
 from lwm.model.linear import linear
 from lwm.model.quantize import GROUP, QuantizedWeight, quantize_to
-from lwm.ops.cpu.few import MOST_ROWS
+from lwm.ops.cpu.stored import MOST_ROWS
 from lwm.sharding import make_mesh, put
 
 SHAPES = ((37, 83), (192, 64), (32, 21), (1, 5), (24, 1))

@@ -1,7 +1,8 @@
-"""Products of few rows with weights that stay as small as they are stored, on CPUs.
+"""Products with weights that stay as small as they are stored, on CPUs.
 
-XLA would write the whole weight in float32 first. These kernels widen it in registers, so that the
-time is that of reading it. Activations are float32, and a row's result does not depend on others.
+XLA would write the whole weight in float32 first. These kernels widen it in registers, for many
+rows in pieces, so that the time of few rows is that of reading it. Activations are float32, and a
+row's result does not depend on others.
 """
 
 from collections.abc import Callable, Iterable
@@ -19,12 +20,12 @@ from lwm.ops.cpu.build import target
 from lwm.sharding import SHARD, axes_of, manual
 
 MOST_ROWS = 16
-"""With more rows, widening the weight once costs less than multiplying in these kernels."""
+"""With more rows, XLA multiplies weights that are not of few bits."""
 _KINDS = "float32", "bfloat16", "int8", "uint8"
 """Types of stored numbers for which there are kernels; a byte without a sign holds two."""
 
 
-def multiply_few(
+def multiply_stored(
     plain: Callable[..., Float[Array, "B S *O"]],
     x: Float[Array, "B S *C"],
     weight: Float[Array, "..."] | Int8[Array, "..."] | UInt8[Array, "..."],
@@ -32,7 +33,9 @@ def multiply_few(
     transposed: bool = False,
     out_sharding: P | None = None,
 ) -> Float[Array, "B S *O"]:
-    """Returns `plain(x, weight, *scales)`; on CPUs, for few rows, computed by a kernel.
+    """Returns `plain(x, weight, *scales)`; on CPUs computed by a kernel.
+
+    Products of many rows are left to XLA, unless the weight is of few bits.
 
     Args:
         plain: Multiplies in plain JAX.
