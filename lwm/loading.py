@@ -14,10 +14,10 @@ from lwm.model.config import (
     BITS,
     NO_OVERRIDES,
     Compute,
-    Held,
     ModelOverrides,
     Storage,
-    compute_with,
+    cache_dtype,
+    compute_dtype,
 )
 from lwm.model.llama import check_mesh
 from lwm.plan.fit import require_fit
@@ -87,7 +87,7 @@ def load(
         opened.tensors,
         opened.table,
         mesh=devices,
-        compute=_compute(dtype, held),
+        compute=Compute(dtype="float32" if dtype == "stored" else compute_dtype(held)),
         bits="stored" if dtype == "stored" else BITS.get(dtype),
         ignore=lambda name: is_not_weight(name, config),
         progress=progress,
@@ -102,10 +102,5 @@ def load(
         vqgan_file=vqgan_file,
         source=opened.source,
         pool_tokens=pool_tokens,
+        cache_dtype=cache_dtype(held),
     )
-
-
-def _compute(dtype: Storage | Literal["stored"], held: Held) -> Compute:
-    if dtype == "stored" and held == "bfloat16":
-        return Compute(dtype="float32", narrow_cache=True)
-    return compute_with(held)

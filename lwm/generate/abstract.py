@@ -44,9 +44,7 @@ def generation_programs(
     per_device = -(-model.max_context // (PAGE * mesh.shape["sp"])) + 1
     with used(mesh):
         weights = jax.eval_shape(lambda: Llama.init(model, compute, key=jr.key(0)).for_generation())
-        pool = jax.eval_shape(
-            lambda: PagePool.empty(model, compute.cache_dtype, per_device=per_device)
-        )
+        pool = jax.eval_shape(lambda: PagePool.empty(model, compute.dtype, per_device=per_device))
     weights, pool = placed(weights, mesh, dtype=jnp.dtype(compute.dtype)), placed(pool, mesh)
     return _reading(weights, pool, rows, mesh), _writing(weights, pool, rows, mesh)
 

@@ -25,6 +25,7 @@ from lwm.generate.replay import Leader, follow
 from lwm.generate.requests import Request, Tagged
 from lwm.generate.runner import Load, Runner
 from lwm.generate.work import Finished
+from lwm.model.config import Dtype
 from lwm.model.llama import Llama
 from lwm.model.pool import PAGE, PagePool
 from lwm.sampling_params import BIASES, TOPS
@@ -50,6 +51,7 @@ class Engine:
         grammar: Grammar | None = None,
         stop_places: int = 8,
         pool_tokens: int | None = None,
+        cache_dtype: Dtype | None = None,
         require_memory: Callable[[int, PagePool | None], None] = lambda tokens, pool: None,
     ):
         """Starts without a page; the first request allocates the pool.
@@ -60,6 +62,7 @@ class Engine:
             grammar: Rules which id may follow which; None: all requests write text only.
             stop_places: Stop ids of a request at most.
             pool_tokens: Tokens in the pool of each device; None: it grows with the requests.
+            cache_dtype: Type of keys and values in the pool; None: that of activations.
             require_memory: Called with the tokens of a larger pool and the pool that it
                 replaces; raises UserError if the devices have no memory for it.
 
@@ -73,7 +76,9 @@ class Engine:
         self._most = None if pool_tokens is None else -(-pool_tokens // PAGE) + 1
         with jax.set_mesh(mesh):
             model = model.for_generation()
-        self._programs = Programs(model, mesh, grammar=grammar, stop_places=stop_places)
+        self._programs = Programs(
+            model, mesh, grammar=grammar, stop_places=stop_places, cache_dtype=cache_dtype
+        )
         self._number, self._leader = next(_NUMBERS), None
         if jax.process_count() > 1 and jax.process_index() == 0:
             self._leader = Leader(self._programs, self._number)

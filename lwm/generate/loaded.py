@@ -19,6 +19,7 @@ from lwm.devices import machine
 from lwm.errors import UserError
 from lwm.generate.engine import Engine
 from lwm.generate.grammar import VisionGrammar
+from lwm.model.config import Dtype
 from lwm.model.llama import Llama
 from lwm.model.pool import PagePool
 from lwm.plan.fit import require_fit
@@ -55,6 +56,8 @@ class LoadedModel:
     source: Path | None = None
     """The file or folder that it was read from."""
     pool_tokens: int | None = None
+    cache_dtype: Dtype | None = None
+    """Type of keys and values in the cache; None: that of activations."""
     """Tokens in the cache of each device; None: it grows with what is asked, as memory allows."""
 
     def __post_init__(self):
@@ -174,6 +177,7 @@ class LoadedModel:
             grammar=grammar,
             stop_places=1 << (len(self.tokenizer.eos_ids) + STOP_IDS - 1).bit_length(),
             pool_tokens=self.pool_tokens,
+            cache_dtype=self.cache_dtype,
             require_memory=require_memory,
         )
 

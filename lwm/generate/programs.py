@@ -18,6 +18,7 @@ from lwm.generate.grammar import Grammar
 from lwm.generate.pages import LONG, SHORT, Holding
 from lwm.generate.plan import GenerationPlan
 from lwm.generate.slots import Block, Slots
+from lwm.model.config import Dtype
 from lwm.model.llama import Llama
 from lwm.model.pool import PagePool, Place, copy_pages, table_width
 from lwm.sharding import BATCH, DEVICES, ROW, ROWS, TOKENS, put
@@ -26,14 +27,22 @@ from lwm.sharding import BATCH, DEVICES, ROW, ROWS, TOKENS, put
 class Programs:
     """Pool and slots of an engine. One thread uses it, under the mesh."""
 
-    def __init__(self, model: Llama, mesh: Mesh, *, grammar: Grammar | None, stop_places: int):
+    def __init__(
+        self,
+        model: Llama,
+        mesh: Mesh,
+        *,
+        grammar: Grammar | None,
+        stop_places: int,
+        cache_dtype: Dtype | None,
+    ):
         """Starts without a page; see `lwm.generate.engine.Engine` for the arguments."""
         self.model, self.mesh, self._grammar = model, mesh, grammar
         self.groups = math.prod(mesh.shape[axis] for axis in BATCH)
         """Groups of devices that hold whole rows."""
         self.sp = mesh.shape["sp"]
         """Devices of a group, over which the pages of its rows are split."""
-        self._stop_places = stop_places
+        self._stop_places, self._cache_dtype = stop_places, cache_dtype or model.compute.dtype
         self.reset()
 
     def reset(self) -> None:
@@ -139,7 +148,7 @@ class Programs:
     def _filled(self) -> PagePool:
         """Returns the pool, allocated at its first use."""
         if self.pool is None:
-            config, dtype = self.model.config, self.model.compute.cache_dtype
+            config, dtype = self.model.config, self._cache_dtype
             return PagePool.empty(config, dtype, per_device=self._per_device)
         return self.pool
 

@@ -36,6 +36,11 @@ def compute_dtype(held: Held) -> Dtype:
     return "bfloat16" if held == "bfloat16" else "float32"
 
 
+def cache_dtype(held: Held) -> Dtype:
+    """Returns the type of keys and values in the cache, with weights stored so."""
+    return "float32" if held == "float32" else "bfloat16"
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RopeScaling:
     """Llama-3's scaling of the low RoPE frequencies (Llama 3 report, 2024, section 3.4.2)."""
@@ -132,20 +137,12 @@ class Compute:
 
     dtype: Dtype = "float32"
     """Type of activations; softmax, norms, RoPE and logits are always float32."""
-    narrow_cache: bool = False
-    """Whether keys and values of tokens that were read are kept in bfloat16, and not as they were
-    computed."""
     remat: Remat = "none"
     """Activations saved for the backward pass, beside each layer's input."""
     mlp_chunk: int | None = None
     """Most tokens of a device of `sp` that go through linear layers at a time; None: all."""
     loss_chunk: int = 1024
     """Tokens of a device of `sp` whose logits exist at a time in training."""
-
-    @property
-    def cache_dtype(self) -> Dtype:
-        """Type of keys and values in the cache."""
-        return "bfloat16" if self.narrow_cache else self.dtype
 
     def __post_init__(self):
         """Checks the ranges.
@@ -159,11 +156,6 @@ class Compute:
             )
         if self.remat not in get_args(Remat):
             raise UserError(f"remat {self.remat!r} is none of {', '.join(get_args(Remat))}")
-
-
-def compute_with(held: Held) -> Compute:
-    """Returns how a model with weights stored so is computed."""
-    return Compute(dtype=compute_dtype(held), narrow_cache=held in BITS_HELD)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

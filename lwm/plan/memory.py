@@ -18,7 +18,7 @@ import jax.random as jr
 from jax.sharding import AbstractMesh, AxisType
 
 from lwm.errors import UserError
-from lwm.model.config import BITS_HELD, Held, LlamaConfig, compute_dtype, compute_with
+from lwm.model.config import BITS_HELD, Held, LlamaConfig, cache_dtype, compute_dtype
 from lwm.model.llama import Llama
 from lwm.model.pool import PAGE
 from lwm.model.quantize import CONTRACTED, GROUP, has_groups
@@ -284,7 +284,8 @@ class _Work:
             # XLA for CPU gathers bfloat16 in a form twice as wide.
             forms = 2 if self.dtype == "bfloat16" else 1
             gathered = forms * weights.stored * _parts(self.mesh, ("fsdp",))
-            return gathered + 2 * weights.table * _width(self.dtype)
+            width = BITS_HELD["int8"] / 8 if self.dtype in BITS_HELD else _width(self.dtype)
+            return gathered + int(2 * weights.table * width)
         if not self.is_cpu:
             head = 2 * self._table if self._is_gathered or self.dtype in BITS_HELD else 0
             return self._layer + head
@@ -316,7 +317,9 @@ class _Work:
         if not self._is_gathered and is_read_as_held:
             return 0
         width = _FLOAT32 if self.is_cpu else _width(self.dtype)
-        return 3 * self.weights.layer * width // 2
+        if self.dtype in BITS_HELD and self._has_kernels:
+            width = BITS_HELD[self.dtype] / 8
+        return int(3 * self.weights.layer * width / 2)
 
     @property
     def _table(self) -> int:
@@ -347,7 +350,7 @@ def _width(dtype: Held) -> int:
 
 
 def _cache_width(dtype: Held) -> int:
-    return jnp.dtype(compute_with(dtype).cache_dtype).itemsize
+    return jnp.dtype(cache_dtype(dtype)).itemsize
 
 
 def _parts(mesh: MeshSizes, axes: tuple[str, ...]) -> int:

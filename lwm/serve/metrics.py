@@ -230,7 +230,7 @@ def metrics_of(service: "Service") -> Metrics:
         "block_size": str(PAGE),
         "num_gpu_blocks": str(engine.pool_tokens * engine.groups // PAGE),
         "enable_prefix_caching": "True",
-        "cache_dtype": service.model.llama.compute.cache_dtype,
+        "cache_dtype": service.model.cache_dtype or service.model.llama.compute.dtype,
     }
     metrics.state("vllm:cache_config_info", "The cache", facts)
     _watch_compiling(metrics)

@@ -31,9 +31,12 @@ def quantized(model):
         if name not in CONTRACTED:
             return leaf
         turned = np.asarray(leaf).T if name == "embedding" else np.asarray(leaf)
-        on_one = jax.sharding.NamedSharding(leaf.sharding.mesh, P(*[None] * leaf.ndim))
         parts = quantize_to(8, turned, CONTRACTED[name])
-        return QuantizedWeight(*jax.tree.map(lambda part: jax.device_put(part, on_one), parts))
+        # Groups stay whole.
+        split = zip(leaf.sharding.spec, parts.scale.shape, strict=True)
+        spec = P(*(at if size > 1 else None for at, size in split))
+        kept = jax.sharding.NamedSharding(leaf.sharding.mesh, spec)
+        return QuantizedWeight(*jax.tree.map(lambda part: jax.device_put(part, kept), parts))
 
     changed = jax.tree.map_with_path(change, model)
     assert sum(leaf.dtype == jnp.int8 for leaf in jax.tree.leaves(changed)) == 2 * 7 + 2
