@@ -42,6 +42,8 @@ class Benchmark:
     together: tuple[int, ...] = (1, 4)
     """Rows that lwm writes together, each after `together_after` tokens."""
     together_after: int = 256
+    sides: tuple[str, ...] = ()
+    """Some of `SIDES`, such as "lwm int8"; by default all."""
     llama_bench: Path | None = None
     """The program of llama.cpp; without it, llama.cpp is left out."""
     long_prompt: int = 32_768
@@ -155,7 +157,7 @@ def measure_llama_cpp(config: Benchmark) -> dict[str, float]:
 
     def run(*sizes: int) -> float:
         options = dict(zip(("-p", "-n", "-d"), map(str, sizes), strict=True))
-        arguments = ["-m", str(file), "-t", cores, "-fa", "1", "-o", "json"]
+        arguments = ["-m", str(file), "-t", cores, "-fa", "1", "-r", "2", "-o", "json"]
         for option in options.items():
             arguments += option
         program = [str(config.llama_bench), *arguments]
@@ -362,14 +364,14 @@ def compare(config: Benchmark) -> str:
     """Measures all sides; returns the page of the results."""
     has_peer = find_spec("transformers") and find_spec("torch")
     is_there = {"lwm": True, "transformers": has_peer, "llama.cpp": config.llama_bench}
-    sides = [side for side in SIDES if is_there[side.partition(" ")[0]]]
+    sides = [side for side in config.sides or SIDES if is_there[side.partition(" ")[0]]]
     runs: dict[str, list[dict[str, float]]] = {side: [] for side in sides}
     for number in range(config.rounds):
         for side in sides:
             runs[side].append(run_apart(config, side))
             print(number + 1, side, runs[side][-1], flush=True)
     found = {side: medians(results) for side, results in runs.items()}
-    for dtype in OURS:
+    for dtype in (each for each in OURS if f"lwm {each}" in found):
         found[f"lwm {dtype}"] |= run_apart(config, f"perplexity {dtype}")
         if config.long_prompt and dtype in ("float32", "bfloat16"):
             found[f"lwm {dtype}"] |= run_apart(config, f"long {dtype}")
