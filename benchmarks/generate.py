@@ -273,7 +273,7 @@ SIDES = (
     *(f"lwm {dtype}" for dtype in OURS),
     *("transformers float32", "transformers bfloat16", "llama.cpp int8", "llama.cpp int4"),
 )
-"""What is compared; the last word is the type of the weights. llama.cpp's are Q8_0 and Q4_0."""
+"""Libraries to compare, each with the type of its weights. llama.cpp's are Q8_0 and Q4_0."""
 
 MEASURES = {
     "lwm": measure_lwm,

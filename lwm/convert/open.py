@@ -1,8 +1,6 @@
 """Finds and opens the files of a model; weights are read later."""
 
-import collections
 import dataclasses
-import itertools
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,7 +17,7 @@ from lwm.convert.huggingface import (
 )
 from lwm.convert.lwm import TABLE, open_lwm, read_token_space, split_prefix
 from lwm.convert.names import HUGGING_FACE, TensorLayout
-from lwm.convert.weights import build_llama, with_vision_rows
+from lwm.convert.weights import build_llama, layout_of, with_vision_rows
 from lwm.errors import UserError
 from lwm.files import parse_json, read_json, reading
 from lwm.formats.gguf import PackedArrays, read_gguf
@@ -81,15 +79,13 @@ class ModelFiles:
     """The entry of a known model."""
 
     def held_as(self, dtype: Storage | Literal["stored"]) -> Held:
-        """Returns the type of most weights, loaded so."""
+        """Returns the type of the matrices, loaded so."""
         if dtype != "stored":
             return dtype
-        if not isinstance(self.tensors, PackedArrays):
-            stored = {str(self.tensors[name].dtype) for name in itertools.islice(self.tensors, 1)}
-            return "bfloat16" if stored == {"bfloat16"} else "float32"
-        matrices = [kind for name, kind in self.tensors.kinds.items() if "_proj." in name]
-        ((kind, _),) = collections.Counter(matrices).most_common(1)
-        return HELD_AS.get(kind, "int8")
+        name = layout_of(self.table, "blocks.0.mlp.w_gate").name
+        if isinstance(self.tensors, PackedArrays):
+            return HELD_AS.get(self.tensors.kinds[name], "int8")
+        return "bfloat16" if str(self.tensors[name].dtype) == "bfloat16" else "float32"
 
     @property
     def written_tokenizer(self) -> Tokenizer:
