@@ -38,10 +38,7 @@ void widen_panel(const Weight<Number>& weight, const Sizes& sizes, int64_t first
   for (int64_t c = first; c < last; c += terms) {
     const int64_t step = c / terms, group = c / kGroup * sizes.width, half = step % (kGroup / terms);
     const Number* stored[kDeep];
-    for (int d = 0; d < kDeep; ++d) {
-      const int64_t row = step * kDeep + d;
-      stored[d] = weight.values + std::min(row, (sizes.depth * kDeep - 1) / terms) * sizes.width;
-    }
+    find_rows(weight, sizes, step, stored);
     const uint32_t* high = weight.high == nullptr ? nullptr : weight.high + group;
     // Those in upper halves of bytes stand half a group further on.
     const int64_t start = terms == kDeep ? c - first : (c - first) / kGroup * kGroup + half * kDeep;

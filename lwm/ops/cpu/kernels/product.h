@@ -110,6 +110,16 @@ struct Sizes {
   int64_t width;
 };
 
+// Finds the stored rows of a step. Past the last one it is found again: activations are 0 there.
+template <class Number>
+inline void find_rows(const Weight<Number>& weight, const Sizes& sizes, int64_t step,
+                      const Number* rows[kDeep]) {
+  const int64_t last = (sizes.depth * kDeep - 1) / kTerms<Number>;
+  for (int d = 0; d < kDeep; ++d) {
+    rows[d] = weight.values + std::min(step * kDeep + d, last) * sizes.width;
+  }
+}
+
 // Returns activations in the order in which `multiply_columns` reads them, [steps, rows, terms].
 // Rows as they are would lie at the same place of every page, where caches have little room.
 template <class Number>
@@ -190,11 +200,7 @@ void multiply_tile(const float* x, const float* groups, const Weight<Number>& we
   for (int64_t c = tile.first; c < tile.last; c += terms) {
     const int64_t step = c / terms, group = c / kGroup * width, half = step % (kGroup / terms);
     const Number* stored[kDeep];
-    for (int d = 0; d < kDeep; ++d) {
-      // Beyond the last row the activations are 0, so that any weight will do.
-      const int64_t row = step * kDeep + d;
-      stored[d] = weight.values + std::min(row, (sizes.depth * kDeep - 1) / terms) * width;
-    }
+    find_rows(weight, sizes, step, stored);
     const Float16* scales = weight.scales == nullptr ? nullptr : weight.scales + group;
     const uint32_t* high = weight.high == nullptr ? nullptr : weight.high + group;
     const Float16* minimums =
