@@ -1,6 +1,7 @@
 """Answers of routes: JSON or a stream, their documented errors, and their end with the client."""
 
 import asyncio
+import contextlib
 import functools
 import logging
 from collections.abc import AsyncGenerator, Coroutine
@@ -15,6 +16,7 @@ from lwm.serve.errors import ApiError
 from lwm.serve.running import Answers
 from lwm.serve.service import Service
 from lwm.serve.sse import EventStream, event, to_json, until_gone
+from lwm.serve.streams import HEADER, Stream
 
 _LOG = logging.getLogger(__name__)
 
@@ -89,13 +91,56 @@ async def respond(
 ) -> Response:
     """Answers a request, whole or as a stream; ends its work when its client goes.
 
+    A stream with a name in the header X-Stream-Id goes on, for a client that comes back.
+
     Args:
         request: The request.
         service: The service.
         starting: Sends the request to the engine.
         stream: Answer in events.
+
+    Raises:
+        ApiError: The name of the stream is malformed or in use.
     """
+    if stream and (kept := _kept(request, service, starting)) is not None:
+        return await attached(request, service, kept)
     return await while_there(request, (_stream if stream else _whole)(service, starting))
+
+
+def _kept(request: Request, service: Service, starting: Coroutine[Any, Any, Work]) -> Stream | None:
+    """Starts a request whose stream has a name; returns None if it has none, or is not kept."""
+    if (name := request.headers.get(HEADER)) is None:
+        return None
+    key = request.state.caller.client, name
+    try:
+        return service.streams.keep(key, starting, functools.partial(_until_over, service))
+    except ApiError:
+        starting.close()
+        raise
+
+
+async def attached(
+    request: Request, service: Service, stream: Stream, *, after: int = 0
+) -> Response:
+    """Answers with the events of a kept stream, after the one of a number.
+
+    Raises:
+        ApiError: The request of the stream is refused, or there is no event of the number.
+    """
+    reader, response = stream.attach(after), None
+
+    async def events() -> Response:
+        await reader.begun()
+        return EventStream(
+            reader.events(), end=reader.leave, ping_seconds=service.config.ping_seconds
+        )
+
+    try:
+        response = await while_there(request, events())
+        return response
+    finally:
+        if not isinstance(response, EventStream):
+            reader.leave()
 
 
 async def while_there(request: Request, work: Coroutine[Any, Any, Response]) -> Response:
@@ -127,6 +172,16 @@ async def _stream(service: Service, starting: Coroutine[Any, Any, Work]) -> Resp
         end=functools.partial(service.end, work.answers),
         ping_seconds=service.config.ping_seconds,
     )
+
+
+async def _until_over(service: Service, work: Work) -> AsyncGenerator[bytes]:
+    """Yields the events of a request, and ends it after them."""
+    try:
+        async with contextlib.aclosing(_with_errors(work)) as events:
+            async for part in events:
+                yield part
+    finally:
+        service.end(work.answers)
 
 
 async def _with_errors(work: Work) -> AsyncGenerator[bytes]:

@@ -68,6 +68,9 @@ class ServeConfig:
     """Seconds for which a client may read nothing of an answer, before its connection ends."""
     ping_seconds: float = 15.0
     """Seconds without an event, after which a stream sends a comment, so that proxies keep it."""
+    detached_seconds: float = 60.0
+    """Seconds for which a stream with a name goes on that nobody reads, and for which one that has
+    ended is kept."""
     drain_seconds: float = 30.0
     """Seconds for which answers may go on when the server stops."""
     media: MediaConfig = MediaConfig()
@@ -85,8 +88,9 @@ class ServeConfig:
         for name in ("read_seconds", "write_seconds", "ping_seconds"):
             if not getattr(self, name) > 0:
                 raise UserError(f"{name} {getattr(self, name)} must be above 0")
-        if self.drain_seconds < 0:
-            raise UserError(f"drain_seconds {self.drain_seconds} must be 0 or above")
+        for name in ("detached_seconds", "drain_seconds"):
+            if not getattr(self, name) >= 0:
+                raise UserError(f"{name} {getattr(self, name)} must be 0 or above")
         if not 0 <= self.port < 1 << 16:
             raise UserError(f"port {self.port} must be from 0 to {(1 << 16) - 1}")
         if not all(self.api_key):

@@ -28,20 +28,21 @@ from lwm.serve.routes import service_of
 from lwm.serve.running import Answers, Ask, Caller
 from lwm.serve.service import Service
 from lwm.serve.sse import event as sent
+from lwm.serve.streams import NAMED
 from lwm.tokenizer.message import Vision
 
 router = APIRouter()
-_ANSWERED = documented(404, 429, 501, stream=True)
+_ANSWERED = documented(404, 409, 429, 501, stream=True)
 _GREY = 128
 
 
-@router.post("/v1/images/generations", responses=_ANSWERED)
+@router.post("/v1/images/generations", responses=_ANSWERED, openapi_extra=NAMED)
 async def generations(body: ImageRequest, request: Request) -> Response:
     """Draws images or clips from a text."""
     return await _respond(request, body, ())
 
 
-@router.post("/v1/images/edits", responses=_ANSWERED, openapi_extra={"requestBody": FORM})
+@router.post("/v1/images/edits", responses=_ANSWERED, openapi_extra=NAMED | {"requestBody": FORM})
 async def edits(request: Request) -> Response:
     """Draws images after images and a text, or a clip that begins with an image."""
     service_of(request)  # before anything is read

@@ -7,7 +7,7 @@ from starlette.responses import Response
 
 import lwm
 from lwm.serve import info, tokens
-from lwm.serve.answers import JSON, documented, respond, while_there
+from lwm.serve.answers import JSON, attached, documented, respond, while_there
 from lwm.serve.chat import Chat
 from lwm.serve.completions import Completions
 from lwm.serve.errors import ApiError
@@ -22,9 +22,10 @@ from lwm.serve.schema import (
     TokenizeRequest,
 )
 from lwm.serve.service import Service
+from lwm.serve.streams import NAMED
 
 router = APIRouter()
-_ANSWERED = documented(404, 422, 429, 501, stream=True)
+_ANSWERED = documented(404, 409, 422, 429, 501, stream=True)
 
 
 def service_of(request: Request) -> Service:
@@ -53,7 +54,7 @@ def caller_of(request: Request, body: Sampling) -> Caller:
     return caller if caller.client else caller._replace(priority=-(body.priority or 0))
 
 
-@router.post("/v1/chat/completions", responses=_ANSWERED)
+@router.post("/v1/chat/completions", responses=_ANSWERED, openapi_extra=NAMED)
 async def chat_completions(body: ChatRequest, request: Request) -> Response:
     """Answers a chat in text, images and videos."""
     service = service_of(request)
@@ -63,7 +64,7 @@ async def chat_completions(body: ChatRequest, request: Request) -> Response:
     return await respond(request, service, starting, stream=bool(body.stream))
 
 
-@router.post("/v1/completions", responses=_ANSWERED)
+@router.post("/v1/completions", responses=_ANSWERED, openapi_extra=NAMED)
 async def completions(body: CompletionRequest, request: Request) -> Response:
     """Continues texts, and scores them."""
     service = service_of(request)
@@ -71,6 +72,25 @@ async def completions(body: CompletionRequest, request: Request) -> Response:
     service.note_unknown(body)
     starting = Completions.start(service, body, caller_of(request, body))
     return await respond(request, service, starting, stream=bool(body.stream))
+
+
+@router.get("/v1/streams/{name}", responses=documented(404, 422, 429, 501, stream=True))
+async def stream(name: str, request: Request) -> Response:
+    """Answers with the events of a stream that was named, after the one in Last-Event-ID."""
+    service = service_of(request)
+    given = request.headers.get("last-event-id") or "0"
+    if not (given.isascii() and given.isdecimal() and len(given) < 10):
+        raise ApiError("Last-Event-ID is no number; give the id of an event", param="Last-Event-ID")
+    found = service.streams.find((request.state.caller.client, name))
+    return await attached(request, service, found, after=int(given))
+
+
+@router.delete("/v1/streams/{name}", status_code=204, responses=documented(404))
+async def end_stream(name: str, request: Request) -> Response:
+    """Ends the answer of a stream that was named."""
+    found = service_of(request).streams.find((request.state.caller.client, name))
+    await found.stop()
+    return Response(status_code=204)
 
 
 @router.post("/tokenize", responses=documented(404, 422))

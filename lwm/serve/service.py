@@ -22,6 +22,7 @@ from lwm.serve.media import MediaReader
 from lwm.serve.metrics import metrics_of
 from lwm.serve.running import Answers, Ask, Caller
 from lwm.serve.schema import Body
+from lwm.serve.streams import Streams
 from lwm.text import printable
 from lwm.tokenizer.lwm_format import LWM_JINJA, LWM_TEMPLATE
 
@@ -53,6 +54,7 @@ class Service:
         self.is_draining = False
         self.queue_tokens = config.queue_tokens or max(1 << 16, 4 * model.context)
         self.open: dict[Answers, None] = {}
+        self.streams = Streams(config.detached_seconds)
         self.waiting: dict[Answers, int] = {}
         """Tokens of requests of which nothing has been read yet."""
         self._unknown: set[str] = set()

@@ -52,6 +52,8 @@ ROUTES = [
     ("GET", "/v1/health"),
     ("GET", "/openapi.json"),
     ("GET", "/none"),
+    ("GET", "/v1/streams/0123456789012345678901"),
+    ("DELETE", "/v1/streams/0123456789012345678901"),
     ("POST", "/tokenize"),
     ("POST", "/v1/chat/completions"),
     ("POST", "/v1/completions"),
