@@ -70,7 +70,8 @@ class Answer:
             params: Length, sampling and end of the text.
             continues: The text goes on within that of the prompt, maybe within a word.
             is_turn: The answer is a turn of a chat. It starts without spaces, since formats such
-                as LWM's put one before it; without `sampling` it ends before its first image.
+                as LWM's put one before it, unless it continues one; without `sampling` it ends
+                before its first image.
             sampling: Sampling of images and videos; None: the answer is text only.
             frames: The answer is the rest of an image or a video that the prompt has begun, of so
                 many frames, sampled with guidance if that is asked for; 0: it is text that may
@@ -114,7 +115,7 @@ class Answer:
         self.finish_reason: FinishReason | None = None
         """Why the answer has ended; None before."""
         self.usage = Usage(prompt_tokens=len(ids), completion_tokens=0)
-        self._strips, self._progress = is_turn, progress
+        self._strips, self._progress = is_turn and not continues, progress
         stops = params.stop
         if is_turn and sampling is None and model.sees:
             stops = (*stops, OPENING)

@@ -38,7 +38,7 @@ class Chat:
         prompt = await prompt_of(service, body, caller)
         most = body.max_tokens if body.max_completion_tokens is None else body.max_completion_tokens
         params = text_sampling(body, most)
-        options: dict[str, Any] = {"is_turn": True}
+        options: dict[str, Any] = {"is_turn": True, "continues": bool(body.continue_final_message)}
         if _draws(service, body):
             options["sampling"] = vision_sampling(model, body.image, body.video)
         if body.logprobs and body.top_logprobs:

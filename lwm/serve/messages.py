@@ -43,10 +43,35 @@ async def prompt_of(
     """
     reader = _Reader(service, body.media_io_kwargs, caller.salt)
     messages = body.messages or ()
+    begun = ""
+    if body.continue_final_message:
+        begun = _begun(messages[-1], f"messages.{len(messages) - 1}")
+        messages = messages[:-1]
     said = [await reader.message(each, f"messages.{n}") for n, each in enumerate(messages)]
     variables = body.chat_template_kwargs or {}
     ids = await service.on_thread(encode, service.model, said, variables)
+    if begun:
+        encoded = service.model.tokenizer.encode
+        ids = [*ids, *await service.on_thread(lambda: encoded(begun, special=False))]
     return Prompt(ids=ids, image_tokens=reader.num_tokens)
+
+
+def _begun(message: ChatMessage, place: str) -> str:
+    """Returns the text of an answer that is to be continued.
+
+    Raises:
+        ApiError: It is none, or not text alone.
+    """
+    content = [message.content] if isinstance(message.content, str) else message.content or []
+    texts = [part.text if isinstance(part, TextPart) else part for part in content]
+    is_text = texts and all(isinstance(each, str) for each in texts)
+    if message.role != "assistant" or not is_text or message.images or message.tool_calls:
+        raise ApiError(
+            "continue_final_message needs a last message of the assistant that is text alone; add "
+            "one, or leave continue_final_message out",
+            param=place,
+        )
+    return "".join(each for each in texts if isinstance(each, str))
 
 
 class _Reader:

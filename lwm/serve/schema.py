@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from lwm.serve.errors import not_supported
+from lwm.serve.errors import ApiError, not_supported
 
 Text = Annotated[str, Field(max_length=1 << 26)]
 Count = Annotated[int, Field(ge=0, lt=1 << 31)]
@@ -171,6 +171,7 @@ class ChatRequest(Sampling):
     chat_template: Text | None = None
     add_generation_prompt: bool | None = None
     continue_final_message: bool | None = None
+    """Continues the text of the last message, which is the assistant's."""
 
 
 class CompletionRequest(Sampling):
@@ -205,6 +206,8 @@ class TokenizeRequest(Body):
     """Likewise, in llama.cpp's spelling: by default not for `content`."""
     with_pieces: bool | None = None
     return_token_strs: bool | None = None
+    continue_final_message: bool | None = None
+    """Ends with the text of the last message, which is the assistant's."""
     chat_template_kwargs: dict[str, Any] | None = None
     media_io_kwargs: MediaOptions | None = None
 
@@ -221,6 +224,8 @@ class TemplateRequest(Body):
 
     model: Text | None = None
     messages: Annotated[list[ChatMessage], Field(fail_fast=True, min_length=1, max_length=4096)]
+    continue_final_message: bool | None = None
+    """Ends with the text of the last message, which is the assistant's."""
     chat_template_kwargs: dict[str, Any] | None = None
     media_io_kwargs: MediaOptions | None = None
 
@@ -229,7 +234,7 @@ def refuse_unsupported(body: ChatRequest | CompletionRequest) -> None:
     """Refuses fields that would change the answer and that the server does not have.
 
     Raises:
-        ApiError: Status 501, the field and the remedy.
+        ApiError: Status 501, the field and the remedy; 400 for fields that exclude each other.
     """
     if isinstance(body, CompletionRequest):
         if body.suffix:
@@ -245,6 +250,10 @@ def refuse_unsupported(body: ChatRequest | CompletionRequest) -> None:
         raise not_supported("modalities", "ask for text, image or video")
     if body.chat_template is not None:
         raise not_supported("chat_template", "start the server with --template")
-    if body.continue_final_message or body.add_generation_prompt is False:
-        name = "continue_final_message" if body.continue_final_message else "add_generation_prompt"
-        raise not_supported(name, "use /v1/completions to continue a text")
+    if body.add_generation_prompt is False and not body.continue_final_message:
+        raise not_supported("add_generation_prompt", "use /v1/completions to continue a text")
+    if body.add_generation_prompt and body.continue_final_message:
+        raise ApiError(
+            "continue_final_message and add_generation_prompt exclude each other; leave one out",
+            param="continue_final_message",
+        )

@@ -159,7 +159,9 @@ def test_an_image_in_a_question_is_read_once(served):
         ({"tools": [{"type": "function"}]}, 501, "tools"),
         ({"response_format": {"type": "json_object"}}, 501, "response_format"),
         ({"modalities": ["audio"]}, 501, "modalities"),
-        ({"continue_final_message": True}, 501, "continue_final_message"),
+        ({"add_generation_prompt": False}, 501, "add_generation_prompt"),
+        ({"continue_final_message": True}, 400, "messages.0"),
+        ({"continue_final_message": True, "add_generation_prompt": False}, 400, "messages.0"),
         ({"max_tokens": 10**6}, 400, None),
     ],
 )
@@ -185,3 +187,61 @@ def test_unknown_fields_change_nothing(served, whole):
     more = {"user": "u", "some_new_field": {"a": [1]}, "service_tier": "auto", "tools": []}
     made = served.post("/v1/chat/completions", **body, **more).json()
     assert made["choices"] == whole["choices"]
+
+
+def test_an_answer_is_continued_from_its_first_half(served):
+    # Else the model begins an image, which text alone has not.
+    no_image = {"logit_bias": {"29": -100}}
+    same = {"temperature": 0, "ignore_eos": True, "return_token_ids": True, **no_image}
+    whole = served.post("/v1/chat/completions", messages=HELLO, max_tokens=8, **same).json()
+    ids = whole["choices"][0]["token_ids"]
+    half = served.post("/detokenize", tokens=ids[:4]).json()["content"]
+    begun = served.post("/tokenize", content=half).json()["tokens"]
+    assert begun == ids[:4]
+
+    def asked(content):
+        said = [*HELLO, {"role": "assistant", "content": content}]
+        return {"messages": said, "continue_final_message": True}
+
+    prompt = served.post("/tokenize", messages=HELLO).json()["tokens"]
+    tokens = served.post("/tokenize", **asked(half)).json()["tokens"]
+    assert tokens == [*prompt, *begun]
+    written = served.post("/apply-template", messages=HELLO).json()["prompt"]
+    assert served.post("/apply-template", **asked(half)).json()["prompt"].startswith(written)
+    more = {"add_generation_prompt": False, "max_tokens": 4}
+    made = served.post("/v1/chat/completions", **asked(half), **same, **more).json()
+    assert made["usage"]["prompt_tokens"] == len(tokens)
+    assert made["choices"][0]["token_ids"] == ids[4:]
+    text = half + made["choices"][0]["message"]["content"]
+    assert text.lstrip(" ") == whole["choices"][0]["message"]["content"]
+    parts = [{"type": "text", "text": half[:2]}, {"type": "text", "text": half[2:]}]
+    assert served.post("/tokenize", **asked(parts)).json()["tokens"] == tokens
+
+
+SAID = {"role": "assistant", "content": "It is"}
+IMAGE = {"type": "image_url", "image_url": {"url": "data:,"}}
+
+
+@pytest.mark.parametrize(
+    "messages",
+    [
+        HELLO,
+        [SAID],
+        [*HELLO, SAID, SAID],
+        [*HELLO, {"role": "assistant", "content": [IMAGE]}],
+        [*HELLO, {"role": "assistant"}],
+        [*HELLO, SAID | {"images": [IMAGE]}],
+        [*HELLO, SAID | {"tool_calls": [{}]}],
+    ],
+)
+@pytest.mark.parametrize("route", ["/v1/chat/completions", "/tokenize", "/apply-template"])
+def test_only_a_text_of_the_assistant_is_continued(served, route, messages):
+    answer = served.post(route, messages=messages, continue_final_message=True)
+    assert answer.status_code == 400
+    assert "\n" not in answer.json()["error"]["message"]
+
+
+def test_an_answer_either_begins_or_is_continued(served):
+    both = {"continue_final_message": True, "add_generation_prompt": True}
+    answer = served.post("/v1/chat/completions", messages=[*HELLO, SAID], **both)
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, "continue_final_message")
