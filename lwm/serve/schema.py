@@ -206,6 +206,8 @@ class TokenizeRequest(Body):
     """Likewise, in llama.cpp's spelling: by default not for `content`."""
     with_pieces: bool | None = None
     return_token_strs: bool | None = None
+    count_only: bool | None = None
+    """Leaves out the ids."""
     continue_final_message: bool | None = None
     """Ends with the text of the last message, which is the assistant's."""
     chat_template_kwargs: dict[str, Any] | None = None

@@ -18,9 +18,10 @@ async def tokenize(service: Service, body: TokenizeRequest, caller: Caller) -> d
         UserError: The messages are no chat that the model's template takes.
     """
     tokenizer = service.model.tokenizer
+    image_tokens = None
     if body.messages is not None:
         prompt = await prompt_of(service, body, caller)
-        ids = list(prompt.ids)
+        ids, image_tokens = list(prompt.ids), prompt.image_tokens
     else:
         text = body.content if body.prompt is None else body.prompt
         if text is None:
@@ -34,6 +35,10 @@ async def tokenize(service: Service, body: TokenizeRequest, caller: Caller) -> d
             ids = ids if start is None else [start, *ids]
     made: dict[str, Any] = {"tokens": ids, "count": len(ids)}
     made["max_model_len"] = service.model.context
+    if image_tokens is not None:
+        made["image_tokens"] = image_tokens
+    if body.count_only:
+        return made | {"tokens": [], "image_tokens": image_tokens or 0}
     if body.return_token_strs or body.with_pieces:
         made |= await service.on_thread(_spelled, service, body, ids)
     return made

@@ -136,6 +136,13 @@ def test_an_image_in_a_question_is_read_once(served):
     assert again["choices"] == first["choices"]
     counted = served.post("/tokenize", messages=body["messages"]).json()
     assert counted["count"] == len(counted["tokens"]) == first["usage"]["prompt_tokens"]
+    shown = first["usage"]["prompt_tokens_details"]["image_tokens"]
+    assert counted["image_tokens"] == shown
+    only = served.post("/tokenize", messages=body["messages"], count_only=True, with_pieces=True)
+    assert only.json() == counted | {"tokens": []}
+    only = served.post("/tokenize", prompt="a red square", count_only=True).json()
+    assert (only["tokens"], only["image_tokens"]) == ([], 0)
+    assert only["count"] == served.post("/tokenize", prompt="a red square").json()["count"] > 0
 
 
 @pytest.mark.parametrize(
