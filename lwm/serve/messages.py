@@ -20,7 +20,7 @@ from lwm.serve.schema import (
     VideoPart,
 )
 from lwm.serve.service import Service
-from lwm.tokenizer.message import Message, Part as Said
+from lwm.tokenizer.message import Message, Part as Said, Vision
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -42,7 +42,7 @@ async def prompt_of(
         UserError: The messages are no chat that the model's template takes.
     """
     reader = _Reader(service, body.media_io_kwargs, caller.salt)
-    messages = body.messages or ()
+    messages = body.messages or []
     begun = ""
     if body.continue_final_message:
         begun = _begun(messages[-1], f"messages.{len(messages) - 1}")
@@ -79,7 +79,7 @@ class _Reader:
 
     def __init__(self, service: Service, media: MediaOptions | None, salt: bytes):
         self._service, self._salt = service, salt
-        self._video = (media.video if media else None) or VideoOptions()
+        self._video = media.video if media else None
         self.num_tokens = 0
         """Tokens of the images and videos so far."""
 
@@ -116,29 +116,65 @@ class _Reader:
             return await self._service.on_thread(
                 lambda: media.read_text(data, param=param), media=True
             )
-        if isinstance(part, ImagePart):
-            found, param = part.image_url, f"{place}.image_url.url"
-            kind, frames, fps = "image", 1, None
-        else:
-            assert isinstance(part, VideoPart)
-            found, param, kind = part.video_url, f"{place}.video_url.url", "video"
-            frames, fps = part.num_frames or self._video.num_frames, part.fps or self._video.fps
-        url = found if isinstance(found, str) else found.url
-        vision = await self._service.on_thread(
-            lambda: media.read(
-                url, kind=kind, max_frames=frames, fps=fps, param=param, salt=self._salt
-            ),
-            media=True,
-        )
+        vision = await read_media(self._service, part, place, salt=self._salt, usual=self._video)
         self.num_tokens += self._service.model.marks.size(*vision.codes.shape)
-        if self.num_tokens > (context := self._service.model.context):
-            raise ApiError(
-                f"the images and videos up to this one have {self.num_tokens:,} tokens, but "
-                f"{self._service.name} has a context of {context:,}; send fewer",
-                "exceed_context_size_error",
-                param=param,
-                code="context_length_exceeded",
-                n_prompt_tokens=self.num_tokens,
-                n_ctx=context,
-            )
+        require_room(self._service, self.num_tokens, place_of(part, place))
         return vision
+
+
+def place_of(part: ImagePart | VideoPart, place: str) -> str:
+    """Returns the field of the address of an image or a video, for errors."""
+    return f"{place}.{'image' if isinstance(part, ImagePart) else 'video'}_url.url"
+
+
+async def read_media(
+    service: Service,
+    part: ImagePart | VideoPart,
+    place: str,
+    *,
+    salt: bytes,
+    usual: VideoOptions | None = None,
+) -> Vision:
+    """Reads an image or a video on a thread, and encodes it unless it was before.
+
+    Args:
+        service: The service.
+        part: The part of a message that it is.
+        place: The field of the request, for errors.
+        salt: Codes are kept for requests of the same salt.
+        usual: The frames of a video that does not say it.
+
+    Raises:
+        ApiError: It is not allowed or cannot be read, or exceeds the limits or the context.
+    """
+    if isinstance(part, ImagePart):
+        found, kind, frames, fps = part.image_url, "image", 1, None
+    else:
+        found, kind = part.video_url, "video"
+        usual = usual or VideoOptions()
+        frames, fps = part.num_frames or usual.num_frames, part.fps or usual.fps
+    url, param = found if isinstance(found, str) else found.url, place_of(part, place)
+    return await service.on_thread(
+        lambda: service.media.read(
+            url, kind=kind, max_frames=frames, fps=fps, param=param, salt=salt
+        ),
+        media=True,
+    )
+
+
+def require_room(service: Service, tokens: int, param: str) -> None:
+    """Refuses images and videos that exceed the context.
+
+    Raises:
+        ApiError: They do.
+    """
+    if tokens > (context := service.model.context):
+        raise ApiError(
+            f"the images and videos up to this one have {tokens:,} tokens, but "
+            f"{service.name} has a context of {context:,}; send fewer",
+            "exceed_context_size_error",
+            param=param,
+            code="context_length_exceeded",
+            n_prompt_tokens=tokens,
+            n_ctx=context,
+        )

@@ -12,11 +12,13 @@ from lwm.serve.chat import Chat
 from lwm.serve.completions import Completions
 from lwm.serve.errors import ApiError
 from lwm.serve.metrics import MEDIA_TYPE
+from lwm.serve.preview import preview
 from lwm.serve.running import Caller
 from lwm.serve.schema import (
     ChatRequest,
     CompletionRequest,
     DetokenizeRequest,
+    PreviewRequest,
     Sampling,
     TemplateRequest,
     TokenizeRequest,
@@ -91,6 +93,18 @@ async def end_stream(name: str, request: Request) -> Response:
     found = service_of(request).streams.find((request.state.caller.client, name))
     await found.stop()
     return Response(status_code=204)
+
+
+@router.post("/v1/media/preview", responses=documented(404, 422))
+async def media_preview(body: PreviewRequest, request: Request) -> Response:
+    """Returns the tokens of an image or a video, and frames as the model sees them."""
+    service = service_of(request)
+    service.require_model(body.model)
+
+    async def work() -> Response:
+        return JSON(await preview(service, body, request.state.caller))
+
+    return await while_there(request, work())
 
 
 @router.post("/tokenize", responses=documented(404, 422))

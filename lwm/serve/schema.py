@@ -232,6 +232,16 @@ class TemplateRequest(Body):
     media_io_kwargs: MediaOptions | None = None
 
 
+class PreviewRequest(Body):
+    """A request of `/v1/media/preview`."""
+
+    model: Text | None = None
+    part: Annotated[ImagePart | VideoPart, Field(discriminator="type")]
+    """An image or a video, as a part of a message."""
+    frames: Annotated[int, Field(ge=1, le=64)] = 16
+    """Frames that are returned at most."""
+
+
 def refuse_unsupported(body: ChatRequest | CompletionRequest) -> None:
     """Refuses fields that would change the answer and that the server does not have.
 

@@ -54,6 +54,7 @@ ROUTES = [
     ("GET", "/none"),
     ("GET", "/v1/streams/0123456789012345678901"),
     ("DELETE", "/v1/streams/0123456789012345678901"),
+    ("POST", "/v1/media/preview"),
     ("POST", "/tokenize"),
     ("POST", "/v1/chat/completions"),
     ("POST", "/v1/completions"),
