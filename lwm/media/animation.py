@@ -16,16 +16,20 @@ from lwm.media.limits import image_module
 Pixels = UInt8[np.ndarray, "N R C 3"]
 
 
-def join_gifs(pixels: Pixels, steps: list[int]) -> bytes:
+def join_gifs(pixels: Pixels, steps: list[int], *, comment: bytes = b"") -> bytes:
     """Returns a GIF of whole frames; a frame that is shown again is a dot in its own colour.
 
     Args:
         pixels: The frames.
         steps: The duration of each frame in hundredths of a second.
+        comment: A text in the file.
     """
     height, width = pixels.shape[1:3]
     parts = [b"GIF89a", struct.pack("<HHBBB", width, height, 0, 0, 0)]
     parts.append(b"\x21\xff\x0bNETSCAPE2.0\x03\x01\0\0\0")  # played for ever
+    if comment:
+        blocks = [comment[start : start + 255] for start in range(0, len(comment), 255)]
+        parts += [b"\x21\xfe", *(bytes([len(block)]) + block for block in blocks), b"\0"]
     frames = _encoded(pixels, "GIF", {}, {})
     for data, step in zip(frames, steps, strict=True):
         # The file of one frame: header and screen of 13 bytes, palette, frame, end.
@@ -38,22 +42,26 @@ def join_gifs(pixels: Pixels, steps: list[int]) -> bytes:
     return b"".join([*parts, b";"])
 
 
-def join_webps(pixels: Pixels, steps: list[int], **options: Any) -> bytes:
+def join_webps(pixels: Pixels, steps: list[int], *, exif: bytes = b"", **options: Any) -> bytes:
     """Returns a WebP of whole frames; a frame that is shown again is a dot in its own colour.
 
     Args:
         pixels: The frames.
         steps: The duration of each frame in milliseconds.
+        exif: Texts in the file.
         options: Of Pillow, for each frame.
     """
     height, width = pixels.shape[1:3]
     size = _wide(width - 1) + _wide(height - 1)
-    parts = [_chunk(b"VP8X", b"\2\0\0\0" + size), _chunk(b"ANIM", bytes(6))]  # for ever
+    flags = 2 | (8 if exif else 0)  # an animation, with EXIF
+    parts = [_chunk(b"VP8X", bytes([flags, 0, 0, 0]) + size), _chunk(b"ANIM", bytes(6))]  # for ever
     frames = _encoded(pixels, "WEBP", options, {"lossless": True})
     for data, step in zip(frames, steps, strict=True):
         opened = image_module().open(io.BytesIO(data))
         place = bytes(6) + _wide(opened.width - 1) + _wide(opened.height - 1)
         parts.append(_chunk(b"ANMF", place + _wide(step) + b"\2" + data[12:]))  # not blended
+    if exif:
+        parts.append(_chunk(b"EXIF", exif.removeprefix(b"Exif\0\0")))
     body = b"WEBP" + b"".join(parts)
     return b"RIFF" + struct.pack("<I", len(body)) + body
 

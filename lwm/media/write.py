@@ -13,6 +13,7 @@ from lwm.errors import UserError
 from lwm.files import reading, replacing, require_package
 from lwm.media.animation import join_gifs, join_webps
 from lwm.media.limits import colour, image_module
+from lwm.media.text import image_options
 
 IMAGES = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
 VIDEOS = (".mp4", ".gif", ".webp")
@@ -23,11 +24,18 @@ _LEAST_GIF = 100 / (1 << 16)
 """Frames per second of a GIF, at least: it has two bytes for hundredths of a second."""
 
 
-def write_video(path: str | Path, pixels: UInt8[np.ndarray, "N R C 3"], fps: float) -> None:
+def write_video(
+    path: str | Path,
+    pixels: UInt8[np.ndarray, "N R C 3"],
+    fps: float,
+    *,
+    text: str | None = None,
+) -> None:
     """Writes frames as .mp4 (H.264, which every browser plays), .gif or .webp.
 
     The file appears once it is complete. MP4 needs even sides: odd ones are padded by a pixel.
-    A GIF plays at most 50 frames per second.
+    A GIF plays at most 50 frames per second. A text in the file changes no pixel;
+    `lwm.media.text.read_text` returns it.
 
     Raises:
         UserError: There is no frame, the suffix is unknown, or the file cannot be written.
@@ -45,11 +53,16 @@ def write_video(path: str | Path, pixels: UInt8[np.ndarray, "N R C 3"], fps: flo
         )
     write = {".mp4": _write_mp4, ".gif": _write_gif, ".webp": _write_webp}[path.suffix.lower()]
     with reading(path, "written"), replacing(path) as part:
-        write(part, pixels, fps)
+        write(part, pixels, fps, text)
 
 
-def write_image(path: str | Path, pixels: UInt8[np.ndarray, "R C 3"]) -> None:
+def write_image(
+    path: str | Path, pixels: UInt8[np.ndarray, "R C 3"], *, text: str | None = None
+) -> None:
     """Writes a frame as .png, .jpg or .webp. The file appears once it is complete.
+
+    A text in the file changes no pixel; `lwm.media.text.read_text` returns it. A JPEG has room for
+    65,000 bytes of it, and none of a longer one.
 
     Raises:
         UserError: The suffix is unknown, or the file cannot be written.
@@ -59,8 +72,9 @@ def write_image(path: str | Path, pixels: UInt8[np.ndarray, "R C 3"]) -> None:
     if kind is None:
         raise UserError(f"{path} ends in none of {', '.join(IMAGES)}")
     image = image_module().fromarray(pixels)
+    options = {} if text is None else image_options(kind, text)
     with reading(path, "written"), replacing(path) as part:
-        image.save(part, kind, quality=_QUALITY)
+        image.save(part, kind, quality=_QUALITY, **options)
 
 
 def contact_sheet(
@@ -92,12 +106,14 @@ def contact_sheet(
     return sheet
 
 
-def _write_mp4(part: Path, pixels: np.ndarray, fps: float) -> None:
+def _write_mp4(part: Path, pixels: np.ndarray, fps: float, text: str | None) -> None:
     av = require_package("av", "writing MP4", "media")
     high, wide = pixels.shape[1:3]
     padding = ((0, high % 2), (0, wide % 2), (0, 0))
     options = {"movflags": "faststart"}
     with av.open(f"file:{part}", "w", format="mp4", options=options) as container:
+        if text is not None:
+            container.metadata["comment"] = text
         rate = Fraction(fps).limit_denominator(100_000)
         stream = container.add_stream("libx264", rate=rate, options={"crf": _CRF})
         stream.height, stream.width = high + high % 2, wide + wide % 2
@@ -108,21 +124,23 @@ def _write_mp4(part: Path, pixels: np.ndarray, fps: float) -> None:
         container.mux(stream.encode(None))
 
 
-def _write_gif(part: Path, pixels: np.ndarray, fps: float) -> None:
+def _write_gif(part: Path, pixels: np.ndarray, fps: float, text: str | None) -> None:
     # GIF counts in hundredths of a second; browsers play less than two as ten.
     steps = _steps(len(pixels), min(fps, 50), 100)
+    own = {} if text is None else image_options("GIF", text)
     # Pillow would join equal frames.
-    if _is_apart(pixels) and _saved(part, "GIF", pixels, [10 * each for each in steps]):
+    if _is_apart(pixels) and _saved(part, "GIF", pixels, [10 * each for each in steps], **own):
         return
-    part.write_bytes(join_gifs(pixels, steps))
+    part.write_bytes(join_gifs(pixels, steps, **own))
 
 
-def _write_webp(part: Path, pixels: np.ndarray, fps: float) -> None:
+def _write_webp(part: Path, pixels: np.ndarray, fps: float, text: str | None) -> None:
     steps = _steps(len(pixels), fps, 1000)
     options = {"quality": _QUALITY, "method": 4}
-    if _is_apart(pixels) and _saved(part, "WEBP", pixels, steps, **options):
+    own = {} if text is None else image_options("WEBP", text)
+    if _is_apart(pixels) and _saved(part, "WEBP", pixels, steps, **options, **own):
         return
-    part.write_bytes(join_webps(pixels, steps, **options))
+    part.write_bytes(join_webps(pixels, steps, **own, **options))
 
 
 def _is_apart(pixels: np.ndarray) -> bool:

@@ -39,8 +39,13 @@ class Vision:
         """Returns `image` or `video`."""
         return "video" if self.is_video else "image"
 
-    def save(self, path: str | Path, *, fps: float = 4.0) -> None:
+    def save(self, path: str | Path, *, fps: float = 4.0, text: str | None = None) -> None:
         """Writes an image as .png, .jpg or .webp, a video as .mp4, .gif or .webp.
+
+        Args:
+            path: The file.
+            fps: Frames per second of a video.
+            text: A text in the file, which `lwm.media.text.read_text` returns.
 
         Raises:
             UserError: There are no pixels, the file name ends otherwise, or it cannot be written.
@@ -50,9 +55,9 @@ class Vision:
         if self.pixels is None:
             raise UserError("these codes have no pixels; a model's `vision.decode` shows them")
         if self.is_video:
-            write_video(path, self.pixels, fps)
+            write_video(path, self.pixels, fps, text=text)
         else:
-            write_image(path, self.pixels[0])
+            write_image(path, self.pixels[0], text=text)
 
     @classmethod
     def of(cls, value: Mapping[str, Any], *, tokens_per_frame: int | None = None) -> "Vision":

@@ -7,6 +7,7 @@ import pytest
 
 from lwm.errors import UserError
 from lwm.media.frames import read_frames
+from lwm.media.text import read_text
 from lwm.media.write import contact_sheet, write_image, write_video
 
 Image = pytest.importorskip("PIL.Image", reason="Pillow is not installed")
@@ -116,3 +117,60 @@ def test_a_contact_sheet():
         contact_sheet([frames[0], frames[0][:2]], 2)
     with pytest.raises(UserError, match="needs a frame"):
         contact_sheet(frames, 0)
+
+
+TEXTS = [
+    '{"prompt": "a red circle", "seed": 1}',
+    '{"prompt": "ein Kreis — ein rötlicher 円 🔴", "seed": 4294967295}',
+    "a\nb\t \u00e9",
+    "word " * 6400,
+]
+
+
+@pytest.mark.parametrize("text", TEXTS)
+@pytest.mark.parametrize("ending", ["png", "jpg", "jpeg", "webp"])
+def test_a_text_in_an_image_changes_no_pixel(tmp_path, ending, text):
+    plain, noted = tmp_path / f"plain.{ending}", tmp_path / f"noted.{ending}"
+    write_image(plain, picture(32))
+    write_image(noted, picture(32), text=text)
+    assert read_text(noted) == read_text(noted.read_bytes()) == text
+    assert read_text(plain) is None
+    pixels = [read_frames(path, resolution=32).pixels for path in (plain, noted)]
+    np.testing.assert_array_equal(pixels[0], pixels[1])
+
+
+@pytest.mark.parametrize("text", TEXTS)
+@pytest.mark.parametrize("order", [(0, 1, 2), (0, 0, 1), (0,)])
+@pytest.mark.parametrize("ending", ["mp4", "gif", "webp"])
+def test_a_text_in_a_video_changes_no_pixel(tmp_path, ending, order, text):
+    plain, noted = tmp_path / f"plain.{ending}", tmp_path / f"noted.{ending}"
+    pixels = np.stack([np.roll(picture(32), 4 * number, 1) for number in order])
+    write_video(plain, pixels, 5.0)
+    write_video(noted, pixels, 5.0, text=text)
+    assert read_text(noted) == read_text(noted.read_bytes()) == text
+    assert read_text(plain) is None
+    frames = [read_frames(path, resolution=32) for path in (plain, noted)]
+    np.testing.assert_array_equal(frames[0].pixels, frames[1].pixels)
+    np.testing.assert_array_equal(frames[0].times, frames[1].times)
+    assert len(frames[1].pixels) == len(order)
+
+
+def test_texts_that_are_too_long_for_other_readers(tmp_path):
+    """Pillow reads no compressed text of more than a megabyte; ours are not compressed."""
+    long = "円" * (1 << 20)
+    for ending, wanted in (("png", long), ("webp", long), ("jpg", None)):
+        path = tmp_path / f"noted.{ending}"
+        write_image(path, picture(32), text=long)
+        assert read_text(path) == wanted
+        assert len(read_frames(path, resolution=32).pixels) == 1
+
+
+def test_what_has_no_text_is_named(tmp_path):
+    whole = tmp_path / "noted.png"
+    write_image(whole, picture(32), text="a")
+    (cut := tmp_path / "cut.png").write_bytes(whole.read_bytes()[:45])
+    (note := tmp_path / "note.txt").write_text("a text")
+    for path in (cut, note, tmp_path / "missing.png"):
+        with pytest.raises(UserError, match=path.name) as caught:
+            read_text(path)
+        assert "\n" not in str(caught.value)
