@@ -8,9 +8,9 @@ from lwm.generate.output import Frame, assemble
 from lwm.serve.errors import ApiError
 from lwm.serve.messages import Prompt, prompt_of
 from lwm.serve.params import seeded, text_sampling, vision_sampling
-from lwm.serve.pictures import FPS, IMAGE_TYPES, VIDEO_TYPES, data_address, encoded
+from lwm.serve.pictures import FPS, IMAGE_TYPES, VIDEO_TYPES, data_address, encoded, note
 from lwm.serve.report import Chunks, head, timings, token, usage
-from lwm.serve.running import Answers, Caller, Event
+from lwm.serve.running import Answers, Ask, Caller, Event
 from lwm.serve.schema import ChatRequest, refuse_unsupported
 from lwm.serve.service import Service
 
@@ -22,7 +22,8 @@ class Chat:
         """Takes the request and its answers, which have begun."""
         self._service, self._body, self._prompt = service, body, prompt
         self.answers = answers
-        self._choices = [_Choice(service, body, each, i) for i, each in enumerate(answers.answers)]
+        pairs = zip(answers.answers, answers.asks, strict=True)
+        self._choices = [_Choice(service, body, *each, i) for i, each in enumerate(pairs)]
 
     @classmethod
     async def start(cls, service: Service, body: ChatRequest, caller: Caller) -> "Chat":
@@ -93,8 +94,9 @@ class Chat:
 class _Choice:
     """One answer: its text, images and videos so far."""
 
-    def __init__(self, service: Service, body: ChatRequest, answer: Answer, index: int):
+    def __init__(self, service: Service, body: ChatRequest, answer: Answer, ask: Ask, index: int):
         self.index = index
+        self._note = note(model=service.name, seed=ask.params.seed)
         self._service, self._body, self._answer = service, body, answer
         self._parts: list[dict[str, Any]] = []
         self._text: list[str] = []
@@ -149,7 +151,7 @@ class _Choice:
     def _vision(self, frames: list[Frame]) -> dict[str, Any]:
         vision = assemble(self._service.model, frames)
         if not vision.is_video:
-            url = data_address(encoded(vision, "png"), IMAGE_TYPES["png"])
+            url = data_address(encoded(vision, "png", text=self._note), IMAGE_TYPES["png"])
             made = {"type": "image_url", "image_url": {"url": url}, "index": len(self._images)}
             self._parts.append({"type": "image", "index": len(self._images)})
             self._images.append(made)
@@ -157,7 +159,7 @@ class _Choice:
         kind = self._body.clip_format
         options = self._body.video
         fps = FPS if options is None or options.fps is None else options.fps
-        url = data_address(encoded(vision, kind, fps=fps), VIDEO_TYPES[kind])
+        url = data_address(encoded(vision, kind, fps=fps, text=self._note), VIDEO_TYPES[kind])
         made = {"type": "video_url", "video_url": {"url": url}, "index": len(self._videos)}
         self._parts.append({"type": "video", "index": len(self._videos)})
         self._videos.append(made)

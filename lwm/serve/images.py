@@ -21,8 +21,8 @@ from lwm.sampling_params import SamplingParams
 from lwm.serve.answers import documented, respond
 from lwm.serve.errors import ApiError
 from lwm.serve.image_request import FORM, ImageRequest, check, read_form
-from lwm.serve.params import seeded
-from lwm.serve.pictures import IMAGE_TYPES, encoded
+from lwm.serve.params import seeded, used
+from lwm.serve.pictures import IMAGE_TYPES, encoded, note
 from lwm.serve.report import usage
 from lwm.serve.routes import service_of
 from lwm.serve.running import Answers, Ask, Caller
@@ -77,7 +77,10 @@ class Images:
         """Takes the request and its answers, which have begun."""
         self._service, self._body, self._prompt = service, body, prompt
         self.answers = answers
-        self._drawings = [_Drawing(service, body, prompt, each) for each in answers.answers]
+        self._drawings = [
+            _Drawing(service, body, prompt, answer, ask)
+            for answer, ask in zip(answers.answers, answers.asks, strict=True)
+        ]
 
     @classmethod
     async def start(
@@ -98,10 +101,12 @@ class Images:
         """Returns the answer once it is complete."""
         async for event in self.answers.events():
             self._drawings[event.index].take(event.pieces)
-        files = [await drawing.file() for drawing in self._drawings]
+        data = [
+            {"b64_json": await drawing.file(), "seed": drawing.seed} for drawing in self._drawings
+        ]
         return {
             "created": int(time.time()),
-            "data": [{"b64_json": file} for file in files],
+            "data": data,
             **self._facts(self._body.kind),
             "usage": self._usage(self.answers.answers),
         }
@@ -120,7 +125,7 @@ class Images:
             drawing = self._drawings[event.index]
             drawing.take(event.pieces)
             if event.answer.finish_reason is not None:
-                more = {"usage": self._usage([event.answer])}
+                more = {"seed": drawing.seed, "usage": self._usage([event.answer])}
                 file = await drawing.file()
                 yield made("completed", file, event.index, self._body.kind, **more)
             elif (place := drawing.due()) is not None:
@@ -153,12 +158,19 @@ class Images:
 class _Drawing:
     """One image or clip: its frames so far."""
 
-    def __init__(self, service: Service, body: ImageRequest, prompt: _Prompt, answer: Answer):
-        self._service, self._body, self._answer = service, body, answer
+    def __init__(
+        self, service: Service, body: ImageRequest, prompt: _Prompt, answer: Answer, ask: Ask
+    ):
+        self._service, self._body, self._answer, self._ask = service, body, answer, ask
         self._codes: list[Int[np.ndarray, " codes"]] = []
         if prompt.first is not None:
             self._codes += list(prompt.first.codes)
         self._given, self._num_partial = len(self._codes), 0
+
+    @property
+    def seed(self) -> int:
+        """The seed that was used."""
+        return self._ask.params.seed
 
     def take(self, pieces: Sequence[str | Frame]) -> None:
         """Adds frames that are complete."""
@@ -193,7 +205,16 @@ class _Drawing:
         model, codes = self._service.model, np.stack(self._codes)
         vision = Vision(codes=codes, is_video=self._body.is_clip, pixels=model.decode_frames(codes))
         fps = 1000 / self._body.frame_duration_ms
-        return _base64(encoded(vision, self._body.kind, fps=fps))
+        return _base64(encoded(vision, self._body.kind, fps=fps, text=self._note()))
+
+    def _note(self) -> str:
+        """Returns the text of the file, with the values that were used."""
+        body, sampling = self._body, self._ask.options["sampling"]
+        settings: dict[str, Any] = dict(used(sampling.image))
+        if body.is_clip:
+            settings |= {"frames": body.frames, "frame_duration_ms": body.frame_duration_ms}
+            settings["video"] = used(sampling.video)
+        return note(model=self._service.name, seed=self.seed, prompt=body.prompt, **settings)
 
     def _partly_made(self, codes: Int[np.ndarray, " n"], kind: str) -> str:
         model = self._service.model

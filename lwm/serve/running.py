@@ -87,7 +87,7 @@ class Answers:
             begun: Called with these answers, and the size of one of them, once it does not wait.
             worked: Called with a number of tokens that were read or written.
         """
-        self._model, self._asks, self.caller = model, asks, caller
+        self._model, self.asks, self.caller = model, asks, caller
         self._lane, self._begun, self._worked = lane, begun, worked
         self._loop = asyncio.get_running_loop()
         self._inbox: asyncio.Queue[tuple[Answer, Any]] = asyncio.Queue()
@@ -132,7 +132,7 @@ class Answers:
         """
         caller = self.caller
         try:
-            for ask in self._asks:
+            for ask in self.asks:
                 self.answers.append(
                     Answer(
                         self._model,

@@ -8,6 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import lwm
+from lwm.media.text import read_text
+
 HELLO = [{"role": "user", "content": "Name the colour of the sky."}]
 DRAW = [{"role": "user", "content": "Generate an image of a skull"}]
 
@@ -103,6 +106,13 @@ def image_of(entry):
     return np.asarray(Image.open(io.BytesIO(base64.b64decode(data))))
 
 
+def note_of(entry):
+    """Returns the text in the file of an image, which is JSON."""
+    return json.loads(
+        read_text(base64.b64decode(entry["image_url"]["url"].partition(",")[2])) or ""
+    )
+
+
 def test_an_image_in_an_answer_comes_beside_its_text(served):
     body = {"messages": DRAW, "max_tokens": 100, "temperature": 0, "seed": 3}
     made = served.post("/v1/chat/completions", **body).json()
@@ -112,6 +122,8 @@ def test_an_image_in_an_answer_comes_beside_its_text(served):
     pixels = image_of(image)
     assert pixels.shape == (64, 64, 3)
     assert pixels.std() > 10
+    software = f"lwm {lwm.__version__}"
+    assert note_of(image) == {"seed": 3, "model": "tiny-vision", "software": software}
     assert {"type": "image", "index": 0} in message["parts"]
     assert made["usage"]["completion_tokens_details"]["image_tokens"] == 65
     stream = chunks(served.post("/v1/chat/completions", **body, stream=True))

@@ -11,10 +11,12 @@ import openai
 import pytest
 from PIL import Image
 
+import lwm
 from lwm.generate import vision
 from lwm.generate.answer import Answer
 from lwm.generate.output import Frame
 from lwm.generate.vision import DrawRequest, generate_visions
+from lwm.media.text import read_text
 from lwm.sampling_params import FrameSampling, SamplingParams, VisionSampling
 from lwm.serve.images import partly
 
@@ -34,6 +36,11 @@ def frames_of(file):
         image.seek(number)
         found.append(np.asarray(image.convert("RGB")))
     return np.stack(found)
+
+
+def note(file):
+    """Returns the text of a base64 file, which is JSON."""
+    return json.loads(read_text(base64.b64decode(file)) or "")
 
 
 def events(answer):
@@ -72,11 +79,23 @@ def two(served):
     return served.post(ROUTE, prompt=PROMPT, n=2, seed=5, size="64x64", model="tiny-vision").json()
 
 
-def test_images_are_those_that_python_draws(served, drawn, two):
+def test_images_are_those_that_python_draws(served, drawing, drawn, two):
     """In a lane of the same width: a guided pair for each."""
     for file, wanted in zip(two["data"], drawn, strict=True):
         assert opened(file["b64_json"]).format == "PNG"
         np.testing.assert_array_equal(frames_of(file["b64_json"]), wanted.pixels)
+    assert [each["seed"] for each in two["data"]] == [5, 6]
+    default = drawing.sampling.image
+    assert note(two["data"][1]["b64_json"]) == {
+        "prompt": PROMPT,
+        "seed": 6,
+        "model": "tiny-vision",
+        "software": f"lwm {lwm.__version__}",
+        "guidance": default.guidance,
+        "temperature": default.temperature,
+        "top_k": default.top_k,
+        "top_p": default.top_p,
+    }
     assert two["size"] == "64x64"
     assert (two["background"], two["output_format"]) == ("opaque", "png")
     used = two["usage"]
@@ -92,6 +111,8 @@ def test_without_a_seed_each_image_is_another(served):
     one, other = (opened(each["data"][0]["b64_json"]) for each in (answer, again))
     assert (one.format, one.size) == ("JPEG", (64, 64))
     assert one.tobytes() != other.tobytes()
+    seeds = [each["data"][0]["seed"] for each in (answer, again)]
+    assert [note(each["data"][0]["b64_json"])["seed"] for each in (answer, again)] == seeds
 
 
 def test_a_clip_is_that_which_python_draws(served, drawing):
@@ -118,6 +139,10 @@ def test_a_clip_is_that_which_python_draws(served, drawing):
     assert np.abs(found - wanted.pixels).mean() < 12
     assert answer["usage"]["output_tokens"] == 2 * 65
     assert opened(data["b64_json"]).format == "WEBP"
+    made = note(data["b64_json"])
+    assert {"guidance": 3.0, "temperature": 0.0, "top_k": 5}.items() <= made.items()
+    assert (made["seed"], made["frames"], made["frame_duration_ms"]) == (9, 2, 250)
+    assert {"guidance": 2.0, "temperature": 0.5, "top_p": 0.9}.items() <= made["video"].items()
 
 
 def test_a_clip_may_begin_with_an_image(served, drawing):
@@ -129,6 +154,7 @@ def test_a_clip_may_begin_with_an_image(served, drawing):
         stream = clip.streams.video[0]
         assert stream.average_rate == 8
         found = [frame.to_ndarray(format="rgb24") for frame in clip.decode(stream)]
+    assert note(answer["data"][0]["b64_json"])["prompt"] == PROMPT
     theirs = drawing.decode_frames(wanted.codes).astype(float)
     assert np.abs(np.stack(found) - theirs).mean() < 20
     assert answer["usage"]["output_tokens"] == 65
@@ -155,8 +181,9 @@ def test_a_stream_ends_with_the_image_that_a_whole_answer_has(served, two):
     answer = served.post(ROUTE, prompt=PROMPT, n=2, seed=5, stream=True)
     found = events(answer)
     assert [name for name, _ in found] == ["image_generation.completed"] * 2
-    files = {data["index"]: data["b64_json"] for _, data in found}
-    assert files == {i: each["b64_json"] for i, each in enumerate(two["data"])}
+    made = {data["index"]: (data["b64_json"], data["seed"]) for _, data in found}
+    wanted = [(each["b64_json"], each["seed"]) for each in two["data"]]
+    assert made == dict(enumerate(wanted))
     assert all(data["usage"]["output_tokens"] == 65 for _, data in found)
 
 
@@ -171,6 +198,7 @@ def test_partial_images_are_grey_where_nothing_is_drawn_yet(served, drawing, two
     for name, data in partial:
         assert name == "image_generation.partial_image"
         assert set(data) >= {"background", "created_at", "output_format", "quality", "size"}
+        assert read_text(base64.b64decode(data["b64_json"])) is None
         cells = frames_of(data["b64_json"])[0].reshape(8, 8, 8, 8, 3)
         is_grey = (cells == 128).all(axis=(1, 3, 4)).reshape(-1)
         count = int((~is_grey).sum())
