@@ -5,6 +5,7 @@ from typing import Any
 import jax
 
 import lwm
+from lwm.serve.params import used
 from lwm.serve.running import Caller
 from lwm.serve.service import Service
 
@@ -55,10 +56,26 @@ def props(service: Service) -> dict[str, Any]:
         "eos_token": loaded.tokenizer.template_names.get("eos_token", ""),
         "modalities": {"vision": loaded.sees, "video": loaded.sees, "audio": False},
         "build_info": f"lwm {lwm.__version__}",
+        "image_settings": _image_settings(service),
+        "max_n": service.config.max_n,
+        "needs_key": bool(service.config.api_key or service.config.api_key_file),
         "default_generation_settings": {
             "n_ctx": loaded.context,
             "params": {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0, "n_predict": -1},
         },
+    }
+
+
+def _image_settings(service: Service) -> dict[str, Any] | None:
+    """Returns the sampling of images and videos where a request does not say; None: it has none."""
+    if not service.draws:
+        return None
+    sampling, vision = service.model.sampling, service.model.vision
+    return {
+        "image": used(sampling.image),
+        "video": used(sampling.video),
+        "resolution": vision.resolution,
+        "tokens_per_frame": vision.tokens_per_frame,
     }
 
 

@@ -1,5 +1,6 @@
 """Behaviours that llama.cpp's server has tests for, beyond those of the other files."""
 
+import dataclasses
 import json
 from concurrent.futures import ThreadPoolExecutor
 
@@ -171,11 +172,21 @@ def test_slots_and_load_show_what_runs(served):
         assert served.client.get("/load").json()["server_load"] == 1
 
 
-def test_properties_and_models_say_what_the_model_can(served):
+def test_properties_and_models_say_what_the_model_can(served, drawing, monkeypatch):
     props = served.client.get("/props").json()
     assert props["total_slots"] == 4
     assert props["default_generation_settings"]["n_ctx"] == 2048
     assert props["modalities"] == {"vision": True, "video": True, "audio": False}
+    assert (props["max_n"], props["needs_key"]) == (8, False)
+    settings, default = props["image_settings"], drawing.sampling
+    assert (settings["resolution"], settings["tokens_per_frame"]) == (64, 64)
+    for kind in ("image", "video"):
+        wanted = dataclasses.asdict(getattr(default, kind))
+        assert settings[kind] == {name: settings[kind][name] for name in wanted}
+        assert all(value in (None, settings[kind][name]) for name, value in wanted.items())
+    monkeypatch.setattr(served.service, "draws", False)
+    assert served.client.get("/props").json()["image_settings"] is None
+    monkeypatch.undo()
     (model,) = served.client.get("/v1/models").json()["data"]
     assert model["architecture"]["output_modalities"] == ["text", "image", "video"]
     assert model["meta"]["n_vocab"] == 2050
