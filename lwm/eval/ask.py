@@ -80,7 +80,7 @@ def ask(
                 "context_length": question.cell.length,
                 "built_length": question.built_length,
                 "prompt_tokens": response.prompt_tokens,
-                "prompt_sha256": _digest(question),
+                "prompt_sha256": digest(question),
                 "truncated": _missing(question, response),
             }
         )
@@ -88,7 +88,7 @@ def ask(
         progress(done, total)
 
 
-def _digest(question: Question) -> str:
+def digest(question: Question) -> str:
     """Returns what shows that two models were asked the same."""
     text = question.message + question.opening
     found = hashlib.sha256(text.encode(errors="surrogatepass"))

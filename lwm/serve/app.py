@@ -77,7 +77,8 @@ async def _on_invalid(request: Request, error: Exception) -> Response:
     """Answers a body that is not as documented, by the field that is wrong."""
     assert isinstance(error, RequestValidationError)
     given = request.headers.get("content-type", "")
-    if "json" not in given and "form-data" not in given:
+    of_body = any(each["loc"][0] == "body" for each in error.errors())
+    if of_body and "json" not in given and "form-data" not in given:
         return _answer(
             request, ApiError("the body is no JSON; send content-type: application/json")
         )

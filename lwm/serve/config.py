@@ -73,6 +73,8 @@ class ServeConfig:
     ended is kept."""
     drain_seconds: float = 30.0
     """Seconds for which answers may go on when the server stops."""
+    evaluations: Path | None = None
+    """A folder with results of evaluations, which the page shows; subfolders are searched."""
     media: MediaConfig = MediaConfig()
     """Images and videos in requests."""
 

@@ -1,8 +1,9 @@
 """Routes of the server for text; `lwm.serve.images` has those of images."""
 
 import hashlib
+from typing import Annotated
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Query, Request
 from starlette.responses import Response
 
 import lwm
@@ -155,6 +156,32 @@ async def models(request: Request) -> Response:
 async def model(name: str, request: Request) -> Response:
     """Returns the facts of the model."""
     return JSON(info.model(service_of(request), name))
+
+
+@router.get("/v1/evaluations")
+async def evaluations(request: Request) -> Response:
+    """Lists results of needle evaluations."""
+    service = service_of(request)
+    return JSON({"data": await service.on_thread(service.evaluations.entries)})
+
+
+@router.get("/v1/evaluations/{name:path}", responses=documented(404))
+async def evaluation(name: str, request: Request) -> Response:
+    """Returns header and rows of an evaluation."""
+    service = service_of(request)
+    found = await service.on_thread(service.evaluations.results, name)
+    return Response(found, media_type="application/json")
+
+
+@router.get("/v1/evaluations-prompt/{name:path}", responses=documented(404))
+async def evaluation_prompt(
+    name: str, row: Annotated[int, Query(ge=0, lt=1 << 31)], request: Request
+) -> Response:
+    """Returns the prompt of a row of an evaluation, built again."""
+    service = service_of(request)
+    async with service.rebuilding:
+        found = await service.on_thread(service.evaluations.prompt, name, row, service.model)
+    return JSON({"prompt": found})
 
 
 @router.get("/health")

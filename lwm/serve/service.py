@@ -18,6 +18,7 @@ from lwm.generate.language_model import LanguageModel
 from lwm.sampling_params import SamplingParams
 from lwm.serve.config import ServeConfig
 from lwm.serve.errors import ApiError
+from lwm.serve.evaluations import Evaluations
 from lwm.serve.media import MediaReader
 from lwm.serve.metrics import metrics_of
 from lwm.serve.running import Answers, Ask, Caller
@@ -46,6 +47,9 @@ class Service:
         self.name = config.served_name or model.name
         self.lane = model.lane(config.slots)
         self.media = MediaReader(model, config.media)
+        self.evaluations = Evaluations(config.evaluations)
+        self.rebuilding = asyncio.Lock()
+        """Held while a prompt of an evaluation is built, which may take a thread for long."""
         self.draws = _draws(model)
         """True if the model writes images."""
         self.fingerprint = _fingerprint(model)
