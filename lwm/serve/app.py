@@ -12,7 +12,7 @@ from starlette.types import ASGIApp
 
 import lwm
 from lwm.errors import UserError
-from lwm.serve import images
+from lwm.serve import images, page
 from lwm.serve.answers import JSON, as_api_error, documented
 from lwm.serve.config import ServeConfig
 from lwm.serve.errors import ApiError
@@ -47,6 +47,7 @@ def create_app(ready: Ready, config: ServeConfig, keys: Sequence[str] = ()) -> A
     app.state.ready = ready
     app.include_router(router)
     app.include_router(images.router)
+    app.include_router(page.router)
     app.add_exception_handler(ApiError, _on_error)
     app.add_exception_handler(UserError, _on_error)
     app.add_exception_handler(RequestValidationError, _on_invalid)

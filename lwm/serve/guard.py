@@ -16,10 +16,11 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from lwm.serve.config import LOOPBACK, ServeConfig
 from lwm.serve.errors import ApiError
+from lwm.serve.page import ADDRESSES
 from lwm.serve.running import Caller
 from lwm.serve.sse import to_json
 
-OPEN = ("/health",)
+OPEN = ("/health", *ADDRESSES)
 """Routes that need no key."""
 _HELD = 8
 """Bodies of the largest size that are held at once, at most."""

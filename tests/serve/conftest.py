@@ -1,5 +1,11 @@
 """A server on loopback with a small model that reads and writes images, and media for it."""
 
+import json
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -98,3 +104,27 @@ def decoded(monkeypatch):
 
     monkeypatch.setattr(Resizer, "__call__", noted)
     return found
+
+
+@pytest.fixture(scope="session")
+def npm():
+    """Installs packages of npm."""
+
+    def install(name: str, versions: Mapping[str, str]) -> Path:
+        """Returns a folder whose `node_modules` has packages; skips the test if there is no Node.js."""
+        if shutil.which("npm") is None or shutil.which("node") is None:
+            pytest.skip("Node.js is not installed")
+        folder = Path(tempfile.gettempdir()) / f"lwm-{name}-js"
+        folder.mkdir(exist_ok=True)
+        facts = json.dumps(
+            {"name": name, "private": True, "type": "module", "dependencies": versions}
+        )
+        listed = folder / "package.json"
+        if not (folder / "complete").exists() or listed.read_text() != facts:
+            listed.write_text(facts)
+            command = ["npm", "install", "--no-audit", "--no-fund", "--ignore-scripts"]
+            subprocess.run(command, cwd=folder, check=True, timeout=300, capture_output=True)
+            (folder / "complete").touch()
+        return folder
+
+    return install

@@ -9,7 +9,6 @@ import os
 import shutil
 import subprocess
 import sys
-import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,6 @@ MODEL = "tiny-vision"
 SCRIPTS = Path(__file__).parent
 JS = {"openai": "7.59.0", "ai": "7.0.173", "@ai-sdk/openai-compatible": "3.0.92"}
 """Packages of npm and their versions."""
-INSTALL_SECONDS = 300
 
 
 def picture(colour="red"):
@@ -237,22 +235,9 @@ def test_litellm(served, plain, painted):
 
 
 @pytest.fixture(scope="module")
-def node():
-    """A folder with packages of npm, which stays for later runs."""
-    if shutil.which("npm") is None or shutil.which("node") is None:
-        pytest.skip("Node.js is not installed")
-    folder = Path(tempfile.gettempdir()) / "lwm-clients-js"
-    folder.mkdir(exist_ok=True)
-    facts = json.dumps({"name": "clients", "private": True, "type": "module", "dependencies": JS})
-    listed = folder / "package.json"
-    if not (folder / "complete").exists() or listed.read_text() != facts:
-        listed.write_text(facts)
-        command = ["npm", "install", "--no-audit", "--no-fund", "--ignore-scripts"]
-        subprocess.run(
-            command, cwd=folder, check=True, timeout=INSTALL_SECONDS, capture_output=True
-        )
-        (folder / "complete").touch()
-    return folder
+def node(npm):
+    """A folder with packages of npm."""
+    return npm("clients", JS)
 
 
 def run_script(node, name, served):

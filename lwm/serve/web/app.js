@@ -1,0 +1,195 @@
+/** The page: the list of chats, and a chat, the gallery or the needle page beside it. */
+import { attach, chat, draw, liveConversation, stop } from "./answers.js";
+import { describe, newSeed } from "./api.js";
+import { Composer } from "./composer.js";
+import { Gallery } from "./gallery.js";
+import { Message } from "./message.js";
+import { Needles } from "./needle.js";
+import { KeyDialog, Settings } from "./settings.js";
+import * as store from "./store.js";
+import { add, branch, newConversation, remove, show } from "./tree.js";
+import { html, render, useCallback, useEffect, useLayoutEffect, useRef, useState } from "./vendor/preact.js";
+import { changes } from "./answers.js";
+
+/** @typedef {import("./types").Conversation} Conversation */
+
+/** Returns the page and the conversation of the address. */
+function place() {
+  const [page, id] = location.hash.slice(1).split("/");
+  return { page: ["gallery", "needle"].includes(page) ? page : "chat", id: id ?? "" };
+}
+
+/** Follows the address. */
+function usePlace() {
+  const [found, setFound] = useState(place());
+  useEffect(() => {
+    const changed = () => setFound(place());
+    addEventListener("hashchange", changed);
+    return () => removeEventListener("hashchange", changed);
+  }, []);
+  return found;
+}
+
+/** Returns what a conversation can be told to do. */
+function actionsOf(conversation, settings, paint) {
+  const answer = (parent, drawing) => {
+    const turn = add(conversation, { role: "assistant", parent, parts: [], ...(drawing ? { drawing } : {}) });
+    (drawing ? draw(conversation, turn) : chat(conversation, turn, settings)).then(paint);
+    paint();
+  };
+  const keep = () => store.save(conversation).then(paint);
+  return {
+    stop,
+    send(parts, mode) {
+      const asked = add(conversation, { role: "user", parent: conversation.leaf, parts });
+      conversation.title ||= (parts.find((part) => part.text)?.text ?? parts[0].name).trim().slice(0, 60);
+      const seed = settings.draw.seed ?? newSeed();
+      answer(asked.id, mode === "chat" ? undefined : { ...settings.draw, kind: mode, seed, n: settings.draw.n ?? 1 });
+    },
+    again(turn) {
+      const drawing = turn.drawing && { ...turn.drawing, seed: (turn.drawing.seed + turn.drawing.n) % 2 ** 32 };
+      answer(turn.parent, drawing);
+    },
+    edit(turn, text) {
+      const files = turn.parts.filter((part) => part.type !== "text");
+      const asked = add(conversation, { ...turn, parts: [...files, { type: "text", text }] });
+      answer(asked.id);
+    },
+    goOn(turn) {
+      chat(conversation, turn, settings).then(paint);
+      paint();
+    },
+    show: (id) => (show(conversation, id), keep()),
+    remove: (turn) => (remove(conversation, turn.id), keep()),
+  };
+}
+
+function Chat({ conversation, server, settings, refresh }) {
+  const [, setCount] = useState(0);
+  const log = useRef(/** @type {any} */ (null));
+  const follows = useRef(true);
+  const top = useRef(0);
+  const paint = useCallback(() => (setCount((count) => count + 1), refresh()), [conversation]);
+  const turns = branch(conversation);
+  const running = turns.find((turn) => turn.state === "running");
+  const actions = actionsOf(conversation, settings, paint);
+  const down = () => follows.current && (log.current.scrollTop = log.current.scrollHeight);
+  useLayoutEffect(down);
+  useEffect(() => {
+    const watch = new ResizeObserver(down);
+    watch.observe(log.current.firstElementChild);
+    return () => watch.disconnect();
+  }, [conversation]);
+  useEffect(() => {
+    const key = (event) => event.key === "Escape" && running && !document.querySelector("dialog") && stop(running);
+    addEventListener("keydown", key);
+    return () => removeEventListener("keydown", key);
+  }, [running]);
+  const scrolled = ({ target }) => {
+    // What grows moves the end away, too; only a way upwards is the user's.
+    if (target.scrollHeight - target.scrollTop - target.clientHeight < 40) follows.current = true;
+    else if (target.scrollTop < top.current) follows.current = false;
+    top.current = target.scrollTop;
+  };
+  const welcome = `This is ${server.name}, on this machine. ${server.draws ? "It reads and writes text, images and clips." : server.sees ? "It reads text, images and clips." : "It reads and writes text."}`;
+  return html`<div class="log" ref=${log} onScroll=${scrolled} role="log" aria-label="Conversation" tabindex="0"><div>
+      ${turns.map((turn) => html`<${Message} key=${turn.id} conversation=${conversation} turn=${turn} actions=${actions} />`)}
+      ${turns.length ? null : html`<p class="welcome soft">${welcome}</p>`}
+    </div></div>
+    <${Composer} key=${conversation.id} conversation=${conversation} server=${server} settings=${settings} running=${running} actions=${actions} />`;
+}
+
+function Sidebar({ here, listed, words, setWords, rename, forget }) {
+  const [renamed, setRenamed] = useState("");
+  const link = (page, name) => html`<a href=${`#${page}`} aria-current=${here.page === page ? "page" : undefined}>${name}</a>`;
+  const item = (one) => {
+    const done = (event) => (setRenamed(""), event.target.value && rename(one.id, event.target.value));
+    if (renamed === one.id)
+      return html`<li><input aria-label="Title" value=${one.title} autofocus onBlur=${done} onKeyDown=${(event) => event.key === "Enter" && event.target.blur()} /></li>`;
+    return html`<li><a href=${`#chat/${one.id}`} aria-current=${here.id === one.id ? "page" : undefined}>${one.title || "New chat"}</a>
+      <button type="button" class="plain" aria-label=${`Rename ${one.title}`} onClick=${() => setRenamed(one.id)}>✎</button>
+      <button type="button" class="plain" aria-label=${`Delete ${one.title}`} onClick=${() => confirm(`Delete “${one.title}”?`) && forget(one.id)}>✕</button></li>`;
+  };
+  return html`<nav class="sidebar" aria-label="Chats">
+    <a class="button" href="#chat">New chat</a>
+    <input id="search" type="search" aria-label="Search chats" placeholder="Search" value=${words} onInput=${(event) => setWords(event.target.value)} />
+    <ul>${listed.map(item)}</ul>
+    <div class="pages">${link("gallery", "Gallery")}${link("needle", "Needle in a haystack")}</div>
+  </nav>`;
+}
+
+function App() {
+  const here = usePlace();
+  const [server, setServer] = useState(/** @type {any} */ (null));
+  const [problem, setProblem] = useState(/** @type {any} */ (null));
+  const [settings, setSettings] = useState(store.settings());
+  const [conversation, setConversation] = useState(newConversation());
+  const [listed, setListed] = useState(/** @type {any[]} */ ([]));
+  const [words, setWords] = useState("");
+  const [opened, setOpened] = useState(false);
+  const [wide, setWide] = useState(innerWidth > 720);
+
+  const connect = () => describe().then((found) => (setServer(found), setProblem(null)), setProblem);
+  const refresh = useCallback(() => store.list(words).then(setListed), [words]);
+  useEffect(() => void connect(), []);
+  useEffect(() => void refresh(), [words]);
+  useEffect(() => {
+    store.each((one) => Object.values(one.turns).filter((turn) => turn.state === "running").forEach((turn) => attach(one, turn)));
+  }, []);
+  useEffect(() => {
+    document.documentElement.dataset.theme = settings.theme;
+    store.saveSettings(settings);
+  }, [settings]);
+  useEffect(() => {
+    if (here.page !== "chat" || here.id === conversation.id) return;
+    const found = here.id ? liveConversation(here.id) ?? store.load(here.id) : undefined;
+    Promise.resolve(found).then((one) => setConversation(one ?? newConversation()));
+    if (innerWidth <= 720) setWide(false);
+  }, [here]);
+  useEffect(() => {
+    // The address follows a conversation that has begun.
+    const noted = () => conversation.leaf && place().id !== conversation.id && place().page === "chat" && history.replaceState(null, "", `#chat/${conversation.id}`);
+    changes.addEventListener("any", noted);
+    return () => changes.removeEventListener("any", noted);
+  }, [conversation]);
+  useEffect(() => {
+    const key = (event) => {
+      if (!event.ctrlKey && !event.metaKey) return;
+      const name = event.key.toLowerCase();
+      const calls = { k: () => (setWide(true), setTimeout(() => document.getElementById("search")?.focus())), b: () => setWide((is) => !is) };
+      const call = event.shiftKey ? name === "o" && (() => (location.hash = "chat")) : calls[name];
+      if (call) event.preventDefault(), call();
+    };
+    addEventListener("keydown", key);
+    return () => removeEventListener("keydown", key);
+  }, []);
+
+  const rename = async (id, title) => {
+    const one = id === conversation.id ? conversation : await store.load(id);
+    if (one) await store.save(Object.assign(one, { title }));
+    refresh();
+  };
+  const forget = async (id) => {
+    await store.forget(id);
+    if (id === conversation.id) location.hash = "chat";
+    refresh();
+  };
+  if (problem?.status === 401) return html`<${KeyDialog} done=${connect} />`;
+  if (!server) return html`<main class="welcome"><p role="status">${problem ? problem.message : "Connecting …"}</p>
+    ${problem && html`<button type="button" onClick=${connect}>Try again</button>`}</main>`;
+  return html`
+    ${wide && html`<${Sidebar} here=${here} listed=${listed} words=${words} setWords=${setWords} rename=${rename} forget=${forget} />`}
+    <div class="page">
+      <header class="row">
+        <button type="button" class="plain" aria-label="List of chats" aria-expanded=${wide} onClick=${() => setWide(!wide)}>☰</button>
+        <h1>${server.name}</h1>
+        <button type="button" class="plain" onClick=${() => setOpened(true)}>Settings</button>
+      </header>
+      <main>
+        ${here.page === "gallery" ? html`<${Gallery} />` : here.page === "needle" ? html`<${Needles} />` : html`<${Chat} conversation=${conversation} server=${server} settings=${settings} refresh=${refresh} />`}
+      </main>
+    </div>
+    ${opened && html`<${Settings} settings=${settings} server=${server} change=${setSettings} close=${() => setOpened(false)} refresh=${refresh} />`}`;
+}
+
+render(html`<${App} />`, /** @type {HTMLElement} */ (document.getElementById("app")));

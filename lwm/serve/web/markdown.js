@@ -1,0 +1,129 @@
+/**
+ * Markdown that grows: only its last block is parsed again.
+ *
+ * Nothing of a model's answer runs or is fetched: HTML is shown as text, what is made of Markdown is
+ * sanitised, and images have to be in the text itself, since an address could carry the chat away.
+ */
+import { marked } from "./vendor/marked.js";
+import "./vendor/purify.js";
+
+const purify = /** @type {any} */ (globalThis).DOMPurify;
+const IMAGE = /^data:image\/(png|jpeg|gif|webp);base64,/;
+const LINK = /^(https?|mailto):/i;
+
+/** @param {string} text */
+const escaped = (text) => text.replace(/[&<>"]/g, (each) => `&#${each.charCodeAt(0)};`);
+
+marked.use({ gfm: true, renderer: { html: ({ text }) => escaped(text) } });
+
+purify.addHook("afterSanitizeAttributes", (/** @type {Element} */ element) => {
+  if (element.tagName === "IMG" && !IMAGE.test(element.getAttribute("src") ?? "")) {
+    element.replaceWith(`[image ${element.getAttribute("alt") ?? ""}]`);
+  }
+  if (element.tagName !== "A") return;
+  if (!LINK.test(element.getAttribute("href") ?? "")) element.removeAttribute("href");
+  element.setAttribute("rel", "noopener noreferrer nofollow");
+  element.setAttribute("target", "_blank");
+});
+
+/** Returns sanitised elements. @param {string} source @returns {DocumentFragment} */
+export function rendered(source) {
+  const fragment = purify.sanitize(marked.parse(source, { async: false }), {
+    USE_PROFILES: { html: true },
+    FORBID_TAGS: ["style", "form", "input", "button", "textarea", "select", "audio", "video", "dialog"],
+    FORBID_ATTR: ["style", "class", "id", "name"],
+    RETURN_DOM_FRAGMENT: true,
+  });
+  for (const table of fragment.querySelectorAll("table")) {
+    const frame = document.createElement("div");
+    frame.className = "wide";
+    frame.tabIndex = 0;
+    table.replaceWith(frame);
+    frame.append(table);
+  }
+  for (const code of fragment.querySelectorAll("pre")) code.replaceWith(codeBlock(code));
+  return fragment;
+}
+
+/** Puts a button for copying beside code. @param {HTMLPreElement} code */
+function codeBlock(code) {
+  const frame = document.createElement("div");
+  frame.className = "code";
+  const button = document.createElement("button");
+  button.type = "button";
+  button.textContent = "Copy";
+  button.onclick = async () => {
+    await navigator.clipboard.writeText(code.textContent ?? "");
+    button.textContent = "Copied";
+  };
+  code.tabIndex = 0;
+  frame.append(button, code.cloneNode(true));
+  return frame;
+}
+
+/** An element that shows a text. */
+export class Markdown {
+  /** @param {HTMLElement} root */
+  constructor(root) {
+    this.root = root;
+    this.source = "";
+    this.settled = 0;
+    this.last = this.block();
+  }
+
+  clear() {
+    this.root.replaceChildren();
+    this.settled = 0;
+    this.last = this.block();
+  }
+
+  block() {
+    const made = document.createElement("div");
+    made.className = "block";
+    this.root.append(made);
+    return made;
+  }
+
+  /** Shows a text, of which the start is usually there already. @param {string} source */
+  update(source) {
+    if (source === this.source) return;
+    if (!source.startsWith(this.source)) this.clear();
+    this.source = source;
+    const tail = source.slice(this.settled).replace(/\r\n?/g, "\n");
+    if (tail.length !== source.length - this.settled) return this.whole(source);
+    const tokens = marked.lexer(tail);
+    // A block may change until the next one has begun.
+    const done = tokens.slice(0, tokens.findLastIndex((each) => each.type !== "space"));
+    for (const token of done) {
+      this.last.replaceChildren(rendered(token.raw));
+      this.last = this.block();
+      this.settled += token.raw.length;
+    }
+    const rest = source.slice(this.settled);
+    const open = /^ {0,3}```[^`\n]*\n([^]*)$/.exec(rest);
+    if (open && !/\n {0,3}``` *\n?$/.test(rest)) this.code(open[1]);
+    else this.last.replaceChildren(rendered(rest));
+  }
+
+  /** Shows code that is not complete; nothing of it needs to be parsed. @param {string} text */
+  code(text) {
+    let code = this.last.querySelector("pre[data-open]")?.firstChild;
+    if (!(code instanceof Text)) {
+      const frame = document.createElement("pre");
+      frame.dataset.open = "";
+      code = document.createTextNode("");
+      frame.append(code);
+      this.last.replaceChildren(frame);
+    }
+    const shown = /** @type {Text} */ (code);
+    if (text.startsWith(shown.data)) shown.appendData(text.slice(shown.data.length));
+    else shown.data = text;
+  }
+
+  /** Shows a text with line ends of another kind at once. @param {string} source */
+  whole(source) {
+    this.clear();
+    this.source = source;
+    this.last.replaceChildren(rendered(source));
+  }
+}

@@ -1,0 +1,107 @@
+/** Results of `lwm eval needle` as a heat map whose cells open questions and answers. */
+import { json } from "./api.js";
+import { html, useEffect, useState } from "./vendor/preact.js";
+
+const SECONDS = 3;
+const [CELL_WIDTH, CELL_HEIGHT, LEFT, TOP] = [92, 44, 64, 8];
+
+/** @param {number} tokens */
+const short = (tokens) => (tokens % 1024 ? tokens.toLocaleString("en") : tokens >= 1 << 20 ? `${tokens / (1 << 20)}M` : `${tokens / 1024}K`);
+
+/** Returns the header and the rows of a file of results. @param {string} text */
+function parsed(text) {
+  const [header, ...rows] = text.split("\n").filter(Boolean).map((line) => JSON.parse(line));
+  if (!header?.evaluation || rows.some((row) => !row.context_length)) throw new Error("no results");
+  return { header, rows };
+}
+
+/** Returns the values of a field in order. */
+const values = (rows, name) => [...new Set(rows.map((row) => row[name] ?? null))].sort((one, other) => one - other);
+
+/** Returns rows by their context and depth. */
+function cellsOf({ header, rows }) {
+  const lengths = header.grid?.lengths ?? values(rows, "context_length");
+  const depths = header.grid?.depths ?? values(rows, "depth_percent");
+  const at = (length, depth) => rows.map((row, number) => ({ ...row, number })).filter((row) => row.context_length === length && (row.depth_percent ?? null) === depth);
+  return { lengths, depths, at };
+}
+
+function Map({ results, chosen, choose }) {
+  const { lengths, depths, at } = cellsOf(results);
+  const cell = (length, column, depth, row) => {
+    const found = at(length, depth);
+    const score = found.reduce((sum, each) => sum + each.score, 0);
+    const share = found.length ? score / found.length : 0;
+    const words = found.length ? `${Number(score.toFixed(1))}/${found.length}` : "";
+    const label = `${short(length)} tokens${depth === null ? "" : `, depth ${depth}%`}: ${words || "not asked yet"}`;
+    const pick = () => found.length && choose([length, depth]);
+    const key = (event) => ["Enter", " "].includes(event.key) && (event.preventDefault(), pick());
+    const isChosen = chosen?.[0] === length && chosen?.[1] === depth;
+    return html`<g role="button" tabindex="0" aria-label=${label} aria-pressed=${isChosen} onClick=${pick} onKeyDown=${key}
+      class=${found.length ? "cell" : "cell open"} style=${{ "--share": share }} transform=${`translate(${LEFT + column * CELL_WIDTH} ${TOP + row * CELL_HEIGHT})`}>
+      <rect width=${CELL_WIDTH - 4} height=${CELL_HEIGHT - 4} rx="6" /><text x=${CELL_WIDTH / 2 - 2} y=${CELL_HEIGHT / 2 + 3}>${words}</text></g>`;
+  };
+  const [width, height] = [LEFT + lengths.length * CELL_WIDTH, TOP + depths.length * CELL_HEIGHT];
+  return html`<svg class="map" viewBox=${`0 0 ${width} ${height + 28}`} width=${width} role="group" aria-label="Answers by length of the context and depth of the needle">
+    ${depths.map((depth, row) => html`<text class="axis" x=${LEFT - 10} y=${TOP + row * CELL_HEIGHT + CELL_HEIGHT / 2 + 3} text-anchor="end">${depth === null ? "all" : `${depth}%`}</text>`)}
+    ${lengths.map((length, column) => html`<text class="axis" x=${LEFT + column * CELL_WIDTH + CELL_WIDTH / 2 - 2} y=${height + 18} text-anchor="middle">${short(length)}</text>`)}
+    ${depths.flatMap((depth, row) => lengths.map((length, column) => cell(length, column, depth, row)))}
+  </svg>`;
+}
+
+function Prompt({ id, number }) {
+  const [text, setText] = useState("");
+  const open = (event) =>
+    event.target.open && !text && json(`/v1/evaluations-prompt/${id}?row=${number}`).then((found) => setText(found.prompt), (error) => setText(error.message));
+  return html`<details onToggle=${open}><summary>Prompt</summary><pre tabindex="0">${text || "…"}</pre></details>`;
+}
+
+/** Questions and answers of a cell. */
+function Rows({ id, rows }) {
+  const one = (row) => html`<article class="card">
+    <p><strong>${row.score === 1 ? "Found" : row.score ? "Found in part" : "Not found"}</strong> <span class="soft">${row.city ?? row.question ?? ""}, ${row.prompt_tokens?.toLocaleString("en")} tokens</span></p>
+    <dl><dt>Asked for</dt><dd>${[row.answer].flat().join(", ")}</dd><dt>Answer</dt><dd><pre tabindex="0">${row.response}</pre></dd></dl>
+    ${id && html`<${Prompt} key=${`${id}${row.number}`} id=${id} number=${row.number} />`}
+  </article>`;
+  return html`<div aria-live="polite">${rows.map(one)}</div>`;
+}
+
+export function Needles() {
+  const [listed, setListed] = useState(/** @type {any[]} */ ([]));
+  const [id, setId] = useState("");
+  const [results, setResults] = useState(/** @type {any} */ (null));
+  const [chosen, choose] = useState(/** @type {any} */ (null));
+  const [note, setNote] = useState("");
+  const list = () => json("/v1/evaluations").then(({ data }) => (setListed(data), data));
+  const open = (next) => (setId(next), choose(null), setResults(null));
+  useEffect(() => void list().then((data) => data[0] && open(data[0].id), () => {}), []);
+  useEffect(() => {
+    if (!id) return;
+    const load = () => json(`/v1/evaluations/${id}`).then(setResults, (error) => setNote(error.message));
+    load();
+    const timer = setInterval(() => document.hidden || (load(), list().catch(() => {})), 1000 * SECONDS);
+    return () => clearInterval(timer);
+  }, [id]);
+  const file = async (event) => {
+    try {
+      const found = parsed(await event.target.files[0].text());
+      open("");
+      setResults(found);
+      setNote("");
+    } catch {
+      setNote("This is no results.jsonl of lwm eval needle.");
+    }
+  };
+  const one = listed.find((each) => each.id === id);
+  const options = listed.map((each) => html`<option value=${each.id}>${each.id || each.model}: ${each.model}</option>`);
+  return html`<section class="scroll" tabindex="0"><h2>Needle in a haystack</h2>
+    <p class="soft">Numbers hidden in a long text, and asked for: found and asked in each cell, by length of the context and depth of the needle.</p>
+    <p class="row">${listed.length ? html`<select aria-label="Results" value=${id} onChange=${(event) => open(event.target.value)}>${options}</select>` : null}
+      <label class="button">Open results.jsonl<input type="file" accept=".jsonl" class="hidden" onChange=${file} /></label>
+      ${one && one.expected ? html`<span class="soft">${one.rows} of ${one.expected} answers</span>` : null}</p>
+    ${!listed.length && !results ? html`<p>Start the server with <code>--evaluations FOLDER</code> to see results here while they come in, or open a file.</p>` : null}
+    ${note && html`<p class="error" role="alert">${note}</p>`}
+    ${results && html`<div class="wide" tabindex="0"><${Map} results=${results} chosen=${chosen} choose=${choose} /></div>`}
+    ${results && chosen ? html`<${Rows} id=${id} rows=${cellsOf(results).at(chosen[0], chosen[1])} />` : null}
+  </section>`;
+}

@@ -1,0 +1,92 @@
+/** Settings of answers; an empty field leaves a value to the server. */
+import { useKey } from "./api.js";
+import { DEFAULTS, exported, imported } from "./store.js";
+import { html, useEffect, useRef, useState } from "./vendor/preact.js";
+
+const TEXT = [
+  ["temperature", "Temperature", 0.1],
+  ["top_p", "Top-p", 0.05],
+  ["top_k", "Top-k", 1],
+  ["min_p", "Min-p", 0.01],
+  ["repetition_penalty", "Repetition penalty", 0.05],
+  ["max_tokens", "Tokens of an answer at most", 1],
+  ["seed", "Seed", 1],
+];
+const DRAW = [
+  ["n", "Images or clips at once", 1],
+  ["seed", "Seed", 1],
+  ["guidance", "Guidance", 0.5],
+  ["temperature", "Temperature", 0.1],
+  ["top_k", "Top-k", 1],
+  ["top_p", "Top-p", 0.05],
+  ["frames", "Frames of a clip", 1],
+];
+const KEYS = "Enter sends, Shift+Enter begins a line, Esc stops. Ctrl+Shift+O: new chat, Ctrl+K: search, Ctrl+B: list of chats.";
+
+function Numbers({ rows, values, defaults, change, max }) {
+  return rows.map(([name, label, step]) => {
+    const set = (event) => change({ [name]: event.target.value === "" ? null : Number(event.target.value) });
+    return html`<label>${label}
+      <input type="number" min="0" max=${max?.[name]} step=${step} placeholder=${defaults?.[name] ?? "default"} value=${values[name] ?? ""} onChange=${set} />
+    </label>`;
+  });
+}
+
+/** A dialog that is open as long as it is there. */
+export function Dialog({ title, close, children }) {
+  const root = useRef(/** @type {any} */ (null));
+  useEffect(() => root.current.showModal(), []);
+  return html`<dialog ref=${root} onClose=${close} aria-label=${title}>
+    <div class="row"><h2>${title}</h2><button type="button" class="plain" onClick=${() => root.current.close()} aria-label="Close">✕</button></div>
+    ${children}
+  </dialog>`;
+}
+
+/** Asks for the key of a server that has one. */
+export function KeyDialog({ done }) {
+  const send = (event) => {
+    event.preventDefault();
+    useKey(event.target.elements.key.value);
+    done();
+  };
+  return html`<${Dialog} title="This server needs a key" close=${() => {}}>
+    <form onSubmit=${send}><label>Key <input name="key" type="password" required autocomplete="off" /></label>
+    <button class="main">Use this key</button></form>
+  <//>`;
+}
+
+export function Settings({ settings, server, change, close, refresh }) {
+  const [note, setNote] = useState("");
+  const setDraw = (more) => change({ ...settings, draw: { ...settings.draw, ...more } });
+  const save = async () => {
+    const url = URL.createObjectURL(await exported());
+    Object.assign(document.createElement("a"), { href: url, download: "lwm-chats.json" }).click();
+    setTimeout(() => URL.revokeObjectURL(url), 10_000);
+  };
+  const open = async (event) => {
+    const told = imported(await event.target.files[0].text()).then((count) => `${count} chats were added.`, ({ message }) => message);
+    setNote(await told);
+    refresh();
+  };
+  const themes = ["system", "light", "dark"].map((each) => html`<option value=${each}>${each}</option>`);
+  return html`<${Dialog} title="Settings" close=${close}>
+    <label>System message<textarea rows="3" value=${settings.system} onChange=${(event) => change({ ...settings, system: event.target.value })}></textarea></label>
+    <fieldset><legend>Text</legend>
+      <${Numbers} rows=${TEXT} values=${settings} defaults=${server.defaults} change=${(more) => change({ ...settings, ...more })} />
+    </fieldset>
+    ${server.sees && html`<fieldset><legend>Videos that are sent</legend>
+      <${Numbers} rows=${[["num_frames", "Frames at most", 1]]} values=${settings} change=${(more) => change({ ...settings, ...more })} />
+    </fieldset>`}
+    ${server.draws && html`<fieldset><legend>Drawing</legend>
+      <${Numbers} rows=${DRAW} values=${settings.draw} defaults=${{ n: 1, seed: "random", frames: 8, ...server.imageSettings?.image }} change=${setDraw} max=${{ n: server.maxN, frames: 64 }} />
+    </fieldset>`}
+    <label>Colours <select value=${settings.theme} onChange=${(event) => change({ ...settings, theme: event.target.value })}>${themes}</select></label>
+    <p class="row">
+      <button type="button" onClick=${() => change(structuredClone(DEFAULTS))}>Reset to the model's defaults</button>
+      <button type="button" onClick=${save}>Export chats</button>
+      <label class="button">Import chats<input type="file" accept=".json" class="hidden" onChange=${open} /></label>
+    </p>
+    ${note && html`<p role="status">${note}</p>`}
+    <p class="soft">${KEYS} Chats are kept in this browser only.</p>
+  <//>`;
+}

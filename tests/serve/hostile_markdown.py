@@ -1,0 +1,42 @@
+"""Texts that a model may write, of which a careless page would run or fetch something.
+
+Each calls `hit()` or asks `https://evil.test` for something if it gets through.
+"""
+
+CASES = (
+    "<script>hit()</script>",
+    "<img src=x onerror=hit()>",
+    "<img src='https://evil.test/a.png'>",
+    "![a](https://evil.test/b.png)",
+    "![a](//evil.test/c.png)",
+    "![a](/health?from=image)",
+    "![a](data:image/svg+xml;base64,PHN2ZyBvbmxvYWQ9ImhpdCgpIi8+)",
+    "![a][r]\n\n[r]: https://evil.test/d.png",
+    "[click](javascript:hit())",
+    "[click](JaVaScRiPt:hit())",
+    "[click](java\nscript:hit())",
+    "[click](&#106;avascript:hit())",
+    "[click](data:text/html,<script>hit()</script>)",
+    "[click](vbscript:hit())",
+    "<javascript:hit()>",
+    '[click](https://a.test "x\\" onmouseover=\\"hit()")',
+    '<a href="javascript:hit()">click</a>',
+    "<svg onload=hit()></svg>",
+    "<svg><script>hit()</script></svg>",
+    "<math><mtext><style><img src=x onerror=hit()></style></mtext></math>",
+    "<iframe src='javascript:parent.hit()'></iframe>",
+    "<iframe srcdoc='<script>parent.hit()</script>'></iframe>",
+    "<object data='https://evil.test/e'></object><embed src='https://evil.test/f'>",
+    "<form action='https://evil.test/g'><input autofocus onfocus=hit()></form>",
+    "<details open ontoggle=hit()>a</details>",
+    "<video src='https://evil.test/h' autoplay></video>",
+    "<style>@import 'https://evil.test/i'; body { display: none }</style>",
+    "<link rel=stylesheet href='https://evil.test/j'>",
+    "<base href='https://evil.test/'><meta http-equiv=refresh content='0;url=https://evil.test/k'>",
+    "<p style='background:url(https://evil.test/l)'>a</p>",
+    "```html\n<script>hit()</script>\n```",
+    "```\n</code></pre><img src=x onerror=hit()>",
+    "| a |\n|---|\n| <img src=x onerror=hit()> |",
+    "<div id=app name=message class=turn>a</div>",
+    "<noscript><p title='</noscript><img src=x onerror=hit()>'></noscript>",
+)
