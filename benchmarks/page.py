@@ -18,7 +18,7 @@ from typing import Any
 
 import tyro
 from attention import hardware, versions
-from playwright.sync_api import Browser, CDPSession, sync_playwright
+from playwright.sync_api import Browser, sync_playwright
 
 import lwm
 from lwm.serve.config import ServeConfig
@@ -37,19 +37,20 @@ STREAM = """([text, size, rate, whole]) => {
     let sent = 0;
     const started = performance.now();
     const write = (value) => new TextEncoder().encode(`data: ${value}\\n\\n`);
+    const event = (choice) => write(JSON.stringify({ choices: [choice] }));
     const body = new ReadableStream({
       async pull(control) {
         await new Promise((resolve) => setTimeout(resolve, 15));
         const due = Math.min(tokens.length, ((performance.now() - started) / 1000) * rate);
         for (; sent < due; sent++)
-          control.enqueue(write(JSON.stringify({ choices: [{ delta: { content: tokens[sent] } }] })));
+          control.enqueue(event({ delta: { content: tokens[sent] } }));
         if (sent < tokens.length) return control.enqueue(new TextEncoder().encode(": \\n\\n"));
-        control.enqueue(write(JSON.stringify({ choices: [{ delta: {}, finish_reason: "stop" }] })));
+        control.enqueue(event({ delta: {}, finish_reason: "stop" }));
         control.enqueue(write("[DONE]"));
         control.close();
       },
     });
-    return Promise.resolve(new Response(body, { headers: { "content-type": "text/event-stream" } }));
+    return Promise.resolve(new Response(body));
   };
   window.frames_drawn = 0;
   const count = () => (window.frames_drawn++, requestAnimationFrame(count));
@@ -95,8 +96,9 @@ def document(characters: int) -> str:
         lines = "\n".join(f"    value_{place} = compute({place}, {number})" for place in range(25))
         rows = "\n".join(f"| {place} | {place * number} | text |" for place in range(6))
         parts.append(
-            f"## Section {number}\n\n{words}.\n\n**{words[:200]}**, and [a link](https://a.test).\n\n"
-            f"{items}\n\n```python\ndef f():\n{lines}\n```\n\n| a | b | c |\n|---|---|---|\n{rows}\n\n"
+            f"## Section {number}\n\n{words}.\n\n**{words[:200]}** and [a link](https://a.test)\n\n"
+            f"{items}\n\n```python\ndef f():\n{lines}\n```\n\n"
+            f"| a | b | c |\n|---|---|---|\n{rows}\n\n"
         )
     return "".join(parts)[:characters]
 
@@ -165,7 +167,8 @@ def main(config: Benchmark) -> None:
     lines = [
         f"# Showing an answer of {config.tokens:,} tokens\n",
         f"{hardware()}; {about}; {config.rate:g} tokens/s, {datetime.date.today()}\n",
-        "| page | frames/s, median | 5% of seconds below | worst second | longest task, ms | tasks over 50 ms |",
+        "| page | frames/s, median | 5% of seconds below | worst second "
+        "| longest task, ms | tasks over 50 ms |",
         "|---|---|---|---|---|---|",
     ]
     for side, all_runs in found.items():

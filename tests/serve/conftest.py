@@ -111,7 +111,7 @@ def npm():
     """Installs packages of npm."""
 
     def install(name: str, versions: Mapping[str, str]) -> Path:
-        """Returns a folder whose `node_modules` has packages; skips the test if there is no Node.js."""
+        """Returns a folder with packages in `node_modules`; without Node.js the test is skipped."""
         if shutil.which("npm") is None or shutil.which("node") is None:
             pytest.skip("Node.js is not installed")
         folder = Path(tempfile.gettempdir()) / f"lwm-{name}-js"
