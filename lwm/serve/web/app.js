@@ -134,7 +134,9 @@ function App() {
   useEffect(() => void connect(), []);
   useEffect(() => void refresh(), [words]);
   useEffect(() => {
-    store.each((one) => Object.values(one.turns).filter((turn) => turn.state === "running").forEach((turn) => attach(one, turn)));
+    // The conversation that is shown attaches to its own answers.
+    const resume = (one) => Object.values(one.turns).filter((turn) => turn.state === "running").forEach((turn) => attach(one, turn));
+    store.each((one) => one.id !== place().id && resume(one));
   }, []);
   useEffect(() => {
     document.documentElement.dataset.theme = settings.theme;
