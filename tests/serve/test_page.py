@@ -432,10 +432,10 @@ def test_nothing_serious_is_found_by_axe_and_a_phone_shows_all(visit, npm, needl
         page = visit(needles, color_scheme=colours, **options)
         background = page.evaluate("getComputedStyle(document.body).backgroundColor")
         assert background == {"light": "rgb(245, 246, 248)", "dark": "rgb(15, 19, 27)"}[colours]
+        send(page, "a skull", kind="image")
+        finished(page)
         give(page, "paste", picture(), "red.png", "image/png")
         page.wait_for_selector(".composer .strip img")
-        send(page, "Generate an image of a skull")
-        finished(page)
         check(page, (colours, options, "chat"))
         page.get_by_role("button", name="Settings").click()
         check(page, (colours, options, "settings"))

@@ -1,5 +1,5 @@
 /** The page: the list of chats, and a chat, the gallery or the needle page beside it. */
-import { attach, chat, draw, liveConversation, stop } from "./answers.js";
+import { attach, changes, chat, draw, liveConversation, stop } from "./answers.js";
 import { describe, newSeed } from "./api.js";
 import { Composer } from "./composer.js";
 import { Gallery } from "./gallery.js";
@@ -9,9 +9,9 @@ import { KeyDialog, Settings } from "./settings.js";
 import * as store from "./store.js";
 import { add, branch, newConversation, remove, show } from "./tree.js";
 import { html, render, useCallback, useEffect, useLayoutEffect, useRef, useState } from "./vendor/preact.js";
-import { changes } from "./answers.js";
 
-/** @typedef {import("./types").Conversation} Conversation */
+/** Pixels up to which the list of chats covers the rest. */
+const NARROW = 720;
 
 /** Returns the page and the conversation of the address. */
 function place() {
@@ -127,7 +127,7 @@ function App() {
   const [listed, setListed] = useState(/** @type {any[]} */ ([]));
   const [words, setWords] = useState("");
   const [opened, setOpened] = useState(false);
-  const [wide, setWide] = useState(innerWidth > 720);
+  const [wide, setWide] = useState(innerWidth > NARROW);
 
   const connect = () => describe().then((found) => (setServer(found), setProblem(null)), setProblem);
   const refresh = useCallback(() => store.list(words).then(setListed), [words]);
@@ -143,10 +143,10 @@ function App() {
     store.saveSettings(settings);
   }, [settings]);
   useEffect(() => {
+    if (innerWidth <= NARROW) setWide(false);
     if (here.page !== "chat" || here.id === conversation.id) return;
     const found = here.id ? liveConversation(here.id) ?? store.load(here.id) : undefined;
     Promise.resolve(found).then((one) => setConversation(one ?? newConversation()));
-    if (innerWidth <= 720) setWide(false);
   }, [here]);
   useEffect(() => {
     // The address follows a conversation that has begun.

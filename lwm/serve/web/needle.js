@@ -52,7 +52,7 @@ function Map({ results, chosen, choose }) {
 function Prompt({ id, number }) {
   const [text, setText] = useState("");
   const open = (event) =>
-    event.target.open && !text && json(`/v1/evaluations-prompt/${id}?row=${number}`).then((found) => setText(found.prompt), (error) => setText(error.message));
+    event.target.open && !text && json(`/v1/evaluations-prompt/${encodeURI(id)}?row=${number}`).then((found) => setText(found.prompt), (error) => setText(error.message));
   return html`<details onToggle=${open}><summary>Prompt</summary><pre tabindex="0">${text || "…"}</pre></details>`;
 }
 
@@ -77,7 +77,7 @@ export function Needles() {
   useEffect(() => void list().then((data) => data[0] && open(data[0].id), () => {}), []);
   useEffect(() => {
     if (!id) return;
-    const load = () => json(`/v1/evaluations/${id}`).then(setResults, (error) => setNote(error.message));
+    const load = () => json(`/v1/evaluations/${encodeURI(id)}`).then(setResults, (error) => setNote(error.message));
     load();
     const timer = setInterval(() => document.hidden || (load(), list().catch(() => {})), 1000 * SECONDS);
     return () => clearInterval(timer);
@@ -93,7 +93,7 @@ export function Needles() {
     }
   };
   const one = listed.find((each) => each.id === id);
-  const options = listed.map((each) => html`<option value=${each.id}>${each.id || each.model}: ${each.model}</option>`);
+  const options = listed.map((each) => html`<option value=${each.id}>${each.id === "-" ? each.evaluation : each.id}: ${each.model}</option>`);
   return html`<section class="scroll" tabindex="0"><h2>Needle in a haystack</h2>
     <p class="soft">Numbers hidden in a long text, and asked for: found and asked in each cell, by length of the context and depth of the needle.</p>
     <p class="row">${listed.length ? html`<select aria-label="Results" value=${id} onChange=${(event) => open(event.target.value)}>${options}</select>` : null}
