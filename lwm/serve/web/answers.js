@@ -28,7 +28,7 @@ function changed(turn) {
 
 /** Returns fields that have been set. @param {Record<string, any>} fields */
 function given(fields) {
-  return Object.fromEntries(Object.entries(fields).filter(([, value]) => value !== null));
+  return Object.fromEntries(Object.entries(fields).filter(([, value]) => value != null));
 }
 
 /** H.264 where the browser plays it, and animated WebP elsewhere. */
@@ -77,7 +77,7 @@ export async function draw(conversation, turn) {
     guidance_scale: guidance,
     image_options: given(options),
     video_options: given(options),
-    frame_count: kind === "clip" ? frames ?? 8 : null,
+    frame_count: kind === "clip" ? (frames ?? 8) : null,
     output_format: kind === "clip" ? clipFormat() : "png",
     partial_images: 3,
     stream: true,
@@ -184,7 +184,6 @@ function takeDrawing(turn, event) {
     seed: seed + event.index,
     partial,
   };
-  for (let place = 0; place < n; place++)
-    turn.parts[place] ??= { type: "image", partial: true, seed: seed + place };
+  for (let place = 0; place < n; place++) turn.parts[place] ??= { type: "image", partial: true, seed: seed + place };
   turn.progress = "drawing";
 }

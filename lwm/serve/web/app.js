@@ -2,12 +2,13 @@
 import { attach, changes, chat, draw, liveConversation, stop } from "./answers.js";
 import { describe, newSeed } from "./api.js";
 import { Composer } from "./composer.js";
+import { useEvent } from "./events.js";
 import { Gallery } from "./gallery.js";
 import { Message } from "./message.js";
 import { Needles } from "./needle.js";
 import { KeyDialog, Settings } from "./settings.js";
 import * as store from "./store.js";
-import { add, branch, newConversation, remove, show } from "./tree.js";
+import { add, branch, children, newConversation, remove, show } from "./tree.js";
 import { html, render, useCallback, useEffect, useLayoutEffect, useRef, useState } from "./vendor/preact.js";
 
 /** Pixels up to which the list of chats covers the rest. */
@@ -22,11 +23,7 @@ function place() {
 /** Follows the address. */
 function usePlace() {
   const [found, setFound] = useState(place());
-  useEffect(() => {
-    const changed = () => setFound(place());
-    addEventListener("hashchange", changed);
-    return () => removeEventListener("hashchange", changed);
-  }, []);
+  useEvent(window, "hashchange", () => setFound(place()));
   return found;
 }
 
@@ -52,8 +49,9 @@ function actionsOf(conversation, settings, paint) {
     },
     edit(turn, text) {
       const files = turn.parts.filter((part) => part.type !== "text");
+      const drawing = children(conversation, turn.id).find((each) => each.drawing)?.drawing;
       const asked = add(conversation, { ...turn, parts: [...files, { type: "text", text }] });
-      answer(asked.id);
+      answer(asked.id, drawing);
     },
     goOn(turn) {
       chat(conversation, turn, settings).then(paint);
@@ -80,39 +78,44 @@ function Chat({ conversation, server, settings, refresh }) {
     watch.observe(log.current.firstElementChild);
     return () => watch.disconnect();
   }, [conversation]);
-  useEffect(() => {
-    const key = (event) => event.key === "Escape" && running && !document.querySelector("dialog") && stop(running);
-    addEventListener("keydown", key);
-    return () => removeEventListener("keydown", key);
-  }, [running]);
+  const escape = (event) => event.key === "Escape" && running && !document.querySelector("dialog") && stop(running);
+  useEvent(window, "keydown", escape, [running]);
   const scrolled = ({ target }) => {
     // What grows moves the end away, too; only a way upwards is the user's.
     if (target.scrollHeight - target.scrollTop - target.clientHeight < 40) follows.current = true;
     else if (target.scrollTop < top.current) follows.current = false;
     top.current = target.scrollTop;
   };
-  const welcome = `This is ${server.name}, on this machine. ${server.draws ? "It reads and writes text, images and clips." : server.sees ? "It reads text, images and clips." : "It reads and writes text."}`;
+  const skill = server.draws ? "reads and writes text, images and clips" : server.sees ? "reads images" : "writes text";
   return html`<div class="log" ref=${log} onScroll=${scrolled} role="log" aria-label="Conversation" tabindex="0"><div>
-      ${turns.map((turn) => html`<${Message} key=${turn.id} conversation=${conversation} turn=${turn} actions=${actions} />`)}
-      ${turns.length ? null : html`<p class="welcome soft">${welcome}</p>`}
+      ${turns.map((turn) => html`<${Message} key=${turn.id} ...${{ conversation, turn, actions }} />`)}
+      ${turns.length ? null : html`<p class="welcome soft">${server.name} ${skill}. It runs on this server; chats stay in this browser.</p>`}
     </div></div>
-    <${Composer} key=${conversation.id} conversation=${conversation} server=${server} settings=${settings} running=${running} actions=${actions} />`;
+    <${Composer} key=${conversation.id} ...${{ conversation, server, settings, running, actions }} />`;
 }
 
 function Sidebar({ here, listed, words, setWords, rename, forget }) {
   const [renamed, setRenamed] = useState("");
-  const link = (page, name) => html`<a href=${`#${page}`} aria-current=${here.page === page ? "page" : undefined}>${name}</a>`;
+  const link = (page, name) =>
+    html`<a href=${`#${page}`} aria-current=${here.page === page ? "page" : undefined}>${name}</a>`;
   const item = (one) => {
+    const leave = (event) => event.key === "Enter" && event.target.blur();
     const done = (event) => (setRenamed(""), event.target.value && rename(one.id, event.target.value));
     if (renamed === one.id)
-      return html`<li><input aria-label="Title" value=${one.title} autofocus onBlur=${done} onKeyDown=${(event) => event.key === "Enter" && event.target.blur()} /></li>`;
-    return html`<li><a href=${`#chat/${one.id}`} aria-current=${here.id === one.id ? "page" : undefined}>${one.title || "New chat"}</a>
-      <button type="button" class="plain" aria-label=${`Rename ${one.title}`} onClick=${() => setRenamed(one.id)}>✎</button>
-      <button type="button" class="plain" aria-label=${`Delete ${one.title}`} onClick=${() => confirm(`Delete “${one.title}”?`) && forget(one.id)}>✕</button></li>`;
+      return html`<li><input aria-label="Title" value=${one.title} autofocus onBlur=${done} onKeyDown=${leave} /></li>`;
+    const button = (sign, name, call) =>
+      html`<button type="button" class="plain" aria-label=${`${name} ${one.title}`} onClick=${call}>${sign}</button>`;
+    const current = here.id === one.id ? "page" : undefined;
+    return html`<li>
+      <a href=${`#chat/${one.id}`} aria-current=${current}>${one.title || "New chat"}</a>
+      ${button("✎", "Rename", () => setRenamed(one.id))}
+      ${button("✕", "Delete", () => confirm(`Delete “${one.title}”?`) && forget(one.id))}
+    </li>`;
   };
   return html`<nav class="sidebar" aria-label="Chats">
     <a class="button" href="#chat">New chat</a>
-    <input id="search" type="search" aria-label="Search chats" placeholder="Search" value=${words} onInput=${(event) => setWords(event.target.value)} />
+    <input id="search" type="search" aria-label="Search chats" placeholder="Search"
+      value=${words} onInput=${(event) => setWords(event.target.value)} />
     <ul>${listed.map(item)}</ul>
     <div class="pages">${link("gallery", "Gallery")}${link("needle", "Needle in a haystack")}</div>
   </nav>`;
@@ -135,7 +138,10 @@ function App() {
   useEffect(() => void refresh(), [words]);
   useEffect(() => {
     // The conversation that is shown attaches to its own answers.
-    const resume = (one) => Object.values(one.turns).filter((turn) => turn.state === "running").forEach((turn) => attach(one, turn));
+    const resume = (one) =>
+      Object.values(one.turns)
+        .filter((turn) => turn.state === "running")
+        .forEach((turn) => attach(one, turn));
     store.each((one) => one.id !== place().id && resume(one));
   }, []);
   useEffect(() => {
@@ -145,26 +151,25 @@ function App() {
   useEffect(() => {
     if (innerWidth <= NARROW) setWide(false);
     if (here.page !== "chat" || here.id === conversation.id) return;
-    const found = here.id ? liveConversation(here.id) ?? store.load(here.id) : undefined;
+    const found = here.id ? (liveConversation(here.id) ?? store.load(here.id)) : undefined;
     Promise.resolve(found).then((one) => setConversation(one ?? newConversation()));
   }, [here]);
-  useEffect(() => {
-    // The address follows a conversation that has begun.
-    const noted = () => conversation.leaf && place().id !== conversation.id && place().page === "chat" && history.replaceState(null, "", `#chat/${conversation.id}`);
-    changes.addEventListener("any", noted);
-    return () => changes.removeEventListener("any", noted);
-  }, [conversation]);
-  useEffect(() => {
-    const key = (event) => {
-      if (!event.ctrlKey && !event.metaKey) return;
-      const name = event.key.toLowerCase();
-      const calls = { k: () => (setWide(true), setTimeout(() => document.getElementById("search")?.focus())), b: () => setWide((is) => !is) };
-      const call = event.shiftKey ? name === "o" && (() => (location.hash = "chat")) : calls[name];
-      if (call) event.preventDefault(), call();
+  // The address follows a conversation that has begun.
+  const noted = () => {
+    const isNew = conversation.leaf && place().page === "chat" && place().id !== conversation.id;
+    if (isNew) history.replaceState(null, "", `#chat/${conversation.id}`);
+  };
+  useEvent(changes, "any", noted, [conversation]);
+  const key = (event) => {
+    const name = `${event.ctrlKey || event.metaKey ? "ctrl" : ""}${event.shiftKey ? " shift" : ""} ${event.key.toLowerCase()}`;
+    const calls = {
+      "ctrl k": () => (setWide(true), setTimeout(() => document.getElementById("search")?.focus())),
+      "ctrl b": () => setWide((is) => !is),
+      "ctrl shift o": () => (location.hash = "chat"),
     };
-    addEventListener("keydown", key);
-    return () => removeEventListener("keydown", key);
-  }, []);
+    if (calls[name]) (event.preventDefault(), calls[name]());
+  };
+  useEvent(window, "keydown", key);
 
   const rename = async (id, title) => {
     const one = id === conversation.id ? conversation : await store.load(id);
@@ -177,10 +182,11 @@ function App() {
     refresh();
   };
   if (problem?.status === 401) return html`<${KeyDialog} done=${connect} />`;
-  if (!server) return html`<main class="welcome"><p role="status">${problem ? problem.message : "Connecting …"}</p>
+  if (!server)
+    return html`<main class="welcome"><p role="status">${problem ? problem.message : "Connecting …"}</p>
     ${problem && html`<button type="button" onClick=${connect}>Try again</button>`}</main>`;
   return html`
-    ${wide && html`<${Sidebar} here=${here} listed=${listed} words=${words} setWords=${setWords} rename=${rename} forget=${forget} />`}
+    ${wide && html`<${Sidebar} ...${{ here, listed, words, setWords, rename, forget }} />`}
     <div class="page">
       <header class="row">
         <button type="button" class="plain" aria-label="List of chats" aria-expanded=${wide} onClick=${() => setWide(!wide)}>☰</button>
@@ -188,10 +194,12 @@ function App() {
         <button type="button" class="plain" onClick=${() => setOpened(true)}>Settings</button>
       </header>
       <main>
-        ${here.page === "gallery" ? html`<${Gallery} />` : here.page === "needle" ? html`<${Needles} />` : html`<${Chat} conversation=${conversation} server=${server} settings=${settings} refresh=${refresh} />`}
+        ${here.page === "gallery" && html`<${Gallery} />`}
+        ${here.page === "needle" && html`<${Needles} />`}
+        ${here.page === "chat" && html`<${Chat} ...${{ conversation, server, settings, refresh }} />`}
       </main>
     </div>
-    ${opened && html`<${Settings} settings=${settings} server=${server} change=${setSettings} close=${() => setOpened(false)} refresh=${refresh} />`}`;
+    ${opened && html`<${Settings} ...${{ settings, server, refresh }} change=${setSettings} close=${() => setOpened(false)} />`}`;
 }
 
 render(html`<${App} />`, /** @type {HTMLElement} */ (document.getElementById("app")));

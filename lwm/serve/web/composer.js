@@ -2,18 +2,12 @@
 import { json } from "./api.js";
 import { Attachment, partOf, preview } from "./media.js";
 import { branch, messages } from "./tree.js";
-import { html, useEffect, useRef, useState } from "./vendor/preact.js";
+import { html, useEffect, useState } from "./vendor/preact.js";
 
 /** Characters of a pasted text that becomes a file. */
 const LONG = 4000;
 const COUNT_AFTER = 400;
 const MODES = { chat: "Chat", image: "Draw images", clip: "Draw clips" };
-
-/** Returns the parts of a message. @param {import("./types").Part[]} files @param {string} text */
-const partsOf = (files, text) => [
-  ...files.map(({ preview: found, ...part }) => ({ ...part, preview: found })),
-  ...(text ? [{ type: /** @type {const} */ ("text"), text }] : []),
-];
 
 /** Counts the tokens of a conversation with a draft, a while after its last change. */
 function useCount(conversation, settings, parts) {
@@ -25,7 +19,9 @@ function useCount(conversation, settings, parts) {
     const timer = setTimeout(() => {
       const told = messages([...branch(conversation), { role: "user", parts }], settings.system);
       const asked = { messages: told, count_only: true };
-      json("/tokenize", asked, abort.signal).then((found) => setCount(found.count), () => {});
+      json("/tokenize", asked, abort.signal)
+        .then((found) => setCount(found.count))
+        .catch(() => {});
     }, COUNT_AFTER);
     return () => (clearTimeout(timer), abort.abort());
   }, [key]);
@@ -48,8 +44,7 @@ export function Composer({ conversation, server, settings, running, actions }) {
   const [files, setFiles] = useState(/** @type {any[]} */ ([]));
   const [mode, setMode] = useState("chat");
   const [error, setError] = useState("");
-  const field = useRef(/** @type {any} */ (null));
-  const parts = partsOf(files, text);
+  const parts = text ? [...files, { type: "text", text }] : files;
   const count = useCount(conversation, settings, parts);
 
   const change = (part, more) => setFiles((all) => all.map((each) => (each === part ? { ...each, ...more } : each)));
@@ -60,8 +55,8 @@ export function Composer({ conversation, server, settings, running, actions }) {
         const part = await partOf(file, server);
         if (part.type === "video") part.numFrames = settings.num_frames;
         setFiles((all) => [...all, part]);
-        const more = await preview(part).then((found) => ({ preview: found }), ({ message }) => ({ error: message }));
-        change(part, more);
+        const found = await preview(part).catch(({ message }) => ({ error: message }));
+        change(part, "error" in found ? found : { preview: found });
       } catch (failure) {
         setError(/** @type {Error} */ (failure).message);
       }
@@ -90,16 +85,22 @@ export function Composer({ conversation, server, settings, running, actions }) {
   const key = (event) => {
     if (event.key === "Enter" && !event.shiftKey && !event.isComposing && !running) send(event);
   };
+  const file = (part) => {
+    const remove = () => setFiles(files.filter((each) => each !== part));
+    return html`<${Attachment} key=${part.url ?? part.text} part=${part} remove=${remove} />`;
+  };
+  const choose = ({ target }) => setMode(target.value);
+  const pick = ({ target }) => (attach([...target.files]), (target.value = ""));
   const modes = Object.entries(MODES).map(([value, name]) => html`<option value=${value}>${name}</option>`);
   return html`<form class="composer" onSubmit=${send} onDragOver=${(event) => event.preventDefault()} onDrop=${drop}>
     ${error && html`<p class="error" role="alert">${error}</p>`}
-    ${files.length ? html`<ul class="attachments">${files.map((part) => html`<${Attachment} key=${part.url ?? part.text} part=${part} remove=${() => setFiles(files.filter((each) => each !== part))} />`)}</ul>` : null}
-    <textarea ref=${field} id="message" aria-label="Message" rows="3" autofocus
+    ${files.length > 0 && html`<ul class="attachments">${files.map(file)}</ul>`}
+    <textarea id="message" aria-label="Message" rows="3" autofocus
       placeholder=${mode === "chat" ? "Ask something; files can be dropped or pasted here" : "Say what is to be drawn"}
       value=${text} onInput=${(event) => setText(event.target.value)} onPaste=${paste} onKeyDown=${key}></textarea>
     <div class="row">
-      <label class="button">Add files<input type="file" multiple class="hidden" onChange=${(event) => (attach([...event.target.files]), (event.target.value = ""))} /></label>
-      ${server.draws ? html`<select aria-label="Kind of answer" value=${mode} onChange=${(event) => setMode(event.target.value)}>${modes}</select>` : null}
+      <label class="button">Add files<input type="file" multiple class="hidden" onChange=${pick} /></label>
+      ${server.draws && html`<select aria-label="Kind of answer" value=${mode} onChange=${choose}>${modes}</select>`}
       <${Meter} count=${count} context=${server.context} />
       <button type="submit" class="main">${running ? "Stop" : "Send"}</button>
     </div>

@@ -13,7 +13,8 @@ async function drawn() {
       if (turn.role !== "assistant" || !turn.parent) continue;
       const prompt = textOf(conversation.turns[turn.parent]);
       for (const part of turn.parts)
-        if (part.type !== "text" && !part.partial) found.push({ part, prompt, created: turn.created, chat: conversation.id });
+        if (part.type !== "text" && !part.partial)
+          found.push({ part, prompt, created: turn.created, chat: conversation.id });
     }
   });
   return found.sort((one, other) => other.created - one.created);
@@ -25,9 +26,11 @@ export function Gallery() {
   return html`<section class="scroll" tabindex="0"><h2>Gallery</h2>
     <p class="soft">Images and clips of all chats. Prompt and settings are stored in each file.</p>
     ${found && !found.length ? html`<p>Nothing has been drawn yet.</p>` : null}
-    <ul class="gallery">${found?.map(({ part, prompt, chat }) => html`<li>
+    <ul class="gallery">${found?.map(
+      ({ part, prompt, chat }) => html`<li>
       <${Media} part=${part} label=${prompt} />
       <a href=${`#chat/${chat}`}>${prompt}</a>
-    </li>`)}</ul>
+    </li>`,
+    )}</ul>
   </section>`;
 }

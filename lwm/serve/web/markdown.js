@@ -71,12 +71,6 @@ export class Markdown {
     this.last = this.block();
   }
 
-  clear() {
-    this.root.replaceChildren();
-    this.settled = 0;
-    this.last = this.block();
-  }
-
   block() {
     const made = document.createElement("div");
     made.className = "block";
@@ -86,14 +80,20 @@ export class Markdown {
 
   /** Shows a text, of which the start is usually there already. @param {string} source */
   update(source) {
+    source = source.replace(/\r\n?/g, "\n");
     if (source === this.source) return;
-    if (!source.startsWith(this.source)) this.clear();
+    if (!source.startsWith(this.source)) {
+      this.root.replaceChildren();
+      this.settled = 0;
+      this.last = this.block();
+    }
     this.source = source;
-    const tail = source.slice(this.settled).replace(/\r\n?/g, "\n");
-    if (tail.length !== source.length - this.settled) return this.whole(source);
-    const tokens = marked.lexer(tail);
+    const tokens = marked.lexer(source.slice(this.settled));
     // A block may change until the next one has begun.
-    const done = tokens.slice(0, tokens.findLastIndex((each) => each.type !== "space"));
+    const done = tokens.slice(
+      0,
+      tokens.findLastIndex((each) => each.type !== "space"),
+    );
     for (const token of done) {
       this.last.replaceChildren(rendered(token.raw));
       this.last = this.block();
@@ -118,12 +118,5 @@ export class Markdown {
     const shown = /** @type {Text} */ (code);
     if (text.startsWith(shown.data)) shown.appendData(text.slice(shown.data.length));
     else shown.data = text;
-  }
-
-  /** Shows a text with line ends of another kind at once. @param {string} source */
-  whole(source) {
-    this.clear();
-    this.source = source;
-    this.last.replaceChildren(rendered(source));
   }
 }

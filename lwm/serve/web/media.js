@@ -97,7 +97,7 @@ export function Frames({ preview }) {
 /** What is known of an attached file, and a button that removes it. */
 export function Attachment({ part, remove }) {
   const { preview: found } = part;
-  const tokens = found ? `${found.tokens.toLocaleString("en")} tokens` : part.error ?? "counting tokens …";
+  const tokens = found ? `${found.tokens.toLocaleString("en")} tokens` : (part.error ?? "counting tokens …");
   const frames = found?.num_frames > 1 ? `, ${found.num_frames} frames` : "";
   return html`<li class=${part.error ? "attachment wrong" : "attachment"}>
     <div class="row">

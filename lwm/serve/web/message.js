@@ -1,18 +1,10 @@
 /** One turn of a conversation, with what can be done with it. */
 import { attach, changes } from "./answers.js";
+import { paced, useEvent } from "./events.js";
 import { Markdown } from "./markdown.js";
 import { Attachment, Media } from "./media.js";
 import { children, textOf } from "./tree.js";
 import { html, useEffect, useRef, useState } from "./vendor/preact.js";
-
-/** Calls a function at the next frame, once. @param {() => void} call */
-function paced(call) {
-  let waits = false;
-  return () => {
-    if (!waits) requestAnimationFrame(() => ((waits = false), call()));
-    waits = true;
-  };
-}
 
 /** Text of an answer, which may grow. */
 function Text({ source }) {
@@ -77,7 +69,8 @@ function Actions({ conversation, turn, actions, edit }) {
 
 /** Parts of an answer, in order. */
 function Answer({ turn }) {
-  const label = (number) => (turn.drawing ? `Drawn with seed ${turn.parts[number].seed}` : `Part ${number + 1} of the answer`);
+  const label = (number) =>
+    turn.drawing ? `Drawn with seed ${turn.parts[number].seed}` : `Part ${number + 1} of the answer`;
   const isGrid = Boolean(turn.drawing) && turn.parts.length > 1;
   return html`<div class=${isGrid ? "parts grid" : "parts"}>
     ${turn.parts.map((part, number) =>
@@ -114,12 +107,9 @@ function Editor({ turn, actions, close }) {
 export function Message({ conversation, turn, actions }) {
   const [, paint] = useState(0);
   const [editing, setEditing] = useState(false);
-  useEffect(() => {
-    const changed = paced(() => paint((count) => count + 1));
-    changes.addEventListener(turn.id, changed);
-    if (turn.state === "running") attach(conversation, turn);
-    return () => changes.removeEventListener(turn.id, changed);
-  }, [turn]);
+  const repaint = paced(() => paint((count) => count + 1));
+  useEvent(changes, turn.id, repaint, [turn]);
+  useEffect(() => void (turn.state === "running" && attach(conversation, turn)), [turn]);
   const runs = turn.state === "running";
   const who = turn.role === "user" ? "You" : "Model";
   return html`<article class=${`turn ${turn.role}`} aria-label=${who} aria-busy=${runs}>
@@ -130,4 +120,3 @@ export function Message({ conversation, turn, actions }) {
     ${runs || editing ? null : html`<${Actions} conversation=${conversation} turn=${turn} actions=${actions} edit=${() => setEditing(true)} />`}
   </article>`;
 }
-

@@ -3,14 +3,19 @@ import { json } from "./api.js";
 import { html, useEffect, useState } from "./vendor/preact.js";
 
 const SECONDS = 3;
+const ABOUT = "Answers by length of the context and depth of the needle";
 const [CELL_WIDTH, CELL_HEIGHT, LEFT, TOP] = [92, 44, 64, 8];
 
 /** @param {number} tokens */
-const short = (tokens) => (tokens % 1024 ? tokens.toLocaleString("en") : tokens >= 1 << 20 ? `${tokens / (1 << 20)}M` : `${tokens / 1024}K`);
+const short = (tokens) =>
+  tokens % 1024 ? tokens.toLocaleString("en") : tokens >= 1 << 20 ? `${tokens / (1 << 20)}M` : `${tokens / 1024}K`;
 
 /** Returns the header and the rows of a file of results. @param {string} text */
 function parsed(text) {
-  const [header, ...rows] = text.split("\n").filter(Boolean).map((line) => JSON.parse(line));
+  const [header, ...rows] = text
+    .split("\n")
+    .filter(Boolean)
+    .map((line) => JSON.parse(line));
   if (!header?.evaluation || rows.some((row) => !row.context_length)) throw new Error("no results");
   return { header, rows };
 }
@@ -22,7 +27,10 @@ const values = (rows, name) => [...new Set(rows.map((row) => row[name] ?? null))
 function cellsOf({ header, rows }) {
   const lengths = header.grid?.lengths ?? values(rows, "context_length");
   const depths = header.grid?.depths ?? values(rows, "depth_percent");
-  const at = (length, depth) => rows.map((row, number) => ({ ...row, number })).filter((row) => row.context_length === length && (row.depth_percent ?? null) === depth);
+  const at = (length, depth) =>
+    rows
+      .map((row, number) => ({ ...row, number }))
+      .filter((row) => row.context_length === length && (row.depth_percent ?? null) === depth);
   return { lengths, depths, at };
 }
 
@@ -37,30 +45,40 @@ function Map({ results, chosen, choose }) {
     const pick = () => found.length && choose([length, depth]);
     const key = (event) => ["Enter", " "].includes(event.key) && (event.preventDefault(), pick());
     const isChosen = chosen?.[0] === length && chosen?.[1] === depth;
+    const spot = `translate(${LEFT + column * CELL_WIDTH} ${TOP + row * CELL_HEIGHT})`;
     return html`<g role="button" tabindex="0" aria-label=${label} aria-pressed=${isChosen} onClick=${pick} onKeyDown=${key}
-      class=${found.length ? "cell" : "cell open"} style=${{ "--share": share }} transform=${`translate(${LEFT + column * CELL_WIDTH} ${TOP + row * CELL_HEIGHT})`}>
-      <rect width=${CELL_WIDTH - 4} height=${CELL_HEIGHT - 4} rx="6" /><text x=${CELL_WIDTH / 2 - 2} y=${CELL_HEIGHT / 2 + 3}>${words}</text></g>`;
+      class=${found.length ? "cell" : "cell open"} style=${{ "--share": share }} transform=${spot}>
+      <rect width=${CELL_WIDTH - 4} height=${CELL_HEIGHT - 4} rx="6" />
+      <text x=${CELL_WIDTH / 2 - 2} y=${CELL_HEIGHT / 2 + 3}>${words}</text></g>`;
   };
   const [width, height] = [LEFT + lengths.length * CELL_WIDTH, TOP + depths.length * CELL_HEIGHT];
-  return html`<svg class="map" viewBox=${`0 0 ${width} ${height + 28}`} width=${width} role="group" aria-label="Answers by length of the context and depth of the needle">
-    ${depths.map((depth, row) => html`<text class="axis" x=${LEFT - 10} y=${TOP + row * CELL_HEIGHT + CELL_HEIGHT / 2 + 3} text-anchor="end">${depth === null ? "all" : `${depth}%`}</text>`)}
-    ${lengths.map((length, column) => html`<text class="axis" x=${LEFT + column * CELL_WIDTH + CELL_WIDTH / 2 - 2} y=${height + 18} text-anchor="middle">${short(length)}</text>`)}
+  const axis = (x, y, words, anchor) => html`<text class="axis" x=${x} y=${y} text-anchor=${anchor}>${words}</text>`;
+  const line = (depth, row) =>
+    axis(LEFT - 10, TOP + (row + 0.5) * CELL_HEIGHT + 3, depth === null ? "all" : `${depth}%`, "end");
+  const foot = (length, column) => axis(LEFT + (column + 0.5) * CELL_WIDTH - 2, height + 18, short(length), "middle");
+  return html`<svg class="map" viewBox=${`0 0 ${width} ${height + 28}`} width=${width} role="group" aria-label=${ABOUT}>
+    ${depths.map(line)} ${lengths.map(foot)}
     ${depths.flatMap((depth, row) => lengths.map((length, column) => cell(length, column, depth, row)))}
   </svg>`;
 }
 
 function Prompt({ id, number }) {
   const [text, setText] = useState("");
-  const open = (event) =>
-    event.target.open && !text && json(`/v1/evaluations-prompt/${encodeURI(id)}?row=${number}`).then((found) => setText(found.prompt), (error) => setText(error.message));
+  const open = async (event) => {
+    if (!event.target.open || text) return;
+    const found = await json(`/v1/evaluations-prompt/${encodeURI(id)}?row=${number}`).catch((error) => error);
+    setText(found.prompt ?? found.message);
+  };
   return html`<details onToggle=${open}><summary>Prompt</summary><pre tabindex="0">${text || "…"}</pre></details>`;
 }
 
 /** Questions and answers of a cell. */
 function Rows({ id, rows }) {
   const one = (row) => html`<article class="card">
-    <p><strong>${row.score === 1 ? "Found" : row.score ? "Found in part" : "Not found"}</strong> <span class="soft">${row.city ?? row.question ?? ""}, ${row.prompt_tokens?.toLocaleString("en")} tokens</span></p>
-    <dl><dt>Asked for</dt><dd>${[row.answer].flat().join(", ")}</dd><dt>Answer</dt><dd><pre tabindex="0">${row.response}</pre></dd></dl>
+    <p><strong>${row.score === 1 ? "Found" : row.score ? "Found in part" : "Not found"}</strong>
+      <span class="soft"> ${row.city ?? row.question ?? ""}, ${row.prompt_tokens?.toLocaleString("en")} tokens</span></p>
+    <dl><dt>Asked for</dt><dd>${[row.answer].flat().join(", ")}</dd>
+      <dt>Answer</dt><dd><pre tabindex="0">${row.response}</pre></dd></dl>
     ${id && html`<${Prompt} key=${`${id}${row.number}`} id=${id} number=${row.number} />`}
   </article>`;
   return html`<div aria-live="polite">${rows.map(one)}</div>`;
@@ -74,7 +92,8 @@ export function Needles() {
   const [note, setNote] = useState("");
   const list = () => json("/v1/evaluations").then(({ data }) => (setListed(data), data));
   const open = (next) => (setId(next), choose(null), setResults(null));
-  useEffect(() => void list().then((data) => data[0] && open(data[0].id), () => {}), []);
+  const begin = () => list().then(([first]) => first && open(first.id));
+  useEffect(() => void begin().catch(() => {}), []);
   useEffect(() => {
     if (!id) return;
     const load = () => json(`/v1/evaluations/${encodeURI(id)}`).then(setResults, (error) => setNote(error.message));
@@ -92,14 +111,18 @@ export function Needles() {
       setNote("This is no results.jsonl of lwm eval needle.");
     }
   };
+  const pick = (event) => open(event.target.value);
   const one = listed.find((each) => each.id === id);
-  const options = listed.map((each) => html`<option value=${each.id}>${each.id === "-" ? each.evaluation : each.id}: ${each.model}</option>`);
+  const options = listed.map(
+    (each) => html`<option value=${each.id}>${each.id === "-" ? each.evaluation : each.id}: ${each.model}</option>`,
+  );
   return html`<section class="scroll" tabindex="0"><h2>Needle in a haystack</h2>
-    <p class="soft">Numbers hidden in a long text, and asked for: found and asked in each cell, by length of the context and depth of the needle.</p>
-    <p class="row">${listed.length ? html`<select aria-label="Results" value=${id} onChange=${(event) => open(event.target.value)}>${options}</select>` : null}
+    <p class="soft">Numbers hidden in a long text, and asked for: found and asked in each cell.</p>
+    <p class="row">
+      ${listed.length > 0 && html`<select aria-label="Results" value=${id} onChange=${pick}>${options}</select>`}
       <label class="button">Open results.jsonl<input type="file" accept=".jsonl" class="hidden" onChange=${file} /></label>
       ${one && one.expected ? html`<span class="soft">${one.rows} of ${one.expected} answers</span>` : null}</p>
-    ${!listed.length && !results ? html`<p>Start the server with <code>--evaluations FOLDER</code> to see results here while they come in, or open a file.</p>` : null}
+    ${!listed.length && !results && html`<p>Start the server with <code>--evaluations FOLDER</code>, or open a file.</p>`}
     ${note && html`<p class="error" role="alert">${note}</p>`}
     ${results && html`<div class="wide" tabindex="0"><${Map} results=${results} chosen=${chosen} choose=${choose} /></div>`}
     ${results && chosen ? html`<${Rows} id=${id} rows=${cellsOf(results).at(chosen[0], chosen[1])} />` : null}

@@ -21,13 +21,15 @@ const DRAW = [
   ["top_p", "Top-p", 0.05],
   ["frames", "Frames of a clip", 1],
 ];
-const KEYS = "Enter sends, Shift+Enter begins a line, Esc stops. Ctrl+Shift+O: new chat, Ctrl+K: search, Ctrl+B: list of chats.";
+const KEYS =
+  "Enter sends, Shift+Enter begins a line, Esc stops. Ctrl+Shift+O: new chat, Ctrl+K: search, Ctrl+B: list of chats.";
 
 function Numbers({ rows, values, defaults, change, max }) {
   return rows.map(([name, label, step]) => {
     const set = (event) => change({ [name]: event.target.value === "" ? null : Number(event.target.value) });
     return html`<label>${label}
-      <input type="number" min="0" max=${max?.[name]} step=${step} placeholder=${defaults?.[name] ?? "default"} value=${values[name] ?? ""} onChange=${set} />
+      <input type="number" min="0" max=${max?.[name]} step=${step}
+        placeholder=${defaults?.[name] ?? "default"} value=${values[name] ?? ""} onChange=${set} />
     </label>`;
   });
 }
@@ -64,8 +66,8 @@ export function Settings({ settings, server, change, close, refresh }) {
     setTimeout(() => URL.revokeObjectURL(url), 10_000);
   };
   const open = async (event) => {
-    const told = imported(await event.target.files[0].text()).then((count) => `${count} chats were added.`, ({ message }) => message);
-    setNote(await told);
+    const count = await imported(await event.target.files[0].text()).catch(({ message }) => message);
+    setNote(typeof count === "number" ? `${count} chats were added.` : count);
     refresh();
   };
   const themes = ["system", "light", "dark"].map((each) => html`<option value=${each}>${each}</option>`);
@@ -74,12 +76,18 @@ export function Settings({ settings, server, change, close, refresh }) {
     <fieldset><legend>Text</legend>
       <${Numbers} rows=${TEXT} values=${settings} defaults=${server.defaults} change=${(more) => change({ ...settings, ...more })} />
     </fieldset>
-    ${server.sees && html`<fieldset><legend>Videos that are sent</legend>
+    ${
+      server.sees &&
+      html`<fieldset><legend>Videos that are sent</legend>
       <${Numbers} rows=${[["num_frames", "Frames at most", 1]]} values=${settings} change=${(more) => change({ ...settings, ...more })} />
-    </fieldset>`}
-    ${server.draws && html`<fieldset><legend>Drawing</legend>
+    </fieldset>`
+    }
+    ${
+      server.draws &&
+      html`<fieldset><legend>Drawing</legend>
       <${Numbers} rows=${DRAW} values=${settings.draw} defaults=${{ n: 1, seed: "random", frames: 8, ...server.imageSettings?.image }} change=${setDraw} max=${{ n: server.maxN, frames: 64 }} />
-    </fieldset>`}
+    </fieldset>`
+    }
     <label>Colours <select value=${settings.theme} onChange=${(event) => change({ ...settings, theme: event.target.value })}>${themes}</select></label>
     <p class="row">
       <button type="button" onClick=${() => change(structuredClone(DEFAULTS))}>Reset to the model's defaults</button>

@@ -97,43 +97,26 @@ export async function imported(content) {
   } catch {
     found = null;
   }
-  const fits = (/** @type {any} */ one) =>
-    typeof one?.id === "string" && typeof one.title === "string" && isTree(one);
+  const fits = (/** @type {any} */ one) => typeof one?.id === "string" && typeof one.title === "string" && isTree(one);
   if (found?.format !== FORMAT || !found.conversations?.every(fits))
     throw new Error("This is no file of conversations that this page has exported.");
   for (const one of found.conversations) await save(one);
   return found.conversations.length;
 }
 
-/** Returns whether the parents of all turns exist and lead to a first one. @param {any} one */
-function isTree(one) {
-  const turns = one.turns;
-  if (!turns || typeof turns !== "object" || (one.leaf !== null && !turns[one.leaf])) return false;
-  return Object.entries(turns).every(([id, turn]) => {
-    if (turn?.id !== id || !Array.isArray(turn.parts)) return false;
-    const passed = new Set();
-    for (let at = id; at !== null; at = turns[at].parent) {
-      if (!turns[at] || passed.has(at)) return false;
-      passed.add(at);
-    }
-    return true;
-  });
+/** Returns whether each turn has a parent that is older, or none. @param {any} one */
+function isTree({ turns, leaf }) {
+  const isSound = ([id, turn]) =>
+    turn.id === id && Array.isArray(turn.parts) && (turn.parent === null || turns[turn.parent].created < turn.created);
+  try {
+    return Object.entries(turns).every(isSound) && (leaf === null || leaf in turns);
+  } catch {
+    return false;
+  }
 }
 
 /** @type {Settings} */
-export const DEFAULTS = {
-  system: "",
-  temperature: null,
-  top_p: null,
-  top_k: null,
-  min_p: null,
-  repetition_penalty: null,
-  max_tokens: null,
-  seed: null,
-  num_frames: null,
-  theme: "system",
-  draw: { n: 1, seed: null, guidance: null, temperature: null, top_k: null, top_p: null, frames: null },
-};
+export const DEFAULTS = { system: "", theme: "system", draw: { n: 1 } };
 
 /** @returns {Settings} */
 export function settings() {

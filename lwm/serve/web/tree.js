@@ -44,7 +44,7 @@ export function add(conversation, turn) {
 
 /** Shows the newest branch that goes through a turn. @param {Conversation} conversation @param {string} id */
 export function show(conversation, id) {
-  for (let next = [conversation.turns[id]]; next.length; ) {
+  for (let next = [conversation.turns[id]]; next.length;) {
     conversation.leaf = next[next.length - 1].id;
     next = children(conversation, conversation.leaf);
   }

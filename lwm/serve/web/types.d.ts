@@ -27,11 +27,11 @@ export interface Drawing {
   kind: "image" | "clip";
   seed: number;
   n: number;
-  guidance: number | null;
-  temperature: number | null;
-  top_k: number | null;
-  top_p: number | null;
-  frames: number | null;
+  guidance?: number | null;
+  temperature?: number | null;
+  top_k?: number | null;
+  top_p?: number | null;
+  frames?: number | null;
 }
 
 /** A turn; those with the same parent are branches. */
@@ -64,18 +64,19 @@ export interface Conversation {
   leaf: string | null;
 }
 
+/** A value that is not set is the server's. */
 export interface Settings {
   system: string;
-  temperature: number | null;
-  top_p: number | null;
-  top_k: number | null;
-  min_p: number | null;
-  repetition_penalty: number | null;
-  max_tokens: number | null;
-  seed: number | null;
-  num_frames: number | null;
+  temperature?: number | null;
+  top_p?: number | null;
+  top_k?: number | null;
+  min_p?: number | null;
+  repetition_penalty?: number | null;
+  max_tokens?: number | null;
+  seed?: number | null;
+  num_frames?: number | null;
   theme: "system" | "light" | "dark";
-  draw: Omit<Drawing, "kind" | "seed"> & { seed: number | null };
+  draw: Omit<Drawing, "kind" | "seed"> & { seed?: number | null };
 }
 
 /** Facts of the server. */
