@@ -36,7 +36,9 @@ def serve(
         service = Service(open_model(model, load), server)
         service.warm_up()
         running.serve(service)
-        print_line(f"serving {service.name} on {running.url} ({service.facts})")
+        print_line(
+            f"serving {service.name} on {running.url} ({service.facts}), a page on {running.page}"
+        )
         with stop_requests(_STOPPING, signal.SIGINT, signal.SIGTERM) as request:
             while not request.signal and running.is_alive:
                 running.wait(0.2)

@@ -56,6 +56,11 @@ class Server:
         host = f"[{self.config.host}]" if ":" in self.config.host else self.config.host
         return f"http://{host}:{self.port}/v1"
 
+    @property
+    def page(self) -> str:
+        """The address of the page for people."""
+        return self.url.removesuffix("v1")
+
     def serve(self, service: Service) -> None:
         """Answers requests with a model from now on."""
         self._ready.service = service

@@ -9,12 +9,8 @@ export class ServerError extends Error {
   }
 }
 
-const KEY = "lwm-key";
-
-/** @param {string} key */
-export function useKey(key) {
-  sessionStorage.setItem(KEY, key);
-}
+/** Where a key is kept until the browser's tab is closed. */
+export const KEY = "lwm-key";
 
 /**
  * Sends a request.

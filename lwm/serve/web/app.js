@@ -8,7 +8,7 @@ import { Message } from "./message.js";
 import { Needles } from "./needle.js";
 import { KeyDialog, Settings } from "./settings.js";
 import * as store from "./store.js";
-import { add, branch, children, newConversation, remove, show } from "./tree.js";
+import { add, branch, children, newConversation, ordered, remove, show, textOf } from "./tree.js";
 import { html, render, useCallback, useEffect, useLayoutEffect, useRef, useState } from "./vendor/preact.js";
 
 /** Pixels up to which the list of chats covers the rest. */
@@ -39,7 +39,7 @@ function actionsOf(conversation, settings, paint) {
     stop,
     send(parts, mode) {
       const asked = add(conversation, { role: "user", parent: conversation.leaf, parts });
-      conversation.title ||= (parts.find((part) => part.text)?.text ?? parts[0].name).trim().slice(0, 60);
+      conversation.title ||= (textOf({ parts }) || parts[0].name).trim().slice(0, 60);
       const seed = settings.draw.seed ?? newSeed();
       answer(asked.id, mode === "chat" ? undefined : { ...settings.draw, kind: mode, seed, n: settings.draw.n ?? 1 });
     },
@@ -50,7 +50,7 @@ function actionsOf(conversation, settings, paint) {
     edit(turn, text) {
       const files = turn.parts.filter((part) => part.type !== "text");
       const drawing = children(conversation, turn.id).find((each) => each.drawing)?.drawing;
-      const asked = add(conversation, { ...turn, parts: [...files, { type: "text", text }] });
+      const asked = add(conversation, { ...turn, parts: ordered(files, text) });
       answer(asked.id, drawing);
     },
     goOn(turn) {

@@ -1,7 +1,7 @@
 /** Where a message is written, with its files and what they cost. */
-import { json } from "./api.js";
+import { json, newId } from "./api.js";
 import { Attachment, partOf, preview } from "./media.js";
-import { branch, messages } from "./tree.js";
+import { branch, messages, ordered } from "./tree.js";
 import { html, useEffect, useState } from "./vendor/preact.js";
 
 /** Characters of a pasted text that becomes a file. */
@@ -44,19 +44,21 @@ export function Composer({ conversation, server, settings, running, actions }) {
   const [files, setFiles] = useState(/** @type {any[]} */ ([]));
   const [mode, setMode] = useState("chat");
   const [error, setError] = useState("");
-  const parts = text ? [...files, { type: "text", text }] : files;
+  const parts = ordered(files, text);
   const count = useCount(conversation, settings, parts);
 
-  const change = (part, more) => setFiles((all) => all.map((each) => (each === part ? { ...each, ...more } : each)));
+  const change = (part, more) =>
+    setFiles((all) => all.map((each) => (each.key === part.key ? { ...each, ...more } : each)));
   const attach = async (given) => {
     setError("");
     for (const file of given) {
       try {
         const part = await partOf(file, server);
         if (part.type === "video") part.numFrames = settings.num_frames;
+        part.key = newId();
         setFiles((all) => [...all, part]);
         const found = await preview(part).catch(({ message }) => ({ error: message }));
-        change(part, "error" in found ? found : { preview: found });
+        change(part, "error" in found ? found : { type: found.kind ?? part.type, preview: found });
       } catch (failure) {
         setError(/** @type {Error} */ (failure).message);
       }
@@ -87,7 +89,7 @@ export function Composer({ conversation, server, settings, running, actions }) {
   };
   const file = (part) => {
     const remove = () => setFiles(files.filter((each) => each !== part));
-    return html`<${Attachment} key=${part.url ?? part.text} part=${part} remove=${remove} />`;
+    return html`<${Attachment} key=${part.key} part=${part} remove=${remove} />`;
   };
   const choose = ({ target }) => setMode(target.value);
   const pick = ({ target }) => (attach([...target.files]), (target.value = ""));

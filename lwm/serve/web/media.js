@@ -32,7 +32,8 @@ function addressOf(file) {
  */
 export async function partOf(file, server) {
   if (file.size > LONGEST) throw new Error(`${file.name} is larger than 64 MB.`);
-  const kind = file.type.split("/")[0];
+  // Until the server has looked at it, what may be animated counts as a video.
+  const kind = /gif|webp|apng/.test(file.type) ? "video" : file.type.split("/")[0];
   if (kind === "image" || kind === "video") {
     if (!server.sees) throw new Error(`${server.name} reads text only, and not ${file.name}.`);
     return { type: kind, name: file.name, url: await addressOf(file) };

@@ -1,5 +1,5 @@
 /** Settings of answers; an empty field leaves a value to the server. */
-import { useKey } from "./api.js";
+import { KEY } from "./api.js";
 import { DEFAULTS, exported, imported } from "./store.js";
 import { html, useEffect, useRef, useState } from "./vendor/preact.js";
 
@@ -48,7 +48,7 @@ export function Dialog({ title, close, children }) {
 export function KeyDialog({ done }) {
   const send = (event) => {
     event.preventDefault();
-    useKey(event.target.elements.key.value);
+    sessionStorage.setItem(KEY, event.target.elements.key.value);
     done();
   };
   return html`<${Dialog} title="This server needs a key" close=${() => {}}>

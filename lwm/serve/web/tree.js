@@ -60,7 +60,16 @@ export function remove(conversation, id) {
   if (others.length) show(conversation, others[others.length - 1].id);
 }
 
-/** @param {Turn} turn */
+/**
+ * Returns the parts of a message: documents, words, images and clips, in the order of LWM's chats.
+ * @param {Part[]} files @param {string} text @returns {Part[]}
+ */
+export function ordered(files, text) {
+  const words = /** @type {Part[]} */ (text ? [{ type: "text", text }] : []);
+  return [...files.filter((part) => part.type === "file"), ...words, ...files.filter((part) => part.type !== "file")];
+}
+
+/** @param {Pick<Turn, "parts">} turn */
 export function textOf(turn) {
   return turn.parts.map((part) => (part.type === "text" ? part.text : "")).join("");
 }

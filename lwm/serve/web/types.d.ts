@@ -11,6 +11,8 @@ export interface Part {
   /** Frames of a video that are asked for; null: as many as the server takes by itself. */
   numFrames?: number | null;
   preview?: Preview;
+  /** Names a file while the message is written. */
+  key?: string;
 }
 
 /** Frames as the model sees them, and their tokens. */
