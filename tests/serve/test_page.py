@@ -58,6 +58,7 @@ def test_own_code_is_short():
 
 
 @pytest.mark.browser
+@pytest.mark.representative
 def test_types_of_the_page(npm):
     compiler = npm("page", JS) / "node_modules/.bin/tsc"
     done = subprocess.run([compiler, "-p", WEB], capture_output=True, text=True, timeout=120)
@@ -259,6 +260,7 @@ def test_a_dropped_clip_shows_its_frames_and_is_described(visit, video):
 
 
 @pytest.mark.browser
+@pytest.mark.representative
 def test_two_pictures_appear_while_they_are_drawn(visit):
     page = visit()
     page.get_by_role("button", name="Settings").click()
@@ -382,6 +384,7 @@ def test_a_long_paste_becomes_a_file_and_one_that_does_not_fit_is_refused_in_a_l
 
 
 @pytest.mark.browser
+@pytest.mark.representative
 def test_nothing_of_an_answer_runs_or_is_fetched(visit):
     page = visit()
     page.evaluate("() => { window.hits = 0; window.hit = () => { window.hits += 1; }; }")
@@ -415,6 +418,7 @@ def test_nothing_of_an_answer_runs_or_is_fetched(visit):
 
 
 @pytest.mark.browser
+@pytest.mark.representative
 def test_nothing_serious_is_found_by_axe_and_a_phone_shows_all(visit, npm, needles):
     axe = npm("page", JS) / "node_modules/axe-core/axe.min.js"
 
