@@ -13,11 +13,12 @@ from lwm.generate.language_model import LanguageModel
 from lwm.model.config import (
     BITS,
     NO_OVERRIDES,
+    CacheDtype,
     Compute,
     ModelOverrides,
     Storage,
-    cache_dtype,
     compute_dtype,
+    usual_cache,
 )
 from lwm.model.llama import check_mesh
 from lwm.plan.fit import require_fit
@@ -41,6 +42,7 @@ def load(
     vqgan: str | Path | None = None,
     given: ModelOverrides = NO_OVERRIDES,
     pool_tokens: int | None = None,
+    cache_dtype: CacheDtype | None = None,
     progress: Progress = lambda done, total: None,
 ) -> LanguageModel:
     """Loads a model; one that `lwm models` lists or that is on the hub is fetched first.
@@ -57,6 +59,8 @@ def load(
         given: Values that the files lack or have wrong: RoPE theta, context, sizes of LWM's models.
         pool_tokens: Tokens in the cache of each device, for all answers at once; None: it grows
             with what is asked, as memory allows.
+        cache_dtype: Type of keys and values in the cache; None: float32 or bfloat16, as the dtype.
+            int8 has a scale for each token and head.
         progress: Called with the number of tensors loaded.
 
     Raises:
@@ -79,6 +83,7 @@ def load(
         context=(pool_tokens or 0) * sp or given.context or _MIN_CONTEXT,
         mesh=(dp, fsdp, tp, sp),
         dtype=held,
+        cache=cache_dtype,
         machine=machine(),
         remedy=None if pool_tokens is None else "give fewer pool_tokens",
     )
@@ -102,5 +107,5 @@ def load(
         vqgan_file=vqgan_file,
         source=opened.source,
         pool_tokens=pool_tokens,
-        cache_dtype=cache_dtype(held),
+        cache_dtype=cache_dtype or usual_cache(held),
     )

@@ -56,6 +56,8 @@ class LoadOptions:
     """The VQGAN, if it is not beside the model: a folder, or LWM's file."""
     pool_tokens: int | None = None
     """Tokens in the cache of each device, for all answers at once; else it grows with them."""
+    cache_dtype: Literal["float32", "bfloat16", "int8"] | None = None
+    """Type of keys and values in the cache; else that of `dtype`, or bfloat16 for few bits."""
     processes: Annotated[_Processes, tyro.conf.arg(name="")] = _Processes()
     """Several processes that hold the mesh together; the first one serves, the others help."""
     # Without a name it has no group of its own in the help.

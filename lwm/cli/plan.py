@@ -33,6 +33,7 @@ def plan(
     rows: int = 1,
     mesh: str = "1,1,1,1",
     dtype: Literal["float32", "bfloat16", "int8", "int4", "q4_1", "q5_0", "q5_1"] = "float32",
+    cache_dtype: Literal["float32", "bfloat16", "int8"] | None = None,
     memory: float | None = None,
     config: str | None = None,
     theta: float | None = None,
@@ -50,6 +51,8 @@ def plan(
         mesh: Devices: dp,fsdp,tp,sp such as 1,1,32,1, or tp=32.
         dtype: Type of weights and computation; those of fewer bits than 16 are computed in float32,
             and are GGUF's: int8 is Q8_0, and int4 is Q4_0.
+        cache_dtype: Type of keys and values in the cache; by default that of `dtype`, and bfloat16
+            beside weights of few bits.
         memory: GB (10⁹ bytes) of each GPU or TPU; by default, that of this machine's devices.
         config: For LWM's own files: a preset such as 7b, or json::FILE or pickle::FILE.
         theta: RoPE's base, for files that lack it; needs no memory.
@@ -68,7 +71,14 @@ def plan(
     shape, sizes = _config(model, given), _read_mesh(mesh)
     require_divisible_weights(shape, sizes)
     own = shape.max_context
-    asked = Plan(config=shape, context=context or own, rows=rows, mesh=sizes, dtype=dtype)
+    asked = Plan(
+        config=shape,
+        context=context or own,
+        rows=rows,
+        mesh=sizes,
+        dtype=dtype,
+        cache=cache_dtype,
+    )
     machine = _machine(asked.devices, memory)
     if context is None:
         contexts = [each for each in _CONTEXTS if each < own] + [own]

@@ -15,6 +15,7 @@ from lwm.fingerprint import Fingerprints, fingerprints, model_files, named
 from lwm.generate.answer import Answer
 from lwm.generate.loaded import LoadedModel
 from lwm.generate.output import Frame
+from lwm.model.config import usual_cache
 from lwm.progress import Progress
 from lwm.sampling_params import SamplingParams
 
@@ -100,6 +101,7 @@ def _codes(pieces: Sequence[str | Frame]) -> Int[np.ndarray, "frames codes"] | N
 def describe_model(model: LoadedModel) -> dict[str, Any]:
     """Returns a description that differs between models, also between stages of training."""
     leaves = jax.tree.leaves(model.llama)
+    is_usual = model.cache_dtype in (None, usual_cache(model.llama.held))
     template = model.template or model.tokenizer.chat_template or "lwm"
     return {
         "name": model.name,
@@ -110,6 +112,7 @@ def describe_model(model: LoadedModel) -> dict[str, Any]:
         "template": template if len(template) < 16 else _digest(template.encode()),
         # As resolved: RoPE's base, scaling and context may be the user's.
         "config": dataclasses.asdict(model.llama.config),
+        **({} if is_usual else {"cache": model.cache_dtype}),
     }
 
 

@@ -25,7 +25,7 @@ from lwm.generate.replay import Leader, follow
 from lwm.generate.requests import Request, Tagged
 from lwm.generate.runner import Load, Runner
 from lwm.generate.work import Finished
-from lwm.model.config import Dtype
+from lwm.model.config import CacheDtype
 from lwm.model.llama import Llama
 from lwm.model.pool import PAGE, PagePool
 from lwm.sampling_params import BIASES, TOPS
@@ -51,7 +51,7 @@ class Engine:
         grammar: Grammar | None = None,
         stop_places: int = 8,
         pool_tokens: int | None = None,
-        cache_dtype: Dtype | None = None,
+        cache_dtype: CacheDtype | None = None,
         require_memory: Callable[[int, PagePool | None], None] = lambda tokens, pool: None,
     ):
         """Starts without a page; the first request allocates the pool.

@@ -19,7 +19,7 @@ from lwm.devices import machine
 from lwm.errors import UserError
 from lwm.generate.engine import Engine
 from lwm.generate.grammar import VisionGrammar
-from lwm.model.config import Dtype
+from lwm.model.config import CacheDtype
 from lwm.model.llama import Llama
 from lwm.model.pool import PagePool
 from lwm.plan.fit import require_fit
@@ -56,7 +56,7 @@ class LoadedModel:
     source: Path | None = None
     """The file or folder that it was read from."""
     pool_tokens: int | None = None
-    cache_dtype: Dtype | None = None
+    cache_dtype: CacheDtype | None = None
     """Type of keys and values in the cache; None: that of activations."""
     """Tokens in the cache of each device; None: it grows with what is asked, as memory allows."""
 
@@ -247,6 +247,7 @@ class LoadedModel:
             lane=WIDEST * dp * fsdp,
             mesh=(dp, fsdp, tp, sp),
             dtype=self.llama.held,
+            cache=self.cache_dtype,
             machine=dataclasses.replace(here, count=jax.device_count()),
             remedy="shorten the prompt",
         )

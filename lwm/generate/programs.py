@@ -18,7 +18,7 @@ from lwm.generate.grammar import Grammar
 from lwm.generate.pages import LONG, SHORT, Holding
 from lwm.generate.plan import GenerationPlan
 from lwm.generate.slots import Block, Slots
-from lwm.model.config import Dtype
+from lwm.model.config import CacheDtype
 from lwm.model.llama import Llama
 from lwm.model.pool import PagePool, Place, copy_pages, table_width
 from lwm.sharding import BATCH, DEVICES, ROW, ROWS, TOKENS, put
@@ -34,7 +34,7 @@ class Programs:
         *,
         grammar: Grammar | None,
         stop_places: int,
-        cache_dtype: Dtype | None,
+        cache_dtype: CacheDtype | None,
     ):
         """Starts without a page; see `lwm.generate.engine.Engine` for the arguments."""
         self.model, self.mesh, self._grammar = model, mesh, grammar

@@ -15,6 +15,9 @@ Storage = Literal["float32", "bfloat16", "int8", "int4"]
 """Type of stored weights; with `int8` and `int4`, matrices have so many bits, activations are
 float32, and keys and values in the cache bfloat16."""
 
+CacheDtype = Literal["float32", "bfloat16", "int8"]
+"""Type of keys and values in a cache; int8 has a scale for each token and head."""
+
 Held = Literal["float32", "bfloat16", "int8", "int4", "q4_1", "q5_0", "q5_1"]
 """`Storage`, and other types of GGUF; `int8` and `int4` are its Q8_0 and Q4_0."""
 
@@ -36,7 +39,7 @@ def compute_dtype(held: Held) -> Dtype:
     return "bfloat16" if held == "bfloat16" else "float32"
 
 
-def cache_dtype(held: Held) -> Dtype:
+def usual_cache(held: Held) -> CacheDtype:
     """Returns the type of keys and values in the cache, with weights stored so."""
     return "float32" if held == "float32" else "bfloat16"
 

@@ -18,11 +18,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import PartitionSpec as P, get_abstract_mesh
-from jaxtyping import Array, Float, Int, UInt16
+from jaxtyping import Array, Float, Int
 
-from lwm.model.config import Dtype, LlamaConfig
+from lwm.model.config import CacheDtype, LlamaConfig
 from lwm.ops.cpu.attention import attend_new
-from lwm.ops.cpu.bits import stored_as, to_bits
+from lwm.ops.held import Keys, Values, held_size, held_type, narrowed
 from lwm.ops.paged import PAGE, attend_pages, read_pages
 from lwm.sharding import BATCH, DEVICES, HEADS, PAGES, ROW, ROWS, manual
 
@@ -47,11 +47,11 @@ class LayerPages(eqx.Module):
     """Keys and values of one layer, head-major: decoding reads one head contiguously.
 
     Keys are stored transposed, in the order in which a matrix product with a query reads them.
-    Bfloat16 is held as bits (`lwm.ops.cpu.bits`).
+    `lwm.ops.held` says how numbers are held.
     """
 
-    keys: Float[Array, "P K H b"] | UInt16[Array, "P K H b"]
-    values: Float[Array, "P K b H"] | UInt16[Array, "P K b H"]
+    keys: Keys
+    values: Values
 
     def attend(
         self,
@@ -96,15 +96,15 @@ class PagePool(eqx.Module):
     layers: tuple[LayerPages, ...]
 
     @classmethod
-    def empty(cls, config: LlamaConfig, dtype: Dtype, *, per_device: int) -> "PagePool":
+    def empty(cls, config: LlamaConfig, dtype: CacheDtype, *, per_device: int) -> "PagePool":
         """Allocates so many pages on each device of the mesh in use, page 0 included."""
         count = per_device * _num_parts()
 
         def zeros(*shape: int) -> Array:
             shape = count, config.num_kv_heads, *shape
-            return jnp.zeros(shape, stored_as(jnp.dtype(dtype)), out_sharding=PAGES)
+            return jnp.zeros(shape, held_type(jnp.dtype(dtype)), out_sharding=PAGES)
 
-        H = config.head_dim
+        H = held_size(config.head_dim, jnp.dtype(dtype))
         return cls(
             tuple(LayerPages(zeros(H, PAGE), zeros(PAGE, H)) for _ in range(config.num_layers))
         )
@@ -158,8 +158,6 @@ def _num_parts() -> int:
 def _plain(q, k, v, keys, values, pages, lengths, first, *, step):
     """Stores new tokens, and attends from them to their rows."""
     one = q.shape[1] == 1
-    held = jnp.bfloat16 if keys.dtype == jnp.uint16 else keys.dtype
-    k, v = k.astype(held), v.astype(held)
     stored = _stored_here(pages, first, step)
     keys, values = (_store_one if one else _store)(keys, values, k, v, stored, lengths)
     here = _own(pages, first, step)
@@ -197,7 +195,8 @@ def _merged(out, lse, *, split):
 
 def _store(keys, values, k, v, pages, lengths):
     """Writes a chunk per row: whole pages, or a part of one."""
-    k, v = to_bits(k.transpose(0, 2, 3, 1)), to_bits(v.transpose(0, 2, 1, 3))
+    k = narrowed(k.transpose(0, 2, 3, 1), keys.dtype, axis=2)
+    v = narrowed(v.transpose(0, 2, 1, 3), values.dtype, axis=3)
     size = min(k.shape[3], PAGE)
     for row in range(len(k)):
         for start in range(0, k.shape[3], size):
@@ -215,7 +214,8 @@ def _store(keys, values, k, v, pages, lengths):
 def _store_one(keys, values, k, v, pages, lengths):
     """Writes one token per row."""
     page = jnp.take_along_axis(pages, lengths[:, None] // PAGE, axis=1)[:, 0]
-    inputs = keys, values, to_bits(k[:, 0]), to_bits(v[:, 0]), page, lengths % PAGE
+    k, v = (narrowed(x[:, 0], keys.dtype, axis=2) for x in (k, v))
+    inputs = keys, values, k, v, page, lengths % PAGE
     return jax.lax.platform_dependent(*inputs, tpu=_set_in_turn, default=_set_at_once)
 
 

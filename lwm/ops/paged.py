@@ -1,7 +1,7 @@
 """Attention to a cache of pages: rows of any lengths, each with a table of its pages.
 
 A page holds the keys and values of `PAGE` tokens in their own memory layout: keys are transposed,
-in the order in which a matrix product with a query reads them. Bfloat16 may be held as bits.
+in the order in which a matrix product with a query reads them. `lwm.ops.held` has their types.
 Time grows with the tokens in a row, not with the size of its table.
 
 Where several devices share the pages of a row, each attends to its own, every `step`-th from the
@@ -17,12 +17,14 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Float, Int, UInt16
+from jaxtyping import Array, Float, Int
 
 from lwm.ops.blockwise import Tiles, attend, block_sizes, rows_of, unrows, with_ones
-from lwm.ops.cpu.bits import from_bits
 from lwm.ops.cpu.product import product
+from lwm.ops.held import Keys, Values, widened
 
+_KEYS, _VALUES = -2, -1
+"""Axes of a head's numbers."""
 PAGE = 256
 """Tokens of a page."""
 TOGETHER = 2
@@ -39,8 +41,8 @@ UNIT = 8
 
 def read_pages(
     q: Float[Array, "B S N H"],
-    keys: Float[Array, "P K H b"] | UInt16[Array, "P K H b"],
-    values: Float[Array, "P K b H"] | UInt16[Array, "P K b H"],
+    keys: Keys,
+    values: Values,
     pages: Int[Array, "B W"],
     lengths: Int[Array, " B"],
     first: Int[Array, " B"] | None = None,
@@ -73,8 +75,8 @@ def read_pages(
 
 def read_in_tiles(
     q: Float[Array, "B S N H"],
-    keys: Float[Array, "P K H b"] | UInt16[Array, "P K H b"],
-    values: Float[Array, "P K b H"] | UInt16[Array, "P K b H"],
+    keys: Keys,
+    values: Values,
     pages: Int[Array, "B W"],
     lengths: Int[Array, " B"],
     first: Int[Array, " B"],
@@ -99,23 +101,24 @@ def read_in_tiles(
             starts = (first[row] + numbers * step) * PAGE
             return (starts[:, None] + jnp.arange(PAGE)).reshape(-1)
 
-        def tile(n, cache, axis):
+        def tile(n, cache, numbers):
             if together == 1:
                 found = lax.dynamic_index_in_dim(cache, pages[row, n], keepdims=False)
-                return from_bits(found).astype(q.dtype)
+                return widened(found, q.dtype, axis=numbers)
             # Gathered before any transposition: XLA for TPUs would transpose the whole pool.
             found = lax.dynamic_slice_in_dim(pages[row], n * together, together)
-            x = jnp.moveaxis(_pages(cache, found, q.dtype), 0, axis)
+            axis = 2 if numbers == _KEYS else 1
+            x = jnp.moveaxis(_pages(cache, found, q.dtype, numbers), 0, axis)
             return x.reshape(*x.shape[:axis], -1, *x.shape[axis + 2 :])
 
         def summands(n):
             # A page in use may hold what an earlier row left behind; zero times NaN is NaN.
             stored = tokens(n) < lengths[row] + S
-            found = jnp.where(stored[:, None], tile(n, values, 1), 0)
+            found = jnp.where(stored[:, None], tile(n, values, _VALUES), 0)
             return with_ones(found) if ones else found
 
         tiles = Tiles(
-            scores=lambda n: product("kqh,kht->kqt", query, tile(n, keys, 2), aligned=True),
+            scores=lambda n: product("kqh,kht->kqt", query, tile(n, keys, _KEYS), aligned=True),
             values=summands,
             visible=lambda n: index[:, None] >= tokens(n),
         )
@@ -132,8 +135,8 @@ def read_in_tiles(
 
 def attend_pages(
     q: Float[Array, "B 1 N H"],
-    keys: Float[Array, "P K H b"] | UInt16[Array, "P K H b"],
-    values: Float[Array, "P K b H"] | UInt16[Array, "P K b H"],
+    keys: Keys,
+    values: Values,
     pages: Int[Array, "B W"],
     lengths: Int[Array, " B"],
     first: Int[Array, " B"] | None = None,
@@ -157,8 +160,8 @@ def attend_pages(
 
 def by_row(
     q: Float[Array, "B 1 N H"],
-    keys: Float[Array, "P K H b"] | UInt16[Array, "P K H b"],
-    values: Float[Array, "P K b H"] | UInt16[Array, "P K b H"],
+    keys: Keys,
+    values: Values,
     pages: Int[Array, "B W"],
     lengths: Int[Array, " B"],
     first: Int[Array, " B"] | None = None,
@@ -189,8 +192,8 @@ def by_row(
 
 def all_rows(
     q: Float[Array, "B 1 N H"],
-    keys: Float[Array, "P K H b"] | UInt16[Array, "P K H b"],
-    values: Float[Array, "P K b H"] | UInt16[Array, "P K b H"],
+    keys: Keys,
+    values: Values,
     pages: Int[Array, "B W"],
     lengths: Int[Array, " B"],
     first: Int[Array, " B"] | None = None,
@@ -287,8 +290,8 @@ class _Softmax(NamedTuple):
     """Sum of the weights."""
 
 
-def _pages(cache, numbers, dtype):
-    return from_bits(cache.at[numbers].get(mode="promise_in_bounds")).astype(dtype)
+def _pages(cache, pages, dtype, numbers):
+    return widened(cache.at[pages].get(mode="promise_in_bounds"), dtype, axis=numbers)
 
 
 def _parts(rows, together):
@@ -305,7 +308,8 @@ def _parts(rows, together):
 
 def _add(now, parts, keys, values, found, numbers, step, masked):
     """Attends from each part to one page more, its `numbers`-th that lies here."""
-    k, v = (_pages(cache, found, parts.queries.dtype) for cache in (keys, values))
+    dtype = parts.queries.dtype
+    k, v = _pages(keys, found, dtype, _KEYS), _pages(values, found, dtype, _VALUES)
     scores = product("bkgh,bkht->bkgt", parts.queries, k, aligned=True)
     if masked:
         start = (parts.first + numbers * step) * PAGE

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 from lwm.devices import Machine
 from lwm.errors import UserError
-from lwm.model.config import Held, LlamaConfig
+from lwm.model.config import CacheDtype, Held, LlamaConfig
 from lwm.ops.paged import PAGE
 from lwm.plan.memory import SHORT, MemoryNeed, MeshSizes, inference_need
 
@@ -25,6 +25,8 @@ class Plan:
     rows: int
     mesh: MeshSizes
     dtype: Held
+    cache: CacheDtype | None = None
+    """Type of keys and values; None: as usual for the dtype."""
     lane: int | None = None
     """Rows that are decoded together; None: all."""
 
@@ -42,6 +44,7 @@ class Plan:
             lane=self.lane,
             mesh=self.mesh,
             dtype=self.dtype,
+            cache=self.cache,
             platform=platform,
         )
 
@@ -90,6 +93,7 @@ def require_fit(
     lane: int | None = None,
     mesh: MeshSizes,
     dtype: Held,
+    cache: CacheDtype | None = None,
     machine: Machine,
     remedy: str | None = None,
 ) -> None:
@@ -103,6 +107,7 @@ def require_fit(
         lane: Rows that are decoded together; by default all.
         mesh: dp, fsdp, tp, sp.
         dtype: Type of the weights, and, unless it is int8 or int4, of activations and cache.
+        cache: Type of keys and values, if it is another one.
         machine: The devices; if their memory is not known, everything fits.
         remedy: What to suggest in place of a shorter context, where that is none.
 
@@ -110,7 +115,15 @@ def require_fit(
         UserError: The model does not fit: the memory needed, the memory available, and the
             cheapest options that make it fit. Or the weights do not divide over the mesh.
     """
-    plan = Plan(config=config, context=context, rows=rows, mesh=mesh, dtype=dtype, lane=lane)
+    plan = Plan(
+        config=config,
+        context=context,
+        rows=rows,
+        mesh=mesh,
+        dtype=dtype,
+        cache=cache,
+        lane=lane,
+    )
     need, room = plan.need(machine.platform), machine.room(plan.devices)
     if room is None or need.total <= room:
         return

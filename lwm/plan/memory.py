@@ -18,13 +18,14 @@ import jax.random as jr
 from jax.sharding import AbstractMesh, AxisType
 
 from lwm.errors import UserError
-from lwm.model.config import BITS_HELD, Held, LlamaConfig, cache_dtype, compute_dtype
+from lwm.model.config import BITS_HELD, CacheDtype, Held, LlamaConfig, compute_dtype, usual_cache
 from lwm.model.llama import Llama
 from lwm.model.pool import PAGE
 from lwm.model.quantize import CONTRACTED, GROUP, has_groups
 from lwm.ops.blockwise import block_sizes
 from lwm.ops.cpu.build import is_expected
 from lwm.ops.cpu.stored import MOST_ROWS
+from lwm.ops.held import held_size
 from lwm.ops.paged import CHUNK_TOGETHER, TOGETHER, pages_at_once
 from lwm.sharding import AXES, BATCH
 
@@ -62,6 +63,7 @@ def inference_need(
     lane: int | None = None,
     mesh: MeshSizes,
     dtype: Held = "float32",
+    cache: CacheDtype | None = None,
     platform: str = "gpu",
 ) -> MemoryNeed:
     """Returns the memory that reading and continuing prompts needs.
@@ -73,6 +75,7 @@ def inference_need(
         lane: Rows that are decoded together; by default all.
         mesh: dp, fsdp, tp, sp.
         dtype: Type of the weights, and, unless it is int8 or int4, of activations and cache.
+        cache: Type of keys and values, if it is another one.
         platform: JAX's name of the kind of device. XLA for CPU widens and gathers all weights
             before the decoding loop; for others it does so layer by layer.
 
@@ -88,7 +91,7 @@ def inference_need(
     pages = math.ceil(rows / groups) * math.ceil(context / (PAGE * sp)) + 1
     # Replicas over dp and sp are alike: one entry in the cache of results serves them all.
     weights = _weights(config, (1, *mesh[1:3], 1), dtype)
-    cache = _cache_bytes(config, dtype, pages=pages, mesh=mesh)
+    page = _page_bytes(config, cache or usual_cache(dtype), mesh=mesh)
     work = _Work(
         config=config,
         mesh=mesh,
@@ -96,10 +99,12 @@ def inference_need(
         weights=weights,
         table=math.ceil((math.ceil(context / PAGE) + 1) / sp),
         dtype=dtype,
+        page=page,
         is_cpu=platform == "cpu",
     )
     activations = max(work.embedding(), work.reading(), work.writing())
-    return MemoryNeed(weights=weights.stored, cache=cache, activations=activations)
+    held = config.num_layers * pages * page
+    return MemoryNeed(weights=weights.stored, cache=held, activations=activations)
 
 
 def require_divisible_weights(config: LlamaConfig, mesh: MeshSizes) -> None:
@@ -118,9 +123,10 @@ def require_divisible_weights(config: LlamaConfig, mesh: MeshSizes) -> None:
                 )
 
 
-def _cache_bytes(config: LlamaConfig, dtype: Held, *, pages: int, mesh: MeshSizes) -> int:
-    heads = config.num_kv_heads // _parts(mesh, ("tp",))
-    return config.num_layers * 2 * pages * PAGE * heads * config.head_dim * _cache_width(dtype)
+def _page_bytes(config: LlamaConfig, cache: CacheDtype, *, mesh: MeshSizes) -> int:
+    """Returns the bytes of the keys and values of a page of one layer."""
+    heads, dtype = config.num_kv_heads // _parts(mesh, ("tp",)), jnp.dtype(cache)
+    return 2 * PAGE * heads * held_size(config.head_dim, dtype) * dtype.itemsize
 
 
 class _Leaf(NamedTuple):
@@ -230,6 +236,8 @@ class _Work:
     table: int
     """Entries of a row's table on each device."""
     dtype: Held
+    page: int
+    """Bytes of a page's keys and values."""
     is_cpu: bool
 
     def embedding(self) -> int:
@@ -246,7 +254,7 @@ class _Work:
         pages = 1 if self.is_cpu else CHUNK_TOGETHER
         # Scores of a tile and their exponentials; elsewhere its keys and values twice, as well.
         tile = heads * queries * pages * PAGE * 2 * _FLOAT32
-        tile += 0 if self.is_cpu else 2 * pages * self._page
+        tile += 0 if self.is_cpu else 2 * pages * self.page
         # Queries, keys and values after projection and RoPE, and the output's sums.
         projected = 3 * CHUNK * heads * self.config.head_dim * _FLOAT32
         if self._sp > 1:  # as they are gathered over `sp`, and the devices' results merged
@@ -266,8 +274,8 @@ class _Work:
         kv_heads = self.config.num_kv_heads // self._tp
         pages = 3 * TOGETHER * kv_heads * PAGE * self.config.head_dim * _FLOAT32
         if not self.is_cpu:
-            pages = 2 * self.rows * pages_at_once(self.rows, self._page, most=self.table)[0]
-            pages *= self._page
+            pages = 2 * self.rows * pages_at_once(self.rows, self.page, most=self.table)[0]
+            pages *= self.page
         states = 6 * self.rows * (self.config.mlp_dim // self._tp + 2 * self.config.dim)
         return logits + pages + states * _FLOAT32 + self._kept()
 
@@ -303,12 +311,6 @@ class _Work:
         if self.dtype not in BITS_HELD and (self.dtype == "float32" or self.rows > MOST_ROWS):
             return False
         return self.is_cpu and is_expected()
-
-    @property
-    def _page(self) -> int:
-        """Bytes of a page's keys and values."""
-        heads = self.config.num_kv_heads // self._tp
-        return 2 * heads * PAGE * self.config.head_dim * _cache_width(self.dtype)
 
     @property
     def _layer(self) -> int:
@@ -347,10 +349,6 @@ class _Work:
 
 def _width(dtype: Held) -> int:
     return jnp.dtype(compute_dtype(dtype)).itemsize
-
-
-def _cache_width(dtype: Held) -> int:
-    return jnp.dtype(cache_dtype(dtype)).itemsize
 
 
 def _parts(mesh: MeshSizes, axes: tuple[str, ...]) -> int:

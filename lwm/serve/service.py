@@ -279,5 +279,6 @@ def _fingerprint(model: LanguageModel) -> str:
     if source is not None and source.is_dir():
         files = sorted(path for path in source.iterdir() if path.is_file())
     contents = [(path.name, content_of(path)) for path in files]
-    facts = (contents, lwm.__version__, model.llama.config, model.llama.compute, model.template)
+    how = model.llama.config, model.llama.compute, model.template, model.cache_dtype
+    facts = contents, lwm.__version__, *how
     return f"fp_{hashlib.sha256(repr(facts).encode()).hexdigest()[:10]}"

@@ -73,24 +73,25 @@ def forward(model, place, mesh, rows):
 
 
 @pytest.mark.parametrize(
-    ("kind", "mesh_text", "lane", "close"),
+    ("kind", "mesh_text", "lane", "cache", "close"),
     [
-        ("float32", "1,1,1,1", 1, 1e-5),
-        ("float32", "1,1,1,1", 4, 1e-5),
-        ("float32", "tp=2,sp=4", 4, 1e-5),
-        pytest.param(*("float32", "dp=2,tp=2", 4, 1e-5), marks=SLOW),
-        pytest.param(*("float32", "fsdp=2", 2, 1e-5), marks=SLOW),
-        ("int8", "sp=2", 4, 1e-5),
-        ("bfloat16", "1,1,1,1", 4, 3e-2),
+        ("float32", "1,1,1,1", 1, None, 1e-5),
+        ("float32", "1,1,1,1", 4, None, 1e-5),
+        ("float32", "tp=2,sp=4", 4, None, 1e-5),
+        pytest.param(*("float32", "dp=2,tp=2", 4, None, 1e-5), marks=SLOW),
+        pytest.param(*("float32", "fsdp=2", 2, None, 1e-5), marks=SLOW),
+        ("int8", "sp=2", 4, None, 1e-5),
+        ("float32", "1,1,1,1", 4, "int8", 2e-2),
+        ("bfloat16", "1,1,1,1", 4, None, 3e-2),
     ],
 )
 def test_what_is_written_is_that_of_one_pass(
-    model_of, place, ask, request_for, kind, mesh_text, lane, close
+    model_of, place, ask, request_for, kind, mesh_text, lane, cache, close
 ):
     rng = np.random.default_rng(0)
     prompts = [rng.integers(0, 256, length).tolist() for length in LENGTHS]
     with jax.set_mesh(mesh := make_mesh(mesh_text)):
-        engine = Engine(model_of(kind), mesh, pool_tokens=4096)
+        engine = Engine(model_of(kind), mesh, pool_tokens=4096, cache_dtype=cache)
         plan = GenerationPlan(max_tokens=12)
         free = dataclasses.replace(plan, sampler=Sampler(), seed=3)
         greedy = ask(engine, *(request_for(plan, each, lane=lane) for each in prompts))

@@ -13,6 +13,7 @@ from lwm.model.config import Compute
 from lwm.model.llama import Llama, _extend_block
 from lwm.model.pool import PAGE, PagePool, Place, copy_pages, table_width
 from lwm.model.quantize import CONTRACTED, QuantizedWeight, quantize_to
+from lwm.ops.held import held_size
 from lwm.sharding import DEVICES, ROW, ROWS, dotted, make_mesh, on_mesh, tokens_spec
 
 LONG, SHORT = 512, 64
@@ -209,11 +210,12 @@ def test_each_device_copies_a_page_of_its_own(tiny, text):
 
 
 @pytest.mark.parametrize("size", [1, SHORT, LONG])
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_no_layer_copies_its_pages(mesh, tiny, init, size, dtype):
+@pytest.mark.parametrize("held", ["float32", "bfloat16", "int8"])
+def test_no_layer_copies_its_pages(mesh, tiny, init, size, held):
     """Each program writes into the pages that it is given."""
     config, per_device = tiny(num_layers=1, num_heads=4, num_kv_heads=4, max_context=1024), 513
-    pool = PagePool.empty(config, dtype, per_device=per_device)
+    pool = PagePool.empty(config, held, per_device=per_device)
+    dtype = "float32" if held == "int8" else held
     block = jax.tree.map(lambda leaf: leaf.astype(dtype), init(config).unstack().blocks[0])
     states = P(*tokens_spec(size), None)
     x = jnp.zeros((2, size, config.dim), dtype, out_sharding=states)
@@ -223,12 +225,13 @@ def test_no_layer_copies_its_pages(mesh, tiny, init, size, dtype):
         *[jnp.zeros(2, jnp.int32, out_sharding=ROW)] * 2,
     )
     layer = pool.layers[0]
-    held = sum(leaf.nbytes for leaf in jax.tree.leaves(layer))
+    held_bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(layer))
     used = _extend_block.lower(block, x, (turn, turn), layer, place).compile().memory_analysis()
     assert used is not None
-    assert held == 2 * per_device * 4 * 8 * PAGE * jnp.dtype(dtype).itemsize
-    assert used.alias_size_in_bytes == held
-    assert used.temp_size_in_bytes < held / 2
+    each = held_size(8, jnp.dtype(held)) * jnp.dtype(held).itemsize
+    assert held_bytes == 2 * per_device * 4 * each * PAGE
+    assert used.alias_size_in_bytes == held_bytes
+    assert used.temp_size_in_bytes < held_bytes / 2
 
 
 def test_a_table_holds_the_context_and_the_padding_of_a_chunk():

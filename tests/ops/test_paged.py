@@ -10,7 +10,7 @@ import pytest
 from jaxtyping import Array
 
 from lwm.ops import reference
-from lwm.ops.cpu.bits import from_bits, stored_as, to_bits
+from lwm.ops.held import held_size, held_type, narrowed, widened
 from lwm.ops.mask import EMPTY, Mask
 from lwm.ops.paged import (
     LARGE,
@@ -62,7 +62,7 @@ def normal(dtype, *shape, seed=0):
 def paged(dtype, lengths, *, seed=0) -> Rows:
     """Puts rows of so many tokens into scattered pages; all else in the pool is NaN."""
     B, T = len(lengths), (WIDTH - 1) * PAGE
-    keys, values = normal(dtype, 2, B, T, K, H)
+    keys, values = normal(jnp.float32 if dtype == jnp.int8 else dtype, 2, B, T, K, H)
     numbers = 1 + np.random.default_rng(seed).permutation(B * WIDTH)
     tables, used = np.zeros((B, WIDTH), np.int32), iter(numbers)
     shape = 1 + B * WIDTH, K, H, PAGE
@@ -75,8 +75,14 @@ def paged(dtype, lengths, *, seed=0) -> Rows:
             pool[:, page, ..., :count] = [
                 np.asarray(x[row, held], np.float32).transpose(1, 2, 0) for x in (keys, values)
             ]
-    pages = [to_bits(jnp.asarray(x, dtype)) for x in (pool[0], pool[1].swapaxes(-1, -2))]
-    return Rows(keys, values, (pages[0], pages[1], jnp.asarray(tables)))
+    held = held_type(dtype)
+    pages = (
+        narrowed(jnp.asarray(pool[0]), held, axis=2),
+        narrowed(jnp.asarray(pool[1].swapaxes(-1, -2)), held, axis=3),
+    )
+    # What is held, is what is to be seen.
+    keys, values = (widened(narrowed(x, held, axis=3), x.dtype, axis=3) for x in (keys, values))
+    return Rows(keys, values, (*pages, jnp.asarray(tables)))
 
 
 @jax.jit
@@ -197,10 +203,30 @@ def test_a_row_has_the_same_bits_in_any_company_and_in_any_pages(dtype):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_bits_are_the_same_numbers(dtype):
+def test_numbers_are_held_as_they_are(dtype):
     x = normal(dtype, 5, 7)
-    assert to_bits(x).dtype == stored_as(x.dtype)
-    np.testing.assert_array_equal(from_bits(to_bits(x)), x)
+    held = narrowed(x, held_type(dtype), axis=1)
+    assert held.dtype == held_type(x.dtype)
+    np.testing.assert_array_equal(widened(held, dtype, axis=1), x)
+
+
+@pytest.mark.parametrize("axis", [1, 2])
+def test_eight_bits_have_a_scale_for_each_token_and_head(axis):
+    x = 10.0 ** jnp.arange(-3, 3)[:, None, None] * normal(jnp.float32, 6, 8, 8)
+    x = x.at[2].set(0)
+    held = narrowed(x, jnp.int8, axis=axis)
+    assert held.shape[axis] == held_size(8, jnp.int8) == 12
+    most = jnp.max(jnp.abs(x), axis=axis, keepdims=True)
+    found = widened(held, jnp.float32, axis=axis)
+    assert (jnp.abs(found - x) <= most / 127 * 0.5001).all()
+
+
+@pytest.mark.parametrize("run", DECODE + READ)
+def test_pages_of_eight_bits(run):
+    lengths, new = (0, 256, 704), 64 if run in READ else 1
+    rows = paged(jnp.int8, [length + new for length in lengths])
+    q = normal(jnp.float32, len(lengths), new, N, H, seed=1)
+    check(run(q, *rows.stored, jnp.asarray(lengths)), q, rows, lengths)
 
 
 @pytest.mark.parametrize("run", DECODE + READ)

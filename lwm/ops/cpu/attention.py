@@ -6,12 +6,17 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Float, Int, UInt16
+from jaxtyping import Array, Float, Int
 
 from lwm.ops.cpu.build import target
+from lwm.ops.held import Keys, Values
 
-Keys = Float[Array, "P K H b"] | UInt16[Array, "P K H b"]
-Values = Float[Array, "P K b H"] | UInt16[Array, "P K b H"]
+_KERNELS = {
+    jnp.dtype(jnp.float32): "attend_float32",
+    jnp.dtype(jnp.uint16): "attend_bfloat16",
+    jnp.dtype(jnp.int8): "attend_int8",
+}
+"""By the type in which pages are held (`lwm.ops.held`)."""
 Attended = tuple[Float[Array, "B 1 N H"], Float[Array, "B 1 N"], Keys, Values]
 
 
@@ -46,11 +51,10 @@ def attend_new(
         Output, log-sum-exp, and the pages with the new token.
     """
     inputs = q, k, v, keys, values, pages, lengths, first
-    name = target("attend_bfloat16" if keys.dtype == jnp.uint16 else "attend_float32")
-    if name is None or keys.dtype not in (jnp.uint16, jnp.float32):
+    kernel = _KERNELS.get(keys.dtype)
+    if kernel is None or (name := target(kernel)) is None:
         return plain(*inputs)
-    kernel = partial(_call, name, step)
-    return lax.platform_dependent(*inputs, cpu=kernel, default=plain)
+    return lax.platform_dependent(*inputs, cpu=partial(_call, name, step), default=plain)
 
 
 def _call(name, step, q, k, v, keys, values, pages, lengths, first):

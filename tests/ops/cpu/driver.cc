@@ -121,8 +121,22 @@ bool check_attention(const PageSizes& sizes, const std::vector<int64_t>& lengths
   const auto k = numbers<float>(count * sizes.heads * width);
   const auto v = numbers<float>(count * sizes.heads * width);
   const int64_t pages = count * sizes.entries;
-  auto keys = numbers<Number>(pages * sizes.heads * width * kPage);
-  auto values = numbers<Number>(pages * sizes.heads * width * kPage);
+  const int64_t stride = width + kScale<Number>;
+  auto keys = numbers<Number>(pages * sizes.heads * page_size<Number>(width));
+  auto values = numbers<Number>(pages * sizes.heads * page_size<Number>(width));
+  const auto key_scales = numbers<float>(kPage), value_scales = numbers<float>(kPage);
+  const auto scale = [](const std::vector<float>& of, int64_t t) {
+    return kScale<Number> ? std::abs(of[t % kPage]) / 100 : 1;
+  };
+  for (int64_t t = 0; t < pages * sizes.heads * kPage; ++t) {
+    Number* key = keys.data() + t / kPage * page_size<Number>(width) + t % kPage + width * kPage;
+    Number* value = values.data() + t * stride + width;
+    for (int64_t i = 0; i < kScale<Number>; ++i) {
+      const float of_key = scale(key_scales, t), of_value = scale(value_scales, t);
+      std::memcpy(key + i * kPage, reinterpret_cast<const char*>(&of_key) + i, 1);
+      std::memcpy(value + i, reinterpret_cast<const char*>(&of_value) + i, 1);
+    }
+  }
   std::vector<int32_t> table(pages);
   for (int64_t i = 0; i < pages; ++i) table[i] = pages - 1 - i;
   std::vector<Row> rows;
@@ -144,12 +158,18 @@ bool check_attention(const PageSizes& sizes, const std::vector<int64_t>& lengths
     double total = 0;
     for (int64_t t = 0; t <= lengths[r]; ++t) {
       const int64_t page = rows[r].table[t / kPage] * sizes.heads + head;
-      const Number* key = keys.data() + page * width * kPage + t % kPage;
-      const Number* value = values.data() + page * width * kPage + t % kPage * width;
+      const Number* key = keys.data() + page * page_size<Number>(width) + t % kPage;
+      const Number* value = values.data() + (page * kPage + t % kPage) * stride;
+      // Of the last token, the scales are those with which it was stored.
+      float of_key = scale(key_scales, t), of_value = scale(value_scales, t);
+      for (int64_t b = 0; b < kScale<Number>; ++b) {
+        std::memcpy(reinterpret_cast<char*>(&of_key) + b, key + (width + b) * kPage, 1);
+        std::memcpy(reinterpret_cast<char*>(&of_value) + b, value + width + b, 1);
+      }
       double score = 0;
-      for (int64_t h = 0; h < width; ++h) score += q[i * width + h] * wide(key[h * kPage]);
+      for (int64_t h = 0; h < width; ++h) score += q[i * width + h] * wide(key[h * kPage]) * of_key;
       total += std::exp(score);
-      for (int64_t h = 0; h < width; ++h) sums[h] += std::exp(score) * wide(value[h]);
+      for (int64_t h = 0; h < width; ++h) sums[h] += std::exp(score) * wide(value[h]) * of_value;
     }
     if (!is_near(std::log(total), lse[i], 10)) return false;
     for (int64_t h = 0; h < width; ++h) {
@@ -189,6 +209,7 @@ int main() {
   for (const auto& sizes : {PageSizes{2, 3, 16, 4, 1}, PageSizes{1, 5, 21, 4, 1}}) {
     good &= check_attention<float>(sizes, {0, 255, 256, 700});
     good &= check_attention<BFloat16>(sizes, {3, 767});
+    good &= check_attention<int8_t>(sizes, {0, 300, 767});
   }
   std::puts(good ? "equal" : "different");
   return good ? 0 : 1;

@@ -10,7 +10,7 @@ import pytest
 from lwm.model.pool import _plain
 from lwm.ops import reference
 from lwm.ops.cpu.attention import attend_new
-from lwm.ops.cpu.bits import from_bits, to_bits
+from lwm.ops.held import held_type, narrowed, widened
 from lwm.ops.mask import Mask
 from lwm.ops.paged import PAGE
 
@@ -18,10 +18,11 @@ WIDTH = 5
 LENGTHS = 0, 255, 256, 1000, 3
 
 
-def inputs(dtype, heads, queries, size, lengths=LENGTHS, *, seed=0):
+def inputs(held, heads, queries, size, lengths=LENGTHS, *, seed=0):
     """New tokens, pages in which all but the tokens before them is NaN, and their tables."""
     rng, rows = np.random.default_rng(seed), len(lengths)
     shapes = (heads * queries, size), (heads, size), (heads, size)
+    dtype = jnp.float32 if held == jnp.int8 else held
     q, k, v = (jnp.asarray(rng.normal(size=(rows, 1, *shape)), dtype) for shape in shapes)
     tables = 1 + rng.permutation(rows * WIDTH).reshape(rows, WIDTH).astype(np.int32)
     pool = np.full((2, 1 + rows * WIDTH, heads, size, PAGE), np.nan, np.float32)
@@ -29,10 +30,8 @@ def inputs(dtype, heads, queries, size, lengths=LENGTHS, *, seed=0):
         for n in range(-(-length // PAGE)):
             count = min(PAGE, length - n * PAGE)
             pool[:, table[n], ..., :count] = rng.normal(size=(2, heads, size, count))
-    keys, values = (
-        to_bits(jnp.asarray(x, dtype))
-        for x in (pool[0], np.ascontiguousarray(pool[1].swapaxes(2, 3)))
-    )
+    keys = narrowed(jnp.asarray(pool[0]), held_type(held), axis=2)
+    values = narrowed(jnp.asarray(pool[1].swapaxes(2, 3)), held_type(held), axis=3)
     at = jnp.asarray(lengths, jnp.int32)
     return q, k, v, keys, values, jnp.asarray(tables), at, jnp.zeros_like(at)
 
@@ -51,7 +50,8 @@ def exactly(q, keys, values, table, length):
     """Attends to the pages of one row, read in their order."""
 
     def row(pages, axis):
-        found = np.moveaxis(np.asarray(from_bits(pages[table]), np.float32), axis, 1)
+        numbers = widened(pages[table], jnp.float32, axis=5 - axis)
+        found = np.moveaxis(np.asarray(numbers), axis, 1)
         return jnp.asarray(found.reshape(-1, *found.shape[2:])[: length + 1])[None]
 
     own, seen = jnp.zeros((1, 1), jnp.int32), jnp.zeros((1, length + 1), jnp.int32)
@@ -64,7 +64,7 @@ SHAPES = ((3, 3, 64), (2, 1, 16), (1, 7, 24), (2, 2, 5))
 """Key heads, query heads for each, and their size: whole vectors, and less than one."""
 
 
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.int8])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_new_tokens_are_stored_and_see_their_rows(dtype, shape):
     given = inputs(dtype, *shape)
@@ -74,7 +74,7 @@ def test_new_tokens_are_stored_and_see_their_rows(dtype, shape):
     for found, wanted in ((keys, others[2]), (values, others[3])):
         bits, same = (np.asarray(x).view(np.uint8) for x in (found, wanted))
         np.testing.assert_array_equal(bits, same)
-    if dtype == jnp.float32:
+    if dtype != jnp.bfloat16:
         np.testing.assert_allclose(out, others[0], atol=1e-5)
         np.testing.assert_allclose(lse, others[1], atol=1e-5)
     for row, length in enumerate(LENGTHS):

@@ -8,6 +8,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
+#include <cstring>
 #include <limits>
 #include <utility>
 #include <vector>
@@ -28,6 +29,45 @@ struct PageSizes {
   int64_t entries;  // of a row's table
   int64_t step;     // distance of the pages that lie here, in a row
 };
+
+// Bytes after the numbers of a token and a head, which hold their scale.
+template <class Number>
+constexpr int64_t kScale = 0;
+template <>
+constexpr int64_t kScale<int8_t> = sizeof(float);
+
+// Returns the numbers that a page holds for each head.
+template <class Number>
+int64_t page_size(int64_t width) {
+  return (width + kScale<Number>) * kPage;
+}
+
+// Multiplies scores by the scales of keys, whose bytes lie in rows of their own.
+inline void scale_scores(const float*, int64_t, int64_t, float*) {}
+inline void scale_scores(const BFloat16*, int64_t, int64_t, float*) {}
+inline void scale_scores(const int8_t* scales, int64_t queries, int64_t count, float* scores) {
+  for (int64_t t = 0; t < count; t += kLanes) {
+    Ints bits = {};
+    for (int byte = 0; byte < 4; ++byte) {
+      bits |= (wide_bytes(scales + byte * kPage + t) & 0xff) << (8 * byte);
+    }
+    for (int64_t q = 0; q < queries; ++q) {
+      float* own = scores + q * kPage + t;
+      write(own, read<Floats>(own) * (Floats)bits);
+    }
+  }
+}
+
+// Multiplies weights by the scales of values, each of which lies after its token's numbers.
+inline void scale_weights(const float*, int64_t, int64_t, int64_t, float*) {}
+inline void scale_weights(const BFloat16*, int64_t, int64_t, int64_t, float*) {}
+inline void scale_weights(const int8_t* scales, int64_t stride, int64_t queries, int64_t count,
+                          float* weights) {
+  for (int64_t t = 0; t < count; ++t) {
+    const float scale = read<float>(scales + t * stride);
+    for (int64_t q = 0; q < queries; ++q) weights[q * kPage + t] *= scale;
+  }
+}
 
 // A row: its queries [heads, queries, width], scaled, and where its pages are.
 struct Row {
@@ -74,11 +114,12 @@ inline void score_block(const float* query, const Number* keys, int64_t width, f
 template <int Q, int V, class Number>
 inline void mix_block(const float* weights, const Number* values, int64_t width, int64_t count,
                       float* out) {
+  const int64_t stride = width + kScale<Number>;
   Floats sums[Q][V];
   for (int q = 0; q < Q; ++q) {
     for (int v = 0; v < V; ++v) sums[q][v] = read<Floats>(out + q * width + v * kLanes);
   }
-  for (int64_t t = 0; t < count; ++t, values += width) {
+  for (int64_t t = 0; t < count; ++t, values += stride) {
     Floats value[V];
     for (int v = 0; v < V; ++v) value[v] = wide_lanes(values + v * kLanes);
     for (int q = 0; q < Q; ++q) {
@@ -101,6 +142,7 @@ inline void attend_page(const float* query, const Number* keys, const Number* va
     score_block<Q, V>(query, keys + t, width, scores + t);
   }
   const int64_t whole = (count + kLanes - 1) / kLanes * kLanes;
+  scale_scores(keys + width * kPage, Q, whole, scores);
   for (int q = 0; q < Q; ++q) {
     float* own = scores + q * kPage;
     // What lies beyond the row was left behind by another one.
@@ -122,6 +164,8 @@ inline void attend_page(const float* query, const Number* keys, const Number* va
     state.total[q] = total;
     for (int64_t h = 0; h < width; ++h) state.out[q * width + h] *= fade;
   }
+  const int64_t stride = width + kScale<Number>;
+  scale_weights(values + width, stride, Q, count, scores);
   int64_t h = 0;
   for (; h + V * kLanes <= width; h += V * kLanes) {
     mix_block<Q, V>(scores, values + h, width, count, state.out + h);
@@ -132,7 +176,7 @@ inline void attend_page(const float* query, const Number* keys, const Number* va
   for (; h < width; ++h) {
     for (int q = 0; q < Q; ++q) {
       float sum = state.out[q * width + h];
-      for (int64_t t = 0; t < count; ++t) sum += scores[q * kPage + t] * wide(values[t * width + h]);
+      for (int64_t t = 0; t < count; ++t) sum += scores[q * kPage + t] * wide(values[t * stride + h]);
       state.out[q * width + h] = sum;
     }
   }
@@ -142,13 +186,13 @@ inline void attend_page(const float* query, const Number* keys, const Number* va
 template <class Number>
 void attend_part(const Row& row, const Number* keys, const Number* values, const PageSizes& sizes,
                  int64_t head, int64_t begin, int64_t end, Softmax state) {
-  const int64_t width = sizes.width, page_size = width * kPage;
+  const int64_t width = sizes.width;
   std::fill_n(state.out, sizes.queries * width, 0.f);
   std::fill_n(state.top, sizes.queries, std::numeric_limits<float>::lowest());
   std::fill_n(state.total, sizes.queries, 0.f);
   for (int64_t n = begin; n < end; ++n) {
     const int64_t number = row.first + n * sizes.step;
-    const int64_t at = (row.table[number] * sizes.heads + head) * page_size;
+    const int64_t at = (row.table[number] * sizes.heads + head) * page_size<Number>(width);
     const int64_t count = std::min(kPage, row.length + 1 - number * kPage);
     int64_t q = 0;
     const auto attend = [&](auto attend_some, int together) {
@@ -248,6 +292,28 @@ class Parts {
   Aligned states_{0};
 };
 
+// Writes the numbers of a token and a head, so far apart.
+template <class Number>
+void put(const float* from, int64_t width, int64_t apart, Number* to) {
+  for (int64_t h = 0; h < width; ++h) narrow(from[h], to + h * apart);
+}
+inline void put(const float* from, int64_t width, int64_t apart, int8_t* to) {
+  float most = 0;
+  for (int64_t h = 0; h < width; ++h) {
+    most = std::isnan(from[h]) ? from[h] : std::max(most, std::abs(from[h]));
+    if (std::isnan(most)) break;
+  }
+  const float scale = most * (1.f / 127);  // as plain JAX computes it
+  const bool is_finite = std::isfinite(scale);
+  for (int64_t h = 0; h < width; ++h) {
+    const float rounded = std::nearbyint(from[h] / (scale > 0 ? scale : 1));
+    to[h * apart] = is_finite ? static_cast<int8_t>(rounded) : 0;
+  }
+  int8_t bytes[sizeof(float)];
+  std::memcpy(bytes, &scale, sizeof(scale));
+  for (int64_t i = 0; i < kScale<int8_t>; ++i) to[(width + i) * apart] = bytes[i];
+}
+
 // Stores the new token's keys and values, [heads, width] each, if their page lies here.
 template <class Number>
 void store(const Row& row, const float* k, const float* v, const PageSizes& sizes, Number* keys,
@@ -256,11 +322,10 @@ void store(const Row& row, const float* k, const float* v, const PageSizes& size
   if (number < row.first || (number - row.first) % sizes.step != 0) return;
   const int64_t page = row.table[number] * sizes.heads;
   for (int64_t head = 0; head < sizes.heads; ++head) {
-    const int64_t at = (page + head) * sizes.width * kPage;
-    for (int64_t h = 0; h < sizes.width; ++h) {
-      narrow(k[head * sizes.width + h], keys + at + h * kPage + offset);
-      narrow(v[head * sizes.width + h], values + at + offset * sizes.width + h);
-    }
+    const int64_t at = (page + head) * page_size<Number>(sizes.width);
+    const int64_t stride = sizes.width + kScale<Number>;
+    put(k + head * sizes.width, sizes.width, kPage, keys + at + offset);
+    put(v + head * sizes.width, sizes.width, 1, values + at + offset * stride);
   }
 }
 

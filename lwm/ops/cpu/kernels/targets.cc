@@ -128,7 +128,7 @@ ffi::Error attend(ffi::ThreadPool pool, int64_t step, ffi::Buffer<ffi::F32> q,
                   ffi::Result<ffi::Buffer<stored>> new_keys,
                   ffi::Result<ffi::Buffer<stored>> new_values) {
   const auto pages = new_keys->dimensions(), heads = q.dimensions();
-  if (pages.size() != 4 || heads.size() != 3 || pages[3] != kPage || heads[2] != pages[2] ||
+  if (pages.size() != 4 || heads.size() != 3 || pages[3] != kPage || pages[2] != heads[2] + kScale<Number> ||
       heads[1] % pages[1] != 0 || tables.dimensions().size() != 2 ||
       new_keys->typed_data() != old_keys.typed_data() ||
       new_values->typed_data() != old_values.typed_data()) {
@@ -146,7 +146,7 @@ ffi::Error attend(ffi::ThreadPool pool, int64_t step, ffi::Buffer<ffi::F32> q,
     store(rows[r], k.typed_data() + at, v.typed_data() + at, sizes, keys, values);
   }
   Parts parts(std::move(rows), sizes);
-  const int64_t bytes = parts.pages() * kPage * sizes.width * 2 * int64_t{sizeof(Number)};
+  const int64_t bytes = parts.pages() * page_size<Number>(sizes.width) * 2 * int64_t{sizeof(Number)};
   const int64_t threads = bytes <= kSmall ? 1 : std::max<int64_t>(1, pool.num_threads());
   in_parallel(pool, threads, parts.count(), [&, keys, values](int64_t i) {
     parts.attend(i, keys, values);
@@ -192,5 +192,6 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(product_rows, lwm::any_rows,
                                   .Ret<ffi::Buffer<ffi::F32>>());
 XLA_FFI_DEFINE_HANDLER_SYMBOL(attend_float32, (lwm::attend<float, ffi::F32>),
                               lwm::pages<ffi::F32>());
+XLA_FFI_DEFINE_HANDLER_SYMBOL(attend_int8, (lwm::attend<int8_t, ffi::S8>), lwm::pages<ffi::S8>());
 XLA_FFI_DEFINE_HANDLER_SYMBOL(attend_bfloat16, (lwm::attend<lwm::BFloat16, ffi::U16>),
                               lwm::pages<ffi::U16>());
