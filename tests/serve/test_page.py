@@ -230,6 +230,7 @@ def test_a_page_that_was_left_attaches_to_its_answer_again(visit, served):
     video = finished(page).locator("video")
     assert video.count() == 1
     assert not page.locator(".error").count()
+    page.get_by_role("button", name="Send").wait_for()  # and no more "Stop"
 
 
 @pytest.mark.browser
@@ -328,6 +329,7 @@ def test_branches(visit):
     page.locator("article.user").get_by_role("button", name="Branch before").click()
     page.wait_for_selector("article.assistant >> text=2/2")
     assert "skull" in page.locator("article.user").inner_text()
+    page.once("dialog", lambda dialog: dialog.accept())
     page.locator("article.assistant").get_by_role("button", name="Delete").click()
     page.wait_for_function(
         "() => !document.querySelector('article.assistant').innerText.includes('2/2')"

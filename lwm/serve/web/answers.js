@@ -9,8 +9,14 @@ import { blobOf } from "./media.js";
 import { save } from "./store.js";
 import { branch, messages, textOf } from "./tree.js";
 
-/** Sends the event of a turn's id when it has changed. */
+/** Sends the event of a turn's id when it has changed, and `state` when an answer begins or ends. */
 export const changes = new EventTarget();
+
+/** Milliseconds after which an answer that grows is saved again. */
+const KEPT_EVERY = 5000;
+
+/** @param {number} wait */
+const pause = (wait) => new Promise((resolve) => setTimeout(resolve, wait));
 
 /** @type {Map<string, {abort: AbortController, conversation: Conversation}>} */
 const running = new Map();
@@ -20,10 +26,9 @@ export function liveConversation(id) {
   return [...running.values()].find((each) => each.conversation.id === id)?.conversation;
 }
 
-/** @param {Turn} turn */
-function changed(turn) {
-  changes.dispatchEvent(new Event(turn.id));
-  changes.dispatchEvent(new Event("any"));
+/** @param {Turn} turn @param {string[]} more */
+function changed(turn, ...more) {
+  for (const name of [turn.id, ...more]) changes.dispatchEvent(new Event(name));
 }
 
 /** Returns fields that have been set. @param {Record<string, any>} fields */
@@ -91,10 +96,17 @@ export async function draw(conversation, turn) {
   return run(conversation, turn, "/v1/images/edits", form);
 }
 
-/** Attaches to the answer of a turn that ran when the page was left. @param {Conversation} conversation @param {Turn} turn */
-export async function attach(conversation, turn) {
-  if (running.has(turn.id)) return;
-  await run(conversation, turn, `/v1/streams/${turn.stream}`);
+/** Attaches to answers that ran when the page was left. @param {Conversation} conversation */
+export function resume(conversation) {
+  for (const turn of Object.values(conversation.turns))
+    if (turn.state === "running" && !running.has(turn.id)) run(conversation, turn, `/v1/streams/${turn.stream}`);
+}
+
+/** Saves a conversation that has not been deleted. @param {Conversation} conversation @param {Turn} turn */
+async function keep(conversation, turn) {
+  if (conversation.gone) return;
+  conversation.updated = Date.now();
+  await save(conversation).catch(({ message }) => (turn.error = `This chat is not kept in the browser: ${message}`));
 }
 
 /**
@@ -105,20 +117,12 @@ async function run(conversation, turn, path, body) {
   const abort = new AbortController();
   running.set(turn.id, { abort, conversation });
   if (body) turn.stream = newId();
-  Object.assign(turn, { state: "running", error: undefined, finish: undefined, progress: "waiting" });
-  turn.parts = turn.before ? [{ type: "text", text: turn.before }] : [];
-  changed(turn);
+  Object.assign(turn, { state: "running", error: undefined, finish: undefined, first: undefined, progress: "waiting" });
+  changed(turn, "state");
+  await keep(conversation, turn);
   try {
-    await save(conversation);
-    /** @type {Record<string, string>} */
-    const headers = body ? { "x-stream-id": turn.stream ?? "" } : {};
-    const response = await request(path, { body, headers, signal: abort.signal });
-    for await (const event of events(response)) {
-      (turn.drawing ? takeDrawing : take)(turn, event);
-      changed(turn);
-    }
-    if (!isComplete(turn)) throw new ServerError(0, "The connection broke before the answer's end.");
-    turn.state = "done";
+    await receive(conversation, turn, abort.signal, path, body);
+    turn.state = isComplete(turn) ? "done" : "stopped";
   } catch (error) {
     const { name, message, status } = /** @type {any} */ (error);
     turn.state = name === "AbortError" ? "stopped" : "error";
@@ -128,9 +132,34 @@ async function run(conversation, turn, path, body) {
   running.delete(turn.id);
   turn.progress = undefined;
   turn.parts = turn.parts.filter((part) => !part.partial);
-  conversation.updated = Date.now();
-  await save(conversation);
-  changed(turn);
+  await keep(conversation, turn);
+  changed(turn, "state");
+}
+
+/**
+ * Takes the events of an answer; if the connection breaks, those of its stream from the first one on.
+ * @param {Conversation} conversation @param {Turn} turn @param {AbortSignal} signal @param {string} path
+ * @param {any} body
+ */
+async function receive(conversation, turn, signal, path, body, tries = 3) {
+  /** @type {Record<string, string>} */
+  const headers = body ? { "x-stream-id": turn.stream ?? "" } : {};
+  const response = await request(path, { body, headers, signal });
+  turn.parts = turn.before ? [{ type: "text", text: turn.before }] : [];
+  let kept = Date.now();
+  try {
+    for await (const event of events(response)) {
+      (turn.drawing ? takeDrawing : take)(turn, event);
+      changed(turn);
+      if (Date.now() - kept < KEPT_EVERY) continue;
+      kept = Date.now();
+      keep(conversation, turn);
+    }
+  } catch (error) {
+    if (signal.aborted || error instanceof ServerError || !tries) throw error;
+    await pause(1000);
+    await receive(conversation, turn, signal, `/v1/streams/${turn.stream}`, undefined, tries - 1);
+  }
 }
 
 /** @param {Turn} turn */
@@ -142,7 +171,17 @@ function isComplete(turn) {
 /** Ends an answer, and frees its slot. @param {Turn} turn */
 export async function stop(turn) {
   running.get(turn.id)?.abort.abort();
-  if (turn.stream) await request(`/v1/streams/${turn.stream}`, { method: "DELETE" }).catch(() => {});
+  for (const wait of [0, 1000, 4000]) {
+    await pause(wait);
+    const found = await request(`/v1/streams/${turn.stream}`, { method: "DELETE" }).catch((error) => error);
+    // The server may not have begun yet.
+    if (found.status !== 404) return;
+  }
+}
+
+/** Ends those of some turns that are being written. @param {Turn[]} turns */
+export function stopAll(turns) {
+  turns.filter((turn) => running.has(turn.id)).forEach(stop);
 }
 
 /** Adds an event of a chat. @param {Turn} turn @param {any} event */
@@ -158,7 +197,10 @@ function take(turn, event) {
     const last = turn.parts[turn.parts.length - 1];
     if (last?.type === "text") last.text += content;
     else turn.parts.push({ type: "text", text: content });
-    turn.progress = "";
+    turn.first ??= Date.now();
+    const count = event.usage?.completion_tokens ?? 0;
+    const speed = count / Math.max(1, (Date.now() - turn.first) / 1000);
+    turn.progress = `${count.toLocaleString("en")} tokens, ${speed.toFixed(1)} tokens/s`;
   }
   for (const each of images ?? []) turn.parts.push({ type: "image", url: each.image_url.url });
   for (const each of videos ?? []) turn.parts.push({ type: "video", url: each.video_url.url });
@@ -181,7 +223,7 @@ function takeDrawing(turn, event) {
   turn.parts[event.index] = {
     type: isVideo ? "video" : "image",
     url: `data:${media};base64,${event.b64_json}`,
-    seed: seed + event.index,
+    seed: event.seed ?? (seed + event.index) % 2 ** 32,
     partial,
   };
   for (let place = 0; place < n; place++) turn.parts[place] ??= { type: "image", partial: true, seed: seed + place };

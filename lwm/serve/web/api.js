@@ -47,8 +47,8 @@ export async function json(path, body, signal) {
 }
 
 /**
- * Yields the data of server-sent events, and throws those that are errors. A stream that breaks
- * ends like another; its reader knows whether it was complete.
+ * Yields the data of server-sent events, and throws those that are errors, and what breaks the
+ * connection. An answer that another tab has stopped ends early.
  * @param {Response} response
  * @returns {AsyncGenerator<any>}
  */

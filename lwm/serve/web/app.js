@@ -1,8 +1,8 @@
 /** The page: the list of chats, and a chat, the gallery or the needle page beside it. */
-import { attach, changes, chat, draw, liveConversation, stop } from "./answers.js";
+import { changes, chat, draw, liveConversation, resume, stop, stopAll } from "./answers.js";
 import { describe, newSeed } from "./api.js";
 import { Composer } from "./composer.js";
-import { useEvent } from "./events.js";
+import { focused, useEvent } from "./events.js";
 import { Gallery } from "./gallery.js";
 import { Message } from "./message.js";
 import { Needles } from "./needle.js";
@@ -13,6 +13,8 @@ import { html, render, useCallback, useEffect, useLayoutEffect, useRef, useState
 
 /** Pixels up to which the list of chats covers the rest. */
 const NARROW = 720;
+/** Milliseconds without a key after which a search begins. */
+const SEARCH_AFTER = 200;
 
 /** Returns the page and the conversation of the address. */
 function place() {
@@ -31,14 +33,15 @@ function usePlace() {
 function actionsOf(conversation, settings, paint) {
   const answer = (parent, drawing) => {
     const turn = add(conversation, { role: "assistant", parent, parts: [], ...(drawing ? { drawing } : {}) });
-    (drawing ? draw(conversation, turn) : chat(conversation, turn, settings)).then(paint);
-    paint();
+    if (drawing) draw(conversation, turn);
+    else chat(conversation, turn, settings);
   };
-  const keep = () => store.save(conversation).then(paint);
+  const keep = () => (store.save(conversation).catch(() => {}), paint());
   return {
     stop,
     send(parts, mode) {
       const asked = add(conversation, { role: "user", parent: conversation.leaf, parts });
+      location.replace(`#chat/${conversation.id}`);
       conversation.title ||= (textOf({ parts }) || parts[0].name).trim().slice(0, 60);
       const seed = settings.draw.seed ?? newSeed();
       answer(asked.id, mode === "chat" ? undefined : { ...settings.draw, kind: mode, seed, n: settings.draw.n ?? 1 });
@@ -53,12 +56,14 @@ function actionsOf(conversation, settings, paint) {
       const asked = add(conversation, { ...turn, parts: ordered(files, text) });
       answer(asked.id, drawing);
     },
-    goOn(turn) {
-      chat(conversation, turn, settings).then(paint);
-      paint();
-    },
+    goOn: (turn) => chat(conversation, turn, settings),
     show: (id) => (show(conversation, id), keep()),
-    remove: (turn) => (remove(conversation, turn.id), keep()),
+    remove(turn) {
+      const before = Object.values(conversation.turns);
+      remove(conversation, turn.id);
+      stopAll(before.filter((each) => !(each.id in conversation.turns)));
+      keep();
+    },
   };
 }
 
@@ -67,18 +72,21 @@ function Chat({ conversation, server, settings, refresh }) {
   const log = useRef(/** @type {any} */ (null));
   const follows = useRef(true);
   const top = useRef(0);
-  const paint = useCallback(() => (setCount((count) => count + 1), refresh()), [conversation]);
+  const paint = useCallback(() => (setCount((count) => count + 1), refresh()), [conversation, refresh]);
+  useEvent(changes, "state", paint, [paint]);
   const turns = branch(conversation);
   const running = turns.find((turn) => turn.state === "running");
   const actions = actionsOf(conversation, settings, paint);
   const down = () => follows.current && (log.current.scrollTop = log.current.scrollHeight);
+  useEffect(() => void (follows.current = true), [conversation, turns.length]);
   useLayoutEffect(down);
   useEffect(() => {
     const watch = new ResizeObserver(down);
     watch.observe(log.current.firstElementChild);
     return () => watch.disconnect();
   }, [conversation]);
-  const escape = (event) => event.key === "Escape" && running && !document.querySelector("dialog") && stop(running);
+  const escape = ({ key, isComposing, target }) =>
+    key === "Escape" && !isComposing && running && !target.closest?.("nav, .editor, dialog") && stop(running);
   useEvent(window, "keydown", escape, [running]);
   const scrolled = ({ target }) => {
     // What grows moves the end away, too; only a way upwards is the user's.
@@ -102,7 +110,7 @@ function Sidebar({ here, listed, words, setWords, rename, forget }) {
     const leave = (event) => event.key === "Enter" && event.target.blur();
     const done = (event) => (setRenamed(""), event.target.value && rename(one.id, event.target.value));
     if (renamed === one.id)
-      return html`<li><input aria-label="Title" value=${one.title} autofocus onBlur=${done} onKeyDown=${leave} /></li>`;
+      return html`<li><input aria-label="Title" value=${one.title} ref=${focused} onBlur=${done} onKeyDown=${leave} /></li>`;
     const button = (sign, name, call) =>
       html`<button type="button" class="plain" aria-label=${`${name} ${one.title}`} onClick=${call}>${sign}</button>`;
     const current = here.id === one.id ? "page" : undefined;
@@ -133,17 +141,18 @@ function App() {
   const [wide, setWide] = useState(innerWidth > NARROW);
 
   const connect = () => describe().then((found) => (setServer(found), setProblem(null)), setProblem);
-  const refresh = useCallback(() => store.list(words).then(setListed), [words]);
+  const refresh = useCallback(() => void store.list(words).then(setListed, () => {}), [words]);
   useEffect(() => void connect(), []);
-  useEffect(() => void refresh(), [words]);
   useEffect(() => {
-    // The conversation that is shown attaches to its own answers.
-    const resume = (one) =>
-      Object.values(one.turns)
-        .filter((turn) => turn.state === "running")
-        .forEach((turn) => attach(one, turn));
-    store.each((one) => one.id !== place().id && resume(one));
-  }, []);
+    const timer = setTimeout(refresh, words ? SEARCH_AFTER : 0);
+    return () => clearTimeout(timer);
+  }, [words]);
+  const open = async (id) => {
+    const stored = id ? await store.load(id).catch(() => undefined) : undefined;
+    if (place().id === id) setConversation(liveConversation(id) ?? stored ?? newConversation());
+  };
+  useEffect(() => void (server && resume(conversation)), [server, conversation]);
+  useEffect(() => void (server && store.each((one) => one.id !== place().id && resume(one)).catch(() => {})), [server]);
   useEffect(() => {
     document.documentElement.dataset.theme = settings.theme;
     store.saveSettings(settings);
@@ -151,17 +160,12 @@ function App() {
   useEffect(() => {
     if (innerWidth <= NARROW) setWide(false);
     if (here.page !== "chat" || here.id === conversation.id) return;
-    const found = here.id ? (liveConversation(here.id) ?? store.load(here.id)) : undefined;
-    Promise.resolve(found).then((one) => setConversation(one ?? newConversation()));
+    open(here.id);
   }, [here]);
-  // The address follows a conversation that has begun.
-  const noted = () => {
-    const isNew = conversation.leaf && place().page === "chat" && place().id !== conversation.id;
-    if (isNew) history.replaceState(null, "", `#chat/${conversation.id}`);
-  };
-  useEvent(changes, "any", noted, [conversation]);
+  const changed = ({ data }) => (refresh(), data === conversation.id && !liveConversation(data) && open(data));
+  useEvent(store.shared, "message", changed, [conversation, refresh]);
   const key = (event) => {
-    const name = `${event.ctrlKey || event.metaKey ? "ctrl" : ""}${event.shiftKey ? " shift" : ""} ${event.key.toLowerCase()}`;
+    const name = `${event.ctrlKey || event.metaKey ? "ctrl" : ""}${event.shiftKey ? " shift" : ""} ${event.key?.toLowerCase()}`;
     const calls = {
       "ctrl k": () => (setWide(true), setTimeout(() => document.getElementById("search")?.focus())),
       "ctrl b": () => setWide((is) => !is),
@@ -172,16 +176,18 @@ function App() {
   useEvent(window, "keydown", key);
 
   const rename = async (id, title) => {
-    const one = id === conversation.id ? conversation : await store.load(id);
+    const one = id === conversation.id ? conversation : (liveConversation(id) ?? (await store.load(id)));
     if (one) await store.save(Object.assign(one, { title }));
     refresh();
   };
   const forget = async (id) => {
+    const live = liveConversation(id);
+    if (live) stopAll(Object.values(Object.assign(live, { gone: true }).turns));
     await store.forget(id);
     if (id === conversation.id) location.hash = "chat";
     refresh();
   };
-  if (problem?.status === 401) return html`<${KeyDialog} done=${connect} />`;
+  if (problem?.status === 401) return html`<${KeyDialog} done=${connect} problem=${problem} />`;
   if (!server)
     return html`<main class="welcome"><p role="status">${problem ? problem.message : "Connecting …"}</p>
     ${problem && html`<button type="button" onClick=${connect}>Try again</button>`}</main>`;

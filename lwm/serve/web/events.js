@@ -1,4 +1,4 @@
-/** Events in components, and calls that wait for the next frame. */
+/** Events in components, the focus, the clipboard, and calls that wait for the next frame. */
 import { useEffect } from "./vendor/preact.js";
 
 /**
@@ -19,4 +19,17 @@ export function paced(call) {
     if (!waits) requestAnimationFrame(() => ((waits = false), call()));
     waits = true;
   };
+}
+
+/** Takes the focus once an element is there; given as its `ref`. @param {HTMLElement | null} element */
+export const focused = (element) => element?.focus();
+
+/** Copies a text, also where a page over plain HTTP has no clipboard. @param {string} text */
+export async function copy(text) {
+  if (navigator.clipboard) return navigator.clipboard.writeText(text);
+  const area = Object.assign(document.createElement("textarea"), { value: text });
+  document.body.append(area);
+  area.select();
+  document.execCommand("copy");
+  area.remove();
 }

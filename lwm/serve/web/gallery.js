@@ -4,6 +4,9 @@ import { each } from "./store.js";
 import { textOf } from "./tree.js";
 import { html, useEffect, useState } from "./vendor/preact.js";
 
+/** Images that are shown at first. */
+const MANY = 60;
+
 /** Returns drawn images and clips with their words, the latest first. */
 async function drawn() {
   /** @type {{part: any, prompt: string, created: number, chat: string}[]} */
@@ -22,15 +25,17 @@ async function drawn() {
 
 export function Gallery() {
   const [found, setFound] = useState(/** @type {any} */ (null));
+  const [count, setCount] = useState(MANY);
   useEffect(() => void drawn().then(setFound), []);
   return html`<section class="scroll" tabindex="0"><h2>Gallery</h2>
-    <p class="soft">Images and clips of all chats. Prompt and settings are stored in each file.</p>
+    <p class="soft">Images and clips of all chats. Drawings hold their prompt and settings in the file.</p>
     ${found && !found.length ? html`<p>Nothing has been drawn yet.</p>` : null}
-    <ul class="gallery">${found?.map(
+    <ul class="gallery">${found?.slice(0, count).map(
       ({ part, prompt, chat }) => html`<li>
-      <${Media} part=${part} label=${prompt} />
+      <${Media} part=${part} label=${prompt} plays=${false} />
       <a href=${`#chat/${chat}`}>${prompt}</a>
     </li>`,
     )}</ul>
+    ${found?.length > count && html`<button type="button" onClick=${() => setCount(count + MANY)}>Show more</button>`}
   </section>`;
 }

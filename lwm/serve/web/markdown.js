@@ -4,6 +4,7 @@
  * Nothing of a model's answer runs or is fetched: HTML is shown as text, what is made of Markdown is
  * sanitised, and images have to be in the text itself, since an address could carry the chat away.
  */
+import { copy } from "./events.js";
 import { marked } from "./vendor/marked.js";
 import "./vendor/purify.js";
 
@@ -11,10 +12,14 @@ const purify = /** @type {any} */ (globalThis).DOMPurify;
 const IMAGE = /^data:image\/(png|jpeg|gif|webp);base64,/;
 const LINK = /^(https?|mailto):/i;
 
+/** Milliseconds of a painting after which the next one need not wait. */
+const CHEAP = 8;
+
 /** @param {string} text */
 const escaped = (text) => text.replace(/[&<>"]/g, (each) => `&#${each.charCodeAt(0)};`);
 
-marked.use({ gfm: true, renderer: { html: ({ text }) => escaped(text) } });
+const boxes = ({ checked }) => (checked ? "☑ " : "☐ ");
+marked.use({ gfm: true, renderer: { html: ({ text }) => escaped(text), checkbox: boxes } });
 
 purify.addHook("afterSanitizeAttributes", (/** @type {Element} */ element) => {
   if (element.tagName === "IMG" && !IMAGE.test(element.getAttribute("src") ?? "")) {
@@ -26,9 +31,19 @@ purify.addHook("afterSanitizeAttributes", (/** @type {Element} */ element) => {
   element.setAttribute("target", "_blank");
 });
 
+/** Returns the result of a call, or another one where a text is nested too deeply. */
+function tried(call, otherwise) {
+  try {
+    return call();
+  } catch {
+    return otherwise;
+  }
+}
+
 /** Returns sanitised elements. @param {string} source @returns {DocumentFragment} */
 export function rendered(source) {
-  const fragment = purify.sanitize(marked.parse(source, { async: false }), {
+  const html = tried(() => marked.parse(source, { async: false }), escaped(source));
+  const fragment = purify.sanitize(html, {
     USE_PROFILES: { html: true },
     FORBID_TAGS: ["style", "form", "input", "button", "textarea", "select", "audio", "video", "dialog"],
     FORBID_ATTR: ["style", "class", "id", "name"],
@@ -53,7 +68,7 @@ function codeBlock(code) {
   button.type = "button";
   button.textContent = "Copy";
   button.onclick = async () => {
-    await navigator.clipboard.writeText(code.textContent ?? "");
+    await copy(code.textContent ?? "");
     button.textContent = "Copied";
   };
   code.tabIndex = 0;
@@ -66,8 +81,8 @@ export class Markdown {
   /** @param {HTMLElement} root */
   constructor(root) {
     this.root = root;
-    this.source = "";
-    this.settled = 0;
+    this.source = this.wanted = "";
+    this.settled = this.waits = 0;
     this.last = this.block();
   }
 
@@ -80,7 +95,21 @@ export class Markdown {
 
   /** Shows a text, of which the start is usually there already. @param {string} source */
   update(source) {
-    source = source.replace(/\r\n?/g, "\n");
+    this.wanted = source.replace(/\r\n?/g, "\n");
+    if (this.waits) return;
+    const begun = performance.now();
+    this.paint(this.wanted);
+    const cost = performance.now() - begun;
+    if (cost < CHEAP) return;
+    // A block that is long leaves most of the time to other things.
+    this.waits = setTimeout(() => {
+      this.waits = 0;
+      this.update(this.wanted);
+    }, 3 * cost);
+  }
+
+  /** @param {string} source */
+  paint(source) {
     if (source === this.source) return;
     if (!source.startsWith(this.source)) {
       this.root.replaceChildren();
@@ -88,20 +117,21 @@ export class Markdown {
       this.last = this.block();
     }
     this.source = source;
-    const tokens = marked.lexer(source.slice(this.settled));
+    const tokens = tried(() => marked.lexer(source.slice(this.settled)), []);
     // A block may change until the next one has begun.
     const done = tokens.slice(
       0,
       tokens.findLastIndex((each) => each.type !== "space"),
     );
     for (const token of done) {
-      this.last.replaceChildren(rendered(token.raw));
+      // What a block defines for others is shown, since these do not see it.
+      this.last.replaceChildren(token.type === "def" ? token.raw : rendered(token.raw));
       this.last = this.block();
       this.settled += token.raw.length;
     }
     const rest = source.slice(this.settled);
     const open = /^ {0,3}```[^`\n]*\n([^]*)$/.exec(rest);
-    if (open && !/\n {0,3}``` *\n?$/.test(rest)) this.code(open[1]);
+    if (open && !/\n {0,3}``` *\s*$/.test(rest)) this.code(open[1]);
     else this.last.replaceChildren(rendered(rest));
   }
 

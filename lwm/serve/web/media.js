@@ -5,7 +5,7 @@
 import { json } from "./api.js";
 import { html, useEffect, useState } from "./vendor/preact.js";
 
-const LONGEST = 64 << 20;
+const LONGEST = 32 << 20;
 const NAMES = { "image/png": "png", "image/webp": "webp", "video/mp4": "mp4" };
 
 /** Returns the content of a base64 `data:` address. @param {string} url */
@@ -31,7 +31,7 @@ function addressOf(file) {
  * @returns {Promise<Part>}
  */
 export async function partOf(file, server) {
-  if (file.size > LONGEST) throw new Error(`${file.name} is larger than 64 MB.`);
+  if (file.size > LONGEST) throw new Error(`${file.name} is larger than 32 MB.`);
   // Until the server has looked at it, what may be animated counts as a video.
   const kind = /gif|webp|apng/.test(file.type) ? "video" : file.type.split("/")[0];
   if (kind === "image" || kind === "video") {
@@ -59,26 +59,26 @@ export async function preview(part) {
 }
 
 /** A video of a `data:` address. */
-function Clip({ url, label }) {
+function Clip({ url, label, plays }) {
   const [address, setAddress] = useState("");
   useEffect(() => {
     const made = URL.createObjectURL(blobOf(url));
     setAddress(made);
     return () => URL.revokeObjectURL(made);
   }, [url]);
-  const still = matchMedia("(prefers-reduced-motion: reduce)").matches;
-  return html`<video src=${address || undefined} aria-label=${label} controls muted loop playsinline autoplay=${!still} />`;
+  const isCalm = matchMedia("(prefers-reduced-motion: reduce)").matches;
+  return html`<video src=${address || undefined} aria-label=${label} controls muted loop playsinline autoplay=${plays && !isCalm} />`;
 }
 
 /** An image or a clip, with its seed and a link that saves it. */
-export function Media({ part, label }) {
+export function Media({ part, label, plays = true }) {
   const isOwn = part.url?.startsWith("data:");
   const media = isOwn ? part.url.slice(5).split(";")[0] : "";
   const name = `${part.type}-${part.seed ?? "answer"}.${NAMES[media] ?? "bin"}`;
   return html`<figure class=${part.partial ? "media partial" : "media"} aria-busy=${Boolean(part.partial)}>
     ${!isOwn ? html`<div class="empty" role="img" aria-label="Not drawn yet"></div>` : null}
-    ${isOwn && part.type === "video" ? html`<${Clip} url=${part.url} label=${label} />` : null}
-    ${isOwn && part.type === "image" ? html`<img src=${part.url} alt=${label} />` : null}
+    ${isOwn && part.type === "video" ? html`<${Clip} ...${{ url: part.url, label, plays }} />` : null}
+    ${isOwn && part.type === "image" ? html`<img src=${part.url} alt=${label} loading="lazy" />` : null}
     <figcaption>
       ${part.seed === undefined ? null : html`<span>seed ${part.seed}</span>`}
       ${part.partial || !isOwn ? null : html`<a href=${part.url} download=${part.name ?? name}>Save</a>`}

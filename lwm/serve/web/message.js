@@ -1,6 +1,6 @@
 /** One turn of a conversation, with what can be done with it. */
-import { attach, changes } from "./answers.js";
-import { paced, useEvent } from "./events.js";
+import { changes } from "./answers.js";
+import { copy, focused, paced, useEvent } from "./events.js";
 import { Markdown } from "./markdown.js";
 import { Attachment, Media } from "./media.js";
 import { children, textOf } from "./tree.js";
@@ -49,20 +49,19 @@ function Action({ name, call }) {
 
 function Actions({ conversation, turn, actions, edit }) {
   const [copied, setCopied] = useState(false);
-  const copy = async () => {
-    await navigator.clipboard.writeText(textOf(turn));
-    setCopied(true);
-  };
+  const take = () => copy(textOf(turn)).then(() => setCopied(true));
+  const remove = () => confirm("Delete this message and all that follow it?") && actions.remove(turn);
   const isAnswer = turn.role === "assistant";
-  const canGoOn = isAnswer && !turn.drawing && (turn.finish === "length" || turn.state === "stopped");
+  const isText = textOf(turn) !== "" && turn.parts.every((part) => part.type === "text");
+  const canGoOn = isAnswer && isText && (turn.finish === "length" || turn.state !== "done");
   return html`<div class="actions">
     <${Branches} conversation=${conversation} turn=${turn} actions=${actions} />
-    <${Action} name=${copied ? "Copied" : "Copy"} call=${copy} />
+    <${Action} name=${copied ? "Copied" : "Copy"} call=${take} />
     ${isAnswer ? null : html`<${Action} name="Edit" call=${edit} />`}
     ${isAnswer && !turn.drawing && html`<${Action} name="Regenerate" call=${() => actions.again(turn)} />`}
     ${turn.drawing && html`<${Action} name="Again with the next seed" call=${() => actions.again(turn)} />`}
-    ${canGoOn && textOf(turn) ? html`<${Action} name="Continue" call=${() => actions.goOn(turn)} />` : null}
-    <${Action} name="Delete" call=${() => actions.remove(turn)} />
+    ${canGoOn && html`<${Action} name="Continue" call=${() => actions.goOn(turn)} />`}
+    <${Action} name="Delete" call=${remove} />
     <span class="soft">${facts(turn)}</span>
   </div>`;
 }
@@ -98,7 +97,7 @@ function Editor({ turn, actions, close }) {
     actions.edit(turn, text);
   };
   return html`<form class="editor" onSubmit=${send}>
-    <textarea aria-label="Your message" rows="4" value=${text} onInput=${(event) => setText(event.target.value)}></textarea>
+    <textarea aria-label="Your message" rows="4" ref=${focused} value=${text} onInput=${(event) => setText(event.target.value)}></textarea>
     <div class="row"><button type="submit">Send as a branch</button><button type="button" class="plain" onClick=${close}>Cancel</button></div>
   </form>`;
 }
@@ -109,14 +108,13 @@ export function Message({ conversation, turn, actions }) {
   const [editing, setEditing] = useState(false);
   const repaint = paced(() => paint((count) => count + 1));
   useEvent(changes, turn.id, repaint, [turn]);
-  useEffect(() => void (turn.state === "running" && attach(conversation, turn)), [turn]);
   const runs = turn.state === "running";
   const who = turn.role === "user" ? "You" : "Model";
   return html`<article class=${`turn ${turn.role}`} aria-label=${who} aria-busy=${runs}>
     ${turn.role === "assistant" ? html`<${Answer} turn=${turn} />` : editing ? null : html`<${Asked} turn=${turn} />`}
     ${editing && html`<${Editor} turn=${turn} actions=${actions} close=${() => setEditing(false)} />`}
     ${turn.error && html`<p class="error" role="alert">${turn.error}</p>`}
-    ${runs && turn.progress ? html`<p class="progress soft" role="status">${turn.progress}</p>` : null}
+    ${runs && turn.progress ? html`<p class="progress soft">${turn.progress}</p>` : null}
     ${runs || editing ? null : html`<${Actions} conversation=${conversation} turn=${turn} actions=${actions} edit=${() => setEditing(true)} />`}
   </article>`;
 }

@@ -6,6 +6,9 @@ const SECONDS = 3;
 const ABOUT = "Answers by length of the context and depth of the needle";
 const [CELL_WIDTH, CELL_HEIGHT, LEFT, TOP] = [92, 44, 64, 8];
 
+/** @param {string} id */
+const encoded = (id) => id.split("/").map(encodeURIComponent).join("/");
+
 /** @param {number} tokens */
 const short = (tokens) =>
   tokens % 1024 ? tokens.toLocaleString("en") : tokens >= 1 << 20 ? `${tokens / (1 << 20)}M` : `${tokens / 1024}K`;
@@ -66,7 +69,7 @@ function Prompt({ id, number }) {
   const [text, setText] = useState("");
   const open = async (event) => {
     if (!event.target.open || text) return;
-    const found = await json(`/v1/evaluations-prompt/${encodeURI(id)}?row=${number}`).catch((error) => error);
+    const found = await json(`/v1/evaluations-prompt/${encoded(id)}?row=${number}`).catch((error) => error);
     setText(found.prompt ?? found.message);
   };
   return html`<details onToggle=${open}><summary>Prompt</summary><pre tabindex="0">${text || "…"}</pre></details>`;
@@ -90,20 +93,31 @@ export function Needles() {
   const [results, setResults] = useState(/** @type {any} */ (null));
   const [chosen, choose] = useState(/** @type {any} */ (null));
   const [note, setNote] = useState("");
-  const list = () => json("/v1/evaluations").then(({ data }) => (setListed(data), data));
   const open = (next) => (setId(next), choose(null), setResults(null));
-  const begin = () => list().then(([first]) => first && open(first.id));
-  useEffect(() => void begin().catch(() => {}), []);
+  const one = listed.find((each) => each.id === id);
+  useEffect(() => {
+    const list = () =>
+      json("/v1/evaluations").then(
+        ({ data }) => setListed(data),
+        ({ message }) => setNote(message),
+      );
+    list();
+    const timer = setInterval(() => document.hidden || list(), 1000 * SECONDS);
+    return () => clearInterval(timer);
+  }, []);
+  useEffect(() => void (!id && !results && listed.length && open(listed[0].id)), [listed]);
   useEffect(() => {
     if (!id) return;
-    const load = () => json(`/v1/evaluations/${encodeURI(id)}`).then(setResults, (error) => setNote(error.message));
-    load();
-    const timer = setInterval(() => document.hidden || (load(), list().catch(() => {})), 1000 * SECONDS);
-    return () => clearInterval(timer);
-  }, [id]);
-  const file = async (event) => {
+    const abort = new AbortController();
+    const take = (found) => (setResults(found), setNote(""));
+    const fail = (error) => error.name === "AbortError" || setNote(error.message);
+    json(`/v1/evaluations/${encoded(id)}`, undefined, abort.signal).then(take, fail);
+    return () => abort.abort();
+  }, [id, one?.updated]);
+  const file = async ({ target }) => {
     try {
-      const found = parsed(await event.target.files[0].text());
+      const found = parsed(await target.files[0].text());
+      target.value = "";
       open("");
       setResults(found);
       setNote("");
@@ -112,7 +126,6 @@ export function Needles() {
     }
   };
   const pick = (event) => open(event.target.value);
-  const one = listed.find((each) => each.id === id);
   const options = listed.map(
     (each) => html`<option value=${each.id}>${each.id === "-" ? each.evaluation : each.id}: ${each.model}</option>`,
   );

@@ -38,22 +38,24 @@ function Numbers({ rows, values, defaults, change, max }) {
 export function Dialog({ title, close, children }) {
   const root = useRef(/** @type {any} */ (null));
   useEffect(() => root.current.showModal(), []);
-  return html`<dialog ref=${root} onClose=${close} aria-label=${title}>
+  return html`<dialog ref=${root} onClose=${() => close(root.current)} aria-label=${title}>
     <div class="row"><h2>${title}</h2><button type="button" class="plain" onClick=${() => root.current.close()} aria-label="Close">✕</button></div>
     ${children}
   </dialog>`;
 }
 
 /** Asks for the key of a server that has one. */
-export function KeyDialog({ done }) {
+export function KeyDialog({ done, problem }) {
   const send = (event) => {
     event.preventDefault();
     sessionStorage.setItem(KEY, event.target.elements.key.value);
     done();
   };
-  return html`<${Dialog} title="This server needs a key" close=${() => {}}>
-    <form onSubmit=${send}><label>Key <input name="key" type="password" required autocomplete="off" /></label>
-    <button class="main">Use this key</button></form>
+  return html`<${Dialog} title="This server needs a key" close=${(dialog) => dialog.showModal()}>
+    <form onSubmit=${send}>
+      ${sessionStorage.getItem(KEY) && html`<p class="error" role="alert">${problem.message}</p>`}
+      <label>Key <input name="key" type="password" pattern="[!-~]+" required autocomplete="off" /></label>
+      <button class="main">Use this key</button></form>
   <//>`;
 }
 
@@ -65,8 +67,10 @@ export function Settings({ settings, server, change, close, refresh }) {
     Object.assign(document.createElement("a"), { href: url, download: "lwm-chats.json" }).click();
     setTimeout(() => URL.revokeObjectURL(url), 10_000);
   };
-  const open = async (event) => {
-    const count = await imported(await event.target.files[0].text()).catch(({ message }) => message);
+  const open = async ({ target }) => {
+    const [file] = target.files;
+    const count = await imported(await file.text()).catch(({ message }) => message);
+    target.value = "";
     setNote(typeof count === "number" ? `${count} chats were added.` : count);
     refresh();
   };
@@ -90,7 +94,7 @@ export function Settings({ settings, server, change, close, refresh }) {
     }
     <label>Colours <select value=${settings.theme} onChange=${(event) => change({ ...settings, theme: event.target.value })}>${themes}</select></label>
     <p class="row">
-      <button type="button" onClick=${() => change(structuredClone(DEFAULTS))}>Reset to the model's defaults</button>
+      <button type="button" onClick=${() => change({ ...DEFAULTS, system: settings.system, theme: settings.theme })}>Reset to the model's defaults</button>
       <button type="button" onClick=${save}>Export chats</button>
       <label class="button">Import chats<input type="file" accept=".json" class="hidden" onChange=${open} /></label>
     </p>

@@ -8,6 +8,9 @@ import { textOf } from "./tree.js";
 const FORMAT = "lwm-conversations";
 const SETTINGS = "lwm-settings";
 
+/** Tells other tabs the ids of conversations that have changed. */
+export const shared = new BroadcastChannel("lwm");
+
 /** @type {Promise<IDBDatabase> | null} */
 let opened = null;
 
@@ -19,29 +22,57 @@ function result(asked) {
   });
 }
 
-/** @param {IDBTransactionMode} mode */
-async function conversations(mode) {
+function database() {
   if (!opened) {
     const asked = indexedDB.open("lwm", 1);
-    asked.onupgradeneeded = () => asked.result.createObjectStore("conversations", { keyPath: "id" });
+    asked.onupgradeneeded = () => {
+      const made = asked.result.createObjectStore("conversations", { keyPath: "id" });
+      made.createIndex("listed", ["updated", "title"]);
+    };
     opened = result(asked);
+    const closed = () => (opened = null);
+    opened.then((found) => (found.onclose = closed), closed);
   }
-  return (await opened).transaction("conversations", mode).objectStore("conversations");
+  return opened;
+}
+
+async function reading() {
+  return (await database()).transaction("conversations").objectStore("conversations");
+}
+
+/** Writes, and tells other tabs. @param {string} id @param {(store: IDBObjectStore) => void} call */
+async function write(id, call) {
+  const transaction = (await database()).transaction("conversations", "readwrite");
+  call(transaction.objectStore("conversations"));
+  await new Promise((resolve, reject) => {
+    transaction.oncomplete = resolve;
+    transaction.onabort = () => reject(transaction.error);
+  });
+  shared.postMessage(id);
 }
 
 /** @param {Conversation} conversation */
-export async function save(conversation) {
-  await result((await conversations("readwrite")).put(conversation));
-}
+export const save = (conversation) => write(conversation.id, (store) => store.put(conversation));
+
+/** @param {string} id */
+export const forget = (id) => write(id, (store) => store.delete(id));
 
 /** @param {string} id @returns {Promise<Conversation | undefined>} */
 export async function load(id) {
-  return result((await conversations("readonly")).get(id));
+  return result((await reading()).get(id));
 }
 
-/** @param {string} id */
-export async function forget(id) {
-  await result((await conversations("readwrite")).delete(id));
+/** @template T @param {IDBRequest<T | null>} asked @param {(cursor: any) => void} visit */
+async function walk(asked, visit) {
+  await new Promise((resolve, reject) => {
+    asked.onerror = () => reject(asked.error);
+    asked.onsuccess = () => {
+      const cursor = /** @type {any} */ (asked.result);
+      if (!cursor) return resolve(null);
+      visit(cursor);
+      cursor.continue();
+    };
+  });
 }
 
 /**
@@ -49,16 +80,7 @@ export async function forget(id) {
  * @param {(conversation: Conversation) => void} visit
  */
 export async function each(visit) {
-  const asked = (await conversations("readonly")).openCursor();
-  await new Promise((resolve, reject) => {
-    asked.onerror = () => reject(asked.error);
-    asked.onsuccess = () => {
-      const cursor = asked.result;
-      if (!cursor) return resolve(null);
-      visit(cursor.value);
-      cursor.continue();
-    };
-  });
+  await walk((await reading()).openCursor(), ({ value }) => visit(value));
 }
 
 /**
@@ -69,25 +91,28 @@ export async function list(words) {
   /** @type {{id: string, title: string, updated: number}[]} */
   const found = [];
   const wanted = words.toLowerCase();
-  await each((one) => {
-    const texts = () => Object.values(one.turns).map(textOf).join("\n").toLowerCase();
-    if (!wanted || one.title.toLowerCase().includes(wanted) || texts().includes(wanted))
-      found.push({ id: one.id, title: one.title, updated: one.updated });
-  });
+  const add = ({ primaryKey: id, key: [updated, title] }) => found.push({ id, title, updated });
+  if (!wanted) await walk((await reading()).index("listed").openKeyCursor(null, "prev"), add);
+  else
+    await each((one) => {
+      const texts = [one.title, ...Object.values(one.turns).map(textOf)].join("\n").toLowerCase();
+      if (texts.includes(wanted)) found.push(one);
+    });
   return found.sort((one, other) => other.updated - one.updated);
 }
 
 /** Returns all conversations as a file. */
 export async function exported() {
-  /** @type {Conversation[]} */
+  /** @type {string[]} */
   const found = [];
-  await each((one) => found.push(one));
-  const content = JSON.stringify({ format: FORMAT, version: 1, conversations: found });
-  return new Blob([content], { type: "application/json" });
+  await each((one) => found.push(found.length ? "," : "", JSON.stringify(one)));
+  return new Blob([`{"format":"${FORMAT}","version":1,"conversations":[`, ...found, "]}"], {
+    type: "application/json",
+  });
 }
 
 /**
- * Adds the conversations of a file, and returns their number; those with the same id are replaced.
+ * Adds the conversations of a file, but for those that are newer here; returns their number.
  * @param {string} content
  */
 export async function imported(content) {
@@ -97,19 +122,28 @@ export async function imported(content) {
   } catch {
     found = null;
   }
-  const fits = (/** @type {any} */ one) => typeof one?.id === "string" && typeof one.title === "string" && isTree(one);
-  if (found?.format !== FORMAT || !found.conversations?.every(fits))
+  if (found?.format !== FORMAT || !found.conversations?.every(isSound))
     throw new Error("This is no file of conversations that this page has exported.");
-  for (const one of found.conversations) await save(one);
-  return found.conversations.length;
+  let count = 0;
+  for (const one of found.conversations) {
+    const own = await load(one.id);
+    if (!own || own.updated < one.updated) count += (await save(one), 1);
+  }
+  return count;
 }
 
-/** Returns whether each turn has a parent that is older, or none. @param {any} one */
-function isTree({ turns, leaf }) {
-  const isSound = ([id, turn]) =>
-    turn.id === id && Array.isArray(turn.parts) && (turn.parent === null || turns[turn.parent].created < turn.created);
+/** Returns whether a conversation is complete, and each parent of a turn is older. @param {any} one */
+function isSound(one) {
+  const isPart = (part) =>
+    (part.type !== "text" || typeof part.text === "string") && /^data:/.test(part.url ?? "data:");
+  const isTurn = ([id, turn]) =>
+    turn.id === id &&
+    turn.parts.every(isPart) &&
+    (turn.parent === null || one.turns[turn.parent].created < turn.created);
   try {
-    return Object.entries(turns).every(isSound) && (leaf === null || leaf in turns);
+    const hasFacts = typeof one.id === "string" && typeof one.title === "string" && one.updated > 0;
+    const hasLeaf = one.leaf === null || Object.hasOwn(one.turns, one.leaf);
+    return hasFacts && hasLeaf && Object.entries(one.turns).every(isTurn);
   } catch {
     return false;
   }

@@ -53,6 +53,8 @@ export interface Turn {
   finish?: string;
   /** A line on what goes on. */
   progress?: string;
+  /** When its first text came, in milliseconds. */
+  first?: number;
   /** Text that stood there before the answer was continued. */
   before?: string;
 }
@@ -64,6 +66,8 @@ export interface Conversation {
   turns: Record<string, Turn>;
   /** The last turn of the branch that is shown. */
   leaf: string | null;
+  /** True once it has been deleted. */
+  gone?: boolean;
 }
 
 /** A value that is not set is the server's. */

@@ -4,7 +4,7 @@ interface Token {
   raw: string;
 }
 export const marked: {
-  use(options: { gfm: boolean; renderer: { html(token: { text: string }): string } }): void;
+  use(options: { gfm: boolean; renderer: { html(token: { text: string }): string; checkbox(token: { checked: boolean }): string } }): void;
   parse(source: string, options: { async: false }): string;
   lexer(source: string): Token[];
 };
