@@ -58,7 +58,6 @@ def props(service: Service) -> dict[str, Any]:
         "build_info": f"lwm {lwm.__version__}",
         "image_settings": _image_settings(service),
         "max_n": service.config.max_n,
-        "needs_key": bool(service.config.api_key or service.config.api_key_file),
         "default_generation_settings": {
             "n_ctx": loaded.context,
             "params": {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0, "n_predict": -1},

@@ -177,7 +177,7 @@ def test_properties_and_models_say_what_the_model_can(served, drawing, monkeypat
     assert props["total_slots"] == 4
     assert props["default_generation_settings"]["n_ctx"] == 2048
     assert props["modalities"] == {"vision": True, "video": True, "audio": False}
-    assert (props["max_n"], props["needs_key"]) == (8, False)
+    assert props["max_n"] == 8
     settings, default = props["image_settings"], drawing.sampling
     assert (settings["resolution"], settings["tokens_per_frame"]) == (64, 64)
     for kind in ("image", "video"):

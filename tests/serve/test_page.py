@@ -17,7 +17,7 @@ from lwm.media.text import read_text
 
 WEB = Path(__file__).parents[2] / "lwm/serve/web"
 JS = {"axe-core": "4.14.1", "typescript": "7.0.2"}
-CODE_LINES = 1_200
+CODE_LINES = 1_300
 """Lines of our own JavaScript at most, without comments and empty ones."""
 HOSTILE = runpy.run_path(str(Path(__file__).parent / "hostile_markdown.py"))["CASES"]
 ACTIVE = "script,style,iframe,object,embed,form,input,link,base,meta,svg,video"
@@ -231,6 +231,58 @@ def test_a_page_that_was_left_attaches_to_its_answer_again(visit, served):
     assert video.count() == 1
     assert not page.locator(".error").count()
     page.get_by_role("button", name="Send").wait_for()  # and no more "Stop"
+
+
+@pytest.mark.browser
+def test_a_broken_connection_is_made_again(visit, served):
+    page = visit()
+    send(page, "a skull", kind="clip")
+    until(page, lambda: busy(served) == 1, "a busy slot")
+    page.context.set_offline(True)
+    page.wait_for_timeout(300)
+    page.context.set_offline(False)
+    assert finished(page).locator("video").count() == 1
+    assert not page.locator(".error").count()
+    page.faults.clear()  # the browser notes the broken connection
+
+
+@pytest.mark.browser
+def test_a_chat_that_is_deleted_while_it_is_answered_stays_deleted(visit, served):
+    page = visit()
+    page.on("dialog", lambda dialog: dialog.accept())
+    send(page, "a skull", kind="clip")
+    until(page, lambda: busy(served) == 1, "a busy slot")
+    page.get_by_role("button", name="Delete a skull").click()
+    page.wait_for_selector(".welcome")
+    until(page, lambda: busy(served) == 0, "a free slot")
+    page.wait_for_timeout(300)
+    page.reload()
+    page.wait_for_selector("#message")
+    assert not page.locator(".sidebar li").count()
+
+
+@pytest.mark.browser
+def test_a_browser_that_keeps_nothing_can_still_ask(visit):
+    page = visit()
+    page.evaluate("() => { IDBObjectStore.prototype.put = () => { throw new Error('full'); }; }")
+    send(page, "Generate an image of a skull")
+    assert finished(page).locator("img").count() == 1
+    assert "not kept in the browser: full" in page.get_by_role("alert").inner_text()
+
+
+@pytest.mark.browser
+def test_tabs_share_their_chats(visit):
+    page = visit()
+    other = page.context.new_page()
+    other.goto(page.url)
+    other.wait_for_selector("#message")
+    send(page, "Generate an image of a skull")
+    finished(page)
+    other.locator(".sidebar li a").click()
+    assert finished(other).locator("img").count() == 1
+    send(other, "And of a tiger")
+    finished(other, 2)
+    page.wait_for_selector("article.assistant >> nth=1")
 
 
 @pytest.mark.browser

@@ -119,11 +119,8 @@ export class Markdown {
     this.source = source;
     const tokens = tried(() => marked.lexer(source.slice(this.settled)), []);
     // A block may change until the next one has begun.
-    const done = tokens.slice(
-      0,
-      tokens.findLastIndex((each) => each.type !== "space"),
-    );
-    for (const token of done) {
+    const last = tokens.findLastIndex((each) => each.type !== "space");
+    for (const token of tokens.slice(0, last)) {
       // What a block defines for others is shown, since these do not see it.
       this.last.replaceChildren(token.type === "def" ? token.raw : rendered(token.raw));
       this.last = this.block();

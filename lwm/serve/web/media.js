@@ -38,13 +38,9 @@ export async function partOf(file, server) {
     if (!server.sees) throw new Error(`${server.name} reads text only, and not ${file.name}.`);
     return { type: kind, name: file.name, url: await addressOf(file) };
   }
-  try {
-    const text = new TextDecoder("utf-8", { fatal: true }).decode(await file.arrayBuffer());
-    if (!text.includes("\0")) return { type: "file", name: file.name, text };
-  } catch {
-    // told below
-  }
-  throw new Error(`${file.name} is no image, no video and no text in UTF-8.`);
+  const text = await file.text();
+  if (/[\0\ufffd]/.test(text)) throw new Error(`${file.name} is no image, no video and no text in UTF-8.`);
+  return { type: "file", name: file.name, text };
 }
 
 /** Asks the server how many tokens a part has, and for the frames that the model sees. @param {Part} part */

@@ -3,35 +3,35 @@ import { KEY } from "./api.js";
 import { DEFAULTS, exported, imported } from "./store.js";
 import { html, useEffect, useRef, useState } from "./vendor/preact.js";
 
-const TEXT = [
-  ["temperature", "Temperature", 0.1],
-  ["top_p", "Top-p", 0.05],
-  ["top_k", "Top-k", 1],
-  ["min_p", "Min-p", 0.01],
-  ["repetition_penalty", "Repetition penalty", 0.05],
-  ["max_tokens", "Tokens of an answer at most", 1],
-  ["seed", "Seed", 1],
-];
-const DRAW = [
-  ["n", "Images or clips at once", 1],
-  ["seed", "Seed", 1],
-  ["guidance", "Guidance", 0.5],
-  ["temperature", "Temperature", 0.1],
-  ["top_k", "Top-k", 1],
-  ["top_p", "Top-p", 0.05],
-  ["frames", "Frames of a clip", 1],
-];
+/** Names and steps. */
+const FIELDS = {
+  temperature: ["Temperature", 0.1],
+  top_p: ["Top-p", 0.05],
+  top_k: ["Top-k", 1],
+  min_p: ["Min-p", 0.01],
+  repetition_penalty: ["Repetition penalty", 0.05],
+  max_tokens: ["Tokens of an answer at most", 1],
+  seed: ["Seed", 1],
+  num_frames: ["Frames at most", 1],
+  n: ["Images or clips at once", 1],
+  guidance: ["Guidance", 0.5],
+  frames: ["Frames of a clip", 1],
+};
+const TEXT = ["temperature", "top_p", "top_k", "min_p", "repetition_penalty", "max_tokens", "seed"];
+const DRAW = ["n", "seed", "guidance", "temperature", "top_k", "top_p", "frames"];
 const KEYS =
   "Enter sends, Shift+Enter begins a line, Esc stops. Ctrl+Shift+O: new chat, Ctrl+K: search, Ctrl+B: list of chats.";
 
-function Numbers({ rows, values, defaults, change, max }) {
-  return rows.map(([name, label, step]) => {
-    const set = (event) => change({ [name]: event.target.value === "" ? null : Number(event.target.value) });
+function Numbers({ title, names, values, defaults = {}, change, max = {} }) {
+  const field = (name) => {
+    const set = ({ target }) => change({ [name]: target.value === "" ? null : Number(target.value) });
+    const [label, step] = FIELDS[name];
     return html`<label>${label}
-      <input type="number" min="0" max=${max?.[name]} step=${step}
-        placeholder=${defaults?.[name] ?? "default"} value=${values[name] ?? ""} onChange=${set} />
+      <input type="number" min="0" max=${max[name]} step=${step}
+        placeholder=${defaults[name] ?? "default"} value=${values[name] ?? ""} onChange=${set} />
     </label>`;
-  });
+  };
+  return html`<fieldset><legend>${title}</legend>${names.map(field)}</fieldset>`;
 }
 
 /** A dialog that is open as long as it is there. */
@@ -61,7 +61,10 @@ export function KeyDialog({ done, problem }) {
 
 export function Settings({ settings, server, change, close, refresh }) {
   const [note, setNote] = useState("");
-  const setDraw = (more) => change({ ...settings, draw: { ...settings.draw, ...more } });
+  const set = (more) => change({ ...settings, ...more });
+  const setDraw = (more) => set({ draw: { ...settings.draw, ...more } });
+  const defaults = { n: 1, seed: "random", frames: 8, ...server.imageSettings?.image };
+  const max = { n: server.maxN, frames: 64 };
   const save = async () => {
     const url = URL.createObjectURL(await exported());
     Object.assign(document.createElement("a"), { href: url, download: "lwm-chats.json" }).click();
@@ -76,23 +79,11 @@ export function Settings({ settings, server, change, close, refresh }) {
   };
   const themes = ["system", "light", "dark"].map((each) => html`<option value=${each}>${each}</option>`);
   return html`<${Dialog} title="Settings" close=${close}>
-    <label>System message<textarea rows="3" value=${settings.system} onChange=${(event) => change({ ...settings, system: event.target.value })}></textarea></label>
-    <fieldset><legend>Text</legend>
-      <${Numbers} rows=${TEXT} values=${settings} defaults=${server.defaults} change=${(more) => change({ ...settings, ...more })} />
-    </fieldset>
-    ${
-      server.sees &&
-      html`<fieldset><legend>Videos that are sent</legend>
-      <${Numbers} rows=${[["num_frames", "Frames at most", 1]]} values=${settings} change=${(more) => change({ ...settings, ...more })} />
-    </fieldset>`
-    }
-    ${
-      server.draws &&
-      html`<fieldset><legend>Drawing</legend>
-      <${Numbers} rows=${DRAW} values=${settings.draw} defaults=${{ n: 1, seed: "random", frames: 8, ...server.imageSettings?.image }} change=${setDraw} max=${{ n: server.maxN, frames: 64 }} />
-    </fieldset>`
-    }
-    <label>Colours <select value=${settings.theme} onChange=${(event) => change({ ...settings, theme: event.target.value })}>${themes}</select></label>
+    <label>System message<textarea rows="3" value=${settings.system} onChange=${(event) => set({ system: event.target.value })}></textarea></label>
+    <${Numbers} title="Text" names=${TEXT} values=${settings} defaults=${server.defaults} change=${set} />
+    ${server.sees && html`<${Numbers} title="Videos that are sent" names=${["num_frames"]} values=${settings} change=${set} />`}
+    ${server.draws && html`<${Numbers} title="Drawing" names=${DRAW} values=${settings.draw} ...${{ defaults, max }} change=${setDraw} />`}
+    <label>Colours <select value=${settings.theme} onChange=${(event) => set({ theme: event.target.value })}>${themes}</select></label>
     <p class="row">
       <button type="button" onClick=${() => change({ ...DEFAULTS, system: settings.system, theme: settings.theme })}>Reset to the model's defaults</button>
       <button type="button" onClick=${save}>Export chats</button>

@@ -4,83 +4,50 @@
  * @typedef {import("./types").Settings} Settings
  */
 import { textOf } from "./tree.js";
+import { openDB } from "./vendor/idb.js";
 
 const FORMAT = "lwm-conversations";
+const STORE = "conversations";
 const SETTINGS = "lwm-settings";
 
 /** Tells other tabs the ids of conversations that have changed. */
 export const shared = new BroadcastChannel("lwm");
 
-/** @type {Promise<IDBDatabase> | null} */
+/** @type {ReturnType<typeof openDB> | null} */
 let opened = null;
+const closed = () => void (opened = null);
 
-/** @template T @param {IDBRequest<T>} asked @returns {Promise<T>} */
-function result(asked) {
-  return new Promise((resolve, reject) => {
-    asked.onsuccess = () => resolve(asked.result);
-    asked.onerror = () => reject(asked.error);
-  });
-}
+/** @param {Awaited<ReturnType<typeof openDB>>} found */
+const upgrade = (found) =>
+  found.createObjectStore(STORE, { keyPath: "id" }).createIndex("listed", ["updated", "title"]);
 
-function database() {
-  if (!opened) {
-    const asked = indexedDB.open("lwm", 1);
-    asked.onupgradeneeded = () => {
-      const made = asked.result.createObjectStore("conversations", { keyPath: "id" });
-      made.createIndex("listed", ["updated", "title"]);
-    };
-    opened = result(asked);
-    const closed = () => (opened = null);
-    opened.then((found) => (found.onclose = closed), closed);
-  }
+async function database() {
+  opened ??= openDB("lwm", 1, { upgrade, terminated: closed });
+  opened.catch(closed);
   return opened;
 }
 
-async function reading() {
-  return (await database()).transaction("conversations").objectStore("conversations");
+/** @param {Conversation} conversation */
+export async function save(conversation) {
+  await (await database()).put(STORE, conversation);
+  shared.postMessage(conversation.id);
 }
 
-/** Writes, and tells other tabs. @param {string} id @param {(store: IDBObjectStore) => void} call */
-async function write(id, call) {
-  const transaction = (await database()).transaction("conversations", "readwrite");
-  call(transaction.objectStore("conversations"));
-  await new Promise((resolve, reject) => {
-    transaction.oncomplete = resolve;
-    transaction.onabort = () => reject(transaction.error);
-  });
+/** @param {string} id */
+export async function forget(id) {
+  await (await database()).delete(STORE, id);
   shared.postMessage(id);
 }
 
-/** @param {Conversation} conversation */
-export const save = (conversation) => write(conversation.id, (store) => store.put(conversation));
-
-/** @param {string} id */
-export const forget = (id) => write(id, (store) => store.delete(id));
-
 /** @param {string} id @returns {Promise<Conversation | undefined>} */
-export async function load(id) {
-  return result((await reading()).get(id));
-}
-
-/** @template T @param {IDBRequest<T | null>} asked @param {(cursor: any) => void} visit */
-async function walk(asked, visit) {
-  await new Promise((resolve, reject) => {
-    asked.onerror = () => reject(asked.error);
-    asked.onsuccess = () => {
-      const cursor = /** @type {any} */ (asked.result);
-      if (!cursor) return resolve(null);
-      visit(cursor);
-      cursor.continue();
-    };
-  });
-}
+export const load = async (id) => (await database()).get(STORE, id);
 
 /**
  * Calls a function with each conversation; not all of them need fit into memory.
  * @param {(conversation: Conversation) => void} visit
  */
 export async function each(visit) {
-  await walk((await reading()).openCursor(), ({ value }) => visit(value));
+  for await (const { value } of (await database()).transaction(STORE).store) visit(value);
 }
 
 /**
@@ -91,13 +58,17 @@ export async function list(words) {
   /** @type {{id: string, title: string, updated: number}[]} */
   const found = [];
   const wanted = words.toLowerCase();
-  const add = ({ primaryKey: id, key: [updated, title] }) => found.push({ id, title, updated });
-  if (!wanted) await walk((await reading()).index("listed").openKeyCursor(null, "prev"), add);
-  else
-    await each((one) => {
-      const texts = [one.title, ...Object.values(one.turns).map(textOf)].join("\n").toLowerCase();
-      if (texts.includes(wanted)) found.push(one);
-    });
+  if (!wanted) {
+    // Without what they contain, which may be much.
+    let cursor = await (await database()).transaction(STORE).store.index("listed").openKeyCursor(null, "prev");
+    for (; cursor; cursor = await cursor.continue())
+      found.push({ id: cursor.primaryKey, updated: cursor.key[0], title: cursor.key[1] });
+    return found;
+  }
+  await each((one) => {
+    const texts = [one.title, ...Object.values(one.turns).map(textOf)].join("\n").toLowerCase();
+    if (texts.includes(wanted)) found.push(one);
+  });
   return found.sort((one, other) => other.updated - one.updated);
 }
 
@@ -106,9 +77,7 @@ export async function exported() {
   /** @type {string[]} */
   const found = [];
   await each((one) => found.push(found.length ? "," : "", JSON.stringify(one)));
-  return new Blob([`{"format":"${FORMAT}","version":1,"conversations":[`, ...found, "]}"], {
-    type: "application/json",
-  });
+  return new Blob([`{"format":"${FORMAT}","version":1,"conversations":[`, ...found, "]}"]);
 }
 
 /**
