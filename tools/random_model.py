@@ -6,6 +6,7 @@ The file has the tokenizer of `tiny-vision`, and answers nonsense.
 """
 
 import dataclasses
+import sys
 from pathlib import Path
 from typing import Literal
 
@@ -17,6 +18,7 @@ from lwm.convert.lwm_config import preset
 from lwm.convert.names import HUGGING_FACE
 from lwm.convert.open import open_model_files
 from lwm.convert.weights import layout_of, sizes_in, weight_paths
+from lwm.errors import UserError
 from lwm.formats.lazy import LazyArrays
 from lwm.tokens import TokenSpace
 
@@ -54,4 +56,7 @@ def write(
 
 
 if __name__ == "__main__":
-    tyro.cli(write)
+    try:
+        tyro.cli(write)
+    except UserError as error:
+        sys.exit(f"random_model: {error}")
