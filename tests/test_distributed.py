@@ -69,6 +69,36 @@ def test_what_cannot_be_joined(given, message):
         join(given)
 
 
+SLURM = {
+    "SLURM_JOB_ID": "4097",
+    "SLURM_STEP_NODELIST": "node[007-009],other",
+    "SLURM_NTASKS": "4",
+    "SLURM_PROCID": "2",
+    "SLURM_LOCALID": "0",
+}
+OPEN_MPI = {
+    "OMPI_MCA_orte_hnp_uri": "1531576320.0;tcp://10.96.0.1,10.148.0.1:34911",
+    "OMPI_COMM_WORLD_SIZE": "4",
+    "OMPI_COMM_WORLD_RANK": "3",
+    "OMPI_COMM_WORLD_LOCAL_RANK": "0",
+}
+
+
+@pytest.mark.parametrize(
+    ("variables", "host", "index"), [(SLURM, "node007", 2), (OPEN_MPI, "10.96.0.1", 3)]
+)
+def test_a_cluster_numbers_its_processes(monkeypatch, variables, host, index):
+    found = []
+    monkeypatch.setattr("lwm.distributed._join", lambda *given: found.append(given))
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    join(Processes(coordinator="auto", timeout=7))
+    ((coordinator, count, number, timeout),) = found
+    assert coordinator.rpartition(":")[0] == host
+    assert 61_440 <= int(coordinator.rpartition(":")[2]) <= 65_535
+    assert (count, number, timeout) == (4, index, 7.0)
+
+
 def test_alone_nothing_happens():
     join(Processes())
 

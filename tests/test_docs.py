@@ -125,13 +125,18 @@ def test_the_reference_has_all_public_names_and_configurations():
         assert hasattr(importlib.import_module(module), attribute)
 
 
+OTHERS = "exporting", "clusters"
+"""Pages with commands of other programs, in blocks of text."""
+
+
 def test_every_command_and_option_of_the_docs_exists():
     # Those pages have LWM's own flags, and the harness's.
     pages = [page for page in PAGES if page.stem not in ("coming-from-lwm", "harness")]
-    text = "\n".join(page.read_text() for page in pages if page.stem != "exporting")
-    # Commands of other programs are in blocks of text there.
-    exporting = (ROOT / "docs/exporting.md").read_text()
-    text += re.sub(r"```text\n.*?```", "", exporting, flags=re.DOTALL)
+    text = "\n".join(page.read_text() for page in pages if page.stem not in OTHERS)
+    for page in OTHERS:
+        text += re.sub(
+            r"```text\n.*?```", "", (ROOT / f"docs/{page}.md").read_text(), flags=re.DOTALL
+        )
     commands = """
         chat, demo, models, plot, plan, convert, tokenize, data show, data check, data tokenize,
         data needles, generate text, generate image, generate video, eval all, eval compare,
