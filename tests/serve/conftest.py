@@ -128,3 +128,46 @@ def npm():
         return folder
 
     return install
+
+
+@pytest.fixture(scope="session")
+def browser():
+    path = shutil.which("chromium")
+    if path is None:
+        pytest.skip("Debian's chromium is not installed")
+    api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    arguments = ["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"]
+    with api.sync_playwright() as playwright:
+        made = playwright.chromium.launch(executable_path=path, args=arguments)
+        yield made
+        made.close()
+
+
+@pytest.fixture
+def visit(browser, served):
+    """Opens the page; at the end nothing must have failed, or have gone to another server."""
+    contexts, faults = [], []
+
+    def open_page(server=served, path="/", **options):
+        context = browser.new_context(**options)
+        contexts.append(context)
+        context.set_default_timeout(60_000)
+        context.grant_permissions(["clipboard-read", "clipboard-write"])
+        page = context.new_page()
+
+        def asked(request):
+            if not request.url.startswith((server.root, "data:", "blob:")):
+                faults.append(f"asked for {request.url}")
+
+        page.on("request", asked)
+        page.on("pageerror", lambda error: faults.append(str(error)))
+        page.on("console", lambda said: said.type == "error" and faults.append(said.text))
+        page.goto(server.root + path)
+        page.faults = faults
+        page.wait_for_selector("h1, dialog")
+        return page
+
+    yield open_page
+    for context in contexts:
+        context.close()
+    assert not faults
