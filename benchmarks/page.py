@@ -52,9 +52,6 @@ STREAM = """([text, size, rate, whole]) => {
     });
     return Promise.resolve(new Response(body));
   };
-  window.frames_drawn = 0;
-  const count = () => (window.frames_drawn++, requestAnimationFrame(count));
-  requestAnimationFrame(count);
   if (whole) return import("/web/markdown.js").then(({ Markdown, rendered }) => {
     Markdown.prototype.update = function (source) { this.last.replaceChildren(rendered(source)); };
   });

@@ -37,7 +37,7 @@ function given(fields) {
 }
 
 /** H.264 where the browser plays it, and animated WebP elsewhere. */
-export function clipFormat() {
+function clipFormat() {
   const video = document.createElement("video");
   return video.canPlayType('video/mp4; codecs="avc1.64001f"') ? "mp4" : "webp";
 }

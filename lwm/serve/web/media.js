@@ -83,7 +83,7 @@ export function Media({ part, label, plays = true }) {
 }
 
 /** The frames that the model sees, decoded from their codes. */
-export function Frames({ preview }) {
+function Frames({ preview }) {
   if (!preview?.frames?.length) return null;
   const { num_frames: count, shown, frames } = preview;
   return html`<div class="strip" tabindex="0" role="group" aria-label="Frames as the model sees them">

@@ -35,7 +35,7 @@ function Numbers({ title, names, values, defaults = {}, change, max = {} }) {
 }
 
 /** A dialog that is open as long as it is there. */
-export function Dialog({ title, close, children }) {
+function Dialog({ title, close, children }) {
   const root = useRef(/** @type {any} */ (null));
   useEffect(() => root.current.showModal(), []);
   return html`<dialog ref=${root} onClose=${() => close(root.current)} aria-label=${title}>
