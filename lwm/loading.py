@@ -3,8 +3,11 @@
 from pathlib import Path
 from typing import Literal
 
+import jax
+
 from lwm import renamed
 from lwm.convert.huggingface import is_not_weight
+from lwm.convert.lora import place_adapter, read_adapter
 from lwm.convert.open import open_model_files as open_files
 from lwm.convert.weights import build_llama
 from lwm.devices import machine
@@ -43,13 +46,15 @@ def load(
     given: ModelOverrides = NO_OVERRIDES,
     pool_tokens: int | None = None,
     cache_dtype: CacheDtype | None = None,
+    lora: str | Path | None = None,
     progress: Progress = lambda done, total: None,
 ) -> LanguageModel:
     """Loads a model; one that `lwm models` lists or that is on the hub is fetched first.
 
     Args:
         name_or_path: A known name, a Hugging Face folder, a GGUF file, LWM's parameters (their
-            folder, their file, or `params::FILE`) or a hub's `org/name`.
+            folder, their file, or `params::FILE`), a hub's `org/name`, or the folder of a LoRA
+            adapter, which is added to the weights of its model.
         mesh: Devices per axis dp, fsdp, tp, sp; `1,1,4,1` is tensor parallelism over four.
         dtype: Type of weights and activations. `int8` and `int4` hold the matrices in eight and
             in four bits, `stored` in the types of the files, as GGUF's Q8_0, Q5_1 or Q4_0; all
@@ -61,6 +66,8 @@ def load(
             with what is asked, as memory allows.
         cache_dtype: Type of keys and values in the cache; None: float32 or bfloat16, as the dtype.
             int8 has a scale for each token and head.
+        lora: Folder of a LoRA adapter of the model, as PEFT saves it. It stays beside the weights,
+            so that these may be of few bits.
         progress: Called with the number of tensors loaded.
 
     Raises:
@@ -75,6 +82,7 @@ def load(
     if vqgan_file is not None and (config.tokens.vision or vqgan is not None):
         require_codes_for(vqgan_file, config.tokens)
     check_mesh(config, devices)
+    adapter = None if lora is None else place_adapter(read_adapter(Path(lora)), config, devices)
     held = opened.held_as(dtype)
     dp, fsdp, tp, sp = devices.devices.shape
     require_fit(
@@ -97,6 +105,9 @@ def load(
         ignore=lambda name: is_not_weight(name, config),
         progress=progress,
     )
+    if adapter is not None:
+        with jax.set_mesh(devices):
+            llama = adapter.on(llama)
     return LanguageModel(
         name=str(name_or_path),
         llama=llama,
@@ -106,6 +117,7 @@ def load(
         sampling=opened.sampling.over(LWM_SAMPLING),
         vqgan_file=vqgan_file,
         source=opened.source,
+        adapter=opened.adapter if lora is None else Path(lora).expanduser(),
         pool_tokens=pool_tokens,
         cache_dtype=cache_dtype or usual_cache(held),
     )

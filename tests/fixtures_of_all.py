@@ -21,9 +21,10 @@ from lwm.convert.names import LWM_NAMES, dimensions
 from lwm.convert.weights import build_llama
 from lwm.formats.flax_writer import write_stream
 from lwm.generate.language_model import LanguageModel
-from lwm.model.config import Compute, LlamaConfig, ModelOverrides, Rope
+from lwm.model.config import Compute, LlamaConfig, LoRA, ModelOverrides, Rope
 from lwm.model.layers import Packing
 from lwm.model.llama import Llama
+from lwm.model.lora import Adapter
 from lwm.sharding import TOKENS, dotted, make_mesh, on_mesh
 from lwm.tokenizer.tokenizer import Tokenizer
 from lwm.tokens import TokenSpace
@@ -110,6 +111,23 @@ def init():
 
     def make(config: LlamaConfig, *, compute: Compute = Compute()) -> Llama:
         return fill(shapes(config, compute, jax.sharding.get_mesh()), config.init_std)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def adapt():
+    """Makes an adapter under the mesh in use whose second factors are not zero."""
+
+    def make(config: LlamaConfig, lora: LoRA) -> Adapter:
+        first, draw = Adapter.init(config, lora, key=jr.key(0)), np.random.default_rng(1)
+
+        def leaf(path, found: jax.Array) -> jax.Array:
+            if not dotted(path).endswith(".b"):
+                return found
+            return jax.device_put(0.2 * draw.standard_normal(found.shape, "f"), found.sharding)
+
+        return jax.tree.map_with_path(leaf, first)
 
     return make
 

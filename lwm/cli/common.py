@@ -54,6 +54,8 @@ class LoadOptions:
     """`lwm` or Jinja source in place of the model's own chat template."""
     vqgan: Path | None = None
     """The VQGAN, if it is not beside the model: a folder, or LWM's file."""
+    lora: Path | None = None
+    """Folder of a LoRA adapter of the model, as PEFT and `lwm train` save it."""
     pool_tokens: int | None = None
     """Tokens in the cache of each device, for all answers at once; else it grows with them."""
     cache_dtype: Literal["float32", "bfloat16", "int8"] | None = None

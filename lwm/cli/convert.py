@@ -25,6 +25,7 @@ def convert(
     shard_gb: float | None = None,
     overwrite: bool = False,
     reports: tuple[Path, ...] = (),
+    lora: Path | None = None,
     given: tyro.conf.OmitArgPrefixes[ModelOverrides] = NO_OVERRIDES,
 ) -> None:
     """Writes a model in a format of others: safetensors, GGUF, or that of the original LWM.
@@ -43,6 +44,8 @@ def convert(
         overwrite: Replace another model in the folder, and the README beside it, or a file.
         reports: Reports of lwm eval on the model, or their folders, for the model card; those in
             the folder of its run are found.
+        lora: Folder of a LoRA adapter of the model, which is merged into the weights. The folder
+            of an adapter may also be the source, if it names its model.
         given: Values that the files lack.
     """
     dtype = "int8" if dtype == "q8_0" else dtype
@@ -52,10 +55,13 @@ def convert(
     from lwm.console import waiting
     from lwm.convert.convert import convert_model
     from lwm.convert.gguf import write_gguf
+    from lwm.convert.lora import read_adapter
     from lwm.convert.lwm_original import write_lwm_original
-    from lwm.convert.open import open_model_files
+    from lwm.convert.open import open_model_files, with_adapter
 
     opened, notes = open_model_files(source, given=given), []
+    if lora is not None:
+        opened = with_adapter(opened, read_adapter(lora))
     with waiting(f"converting {source}", "MB") as report:
 
         def progress(done: int, total: int) -> None:

@@ -11,13 +11,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 import lwm
-from lwm.convert.card_markdown import code_block, escaped, grid, listed, numbers, plural, table
+from lwm.convert.card_markdown import escaped, grid, listed, numbers, plural, table
+from lwm.convert.card_use import use
 from lwm.formats.run_facts import Licence, Lineage, RunFacts, Stage
-from lwm.model.config import LinearScaling, LlamaConfig
+from lwm.model.config import LinearScaling, LlamaConfig, LoRA
 from lwm.text import printable, well_formed
 from lwm.tokenizer.markers import CLOSING, OPENING
 from lwm.vqgan.config import VQGANConfig
-from lwm.vqgan.vqmodel import FOLDER as VQMODEL, is_vqmodel
 
 KEPT = ("Origin", "Training", "Data", "Measured", "Licence")
 """Sections that stay true of the same weights in another format."""
@@ -49,6 +49,16 @@ class LanguageFacts:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class AdapterFacts:
+    """Facts of a low-rank adapter."""
+
+    base: str
+    """The model that it is of."""
+    lora: LoRA
+    parameters: int
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class CardFacts:
     """All that a card says."""
 
@@ -63,6 +73,8 @@ class CardFacts:
     """The last training."""
     language: LanguageFacts | None = None
     """None for a VQGAN alone."""
+    adapter: AdapterFacts | None = None
+    """If the folder holds an adapter alone; `language` is then its base."""
     vqgan: VQGANConfig | None = None
     target: Literal["hf", "lwm-original"] = "hf"
     licence_files: Sequence[str] = ()
@@ -78,7 +90,12 @@ def card(facts: CardFacts) -> str:
         "Architecture": table(_architecture(facts)),
         "Token space": _token_space(facts),
         "Origin": _origin(facts),
-        "Use": _use(facts),
+        "Use": use(
+            None if facts.language is None else facts.language.config,
+            facts.vqgan,
+            target=facts.target,
+            is_adapter=facts.adapter is not None,
+        ),
         "Training": "" if facts.run is None else _training(facts.run, facts.lineage.stages),
         "Data": "" if facts.run is None else _data(facts.run),
         "Measured": _measured(facts),
@@ -126,10 +143,10 @@ def _head(facts: CardFacts) -> str:
         base = [root.repo] if root.repo else [*root.base]
         values["base_model"] = base[0] if len(base) == 1 else base
         if root.repo and facts.lineage.stages:
-            values["base_model_relation"] = "finetune"
+            values["base_model_relation"] = "adapter" if facts.adapter else "finetune"
         values["language"] = [] if facts.lineage.stages else [*root.languages]
     is_hf = facts.language is not None and facts.target == "hf"
-    values["library_name"] = "transformers" if is_hf else "lwm"
+    values["library_name"] = "peft" if facts.adapter else "transformers" if is_hf else "lwm"
     values["datasets"] = [repo for one in facts.run.sets for repo in one.repos] if facts.run else []
     if facts.language is None:
         values["tags"] = ["lwm", "vqgan", "image-tokenizer"]
@@ -139,6 +156,8 @@ def _head(facts: CardFacts) -> str:
     else:
         values["pipeline_tag"] = "text-generation"
         values["tags"] = ["lwm"]
+    if facts.adapter is not None:
+        values["tags"] = ["lwm", "lora"]
     lines = [f"{key}: {_yaml(value)}" for key, value in values.items() if value]
     return "\n".join(["---", *lines, "---"])
 
@@ -157,13 +176,21 @@ def _about(facts: CardFacts) -> str:
         return f"A VQGAN: encodes frames of {side} × {side} pixels as {codes:,} codes{back}."
     config = facts.language.config
     reads = "text, images and video" if config.tokens.vision else "text"
-    return f"Reads and writes {reads}; a context of {config.max_context:,} tokens."
+    about = f"Reads and writes {reads}; a context of {config.max_context:,} tokens."
+    if facts.adapter is None:
+        return about
+    return f"A LoRA adapter of {escaped(_file(facts.adapter.base))}, to be used with it. {about}"
 
 
 def _architecture(facts: CardFacts) -> Iterable[tuple[str, str]]:
     if facts.language is not None:
         config = facts.language.config
         yield "parameters", f"{facts.language.parameters:,}"
+        if facts.adapter is not None:
+            lora = facts.adapter.lora
+            yield "parameters of the adapter", f"{facts.adapter.parameters:,}"
+            yield "rank, alpha", f"{lora.rank}, {lora.alpha:g}"
+            yield "adapted weights", ", ".join(lora.targets)
         yield (
             "layers, width, feed-forward width",
             numbers(config.num_layers, config.dim, config.mlp_dim),
@@ -240,38 +267,6 @@ def _origin(facts: CardFacts) -> str:
         lines += [kept] if kept else []
         lines.append(f"Converted{what} by `lwm convert` {lwm.__version__}.{from_file}")
     return "\n".join(lines)
-
-
-def _use(facts: CardFacts) -> str:
-    if facts.language is None:
-        return code_block("sh", "lwm tokenize FILES --vqgan FOLDER --out SHARDS")
-    lines = ["lwm chat FOLDER", 'lwm generate text FOLDER "The sea"']
-    if facts.vqgan is not None and facts.vqgan.decoder:
-        lines.append('lwm generate image FOLDER "a lighthouse" -o lighthouse.png')
-    text = code_block("sh", *lines)
-    if facts.target != "hf":
-        flags = "--load_llama_config=json::FOLDER/llama_config.json"
-        flags += " --load_checkpoint=params::FOLDER/params --tokenizer=FOLDER"
-        if facts.vqgan is not None:
-            flags += " --vqgan_checkpoint=FOLDER/vqgan"
-        return f"{text}\n\nThe programs of the original LWM take:\n\n{code_block('text', flags)}"
-    elsewhere = [
-        "from transformers import AutoModelForCausalLM, AutoTokenizer",
-        "",
-        'model = AutoModelForCausalLM.from_pretrained("FOLDER", dtype="auto")',
-        'tokenizer = AutoTokenizer.from_pretrained("FOLDER")',
-    ]
-    if facts.vqgan is not None and is_vqmodel(facts.vqgan):
-        elsewhere.insert(0, "from diffusers import VQModel")
-        elsewhere.append(f'vqgan = VQModel.from_pretrained("FOLDER", subfolder="{VQMODEL}")')
-    note = ""
-    if facts.language.config.tokens.vision:
-        note = (
-            "\n\n`generate` then writes text alone: `generation_config.json` suppresses the vision "
-            "ids. For images, set `model.generation_config.suppress_tokens = None`, and allow only "
-            "the ids that the layout above has next."
-        )
-    return f"{text}\n\nWithout `lwm`:\n\n{code_block('python', *elsewhere)}{note}"
 
 
 def _training(run: RunFacts, stages: Sequence[Stage]) -> str:

@@ -6,7 +6,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from lwm.convert.card import CardFacts, LanguageFacts, Measured, card, is_written, sections_of
+from lwm.convert.card import (
+    AdapterFacts,
+    CardFacts,
+    LanguageFacts,
+    Measured,
+    card,
+    is_written,
+    sections_of,
+)
 from lwm.convert.card_scores import of_reports, of_run
 from lwm.convert.names import HUGGING_FACE
 from lwm.convert.open import ModelFiles
@@ -68,21 +76,22 @@ def facts_of(
     Raises:
         UserError: A report is of another model, or cannot be read; or the VQGAN is damaged.
     """
-    run = _run_facts(opened.source)
+    place = opened.place
+    run = _run_facts(place)
     scores = [] if run is None else of_run(run)
-    scores += of_reports(opened.source, opened.config, run_of(opened.source), reports)
+    scores += of_reports(place, opened.config, run_of(place), reports)
     return CardFacts(
-        name=opened.known.name if opened.known else name_of(opened.source),
+        name=opened.known.name if opened.known else name_of(place),
         dtype=dtype,
-        lineage=lineage_of(opened.source, opened.known),
-        converted=opened.source.name if opened.source.is_file() else "",
+        lineage=lineage_of(place, opened.known),
+        converted=place.name if place.is_file() else "",
         run=run,
         language=language_facts(opened.config, opened.tokenizer),
         vqgan=None if opened.vqgan is None else read_vqgan_config(opened.vqgan),
         target=target,
         licence_files=licence_files,
         measured=scores,
-        kept=_kept(opened.source),
+        kept=_kept(place),
     )
 
 
@@ -93,6 +102,7 @@ def run_card(
     dtype: str,
     language: LanguageFacts | None = None,
     vqgan: VQGANConfig | None = None,
+    adapter: AdapterFacts | None = None,
     licence_files: Sequence[str] = (),
     measured: Sequence[Measured] = (),
 ) -> str | None:
@@ -104,6 +114,7 @@ def run_card(
         dtype: Type of the stored weights.
         language: The language model, unless the run is of a VQGAN.
         vqgan: The VQGAN beside it, or that of the run.
+        adapter: The adapter that the run trained, if it did not train the whole model.
         licence_files: Names of files with licences in the folder.
         measured: Scores besides those of the last validation.
 
@@ -125,6 +136,7 @@ def run_card(
             run=facts,
             language=language,
             vqgan=vqgan,
+            adapter=adapter,
             licence_files=licence_files,
             measured=[*of_run(facts), *measured],
         )

@@ -17,7 +17,6 @@ from lwm.convert.open import ModelFiles
 from lwm.convert.source import open_weights, require_other_folder
 from lwm.errors import UserError
 from lwm.files import edges_of, read_json, reading
-from lwm.fingerprint import model_files
 from lwm.formats.run_folder import MODEL
 from lwm.progress import Progress
 from lwm.vqgan.checkpoint import read_vqgan, require_codes
@@ -129,8 +128,9 @@ def _former_name(source: Path) -> str:
 
 def legal_texts(opened: ModelFiles) -> dict[str, str]:
     """Returns the licence files beside the model, or the notice that its licence requires."""
-    run = run_of(opened.source)
-    beside = opened.source if opened.source.is_dir() else opened.source.parent
+    source = opened.place
+    run = run_of(source)
+    beside = source if source.is_dir() else source.parent
     beside = beside if run is None else run / MODEL
     found = {
         path.name: path.read_text(encoding="utf-8", errors="replace")
@@ -138,7 +138,7 @@ def legal_texts(opened: ModelFiles) -> dict[str, str]:
         for path in sorted(beside.glob(pattern))
         if path.is_file() and path.stat().st_size < 1_000_000
     }
-    root = lineage_of(opened.source, opened.known).root
+    root = lineage_of(source, opened.known).root
     licence = None if root is None else root.licence
     if not found and licence is not None and licence.identifier == "llama2":
         return {"LICENSE": _LLAMA2}
@@ -147,7 +147,7 @@ def legal_texts(opened: ModelFiles) -> dict[str, str]:
 
 def _identity(opened: ModelFiles, dtype: str, max_shard_bytes: int) -> str:
     """Returns a text that identifies source and target, to resume only the same conversion."""
-    files = model_files(opened.source)
+    files = opened.files
     stats = [(str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns) for path in files]
     values = dataclasses.asdict(opened.config), stats, dtype, max_shard_bytes
     return json.dumps(values)
@@ -155,7 +155,7 @@ def _identity(opened: ModelFiles, dtype: str, max_shard_bytes: int) -> str:
 
 def _origin(opened: ModelFiles) -> str:
     """Returns a digest of a model's configuration and files, the same wherever it lies."""
-    files = [edges_of(path) for path in model_files(opened.source)]
+    files = [edges_of(path) for path in opened.files]
     values = dataclasses.asdict(opened.config), files
     return hashlib.sha256(json.dumps(values).encode()).hexdigest()
 

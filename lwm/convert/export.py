@@ -77,7 +77,7 @@ def save_model(
 
     def read(path: str) -> np.ndarray:
         array, layer = leaves[path]
-        return _on_host(array if layer is None else _layer(array, layer))
+        return on_host(array if layer is None else _layer(array, layer))
 
     with jax.set_mesh(_mesh(model)):
         write_model(
@@ -259,7 +259,8 @@ def _layer(stack: jax.Array, number: int | jax.Array) -> jax.Array:
     return jax.lax.dynamic_index_in_dim(stack, number, keepdims=False)
 
 
-def _on_host(array: jax.Array) -> np.ndarray:
+def on_host(array: jax.Array) -> np.ndarray:
+    """Returns a whole array on the host, on every process."""
     if array.is_fully_addressable:
         return np.asarray(array)
     return multihost_utils.process_allgather(array, tiled=True)

@@ -150,10 +150,12 @@ class FolderWriter:
         """Returns whether a run that is resumed has written this file of weights."""
         return self._source is not None and (self.beside / file).is_file()
 
-    def add(self, file: str, tensors: dict[str, np.ndarray]) -> None:
-        """Writes a file of weights."""
+    def add(
+        self, file: str, tensors: dict[str, np.ndarray], facts: Mapping[str, str] | None = None
+    ) -> None:
+        """Writes a file of weights, with facts in its header."""
         with replacing(self.beside / file, durable=True) as partial:
-            save_file(tensors, partial, {"format": "pt"})
+            save_file(tensors, partial, {"format": "pt", **(facts or {})})
 
     def publish(self) -> None:
         """Moves the folder to its final path, and removes an older one."""
@@ -202,13 +204,18 @@ class FolderWriter:
         return shutil.disk_usage(above).free
 
 
-def require_ours(folder: Path, *, files: str = _FILES, config: str = "config.json") -> None:
+def require_ours(
+    folder: Path,
+    *,
+    files: str = _FILES,
+    is_written: Callable[[Path], bool] = lambda folder: is_config_ours(folder / "config.json"),
+) -> None:
     """Refuses a folder that is neither empty nor a model folder written by this package.
 
     Args:
         folder: The folder, which may not exist.
         files: A pattern of the names of files in such a folder.
-        config: The file that says what wrote it.
+        is_written: Returns whether this package wrote the files of a folder.
 
     Raises:
         UserError: The first foreign file is named.
@@ -219,7 +226,7 @@ def require_ours(folder: Path, *, files: str = _FILES, config: str = "config.jso
     inside = [*folder.glob("*"), *folder.glob("vqvae/*")]
     names = [path.relative_to(folder).as_posix() for path in inside]
     foreign = sorted(name for name in names if not re.fullmatch(files, name))
-    if names and not _is_ours(folder / config):
+    if names and not is_written(folder):
         foreign = foreign or ["a model"]
     if foreign:
         raise UserError(
@@ -228,7 +235,8 @@ def require_ours(folder: Path, *, files: str = _FILES, config: str = "config.jso
         )
 
 
-def _is_ours(config: Path) -> bool:
+def is_config_ours(config: Path) -> bool:
+    """Returns whether this package wrote the file of a model's configuration."""
     with contextlib.suppress(UserError):
         values = read_json(config)
         return WRITER.items() <= values.items() and "transformers_version" not in values

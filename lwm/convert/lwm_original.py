@@ -18,7 +18,7 @@ from lwm.convert.card import card
 from lwm.convert.card_facts import facts_of
 from lwm.convert.convert import legal_texts
 from lwm.convert.export import generation_config
-from lwm.convert.folder import WRITER, FolderWriter, require_ours, to_text
+from lwm.convert.folder import WRITER, FolderWriter, is_config_ours, require_ours, to_text
 from lwm.convert.huggingface import OWN
 from lwm.convert.lwm_config import CONFIG
 from lwm.convert.names import LWM_NAMES, dimensions
@@ -254,7 +254,7 @@ def _num_bytes(tree: dict[str, Any]) -> int:
 
 
 def _require_place(folder: Path, *, overwrite: bool) -> None:
-    require_ours(folder, files=_FILES, config=CONFIG)
+    require_ours(folder, files=_FILES, is_written=lambda folder: is_config_ours(folder / CONFIG))
     if folder.exists() and any(folder.iterdir()) and not overwrite:
         raise UserError(
             f"{folder} holds a model, which would be lost; choose another folder, or give "

@@ -15,11 +15,14 @@ from lwm.convert.huggingface import (
     is_not_weight,
     read_config,
 )
+from lwm.convert.lora import AdapterFiles, adapter_of, base_of, is_adapter, merged, read_adapter
 from lwm.convert.lwm import TABLE, open_lwm, read_token_space, split_prefix
 from lwm.convert.names import HUGGING_FACE, TensorLayout
+from lwm.convert.vocabulary import require_tokens
 from lwm.convert.weights import build_llama, layout_of, with_vision_rows
 from lwm.errors import UserError
 from lwm.files import parse_json, read_json, reading
+from lwm.fingerprint import model_files
 from lwm.formats.gguf import PackedArrays, read_gguf
 from lwm.formats.gguf_file import find_gguf, first_part, is_gguf
 from lwm.formats.run_folder import TOKENIZER, find_in_run, is_checkpoint
@@ -36,14 +39,11 @@ from lwm.model.config import (
 from lwm.model.llama import Llama
 from lwm.progress import Progress
 from lwm.sampling_params import LWM_SAMPLING, VisionSampling
-from lwm.tokenizer.markers import CLOSING, OPENING
 from lwm.tokenizer.tokenizer import Tokenizer, with_format
 from lwm.tokens import TokenSpace
 from lwm.vqgan.checkpoint import locate_vqgan
 from lwm.vqgan.config import CONFIG as VQGAN_CONFIG
 from lwm.vqgan.vqmodel import CONFIG as VQMODEL_CONFIG, FOLDER as VQMODEL
-
-_LLAMA2_MARKS = {OPENING: [529, 4924, 29958], CLOSING: [1533, 4924, 29958]}
 
 HELD_AS: dict[str, Held] = {
     "F32": "float32",
@@ -77,6 +77,20 @@ class ModelFiles:
     """Default sampling of images and video."""
     known: catalog.KnownModel | None = None
     """The entry of a known model."""
+    adapter: Path | None = None
+    """The folder of an adapter that is added to the tensors; `source` is then its base."""
+
+    @property
+    def place(self) -> Path:
+        """The file or folder whose card and run describe the model."""
+        return self.adapter or self.source
+
+    @property
+    def files(self) -> list[Path]:
+        """The files that decide what the model computes."""
+        return model_files(self.source) + (
+            [] if self.adapter is None else model_files(self.adapter)
+        )
 
     def held_as(self, dtype: Storage | Literal["stored"]) -> Held:
         """Returns the type of the matrices, loaded so."""
@@ -141,6 +155,8 @@ def open_model_files(
         UserError: The model cannot be fetched or read.
     """
     path = find_files(name_or_path)
+    if is_adapter(path):
+        return _open_adapter(path, given)
     checkpoint = is_checkpoint(path)
     params = None if checkpoint else _lwm_file(path, name_or_path)
     known = _entry(name_or_path, params or path)
@@ -167,11 +183,13 @@ def open_tokens(name_or_path: str | Path) -> tuple[Tokenizer, TokenSpace]:
         UserError: The model cannot be found or read.
     """
     path = find_files(name_or_path)
+    if is_adapter(path):
+        return open_tokens(base_of(path))
     checkpoint = is_checkpoint(path)
     params = None if checkpoint else _lwm_file(path, name_or_path)
     if params is not None:
         tokenizer, tokens = Tokenizer.open(params.parent), read_token_space(params)
-        _require_tokens(params, tokenizer, tokens, is_lwm=True)
+        require_tokens(params, tokenizer, tokens, is_lwm=True)
         return tokenizer, tokens
     opened = _open_checkpoint(path) if checkpoint else _open(path, weights=False)
     _require_vocabulary(opened)
@@ -199,6 +217,22 @@ def open_tokenizer(name_or_path: str | Path) -> Tokenizer:
     return Tokenizer.open(path.parent if is_lwm else path)
 
 
+def _open_adapter(folder: Path, given: ModelOverrides) -> ModelFiles:
+    """Opens the base of an adapter, with the adapter added to its tensors."""
+    base = open_model_files(base_of(folder), given=given)
+    return with_adapter(base, read_adapter(folder))
+
+
+def with_adapter(base: ModelFiles, adapter: AdapterFiles) -> ModelFiles:
+    """Returns a model with an adapter added to its tensors.
+
+    Raises:
+        UserError: The adapter is of another model.
+    """
+    tensors = merged(base.tensors, base.table, base.config, adapter)
+    return dataclasses.replace(base, tensors=tensors, adapter=adapter.folder, known=None)
+
+
 def _open_lwm(params: Path, given: ModelOverrides, known: catalog.KnownModel | None) -> ModelFiles:
     config, tensors = open_lwm(params, given=given, known=known)
     vqgan = params.with_name("vqgan")
@@ -215,6 +249,10 @@ def _open_lwm(params: Path, given: ModelOverrides, known: catalog.KnownModel | N
 
 def _open_checkpoint(place: Path) -> ModelFiles:
     config, tensors, settings = open_language_model(place)
+    if settings.get("lora", {}).get("rank"):
+        adapter = adapter_of(tensors, settings["lora"], config, place)
+        base = open_model_files(settings["init"])
+        return with_adapter(dataclasses.replace(base, config=config), adapter)
     vqgan = settings["data"].get("vqgan")
     return ModelFiles(
         config=config,
@@ -251,31 +289,7 @@ def _entry(name: str | Path, path: Path) -> catalog.KnownModel | None:
 
 def _require_vocabulary(opened: ModelFiles) -> None:
     tokenizer, tokens = opened.tokenizer, opened.config.tokens
-    _require_tokens(opened.source, tokenizer, tokens, is_lwm=opened.table is TABLE)
-
-
-def _require_tokens(
-    source: Path, tokenizer: Tokenizer, tokens: TokenSpace, *, is_lwm: bool
-) -> None:
-    if tokenizer.vocab_size > tokens.text:
-        raise UserError(
-            f"{source}: the tokenizer has {tokenizer.vocab_size} tokens but the model only "
-            f"{tokens.text}; they are of different models"
-        )
-    if not tokens.vision:
-        return
-    for mark, llama2 in _LLAMA2_MARKS.items():
-        ids = tokenizer.encode(mark)
-        if tokenizer.decode(ids, skip_special=False) != mark:
-            raise UserError(
-                f"{source}: the tokenizer cannot write {mark}, which images stand between; "
-                "give the model's own tokenizer"
-            )
-        if is_lwm and tokens.text == 32_000 and ids != llama2:
-            raise UserError(
-                f"{source}: the tokenizer writes {mark} as {ids}, but the model was trained "
-                f"with {llama2}; give LLaMA-2's tokenizer.model"
-            )
+    require_tokens(opened.source, tokenizer, tokens, is_lwm=opened.table is TABLE)
 
 
 def read_llama(

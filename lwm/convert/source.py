@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 
 from lwm.convert.huggingface import is_not_weight
+from lwm.convert.lora import MergedArrays
 from lwm.convert.open import ModelFiles
-from lwm.convert.weights import Weights, weight_paths
+from lwm.convert.weights import Weights, layout_of, weight_paths
 from lwm.errors import UserError
-from lwm.fingerprint import model_files
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -31,11 +31,12 @@ def open_weights(opened: ModelFiles) -> SourceWeights:
     Raises:
         UserError: They do not.
     """
-    config, paths = opened.config, weight_paths(opened.config)
+    config, paths, tensors = opened.config, weight_paths(opened.config), opened.tensors
     weights = Weights(
-        config, opened.tensors, opened.table, paths, lambda name: is_not_weight(name, config)
+        config, tensors, opened.table, paths, lambda name: is_not_weight(name, config)
     )
-    stored = str(weights.unpadded("blocks.0.mlp.w_gate").dtype)
+    own = tensors.without if isinstance(tensors, MergedArrays) else tensors
+    stored = str(own[layout_of(opened.table, "blocks.0.mlp.w_gate").name].dtype)
     return SourceWeights(paths=paths, read=weights.unpadded, stored=stored)
 
 
@@ -45,7 +46,7 @@ def require_other_folder(opened: ModelFiles, folder: Path) -> None:
     Raises:
         UserError: It is the model's.
     """
-    source = opened.source
+    source = opened.place
     inside = source if source.is_dir() else source.parent
     if folder.expanduser().resolve() == inside.resolve():
         raise UserError(f"{folder} holds the model itself; choose another folder")
@@ -57,5 +58,5 @@ def require_other_files(opened: ModelFiles, file: Path) -> None:
     Raises:
         UserError: It is the model's.
     """
-    if file.resolve() in {path.resolve() for path in model_files(opened.source)}:
+    if file.resolve() in {path.resolve() for path in opened.files}:
         raise UserError(f"{file} is the model itself; choose another name")

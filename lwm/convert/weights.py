@@ -17,7 +17,7 @@ import jax.random as jr
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Int, Shaped
 
 from lwm.convert.few_bits import Few, contracted_by, from_blocks
 from lwm.convert.names import TensorLayout, dimensions
@@ -25,7 +25,7 @@ from lwm.errors import UserError
 from lwm.formats.gguf import PackedArrays
 from lwm.formats.gguf_blocks import Blocks
 from lwm.formats.lazy import LazyArrays, require_same_tensors, shapes_of
-from lwm.model.config import Compute, LlamaConfig
+from lwm.model.config import Compute, Dtype, LlamaConfig
 from lwm.model.llama import Llama, check_mesh
 from lwm.model.quantize import Quantized, QuantizedWeight, quantize_to
 from lwm.progress import Progress
@@ -48,6 +48,7 @@ def build_llama(
     mesh: Mesh,
     compute: Compute = Compute(),
     stacked: bool = False,
+    dtype: Dtype | None = None,
     bits: Few | None = None,
     ignore: Callable[[str], bool] = lambda name: False,
     progress: Progress = lambda done, total: None,
@@ -63,10 +64,11 @@ def build_llama(
         table: Names and layouts in the other format, by path of the weight.
         mesh: The devices to put them on.
         compute: How the model is computed.
-        stacked: Whether to make a model for training, with stacked layers in float32, as
-            `Llama.init` does; otherwise layers are apart, and weights of type `compute.dtype`.
-        bits: Bits in which the matrices of unstacked layers and both tables are held, or `stored`
-            for the types in which the files hold them; None: those of `compute.dtype`.
+        stacked: Whether to make a model for training, with stacked layers, as `Llama.init` does;
+            otherwise layers are apart.
+        dtype: Type of the weights; None: float32 of stacked layers, else `compute.dtype`.
+        bits: Bits in which the matrices of layers and both tables are held, or `stored` for the
+            types in which the files hold them; None: those of `dtype`.
         ignore: Returns whether a tensor of this name is known to be no weight.
         progress: Called with the number of tensors read and their total.
 
@@ -81,7 +83,7 @@ def build_llama(
         for part in layer_paths(path, config.num_layers)
     }
     weights = Weights(config, tensors, table, shapes, ignore)
-    dtype = "float32" if stacked else compute.dtype
+    dtype = dtype or ("float32" if stacked else compute.dtype)
 
     def read(path: str) -> np.ndarray | Quantized:
         contracted = contracted_by(path)
@@ -106,8 +108,8 @@ def build_llama(
                 is_turned = path == "embedding" and isinstance(array, Quantized)
                 leaves.append(_put(array, mesh, P(*reversed(spec)) if is_turned else spec))
             else:
-                layers = map(_dense, itertools.islice(arrays, config.num_layers))
-                leaves.append(_stack(layers, leaf.shape, mesh, leaf.sharding.spec))
+                layers = itertools.islice(arrays, config.num_layers)
+                leaves.append(_stack(layers, config.num_layers, mesh, leaf.sharding.spec))
     return jax.tree.unflatten(tree, leaves)
 
 
@@ -215,12 +217,6 @@ def _reporting(arrays: Iterable[B], progress: Progress, total: int) -> Iterator[
         yield array
 
 
-def _dense(found: np.ndarray | Quantized) -> np.ndarray:
-    """Returns a weight of stacked layers, which are never held in few bits."""
-    assert not isinstance(found, Quantized)
-    return found
-
-
 def _put(found: np.ndarray | Quantized, mesh: Mesh, spec: P) -> jax.Array | QuantizedWeight:
     if not isinstance(found, Quantized):
         return _place(found, mesh, spec)
@@ -242,18 +238,30 @@ def _place(array: np.ndarray, mesh: Mesh, spec: P) -> jax.Array:
     return jax.make_array_from_callback(array.shape, NamedSharding(mesh, spec), array.__getitem__)
 
 
-def _stack(layers: Iterable[np.ndarray], shape: tuple[int, ...], mesh: Mesh, spec: P) -> jax.Array:
-    stack = jnp.zeros(shape, jnp.float32, device=NamedSharding(mesh, spec))
+def _stack(
+    layers: Iterable[np.ndarray | Quantized], count: int, mesh: Mesh, spec: P
+) -> jax.Array | QuantizedWeight:
+    """Puts the weights of `count` layers on the mesh, as one array or quantised weight."""
+
+    def empty(first: jax.Array) -> jax.Array:
+        assert isinstance(first.sharding, NamedSharding)
+        place = NamedSharding(mesh, P(spec[0], *first.sharding.spec))
+        return jnp.zeros((count, *first.shape), first.dtype, device=place)
+
+    stack = None
     with jax.set_mesh(mesh):
         for number, layer in enumerate(layers):
-            stack = _set_layer(stack, _place(layer, mesh, P(*spec[1:])), number)
+            placed = _put(layer, mesh, P(*spec[1:]))
+            stack = jax.tree.map(empty, placed) if stack is None else stack
+            stack = jax.tree.map(functools.partial(_set_layer, number=number), stack, placed)
+    assert stack is not None
     return stack
 
 
 @functools.partial(jax.jit, donate_argnums=0)
 def _set_layer(
-    stack: Float[Array, "L ..."], layer: Float[Array, "..."], number: int | Int[Array, ""]
-) -> Float[Array, "L ..."]:
+    stack: Shaped[Array, "L ..."], layer: Shaped[Array, "..."], number: int | Int[Array, ""]
+) -> Shaped[Array, "L ..."]:
     return jax.lax.dynamic_update_index_in_dim(stack, layer, number, axis=0)
 
 

@@ -121,6 +121,8 @@ def model_fingerprints(model: LoadedModel) -> Fingerprints:
     if model.source is None:
         return {}
     files = named(model_files(model.source))
+    if model.adapter is not None:
+        files |= named(model_files(model.adapter), "adapter/")
     if model.vqgan_file is not None:
         files |= named(model_files(model.vqgan_file), "vqgan/")
     return fingerprints(files)

@@ -1,7 +1,9 @@
 """Reads the safetensors files of Hugging Face model folders, which transformers would read."""
 
+import contextlib
 import os
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -52,21 +54,48 @@ def open_safetensors(folder: Path, *, named: Any = None) -> LazyArrays:
                 "again"
             )
 
-    def read(name: str) -> np.ndarray:
-        with reading(files[name]), safe_open(files[name], "numpy") as file:
-            array = file.get_tensor(name)
-        require_finite(array, name, files[name])
-        return array
+    return LazyArrays(shapes, lambda name: _read(files[name], name))
 
-    return LazyArrays(shapes, read)
+
+def open_safetensors_file(path: Path) -> LazyArrays:
+    """Opens one safetensors file.
+
+    Raises:
+        UserError: It is missing or damaged.
+    """
+    return LazyArrays(_shapes_in(path), lambda name: _read(path, name))
+
+
+def metadata_of(path: Path) -> dict[str, str]:
+    """Returns the facts in the header of a safetensors file.
+
+    Raises:
+        UserError: It is missing or damaged.
+    """
+    with _opened(path) as file:
+        return file.metadata() or {}
+
+
+def _read(path: Path, name: str) -> np.ndarray:
+    with reading(path), safe_open(path, "numpy") as file:
+        array = file.get_tensor(name)
+    require_finite(array, name, path)
+    return array
 
 
 def _shapes_in(path: Path) -> dict[str, tuple[int, ...]]:
+    with _opened(path) as file:
+        return {name: tuple(file.get_slice(name).get_shape()) for name in [*file.keys()]}
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    """Opens a file whose header and length are right."""
     with reading(path):
         _require_whole(path)
         try:
             with safe_open(path, "numpy") as file:
-                return {name: tuple(file.get_slice(name).get_shape()) for name in [*file.keys()]}
+                yield file
         except SafetensorError as error:
             raise UserError(f"{path} is damaged ({reason_of(error)}); fetch it again") from None
 
@@ -113,7 +142,8 @@ def _instead_of_weights(folder: Path, found: list[Path]) -> str:
             f"a model in several files, or rename its one file to {_WEIGHTS[0]}"
         )
     if adapters := sorted(folder.glob("adapter_*.safetensors")):
-        return f"holds an adapter alone, {adapters[0].name}; merge it into its model, and save that"
+        name = adapters[0].name
+        return f"holds an adapter alone, {name}; give its model, and the adapter with --lora"
     other = sorted(path.name for path in folder.glob("pytorch_model*.bin"))
     hint = f"{other[0]} is a pickle: save the model as safetensors" if other else "fetch it again"
     return f"holds no *.safetensors file; {hint}"

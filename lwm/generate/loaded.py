@@ -55,10 +55,12 @@ class LoadedModel:
     """The VQGAN of its images: a file or folder for `lwm.vqgan.checkpoint.read_vqgan`."""
     source: Path | None = None
     """The file or folder that it was read from."""
+    adapter: Path | None = None
+    """The folder of the adapter that is added to its weights."""
     pool_tokens: int | None = None
+    """Tokens in the cache of each device; None: it grows with what is asked, as memory allows."""
     cache_dtype: CacheDtype | None = None
     """Type of keys and values in the cache; None: that of activations."""
-    """Tokens in the cache of each device; None: it grows with what is asked, as memory allows."""
 
     def __post_init__(self):
         """Takes what the template writes for control tokens; see `Tokenizer.under`."""

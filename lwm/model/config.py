@@ -161,6 +161,55 @@ class Compute:
             raise UserError(f"remat {self.remat!r} is none of {', '.join(get_args(Remat))}")
 
 
+LORA_TARGETS = {
+    "q_proj": "attention.wq",
+    "k_proj": "attention.wk",
+    "v_proj": "attention.wv",
+    "o_proj": "attention.wo",
+    "gate_proj": "mlp.w_gate",
+    "up_proj": "mlp.w_up",
+    "down_proj": "mlp.w_down",
+}
+"""Weights of a layer that may get an adapter, by the names that PEFT gives them."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LoRA:
+    """Low-rank adaptation (Hu et al. 2021, arXiv 2106.09685): small factors are trained in place of
+    the weights."""
+
+    rank: int = 0
+    """Rank of the adapter of each weight; 0: all weights are trained, and there are no adapters."""
+    alpha: float = 16.0
+    """Adapters are scaled by alpha / rank."""
+    targets: tuple[str, ...] = tuple(LORA_TARGETS)
+    """Weights with an adapter, by PEFT's names; by default those of all linear layers."""
+    frozen_dtype: Storage = "float32"
+    """Type in which the other weights are held: bfloat16, int8 and int4 take a half, a quarter and
+    a seventh of the memory."""
+
+    def __post_init__(self):
+        """Checks ranges and names.
+
+        Raises:
+            UserError: Names the value.
+        """
+        if self.rank < 0 or not (math.isfinite(self.alpha) and self.alpha > 0):
+            raise UserError(
+                f"lora has rank {self.rank} and alpha {self.alpha:g}: rank is at least 0, and "
+                "alpha above 0"
+            )
+        unknown = [name for name in self.targets if name not in LORA_TARGETS]
+        if unknown or not self.targets:
+            raise UserError(
+                f"lora has no target {unknown[0]!r}; there are {', '.join(LORA_TARGETS)}"
+                if unknown
+                else f"lora needs a target: {', '.join(LORA_TARGETS)}"
+            )
+        if twice := [name for name in self.targets if self.targets.count(name) > 1]:
+            raise UserError(f"lora names the target {twice[0]} twice; leave one out")
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ModelOverrides:
     """Facts about a model that its files lack or have wrong, given by the user."""

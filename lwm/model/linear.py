@@ -1,5 +1,6 @@
 """Linear layer: the product of activations with a weight, summed in float32."""
 
+import equinox as eqx
 import jax
 from jax.sharding import PartitionSpec as P
 from jax.typing import DTypeLike
@@ -10,9 +11,20 @@ from lwm.ops.cpu.linear import contract
 from lwm.ops.cpu.stored import multiply_stored
 
 
+class LoRAWeight(eqx.Module):
+    """A weight with a low-rank adapter: W + scale · a b, see `lwm.model.lora`."""
+
+    weight: Float[Array, "..."] | QuantizedWeight
+    a: Float[Array, "..."]
+    """Of shape `*C r`."""
+    b: Float[Array, "..."]
+    """Of shape `r *O`."""
+    scale: float = eqx.field(static=True)
+
+
 def linear(
     x: Float[Array, "B S *C"],
-    weight: Float[Array, "..."] | QuantizedWeight,
+    weight: Float[Array, "..."] | QuantizedWeight | LoRAWeight,
     *,
     bias: Float[Array, "*O"] | None = None,
     transposed: bool = False,
@@ -29,6 +41,12 @@ def linear(
         dtype: Type of the result; by default, that of `x`.
         out_sharding: Sharding of the result, if it does not follow from the inputs.
     """
+    if isinstance(weight, LoRAWeight):
+        rows = None if out_sharding is None else P(*out_sharding[:2], None)
+        low = linear(x, weight.a, out_sharding=rows)
+        change = weight.scale * linear(low, weight.b, dtype=dtype, out_sharding=out_sharding)
+        whole = linear(x, weight.weight, dtype=dtype, out_sharding=out_sharding) + change
+        return whole if bias is None else whole + bias.astype(whole.dtype)
 
     # A quantised weight consists of several arrays.
     parts, whole = jax.tree.flatten(weight)

@@ -18,7 +18,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 from lwm.model.config import Compute, Held, LlamaConfig, Remat
 from lwm.model.embedding import embed, embed_stream
 from lwm.model.layers import Block, Packing, RMSNorm
-from lwm.model.linear import linear
+from lwm.model.linear import LoRAWeight, linear
 from lwm.model.pool import PagePool, Place
 from lwm.model.quantize import QuantizedWeight
 from lwm.model.rope import rotation
@@ -69,6 +69,8 @@ class Llama(eqx.Module):
         """Type in which matrices are held."""
         block = self.blocks[0] if isinstance(self.blocks, tuple) else self.blocks
         weight = block.attention.wq
+        if isinstance(weight, LoRAWeight):
+            weight = weight.weight
         if isinstance(weight, QuantizedWeight):
             return weight.kind
         return "bfloat16" if weight.dtype == jnp.bfloat16 else "float32"

@@ -50,7 +50,7 @@ def matmul_parameters(config: LlamaConfig) -> int:
     return config.num_layers * layer + config.dim * config.tokens.rows
 
 
-def training_flops(config: LlamaConfig, *, tokens: int, pairs: float) -> float:
+def training_flops(config: LlamaConfig, *, tokens: int, pairs: float, adapters: int = 0) -> float:
     """Returns the operations of the forward and the backward pass.
 
     They are 6 P T + 12 L N H Q. Each of T tokens takes one multiplication and one addition with
@@ -59,13 +59,18 @@ def training_flops(config: LlamaConfig, *, tokens: int, pairs: float) -> float:
     sum), and twice as many backward. PaLM has Q = T S, the full square of rows of S tokens; here Q
     counts the pairs that the mask allows: about half, and fewer for packed documents.
 
+    Where adapters are trained alone, the products for the gradients of the P weights are not made:
+    4 P T, and 6 A T for the A weights of the adapters.
+
     Args:
         config: The model.
         tokens: T, without empty slots.
         pairs: Q, summed over all rows and documents.
+        adapters: A; 0 if all weights are trained.
     """
     attention = config.num_layers * config.num_heads * config.head_dim
-    return 6.0 * matmul_parameters(config) * tokens + 12.0 * attention * pairs
+    weights = (4.0 if adapters else 6.0) * matmul_parameters(config) + 6.0 * adapters
+    return weights * tokens + 12.0 * attention * pairs
 
 
 def peak_flops(device: jax.Device, dtype: Dtype) -> float | None:

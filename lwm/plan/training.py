@@ -9,11 +9,15 @@ Letters as in `lwm.model.llama`.
 import dataclasses
 import math
 
-from lwm.model.config import Compute, LlamaConfig
+from lwm.model.config import BITS_HELD, Compute, LlamaConfig, LoRA
+from lwm.model.lora import num_parameters
 from lwm.ops.blockwise import block_sizes
 from lwm.plan.memory import MeshSizes
 
 _FLOAT32 = 4
+_BYTES_HELD = {"float32": 4.0, "bfloat16": 2.0} | {
+    name: bits / 8 for name, bits in BITS_HELD.items()
+}
 
 
 LONG = 32 * 1024
@@ -90,6 +94,7 @@ def training_need(
     mesh: MeshSizes,
     accumulate: int = 1,
     moments: int = 2 * _FLOAT32,
+    lora: LoRA = LoRA(),
 ) -> TrainingNeed:
     """Returns the memory that an update needs.
 
@@ -100,10 +105,15 @@ def training_need(
         length: Tokens of a row.
         mesh: dp, fsdp, tp, sp.
         accumulate: Batches of an update.
-        moments: Bytes of the optimizer's moments for each weight.
+        moments: Bytes of the optimizer's moments for each weight that is trained.
+        lora: Adapters that are trained in place of the weights, if any.
     """
     dp, fsdp, tp, sp = mesh
-    weights = _num_weights(config) / (fsdp * tp * sp)
+    weights = trained = _num_weights(config) / (fsdp * tp * sp)
+    frozen = 0.0
+    if lora.rank:
+        trained = num_parameters(config, lora) / (fsdp * tp * sp)
+        frozen = weights * _BYTES_HELD[lora.frozen_dtype]
     step = _Step(
         config=config,
         compute=compute,
@@ -114,10 +124,10 @@ def training_need(
         is_ring=sp > 1,
     )
     # Of several batches, the sum and those of the last one.
-    gradients = (1 if accumulate == 1 else 2) * _FLOAT32 * weights
+    gradients = (1 if accumulate == 1 else 2) * _FLOAT32 * trained
     saved, offloads = step.inputs() + step.kept(), compute.remat == "offload"
     return TrainingNeed(
-        state=round((_FLOAT32 + moments) * weights),
+        state=round(frozen + (_FLOAT32 + moments) * trained),
         saved=0 if offloads else round(saved),
         work=round(PROGRAM + gradients + max(step.layer(), step.loss())),
         host=round(saved) if offloads else 0,

@@ -274,10 +274,13 @@ def _draws(model: LanguageModel) -> bool:
 
 
 def _fingerprint(model: LanguageModel) -> str:
-    source = model.source
-    files = [source] if source is not None and source.is_file() else []
-    if source is not None and source.is_dir():
-        files = sorted(path for path in source.iterdir() if path.is_file())
+    files = [path for path in (model.source, model.adapter) if path is not None]
+    files = [
+        one
+        for path in files
+        for one in (sorted(path.iterdir()) if path.is_dir() else [path])
+        if one.is_file()
+    ]
     contents = [(path.name, content_of(path)) for path in files]
     how = model.llama.config, model.llama.compute, model.template, model.cache_dtype
     facts = contents, lwm.__version__, *how

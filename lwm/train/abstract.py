@@ -8,8 +8,10 @@ import jax.random as jr
 from jax.sharding import AbstractMesh, Mesh, PartitionSpec as P
 
 from lwm.data.example import MODALITIES, Batch
-from lwm.model.config import LlamaConfig
+from lwm.errors import UserError
+from lwm.model.config import Dtype, LlamaConfig, Storage
 from lwm.model.llama import Llama, check_mesh
+from lwm.model.lora import Adapter
 from lwm.ops.layout import order
 from lwm.plan.program import Program, on, placed, used
 from lwm.sharding import BATCH, ROWS, TOKENS, require_divisible
@@ -34,15 +36,31 @@ def training_programs(
     require_trainable(run, model, mesh)
     optimizer = build_optimizer(run.training.optimizer, run.training.steps)
 
-    def init() -> Llama:
+    def init_model() -> Llama:
         return Llama.init(model, run.compute, key=jr.key(run.seed))
 
+    def init_adapter() -> Adapter:
+        return Adapter.init(model, run.lora, key=jr.key(run.seed))
+
+    init, frozen = init_model, None
     with used(mesh):
+        if run.lora.rank:
+            init, dtype = init_adapter, jnp.dtype(_plain(run.lora.frozen_dtype))
+            frozen = placed(jax.eval_shape(init_model), mesh, dtype=dtype)
         state = jax.eval_shape(lambda: TrainState.start(init(), optimizer))
     index = on(mesh, run.data.packing.length, dtype=jnp.int32, spec=P())
     step = TrainStep(optimizer, run.training.loss)
-    given = step, placed(state, mesh), _batches(run, mesh), index
+    given = step, placed(state, mesh), _batches(run, mesh), index, frozen
     return Program("init", jax.jit(init), ()), Program("update", TrainStep.__call__, given)
+
+
+def _plain(held: Storage) -> Dtype:
+    if held not in ("float32", "bfloat16"):
+        raise UserError(
+            f"the update cannot be traced with frozen weights in {held}; give bfloat16, or plan "
+            "without --topology"
+        )
+    return held
 
 
 def require_trainable(run: Run, model: LlamaConfig, mesh: Mesh | AbstractMesh) -> None:

@@ -8,7 +8,7 @@ from typing import Any, Literal
 from lwm.data.format import ExampleFormat
 from lwm.data.pack import PackingConfig
 from lwm.errors import UserError, several
-from lwm.model.config import Compute, LlamaConfig, ModelOverrides
+from lwm.model.config import Compute, LlamaConfig, LoRA, ModelOverrides
 from lwm.ops.layout import Layout
 from lwm.renamed import takes_old_settings
 from lwm.sampling_params import LWM_SAMPLING, VisionSampling
@@ -233,6 +233,8 @@ class Run(ModelOverrides):
     hub's org/name."""
     data: Data
     training: Training
+    lora: LoRA = LoRA()
+    """Adapters that are trained in place of the weights of `init`, if their rank is above 0."""
     mesh: str = "1,1,1,1"
     """Devices: dp,fsdp,tp,sp such as 1,8,1,4 (one -1 is inferred), or sp=8."""
     seed: int = 0

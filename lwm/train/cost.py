@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Sequence
 
 from lwm.model.config import LlamaConfig
+from lwm.model.lora import num_parameters
 from lwm.plan.flops import known_peak, training_flops
 from lwm.train.config import Curriculum, Run
 
@@ -39,7 +40,9 @@ def cost_of(run: Run, model: LlamaConfig) -> Cost:
     length = data.packing.length
     pairs = rows * length * (length + 1) / 2
     tokens = rows * length
-    return Cost(model=model, tokens=tokens, flops=training_flops(model, tokens=tokens, pairs=pairs))
+    adapters = num_parameters(model, run.lora)
+    flops = training_flops(model, tokens=tokens, pairs=pairs, adapters=adapters)
+    return Cost(model=model, tokens=tokens, flops=flops)
 
 
 def costs(curriculum: Curriculum, first: LlamaConfig) -> Sequence[Cost]:

@@ -75,4 +75,5 @@ def memory_of(run: Run, model: LlamaConfig, mesh: MeshSizes) -> TrainingNeed:
         mesh=mesh,
         accumulate=run.training.accumulate,
         moments=sum(jnp.dtype(each).itemsize for each in types),
+        lora=run.lora,
     )

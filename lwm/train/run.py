@@ -10,6 +10,7 @@ from jax.sharding import Mesh
 from rich.console import Console
 
 from lwm.convert.folder import require_ours
+from lwm.convert.lora import require_own_adapter
 from lwm.errors import UserError, several
 from lwm.files import exclusive
 from lwm.formats.run_folder import MODEL, SETTINGS, steps_of
@@ -81,7 +82,7 @@ def _run(
             )
         require_trackers(track)
         if isinstance(config, Run):  # a VQGAN is written among other files, which stay
-            require_ours(model)
+            (require_own_adapter if config.lora.rank else require_ours)(model)
         if not resumed and model.is_dir() and any(model.iterdir()):
             raise UserError(
                 f"{model} holds a model of another run, which would be lost; move it, or choose "

@@ -10,6 +10,7 @@ from typing import Any
 from lwm.errors import UserError
 from lwm.files import make_folder, parse_json, replacing
 from lwm.formats.run_folder import WITH_MODEL
+from lwm.model.config import LoRA
 from lwm.renamed import new_setting
 from lwm.train.config import Schedule
 from lwm.vqgan.config import ADDED
@@ -137,6 +138,7 @@ def read_run(path: Path, *, known: Mapping[str, Any]) -> dict[str, Any]:
     found = {new_setting(name, known): value for name, value in _leaves(values).items()}
     # Settings that older runs lack, as they were then.
     added = {f"model.{name}": value for name, value in ADDED.items()}
+    added |= {f"lora.{name}": value for name, value in settings(LoRA()).items()}
     found = {name: value for name, value in added.items() if name in known} | found
     if version < WITH_MODEL:
         wrong = ("model",) if found.get("init") else ("model.tokens", "model.max_context")

@@ -12,14 +12,15 @@ from jaxtyping import Array, Bool, Float, Int
 
 from lwm.data.example import Batch
 from lwm.model.llama import Llama
+from lwm.model.lora import Adapter
 from lwm.train.config import Loss
 from lwm.train.loss import Sums, loss
 
 
 class TrainState(eqx.Module):
-    """State of a run: weights, optimizer and counters."""
+    """State of a run: weights that are trained, optimizer and counters."""
 
-    model: Llama
+    model: Llama | Adapter
     optimizer: optax.OptState
     step: Int[Array, ""]
     """Number of updates, with skipped ones."""
@@ -27,7 +28,7 @@ class TrainState(eqx.Module):
     """Number of updates in a row that were skipped as not finite."""
 
     @classmethod
-    def start(cls, model: Llama, optimizer: optax.GradientTransformation) -> "TrainState":
+    def start(cls, model: Llama | Adapter, optimizer: optax.GradientTransformation) -> "TrainState":
         """Returns the first state of a model, under the mesh in use."""
         # Two zeros, not one twice: both are donated at the first step.
         step, bad = jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32)
@@ -64,7 +65,11 @@ class TrainStep:
 
     @partial(jax.jit, static_argnums=0, donate_argnums=1)
     def __call__(
-        self, state: TrainState, batches: Batch, index: Int[Array, " S"]
+        self,
+        state: TrainState,
+        batches: Batch,
+        index: Int[Array, " S"],
+        frozen: Llama | None = None,
     ) -> tuple[TrainState, StepMetrics]:
         """Updates the model; if a number is not finite, only the counters change.
 
@@ -73,12 +78,17 @@ class TrainStep:
             batches: Batches along a leading axis. They go through the model one by one, and their
                 gradients are summed.
             index: Order of the tokens of a row.
+            frozen: The model whose adapters are trained; None: the state has the model.
         """
         counts = jnp.sum(batches.counts, axis=(0, 1))
-        differentiate = jax.value_and_grad(loss, has_aux=True)
+
+        @partial(jax.value_and_grad, has_aux=True)
+        def differentiate(trained, batch):
+            model = whole_model(trained, frozen)
+            return loss(model, batch, index, counts, self.loss)
 
         def accumulate(total, batch):
-            (value, sums), grads = differentiate(state.model, batch, index, counts, self.loss)
+            (value, sums), grads = differentiate(state.model, batch)
             return jax.tree.map(jnp.add, total, (value, sums, grads)), None
 
         nothing = jax.tree.map(jnp.zeros_like, state.model)
@@ -115,6 +125,14 @@ class TrainStep:
                 updates_made(state.optimizer),
             ),
         )
+
+
+def whole_model(trained: Llama | Adapter, frozen: Llama | None) -> Llama:
+    """Returns the model of which a part is trained, or all."""
+    if isinstance(trained, Llama):
+        return trained
+    assert frozen is not None, "adapters are of a model"
+    return trained.on(frozen)
 
 
 def updates_made(optimizer: optax.OptState) -> Int[Array, ""]:

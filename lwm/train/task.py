@@ -5,7 +5,7 @@ import itertools
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.random as jr
@@ -32,6 +32,8 @@ from lwm.fingerprint import model_files, named
 from lwm.formats.run_folder import TOKENIZER, is_checkpoint
 from lwm.model.config import Compute, LlamaConfig
 from lwm.model.llama import Llama, check_mesh
+from lwm.model.lora import Adapter
+from lwm.plan.flops import matmul_parameters
 from lwm.processes import first_alone
 from lwm.sampling_params import VisionSampling
 from lwm.sharding import require_batch
@@ -42,10 +44,17 @@ from lwm.tokens import TokenSpace
 from lwm.train.config import DataSet, Run, Training
 from lwm.train.inputs import keep_lineage
 from lwm.train.loop import OpenTask
+from lwm.train.lora import (
+    adapter_facts,
+    first_adapter,
+    read_frozen,
+    require_adaptable,
+    save_trained_adapter,
+)
 from lwm.train.optimizer import build_optimizer, build_schedule
 from lwm.train.placing import own_rows, shard_batch
 from lwm.train.shape import model_config, require_model
-from lwm.train.step import StepMetrics, TrainState, TrainStep
+from lwm.train.step import StepMetrics, TrainState, TrainStep, whole_model
 from lwm.train.validate import HeldOut
 from lwm.vqgan.checkpoint import locate_vqgan, read_vqgan
 from lwm.vqgan.model import VQGAN
@@ -60,22 +69,25 @@ class LanguageTask:
     def __init__(
         self,
         config: Training,
-        init: Callable[[], Llama],
-        make_model: Callable[[], Llama],
+        init: Callable[[], Llama | Adapter],
+        make_model: Callable[[], Llama | Adapter],
         loader: Loader,
         mesh: Mesh,
         held_out: Mapping[str, HeldOut] | None = None,
+        frozen: Callable[[], Llama] | None = None,
     ) -> None:
         """Prepares training.
 
         Args:
             config: Optimizer, loss and layout.
-            init: Calls `Llama.init`; only the shapes of its result are used.
+            init: Calls `Llama.init` or `Adapter.init`; only the shapes of its result are used.
             make_model: Initialises or reads the first weights, under the mesh in use; they are
                 stacked, and placed as by `Llama.init`.
             loader: Batches, from their beginning.
             mesh: The devices.
             held_out: Held-out sets by name.
+            frozen: Reads the model whose adapters are trained; called once. None: the whole model
+                is trained.
         """
         self.batches = loader
         self._config, self._init, self._make = config, init, make_model
@@ -83,6 +95,7 @@ class LanguageTask:
         self._optimizer = build_optimizer(config.optimizer, config.steps)
         self._rate = build_schedule(config.optimizer.schedule, config.steps)
         self._step = TrainStep(self._optimizer, config.loss)
+        self._frozen = functools.cache(frozen or (lambda: None))
 
     def abstract(self) -> TrainState:
         """Makes a state of any weights."""
@@ -100,15 +113,15 @@ class LanguageTask:
         stacked = Batch._make(np.stack(field) for field in fields)
         layout, rows = self._config.layout, self.batches.rows
         placed, index = shard_batch(stacked, self._mesh, layout, rows=rows)
-        state, metrics = self._step(state, placed, index)
+        state, metrics = self._step(state, placed, index, self._frozen())
         line = _describe(jax.device_get(metrics), placed.segments.size)
         return state, line | {"learning_rate": float(np.asarray(self._rate(metrics.updates)))}
 
     def measure(self, state: TrainState, number: int) -> dict[str, Any]:
         """Returns the losses on each held-out set."""
         del number  # nothing but the log holds them
-        sets = self._held_out.items()
-        return {name: held_out.measure(state.model, self._mesh) for name, held_out in sets}
+        model, sets = whole_model(state.model, self._frozen()), self._held_out.items()
+        return {name: held_out.measure(model, self._mesh) for name, held_out in sets}
 
 
 def _describe(metrics: StepMetrics, slots: int) -> dict[str, Any]:
@@ -158,13 +171,7 @@ def open_task(
     vqgan = None if config.data.vqgan is None else read_vqgan(config.data.vqgan)
     model = model_config(config, files, tokenizer, vqgan, warn)
     check_mesh(model, mesh)
-
-    init = functools.partial(_first_weights, model, config.compute, config.seed)
-
-    def start() -> Llama:
-        if files is None:
-            return init()
-        return read_llama(files, model, compute=config.compute, mesh=mesh, seed=config.seed)
+    weights = _weights(config, files, model, mesh)
 
     place = folder / TOKENIZER
     with first_alone() as is_first:
@@ -172,17 +179,42 @@ def open_task(
         if is_first and not trained and not (resumed and place.exists()):
             _keep_tokenizer(tokenizer, model, config.sampling, place)
     if files is not None:
-        keep_lineage(files.source, files.known, folder)
+        keep_lineage(files.place, files.known, folder)
     sets = [_open_set(one, tokenizer, model.tokens, warn=warn) for one in config.data.sets]
     loader = _loader(config, sets, model, mesh)
     held_out = _held_out(config, tokenizer, model)
     return OpenTask(
-        task=LanguageTask(config.training, init, start, loader, mesh, held_out),
-        units=f"{model.tokens.size:,} ids",
-        save=_saver(config, files, folder, tokenizer, vqgan),
+        task=LanguageTask(
+            config.training, weights.init, weights.start, loader, mesh, held_out, weights.frozen
+        ),
+        units=f"{weights.of}{model.tokens.size:,} ids",
+        save=_saver(config, model, files, folder, tokenizer, vqgan),
         model=model,
         inputs=_inputs(config, files, sets, folder),
     )
+
+
+class _Weights(NamedTuple):
+    """Weights of a run: how they begin, and those that are not trained."""
+
+    init: Callable[[], Llama | Adapter]
+    start: Callable[[], Llama | Adapter]
+    frozen: Callable[[], Llama] | None = None
+    of: str = ""
+    """The model that is not trained, in words."""
+
+
+def _weights(config: Run, files: ModelFiles | None, model: LlamaConfig, mesh: Mesh) -> _Weights:
+    if config.lora.rank:
+        adapted = require_adaptable(config, files, model)
+        first = functools.partial(first_adapter, model, config.lora, config.seed)
+        frozen = functools.partial(read_frozen, config, adapted, model, mesh)
+        return _Weights(first, first, frozen, f"adapters of {matmul_parameters(model):,} weights, ")
+    init = functools.partial(_first_weights, model, config.compute, config.seed)
+    if files is None:
+        return _Weights(init, init)
+    read = functools.partial(read_llama, files, model, compute=config.compute, mesh=mesh)
+    return _Weights(init, functools.partial(read, seed=config.seed))
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
@@ -192,6 +224,7 @@ def _first_weights(config: LlamaConfig, compute: Compute, seed: int) -> Llama:
 
 def _saver(
     config: Run,
+    model: LlamaConfig,
     files: ModelFiles | None,
     folder: Path,
     tokenizer: Tokenizer,
@@ -202,27 +235,35 @@ def _saver(
     licences = {} if files is None else legal_texts(files)
     chats = any(one.format.template == LWM_TEMPLATE for one in config.data.sets)
 
+    kept = with_format(tokenizer, chats=chats)
+
     def save(state: TrainState, place: Path) -> None:
         describe = functools.partial(
             run_card,
             folder,
             place,
-            dtype=str(state.model.embedding.dtype),
-            language=language_facts(state.model.config, tokenizer),
+            dtype="float32",
+            language=language_facts(model, tokenizer),
             vqgan=None if vqgan is None else vqgan.config,
             licence_files=[*licences],
         )
-        save_model(
-            state.model,
-            with_format(tokenizer, chats=chats),
-            place,
-            card=describe(),
-            licences=licences,
-            vqgan=vqgan,
-            sampling=config.sampling,
-        )
+        if isinstance(state.model, Llama):
+            save_model(
+                state.model,
+                kept,
+                place,
+                card=describe(),
+                licences=licences,
+                vqgan=vqgan,
+                sampling=config.sampling,
+            )
+        else:
+            assert files is not None
+            describe.keywords["adapter"] = adapter_facts(state.model, config, files)
+            texts = {"README.md": describe() or "", **licences}
+            save_trained_adapter(state.model, config, files, kept, place, texts=texts)
         # Reports name the files that they are of, so they are compared with those now there.
-        if jax.process_index() == 0 and (scores := of_reports(place, state.model.config, folder)):
+        if jax.process_index() == 0 and (scores := of_reports(place, model, folder)):
             write_bytes(place / "README.md", (describe(measured=scores) or "").encode())
 
     return save
@@ -236,7 +277,7 @@ def _inputs(
     for number, one in enumerate(sets):
         found |= named(files_of(one), f"data.sets.{number}/")
     if files is not None:
-        found |= named(model_files(files.source), "init/")
+        found |= named(files.files, "init/")
         if is_checkpoint(files.source):
             found |= named(model_files(files.source.parents[1] / TOKENIZER), "init/tokenizer/")
     elif data.tokenizer is None:

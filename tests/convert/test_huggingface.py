@@ -202,7 +202,7 @@ def test_weights_are_not_collected_by_pattern(folder):
     with pytest.raises(UserError, match=r"but model-00001-of-00002.safetensors; fetch the index"):
         open_safetensors(folder)
     (folder / "model-00001-of-00002.safetensors").rename(folder / "adapter_model.safetensors")
-    with pytest.raises(UserError, match=r"an adapter alone, adapter_model.safetensors; merge it"):
+    with pytest.raises(UserError, match=r"an adapter alone, adapter_model.safetensors; give its"):
         open_safetensors(folder)
     (folder / "adapter_model.safetensors").rename(folder / "some.safetensors")
     (folder / "._some.safetensors").write_bytes(b"of macOS")

@@ -12,6 +12,7 @@ from lwm.convert.weights import build_llama
 from lwm.data.example import Batch, Example, stack
 from lwm.data.pack import Packer, PackingConfig, Placed, fill_row
 from lwm.model.config import LlamaConfig
+from lwm.model.llama import Llama
 from lwm.ops.layout import order
 from lwm.sharding import ROWS, TOKENS, make_mesh, on_mesh
 from lwm.tokens import TokenSpace
@@ -114,6 +115,7 @@ def test_twenty_updates_end_at_the_weights_of_the_original(fixtures, mesh, origi
     state = update_twenty_times(given, name, fixtures=fixtures, mesh=mesh, original=original)
     prefix = f"{name}.final_params."
     named = {k.removeprefix(prefix): given[k] for k in given.files if k.startswith(prefix)}
+    assert isinstance(state.model, Llama)
     want = build_llama(state.model.config, named, LWM_NAMES, mesh=mesh).stack()
     found, want = jax.device_get((state.model, want))
     for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(want), strict=True):

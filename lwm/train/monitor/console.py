@@ -43,6 +43,7 @@ class ConsoleSink:
         devices: Sequence[jax.Device],
         *,
         dtype: Dtype = "float32",
+        adapters: int = 0,
         console: Console,
         clock: Callable[[], float] = time.monotonic,
     ):
@@ -56,7 +57,7 @@ class ConsoleSink:
             console: Where to print.
             clock: Returns the time in seconds.
         """
-        self._rates = Rates(config)
+        self._rates = Rates(config, adapters=adapters)
         self._steps, self._devices, self._dtype = steps, devices, dtype
         self._console, self._clock = console, clock
         self._bar: Progress | None = None
@@ -155,6 +156,8 @@ class Rates:
     config: LlamaConfig | None
     peak: float | None = None
     """FLOP/s of all devices."""
+    adapters: int = 0
+    """Weights of the adapters, if they are trained alone."""
 
     def __post_init__(self):
         self._window: deque[dict[str, Any]] = deque(maxlen=WINDOW)
@@ -192,7 +195,8 @@ class Rates:
         if not seconds or self.peak is None or self.config is None:
             return None
         tokens, pairs = int(self._sum("tokens")), self._sum("pairs")
-        return training_flops(self.config, tokens=tokens, pairs=pairs) / seconds / self.peak
+        flops = training_flops(self.config, tokens=tokens, pairs=pairs, adapters=self.adapters)
+        return flops / seconds / self.peak
 
     @property
     def exact(self) -> bool:

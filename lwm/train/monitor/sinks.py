@@ -10,6 +10,7 @@ from jax.sharding import Mesh
 from rich.console import Console
 
 from lwm.model.config import LlamaConfig
+from lwm.model.lora import num_parameters
 from lwm.train.monitor.console import ConsoleSink, print_line
 from lwm.train.monitor.trackers import Tracker, TrackerKind, open_tracker
 from lwm.train.run_json import to_json
@@ -73,7 +74,14 @@ def open_sinks(
     if jax.process_index() == 0:
         print_line(console, f"{size}, mesh {config.mesh}, folder {folder}")
     devices, dtype = list(mesh.devices.flat), config.compute.dtype if model else "float32"
-    with ConsoleSink(config.training.steps, model, devices, dtype=dtype, console=console) as shown:
+    with ConsoleSink(
+        config.training.steps,
+        model,
+        devices,
+        dtype=dtype,
+        adapters=num_parameters(model, config.lora) if model else 0,
+        console=console,
+    ) as shown:
         sinks = RunSinks(shown, open_trackers)
         try:
             yield sinks
