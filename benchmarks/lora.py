@@ -19,6 +19,7 @@ import time
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any, cast
 
 import tyro
 
@@ -60,8 +61,8 @@ def ours(config: Benchmark, kind: str) -> tuple[Update, int]:
     from lwm.train.config import AdamW, Data, DataSet, LoopConfig, Run, Schedule, Training
     from lwm.train.task import open_task
 
-    *_, held = kind.split(", ")
-    is_whole = held == "all weights"
+    *_, last = kind.split(", ")
+    lora = LoRA() if last == "all weights" else LoRA(rank=config.rank, frozen_dtype=cast(Any, last))
     run = Run(
         init=str(config.folder),
         data=Data(
@@ -75,7 +76,7 @@ def ours(config: Benchmark, kind: str) -> tuple[Update, int]:
             steps=1000,
             optimizer=AdamW(schedule=Schedule(peak=1e-4, warmup=1, shape="constant")),
         ),
-        lora=LoRA() if is_whole else LoRA(rank=config.rank, frozen_dtype=held),
+        lora=lora,
     )
     assert isinstance(run.training, LoopConfig)
     mesh = make_mesh()
@@ -182,8 +183,9 @@ def main(config: Benchmark) -> None:
 
     with tempfile.TemporaryDirectory() as folder:
         if config.folder is None:
-            config = dataclasses.replace(config, folder=Path(folder) / "model")
-            convert_model(open_model_files(MODEL), config.folder, dtype="float32")
+            place = Path(folder) / "model"
+            convert_model(open_model_files(MODEL), place, dtype="float32")
+            config = dataclasses.replace(config, folder=place)
         lines = table(config)
     config.results.mkdir(parents=True, exist_ok=True)
     path = config.results / f"lora-cpu-{datetime.date.today()}.md"

@@ -23,6 +23,7 @@ from lwm.cli.harness import eval_harness, run_harness
 from lwm.cli.needles import data_needles
 from lwm.cli.perplexity import eval_perplexity
 from lwm.cli.plan import plan
+from lwm.cli.qa import data_qa
 from lwm.cli.questions import eval_adherence, eval_qa
 from lwm.cli.ruler import eval_ruler
 from lwm.cli.serve import serve
@@ -124,6 +125,7 @@ COMMANDS: dict[str, Command | dict[str, Command]] = {
         "tokenize": data_tokenize,
         "show": data_show,
         "needles": data_needles,
+        "qa": data_qa,
     },
     "plot": plot,
     "models": models,
