@@ -190,8 +190,8 @@ class Loader:
         return {
             "read": sum(stream.read for stream in streams),
             "bad": sum(stream.skipped for stream in streams),
-            "dropped": sum(stream.packer.dropped for stream in streams),
-            "split": sum(stream.packer.split for stream in streams),
+            "dropped": sum(stream.dropped for stream in streams),
+            "split": sum(stream.split for stream in streams),
             "outside": sum(stream.outside for stream in streams),
         }
 

@@ -21,6 +21,8 @@ StreamState = dict[str, Any]
 """Plain values for JSON."""
 
 _MOST_MISSES = 1000
+_COUNTS = "used", "finished", "dropped", "split"
+"""Counts of a packer that checkpoints keep."""
 
 
 class OutOfBounds(UserError):
@@ -41,6 +43,9 @@ class Mixture:
 
     weights: tuple[float, ...] = (1.0,)
     """Relative frequency of each collection."""
+    groups: tuple[str, ...] = ()
+    """Group of each collection: those of different groups never share a row. Empty: all are of one
+    group."""
     streams: int = 8
     """Number of logical streams. It determines the rows, so it must stay the same when the mesh or
     the number of processes changes."""
@@ -58,6 +63,10 @@ class Mixture:
             raise UserError(f"weights {self.weights} must be 0 or above, and not all 0")
         if self.streams < 1:
             raise UserError(f"{self.streams} streams: there must be at least 1")
+        if self.groups and len(self.groups) != len(self.weights):
+            raise UserError(
+                f"{len(self.groups)} groups are given for {len(self.weights)} weights of data sets"
+            )
         if not 0 <= self.seed < 2**32:
             raise UserError(f"seed {self.seed} must be from 0 to 2**32 - 1")
 
@@ -99,7 +108,9 @@ class PackedStream:
         self.number = number
         self.collections = collections
         self.mixture = mixture
-        self.packer = Packer(packing)
+        self._groups = mixture.groups or ("",) * len(collections)
+        self._packers = {group: Packer(packing) for group in dict.fromkeys(self._groups)}
+        self._balance = max(1, packing.balance)
         self.read = 0
         """Number of examples sampled."""
         self.faults: list[str] = []
@@ -113,6 +124,16 @@ class PackedStream:
         self._window: list[PlacedRow] = []
         self._windows = 0
         self._ready: list[PlacedRow] = []
+
+    @property
+    def dropped(self) -> int:
+        """Number of examples that the packing left out."""
+        return sum(packer.dropped for packer in self._packers.values())
+
+    @property
+    def split(self) -> int:
+        """Number of examples too long for a row that were split."""
+        return sum(packer.split for packer in self._packers.values())
 
     def __next__(self) -> PlacedRow:
         """Returns the next row; reads as many examples as it takes.
@@ -132,15 +153,16 @@ class PackedStream:
                         f"no example has the least and most tokens asked for; the last: {fault}"
                     )
                 continue
-            dropped = self.packer.dropped
+            packer = self._packers[self._groups[source[0]]]
+            dropped = packer.dropped
             if example is None:
                 self.skipped += 1
                 self.faults.append(fault)
             else:
-                for row in self.packer.add(example, source):
+                for row in packer.add(example, source):
                     self._finish(row)
                 fault = f"{example.name} has {len(example)} tokens: no target, or too long to keep"
-            is_used = example is not None and self.packer.dropped == dropped
+            is_used = example is not None and packer.dropped == dropped
             misses, outside = (0, 0) if is_used else (misses + 1, outside)
             if misses == _MOST_MISSES:
                 raise UserError(
@@ -150,7 +172,7 @@ class PackedStream:
 
     def _finish(self, row: PlacedRow) -> None:
         self._window.append(row)
-        size = max(1, self.packer.config.balance)
+        size = self._balance
         if len(self._window) < size:
             return
         # All streams permute their sorted windows alike: the rows of a batch, which come from
@@ -165,14 +187,14 @@ class PackedStream:
 
         Few states are ever built, and with many small examples they are long.
         """
-        packer = self.packer
+        packers = self._packers.values()
         position = self._samples.get_state()
         counts = {"read": self.read, "skipped": self.skipped, "windows": self._windows}
         counts["outside"] = self.outside
-        packed = [packer.used, packer.finished, packer.dropped, packer.split]
+        packed = [sum(getattr(packer, name) for packer in packers) for name in _COUNTS]
         # Finished rows do not change any more.
         rows = {"ready": list(self._ready), "window": list(self._window)}
-        rows["open"] = [list(row) for row in packer.rows]
+        rows["open"] = [list(row) for packer in packers for row in packer.rows]
 
         def references(rows: list[PlacedRow]) -> list:
             return [[[*piece.source, piece.start, piece.slots] for piece in row] for row in rows]
@@ -200,9 +222,15 @@ class PackedStream:
         self.outside = state.get("outside", 0)  # runs of earlier versions have none
         self._ready, self._window = rows(state["ready"]), rows(state["window"])
         self._windows = state["windows"]
-        self.packer.reopen(rows(state["open"]))
-        packer = self.packer
-        packer.used, packer.finished, packer.dropped, packer.split = state["packed"]
+        opened = rows(state["open"])
+        for group, packer in self._packers.items():
+            packer.reopen([row for row in opened if self._groups[row[0].source[0]] == group])
+        # Only their sums are of interest.
+        first, *others = self._packers.values()
+        for name, count in zip(_COUNTS, state["packed"], strict=True):
+            setattr(first, name, count)
+            for packer in others:
+                setattr(packer, name, 0)
 
     def _reread(
         self,

@@ -226,12 +226,17 @@ def _books(stage: _Paper) -> tuple[DataSet, ...]:
 
 def _chats(stage: _Paper) -> tuple[DataSet, ...]:
     """Returns the mixture of the text chat models; the length of the questions' documents is that
-    of the context."""
+    of the context.
+
+    The two are packed apart, since the answers to questions are less than 1% of their tokens.
+    """
     template = ExampleFormat(template="lwm")
     questions = f"book-questions/{stage.context // _K}k"
     return (
-        DataSet(files=("ultrachat",), name="ultrachat", weight=0.7, format=template),
-        DataSet(files=(questions,), name="questions", weight=0.3, format=template),
+        DataSet(files=("ultrachat",), name="ultrachat", weight=0.7, group="chats", format=template),
+        DataSet(
+            files=(questions,), name="questions", weight=0.3, group="questions", format=template
+        ),
     )
 
 

@@ -145,6 +145,8 @@ class DataSet:
     """Name in logs."""
     weight: float = 1.0
     """Sampling weight relative to other sets."""
+    group: str | None = None
+    """Sets of different groups never share a row."""
     format: ExampleFormat = ExampleFormat()
     least_tokens: int | None = None
     """Shorter examples are left out, such as books below 10,000 tokens at a context of 32K."""

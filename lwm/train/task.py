@@ -342,6 +342,7 @@ def _loader(config: Run, sets: Sequence[Examples], model: LlamaConfig, mesh: Mes
     data = config.data
     mixture = Mixture(
         weights=tuple(one.weight for one in data.sets),
+        groups=tuple(one.group or "" for one in data.sets),
         streams=data.streams,
         seed=config.seed,
         shuffle=data.shuffle,

@@ -80,6 +80,29 @@ def test_goes_on_where_it_stopped(stopped, balance):
         assert all_of(one) == all_of(other)
 
 
+def test_sets_of_different_groups_never_share_a_row():
+    sets = [Numbered(100), Numbered(100, 1000), Numbered(100, 2000)]
+    settings = {"weights": (2.0, 1.0, 1.0), "groups": ("", "questions", "")}
+
+    whole = take(loader(6, sets, **settings), 40)
+    mixed = 0
+    for one in whole:
+        for row, segments in zip(one.batch.tokens, one.batch.segments, strict=True):
+            kinds = {int(kind) for kind in row[segments >= 0] // 1000}
+            assert kinds == {1} or 1 not in kinds
+            mixed += kinds == {0, 2}
+    assert mixed
+    for stopped in (3, 17):
+        state = json.loads(json.dumps(whole[stopped - 1].state()))
+        again = loader(6, sets, **settings)
+        again.restore(state)
+        for one, other in zip(take(again, 40 - stopped), whole[stopped:], strict=True):
+            same(one.batch, other.batch)
+            assert one.read == other.read
+    with pytest.raises(UserError, match="2 groups are given for 1 weights"):
+        Mixture(groups=("a", "b"))
+
+
 def test_a_state_is_that_of_the_batch_it_comes_with():
     """Not that of the batches which were prepared meanwhile."""
     one, far = (take(loader(4, ahead=ahead), 5) for ahead in (1, 20))

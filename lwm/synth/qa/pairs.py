@@ -10,10 +10,9 @@ from lwm.eval.question import Question, Response
 from lwm.eval.results import ResultRow
 from lwm.synth.qa.chunks import Chunk
 
-HEAD = "Text:\n\n"
 INSTRUCTION = (
-    "\n\nWrite one question that this text answers, and then its answer in a few words. Name in "
-    "the question who or what it is about."
+    "\n\nWrite one question that is answered above, and then its answer in a few words. Use the "
+    "names of people and places."
 )
 LABEL = "Question: "
 WORDS = "What", "Who", "Where", "How", "Why"
@@ -78,7 +77,7 @@ class Pairs:
     def around(encode: PromptEncoder, max_tokens: int) -> int:
         """Returns the tokens of prompt and answer beside those of a chunk, at most."""
         # A word may be divided otherwise where the chunk meets the instruction.
-        prompts = (encode(HEAD + INSTRUCTION, opening_of(word)) for word in range(len(WORDS)))
+        prompts = (encode(INSTRUCTION, opening_of(word)) for word in range(len(WORDS)))
         return max(map(len, prompts)) + max_tokens + 8
 
     def key(self, cell: Chunk) -> Hashable:
@@ -91,7 +90,7 @@ class Pairs:
 
     def question(self, cell: Chunk) -> Question:
         """Returns the prompt for a pair."""
-        message, opening = HEAD + cell.text + INSTRUCTION, opening_of(cell.number)
+        message, opening = cell.text + INSTRUCTION, opening_of(cell.number)
         return Question(
             cell=cell,
             message=message,

@@ -23,7 +23,7 @@ from lwm.progress import Progress
 from lwm.synth.qa.chunks import Chunk, read_chunks
 from lwm.synth.qa.config import QASetConfig
 from lwm.synth.qa.conversations import Conversation, conversations
-from lwm.synth.qa.pairs import HEAD, INSTRUCTION, WORDS, Pair, Pairs
+from lwm.synth.qa.pairs import INSTRUCTION, WORDS, Pair, Pairs
 from lwm.tokenizer.tokenizer import Tokenizer
 
 PAIRS, EXAMPLES, REPORT = "pairs.jsonl", "examples.jsonl", "report.json"
@@ -132,7 +132,7 @@ def _header(
         "evaluation": "qa-pairs",
         "model": dict(subject.description),
         "config": {"chunk_tokens": config.chunk_tokens, "max_tokens": config.max_tokens},
-        "instruction": hashlib.sha256(repr((HEAD, INSTRUCTION, WORDS)).encode()).hexdigest()[:16],
+        "instruction": hashlib.sha256(repr((INSTRUCTION, WORDS)).encode()).hexdigest()[:16],
         "grid": {"chunks": len(chunks)},
         "texts": fingerprints(named(files)),
         "versions": {"lwm": lwm.__version__, "jax": jax.__version__},
