@@ -12,11 +12,12 @@ import jax
 import jax.random as jr
 import numpy as np
 
+from lwm.convert.export import on_host
 from lwm.data.example import Example
 from lwm.data.loader import Loader
 from lwm.data.pack import PackingConfig
 from lwm.data.stream import Mixture
-from lwm.distributed import Processes, join
+from lwm.distributed import Processes, end_alone, join
 from lwm.errors import UserError
 from lwm.model.config import LlamaConfig
 from lwm.model.llama import Llama
@@ -87,7 +88,9 @@ def main(folder: Path, steps: int, text: str = "1,1,1,1", sink: Any = None) -> N
         mesh,
     )
     state = train(training, task, mesh, folder, sink=sink or Printing())
-    np.savez(folder / "final.npz", *map(np.asarray, jax.tree.leaves(state)))
+    leaves = [on_host(leaf) for leaf in jax.tree.leaves(state)]  # by all processes
+    if jax.process_index() == 0:
+        np.savez(folder / "final.npz", *leaves)
 
 
 if __name__ == "__main__":
@@ -95,10 +98,13 @@ if __name__ == "__main__":
     if coordinator:
         # Four devices, those of all processes together.
         os.environ["XLA_FLAGS"] += f" --xla_force_host_platform_device_count={4 // int(count)}"
-        join(Processes(coordinator=coordinator, count=int(count), index=int(index)))
+        join(Processes(coordinator=coordinator, count=int(count), index=int(index), timeout=30))
     try:
         main(Path(sys.argv[1]), int(sys.argv[2]), *sys.argv[3:4])
     except Stopped as stopped:
         print(stopped, flush=True)
-    except UserError as error:
-        sys.exit(f"error: {error}")
+    except BaseException as error:
+        end_alone(error)
+        if isinstance(error, UserError):
+            sys.exit(f"error: {error}")
+        raise

@@ -98,6 +98,10 @@ def test_chunks_end_with_sentences_and_hold_the_text(byte_tokenizer):
             "**Who is\nRuth?**\n\n**Answer:** A Moabitess\nof Moab.\n\nQuestion: Who else?",
             Pair(question="Who is Ruth?", answer="A Moabitess of Moab."),
         ),
+        (
+            "Who is Ruth?\nAnswer: The answer is: The answer is: A Moabitess.",
+            Pair(question="Who is Ruth?", answer="A Moabitess."),
+        ),
         ("Who is Ruth?", "no answer"),
         ("Who is Ruth?\nAnswer: ...", "no answer"),
         ("Ruth was here.\nAnswer: Yes.", "no question"),

@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -51,10 +52,10 @@ def stop(folder, step):
         main(folder, STEPS, sink=Noting(stop_at=step))
 
 
-def start(folder, *more):
+def start(folder, *more, steps=STEPS):
     """Starts the same in a process of its own."""
     return subprocess.Popen(
-        [sys.executable, SCRIPT, folder, str(STEPS), *map(str, more)],
+        [sys.executable, SCRIPT, folder, str(steps), *map(str, more)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -144,26 +145,76 @@ def test_on_another_mesh_the_numbers_are_the_same(whole):
     alike(final(folder), final(whole))
 
 
+def together(folder, mesh, count, steps=STEPS):
+    """Starts the same in so many processes that hold a mesh together."""
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        coordinator = f"localhost:{probe.getsockname()[1]}"
+    return [start(folder, mesh, coordinator, count, index, steps=steps) for index in range(count)]
+
+
+def ends(runs):
+    """Status and both outputs of each."""
+    found = [run.communicate(timeout=300) for run in runs]
+    return [(run.returncode, *texts) for run, texts in zip(runs, found, strict=True)]
+
+
+def reaches(run, step):
+    """Waits until a process has made a step."""
+    assert run.stdout is not None
+    return next((line for line in run.stdout if line.startswith(f"{step} ")), None)
+
+
 @pytest.mark.slow
 @pytest.mark.representative
 def test_two_processes_train_together_and_one_goes_on(whole):
     """One of them is asked to stop; both do, and their checkpoint is as good as any."""
     folder = whole.parent / "processes"
-    with socket.socket() as probe:
-        probe.bind(("localhost", 0))
-        coordinator = f"localhost:{probe.getsockname()[1]}"
-    runs = [start(folder, "1,4,1,1", coordinator, 2, index) for index in range(2)]
-    assert runs[0].stdout is not None
-    next(line for line in runs[0].stdout if line.startswith("7 "))
+    runs = together(folder, "1,4,1,1", 2)
+    assert reaches(runs[0], 7)
     runs[1].send_signal(signal.SIGTERM)
-    ends = [run.communicate(timeout=300) for run in runs]
-    assert [run.returncode for run in runs] == [0, 0], ends
-    assert all("run the same again to go on" in out for out, _ in ends)
+    found = ends(runs)
+    assert [code for code, *_ in found] == [0, 0], found
+    assert all("run the same again to go on" in out for _, out, _ in found)
     assert log(folder)[:7] == pytest.approx(log(whole)[:7], rel=1e-5)
     assert len(log(folder)) >= 7
     finish(folder)
     assert log(folder) == pytest.approx(log(whole), rel=1e-4)
     alike(final(folder), final(whole))
+
+
+@pytest.mark.slow
+@pytest.mark.representative
+def test_four_processes_train_together(whole):
+    folder = whole.parent / "four"
+    found = ends(together(folder, "1,2,2,1", 4, steps=6))
+    assert [code for code, *_ in found] == [0] * 4, found
+    assert log(folder)[:5] == pytest.approx(log(whole)[:5], rel=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(2))
+def test_one_of_four_processes_is_killed_and_all_go_on(whole, seed):
+    """The others end with a line that names it, and the same job started again ends the same."""
+    undisturbed, folder = (whole.parent / f"four {seed} {name}" for name in ("", "killed"))
+    found = ends(together(undisturbed, "1,2,2,1", 4, steps=12))
+    assert [code for code, *_ in found] == [0] * 4, found
+    draw = random.Random(seed)
+    gone, step = draw.randrange(4), draw.randrange(2, 11)
+    runs = together(folder, "1,2,2,1", 4, steps=12)
+    assert reaches(runs[0], step)
+    runs[gone].kill()
+    begun = time.monotonic()
+    others = ends([run for number, run in enumerate(runs) if number != gone])
+    assert time.monotonic() - begun < 30  # the timeout of the processes
+    for code, _, errors in others:
+        assert code == 1
+        assert errors.splitlines()[-1] == f"lwm: process {gone} has ended; see its messages"
+        assert "Traceback" not in errors
+    runs[gone].communicate()
+    found = ends(together(folder, "1,2,2,1", 4, steps=12))
+    assert [code for code, *_ in found] == [0] * 4, found
+    same(final(folder), final(undisturbed))
 
 
 def log(folder):

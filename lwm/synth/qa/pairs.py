@@ -23,6 +23,7 @@ _VAGUE = re.compile(
     r"\b(?:this|the) (?:text|passage|excerpt|chapter|quote|question|answer|author|speaker)\b", re.I
 )
 """A long document has many texts, so that such a question has no answer there."""
+_SAID = re.compile(r"^(?:(?:the )?(?:short )?answer is:?\s*)+", re.I)
 _NEXT = re.compile(r"\n\s*(?:\**Question\b.*|\**Q:.*|---.*|Text:.*|\n.*)", re.DOTALL)
 
 
@@ -54,6 +55,7 @@ def read_pair(text: str, *, is_cut: bool) -> Pair | str:
     question = " ".join(match[1].split()).strip("* ")
     following = _NEXT.search(match[2])
     answer = (match[2] if following is None else match[2][: following.start()]).strip().strip("*")
+    answer = _SAID.sub("", answer)
     if is_cut and following is None:
         return "cut off"
     if not question.endswith("?") or question.count("?") > 1:
