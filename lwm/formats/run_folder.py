@@ -134,7 +134,7 @@ def open_checkpoint(place: Path) -> LazyArrays:
             partial_restore=True,
         )
         with ocp.PyTreeCheckpointer() as reader:
-            array = reader.restore(place / "state", args=wanted)[name]
+            array = reader.restore(place.absolute() / "state", args=wanted)[name]
         require_finite(array, name, place)
         return array
 

@@ -14,11 +14,15 @@ import lwm
 from lwm.convert.export import save_model
 from lwm.errors import UserError
 from lwm.formats.run_folder import open_checkpoint
-from lwm.model.config import LoRA
+from lwm.model.config import Compute, LoRA, preset
 from lwm.model.lora import num_parameters
+from lwm.plan.program import used
 from lwm.sharding import make_mesh
 from lwm.tokens import TokenSpace
+from lwm.train.abstract import training_programs
 from lwm.train.config import AdamW, Keep, Schedule
+from lwm.train.cost import cost_of
+from lwm.train.planned import memory_of
 from lwm.train.run import run
 
 replace = dataclasses.replace
@@ -105,8 +109,9 @@ def test_the_result_is_a_folder_of_peft(whole, base):
     assert str(base.parent) not in card
 
 
-def test_checkpoint_and_result_are_models(whole, base):
-    last, result = (lwm.load(f"{whole}{at}") for at in ("@6", ""))
+def test_checkpoint_and_result_are_models(whole, base, monkeypatch):
+    monkeypatch.chdir(whole.parent)
+    last, result = (lwm.load(f"{whole.name}{at}") for at in ("@6", ""))
     earlier = lwm.load(f"{whole}@4")
     beside = lwm.load(base, lora=whole / "model")
 
@@ -148,3 +153,32 @@ def test_what_an_adapter_cannot_do_is_refused(adapting, tmp_path):
 def test_a_run_goes_on_with_the_same_adapter_alone(adapting, whole):
     with pytest.raises(UserError, match=r"lora.rank was 4 and is 8"):
         run(adapting(6, replace(LORA, rank=8)), whole)
+
+
+def test_what_it_takes_is_planned():
+    config = preset("7b")
+    recipe = small(steps=6)
+    whole = replace(recipe, model=config, compute=Compute(dtype="bfloat16", remat="full"))
+    state = {}
+    for held in ("float32", "bfloat16", "int8", "int4"):
+        some = replace(whole, lora=LoRA(rank=16, frozen_dtype=held))
+        state[held] = memory_of(some, config, (1, 1, 1, 1)).state / 1e9
+    parameters = num_parameters(config, LoRA(rank=16))
+    assert parameters == 32 * 16 * (8 * 4096 + 3 * (4096 + 11008))
+    assert state["float32"] == pytest.approx(4 * 6.738 + 12e-9 * parameters, rel=0.01)
+    assert state["int4"] < state["int8"] < state["bfloat16"] < 0.2 * 16 * 6.738
+    costs = [cost_of(run, config).flops for run in (whole, replace(whole, lora=LoRA(rank=16)))]
+    assert 0.6 < costs[1] / costs[0] < 0.7
+
+
+def test_an_update_is_traced_without_weights(tiny):
+    config, mesh = tiny(), make_mesh("1,2,2,2")
+    run = replace(small(steps=6), lora=replace(LORA, frozen_dtype="bfloat16"))
+    init, update = training_programs(run, config, mesh)
+    with used(mesh):
+        made = init.traced()
+        state, _ = update.traced()
+    assert set(made.layers) == {"attention.wq", "attention.wv", "mlp.w_down"}
+    assert state.model.layers["attention.wq"].a.shape == (2, 32, 4)
+    with pytest.raises(UserError, match="cannot be traced with frozen weights in int8"):
+        training_programs(replace(run, lora=replace(LORA, frozen_dtype="int8")), config, mesh)
