@@ -193,13 +193,12 @@ def test_four_processes_train_together(whole):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", range(2))
-def test_one_of_four_processes_is_killed_and_all_go_on(whole, seed):
+def test_one_of_four_processes_is_killed_and_all_go_on(whole):
     """The others end with a line that names it, and the same job started again ends the same."""
-    undisturbed, folder = (whole.parent / f"four {seed} {name}" for name in ("", "killed"))
+    undisturbed, folder = (whole.parent / name for name in ("four undisturbed", "four killed"))
     found = ends(together(undisturbed, "1,2,2,1", 4, steps=12))
     assert [code for code, *_ in found] == [0] * 4, found
-    draw = random.Random(seed)
+    draw = random.Random()
     gone, step = draw.randrange(4), draw.randrange(2, 11)
     runs = together(folder, "1,2,2,1", 4, steps=12)
     assert reaches(runs[0], step)
@@ -208,7 +207,7 @@ def test_one_of_four_processes_is_killed_and_all_go_on(whole, seed):
     others = ends([run for number, run in enumerate(runs) if number != gone])
     assert time.monotonic() - begun < 30  # the timeout of the processes
     for code, _, errors in others:
-        assert code == 1
+        assert code == 1, (gone, step)
         assert errors.splitlines()[-1] == f"lwm: process {gone} has ended; see its messages"
         assert "Traceback" not in errors
     runs[gone].communicate()
