@@ -113,7 +113,7 @@ def theirs(config: Benchmark) -> tuple[Update, int]:
     optimizer = torch.optim.AdamW(trained, lr=1e-4, betas=(0.9, 0.95), weight_decay=0.1)
 
     def update() -> float:
-        loss = model(ids[:, :-1], labels=ids[:, :-1], use_cache=False).loss
+        loss = model(ids, labels=ids, use_cache=False).loss  # it shifts them itself
         loss.backward()
         torch.nn.utils.clip_grad_norm_(trained, 1.0)
         optimizer.step()
