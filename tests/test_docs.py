@@ -139,9 +139,9 @@ def test_every_command_and_option_of_the_docs_exists():
         )
     commands = """
         chat, demo, models, plot, plan, convert, tokenize, data show, data check, data tokenize,
-        data needles, data qa, generate text, generate image, generate video, eval all, eval compare,
-        eval needle, eval perplexity, eval ruler, eval visual-needle, eval vqgan, eval vision,
-        eval qa, eval adherence, train debug, train tiny-vision, train vqgan-64,
+        data needles, data qa, generate text, generate image, generate video, eval all,
+        eval compare, eval needle, eval perplexity, eval ruler, eval visual-needle, eval vqgan,
+        eval vision, eval qa, eval adherence, train debug, train tiny-vision, train vqgan-64,
         train laptop-curriculum, plan lwm, serve
     """
     # One process: to import all for each would take most of the time.

@@ -1,12 +1,13 @@
 """Entry point of the command line; imports JAX only when a command runs, so help is fast."""
 
+import difflib
 import io
 import os
 import re
 import signal
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Annotated
 
@@ -197,11 +198,18 @@ def _no_devices(error: Exception) -> str | None:
 
 
 def _run(arguments: list[str]) -> None:
+    if arguments[:1] == ["--version"]:
+        import lwm
+
+        print_line(f"lwm {lwm.__version__}")
+        return
+    require_known(arguments, [*COMMANDS, "train"], "lwm")
     group = COMMANDS.get(arguments[0]) if arguments else None
     if arguments[:1] == ["train"]:
         from lwm.cli import train as cli_train
 
         recipes, arguments = cli_train.commands(arguments[1:])
+        require_known(arguments, recipes, "lwm train")
         _parse(recipes, arguments, prog="lwm train", about=cli_train.ABOUT)
         return
     if arguments[:1] == ["plan"] and _is_recipe(*arguments[1:2]):
@@ -218,6 +226,7 @@ def _run(arguments: list[str]) -> None:
         run_harness(arguments[2:])
         return
     if isinstance(group, dict):
+        require_known(arguments[1:], group, f"lwm {arguments[0]}")
         _parse(group, arguments[1:], prog=f"lwm {arguments[0]}", about=GROUPS[arguments[0]])
         return
     commands = {
@@ -232,6 +241,24 @@ def _run(arguments: list[str]) -> None:
         prog="lwm",
         about="Large world models: chat, generate, evaluate, train.",
     )
+
+
+def require_known(arguments: list[str], names: Collection[str], before: str) -> None:
+    """Refuses a misspelt command.
+
+    Args:
+        arguments: Those from the command on.
+        names: The commands that there are.
+        before: What stands before them.
+
+    Raises:
+        UserError: There is no such command; the nearest ones are suggested.
+    """
+    if not arguments or arguments[0].startswith("-") or arguments[0] in names:
+        return
+    near = difflib.get_close_matches(arguments[0], names, n=2, cutoff=0.5)
+    hint = f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(names)}"
+    raise UserError(f"{before} has no {arguments[0]!r}; {hint}")
 
 
 def _is_recipe(name: str = "") -> bool:

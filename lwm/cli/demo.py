@@ -14,9 +14,9 @@ import jinja2
 
 import lwm
 from lwm.cli import demo_vision
-from lwm.cli.chat import watched
 from lwm.cli.common import LoadOptions, open_model, print_text
 from lwm.cli.eval import run_needle
+from lwm.cli.terminal import watched
 from lwm.eval.needle.report import NeedleReport
 from lwm.eval.needle.run import PICTURE, SMALL
 from lwm.files import make_folder, require_absent

@@ -26,6 +26,7 @@ class Conversation:
         model: LoadedModel,
         *,
         document: str | None = None,
+        system: str | None = None,
         sampling: VisionSampling | None = None,
         tools: Sequence[Mapping[str, Any]] | None = None,
     ):
@@ -34,6 +35,7 @@ class Conversation:
         Args:
             model: The model that answers.
             document: A text that is put before the first question.
+            system: A text that says how to answer, before all turns.
             tools: JSON schemas of functions for the chat template; calls of them are text.
             sampling: Sampling of images and videos in answers; None: answers are text only.
 
@@ -52,10 +54,13 @@ class Conversation:
         self._model = model
         self._last: Answer | None = None
         self._document = document
+        self.system = system
         self._sampling = sampling
         self._tools = tools
         self._busy = threading.Lock()
         self.messages: list[Message] = []
+        self._asked: list[tuple[Part, ...]] = []
+        """The question of each turn as it was asked, without the document."""
 
     @renamed.keywords(writing="params")
     def ask(
@@ -111,11 +116,13 @@ class Conversation:
             self._last.close()
             if answer:
                 self.messages = [*turns, Message("assistant", tuple(self._parts(answer)))]
+                self._asked.append((question,) if isinstance(question, str) else tuple(question))
 
     def ids(self, turns: Sequence[Message]) -> list[int]:
-        """Returns the prompt for an answer to these turns."""
+        """Returns the prompt for an answer to these turns, after the system's text."""
+        first = [] if self.system is None else [Message("system", (self.system,))]
         return render_chat(
-            turns,
+            [*first, *turns],
             self._model.tokenizer,
             template=self._model.template,
             marks=self._model.marks if self._model.sees else None,
@@ -179,4 +186,31 @@ class Conversation:
 
     def clear(self) -> None:
         """Removes all turns, not the document."""
-        self.messages = []
+        self.messages, self._asked = [], []
+
+    def undo(self) -> tuple[Part, ...]:
+        """Removes the last turn, and returns its question.
+
+        Raises:
+            UserError: There is none.
+        """
+        if not self._asked:
+            raise UserError("there is no question yet")
+        self.messages = self.messages[:-2]
+        return self._asked.pop()
+
+    def resume(self, messages: Sequence[Message]) -> None:
+        """Goes on from other turns, in place of these and of the document.
+
+        Raises:
+            UserError: Questions and answers do not take turns.
+        """
+        first = [message for message in messages if message.role == "system"]
+        turns = [message for message in messages if message.role != "system"]
+        if [turn.role for turn in turns] != ["user", "assistant"] * (len(turns) // 2):
+            raise UserError("a conversation has a question and an answer in turn")
+        for message in turns:
+            self.question(message.parts)
+        self.messages, self._document = turns, None
+        self._asked = [tuple(message.parts) for message in turns[::2]]
+        self.system = first[0].text if first else None

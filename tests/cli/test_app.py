@@ -259,6 +259,25 @@ def test_misuse_of_the_command_line_is_exit_code_2(arguments, here):
     assert error
 
 
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["chta", "x"], "lwm has no 'chta'; did you mean chat or data?"),
+        (["eval", "nedle"], "lwm eval has no 'nedle'; did you mean needle or visual-needle?"),
+        (["train", "tiny-visoin"], "lwm train has no 'tiny-visoin'; did you mean tiny-vision?"),
+    ],
+)
+def test_misspelt_commands_are_met_with_the_nearest(arguments, said, here):
+    assert here(*arguments) == (2, "", f"lwm: {said}\n")
+
+
+def test_the_module_is_the_command_and_says_its_version():
+    import lwm as package
+
+    run = subprocess.run([sys.executable, "-m", "lwm", "--version"], capture_output=True, text=True)
+    assert (run.returncode, run.stdout) == (0, f"lwm {package.__version__}\n")
+
+
 def test_where_a_model_is_loaded_is_one_group_of_options(here):
     code, out, _ = here("chat", "--help")
     assert code == 0

@@ -1,10 +1,12 @@
+import os
 import signal
 
 import pytest
 
-from lwm.cli import chat as talk, common
+from lwm.cli import chat as command, common, terminal
 from lwm.console import Interruptible
 from lwm.errors import UserError
+from lwm.generate.chat import Conversation
 from lwm.sampling_params import SamplingParams
 
 SHORT = SamplingParams(max_tokens=24)
@@ -30,7 +32,7 @@ def typed(monkeypatch):
 
 def test_turns_are_answered_and_can_be_forgotten(model, typed, capsys):
     typed("Hello", "", "/clear", "Hello")
-    talk.TerminalChat(model, sampling=SHORT).run()
+    terminal.TerminalChat(model, sampling=SHORT).run()
     shown = capsys.readouterr()
     assert len(shown.out) % 2 == 0
     first, second = shown.out[: len(shown.out) // 2], shown.out[len(shown.out) // 2 :]
@@ -40,7 +42,7 @@ def test_turns_are_answered_and_can_be_forgotten(model, typed, capsys):
 
 def test_a_fault_costs_the_turn_only(model, typed, capsys):
     typed("x" * 600, KeyboardInterrupt(), "Hello")
-    talk.TerminalChat(model, sampling=SHORT).run()
+    terminal.TerminalChat(model, sampling=SHORT).run()
     shown = capsys.readouterr()
     assert "lwm: the prompt has" in shown.err
     assert "Ctrl-D leaves" in shown.err
@@ -48,20 +50,13 @@ def test_a_fault_costs_the_turn_only(model, typed, capsys):
 
 
 def test_piped_questions_that_failed_are_an_error_after_the_rest(model, typed, capsys, monkeypatch):
-    monkeypatch.setattr(talk, "open_model", lambda *_: model)
+    monkeypatch.setattr(command, "open_model", lambda *_: model)
     typed("x" * 600, "", "/clear", "Hello", "/image none.png")
     with pytest.raises(UserError, match="2 of 3 questions failed; the reasons are above"):
-        talk.chat("tiny", sampling=SHORT)
+        command.chat("tiny", sampling=SHORT)
     assert capsys.readouterr().out == model.chat("Hello", max_tokens=24) + "\n"
     typed("Hello")
-    talk.chat("tiny", sampling=SHORT)
-
-
-def test_typed_questions_that_failed_are_no_error(model, typed, monkeypatch):
-    monkeypatch.setattr(talk, "open_model", lambda *_: model)
-    monkeypatch.setattr("sys.stdin", type("Terminal", (), {"isatty": lambda self: True})())
-    typed("/image none.png")
-    talk.chat("tiny", sampling=SHORT)
+    command.chat("tiny", sampling=SHORT)
 
 
 def test_ctrl_c_stops_the_answer_and_not_the_program(model, typed, capsys, monkeypatch):
@@ -75,7 +70,7 @@ def test_ctrl_c_stops_the_answer_and_not_the_program(model, typed, capsys, monke
     pressed, before = [], signal.getsignal(signal.SIGINT)
     monkeypatch.setattr(common, "print", press, raising=False)
     typed("Hello", "Go on")
-    talk.TerminalChat(model, sampling=SamplingParams(max_tokens=100)).run()
+    terminal.TerminalChat(model, sampling=SamplingParams(max_tokens=100)).run()
     shown = capsys.readouterr()
     assert "[stopped]" in shown.err
     whole = model.chat("Hello", max_tokens=100)
@@ -89,7 +84,7 @@ def test_ctrl_c_stops_the_answer_and_not_the_program(model, typed, capsys, monke
 def test_without_an_input_there_is_no_talk(model, monkeypatch):
     monkeypatch.setattr("sys.stdin", None)
     with pytest.raises(UserError, match="there is no question, and no input"):
-        talk.TerminalChat(model).run()
+        terminal.TerminalChat(model).run()
 
 
 def test_the_second_ctrl_c_stops_at_once():
@@ -100,10 +95,25 @@ def test_the_second_ctrl_c_stops_at_once():
             signal.raise_signal(signal.SIGINT)
 
 
+def test_what_is_piped_in_beside_a_question_is_the_document(model, capfd, monkeypatch):
+    monkeypatch.setattr(command, "open_model", lambda *_: model)
+    for text, document in (("A text.\n", "A text.\n"), (" \n", None)):
+        reading, writing = os.pipe()
+        os.write(writing, text.encode())
+        os.close(writing)
+        with open(reading) as piped:
+            monkeypatch.setattr("sys.stdin", piped)
+            command.chat("tiny", "What is it?", sampling=SHORT)
+        shown = capfd.readouterr()
+        asked = Conversation(model, document=document).question("What is it?")
+        assert shown.out == model.chat(asked.text, max_tokens=24) + "\n"
+        assert ("8 characters on stdin are the document" in shown.err) == (document is not None)
+
+
 def test_documents_that_cannot_be_read_are_named(tmp_path):
     empty = tmp_path / "empty.txt"
     empty.write_text(" \n")
     with pytest.raises(UserError, match=r"empty.txt is empty"):
-        talk.read_document(empty)
+        terminal.read_document(empty)
     with pytest.raises(UserError, match="cannot be read"):
-        talk.read_document(tmp_path)
+        terminal.read_document(tmp_path)

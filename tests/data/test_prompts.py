@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from lwm.cli.chat import read_document
+from lwm.cli.terminal import read_document
 from lwm.data.prompts import read_prompts
 from lwm.errors import UserError
 from lwm.tokenizer.message import Message

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lwm.cli.chat import read_document
+from lwm.cli.terminal import read_document
 from lwm.data.sources import Parquet, Source, identity, open_source
 from lwm.errors import UserError
 from lwm.files import read_json
