@@ -4,14 +4,14 @@ import dataclasses
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from jax.sharding import Mesh
 
+from lwm.convert.beside import sampling_in, sampling_of, vqgan_in
 from lwm.convert.checkpoint import TABLE as CHECKPOINT_TABLE, open_language_model
 from lwm.convert.huggingface import (
-    OWN,
     is_not_weight,
     read_config,
 )
@@ -21,7 +21,7 @@ from lwm.convert.names import HUGGING_FACE, TensorLayout
 from lwm.convert.vocabulary import require_tokens
 from lwm.convert.weights import build_llama, layout_of, with_vision_rows
 from lwm.errors import UserError
-from lwm.files import parse_json, read_json, reading
+from lwm.files import read_json
 from lwm.fingerprint import model_files
 from lwm.formats.gguf import PackedArrays, read_gguf
 from lwm.formats.gguf_file import find_gguf, first_part, is_gguf
@@ -42,8 +42,6 @@ from lwm.sampling_params import LWM_SAMPLING, VisionSampling
 from lwm.tokenizer.tokenizer import Tokenizer, with_format
 from lwm.tokens import TokenSpace
 from lwm.vqgan.checkpoint import locate_vqgan
-from lwm.vqgan.config import CONFIG as VQGAN_CONFIG
-from lwm.vqgan.vqmodel import CONFIG as VQMODEL_CONFIG, FOLDER as VQMODEL
 
 HELD_AS: dict[str, Held] = {
     "F32": "float32",
@@ -220,7 +218,11 @@ def open_tokenizer(name_or_path: str | Path) -> Tokenizer:
 def _open_adapter(folder: Path, given: ModelOverrides) -> ModelFiles:
     """Opens the base of an adapter, with the adapter added to its tensors."""
     base = open_model_files(base_of(folder), given=given)
-    return with_adapter(base, read_adapter(folder))
+    opened = with_adapter(base, read_adapter(folder))
+    if any((folder / f"tokenizer.{end}").is_file() for end in ("json", "model")):
+        # Its chat template may be the one that was trained.
+        return dataclasses.replace(opened, tokenizer=Tokenizer.open(folder))
+    return opened
 
 
 def with_adapter(base: ModelFiles, adapter: AdapterFiles) -> ModelFiles:
@@ -243,7 +245,7 @@ def _open_lwm(params: Path, given: ModelOverrides, known: catalog.KnownModel | N
         tokenizer=Tokenizer.open(params.parent),
         source=params,
         vqgan=vqgan if config.tokens.vision and vqgan.exists() else None,
-        sampling=_sampling(params.parent),
+        sampling=sampling_of(params.parent),
     )
 
 
@@ -351,36 +353,6 @@ def find_files(name_or_path: str | Path) -> Path:
     return path
 
 
-def _sampling(path: Path) -> VisionSampling:
-    """Returns the default sampling of images and video in a model folder."""
-    file = path / "generation_config.json"
-    return _named(file, read_json(file).get(OWN)) if file.is_file() else LWM_SAMPLING
-
-
-def _sampling_in(metadata: Mapping[str, Any], path: Path) -> VisionSampling:
-    """Returns the default sampling of images and video in a GGUF file."""
-    text = metadata.get(f"{OWN}.sampling")
-    if text is None:
-        return LWM_SAMPLING
-    with reading(path):
-        values = parse_json(text)
-    return _named(path, values)
-
-
-def _named(file: Path, values: Any) -> VisionSampling:
-    try:
-        return VisionSampling.of(values)
-    except UserError as error:
-        raise UserError(f"{file}: {error}") from None
-
-
-def _vqgan_in(folder: Path) -> Path | None:
-    """Returns the folder of the VQGAN in a model's folder; None if there is none."""
-    if (folder / VQGAN_CONFIG).is_file():
-        return folder
-    return folder / VQMODEL if (folder / VQMODEL / VQMODEL_CONFIG).is_file() else None
-
-
 def _open(path: Path, *, weights: bool = True) -> ModelFiles:
     """Opens a Hugging Face folder or a GGUF file; weights are read later, if at all."""
     has_config = (path / "config.json").is_file()
@@ -396,14 +368,14 @@ def _open(path: Path, *, weights: bool = True) -> ModelFiles:
         gguf = read_gguf(path)
         tokenizer = Tokenizer.from_gguf(gguf.metadata, str(path))
         values, tensors, vqgan = gguf.config, gguf.tensors, None
-        sampling = _sampling_in(gguf.metadata, path)
+        sampling = sampling_in(gguf.metadata, path)
     else:
         values, tensors = read_json(path / "config.json"), {}
         if weights:
             tensors = open_safetensors(path, named=values.get("transformers_weights"))
         tokenizer = Tokenizer.open(path)
-        vqgan = _vqgan_in(path)
-        sampling = _sampling(path)
+        vqgan = vqgan_in(path)
+        sampling = sampling_of(path)
     return ModelFiles(
         sampling=sampling,
         config=read_config(values, source=str(path)),

@@ -99,6 +99,17 @@ def test_an_adapter_is_a_model(base, adapter, logits, wanted, tmp_path):
     assert close(logits(lwm.load(tmp_path / "merged.gguf")), wanted)
 
 
+def test_the_tokenizer_of_an_adapter_is_the_one_that_it_was_trained_with(adapter, tmp_path):
+    place = broken(adapter, tmp_path / "own")
+    assert open_model_files(place).tokenizer.chat_template != "own"
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (place / name).write_bytes((adapter / name).read_bytes())
+    values = json.loads((place / "tokenizer_config.json").read_text())
+    values |= {"chat_template": "own"}
+    (place / "tokenizer_config.json").write_text(json.dumps(values))
+    assert open_model_files(place).tokenizer.chat_template == "own"
+
+
 def test_an_adapter_stays_beside_the_weights(base, adapter, logits, wanted):
     model = lwm.load(base, lora=adapter)
     assert model.llama.held == "float32"
