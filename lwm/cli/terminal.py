@@ -252,18 +252,20 @@ class TerminalChat:
         """Returns how full the context is, for the side of the prompt."""
         messages = self.conversation.messages
         if self._counted is None or self._counted[0] is not messages:
-            self._counted = messages, len(self.conversation.ids(messages)) if messages else 0
+            self._counted = messages, self.conversation.num_tokens if messages else 0
+            with contextlib.suppress(UserError):  # of a template that ends in questions alone
+                self._counted = messages, len(self.conversation.ids(messages)) if messages else 0
         return f"{self._counted[1]:,} of {self._model.context:,} tokens"
 
     def _take(self, line: str) -> None:
         if not line:
             return
-        if not line.startswith("/") or "\n" in line.split(" ")[0]:
+        name, *rest = line.split(maxsplit=1)
+        if not name.startswith("/") or "/" in name[1:]:  # a question, perhaps about a path
             self.answer(line)
             return
-        name, _, rest = line.partition(" ")
         require_command(name)
-        getattr(self, f"_do_{name[1:]}")(rest.strip())
+        getattr(self, f"_do_{name[1:]}")("".join(rest))
 
     def _do_help(self, _: str) -> None:
         for usage, what in COMMANDS.items():
@@ -290,15 +292,15 @@ class TerminalChat:
         self.conversation.undo()
 
     def _do_retry(self, _: str) -> None:
-        messages, seed = self.conversation.messages, self._sampling.seed
-        parts = self.conversation.undo()
+        turn = self.conversation.undo()
+        before, seed = self.conversation.messages, self._sampling.seed
         # Another answer, where it is sampled at all.
         self._sampling = dataclasses.replace(self._sampling, seed=(seed + 1) % 2**32)
         try:
-            self._ask(parts)
-        except UserError:
-            self.conversation.resume(messages)
-            raise
+            self._ask(turn.asked)
+        finally:
+            if self.conversation.messages is before:  # there is no other answer
+                self.conversation.put_back(turn)
 
     def _do_clear(self, _: str) -> None:
         self.conversation.clear()

@@ -3,7 +3,7 @@
 import itertools
 import threading
 from collections.abc import Generator, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from lwm import renamed
 from lwm.errors import UserError
@@ -15,6 +15,14 @@ from lwm.sampling_params import SamplingParams, VisionSampling
 from lwm.tokenizer.markers import OPENING
 from lwm.tokenizer.message import Message, Part, Vision
 from lwm.tokenizer.template import render_chat
+
+
+class Turn(NamedTuple):
+    """A question and its answer."""
+
+    asked: tuple[Part, ...]
+    """The question without the document."""
+    messages: Sequence[Message]
 
 
 class Conversation:
@@ -188,16 +196,22 @@ class Conversation:
         """Removes all turns, not the document."""
         self.messages, self._asked = [], []
 
-    def undo(self) -> tuple[Part, ...]:
-        """Removes the last turn, and returns its question.
+    def undo(self) -> Turn:
+        """Removes the last question and its answer, and returns them.
 
         Raises:
             UserError: There is none.
         """
         if not self._asked:
             raise UserError("there is no question yet")
+        turn = Turn(self._asked.pop(), self.messages[-2:])
         self.messages = self.messages[:-2]
-        return self._asked.pop()
+        return turn
+
+    def put_back(self, turn: Turn) -> None:
+        """Adds a question and its answer that `undo` has removed."""
+        self._asked.append(turn.asked)
+        self.messages = [*self.messages, *turn.messages]
 
     def resume(self, messages: Sequence[Message]) -> None:
         """Goes on from other turns, in place of these and of the document.

@@ -85,6 +85,10 @@ def test_turns_are_undone_asked_again_saved_and_loaded(model, tmp_path, capsys):
     again = chat.conversation.messages
     assert again[0] == first[0]
     assert again[1] != first[1]
+    chat._sampling = SamplingParams(max_tokens=5000)
+    with pytest.raises(UserError, match="the prompt has"):
+        chat._take("/retry")
+    assert chat.conversation.messages == again  # nothing is lost
     chat._take("/system Be brief.")
     chat._take(f"/save {tmp_path / 'chat.json'}")
     with pytest.raises(UserError, match=r"chat\.json"):
