@@ -39,7 +39,16 @@ def test_help_and_import_need_no_jax():
 
 def test_models_train_and_write_without_optional_packages():
     """As on machines that only compute: no command line, no data formats, no server."""
-    absent = ["tyro", "grain", "array_record", "pyarrow", "datasets", "tensorboardX", "wandb"]
+    absent = [
+        "tyro",
+        "prompt_toolkit",
+        "grain",
+        "array_record",
+        "pyarrow",
+        "datasets",
+        "tensorboardX",
+        "wandb",
+    ]
     code = (
         f"import sys; sys.modules |= dict.fromkeys({absent})\n"
         "import lwm.train.run, lwm.recipes, lwm.generate.chat, lwm.loading, lwm.ops.ring"
