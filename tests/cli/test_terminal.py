@@ -117,7 +117,10 @@ def terminal(folder):
 def said(terminal, folder, name):
     """The conversation so far, as the command /save writes it."""
     terminal.type(f"/save {folder / name}\r")
-    terminal.wait(str(folder / name), times=2)
+    until = time.monotonic() + 60
+    while not (folder / name).exists():
+        assert time.monotonic() < until, terminal.text
+        terminal.read(0.2)
     return json.loads((folder / name).read_text())["messages"]
 
 
