@@ -3,7 +3,7 @@
     python benchmarks/lora.py
 
 One row of the first chapter of Moby-Dick; adapters of all linear layers; AdamW. Each case runs in a
-process of its own, so that peaks of memory can be told apart. Both libraries start from the same
+process of its own, which has a peak of memory of its own. Both libraries start from the same
 float32 safetensors, and the loss of the first update shows that they compute the same.
 """
 

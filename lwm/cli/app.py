@@ -203,13 +203,13 @@ def _run(arguments: list[str]) -> None:
 
         print_line(f"lwm {lwm.__version__}")
         return
-    require_known(arguments, [*COMMANDS, "train"], "lwm")
+    _require_known(arguments, [*COMMANDS, "train"], "lwm")
     group = COMMANDS.get(arguments[0]) if arguments else None
     if arguments[:1] == ["train"]:
         from lwm.cli import train as cli_train
 
         recipes, arguments = cli_train.commands(arguments[1:])
-        require_known(arguments, recipes, "lwm train")
+        _require_known(arguments, recipes, "lwm train")
         _parse(recipes, arguments, prog="lwm train", about=cli_train.ABOUT)
         return
     if arguments[:1] == ["plan"] and _is_recipe(*arguments[1:2]):
@@ -226,7 +226,7 @@ def _run(arguments: list[str]) -> None:
         run_harness(arguments[2:])
         return
     if isinstance(group, dict):
-        require_known(arguments[1:], group, f"lwm {arguments[0]}")
+        _require_known(arguments[1:], group, f"lwm {arguments[0]}")
         _parse(group, arguments[1:], prog=f"lwm {arguments[0]}", about=GROUPS[arguments[0]])
         return
     commands = {
@@ -243,7 +243,7 @@ def _run(arguments: list[str]) -> None:
     )
 
 
-def require_known(arguments: list[str], names: Collection[str], before: str) -> None:
+def _require_known(arguments: list[str], names: Collection[str], before: str) -> None:
     """Refuses a misspelt command.
 
     Args:

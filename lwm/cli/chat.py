@@ -54,6 +54,8 @@ def chat(
         sampling: How the answer is sampled.
         load: How the model is loaded.
     """
+    if question is None and Path("-") in document:
+        raise UserError("--document - takes what is piped in; give the question after the model")
     documents = [read_document(path) for path in document]
     if question is not None and not document:
         documents = read_piped()

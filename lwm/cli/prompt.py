@@ -2,7 +2,6 @@
 
 import os
 from collections.abc import Callable, Iterable, Sequence
-from pathlib import Path
 
 from lwm.folders import cache_folder
 
@@ -51,7 +50,7 @@ def typed_lines(commands: Sequence[str], status: Callable[[], str]) -> Callable[
             os.close(os.open(path, os.O_CREAT | os.O_APPEND, 0o600))
         except OSError:
             return InMemoryHistory()
-        return FileHistory(Path(path))
+        return FileHistory(path)
 
     session = PromptSession(
         MARK,

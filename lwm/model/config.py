@@ -199,12 +199,11 @@ class LoRA:
                 f"lora has rank {self.rank} and alpha {self.alpha:g}: rank is at least 0, and "
                 "alpha above 0"
             )
-        unknown = [name for name in self.targets if name not in LORA_TARGETS]
-        if unknown or not self.targets:
+        if not self.targets:
+            raise UserError(f"lora needs a target: {', '.join(LORA_TARGETS)}")
+        if unknown := [name for name in self.targets if name not in LORA_TARGETS]:
             raise UserError(
                 f"lora has no target {unknown[0]!r}; there are {', '.join(LORA_TARGETS)}"
-                if unknown
-                else f"lora needs a target: {', '.join(LORA_TARGETS)}"
             )
         if twice := [name for name in self.targets if self.targets.count(name) > 1]:
             raise UserError(f"lora names the target {twice[0]} twice; leave one out")

@@ -162,9 +162,12 @@ def _gather_weight(weight: Array, spec: P, *, dtype: DTypeLike) -> Array:
 
 @partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3))
 def _gather(weight, dimension, axes, dtype):
-    """Gathers in a low precision; the gradient is summed in the weight's own."""
-    whole = lax.all_gather(weight.astype(dtype), axes, axis=dimension, tiled=True)
-    return whole.astype(weight.dtype)
+    """Gathers in a low precision; the gradient is summed in the weight's own.
+
+    What is as small is sent as it is: scales of weights of few bits have more digits than bfloat16.
+    """
+    sent = weight.astype(dtype) if weight.dtype.itemsize > dtype.itemsize else weight
+    return lax.all_gather(sent, axes, axis=dimension, tiled=True).astype(weight.dtype)
 
 
 def _gather_forward(weight, dimension, axes, dtype):

@@ -274,13 +274,9 @@ def _draws(model: LanguageModel) -> bool:
 
 
 def _fingerprint(model: LanguageModel) -> str:
-    files = [path for path in (model.source, model.adapter) if path is not None]
-    files = [
-        one
-        for path in files
-        for one in (sorted(path.iterdir()) if path.is_dir() else [path])
-        if one.is_file()
-    ]
+    places = [place for place in (model.source, model.adapter) if place is not None]
+    found = [sorted(place.iterdir()) if place.is_dir() else [place] for place in places]
+    files = [path for paths in found for path in paths if path.is_file()]
     contents = [(path.name, content_of(path)) for path in files]
     how = model.llama.config, model.llama.compute, model.template, model.cache_dtype
     facts = contents, lwm.__version__, *how

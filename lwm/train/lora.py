@@ -1,8 +1,7 @@
-"""Training of low-rank adapters: the model that they change, their first values, their folder."""
+"""Training of low-rank adapters: their first values, the model that they change, and its name."""
 
 import functools
 import os
-from collections.abc import Mapping
 from pathlib import Path
 
 import jax
@@ -11,14 +10,12 @@ from jax.sharding import Mesh
 
 from lwm.convert.card import AdapterFacts
 from lwm.convert.huggingface import is_not_weight
-from lwm.convert.lora import save_adapter
 from lwm.convert.open import ModelFiles
 from lwm.convert.weights import build_llama
 from lwm.errors import UserError
 from lwm.model.config import BITS, LlamaConfig, LoRA
 from lwm.model.llama import Llama
 from lwm.model.lora import Adapter
-from lwm.tokenizer.tokenizer import Tokenizer
 from lwm.train.config import Run
 
 
@@ -65,25 +62,6 @@ def read_frozen(config: Run, files: ModelFiles, model: LlamaConfig, mesh: Mesh) 
         dtype="bfloat16" if held == "bfloat16" else "float32",
         bits=BITS.get(held),
         ignore=lambda name: is_not_weight(name, model),
-    )
-
-
-def save_trained_adapter(
-    adapter: Adapter,
-    config: Run,
-    files: ModelFiles,
-    tokenizer: Tokenizer,
-    place: Path,
-    *,
-    texts: Mapping[str, str],
-) -> None:
-    """Writes the adapter of a run as PEFT's folder.
-
-    Raises:
-        UserError: See `save_adapter`.
-    """
-    save_adapter(
-        adapter, config.lora, place, base=base_name(config, files), tokenizer=tokenizer, texts=texts
     )
 
 

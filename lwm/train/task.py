@@ -17,6 +17,7 @@ from lwm.convert.card_scores import of_reports
 from lwm.convert.convert import legal_texts
 from lwm.convert.export import generation_config, save_model
 from lwm.convert.folder import to_text
+from lwm.convert.lora import save_adapter
 from lwm.convert.open import ModelFiles, open_model_files, read_llama
 from lwm.data.captions import PHRASES
 from lwm.data.example import MODALITIES, Batch
@@ -46,10 +47,10 @@ from lwm.train.inputs import keep_lineage
 from lwm.train.loop import OpenTask
 from lwm.train.lora import (
     adapter_facts,
+    base_name,
     first_adapter,
     read_frozen,
     require_adaptable,
-    save_trained_adapter,
 )
 from lwm.train.optimizer import build_optimizer, build_schedule
 from lwm.train.placing import own_rows, shard_batch
@@ -261,7 +262,8 @@ def _saver(
             assert files is not None
             describe.keywords["adapter"] = adapter_facts(state.model, config, files)
             texts = {"README.md": describe() or "", **licences}
-            save_trained_adapter(state.model, config, files, kept, place, texts=texts)
+            base = base_name(config, files)
+            save_adapter(state.model, config.lora, place, base=base, tokenizer=kept, texts=texts)
         # Reports name the files that they are of, so they are compared with those now there.
         if jax.process_index() == 0 and (scores := of_reports(place, model, folder)):
             write_bytes(place / "README.md", (describe(measured=scores) or "").encode())

@@ -1,5 +1,6 @@
 import os
 import signal
+from pathlib import Path
 
 import pytest
 
@@ -97,6 +98,8 @@ def test_the_second_ctrl_c_stops_at_once():
 
 def test_what_is_piped_in_beside_a_question_is_the_document(model, capfd, monkeypatch):
     monkeypatch.setattr(command, "open_model", lambda *_: model)
+    with pytest.raises(UserError, match="give the question after the model"):
+        command.chat("tiny", document=(Path("-"),))
     for text, document in (("A text.\n", "A text.\n"), (" \n", None)):
         reading, writing = os.pipe()
         os.write(writing, text.encode())

@@ -73,7 +73,7 @@ class Terminal:
 
     @property
     def text(self):
-        """What stands on the screen, and above it."""
+        """The text of the screen, and of the lines above it."""
         above = ("".join(line[at].data for at in sorted(line)) for line in self.screen.history.top)
         return "\n".join(line.rstrip() for line in [*above, *self.screen.display])
 

@@ -8,13 +8,15 @@ import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 import pytest
+from jax.sharding import PartitionSpec as P
 
 from lwm.errors import UserError
 from lwm.model.config import Compute, LoRA
 from lwm.model.llama import Llama
 from lwm.model.lora import Adapter, num_parameters
 from lwm.ops.layout import order
-from lwm.sharding import make_mesh
+from lwm.ops.stream import region
+from lwm.sharding import BATCH, make_mesh, on_mesh
 
 RANK = 4
 LORA = LoRA(rank=RANK, alpha=8.0)
@@ -124,3 +126,21 @@ def test_samples_do_not_depend_on_mesh_and_other_targets(given):
 def test_wrong_settings_are_named(values, match):
     with pytest.raises(UserError, match=match):
         LoRA(**values)
+
+
+def test_scales_of_frozen_weights_are_gathered_with_all_their_digits():
+    """In float16 they have three bits more than the activations beside them."""
+    weight = np.random.default_rng(0).standard_normal((8, 4)).astype(np.float16)
+    x = np.eye(8, dtype=np.float32)
+    with jax.set_mesh(mesh := make_mesh("1,2,1,1")):
+        held = jax.device_put(weight, on_mesh(mesh, P("fsdp", None)))
+        rows = jax.device_put(x, on_mesh(mesh, P(BATCH, None)))
+        found = region(
+            lambda weight, x: x @ weight.astype(np.float32),
+            held,
+            rows,
+            in_specs=(P(BATCH, None),),
+            out_specs=P(BATCH, ("sp", "tp")),
+            dtype="bfloat16",
+        )
+    np.testing.assert_array_equal(found, weight.astype(np.float32))

@@ -140,6 +140,17 @@ def test_a_run_may_start_from_an_adapter_and_from_weights_of_few_bits(adapting, 
     lwm.load(tmp_path / "second")
 
 
+def test_weights_of_few_bits_are_the_same_on_every_mesh(adapting, tmp_path):
+    lora = replace(LORA, frozen_dtype="int8")
+    found = []
+    for mesh in ("1,1,1,1", "1,2,2,2"):
+        config = replace(adapting(2, lora), mesh=mesh)
+        compute = replace(config.compute, dtype="float32")
+        run(replace(config, compute=compute), tmp_path / mesh)
+        found.append([line["loss"] for line in log(tmp_path / mesh) if "loss" in line])
+    assert found[1] == pytest.approx(found[0], rel=1e-5)
+
+
 def test_what_an_adapter_cannot_do_is_refused(adapting, tmp_path):
     recipe = small()
     with pytest.raises(UserError, match=r"lora.rank 4 needs a model to adapt; give --init"):
