@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from lwm.sampling_params import FrameSampling, SamplingOptions, SamplingParams, VisionSampling
     from lwm.sharding import make_mesh
     from lwm.tokenizer.markers import VisionMarkers
-    from lwm.tokenizer.message import Message, Part, Vision
+    from lwm.tokenizer.message import Message, Part, Vision, Visions
     from lwm.tokenizer.tokenizer import Tokenizer
     from lwm.tokens import TokenSpace
     from lwm.vqgan.tokenizer import VisionTokenizer
@@ -91,6 +91,7 @@ _PUBLIC = {
     "VisionMarkers": "lwm.tokenizer.markers",
     "VisionSampling": "lwm.sampling_params",
     "VisionTokenizer": "lwm.vqgan.tokenizer",
+    "Visions": "lwm.tokenizer.message",
     "attention": "lwm.ops.attention",
     "load": "lwm.loading",
     "make_mesh": "lwm.sharding",
@@ -129,6 +130,7 @@ __all__ = [
     "VisionMarkers",
     "VisionSampling",
     "VisionTokenizer",
+    "Visions",
     "__version__",
     "attention",
     "load",

@@ -1,13 +1,13 @@
 """Answers in text, images and video: one request to the engine, and what it writes."""
 
 import dataclasses
-import queue
 from collections import deque
-from collections.abc import Collection, Hashable, Iterator, Sequence
+from collections.abc import AsyncIterator, Collection, Hashable, Iterator, Sequence
 from concurrent.futures import CancelledError
 from typing import Any
 
 from lwm.errors import UserError
+from lwm.generate.events import Events
 from lwm.generate.grammar import FrameLimits
 from lwm.generate.loaded import LoadedModel
 from lwm.generate.output import AnswerReader, Frame, joined
@@ -39,7 +39,8 @@ class Usage:
 class Answer:
     """The answer to one prompt, in pieces of text and frames as they are generated.
 
-    An iterator; closing or dropping it ends the answer. The other attributes grow with it.
+    An iterator, for `async for` too; closing or dropping it ends the answer. The other attributes
+    grow with it.
     """
 
     def __init__(
@@ -155,7 +156,7 @@ class Answer:
             client=client,
             salt=salt,
         )
-        self._events: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self._events = Events()
         self._request.events = self._events if inbox is None else Tagged(inbox, self)
         self._pieces: deque[str | Frame] = deque()
         model.engine.submit(self._request)
@@ -167,17 +168,49 @@ class Answer:
     def __next__(self) -> str | Frame:
         """Waits for the next piece."""
         while not self._pieces:
-            if self.finish_reason is not None or self._request.is_cancelled:
+            if self._is_over:
                 raise StopIteration
+            self._take_next()
+        return self._pieces.popleft()
+
+    def __aiter__(self) -> AsyncIterator[str | Frame]:
+        """Returns itself."""
+        return self
+
+    async def __anext__(self) -> str | Frame:
+        """Waits for the next piece; other tasks go on. A task that is cancelled ends the answer."""
+        while not self._pieces:
+            if self._is_over:
+                raise StopAsyncIteration
             try:
-                event = self._events.get()
-                if isinstance(event, CancelledError) and self._request.is_cancelled:
-                    raise StopIteration
-                self._pieces += self.take(event)
+                await self._events.ready()
             except BaseException:
                 self.close()
                 raise
+            self._take_next()
         return self._pieces.popleft()
+
+    def read(self) -> str:
+        """Waits for the end of the answer; returns the text that has not been taken yet."""
+        return "".join(piece for piece in self if isinstance(piece, str))
+
+    async def aread(self) -> str:
+        """Waits for the end of the answer as `read` does; other tasks go on."""
+        return "".join([piece async for piece in self if isinstance(piece, str)])
+
+    @property
+    def _is_over(self) -> bool:
+        return self.finish_reason is not None or self._request.is_cancelled
+
+    def _take_next(self) -> None:
+        """Waits for an event, and takes its pieces; one that comes of `close` has none."""
+        try:
+            event = self._events.get()
+            if not (isinstance(event, CancelledError) and self._request.is_cancelled):
+                self._pieces += self.take(event)
+        except BaseException:
+            self.close()
+            raise
 
     def __del__(self):
         """Ends the answer."""

@@ -15,14 +15,14 @@ from lwm.generate.work import FinishReason
 from lwm.progress import Progress
 from lwm.sampling_params import SamplingParams
 from lwm.tokenizer.message import Message
-from lwm.tokenizer.template import render_chat
+from lwm.tokenizer.template import MessageLike, render_chat
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TextRequest:
     """A text to continue, or a chat to answer."""
 
-    prompt: str | Sequence[Message]
+    prompt: str | Sequence[MessageLike]
     """A text, or the turns of a chat, of which the last is a question."""
     variables: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     """Variables of the chat template, such as `tools`."""
@@ -50,9 +50,9 @@ class Completion:
     """Empty for a chat."""
     text: str
     """Without the end-of-text token or stop string that ended it."""
-    ids: tuple[int, ...]
+    ids: tuple[int, ...] = dataclasses.field(repr=False)
     """All generated ids, those of the end of text or of a stop string included."""
-    logprobs: tuple[float, ...]
+    logprobs: tuple[float, ...] = dataclasses.field(repr=False)
     """Natural logarithm of each id's probability, before all sampling rules."""
     finish_reason: FinishReason
     """`stop`: end of text or stop string; `length`: the largest length was reached."""
@@ -322,7 +322,7 @@ def _jobs(model: LoadedModel, index: int, request: TextRequest) -> Iterator[_Job
 
 def encode(
     model: LoadedModel,
-    prompt: str | Sequence[Message],
+    prompt: str | Sequence[MessageLike],
     variables: Mapping[str, Any] = MappingProxyType({}),
 ) -> list[int]:
     """Returns the ids of a text to continue, or of a chat to answer.
@@ -338,13 +338,14 @@ def encode(
     """
     if isinstance(prompt, str):
         return model.encode_prompt(prompt)
-    if prompt and prompt[-1].role == "assistant":
+    messages = [Message.of(message) for message in prompt]
+    if messages and messages[-1].role == "assistant":
         raise UserError("the chat ends with an answer of the assistant; end it with a question")
-    for message in prompt:
+    for message in messages:
         for vision in message.visions:
             model.require_frames(vision)
     return render_chat(
-        prompt,
+        messages,
         model.tokenizer,
         template=model.template,
         marks=model.marks if model.sees else None,

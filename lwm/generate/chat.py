@@ -1,5 +1,6 @@
 """Conversations in text, images and video."""
 
+import dataclasses
 import itertools
 import threading
 from collections.abc import Generator, Iterator, Mapping, Sequence
@@ -23,6 +24,12 @@ class Turn(NamedTuple):
     asked: tuple[Part, ...]
     """The question without the document."""
     messages: Sequence[Message]
+
+
+def with_document(question: Message, document: str) -> Message:
+    """Returns a question after a document."""
+    first, *rest = question.parts if isinstance(question.parts[0], str) else ("", *question.parts)
+    return dataclasses.replace(question, parts=(f"{document.strip()}\n\n{first}", *rest))
 
 
 class Conversation:
@@ -126,6 +133,10 @@ class Conversation:
                 self.messages = [*turns, Message("assistant", tuple(self._parts(answer)))]
                 self._asked.append((question,) if isinstance(question, str) else tuple(question))
 
+    def __repr__(self) -> str:
+        """Names the model and the number of turns."""
+        return f"<Conversation with {self._model.name}: {len(self._asked)} questions>"
+
     def ids(self, turns: Sequence[Message]) -> list[int]:
         """Returns the prompt for an answer to these turns, after the system's text."""
         first = [] if self.system is None else [Message("system", (self.system,))]
@@ -149,10 +160,10 @@ class Conversation:
         for part in parts:
             if isinstance(part, Vision):
                 self._model.require_frames(part)
+        message = Message("user", parts)
         if self._document is not None and not self.messages:
-            first, *rest = parts if isinstance(parts[0], str) else ("", *parts)
-            parts = (f"{self._document.strip()}\n\n{first}", *rest)
-        return Message("user", parts)
+            return with_document(message, self._document)
+        return message
 
     def _parts(self, answer: Sequence[str | Frame]) -> Iterator[Part]:
         """Yields the pieces of an answer as texts, images and videos."""

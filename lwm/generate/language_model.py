@@ -1,25 +1,28 @@
 """The public methods of a model: see, chat, draw and generate."""
 
+import asyncio
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Unpack
+from typing import Any, Unpack, overload
 
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Float, UInt8
 
 from lwm import renamed
-from lwm.errors import UserError
+from lwm.errors import UserError, several
 from lwm.generate.answer import Answer
 from lwm.generate.batch import Completion, Result, TextRequest, answers, complete, encode
-from lwm.generate.chat import Conversation
+from lwm.generate.chat import with_document
 from lwm.generate.loaded import LoadedModel
+from lwm.generate.logits import logits_of
+from lwm.generate.questions import Question, QuestionReader
 from lwm.generate.vision import DrawRequest, generate_visions
 from lwm.media.frames import FrameStream, open_frames
 from lwm.media.limits import Limits
 from lwm.progress import Progress
 from lwm.sampling_params import SamplingOptions, SamplingParams, VisionSampling
-from lwm.tokenizer.message import Message, Part, Vision
+from lwm.tokenizer.message import Message, Vision, Visions
 
 KEPT_FRAMES = 64
 """Frames of a file whose pixels are kept beside their codes, at most."""
@@ -30,7 +33,7 @@ class LanguageModel(LoadedModel):
 
     def see(
         self,
-        file: str | Path | bytes,
+        file: str | Path | bytes | Any,
         *,
         max_frames: int | None = 8,
         fps: float | None = None,
@@ -46,7 +49,9 @@ class LanguageModel(LoadedModel):
         more than `KEPT_FRAMES` frames only the codes are kept.
 
         Args:
-            file: A path, or the bytes of a file; the format is found from its content.
+            file: A path, or the bytes of a file, whose format is found from its content; an image
+                of Pillow; an array of uint8, `H W 3` of an image or `T H W 3` of a video; or a list
+                of images, the frames of a video.
             max_frames: Frames of a video at most, evenly spaced; None is all.
             fps: Takes the frames shown at each 1/fps seconds, of which `max_frames` remain.
             background: A colour for transparent pixels.
@@ -71,7 +76,7 @@ class LanguageModel(LoadedModel):
         with stream:
             check(stream)
             self._require_context(stream)
-            own = "" if isinstance(file, bytes) else Path(file).name
+            own = Path(file).name if isinstance(file, str | Path) else ""
             return self._encoded(stream, own if name is None else name, progress)
 
     def _require_context(self, stream: FrameStream) -> None:
@@ -110,30 +115,49 @@ class LanguageModel(LoadedModel):
             codes=np.concatenate(codes),
             is_video=stream.is_video,
             pixels=np.stack(pixels) if pixels else None,
-            times=np.array(times),
+            times=None if np.isnan(times).any() else np.array(times),
             name=name,
         )
 
     def chat(
         self,
-        question: str | Sequence[Part],
+        question: Question,
         *,
         document: str | None = None,
         **params: Unpack[SamplingOptions],
     ) -> str:
-        """Answers one question in text; `lwm.Conversation` streams answers and keeps turns.
+        """Answers a question in text; `lwm.Conversation` streams answers and keeps turns.
 
         Args:
-            question: A text, or texts and results of `see` in any order.
-            document: A text that is put before the question.
+            question: A text; texts and images in any order, where an image is a result of `see` or
+                anything that `see` takes but a path as plain text; or the turns of a chat up to the
+                question, as `lwm.Message` or in OpenAI's JSON.
+            document: A text that is put before the first question.
             **params: Fields of `SamplingParams`, such as max_tokens, temperature, seed.
 
         Raises:
-            UserError: The prompt and the answer do not fit into the context.
+            UserError: The question is none of these, an image cannot be read, or the prompt and the
+                answer do not fit into the context.
         """
-        conversation = Conversation(self, document=document)
-        pieces = conversation.ask(question, params=SamplingParams(**params))
-        return "".join(piece for piece in pieces if isinstance(piece, str))
+        return self._chat(question, document, params).read()
+
+    async def achat(
+        self,
+        question: Question,
+        *,
+        document: str | None = None,
+        **params: Unpack[SamplingOptions],
+    ) -> str:
+        """Answers as `chat` does, while other tasks go on; several are answered together."""
+        answer = await asyncio.to_thread(self._chat, question, document, params)
+        return await answer.aread()
+
+    def _chat(self, question: Question, document: str | None, params: SamplingOptions) -> Answer:
+        messages = QuestionReader(self.see).messages(question)
+        if document is not None:
+            first = next((n for n, each in enumerate(messages) if each.role == "user"), 0)
+            messages[first] = with_document(messages[first], document)
+        return self._answer(messages, params)
 
     @renamed.keywords(drawings="sampling")
     def draw(
@@ -145,8 +169,8 @@ class LanguageModel(LoadedModel):
         seed: int = 0,
         first: Vision | None = None,
         sampling: VisionSampling = VisionSampling(),
-    ) -> list[Vision]:
-        """Generates images or videos from a text.
+    ) -> Visions:
+        """Generates images or videos from a text; the result is a list that notebooks show.
 
         Args:
             prompt: Describes the image or video.
@@ -168,34 +192,59 @@ class LanguageModel(LoadedModel):
             sampling=sampling,
             seed=seed,
         )
-        return generate_visions(self, request)
+        return Visions(generate_visions(self, request))
 
-    def generate(self, prompt: str, **params: Unpack[SamplingOptions]) -> str:
-        """Continues a text.
+    @overload
+    def generate(self, prompt: str, **params: Unpack[SamplingOptions]) -> str: ...
+
+    @overload
+    def generate(self, prompt: Sequence[str], **params: Unpack[SamplingOptions]) -> list[str]: ...
+
+    def generate(
+        self, prompt: str | Sequence[str], **params: Unpack[SamplingOptions]
+    ) -> str | list[str]:
+        """Continues a text, or several together.
 
         Args:
-            prompt: The text; the model's beginning-of-text token is put before it, if it has one.
+            prompt: The text, or a list of texts of any lengths; `generate_batch` also returns their
+                tokens. The model's beginning-of-text token is put before each, if it has one.
             **params: Fields of `SamplingParams`, such as max_tokens, temperature, seed.
 
         Raises:
-            UserError: The prompt is empty, or it and the continuation do not fit.
+            UserError: A prompt is no text or empty, or it and the continuation do not fit.
         """
-        return "".join(piece for piece in self.stream(prompt, **params) if isinstance(piece, str))
+        if isinstance(prompt, str):
+            return self.stream(prompt, **params).read()
+        return [each.text for each in self.generate_batch(prompt, **params)]
 
-    def stream(self, prompt: str | Sequence[Message], **params: Unpack[SamplingOptions]) -> Answer:
+    async def agenerate(
+        self, prompt: str | Sequence[str], **params: Unpack[SamplingOptions]
+    ) -> str | list[str]:
+        """Continues texts as `generate` does, while other tasks go on."""
+        if isinstance(prompt, str):
+            return await self.stream(prompt, **params).aread()
+        return await asyncio.to_thread(self.generate, prompt, **params)
+
+    def stream(self, prompt: Question, **params: Unpack[SamplingOptions]) -> Answer:
         """Continues a text or answers a chat in pieces, as they are generated.
 
         The result has `finish_reason`, `usage`, `ids` and `logprobs`, which are complete after
-        the last piece; closing or dropping it ends the answer. Threads may share a model: their
-        answers are generated together.
+        the last piece; closing or dropping it ends the answer. It is for `async for`, too. Threads
+        may share a model: their answers are generated together.
 
         Args:
-            prompt: A text to continue, or the turns of a chat, of which the last is a question.
+            prompt: A text to continue, or a question to `chat` that is more than a text.
             **params: Fields of `SamplingParams`, such as max_tokens, temperature, seed.
 
         Raises:
             UserError: The prompt is empty, or it and the continuation do not fit.
         """
+        return self._answer(self._prompt(prompt), params)
+
+    def _prompt(self, prompt: Question) -> str | Sequence[Message]:
+        return prompt if isinstance(prompt, str) else QuestionReader(self.see).messages(prompt)
+
+    def _answer(self, prompt: str | Sequence[Message], params: SamplingOptions) -> Answer:
         is_text = isinstance(prompt, str)
         return Answer(
             self,
@@ -204,6 +253,29 @@ class LanguageModel(LoadedModel):
             continues=is_text,
             is_turn=not is_text,
         )
+
+    def count_tokens(self, prompt: Question) -> int:
+        """Returns the tokens of a prompt, those that the model or its chat template adds included.
+
+        Args:
+            prompt: A text to continue, or a question to `chat` that is more than a text.
+
+        Raises:
+            UserError: The prompt is empty or malformed.
+        """
+        return len(encode(self, self._prompt(prompt)))
+
+    def logits(self, texts: str | Sequence[str]) -> list[Float[np.ndarray, "T V"]]:
+        """Returns the logits after each token of whole texts, which are read together.
+
+        The tokens of a text are those of `encode_prompt`, and V is the number of ids in use, those
+        of vision after those of text. All logits of all texts are in memory at once.
+
+        Raises:
+            UserError: A text is empty or exceeds the context, or the model runs in several
+                processes.
+        """
+        return logits_of(self, [self.encode_prompt(text) for text in several(texts)])
 
     def batch(
         self,

@@ -66,6 +66,11 @@ class LoadedModel:
         """Takes what the template writes for control tokens; see `Tokenizer.under`."""
         object.__setattr__(self, "tokenizer", self.tokenizer.under(self.template))
 
+    def __repr__(self) -> str:
+        """Names the model, its type and its context."""
+        kinds = "text, images and video" if self.sees else "text"
+        return f"<{self.name}: {kinds}, {self.llama.held}, context {self.context:,}>"
+
     @property
     def sees(self) -> bool:
         """True if the model has vision ids."""

@@ -24,6 +24,10 @@ class Frame(NamedTuple):
     """Its place in the image or video, from 0."""
     is_last: bool
 
+    def __repr__(self) -> str:
+        """Leaves out the codes."""
+        return f"<frame {self.number}: {len(self.codes)} codes{', the last' * self.is_last}>"
+
 
 class FrameReader:
     """Splits the ids of one row into text ids and frames."""

@@ -61,7 +61,7 @@ class Request:
         self.work = work
         self.is_cancelled = False
         """Set by any thread; the scheduler drops the request when it plans next."""
-        self.events: queue.SimpleQueue[Any] | Tagged = queue.SimpleQueue()
+        self.events: Inbox = queue.SimpleQueue()
         self.passed = 0
         """Requests after it in order that were admitted while it lacked pages."""
         self.rows: tuple[Row, ...] = ()

@@ -5,11 +5,12 @@ import dataclasses
 import io
 import math
 import os
+import reprlib
 import time
 from collections.abc import Iterator
 from io import BufferedIOBase
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Float, UInt8
@@ -27,6 +28,7 @@ from lwm.media.limits import (
     colour,
     image_module,
 )
+from lwm.media.memory import WANTED, clip_in_memory, is_in_memory
 from lwm.media.video import read_video
 
 FileKind = Literal["image", "animation", "video"]
@@ -108,7 +110,7 @@ def read_frames(
 
 
 def open_frames(
-    source: str | Path | bytes,
+    source: str | Path | bytes | Any,
     *,
     resolution: int,
     max_frames: int | None = None,
@@ -121,15 +123,23 @@ def open_frames(
 ) -> "FrameStream":
     """Opens the frames of `read_frames` as a stream: a film of any length needs little memory.
 
-    The arguments are those of `read_frames`; `returned_bytes` is no limit here.
+    The arguments are those of `read_frames`; `returned_bytes` is no limit here. The source may be
+    in memory, too: an image of Pillow, an array, or a list of images, see `clip_in_memory`.
 
     Raises:
         UserError: See `read_frames`; one may come with any frame, too.
     """
-    label = name or ("the given bytes" if isinstance(source, bytes) else str(source))
+    label = name or _label(source)
     check_settings(resolution, max_frames, fps, fit)
     resize = Resizer(resolution=resolution, fit=fit, background=colour(background))
     selector = FrameSelector(max_frames=max_frames, fps=fps)
+    if not isinstance(source, str | Path | bytes):
+        if not is_in_memory(source):
+            raise UserError(f"{reprlib.repr(source)} is no image and no video: {WANTED}")
+        limits = limits or Limits()
+        budget = Budget(label, limits.image_bytes, limits)
+        clip, is_video = clip_in_memory(source, selector, resize, budget)
+        return FrameStream(io.BytesIO(), clip, budget, kind="video" if is_video else "image")
     with contextlib.ExitStack() as stack, reading(label):
         file = stack.enter_context(_opened(source, label))
         size = file.seek(0, os.SEEK_END)
@@ -249,6 +259,13 @@ def _require_fewer(name: str, count: int, resolution: int, limits: Limits | None
             f"{name} would give {count} frames, more than the {most} that returned_bytes in "
             "Limits allows; give max_frames or fps"
         )
+
+
+def _label(source: Any) -> str:
+    """Returns the name of a source in messages."""
+    if isinstance(source, bytes):
+        return "the given bytes"
+    return str(source) if isinstance(source, str | Path) else "the given picture"
 
 
 def _opened(source: str | Path | bytes, label: str) -> BufferedIOBase:

@@ -106,7 +106,7 @@ class SelectedFrame(NamedTuple):
     """A selected frame of a file."""
 
     time: float
-    """Seconds from the first frame of the file."""
+    """Seconds from the first frame of the file; NaN if the frames have no times."""
     pixels: UInt8[np.ndarray, "R R 3"]
     size: tuple[int, int]
     """Width and height of the original as displayed: upright, with square pixels."""

@@ -20,9 +20,9 @@ _LOSS = ("weight", "train", "training", "trainable", "loss", "loss_mask")
 _NOTES = ("id", "index", "date", "time", "timestamp", "created_at", "source", "metadata")
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class Vision:
-    """An image, which is one frame, or a video."""
+    """An image, which is one frame, or a video. Notebooks show its frames."""
 
     codes: Int[np.ndarray, "frames codes"]
     """VQGAN codes of each frame, which the model reads and writes."""
@@ -39,6 +39,43 @@ class Vision:
         """Returns `image` or `video`."""
         return "video" if self.is_video else "image"
 
+    def __repr__(self) -> str:
+        """Names the kind, the file and the sizes."""
+        count, codes = self.codes.shape
+        size = "no pixels" if self.pixels is None else "{1} × {0} px".format(*self.pixels.shape[1:])
+        frames = f"{count} frames of {codes} codes" if self.is_video else f"{codes} codes"
+        return f"<{' '.join((self.kind, *([self.name] if self.name else [])))}: {frames}, {size}>"
+
+    def _repr_png_(self) -> bytes | None:
+        """Returns an image for notebooks."""
+        if self.pixels is None or self.is_video:
+            return None
+        from lwm.media.display import png_of
+
+        return png_of(self.pixels[0])
+
+    def _repr_html_(self) -> str | None:
+        """Returns a video for notebooks."""
+        return self.to_html() if self.is_video and self.pixels is not None else None
+
+    def to_html(self) -> str:
+        """Returns an `img` element that holds the image, or the video as a WebP that repeats.
+
+        Raises:
+            UserError: There are no pixels.
+        """
+        from lwm.media.display import image_html, video_html
+
+        pixels = self._decoded()
+        if self.is_video:
+            return video_html(pixels, self.times, repr(self)[1:-1])
+        return image_html(pixels[0], repr(self)[1:-1])
+
+    def _decoded(self) -> UInt8[np.ndarray, "frames R R 3"]:
+        if self.pixels is None:
+            raise UserError("these codes have no pixels; a model's `vision.decode` shows them")
+        return self.pixels
+
     def save(self, path: str | Path, *, fps: float = 4.0, text: str | None = None) -> None:
         """Writes an image as .png, .jpg or .webp, a video as .mp4, .gif or .webp.
 
@@ -52,12 +89,11 @@ class Vision:
         """
         from lwm.media.write import write_image, write_video
 
-        if self.pixels is None:
-            raise UserError("these codes have no pixels; a model's `vision.decode` shows them")
+        pixels = self._decoded()
         if self.is_video:
-            write_video(path, self.pixels, fps, text=text)
+            write_video(path, pixels, fps, text=text)
         else:
-            write_image(path, self.pixels[0], text=text)
+            write_image(path, pixels[0], text=text)
 
     @classmethod
     def of(cls, value: Mapping[str, Any], *, tokens_per_frame: int | None = None) -> "Vision":
@@ -89,6 +125,17 @@ class Vision:
             times=None if times is None else np.asarray(times, float),
             name=str(value.get("name", "")),
         )
+
+
+class Visions(list[Vision]):
+    """Images and videos, which notebooks show side by side."""
+
+    def _repr_html_(self) -> str | None:
+        """Returns those that have pixels."""
+        from lwm.media.display import side_by_side
+
+        shown = [each.to_html() for each in self if each.pixels is not None]
+        return side_by_side(shown) if shown else None
 
 
 Part = str | Vision

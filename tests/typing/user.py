@@ -10,6 +10,17 @@ assert_type(model, lwm.LanguageModel)
 
 assert_type(model.chat("What is the capital of France?", max_tokens=40, temperature=0.7), str)
 assert_type(model.generate("The sea", max_tokens=40, top_p=0.9, seed=1), str)
+assert_type(model.generate(["The sea", "Once"], max_tokens=40), list[str])
+assert_type(model.chat([{"role": "user", "content": "Hello"}]), str)
+assert_type(model.count_tokens("The sea"), int)
+
+
+async def main() -> None:
+    """Awaits answers."""
+    assert_type(await model.achat("Hello", max_tokens=8), str)
+    async for piece in model.stream("The sea"):
+        assert_type(piece, str | lwm.Frame)
+
 
 conversation = lwm.Conversation(model, document="A long text.")
 stream = conversation.ask("What is it about?", params=lwm.SamplingParams(max_tokens=20))
@@ -24,7 +35,7 @@ assert_type(model.chat([vision, "What is shown?"], max_tokens=20), str)
 
 sampling = lwm.VisionSampling(image=lwm.FrameSampling(guidance=2.0))
 pictures = model.draw("a tiger", frames=4, n=2, seed=3, sampling=sampling)
-assert_type(pictures, list[lwm.Vision])
+assert_type(pictures, lwm.Visions)
 
 answer = model.stream("The sea", max_tokens=None, temperature=0.7)
 assert_type(answer, lwm.Answer)
