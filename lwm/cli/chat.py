@@ -10,7 +10,7 @@ from typing import Annotated
 import tyro
 
 from lwm.cli.common import STOPPING, Flat, LoadOptions, Model, open_model, print_line
-from lwm.cli.terminal import TerminalChat, read_document
+from lwm.cli.terminal import TerminalChat, document_of
 from lwm.errors import UserError
 from lwm.sampling_params import SamplingParams, VisionSampling
 from lwm.signals import answered
@@ -43,7 +43,8 @@ def chat(
     Args:
         model: A name from `lwm models`, a Hugging Face folder, a GGUF file, or a hub's org/name.
         question: The question.
-        document: A text file to ask about, or - for what is piped in; give it again for more.
+        document: A text, HTML or PDF file to ask about, a folder of these, or - for what is piped
+            in; give it again for more.
         system: A text that says how to answer.
         image: An image to ask about; give it again for more.
         video: A video to ask about; give it again for more.
@@ -56,7 +57,7 @@ def chat(
     """
     if question is None and Path("-") in document:
         raise UserError("--document - takes what is piped in; give the question after the model")
-    documents = [read_document(path) for path in document]
+    documents = [document_of(path) for path in document]
     if question is not None and not document:
         documents = read_piped()
     if max_frames < 0:

@@ -19,7 +19,7 @@ COMMANDS = {
     "/help": "lists the commands",
     "/image FILE QUESTION": "reads an image; without a question, the next one is about it",
     "/video FILE QUESTION": "reads a video, as /image",
-    "/document FILE": "puts a text file before the next question",
+    "/document FILE": "puts a text, HTML or PDF, or a folder of them, before the question",
     "/system TEXT": "says how to answer, from now on; without a text, nothing does",
     "/retry": "asks the last question again",
     "/undo": "removes the last question and its answer",

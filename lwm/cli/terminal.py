@@ -29,28 +29,19 @@ _UNCOUNTED = ("/clear", "/help", "/tokens", "/quit")
 write = functools.partial(print_text, end="")
 
 
-def read_document(path: Path) -> str:
-    """Reads a text file, or stdin where the path is -.
+def document_of(path: Path) -> str:
+    """Returns a document, or stdin where the path is -; files left out are named on stderr.
 
     Raises:
-        UserError: It is missing, empty or no text.
+        UserError: It is missing, empty or no document.
     """
-    from lwm.limits import require_bounded
+    from lwm.formats.documents import read_document
 
     if str(path) == "-":
         if not (text := "" if sys.stdin is None else sys.stdin.read()).strip():
             raise UserError("no text is piped in; give a file in place of -")
         return text
-    try:
-        require_bounded(path)
-        text = path.read_text(encoding="utf-8-sig")
-    except FileNotFoundError:
-        raise UserError(f"document {path} does not exist") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"document {path} cannot be read as UTF-8 text: {error}") from None
-    if not text.strip():
-        raise UserError(f"document {path} is empty")
-    return text
+    return read_document(path, skipped=lambda reason: print_line(f"lwm: {reason}", error=True))
 
 
 class TerminalChat:
@@ -281,7 +272,7 @@ class TerminalChat:
 
     def _do_document(self, text: str) -> None:
         path, question = file_and_rest(text)
-        self._documents.append(read_document(Path(path)))
+        self._documents.append(document_of(Path(path)))
         if question:
             self.answer(question)
 

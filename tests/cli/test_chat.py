@@ -117,6 +117,6 @@ def test_documents_that_cannot_be_read_are_named(tmp_path):
     empty = tmp_path / "empty.txt"
     empty.write_text(" \n")
     with pytest.raises(UserError, match=r"empty.txt is empty"):
-        terminal.read_document(empty)
-    with pytest.raises(UserError, match="cannot be read"):
-        terminal.read_document(tmp_path)
+        terminal.document_of(empty)
+    with pytest.raises(UserError, match="holds no document"):
+        terminal.document_of(tmp_path)

@@ -5,9 +5,9 @@ import json
 
 import pytest
 
-from lwm.cli.terminal import read_document
 from lwm.data.prompts import read_prompts
 from lwm.errors import UserError
+from lwm.formats.documents import read_document
 from lwm.tokenizer.message import Message
 
 

@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lwm.cli.terminal import read_document
 from lwm.data.sources import Parquet, Source, identity, open_source
 from lwm.errors import UserError
 from lwm.files import read_json
+from lwm.formats.documents import read_document
 from lwm.formats.pickles import read_pickle
 from lwm.tokenizer.tokenizer import Tokenizer
 
