@@ -67,6 +67,10 @@ class _Note(ProgressColumn):
         return Text(self._note())
 
 
+_MOST_SHOWN = 8
+"""Images side by side in a terminal, at most."""
+
+
 class Preview:
     """Shows images side by side in a terminal, above the progress bar if there is one."""
 
@@ -80,6 +84,9 @@ class Preview:
         """Sets the image of one place, and shows them all once they are complete."""
         self._waiting[place] = pixels
         if len(self._waiting) < self._count:
+            return
+        if self._count > _MOST_SHOWN:
+            self._waiting = {}
             return
         row = np.concatenate([self._waiting[each] for each in range(self._count)], axis=1)
         self._waiting = {}

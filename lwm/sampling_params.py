@@ -138,6 +138,16 @@ class FrameSampling:
             raise UserError(f"guidance {self.guidance} must be from 0 to 1000; 1 is none")
         self.params()
 
+    def used(self) -> dict[str, float]:
+        """Returns the values with which frames are sampled; a rule that is off has its neutral."""
+        params = self.params()
+        return {
+            "guidance": 1.0 if self.guidance is None else self.guidance,
+            "temperature": params.temperature,
+            "top_k": params.top_k,
+            "top_p": params.top_p,
+        }
+
     def params(self) -> SamplingParams:
         """Returns the same rules as for text; a rule that is None is off."""
         return SamplingParams(

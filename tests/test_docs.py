@@ -149,14 +149,14 @@ def test_every_command_and_option_of_the_docs_exists():
 import contextlib, sys
 from lwm.cli.app import main
 for command in sys.argv.pop().split(","):
-    sys.argv[1:] = [*command.split(), "--help"]
+    sys.argv[1:] = [*command.split(), "--help-all"]
     with contextlib.suppress(SystemExit):
         main()
 """
     # Room for the longest names on one line.
     shown = run([sys.executable, "-c", code, commands], ROOT, env={"COLUMNS": "300"}).stdout
     # An option begins a line of a box; further names of it follow after commas.
-    there = set(re.findall(r"(?:│ |, )(--[\w.-]*\w)", shown))
+    there = {"--help-all", *re.findall(r"(?:│ |, )(--[\w.-]*\w)", shown)}
     assert {"--max-tokens", "--training.optimizer.schedule.peak", "--data.no-shuffle"} <= there
     named = set(re.findall(r"(?<![\w-])--[a-z][\w.-]*\w", text))
     assert {name for name in named if "_" not in name} - there == set()

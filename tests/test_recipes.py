@@ -20,6 +20,7 @@ from lwm.errors import UserError
 from lwm.model.config import Compute, Rope
 from lwm.model.llama import Llama
 from lwm.recipes import RECIPES, debug, find_recipe, tiny_vision
+from lwm.recipes.find import recipes_in
 from lwm.renamed import new_setting
 from lwm.sharding import AXES
 from lwm.tokens import TokenSpace
@@ -132,6 +133,7 @@ number = 3
 def test_recipes_of_ones_own(tmp_path):
     file = tmp_path / "own.py"
     file.write_text(OWN)
+    assert list(recipes_in(file)) == [f"{file}:short"]
     found: Any = find_recipe(f"{file}:short")()
     assert found.training.steps == 20
     for name, said in (

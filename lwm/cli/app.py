@@ -21,6 +21,7 @@ from lwm.cli.eval import eval_needle, eval_vision, eval_vqgan
 from lwm.cli.evaluate import eval_all, eval_compare
 from lwm.cli.generate import generate_image, generate_video
 from lwm.cli.harness import eval_harness, run_harness
+from lwm.cli.help import with_short_help
 from lwm.cli.needles import data_needles
 from lwm.cli.perplexity import eval_perplexity
 from lwm.cli.plan import plan
@@ -208,9 +209,12 @@ def _run(arguments: list[str]) -> None:
     if arguments[:1] == ["train"]:
         from lwm.cli import train as cli_train
 
+        if len(arguments) > 1 and arguments[1].endswith(".py"):
+            cli_train.print_recipes(Path(arguments[1]))
+            return
         recipes, arguments = cli_train.commands(arguments[1:])
         _require_known(arguments, recipes, "lwm train")
-        _parse(recipes, arguments, prog="lwm train", about=cli_train.ABOUT)
+        _parse(recipes, arguments, prog="lwm train", about=cli_train.ABOUT, is_recipe=True)
         return
     if arguments[:1] == ["plan"] and _is_recipe(*arguments[1:2]):
         from lwm.cli import plan_recipe
@@ -220,7 +224,7 @@ def _run(arguments: list[str]) -> None:
             print_line(f"lwm: this is the recipe; the model is {model.name}", error=True)
         given = plan_recipe.plan_recipe, plan_recipe.PlanOptions
         recipes, arguments = by_recipe(arguments[1:], *given)
-        _parse(recipes, arguments, prog="lwm plan", about=plan_recipe.ABOUT)
+        _parse(recipes, arguments, prog="lwm plan", about=plan_recipe.ABOUT, is_recipe=True)
         return
     if arguments[:2] == ["eval", "harness"]:
         run_harness(arguments[2:])
@@ -267,18 +271,28 @@ def _is_recipe(name: str = "") -> bool:
     return name in RECIPES or ".py:" in name
 
 
-def _parse(commands: dict[str, Command], arguments: list[str], *, prog: str, about: str) -> None:
-    tyro.extras.subcommand_cli_from_dict(
-        commands,
-        prog=prog,
-        description=about,
-        args=arguments,
-        config=(
-            tyro.conf.PositionalMetavarFromFieldName,
-            tyro.conf.DisallowNone,
-            tyro.conf.AvoidSubcommands,
-        ),
-    )
+def _parse(
+    commands: dict[str, Command],
+    arguments: list[str],
+    *,
+    prog: str,
+    about: str,
+    is_recipe: bool = False,
+) -> None:
+    def parse(given: list[str]) -> None:
+        tyro.extras.subcommand_cli_from_dict(
+            commands,
+            prog=prog,
+            description=about,
+            args=given,
+            config=(
+                tyro.conf.PositionalMetavarFromFieldName,
+                tyro.conf.DisallowNone,
+                tyro.conf.AvoidSubcommands,
+            ),
+        )
+
+    with_short_help(arguments, parse, command=prog, is_recipe=is_recipe)
 
 
 def _described(about: str) -> Command:

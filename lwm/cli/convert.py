@@ -1,7 +1,9 @@
 """`lwm convert`: writes any model that opens in a format of others."""
 
+import shlex
+import time
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
@@ -9,8 +11,12 @@ from lwm.cli.common import print_line
 from lwm.errors import UserError
 from lwm.model.config import NO_OVERRIDES, ModelOverrides
 
+if TYPE_CHECKING:
+    from lwm.convert.open import ModelFiles
+
 Format = Literal["hf", "gguf", "lwm-original"]
-StoredType = Literal["float32", "bfloat16", "float16", "int8", "int4", "q8_0"]
+Stored = Literal["float32", "bfloat16", "float16", "int8", "int4"]
+StoredType = Stored | Literal["q8_0"]
 
 _SHARD_GB = 2.0
 
@@ -52,24 +58,59 @@ def convert(
     _require_sense(target, to, dtype, shard_gb)
     if reports and to == "gguf":
         raise UserError("--reports is for a model card, which a GGUF file has not; leave it out")
+    from lwm.convert.lora import read_adapter
+    from lwm.convert.open import open_model_files, with_adapter
+
+    begun = time.monotonic()
+    opened = open_model_files(source, given=given)
+    if lora is not None:
+        opened = with_adapter(opened, read_adapter(lora))
+    notes = _write(
+        opened,
+        target,
+        to,
+        dtype,
+        reports,
+        name=source,
+        overwrite=overwrite,
+        max_shard_bytes=int((shard_gb or _SHARD_GB) * 1e9),
+    )
+    print_line(target)
+    files = [file for file in target.rglob("*") if file.is_file()] if target.is_dir() else [target]
+    megabytes = sum(file.stat().st_size for file in files) / 1e6
+    held = "weights in " + (dtype or "their own types")
+    notes.append(f"{megabytes:,.1f} MB, {held}, written in {time.monotonic() - begun:,.0f} s")
+    notes.append(f"Talk to it: lwm chat {shlex.quote(str(target))}")
+    for note in notes:
+        print_line(note, error=True)
+
+
+def _write(
+    opened: "ModelFiles",
+    target: Path,
+    to: Format,
+    dtype: Stored | None,
+    reports: tuple[Path, ...],
+    *,
+    name: str,
+    overwrite: bool,
+    max_shard_bytes: int,
+) -> list[str]:
+    """Writes the files with a bar, and returns what is to be said of them."""
     from lwm.console import waiting
     from lwm.convert.convert import convert_model
     from lwm.convert.gguf import write_gguf
-    from lwm.convert.lora import read_adapter
     from lwm.convert.lwm_original import write_lwm_original
-    from lwm.convert.open import open_model_files, with_adapter
 
-    opened, notes = open_model_files(source, given=given), []
-    if lora is not None:
-        opened = with_adapter(opened, read_adapter(lora))
-    with waiting(f"converting {source}", "MB") as report:
+    notes: list[str] = []
+    with waiting(f"converting {name}", "MB") as report:
 
         def progress(done: int, total: int) -> None:
             report(done // 10**6, total // 10**6)
 
         match to, dtype:
             case "gguf", _:
-                notes = write_gguf(
+                notes += write_gguf(
                     opened, target, dtype=dtype, overwrite=overwrite, progress=progress
                 )
             case "lwm-original", None | "float32" | "bfloat16":
@@ -86,19 +127,15 @@ def convert(
                     opened,
                     target,
                     dtype=dtype,
-                    max_shard_bytes=int((shard_gb or _SHARD_GB) * 1e9),
+                    max_shard_bytes=max_shard_bytes,
                     overwrite=overwrite,
                     reports=reports,
                     progress=progress,
                 )
-    print_line(target)
-    for note in notes:
-        print_line(note, error=True)
+    return notes
 
 
-def _require_sense(
-    target: Path, to: Format, dtype: StoredType | None, shard_gb: float | None
-) -> None:
+def _require_sense(target: Path, to: Format, dtype: Stored | None, shard_gb: float | None) -> None:
     """Refuses options that do not belong to the format.
 
     Raises:

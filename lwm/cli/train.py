@@ -9,10 +9,11 @@ from typing import Annotated, Any, Literal
 import tyro
 from rich.console import Console
 
-from lwm.cli.common import print_line
+from lwm.cli.common import print_line, print_table
 from lwm.distributed import Processes
 from lwm.errors import UserError
 from lwm.recipes import RECIPES, Recipe, find_recipe
+from lwm.recipes.find import recipes_in
 from lwm.renamed import new_options
 from lwm.train.config import Curriculum, Run
 from lwm.train.run_json import settings
@@ -60,6 +61,18 @@ def commands(
         arguments = new_options(arguments, settings(recipe()), _hint)
     found = {name: _command(name, recipe, act or train, options) for name, recipe in named.items()}
     return found, arguments
+
+
+def print_recipes(path: Path) -> None:
+    """Lists the recipes in a file of the user.
+
+    Raises:
+        UserError: There is none, or the file cannot be run.
+    """
+    rows = [("RECIPE", "DESCRIPTION")]
+    for name, recipe in recipes_in(path).items():
+        rows.append((name, (recipe.__doc__ or "").strip().partition("\n")[0]))
+    print_table(rows)
 
 
 def _hint(text: str) -> None:

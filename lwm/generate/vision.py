@@ -34,6 +34,8 @@ class DrawRequest:
     """Values that are None are the model's own."""
     seed: int = 0
     """Seed of the first; each next one has the next seed."""
+    seeds: Sequence[int] = ()
+    """A seed for each, in place of `seed`."""
 
     def __post_init__(self):
         """Takes a single prompt as one, and refuses values out of range.
@@ -46,6 +48,11 @@ class DrawRequest:
             raise UserError(
                 f"frames {self.frames}: an image is one frame, and a video at least one"
             )
+        object.__setattr__(self, "seeds", tuple(self.seeds))
+        if self.seeds and len(self.seeds) != len(self.prompts):
+            raise UserError(f"{len(self.seeds)} seeds for {len(self.prompts)} prompts")
+        if wrong := [seed for seed in self.seeds if not 0 <= seed < 2**32]:
+            raise UserError(f"seed {wrong[0]} must be from 0 to {2**32 - 1}")
         most = 2**32 - max(1, len(self.prompts))
         if not 0 <= self.seed <= most:
             raise UserError(f"seed {self.seed} must be from 0 to {most}")
@@ -61,6 +68,10 @@ class DrawRequest:
             raise UserError(
                 f"{self.given} of {self.frames} frames are given; ask for more frames than that"
             )
+
+    def seed_of(self, number: int) -> int:
+        """Returns the seed of an image or a video."""
+        return self.seeds[number] if self.seeds else self.seed + number
 
     @property
     def given(self) -> int:
@@ -146,7 +157,7 @@ def _generate(
     plan = _plan(model, request, sampling)
     lane = model.lane(len(rows) * together, together=together)
     requests = [
-        Work(plan=dataclasses.replace(plan, seed=request.seed + number)).request(*each, lane=lane)
+        Work(plan=dataclasses.replace(plan, seed=request.seed_of(number))).request(*each, lane=lane)
         for number, each in enumerate(rows)
     ]
     readers = [FrameReader(grammar, given=given) for _ in rows]

@@ -5,9 +5,11 @@ their comment.
 """
 
 import io
+import json
 from pathlib import Path
 from typing import Any
 
+import lwm
 from lwm.errors import UserError
 from lwm.files import reading, require_package
 from lwm.media.limits import image_module
@@ -40,6 +42,21 @@ def image_options(kind: str, text: str) -> dict[str, Any]:
     exif = image_module().Exif()
     exif[_DESCRIPTION] = data
     return {"exif": exif.tobytes()}
+
+
+def note(*, model: str, seed: int, prompt: str | None = None, **settings: Any) -> str:
+    """Returns the text of a generated file: what it was generated from and with, as JSON.
+
+    Args:
+        model: The model's name.
+        seed: The seed.
+        prompt: The text that the file shows, if it is a request of its own.
+        **settings: The sampling.
+    """
+    asked = {} if prompt is None else {"prompt": prompt}
+    made = {"seed": seed, "model": model, "software": f"lwm {lwm.__version__}"}
+    text = json.dumps(asked | made | settings, ensure_ascii=False, separators=(",", ":"))
+    return text.encode(errors="replace").decode()  # lone surrogates, which UTF-8 lacks
 
 
 def read_text(file: str | Path | bytes) -> str | None:

@@ -4,6 +4,8 @@ import importlib.util
 import inspect
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 from lwm.errors import UserError
 from lwm.recipes import original
@@ -45,6 +47,32 @@ def find_recipe(name: str) -> Recipe:
 
 
 def _in_file(path: Path, name: str) -> Recipe:
+    module = _module(path)
+    found = getattr(module, name, None)
+    if not callable(found):
+        raise UserError(
+            f"{path} has no function {name!r}; it has {', '.join(_functions(module)) or 'none'}"
+        )
+    return found
+
+
+def recipes_in(path: Path) -> dict[str, Recipe]:
+    """Returns the functions of a file of the user that take no arguments, by `my.py:name`.
+
+    Raises:
+        UserError: The file cannot be run, or has none.
+    """
+    found = {
+        f"{path}:{name}": function
+        for name, function in _functions(_module(path)).items()
+        if not name.startswith("_") and not inspect.signature(function).parameters
+    }
+    if not found:
+        raise UserError(f"{path} has no function without arguments, which a recipe is")
+    return found
+
+
+def _module(path: Path) -> ModuleType:
     spec = importlib.util.spec_from_file_location("lwm_user_recipes", path)
     if spec is None or spec.loader is None or not path.is_file():
         raise UserError(f"{path} is no Python file")
@@ -53,12 +81,13 @@ def _in_file(path: Path, name: str) -> Recipe:
         spec.loader.exec_module(module)
     except Exception as error:
         raise UserError(f"{path} fails: {type(error).__name__}: {error}") from None
-    found = getattr(module, name, None)
-    if not callable(found):
-        own = [
-            key
-            for key, value in vars(module).items()
-            if inspect.isfunction(value) and value.__module__ == module.__name__
-        ]
-        raise UserError(f"{path} has no function {name!r}; it has {', '.join(own) or 'none'}")
-    return found
+    return module
+
+
+def _functions(module: ModuleType) -> dict[str, Callable[..., Any]]:
+    """Returns the functions that a module defines itself."""
+    return {
+        name: value
+        for name, value in vars(module).items()
+        if inspect.isfunction(value) and value.__module__ == module.__name__
+    }

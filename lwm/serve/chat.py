@@ -5,10 +5,11 @@ from typing import Any
 
 from lwm.generate.answer import Answer
 from lwm.generate.output import Frame, assemble
+from lwm.media.text import note
 from lwm.serve.errors import ApiError
 from lwm.serve.messages import Prompt, prompt_of
 from lwm.serve.params import seeded, text_sampling, vision_sampling
-from lwm.serve.pictures import FPS, IMAGE_TYPES, VIDEO_TYPES, data_address, encoded, note
+from lwm.serve.pictures import FPS, IMAGE_TYPES, VIDEO_TYPES, data_address, encoded
 from lwm.serve.report import Chunks, head, timings, token, usage
 from lwm.serve.running import Answers, Ask, Caller, Event
 from lwm.serve.schema import ChatRequest, refuse_unsupported

@@ -17,12 +17,13 @@ from lwm.generate.answer import Answer
 from lwm.generate.loaded import LoadedModel
 from lwm.generate.output import Frame
 from lwm.generate.vision import DrawRequest, begun, opened, unprompted
+from lwm.media.text import note
 from lwm.sampling_params import SamplingParams
 from lwm.serve.answers import documented, respond
 from lwm.serve.errors import ApiError
 from lwm.serve.image_request import FORM, ImageRequest, check, read_form
-from lwm.serve.params import seeded, used
-from lwm.serve.pictures import IMAGE_TYPES, encoded, note
+from lwm.serve.params import seeded
+from lwm.serve.pictures import IMAGE_TYPES, encoded
 from lwm.serve.report import usage
 from lwm.serve.routes import service_of
 from lwm.serve.running import Answers, Ask, Caller
@@ -210,10 +211,10 @@ class _Drawing:
     def _note(self) -> str:
         """Returns the text of the file, with the values that were used."""
         body, sampling = self._body, self._ask.options["sampling"]
-        settings: dict[str, Any] = dict(used(sampling.image))
+        settings: dict[str, Any] = dict(sampling.image.used())
         if body.is_clip:
             settings |= {"frames": body.frames, "frame_duration_ms": body.frame_duration_ms}
-            settings["video"] = used(sampling.video)
+            settings["video"] = sampling.video.used()
         return note(model=self._service.name, seed=self.seed, prompt=body.prompt, **settings)
 
     def _partly_made(self, codes: Int[np.ndarray, " n"], kind: str) -> str:

@@ -5,7 +5,6 @@ from typing import Any
 import jax
 
 import lwm
-from lwm.serve.params import used
 from lwm.serve.running import Caller
 from lwm.serve.service import Service
 
@@ -71,8 +70,8 @@ def _image_settings(service: Service) -> dict[str, Any] | None:
         return None
     sampling, vision = service.model.sampling, service.model.vision
     return {
-        "image": used(sampling.image),
-        "video": used(sampling.video),
+        "image": sampling.image.used(),
+        "video": sampling.video.used(),
         "resolution": vision.resolution,
         "tokens_per_frame": vision.tokens_per_frame,
     }

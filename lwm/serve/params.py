@@ -67,17 +67,6 @@ def vision_sampling(
     return given.over(VisionSampling(image=_UNGUIDED, video=_UNGUIDED)).over(model.sampling)
 
 
-def used(sampling: FrameSampling) -> dict[str, float]:
-    """Returns the values with which frames are sampled; a rule that is off has its neutral one."""
-    params = sampling.params()
-    return {
-        "guidance": 1.0 if sampling.guidance is None else sampling.guidance,
-        "temperature": params.temperature,
-        "top_k": params.top_k,
-        "top_p": params.top_p,
-    }
-
-
 _UNGUIDED = FrameSampling(guidance=1.0)
 
 

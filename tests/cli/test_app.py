@@ -1,6 +1,7 @@
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 
@@ -189,7 +190,10 @@ def test_a_gguf_file_is_written_without_the_vqgan(tmp_path, monkeypatch, capsys)
     main()
     out, error = capsys.readouterr()
     assert out == f"{file}\n"
-    assert error.endswith("vqgan-64 has no place in a GGUF file\n")
+    left_out, size, following = error.splitlines()
+    assert left_out.endswith("vqgan-64 has no place in a GGUF file")
+    assert re.fullmatch(r"5\.\d MB, weights in int8, written in \d+ s", size)
+    assert following == f"Talk to it: lwm chat {file}"
     assert 5e6 < file.stat().st_size < 6e6
 
 
@@ -288,7 +292,7 @@ def test_the_module_is_the_command_and_says_its_version():
 
 
 def test_where_a_model_is_loaded_is_one_group_of_options(here):
-    code, out, _ = here("chat", "--help")
+    code, out, _ = here("chat", "--help-all")
     assert code == 0
     assert "load options" in out
     assert "load.given" not in out

@@ -1,6 +1,7 @@
 """Pictures in files: looked at, talked about, drawn and saved, by a small model."""
 
 import dataclasses
+import json
 import os
 import signal
 from pathlib import Path
@@ -14,12 +15,13 @@ from PIL import Image
 import lwm.cli.generate
 from lwm.cli import chat as talk
 from lwm.cli.common import LoadOptions
-from lwm.cli.generate import generate_files
+from lwm.cli.generate import Output, generate_files, generate_image, generate_video
 from lwm.console import Preview
 from lwm.errors import UserError
 from lwm.generate.chat import Conversation
 from lwm.generate.vision import DrawRequest
 from lwm.media.frames import read_frames
+from lwm.media.text import read_text
 from lwm.media.write import contact_sheet, write_image, write_video
 from lwm.sampling_params import FrameSampling, SamplingParams, VisionSampling
 from lwm.tokenizer.markers import OPENING
@@ -228,7 +230,8 @@ def test_files_are_drawn_and_named(on_disk, files, tmp_path, capsys, monkeypatch
 
     def make(file, *, n=1, grid=False, image=None, **asked):
         request = DrawRequest(prompts=("a cat",) * n, sampling=CHAT, **asked)
-        generate_files(name, request, image=image, out=tmp_path / file, grid=grid, load=load)
+        output = Output(out=tmp_path / file, grid=grid)
+        generate_files(name, request, output, image=image, load=load)
         return [Path(line) for line in capsys.readouterr().out.splitlines()]
 
     def read(path):
@@ -283,14 +286,9 @@ def test_files_that_cannot_be_written_are_found_before_a_model_is_opened(tmp_pat
         ("video", "a.gif", "fps is 0.0; give"),
     ):
         request = DrawRequest(prompts=("a cat",) * (1 + (file == "b.png")), kind=kind)
+        output = Output(out=tmp_path / file, fps=0.0)
         with pytest.raises(UserError, match=says) as caught:
-            generate_files(
-                *("none", request),
-                out=tmp_path / file,
-                grid=False,
-                load=LoadOptions(),
-                fps=0.0,
-            )
+            generate_files("none", request, output, load=LoadOptions())
         assert "\n" not in str(caught.value)
     assert sorted(tmp_path.iterdir()) == before
 
@@ -300,7 +298,7 @@ def test_a_vqgan_of_another_model_is_refused(on_disk, draw_vqgan, tmp_path):
     load = dataclasses.replace(load, vqgan=draw_vqgan(SIDE, codes=16))
     asked = DrawRequest(prompts=("a cat",))
     with pytest.raises(UserError, match="has 16 codes, but the model 8192"):
-        generate_files(name, asked, out=tmp_path / "a.png", grid=False, load=load)
+        generate_files(name, asked, Output(out=tmp_path / "a.png"), load=load)
 
 
 @pytest.mark.parametrize(
@@ -314,6 +312,8 @@ def test_a_vqgan_of_another_model_is_refused(on_disk, draw_vqgan, tmp_path):
         ({"frames": 3, "first_as_image": True, "first": (ONE,)}, "either given or generated"),
         ({"frames": 1, "first": (ONE,)}, "1 of 1 frames are given; ask for more"),
         ({"frames": 2, "n": 2, "first": (ONE,)}, "1 first frames for 2 prompts"),
+        ({"seeds": (1, 2)}, "2 seeds for 1 prompts"),
+        ({"seeds": (2**32,)}, "seed 4294967296 must be from 0 to 4294967295"),
     ],
 )
 def test_what_cannot_be_asked_is_refused(changes, says):
@@ -324,12 +324,39 @@ def test_what_cannot_be_asked_is_refused(changes, says):
 
 
 def test_options_that_contradict_each_other_are_refused(tmp_path):
-    options = {"grid": False, "load": LoadOptions(), "out": tmp_path / "a.gif"}
-    with pytest.raises(UserError, match="n must be at least 1"):
-        generate_files("none", DrawRequest(prompts=(), kind="video"), **options)
-    request = DrawRequest(prompts=("a cat",), kind="video", frames=2, first_as_image=True)
+    out = tmp_path / "a.gif"
+    with pytest.raises(UserError, match="n 0 must be at least 1"):
+        generate_video("none", ("a cat",), out=out, n=0)
+    with pytest.raises(UserError, match="there is no prompt; give some, or --prompts-from"):
+        generate_video("none", out=out)
+    with pytest.raises(UserError, match="upscale 0 must be from 1 to 64"):
+        generate_video("none", ("a cat",), out=out, upscale=0)
+    (tmp_path / "chats.jsonl").write_text('{"messages": [{"role": "user", "content": "a cat"}]}')
+    with pytest.raises(UserError, match=r"chats.jsonl, line 1: a chat describes no image"):
+        generate_video("none", prompts_from=tmp_path / "chats.jsonl", out=out)
     with pytest.raises(UserError, match="give --image or --first-as-image"):
-        generate_files("none", request, image=Path("a"), **options)
+        generate_video("none", ("a cat",), out=out, frames=2, first_as_image=True, image=Path("a"))
+
+
+def test_several_prompts_are_drawn_with_seeds_of_their_own(on_disk, tmp_path, capsys):
+    name, load = on_disk
+    (tmp_path / "more.txt").write_text("a dog\n")
+
+    def make(out, *prompts, **options):
+        settings: dict[str, Any] = {"n": 2, "seed": 5, "load": load, "sampling": PLAIN, **options}
+        generate_image(name, prompts, out=tmp_path / out, **settings)
+        return [Path(line) for line in capsys.readouterr().out.splitlines()]
+
+    files = make("a.png", "a cat", prompts_from=tmp_path / "more.txt", upscale=3)
+    assert [file.name for file in files] == ["a-1.png", "a-2.png", "a-3.png", "a-4.png"]
+    notes = [json.loads(read_text(file) or "") for file in files]
+    assert [note["prompt"] for note in notes] == ["a cat", "a cat", "a dog", "a dog"]
+    assert [note["seed"] for note in notes] == [5, 6, 5, 6]
+    assert notes[0]["guidance"] == 1.0
+    # An image is that of its prompt and seed, whatever is drawn beside it; each pixel is a square.
+    (alone,) = make("b.png", "a dog", n=1, seed=6)
+    large, small = np.asarray(Image.open(files[3])), np.asarray(Image.open(alone))
+    assert np.array_equal(large, small.repeat(3, 0).repeat(3, 1))
 
 
 @pytest.mark.parametrize("guidance", [-1.0, float("nan"), float("inf"), 1e40])
