@@ -137,6 +137,9 @@ class Printed:
     def __init__(self, name: str):
         self._name = name
 
+    def busy(self, text: str) -> None:
+        """Ignores it."""
+
     def begin(self, last: int) -> None:
         """Prints where the run goes on."""
         print(f"{self._name}: from step {last}", flush=True)

@@ -153,6 +153,9 @@ def test_a_folder_keeps_to_its_run(tmp_path):
     run, path = debug(), tmp_path / "run" / "run.json"
     write_run(run, path)
     require_same(dataclasses.replace(run, mesh="1,2,1,1"), path)
+    (own,) = run.data.sets
+    named = dataclasses.replace(run.data, sets=(dataclasses.replace(own, name="other"),))
+    require_same(dataclasses.replace(run, data=named), path)
     other = dataclasses.replace(run, seed=1)
     with pytest.raises(UserError, match="holds another run: seed was 0 and is 1; give the same"):
         require_same(other, path)

@@ -56,6 +56,9 @@ class Printing:
     def begin(self, last):
         pass
 
+    def busy(self, text):
+        pass
+
     def __call__(self, line):
         print(line["step"], line["loss"], flush=True)
 

@@ -9,7 +9,7 @@ import sys
 import traceback
 from collections.abc import Callable, Collection
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import tyro
 
@@ -41,6 +41,7 @@ def plot(
     /,
     *,
     out: Path | None = None,
+    over: Literal["steps", "tokens"] = "steps",
     overwrite: bool = False,
 ) -> None:
     """Plots loss, held-out loss by position, learning rate and throughput of training runs.
@@ -49,6 +50,7 @@ def plot(
         runs: Folders of runs or curricula; several are compared in one figure.
         out: The figure: .png, .pdf or .svg; by default `plot.png` in the run's folder, which is
             replaced, or for several runs here.
+        over: Plot over steps, or over the tokens trained on (frames of a VQGAN).
         overwrite: Replace another figure that exists.
     """
     from lwm.files import require_absent
@@ -56,7 +58,7 @@ def plot(
 
     if out is not None or len(runs) > 1:
         require_absent(out or Path("plot.png"), overwrite=overwrite)
-    print_line(plot_runs(runs, out))
+    print_line(plot_runs(runs, out, over=over))
 
 
 _DEMO = Path("demo")

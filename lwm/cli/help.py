@@ -42,7 +42,7 @@ _TRAINING = frozenset(
     for name in (
         *("help", "init", "mesh", "seed", "out", "track", "plan", "compute.dtype", "compute.remat"),
         *("topology", "devices", "memory", "mfu", "programs", "only"),
-        *("data.sets.0.files", "data.held-out.0.files", "data.tokenizer", "data.vqgan"),
+        *("data.add", "data.sets.0.files", "data.held-out.0.files", "data.tokenizer", "data.vqgan"),
         *("data.rows", "data.batch", "data.packing.length", "training.steps"),
         *("training.accumulate", "training.validate-every", "training.keep.every", "lora.rank"),
         "training.optimizer.schedule.peak",

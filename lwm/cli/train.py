@@ -1,8 +1,9 @@
 """`lwm train`: a command for each recipe, an option for each of its values."""
 
 import dataclasses
+import math
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -15,7 +16,7 @@ from lwm.errors import UserError
 from lwm.recipes import RECIPES, Recipe, find_recipe
 from lwm.recipes.find import recipes_in
 from lwm.renamed import new_options
-from lwm.train.config import Curriculum, Run
+from lwm.train.config import Curriculum, Run, named_after
 from lwm.train.run_json import settings
 from lwm.train.vqgan.config import VQGANRun
 
@@ -28,6 +29,12 @@ class Options:
 
     out: Path | None = None
     """Folder for checkpoints, log and model; by default `runs` and the recipe's name."""
+    add: Annotated[
+        tuple[tuple[str, ...], ...],
+        tyro.conf.arg(name="data.add", metavar="FILES [weight=W] [name=N]"),
+        tyro.conf.UseAppendAction,
+    ] = ()
+    """Adds a data set of these files, in the format of the first set of the recipe."""
     track: tuple[Literal["tensorboard", "wandb"], ...] = ()
     """Experiment trackers that also log the numbers."""
     profile: int = 0
@@ -84,7 +91,10 @@ def _command(name: str, recipe: Recipe, act: Act, beside: type) -> Callable[...,
     kind: Any = type(own)
 
     def command(*, run: Any = own, options: Any = beside()) -> None:  # noqa: B008
-        act(name, _replaced(run, own), options)
+        run = _replaced(run, own)
+        for words in getattr(options, "add", ()):
+            run = _with_set(run, words)
+        act(name, run, options)
 
     # What a recipe makes decides the options; neither it nor the others have a name before theirs.
     plain = tyro.conf.arg(name="")
@@ -97,14 +107,69 @@ def _command(name: str, recipe: Recipe, act: Act, beside: type) -> Callable[...,
 
 
 def _replaced(run: Any, recipe: Any) -> Any:
-    """Drops the model where `--init` replaces it; in a curriculum, that of the first stage."""
+    """Names sets after the files that replace theirs, and drops the model where `--init` replaces
+    it; in a curriculum, that of the first stage."""
     if isinstance(recipe, Run):
-        return without_model(run, recipe)
+        return without_model(_with_names(run, recipe), recipe)
     if not isinstance(recipe, Curriculum):
-        return run
-    first, *others = run.stages
-    first = dataclasses.replace(first, run=without_model(first.run, recipe.stages[0].run))
-    return dataclasses.replace(run, stages=(first, *others))
+        return _with_names(run, recipe)
+    stages = [
+        dataclasses.replace(stage, run=_with_names(stage.run, own.run))
+        for stage, own in zip(run.stages, recipe.stages, strict=True)
+    ]
+    stages[0] = dataclasses.replace(
+        stages[0], run=without_model(stages[0].run, recipe.stages[0].run)
+    )
+    return dataclasses.replace(run, stages=tuple(stages))
+
+
+def _with_names(run: Any, recipe: Any) -> Any:
+    """Names the sets of a run whose files are not the recipe's after their own, in the logs."""
+    sets = {
+        field: tuple(
+            dataclasses.replace(one, name=named_after(one.files))
+            if one.files != own.files and one.name == own.name
+            else one
+            for one, own in zip(getattr(run.data, field), getattr(recipe.data, field), strict=True)
+        )
+        for field in ("sets", "held_out")
+    }
+    names = [one.name for one in sets["held_out"]]
+    if len(set(names)) < len(names):  # the same files in two formats
+        del sets["held_out"]
+    return dataclasses.replace(run, data=dataclasses.replace(run.data, **sets))
+
+
+def _with_set(run: Any, words: Sequence[str]) -> Any:
+    """Adds a set to train on.
+
+    Args:
+        run: The run.
+        words: Its files, and `weight=W` or `name=N` for other values than 1 and that of the files.
+
+    Raises:
+        UserError: There is no file, or the weight is no number.
+    """
+    if isinstance(run, Curriculum):
+        raise UserError("--data.add is for a run of one stage; write a recipe for this one")
+    given = dict(word.split("=", 1) for word in words if word.startswith(("weight=", "name=")))
+    files = tuple(word for word in words if not word.startswith(("weight=", "name=")))
+    if not files:
+        raise UserError("--data.add has no files; give some, then weight=W and name=N if wanted")
+    try:
+        weight = float(given.get("weight", 1.0))
+    except ValueError:
+        weight = math.nan
+    if not 0 < weight < math.inf:
+        raise UserError(f"--data.add: weight={given['weight']} must be a number above 0")
+    first = run.data.sets[0]
+    changes: dict[str, Any] = {"least_tokens": None, "most_tokens": None, "group": None}
+    changes = {name: value for name, value in changes.items() if hasattr(first, name)}
+    name = given.get("name", named_after(files))
+    added = dataclasses.replace(first, files=files, name=name, weight=weight, **changes)
+    return dataclasses.replace(
+        run, data=dataclasses.replace(run.data, sets=(*run.data.sets, added))
+    )
 
 
 _INSTEAD = {

@@ -3,6 +3,7 @@
 import dataclasses
 import re
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 from lwm.data.format import ExampleFormat
@@ -18,8 +19,11 @@ from lwm.tokens import TokenSpace
 @takes_old_settings("training.optimizer.schedule")
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Schedule:
-    """Learning rate schedule: linear warm-up from 0, then one of three shapes."""
+    """Learning rate schedule: linear warm-up, then one of three shapes."""
 
+    start: float = 0.0
+    """The first learning rate, from which the warm-up rises; at 0 the first update changes
+    nothing, as in LWM."""
     peak: float = 3e-4
     warmup: int = 100
     """Steps until the peak."""
@@ -32,7 +36,12 @@ class Schedule:
     """Steps of the linear decay of `wsd`."""
 
     def __post_init__(self):
-        """Refuses values that the shape would ignore."""
+        """Refuses values that the shape would ignore, and a first rate that is out of range."""
+        if self.start > self.peak or self.start < 0:
+            raise UserError(
+                f"the first learning rate, start {self.start}, must be from 0 to the peak, "
+                f"{self.peak}; change both"
+            )
         if self.decay and self.shape != "wsd":
             raise UserError(f"decay {self.decay} has no effect with shape {self.shape}; use wsd")
         if self.end and self.shape == "constant":
@@ -166,6 +175,17 @@ class DataSet:
                 f"data set {self.name}: no example has at least {least} and at most {most} "
                 "tokens; correct least_tokens or most_tokens"
             )
+
+
+def named_after(files: Sequence[str]) -> str:
+    """Returns the name of a set of files in logs: that of the first, and how many more there are.
+
+    Of a generated set it is the source, such as `world:train`.
+    """
+    first, *others = several(files)
+    source = first.partition(",")[0]
+    name = source if ":" in source else Path(first).stem or first
+    return f"{name} + {len(others)}" if others else name
 
 
 def require_names(held_out: Sequence[Any]) -> None:

@@ -23,6 +23,7 @@ from lwm.processes import agree_on, all_or_none, gather
 from lwm.signals import StopRequest, stop_requests
 from lwm.train.checkpoint import Checkpointable, Checkpoints, abstract_state, newest_of
 from lwm.train.config import LoopConfig
+from lwm.train.data_warnings import DataWarnings
 
 MOST_BAD = 3
 """Non-finite updates in a row after which a run ends."""
@@ -54,6 +55,9 @@ class LogSink(Protocol):
 
     def __call__(self, line: LogLine) -> None:
         """Receives each line of the log, in process 0."""
+
+    def busy(self, text: str) -> None:
+        """Receives what goes on between updates, such as a validation."""
 
     def warn(self, text: str) -> None:
         """Receives warnings: examples left out, damaged checkpoints."""
@@ -168,9 +172,12 @@ def train(
                     line["examples"] = names(given)
                 log.write(line | {"seconds": time.perf_counter() - begun})
                 require_finite(state, number, folder)
-                if validation_is_due(config, number) and (scores := task.measure(state, number)):
-                    log.write({"step": number, "held_out": scores})
+                if validation_is_due(config, number):
+                    sink.busy("validating")
+                    if scores := task.measure(state, number):
+                        log.write({"step": number, "held_out": scores})
                 if number == config.steps or stop or config.keep.due(number):
+                    sink.busy("saving a checkpoint")
                     states = gather(given[-1].state())
                     checkpoints.save(number, state, batches.merge(states))
                 if stop and number < config.steps:
@@ -243,27 +250,6 @@ def require_finite(state: Checkpointable, number: int, folder: Path) -> None:
             f"{newest_of(steps_of(folder))}. The log names the examples: remove them, or lower the "
             "learning rate, and start again in another folder"
         )
-
-
-class DataWarnings:
-    """Warns of examples that are left out, dropped or split."""
-
-    def __init__(self, warn: Callable[[str], None]):
-        self._warn = warn
-        self._seen: set[str] = set()
-
-    def report(self, given: list[Delivered]) -> None:
-        """Names each bad example; reports once that long ones are dropped or split."""
-        for fault in (fault for one in given for fault in one.faults):
-            self._warn(f"left out: {fault}")
-        read = given[-1].read
-        for what, text in (
-            ("dropped", "some examples are longer than a row, or have no target, and are dropped"),
-            ("split", "some examples are longer than a row and are split"),
-        ):
-            if read[what] and what not in self._seen:
-                self._seen.add(what)
-                self._warn(f"{text}; the log counts them")
 
 
 def profiled(start: int, end: int, count: int) -> range:

@@ -18,15 +18,15 @@ def build_schedule(config: Schedule, steps: int) -> optax.Schedule:
     Raises:
         UserError: Warm-up and decay do not fit into the run.
     """
-    peak, warmup, decay = config.peak, config.warmup, config.decay
+    start, peak, warmup, decay = config.start, config.peak, config.warmup, config.decay
     if warmup + decay >= steps:
         raise UserError(
             f"a warm-up of {warmup} steps and a decay of {decay} do not fit into "
             f"{steps} steps; shorten them"
         )
     if config.shape == "cosine":
-        return optax.warmup_cosine_decay_schedule(0.0, peak, warmup, steps, config.end)
-    rise = optax.linear_schedule(0.0, peak, warmup)
+        return optax.warmup_cosine_decay_schedule(start, peak, warmup, steps, config.end)
+    rise = optax.linear_schedule(start, peak, warmup)
     if config.shape == "constant":
         return optax.join_schedules([rise, optax.constant_schedule(peak)], [warmup])
     falling = optax.linear_schedule(peak, config.end, decay)

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,8 @@ from lwm.vqgan.config import ADDED
 VERSION = 3
 """Of the file; version 1 has no number."""
 
+_NAME = re.compile(r"data\.sets\.\d+\.name")
+"""The name of a set in the logs."""
 # Settings that may change when a run is resumed; they change numbers by rounding at most.
 _FREE = (
     "mesh",
@@ -86,7 +89,9 @@ def require_same(run: Any, path: Path, *, ignore: tuple[str, ...] = (), reached:
     differing = {
         name: f"{name} was {before.get(name)!r} and is {now.get(name)!r}"
         for name in sorted(before | now)
-        if before.get(name) != now.get(name) and not name.startswith((*_FREE, *ignore))
+        if before.get(name) != now.get(name)
+        and not name.startswith((*_FREE, *ignore))
+        and not _NAME.fullmatch(name)
     }
     if _STEPS in differing and isinstance(steps := before.get(_STEPS), int):
         fault = _steps_fault(run.training.optimizer.schedule, steps, run.training.steps, reached)
@@ -138,6 +143,7 @@ def read_run(path: Path, *, known: Mapping[str, Any]) -> dict[str, Any]:
     found = {new_setting(name, known): value for name, value in _leaves(values).items()}
     # Settings that older runs lack, as they were then.
     added = {f"model.{name}": value for name, value in ADDED.items()}
+    added["training.optimizer.schedule.start"] = 0.0
     added |= {f"lora.{name}": value for name, value in settings(LoRA()).items()}
     found = {name: value for name, value in added.items() if name in known} | found
     if version < WITH_MODEL:

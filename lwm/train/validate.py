@@ -5,6 +5,7 @@ falling with position, it does not use more context.
 """
 
 import itertools
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -24,6 +25,9 @@ from lwm.ops.layout import Layout
 from lwm.tokens import TokenSpace
 from lwm.train.placing import own_rows, shard_batch
 
+_FIRST = 6
+"""Logarithm to base 2 of the positions of the first range."""
+
 
 class ValidationSums(NamedTuple):
     """Sums over the targets of rows; those of several batches can be added."""
@@ -34,7 +38,9 @@ class ValidationSums(NamedTuple):
     """Number of targets that are the most likely id of their modality."""
     targets: Float[Array, " M"]
     by_position: Float[Array, " P"]
-    """Negative log-likelihoods of all modalities; entry i is for positions [2**(i-1), 2**i)."""
+    """Negative log-likelihoods of all modalities, between `position_edges`."""
+    squares: Float[Array, " P"]
+    """Their squares."""
     at_position: Float[Array, " P"]
     """Number of targets at these positions."""
 
@@ -89,7 +95,8 @@ class HeldOut:
     def measure(self, model: Llama, mesh: Mesh) -> dict[str, Any]:
         """Returns the loss per token by modality and by position, as plain values for a log.
 
-        `by_position` lists [first, end, loss, tokens] for positions first <= p < end.
+        `by_position` lists [first, end, loss, tokens, error] for positions first <= p < end; the
+        standard error of the loss takes its tokens as independent, and is None of a single one.
         """
         total: ValidationSums | None = None
         own = own_rows(mesh, self._num_rows)
@@ -100,7 +107,7 @@ class HeldOut:
             found = _measure(model, jax.tree.map(lambda x: x[0], placed), index)
             total = found if total is None else jax.tree.map(jnp.add, total, found)
         assert total is not None
-        return _describe(jax.device_get(total))
+        return _describe(jax.device_get(total), self._rows[0].tokens.size)
 
 
 @jax.jit
@@ -111,23 +118,29 @@ def _measure(model: Llama, batch: Batch, index: Array) -> ValidationSums:
     is_vision = batch.targets >= model.config.tokens.text
     nll = jnp.where(trained, found.nll, 0)
     kinds = [trained & ~is_vision, trained & is_vision]
-    edges = [0, *(2**i for i in range(_places(batch.tokens.shape[-1])))]
     there = [
         trained & (batch.positions >= first) & (batch.positions < end)
-        for first, end in itertools.pairwise(edges)
+        for first, end in itertools.pairwise(position_edges(batch.tokens.shape[-1]))
     ]
     return ValidationSums(
         nll=jnp.stack([jnp.sum(nll * kind) for kind in kinds]),
         correct=jnp.stack([jnp.sum(1.0 * (found.correct & kind)) for kind in kinds]),
         targets=jnp.stack([jnp.sum(1.0 * kind) for kind in kinds]),
         by_position=jnp.stack([jnp.sum(nll * here) for here in there]),
+        squares=jnp.stack([jnp.sum(jnp.square(nll) * here) for here in there]),
         at_position=jnp.stack([jnp.sum(1.0 * here) for here in there]),
     )
 
 
-def _places(length: int) -> int:
-    """Returns the number of powers of two that bound all positions of a row."""
-    return (length - 1).bit_length() + 1
+def position_edges(length: int) -> list[int]:
+    """Returns the bounds of the ranges of positions in rows of a length.
+
+    Each range is twice as long as the one before. The first has 64 positions, or an eighth of a
+    shorter row: fewer would have too few tokens for a mean.
+    """
+    places = (length - 1).bit_length()
+    first = min(_FIRST, max(0, places - 3))
+    return [0, *(2**i for i in range(first, places + 1))]
 
 
 def _filled(rows: Sequence[PackedRow], size: int) -> Batch:
@@ -138,16 +151,25 @@ def _filled(rows: Sequence[PackedRow], size: int) -> Batch:
     return stack([*rows, *[empty] * (size - len(rows))])
 
 
-def _describe(found: ValidationSums) -> dict[str, Any]:
+def _describe(found: ValidationSums, length: int) -> dict[str, Any]:
     line: dict[str, Any] = {"tokens": int(found.targets.sum())}
     of_each = zip(MODALITIES, found.nll, found.correct, found.targets, strict=True)
     for modality, nll, correct, count in of_each:
         line[f"{modality}_loss"] = float(nll / count) if count else None
         line[f"{modality}_accuracy"] = float(correct / count) if count else None
-    places = enumerate(zip(found.by_position, found.at_position, strict=True))
+    ranges = itertools.pairwise(position_edges(length))
+    sums = zip(found.by_position, found.squares, found.at_position, strict=True)
     line["by_position"] = [
-        [2 ** (i - 1) if i else 0, 2**i, float(nll / count), int(count)]
-        for i, (nll, count) in places
+        [*bounds, float(nll / count), int(count), _standard_error(nll, squares, count)]
+        for bounds, (nll, squares, count) in zip(ranges, sums, strict=True)
         if count
     ]
     return line
+
+
+def _standard_error(total: Any, squares: Any, count: Any) -> float | None:
+    """Returns the standard error of the mean of `count` values."""
+    if count < 2:
+        return None
+    variance = float(squares / count - (total / count) ** 2) * count / (count - 1)
+    return math.sqrt(max(0.0, variance) / count)

@@ -1,6 +1,7 @@
 import json
 import signal
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -59,6 +60,69 @@ def test_a_curriculum_is_a_command(tmp_path, capsys, monkeypatch):
     assert [stage.run.training.steps for stage in found["config"].stages[:3]] == [1200, 7, 3000]
     assert found["folder"] == Path("here")
     assert "needle" in found["evaluations"]
+
+
+@pytest.fixture
+def asked(monkeypatch, tmp_path):
+    """Returns the run that `lwm train` makes of options."""
+    monkeypatch.chdir(tmp_path)
+    found: list[Any] = []
+
+    def note(run, folder, **given):
+        found.append(run)
+        return folder / "model"
+
+    for name in ("run.run", "curriculum.run_curriculum"):
+        monkeypatch.setattr(f"lwm.train.{name}", note)
+
+    def make(*options):
+        monkeypatch.setattr("sys.argv", ["lwm", "train", *options])
+        main()
+        return found.pop()
+
+    return make
+
+
+def test_sets_are_called_after_the_files_that_replace_theirs(asked):
+    assert [one.name for one in asked("debug").data.sets] == ["chapters"]
+    run = asked("debug", "--data.sets.0.files", "a/my book.txt", "b.txt")
+    names = [one.name for one in (*run.data.sets, *run.data.held_out)]
+    assert names == ["my book + 1", "chapter 3"]
+    run = asked("debug", "--data.sets.0.files", "a.txt", "--data.sets.0.name", "mine")
+    assert run.data.sets[0].name == "mine"
+    world = "world:train,count=10"
+    run = asked("tiny-vision", *(f"--data.held-out.{n}.files={world}" for n in (0, 1)))
+    # Both would have the name of the files, and held-out sets are told apart by theirs.
+    assert [one.name for one in run.data.held_out] == ["drawn", "told"]
+    stage = asked("laptop-curriculum", "--stages.1.run.data.sets.0.files", world).stages[1]
+    assert stage.run.data.sets[0].name == "world:train"
+
+
+def test_sets_are_added(asked):
+    add = "--data.add"
+    run = asked("debug", add, "a.txt", "b.txt", "weight=2", add, "c.txt", "name=more")
+    assert [(one.files, one.name, one.weight) for one in run.data.sets[1:]] == [
+        (("a.txt", "b.txt"), "a + 1", 2.0),
+        (("c.txt",), "more", 1.0),
+    ]
+    clips = asked("tiny-vision", add, "clips").data
+    assert clips.sets[-1].format == clips.sets[0].format
+    assert asked("vqgan-64", add, "clips", "weight=0.5").data.sets[-1].weight == 0.5
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["debug", "--data.add", "weight=2"], "--data.add has no files"),
+        (["debug", "--data.add", "a.txt", "weight=x"], "weight=x must be a number above 0"),
+        (["debug", "--data.add", "a.txt", "weight=0"], "weight=0 must be a number above 0"),
+        (["lwm", "--data.add", "a.txt"], "is for a run of one stage; write a recipe"),
+    ],
+)
+def test_sets_that_cannot_be_added_are_refused(asked, capsys, options, said):
+    with pytest.raises(SystemExit):
+        asked(*options)
+    assert said in capsys.readouterr().err
 
 
 SMALL = (

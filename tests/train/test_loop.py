@@ -32,6 +32,9 @@ class Noting:
     def begin(self, last):
         pass
 
+    def busy(self, text):
+        pass
+
     def __call__(self, line):
         self.losses.append(line["loss"])
         if line["step"] == self.stop_at:

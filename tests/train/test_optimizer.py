@@ -24,6 +24,9 @@ def test_shapes():
         found = rates(shape=shape, end=end, decay=20 if shape == "wsd" else 0)
         np.testing.assert_allclose(found[:11], np.arange(11) / 10, rtol=1e-6)
     np.testing.assert_array_equal(rates(shape="constant")[10:], 1)
+    for shape in ("constant", "cosine"):
+        raised = rates(shape=shape, start=0.5)
+        np.testing.assert_allclose(raised[:11], 0.5 + np.arange(11) / 20, rtol=1e-6)
     cosine = rates(end=0.1)[10:]
     expected = 0.1 + 0.9 * (1 + np.cos(np.pi * np.arange(90) / 90)) / 2
     np.testing.assert_allclose(cosine, expected, rtol=1e-5)
@@ -37,6 +40,8 @@ def test_what_does_not_fit_is_refused():
         UserError, match="warm-up of 10 steps and a decay of 90 do not fit into 100"
     ):
         rates(shape="wsd", decay=90)
+    with pytest.raises(UserError, match=r"start 2.0, must be from 0 to the peak, 1.0; change both"):
+        rates(start=2.0)
 
 
 def test_moments_are_stored_as_asked():

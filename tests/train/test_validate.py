@@ -9,7 +9,7 @@ from lwm.data.pack import PackingConfig
 from lwm.errors import UserError
 from lwm.sharding import make_mesh
 from lwm.tokens import TokenSpace
-from lwm.train.validate import HeldOut
+from lwm.train.validate import HeldOut, position_edges
 
 SPACE = TokenSpace(text=200, vision=50, codes=40)
 LENGTHS = (20, 9, 30, 5, 25, 31, 3, 28, 14, 30, 17, 60)
@@ -63,12 +63,20 @@ def test_it_is_the_mean_over_targets(mesh, tiny, init, place):
     assert found["tokens"] == nll.size
     assert found["text_loss"] == pytest.approx(nll[~is_vision].mean(), rel=1e-5)
     assert found["vision_loss"] == pytest.approx(nll[is_vision].mean(), rel=1e-5)
-    edges = [(first, end) for first, end, _, _ in found["by_position"]]
-    assert edges == [(0, 1), (1, 2), (2, 4), (4, 8), (8, 16), (16, 32), (32, 64)]
-    for first, end, loss, tokens in found["by_position"]:
+    edges = [(first, end) for first, end, *_ in found["by_position"]]
+    assert edges == [(0, 8), (8, 16), (16, 32), (32, 64)]
+    for first, end, loss, tokens, error in found["by_position"]:
         here = (position >= first) & (position < end)
         assert tokens == here.sum()
         assert loss == pytest.approx(nll[here].mean(), rel=1e-5)
+        assert error == pytest.approx(nll[here].std(ddof=1) / here.sum() ** 0.5, rel=1e-3)
+
+
+def test_ranges_of_positions_double_from_64():
+    assert position_edges(1024) == [0, 64, 128, 256, 512, 1024]
+    assert position_edges(600) == [0, 64, 128, 256, 512, 1024]
+    assert position_edges(256) == [0, 32, 64, 128, 256]
+    assert position_edges(1) == [0, 1]
 
 
 @pytest.mark.parametrize(("text", "num_rows"), [("1,2,1,2", 4), ("1,1,1,1", 3)])

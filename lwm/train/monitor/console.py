@@ -116,6 +116,12 @@ class ConsoleSink:
         part = max(1.0, SHARE * self._steps)
         return self._clock() - when >= INTERVAL or step // part > last // part
 
+    def busy(self, text: str) -> None:
+        """Shows what goes on between updates, on the live line."""
+        if self._bar is not None:
+            step = "" if self._last is None else f"step {self._last['step']}/{self._steps}  "
+            self._bar.update(self._task, description=f"{step}{text} …")
+
     def warn(self, text: str) -> None:
         """Prints a warning, above the live line; processes but the first add their number."""
         index = jax.process_index()
@@ -238,7 +244,7 @@ def describe_held_out(found: dict[str, Any]) -> str:
         if found.get(f"{modality}_loss") is not None
     ]
     text = f"loss {', '.join(losses)}" if losses else "no tokens"
-    along = [loss for _, _, loss, tokens in found.get("by_position") or () if tokens]
+    along = [row[2] for row in found.get("by_position") or () if row[3]]
     if len(along) > 1:
         text += f", by position {along[0]:.1f} → {along[-1]:.1f}"
     return text

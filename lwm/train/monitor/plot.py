@@ -1,9 +1,10 @@
 """Figures of runs from their logs: loss or PSNR, held-out scores, learning rate and throughput."""
 
+import functools
 import io
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from jaxtyping import Float
@@ -22,6 +23,8 @@ MARKERS = "osD^vP*X"
 DPI = 200
 SMOOTHED = 50
 """A moving mean spans one part in this many of a run."""
+_DEVIATIONS = 1.96
+"""Standard errors of an interval of 95%."""
 _GREY, _ALARM = "#555555", "#b00020"
 _STYLE = {
     "font.size": 9,
@@ -46,15 +49,19 @@ _STAGES: tuple[dict[str, Any], ...] = (
     {"linestyle": "--", "alpha": 0.75},
     {"linestyle": "-"},
 )
+Over = Literal["steps", "tokens"]
 Number = str | Callable[[float, float], str]
 """Format of the numbers of an axis."""
 
 
-def plot_runs(folders: Path | str | Sequence[Path | str], out: Path | None = None) -> Path:
+def plot_runs(
+    folders: Path | str | Sequence[Path | str], out: Path | None = None, *, over: Over = "steps"
+) -> Path:
     """Plots one run, or several over each other; returns the path of the figure.
 
     Args:
         folders: Folders of runs.
+        over: Plots over steps, or over tokens trained on (frames of a VQGAN).
         out: The figure; its suffix sets the format: .png, .pdf, .svg. By default `plot.png` in the
             folder of the run, for several in the current one.
 
@@ -70,14 +77,16 @@ def plot_runs(folders: Path | str | Sequence[Path | str], out: Path | None = Non
     if len(set(names)) < len(names):
         names = [str(folder) for folder in paths]
     runs = [RunLog.read(folder, name) for folder, name in zip(paths, names, strict=True)]
-    plotted = plot(runs, format=out.suffix.lower().removeprefix("."))
+    plotted = plot(runs, format=out.suffix.lower().removeprefix("."), over=over)
     make_folder(out.parent)
     write_bytes(out, plotted)
     return out
 
 
-def plot(runs: Sequence[RunLog], *, format: str = "png") -> bytes:
+def plot(runs: Sequence[RunLog], *, format: str = "png", over: Over = "steps") -> bytes:
     """Plots runs in four panels; returns a file of a format that matplotlib knows.
+
+    See `plot_runs`.
 
     Raises:
         UserError: matplotlib does not know it, or the runs are of two kinds.
@@ -95,14 +104,17 @@ def plot(runs: Sequence[RunLog], *, format: str = "png") -> bytes:
         formats = figure.canvas.get_supported_filetypes()
         if format not in formats:
             raise UserError(f"{format!r} is no format of a figure; use one of {', '.join(formats)}")
-        _fill(figure, runs)
+        if over == "tokens":
+            _fill(figure, [each.over_tokens() for each in runs], runs[0].kind.counted)
+        else:
+            _fill(figure, runs, "step")
         file = io.BytesIO()
         metadata = {"Software": None} if format == "png" else None
         figure.savefig(file, format=format, metadata=metadata)
     return file.getvalue()
 
 
-def _fill(figure: "Figure", runs: Sequence[RunLog]) -> None:
+def _fill(figure: "Figure", runs: Sequence[RunLog], unit: str) -> None:
     (score, second), (rate, throughput) = figure.subplots(2, 2)
     kind, several = runs[0].kind, len(runs) > 1
     colours = [COLOURS[i % len(COLOURS)] for i in range(len(runs))]
@@ -118,15 +130,16 @@ def _fill(figure: "Figure", runs: Sequence[RunLog]) -> None:
     _plot_held_out(score, runs, colours)
     _plot_skipped(score, runs)
     steps = np.concatenate([each.column("step") for each in runs])
-    _label(score, steps, kind.title, kind.unit)
-    _label(rate, steps, "Learning rate", "learning rate", power)
-    _label(throughput, steps, "Throughput", f"{kind.counted} per second", "{x:,.0f}")
+    label = functools.partial(_label, steps, unit)
+    label(score, kind.title, kind.unit)
+    label(rate, "Learning rate", "learning rate", power)
+    label(throughput, "Throughput", f"{kind.counted} per second", "{x:,.0f}")
     from_zero = [rate, throughput]
     if kind is VQGAN:
-        _label(second, steps, "Codes: perplexity of their use", "codes", "{x:,.0f}")
+        label(second, "Codes: perplexity of their use", "codes", "{x:,.0f}")
         from_zero.append(second)
     else:
-        _plot_positions(second, runs, colours)
+        _plot_positions(second, runs, colours, unit)
         _clip_outliers(score, runs)
     for axes in (score, rate, throughput, *([second] if kind is VQGAN else [])):
         _mark_stages(axes, runs)
@@ -186,8 +199,13 @@ def _mark_stages(axes: "Axes", runs: Sequence[RunLog]) -> None:
         )
 
 
-def _plot_positions(axes: "Axes", runs: Sequence[RunLog], colours: Sequence[str]) -> None:
-    """Plots loss by position: the first, middle and last of one run, the last of several."""
+def _plot_positions(
+    axes: "Axes", runs: Sequence[RunLog], colours: Sequence[str], unit: str
+) -> None:
+    """Plots loss by position: the first, middle and last of one run, the last of several.
+
+    Bars are 95% intervals that take tokens as independent.
+    """
     several, explained = len(runs) > 1, set()
     for i, source in enumerate(_sources(runs)):
         for each, own in zip(runs, colours, strict=True):
@@ -197,11 +215,13 @@ def _plot_positions(axes: "Axes", runs: Sequence[RunLog], colours: Sequence[str]
             chosen = sorted(stages.items()) if found else []
             for at, style in chosen[-1:] if several else chosen:
                 (step, rows), marker = found[at], MARKERS[i % len(MARKERS)]
-                starts, ends, losses = np.array(rows).T
+                starts, ends, losses, errors = np.array(rows, float).T
                 middles = (starts + ends) / 2
-                axes.plot(middles, losses, color=colour, marker=marker, markersize=3.5, **style)
+                drawn = {"color": colour, "marker": marker, "markersize": 3.5, "elinewidth": 0.8}
+                axes.errorbar(middles, losses, _DEVIATIONS * errors, **drawn, **style)
                 if not several and step not in explained:
-                    axes.plot([], [], color=_GREY, label=f"by position: step {step:,}", **style)
+                    name = f"step {step:,}" if unit == "step" else f"{step:,} {unit}"
+                    axes.plot([], [], color=_GREY, label=f"by position: {name}", **style)
                     explained.add(step)
     axes.set_title("Held-out loss by position" + (", last validation" if several else ""))
     if not axes.lines:
@@ -284,15 +304,20 @@ def _write(axes: "Axes", text: str) -> None:
 
 
 def _label(
-    axes: "Axes", steps: np.ndarray, title: str, unit: str, number: Number | None = None
+    steps: np.ndarray,
+    over: str,
+    axes: "Axes",
+    title: str,
+    unit: str,
+    number: Number | None = None,
 ) -> None:
     from matplotlib.ticker import MaxNLocator
 
     margin = max(0.02 * (steps.max() - steps.min()), 1)
-    axes.set(title=title, xlabel="step", ylabel=unit)
+    axes.set(title=title, xlabel=over, ylabel=unit)
     axes.set_xlim(steps.min() - margin, steps.max() + margin)
     axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
-    axes.xaxis.set_major_formatter("{x:,.0f}")
+    axes.xaxis.set_major_formatter("{x:,.0f}" if over == "step" else in_millions)
     if number is not None:
         axes.yaxis.set_major_formatter(number)
 
@@ -301,6 +326,14 @@ def power(value: float, _: object) -> str:
     """Writes 0.0003 as 3e-4."""
     digits, exponent = f"{value:.1e}".split("e")
     return f"{digits.removesuffix('.0')}e{int(exponent)}" if value else "0"
+
+
+def in_millions(value: float, _: object) -> str:
+    """Writes 1500000 as 1.5M."""
+    for size, letter in ((1e9, "B"), (1e6, "M"), (1e3, "K")):
+        if abs(value) >= size:
+            return f"{value / size:g}{letter}"
+    return f"{value:g}"
 
 
 def in_tokens(value: float, _: object) -> str:

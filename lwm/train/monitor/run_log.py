@@ -96,11 +96,36 @@ class RunLog:
         found = [(line["step"], line["held_out"].get(source, {})) for line in self.validations]
         return [(step, scores[key]) for step, scores in found if scores.get(key) is not None]
 
-    def by_position(self, source: str) -> list[tuple[int, list[tuple[int, int, float]]]]:
-        """Returns steps, each with start, end and loss of ranges of positions in the context."""
-        found = self.held_out(source, "by_position")
-        stages = [(step, [(a, b, x) for a, b, x, tokens in rows if tokens]) for step, rows in found]
-        return [(step, rows) for step, rows in stages if rows]
+    def by_position(self, source: str) -> list[tuple[int, list[tuple[int, int, float, float]]]]:
+        """Returns steps, each with start, end, loss and standard error of ranges of positions.
+
+        The error is NaN in logs of older versions, which lack it.
+        """
+        stages = []
+        for step, rows in self.held_out(source, "by_position"):
+            there = [
+                (first, end, loss, (error or [None])[0] or np.nan)
+                for first, end, loss, tokens, *error in rows
+                if tokens
+            ]
+            if there:
+                stages.append((step, there))
+        return stages
+
+    def over_tokens(self) -> "RunLog":
+        """Returns the log with the tokens trained on, or frames, in place of each step."""
+        counts = np.cumsum(np.nan_to_num(self.column(self.kind.counted)))
+        steps = self.column("step")
+
+        def place(step: int) -> int:
+            at = int(np.searchsorted(steps, step, side="right")) - 1
+            return int(counts[at]) if at >= 0 else 0
+
+        def placed(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
+            return [line | {"step": place(line["step"])} for line in lines]
+
+        stages = tuple((place(step), name) for step, name in self.stages)
+        return RunLog(self.name, placed(self.updates), placed(self.validations), stages)
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:

@@ -33,6 +33,10 @@ class RunSinks:
         for tracker in self._trackers:
             tracker(line)
 
+    def busy(self, text: str) -> None:
+        """Shows what goes on between updates."""
+        self._console.busy(text)
+
     def warn(self, text: str) -> None:
         """Prints a warning of this process."""
         self._console.warn(text)

@@ -12,7 +12,8 @@ from lwm.errors import UserError
 from lwm.train.monitor.plot import COLOURS, moving_mean, plot, plot_runs
 from lwm.train.monitor.run_log import RunLog
 
-POSITIONS = [[0, 64, 3.1, 900], [64, 128, None, 0], [128, 256, 2.7, 500]]
+POSITIONS = [[0, 64, 3.1, 900], [64, 128, None, 0, None], [128, 256, 2.7, 500, 0.1]]
+"""The first range as in logs of older versions, without an error."""
 
 
 def update(step, **changes):
@@ -51,8 +52,9 @@ def test_a_log_is_read_up_to_where_it_was_cut(write):
     assert found.held_out("books", "vision_loss") == []
     assert found.held_out("films", "text_loss") == [(3, 2.0)]
     assert found.held_out("films", "vision_loss") == [(3, 5.0)]
-    along = [(0, 64, 3.1), (128, 256, 2.7)]
-    assert found.by_position("books") == [(2, along), (3, along)]
+    steps, along = zip(*found.by_position("books"), strict=True)
+    assert steps == (2, 3)
+    np.testing.assert_array_equal(along, [[(0, 64, 3.1, np.nan), (128, 256, 2.7, 0.1)]] * 2)
     assert found.by_position("films") == []
 
 
@@ -64,6 +66,11 @@ def test_the_logs_of_a_curriculum_s_stages_are_read_as_one(write, tmp_path):
     np.testing.assert_array_equal(found.scores, [4, 3.5, 2.5])
     assert found.held_out("books", "text_loss") == [(2, 2.9), (3, 2.9)]
     assert found.stages == ((0, "first"), (2, "longer"))
+    tokens = found.over_tokens()
+    np.testing.assert_array_equal(tokens.column("step"), [1000, 2000, 3000])
+    assert tokens.held_out("books", "text_loss") == [(2000, 2.9), (3000, 2.9)]
+    assert tokens.stages == ((0, "first"), (2000, "longer"))
+    assert "<!-- tokens -->" in plot([found], format="svg", over="tokens").decode()
     picture = plot([found], format="svg").decode()
     assert all(f"<!-- {name} -->" in picture for name in ("first", "longer"))
 
