@@ -4,6 +4,7 @@ python tools/code_map.py
 """
 
 import ast
+import functools
 import re
 import sys
 import tomllib
@@ -11,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = ("README.md", "docs/code.md", "docs/renamed.md")
+PAGES = ("README.md", "docs/code.md", "docs/jobs.md", "docs/renamed.md")
 _PART = re.compile(r"(<!-- made from the code: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
@@ -53,9 +54,16 @@ def settings() -> str:
     return _table("setting", _renamed()["SETTINGS"])
 
 
+def journey(file: Path) -> str:
+    """Returns a script of a job as a block; tests run it."""
+    return f"```bash\n{file.read_text(encoding='utf-8').strip()}\n```"
+
+
 def current(page: Path) -> str:
     """Returns a page with each of its made parts as the code is now."""
     makers = {made.__name__: made for made in (modules, folders, names, settings)}
+    for file in (ROOT / "tests" / "journeys").glob("*.sh"):
+        makers[file.stem] = functools.partial(journey, file)
 
     def fill(part: re.Match[str]) -> str:
         begin, maker, end = part.groups()
