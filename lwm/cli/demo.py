@@ -1,8 +1,8 @@
 """`lwm demo`: runs two small models and writes one web page, without server or network."""
 
-import base64
 import dataclasses
 import importlib.resources
+import json
 import platform
 import tempfile
 import time
@@ -10,15 +10,15 @@ from datetime import date
 from pathlib import Path
 
 import jax
-import jinja2
 
 import lwm
 from lwm.cli import demo_vision
 from lwm.cli.common import LoadOptions, open_model, print_text
 from lwm.cli.eval import run_needle
 from lwm.cli.terminal import watched
-from lwm.eval.needle.report import NeedleReport
-from lwm.eval.needle.run import PICTURE, SMALL
+from lwm.eval.needle.run import SMALL
+from lwm.eval.report.page import render
+from lwm.eval.report.tables import grid
 from lwm.files import make_folder, require_absent
 from lwm.generate.chat import Conversation
 from lwm.generate.language_model import LanguageModel
@@ -26,7 +26,7 @@ from lwm.sampling_params import SamplingParams
 
 QUESTIONS = (
     "What is the capital of France?",
-    "Why is the sky blue? Answer in two sentences.",
+    "Explain in one sentence what a volcano is.",
 )
 BOOK_QUESTION = "Why does the narrator go to sea?"
 WRITING = SamplingParams(max_tokens=128)
@@ -57,16 +57,24 @@ def run(out: Path, *, model: str, load: LoadOptions, overwrite: bool = False) ->
     begun = time.monotonic()
     opened = open_model(model, load)
     loading = time.monotonic() - begun
-    chapter = read_chapter()
     turns = [_ask(opened, question) for question in QUESTIONS]
-    turns.append(_ask(opened, BOOK_QUESTION, document=chapter, title="Moby-Dick, chapter 1"))
+    chapter = _ask(opened, BOOK_QUESTION, document=read_chapter(), title="Moby-Dick, chapter 1")
     with tempfile.TemporaryDirectory() as folder:
         report = run_needle(opened, SMALL, Path(folder))
-        picture = (Path(folder) / PICTURE).read_bytes()
     seen = demo_vision.show(LoadOptions())
-    page.write_bytes(
-        _render(opened, turns, seen, loading, report, picture).encode(errors="replace")
+    text = render(
+        "demo.html.j2",
+        facts=_facts(opened, loading),
+        turns=turns,
+        chapter=chapter,
+        seen=seen,
+        needles=len(report.rows),
+        found=sum(row["correct"] for row in report.rows),
+        grid=grid(json.loads(report.to_json())),
+        seconds=time.monotonic() - begun,
+        today=date.today().isoformat(),
     )
+    page.write_bytes(text.encode())
     return page
 
 
@@ -103,39 +111,18 @@ def _ask(
     )
 
 
-def _render(
-    model: LanguageModel,
-    turns: list[Turn],
-    seen: list[demo_vision.Shown],
-    loading: float,
-    report: NeedleReport,
-    picture: bytes,
-) -> str:
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("lwm", "assets"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-    )
+def _facts(model: LanguageModel, loading: float) -> dict[str, str]:
+    """Returns what ran, and where."""
     config = model.llama.config
-    device = jax.devices()[0]
-    facts = {
+    return {
         "Model": model.name,
         "Parameters": f"{sum(leaf.size for leaf in jax.tree.leaves(model.llama)) / 1e6:.0f} M",
         "Layers, width": f"{config.num_layers}, {config.dim}",
         "Heads (key/value)": f"{config.num_heads} ({config.num_kv_heads})",
         "Context": f"{config.max_context:,} tokens",
         "Computed in": model.llama.compute.dtype,
-        "Device": device.device_kind,
+        "Device": jax.devices()[0].device_kind,
         "Loaded in": f"{loading:.1f} s",
         "Software": f"lwm {lwm.__version__}, JAX {jax.__version__}, "
         f"Python {platform.python_version()}",
     }
-    return environment.get_template("demo.html.j2").render(
-        facts=facts,
-        turns=turns,
-        seen=seen,
-        needles=len(report.rows),
-        found=sum(row["correct"] for row in report.rows),
-        picture=base64.b64encode(picture).decode(),
-        today=date.today().isoformat(),
-    )

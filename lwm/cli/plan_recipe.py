@@ -211,7 +211,10 @@ def _print_compiled(stages: Sequence[tuple[Stage, Cost]], options: PlanOptions) 
     chips = read_slice(options.topology)
     lines = []
     for line in compiled_programs(stages, chips.devices(), options.programs):
-        shown = f"{gib(line.found.peak)} GiB" if isinstance(line.found, Compiled) else "refused"
+        shown = "refused"
+        if isinstance(line.found, Compiled):
+            peak = line.found.peak
+            shown = "within the chip's memory" if peak is None else f"{gib(peak)} GiB"
         after = f"after {line.found.seconds:.0f} s of compiling"
         print_line(f"lwm: {line.stage}, {line.program}: {shown} {after}", error=True)
         lines.append(line)
@@ -246,7 +249,7 @@ def _cells(line: Line, chip: Chip, rate: float | None) -> list[str]:
     memory, fits = [None] * 4, False
     if isinstance(found, Compiled):
         memory = [found.arguments, found.temporaries, found.held, found.peak]
-        fits = found.peak <= chip.memory
+        fits = found.peak is None or found.peak <= chip.memory
     seconds = None
     if flops is not None and rate is not None and line.program != "decoding":
         seconds = f"{flops / rate:,.3g}"  # an id takes as long as memory does

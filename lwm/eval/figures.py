@@ -38,6 +38,8 @@ def heat_map(
     ys: Sequence[int | float | str],
     *,
     title: str,
+    note: str = "",
+    counts: Sequence[Sequence[str | None]] | None = None,
     x_label: str = "context length (tokens)",
     y_label: str = "depth of the needle (%)",
     label: str = "accuracy",
@@ -49,6 +51,8 @@ def heat_map(
         xs: Context lengths, or names.
         ys: Depths, or names, from top to bottom.
         title: Stands above.
+        note: Stands below the title, smaller.
+        counts: Texts of the cells, such as 4/5; None: the scores in percent.
         x_label: Meaning of `xs`.
         y_label: Meaning of `ys`.
         label: Meaning of the scores.
@@ -73,13 +77,18 @@ def heat_map(
     if few:
         for y, row in enumerate(shares):
             for x, share in enumerate(row):
-                _write_share(axes, x, y, share)
+                text = None if counts is None else counts[y][x]
+                _write_share(axes, x, y, share, text)
     columns, rows = _labelled(len(xs)), _labelled(len(ys))
     axes.set_xticks([i + 0.5 for i in columns], [in_tokens(xs[i]) for i in columns])
     axes.set_yticks([i + 0.5 for i in rows], [_named(ys[i]) for i in rows])
     axes.set_xlabel(x_label)
     axes.set_ylabel(y_label)
-    axes.set_title(_plain(title), fontsize=10)
+    if note:
+        figure.suptitle(_plain(title), fontsize=10)
+        axes.set_title(_plain(note), fontsize=7, color="#555555")
+    else:
+        axes.set_title(_plain(title), fontsize=10)
     figure.colorbar(image, label=label)
     return _settled(figure)
 
@@ -186,11 +195,11 @@ def _settled(figure: "Figure") -> "Figure":
     return figure
 
 
-def _write_share(axes: Any, x: int, y: int, share: int | float) -> None:
+def _write_share(axes: Any, x: int, y: int, share: int | float, text: str | None) -> None:
     if not math.isnan(share):
         place = {"ha": "center", "va": "center", "fontsize": 8}
         shade = "white" if share < 0.4 else "#000001"  # not the ink of a page, on any ground
-        axes.text(x + 0.5, y + 0.5, f"{share:.0%}", color=shade, **place)
+        axes.text(x + 0.5, y + 0.5, text or f"{share:.0%}", color=shade, **place)
 
 
 def _named(value: int | float | str) -> str:
@@ -202,6 +211,11 @@ def _plain(text: str) -> str:
     return text.replace("$", r"\$")
 
 
-def _labelled(count: int) -> range:
-    """Returns the numbers of the ticks that get a label."""
-    return range(0, count, max(1, -(-count // _MOST_LABELS)))
+def _labelled(count: int) -> list[int]:
+    """Returns the numbers of the ticks that get a label, the first and the last among them."""
+    step = max(1, -(-count // _MOST_LABELS))
+    found = list(range(0, count, step))
+    if found and found[-1] < count - 1:
+        # In place of one that is nearer to it than the others are to each other.
+        found[-1 if count - 1 - found[-1] < step else len(found) :] = [count - 1]
+    return found

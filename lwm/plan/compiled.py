@@ -18,8 +18,10 @@ class Compiled:
     arguments: int
     temporaries: int
     """All that the program allocates, results that replace no argument included."""
-    peak: int
-    """Most that is in use at a time, arguments and what the program does not get included."""
+    peak: int | None
+    """Most that is in use at a time, arguments and what the program does not get included. None of
+    a program that offloads to the host: the compiler counts both, and still refuses what exceeds
+    the device."""
     held: int
     """The part that the program does not get."""
     collectives: dict[str, Collective]
@@ -48,11 +50,11 @@ def compile_program(program: Program, mesh: Mesh) -> Compiled | Refused:
     seconds = time.perf_counter() - begun
     memory = compiled.memory_analysis()
     new = memory.output_size_in_bytes - memory.alias_size_in_bytes
+    peak = memory.peak_memory_in_bytes + program.held
     return Compiled(
         arguments=memory.argument_size_in_bytes,
         temporaries=memory.temp_size_in_bytes + new,
-        # What lies on the host counts as in use, too.
-        peak=memory.peak_memory_in_bytes - memory.host_temp_size_in_bytes + program.held,
+        peak=None if memory.host_temp_size_in_bytes else peak,
         held=program.held,
         collectives=collectives(compiled.as_text()),
         seconds=seconds,

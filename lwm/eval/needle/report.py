@@ -23,7 +23,7 @@ class Score:
     @property
     def correct(self) -> float:
         """Sum of the scores: of single needles the number of correct answers."""
-        return sum(self.scores)
+        return float(sum(self.scores))
 
     @property
     def asked(self) -> int:
@@ -64,6 +64,12 @@ class NeedleReport:
     def model(self) -> str:
         """The name of the model."""
         return self.header["model"]["name"]
+
+    @property
+    def note(self) -> str:
+        """The questions, the haystack and the type of the weights, for figures."""
+        parts = [f"{len(self.rows):,} questions", str(self.header["config"].get("haystack", ""))]
+        return ", ".join(part for part in (*parts, self.header["model"].get("dtype", "")) if part)
 
     @property
     def lengths(self) -> list[int]:

@@ -111,8 +111,14 @@ def write(report: NeedleReport, out: Path) -> None:
     write_bytes(out / REPORT, report.to_json().encode(errors="backslashreplace"))
     if report.depths:
         lengths, depths = report.lengths, report.depths
-        shares = [[report.score(length=n, depth=d).accuracy for n in lengths] for d in depths]
-        title = f"{report.model}: single needle, {report.score().accuracy:.0%}"
-        figure = heat_map(shares, lengths, depths, title=title)
+        scores = [[report.score(length=n, depth=d) for n in lengths] for d in depths]
+        figure = heat_map(
+            [[score.accuracy for score in row] for row in scores],
+            lengths,
+            depths,
+            title=f"{report.model}: single needle, {report.score().accuracy:.0%}",
+            note=report.note,
+            counts=[[f"{score.correct:g}/{score.asked}" for score in row] for row in scores],
+        )
         write_bytes(out / PICTURE, png(figure))
         write_bytes(out / DRAWING, svg(figure))

@@ -4,8 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lwm.eval.figures import Series, curve, heat_map, png, svg
-from lwm.eval.report.tables import axes_of
+from lwm.eval.figures import Series, curve, png, svg
 from lwm.files import write_bytes
 
 if TYPE_CHECKING:
@@ -38,34 +37,12 @@ def accuracy(
     return curve(lines, title=f"{model}: score by context length", y_label="score", level=level)
 
 
-def of_part(part: Mapping[str, Any], title: str, model: str) -> "Figure | None":
-    """Plots a part by itself: a heat map of its cells, or perplexity by position."""
-    report = part["report"]
-    if part["kind"] == "perplexity":
-        return _perplexity(report, model)
-    if (axes := axes_of(report)) is None:
-        return None
-    (first, columns), (second, rows) = axes
-    known = {(cell[first], cell[second]): cell["score"] for cell in report["cells"]}
-    return heat_map(
-        [[known.get((column, row)) for column in columns] for row in rows],
-        columns if first == "context_length" else [str(column) for column in columns],
-        rows,
-        title=f"{model}: {title}",
-        x_label=_LABELS.get(first, first),
-        y_label=_LABELS.get(second, second),
-        label="score",
-    )
-
-
-_LABELS = {"context_length": "context length (tokens)", "depth_percent": "depth of the needle (%)"}
-
-
 def _is_by_length(part: Mapping[str, Any]) -> bool:
     return part["kind"] != "perplexity" and "context_length" in part["report"]["axes"]
 
 
-def _perplexity(report: Mapping[str, Any], model: str) -> "Figure":
+def perplexity(report: Mapping[str, Any], model: str) -> "Figure":
+    """Plots perplexity by position, and of the last tokens by the context they are given."""
     lines = []
     for name, axis, entries in (
         ("by position", "position", report["cells"]),

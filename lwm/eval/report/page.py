@@ -84,9 +84,10 @@ def render(template: str, **values: Any) -> str:
 
 
 def _section(part: Mapping[str, Any], text: About, model: str) -> Section:
-    report = part["report"]
+    report, figure = part["report"], None
     if part["kind"] == "perplexity":
         shown = tables.perplexity(report)
+        figure = figures.perplexity(report, model)
     else:
         found = (tables.grid(report), tables.listed(report))
         shown = [table for table in found if table is not None]
@@ -94,7 +95,7 @@ def _section(part: Mapping[str, Any], text: About, model: str) -> Section:
         name=part["name"],
         about=text,
         statement=_statement(part),
-        figure=figures.element(figures.of_part(part, text.title, model), part["name"]),
+        figure=figures.element(figure, part["name"]),
         tables=shown,
         examples=part["examples"],
         facts={

@@ -14,6 +14,8 @@ class Table:
     caption: str
     head: Sequence[str]
     rows: Sequence[Sequence[str]]
+    shares: Sequence[Sequence[float | None]] | None = None
+    """Scores from 0 to 1 of the cells beside the heads, for their colours: a heat map."""
 
 
 def percent(entry: Mapping[str, Any]) -> str:
@@ -52,24 +54,20 @@ def _headline(axis: str, asked: Sequence[tuple[str, Mapping[str, Any]]]) -> Tabl
 
 
 def grid(report: Mapping[str, Any]) -> Table | None:
-    """Returns the scores of the cells over two axes; None if there is one alone."""
+    """Returns the scores of the cells over two axes as a heat map; None if there is one axis."""
     if (axes := axes_of(report)) is None:
         return None
     (first, columns), (second, rows) = axes
     known = {(cell[first], cell[second]): cell for cell in report["cells"]}
+    cells = [[known.get((column, row)) for column in columns] for row in rows]
     return Table(
-        caption="Scores in percent with their 95% intervals",
+        caption="Found of asked, or the score, with 95% intervals",
         head=[_AXES.get(second, second), *(value_of(first, column) for column in columns)],
         rows=[
-            [
-                value_of(second, row),
-                *(
-                    percent(known[column, row]) if (column, row) in known else "–"
-                    for column in columns
-                ),
-            ]
-            for row in rows
+            [value_of(second, row), *map(_scored, found)]
+            for row, found in zip(rows, cells, strict=True)
         ],
+        shares=[[None if each is None else each["score"] for each in found] for found in cells],
     )
 
 
@@ -122,6 +120,16 @@ def value_of(axis: str, value: Any) -> str:
     if axis == "frames":
         return f"{value:,} frames"
     return f"{value:g}%" if isinstance(value, float) else str(value)
+
+
+def _scored(cell: Mapping[str, Any] | None) -> str:
+    """Writes a cell: 4/5 where each answer is right or wrong, else its score; below, its ends."""
+    if cell is None:
+        return "–"
+    low, high = (f"{100 * bound:.0f}" for bound in cell["interval95"])
+    if "correct" in cell:
+        return f"{cell['correct']}/{cell['asked']}\n{low}–{high}%"
+    return f"{100 * cell['score']:.0f}%\n{low}–{high}%, n = {cell['asked']:,}"
 
 
 def _counted(entry: Mapping[str, Any] | None) -> str:
