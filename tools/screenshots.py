@@ -1,4 +1,4 @@
-"""Makes the pictures of the server's page in the docs, in Debian's chromium.
+"""Makes the pictures of pages in the docs, in Debian's chromium.
 
     python tools/screenshots.py --evaluations eval/smollm2
 
@@ -7,7 +7,9 @@ Chats and drawings are those of the small model of the package, with fixed seeds
 
 import base64
 import dataclasses
+import json
 import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +19,7 @@ import tyro
 from playwright.sync_api import Browser, Page, sync_playwright
 
 import lwm
+from lwm.cli.data import data_show
 from lwm.data.tokenized import CLIPS
 from lwm.serve.config import ServeConfig
 from lwm.serve.run import Server
@@ -93,8 +96,40 @@ def main(options: Screenshots) -> None:
             with opened(browser, f"{url}#needle", viewport=WIDE) as page:
                 page.locator(".cell:not(.open)").last.click()
                 page.screenshot(path=options.out / "page-needle.png")
+        files(browser, options.out, options.evaluations)
         browser.close()
     server.stop()
+
+
+CHATS = [
+    {
+        "messages": [
+            {"role": "user", "content": "What is the capital of France?"},
+            {"role": "assistant", "content": "The capital of France is Paris."},
+        ]
+    },
+    {"text": "Call me Ishmael. Some years ago, never mind how long precisely."},
+]
+
+
+def files(browser: Browser, out: Path, evaluations: Path | None) -> None:
+    """Writes the pictures of pages in files: records as tokens, and a report."""
+    with tempfile.TemporaryDirectory() as folder:
+        records = Path(folder) / "chats.jsonl"
+        records.write_text("".join(json.dumps(each) + "\n" for each in CHATS))
+        page = Path(folder) / "tokens.html"
+        data_show((str(records),), model="smollm2-135m-instruct", out=page)
+        shoot(browser, page, out / "data-tokens.png", {"width": 900, "height": 620})
+    if evaluations is not None and (report := evaluations / "report.html").exists():
+        shoot(browser, report, out / "evaluation.png", {"width": 900, "height": 1100})
+
+
+def shoot(browser: Browser, page: Path, out: Path, size: dict[str, int]) -> None:
+    """Writes the picture of the top of a page in a file."""
+    with browser.new_context(viewport=size) as context:
+        tab = context.new_page()
+        tab.goto(page.absolute().as_uri())
+        tab.screenshot(path=out)
 
 
 if __name__ == "__main__":

@@ -199,50 +199,102 @@ def tokenize(
 
 
 def data_show(
-    shards: Annotated[Path, tyro.conf.Positional],
+    files: Files,
     /,
     *,
+    model: str | None = None,
+    tokenizer: Path | None = None,
     vqgan: Path | None = None,
     out: Path | None = None,
     overwrite: bool = False,
-    count: int = 64,
+    count: int | None = None,
+    codes: int = 8192,
+    format: Flat[ExampleFormat] = ExampleFormat(),
 ) -> None:
-    """Shows a tokenized media set: frames decoded from their codes, on one web page.
+    """Shows training data on one web page: a media set as frames, any set as tokens.
 
-    Clips of the world are shown as they are rendered, with their captions and questions.
+    Without a model, a folder that `lwm tokenize` wrote is shown as frames decoded from their codes,
+    and clips of the world as they are rendered. With one, records are shown as the tokens that it
+    is trained on, and those that the loss covers are marked.
 
     Args:
-        shards: A folder that `lwm tokenize` wrote, or a set such as `world:heldout`.
+        files: A folder that `lwm tokenize` wrote, or a set such as `world:heldout`; with a model,
+            also files of `lwm data check`.
+        model: The model to be trained: a name from `lwm models`, a folder, or a GGUF file.
+        tokenizer: In place of a model, a tokenizer's folder or file.
         vqgan: The VQGAN that made the codes, if it has moved.
-        out: The page; by default sheet.html in the folder, which is replaced; of the world,
-            world-train.html or world-heldout.html here.
+        out: The page. By default, sheet.html in the folder, which is replaced; of the world,
+            world-train.html or world-heldout.html here; tokens.html here.
         overwrite: Replace another page that exists.
-        count: Number of items, evenly over the set.
+        count: Number of items, evenly over the set; by default 64, and 16 as tokens.
+        codes: With a tokenizer alone, the entries of the vision codebook; 0 is no vision.
+        format: How records become examples.
     """
+    if model is not None or tokenizer is not None:
+        page = out or Path("tokens.html")
+        _show_tokens(files, page, model, tokenizer, codes, format, count or 16, overwrite=overwrite)
+        print_line(page)
+        return
+    if len(files) != 1:
+        raise UserError("give one set to show; several files are shown as tokens, with --model")
+    (name,) = files
+    print_line(_show_media(name, out, vqgan, 64 if count is None else count, overwrite=overwrite))
+
+
+def _show_tokens(
+    files: Sequence[str],
+    out: Path,
+    model: str | None,
+    tokenizer: Path | None,
+    codes: int,
+    format: ExampleFormat,
+    count: int,
+    *,
+    overwrite: bool,
+) -> None:
+    from lwm.console import waiting
+    from lwm.data.fields import RecordEncoder
+    from lwm.data.sets import Corpus, open_data
+    from lwm.data.show_tokens import show_tokens
+    from lwm.files import require_absent
+
+    require_absent(out, overwrite=overwrite)
+    source, opened, space = open_data(
+        files, model=model, tokenizer=tokenizer, codes=codes, warn=_warn
+    )
+    encoder = RecordEncoder(tokenizer=opened, tokens=space, format=format)
+    title = ", ".join(files)
+    with waiting("encoding", "records") as progress:
+        examples = Corpus(source, encoder)
+        show_tokens(examples, opened, space, out, title=title, count=count, progress=progress)
+
+
+def _show_media(
+    name: str, out: Path | None, vqgan: Path | None, count: int, *, overwrite: bool
+) -> Path:
     from lwm.console import waiting
     from lwm.data.media.show import show, show_world
     from lwm.data.media.world import WorldSet, is_world
     from lwm.files import require_absent
 
-    name = str(shards)
     if is_world(name):
         if vqgan is not None:
             raise UserError(f"{name} is shown without codes; leave --vqgan out")
         page = out or Path(f"world-{WorldSet.parse(name).world.split}.html")
         require_absent(page, overwrite=overwrite)
         with waiting("rendering", "clips") as progress:
-            show_world(name, page, count=count, progress=progress)
-    else:
-        if out is not None:
-            require_absent(out, overwrite=overwrite)
-        if not shards.exists():
-            raise UserError(
-                f"{name} is missing; give a folder that lwm tokenize wrote, or a set like "
-                "world:train"
-            )
-        with waiting("decoding", "items") as progress:
-            page = show(shards, vqgan=vqgan, out=out, count=count, progress=progress)
-    print_line(page)
+            return show_world(name, page, count=count, progress=progress)
+    shards = Path(name)
+    if out is not None:
+        require_absent(out, overwrite=overwrite)
+    if not shards.exists():
+        raise UserError(
+            f"{name} is missing; give a folder that lwm tokenize wrote, or a set like world:train"
+        )
+    if not shards.is_dir():
+        raise UserError(f"{name} is no folder of lwm tokenize; give --model to see it as tokens")
+    with waiting("decoding", "items") as progress:
+        return show(shards, vqgan=vqgan, out=out, count=count, progress=progress)
 
 
 def _warn(text: str) -> None:

@@ -2,7 +2,7 @@
 
 # Your folder: clip.mp4 beside clip.txt, or a list of files and captions. See docs/vision.md.
 lwm tokenize lwm/assets/clips --vqgan vqgan-64 --max-frames 4 --out clips
-lwm data show clips --out look
+lwm data show clips --out clips.html
 
 # Here four updates; the whole recipe takes 1,500, twenty minutes on two cores.
 # `--data.add FILES weight=2` adds more sets beside these.

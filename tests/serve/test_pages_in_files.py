@@ -2,12 +2,16 @@
 
 import json
 
+import numpy as np
 import pytest
 
+from lwm.data.example import Example
 from lwm.data.media.show import show_world
+from lwm.data.show_tokens import show_tokens
 from lwm.eval.needle.report import NeedleReport
 from lwm.eval.report.page import render, write_page
 from lwm.eval.report.tables import grid
+from lwm.tokens import TokenSpace
 
 from .page_steps import JS
 
@@ -47,7 +51,7 @@ def needles():
 
 
 @pytest.fixture(scope="module")
-def pages(tmp_path_factory, needles):
+def pages(tmp_path_factory, needles, byte_tokenizer):
     folder = tmp_path_factory.mktemp("pages")
     show_world("world:train,count=6", folder / "clips.html", count=6)
     part = {"kind": "needle", "name": "needle", "report": needles, "examples": []}
@@ -76,7 +80,11 @@ def pages(tmp_path_factory, needles):
         today="2026-11-30",
     )
     (folder / "demo.html").write_text(text)
-    return [folder / name for name in ("clips.html", "report.html", "demo.html")]
+    ids = np.arange(40, dtype=np.int32) + 40
+    example = Example(ids=ids, loss_mask=ids > 60, name="a.jsonl, line 1")
+    space = TokenSpace.of(byte_tokenizer.vocab_size, 4)
+    show_tokens([example], byte_tokenizer, space, folder / "tokens.html", title="a.jsonl")
+    return [folder / f"{name}.html" for name in ("clips", "tokens", "report", "demo")]
 
 
 def test_a_heat_map_has_the_numbers_of_each_cell(needles):

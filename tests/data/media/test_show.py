@@ -59,7 +59,7 @@ def pictures(page: str) -> list:
 
 def test_the_page_shows_frames_and_texts(shards, capsys):
     shards, vqgan = shards
-    data_show(shards)
+    data_show((str(shards),))
     assert capsys.readouterr().out == f"{shards / 'sheet.html'}\n"
     page = (shards / "sheet.html").read_text()
     shown = pictures(page)

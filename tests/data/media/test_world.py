@@ -214,7 +214,7 @@ def test_a_set_with_a_vqgan_of_its_own(tmp_path, monkeypatch, draw_vqgan):
 
 def test_the_page_shows_clips_as_they_are_rendered(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    data_show(Path("world:heldout,count=9,frames=3"), count=2)
+    data_show(("world:heldout,count=9,frames=3",), count=2)
     assert capsys.readouterr().out == "world-heldout.html\n"
     page = (tmp_path / "world-heldout.html").read_text()
     world = World(WorldConfig(split="heldout", frames=3))
@@ -228,11 +228,11 @@ def test_the_page_shows_clips_as_they_are_rendered(tmp_path, monkeypatch, capsys
             assert html.escape(text, quote=False) in page
     assert "9 items" in page
     with pytest.raises(UserError, match="exists"):
-        data_show(Path("world:heldout,count=9,frames=3"))
+        data_show(("world:heldout,count=9,frames=3",))
     with pytest.raises(UserError, match="leave --vqgan out"):
-        data_show(Path("world:heldout"), vqgan=Path("vqgan-64"))
+        data_show(("world:heldout",), vqgan=Path("vqgan-64"))
     with pytest.raises(UserError, match=r"copies:train is missing; give a .* world:train"):
-        data_show(Path("copies:train"))
+        data_show(("copies:train",))
 
 
 def test_frames_to_train_a_vqgan():
