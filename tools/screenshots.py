@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import tyro
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser, Page, ViewportSize, sync_playwright
 
 import lwm
 from lwm.cli.data import data_show
@@ -124,7 +124,7 @@ def files(browser: Browser, out: Path, evaluations: Path | None) -> None:
         shoot(browser, report, out / "evaluation.png", {"width": 900, "height": 1100})
 
 
-def shoot(browser: Browser, page: Path, out: Path, size: dict[str, int]) -> None:
+def shoot(browser: Browser, page: Path, out: Path, size: ViewportSize) -> None:
     """Writes the picture of the top of a page in a file."""
     with browser.new_context(viewport=size) as context:
         tab = context.new_page()

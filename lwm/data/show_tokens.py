@@ -28,7 +28,7 @@ class Span(NamedTuple):
     """Ids and position."""
     kind: str
     """`text`, `control`, `vision` or `gap`."""
-    learnt: bool
+    trained: bool
     """True if the loss covers it."""
 
 
@@ -47,7 +47,7 @@ def show_tokens(
     Args:
         examples: The examples; those that cannot be read are on the page with the reason.
         tokenizer: Spells text tokens.
-        tokens: Tells text and vision apart.
+        tokens: The token space: text and vision.
         out: The page.
         title: Stands above.
         count: Examples on the page, at most.
@@ -96,7 +96,7 @@ def _spans(example: Example, tokenizer: Tokenizer, tokens: TokenSpace) -> Iterat
         yield from _of_range(example, range(size), tokenizer, tokens)
         return
     yield from _of_range(example, range(half), tokenizer, tokens)
-    yield Span(f"… {size - 2 * half:,} tokens …", "not shown", "gap", learnt=False)
+    yield Span(f"… {size - 2 * half:,} tokens …", "not shown", "gap", trained=False)
     yield from _of_range(example, range(size - half, size), tokenizer, tokens)
 
 
@@ -107,7 +107,7 @@ def _of_range(
     frame: list[int] = []
     controls = frozenset(tokenizer.backend.special.values())
     for place in places:
-        token, learnt = int(example.ids[place]), bool(example.loss_mask[place])
+        token, trained = int(example.ids[place]), bool(example.loss_mask[place])
         if tokens.text <= token < tokens.end_of_frame:
             frame.append(place)
             continue
@@ -117,16 +117,16 @@ def _of_range(
         title = f"id {token:,}, position {place:,}"
         if token >= tokens.text:
             name = "end of vision" if token == tokens.end_of_vision else "end of frame"
-            yield Span(f"⟨{name}⟩", title, "control", learnt)
+            yield Span(f"⟨{name}⟩", title, "control", trained)
         elif token in controls:
-            yield Span(tokenizer.backend.name(token) or "", title, "control", learnt)
+            yield Span(tokenizer.backend.name(token) or "", title, "control", trained)
         else:
-            yield Span(tokenizer.text_of(token), title, "text", learnt)
+            yield Span(tokenizer.text_of(token), title, "text", trained)
     if frame:
         yield _frame(frame, example)
 
 
 def _frame(places: Sequence[int], example: Example) -> Span:
     title = f"positions {places[0]:,} to {places[-1]:,}"
-    learnt = bool(example.loss_mask[places[0]])
-    return Span(f"▦ {len(places):,} codes", title, "vision", learnt)
+    trained = bool(example.loss_mask[places[0]])
+    return Span(f"▦ {len(places):,} codes", title, "vision", trained)
