@@ -5,7 +5,7 @@ import math
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 from rich.console import Console
@@ -19,6 +19,9 @@ from lwm.renamed import new_options
 from lwm.train.config import Curriculum, Run, named_after
 from lwm.train.run_json import settings
 from lwm.train.vqgan.config import VQGANRun
+
+if TYPE_CHECKING:
+    from lwm.cli.samples import Samples
 
 ABOUT = "Trains a model by a recipe; run again, it goes on where it stopped."
 
@@ -37,6 +40,9 @@ class Options:
     """Adds a data set of these files, in the format of the first set of the recipe."""
     track: tuple[Literal["tensorboard", "wandb"], ...] = ()
     """Experiment trackers that also log the numbers."""
+    sample: tuple[str, ...] = ()
+    """Texts that the model continues at each validation, or draws if it has a VQGAN, into the
+    folder `samples` of the run."""
     profile: int = 0
     """Number of steps to trace."""
     plan: bool = False
@@ -239,7 +245,21 @@ def _run(run: Run | Curriculum | VQGANRun, folder: Path, options: Options) -> Pa
             track=options.track,
             profile=options.profile,
             evaluations=EVALUATIONS,
+            sample=_sampler(options),
         )
     from lwm.train.run import run as run_training
 
-    return run_training(run, folder, console=console, track=options.track, profile=options.profile)
+    return run_training(
+        run,
+        folder,
+        console=console,
+        track=options.track,
+        profile=options.profile,
+        sample=_sampler(options),
+    )
+
+
+def _sampler(options: Options) -> "Samples | None":
+    from lwm.cli.samples import Samples
+
+    return Samples(options.sample) if options.sample else None

@@ -23,7 +23,7 @@ from lwm.processes import first_alone
 from lwm.train.config import Curriculum, Run, Stage
 from lwm.train.monitor.console import print_line
 from lwm.train.monitor.trackers import TrackerKind
-from lwm.train.run import run
+from lwm.train.run import Sample, run
 from lwm.train.run_json import require_finite, require_same
 
 VERSION = 1
@@ -44,6 +44,7 @@ def run_curriculum(
     track: TrackerKind | Sequence[TrackerKind] = (),
     profile: int = 0,
     evaluations: Mapping[str, Evaluate] | None = None,
+    sample: Sample | None = None,
 ) -> Path:
     """Trains stage after stage, or resumes; returns the path of the last stage's model.
 
@@ -57,6 +58,7 @@ def run_curriculum(
         track: See `run`.
         profile: Number of updates to trace in each stage.
         evaluations: Those that stages name.
+        sample: See `run`.
 
     Raises:
         Stopped: A signal stopped a stage; the same call resumes it.
@@ -79,7 +81,15 @@ def run_curriculum(
         title = f"stage {number} of {len(placed)}, {stage.name}"
         if stage.name not in done:
             print_line(console, title)
-            run(stage.run, place, console=console, track=track, profile=profile, base=base)
+            run(
+                stage.run,
+                place,
+                console=console,
+                track=track,
+                profile=profile,
+                base=base,
+                sample=sample,
+            )
             _add(folder, done, stage.name)
         for name in stage.evaluations:
             if name not in done[stage.name]:

@@ -2,7 +2,8 @@
 
 import contextlib
 import dataclasses
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import jax
@@ -14,6 +15,7 @@ from lwm.convert.lora import require_own_adapter
 from lwm.errors import UserError, several
 from lwm.files import exclusive
 from lwm.formats.run_folder import MODEL, SETTINGS, steps_of
+from lwm.model.llama import Llama
 from lwm.processes import all_or_none, first_alone
 from lwm.sharding import make_mesh
 from lwm.train.config import Run
@@ -26,6 +28,9 @@ from lwm.train.optimizer import build_optimizer
 from lwm.train.run_json import require_finite, require_same, write_run
 from lwm.train.vqgan.config import VQGANRun
 
+Sample = Callable[[Path, Run, int, Llama], None]
+"""Takes the folder of a run, its settings, the number of the update, and the model."""
+
 
 def run(
     config: Run | VQGANRun,
@@ -35,6 +40,7 @@ def run(
     track: TrackerKind | Sequence[TrackerKind] = (),
     profile: int = 0,
     base: Path | None = None,
+    sample: Sample | None = None,
 ) -> Path:
     """Trains a language model or a VQGAN, or resumes the run in `folder`; returns the model's path.
 
@@ -45,6 +51,8 @@ def run(
         track: Experiment trackers to log to.
         profile: Number of updates to trace.
         base: The language model to start from, where `config.init` is no name that can be opened.
+        sample: Called with a language model at each validation, in a run of one process; it does
+            not change the training.
 
     Raises:
         Stopped: A signal stopped the run; the same call resumes it.
@@ -58,7 +66,7 @@ def run(
             if is_first:
                 lock.enter_context(exclusive(folder))
         quiet = console or Console(quiet=True)
-        return _run(config, folder, quiet, several(track), profile, base)
+        return _run(config, folder, quiet, several(track), profile, base, sample)
 
 
 def _run(
@@ -68,6 +76,7 @@ def _run(
     track: tuple[TrackerKind, ...],
     profile: int,
     base: Path | None,
+    sample: Sample | None,
 ) -> Path:
     place, model = folder / SETTINGS, folder / MODEL
     with all_or_none():
@@ -90,7 +99,7 @@ def _run(
             )
         build_optimizer(config.training.optimizer, config.training.steps)
         mesh = make_mesh(config.mesh)
-        opened = _open(config, folder, mesh, console, base, resumed=resumed)
+        opened = _open(config, folder, mesh, console, base, sample, resumed=resumed)
         # The model that is trained, which may be another than the recipe's.
         made = (
             dataclasses.replace(config, model=opened.model) if isinstance(config, Run) else config
@@ -118,6 +127,7 @@ def _open(
     mesh: Mesh,
     console: Console,
     base: Path | None,
+    sample: Sample | None,
     *,
     resumed: bool,
 ) -> OpenTask:
@@ -129,7 +139,8 @@ def _open(
     if isinstance(config, Run):
         from lwm.train.task import open_task
 
-        return open_task(config, folder, mesh, warn=warn, resumed=resumed, base=base)
+        after = None if sample is None else functools.partial(sample, folder, config)
+        return open_task(config, folder, mesh, warn=warn, resumed=resumed, base=base, after=after)
     from lwm.train.vqgan.task import open_vqgan_task
 
     return open_vqgan_task(config, folder, mesh, warn=warn)

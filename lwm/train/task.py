@@ -76,6 +76,7 @@ class LanguageTask:
         mesh: Mesh,
         held_out: Mapping[str, HeldOut] | None = None,
         frozen: Callable[[], Llama] | None = None,
+        after: Callable[[int, Llama], None] | None = None,
     ) -> None:
         """Prepares training.
 
@@ -89,7 +90,9 @@ class LanguageTask:
             held_out: Held-out sets by name.
             frozen: Reads the model whose adapters are trained; called once. None: the whole model
                 is trained.
+            after: Called with each update that is validated and the model, in a run of one process.
         """
+        self._after = after if jax.process_count() == 1 else None
         self.batches = loader
         self._config, self._init, self._make = config, init, make_model
         self._mesh, self._held_out = mesh, held_out or {}
@@ -120,9 +123,11 @@ class LanguageTask:
 
     def measure(self, state: TrainState, number: int) -> dict[str, Any]:
         """Returns the losses on each held-out set."""
-        del number  # nothing but the log holds them
         model, sets = whole_model(state.model, self._frozen()), self._held_out.items()
-        return {name: held_out.measure(model, self._mesh) for name, held_out in sets}
+        found = {name: held_out.measure(model, self._mesh) for name, held_out in sets}
+        if self._after is not None:
+            self._after(number, model)
+        return found
 
 
 def _describe(metrics: StepMetrics, slots: int) -> dict[str, Any]:
@@ -151,6 +156,7 @@ def open_task(
     warn: Callable[[str], None],
     resumed: bool,
     base: Path | None = None,
+    after: Callable[[int, Llama], None] | None = None,
 ) -> OpenTask:
     """Opens the model, tokenizer and data that a run names.
 
@@ -161,6 +167,7 @@ def open_task(
         warn: Receives warnings.
         resumed: Whether `folder` holds this run already.
         base: The model that `config.init` names, where it is no name that can be opened.
+        after: See `LanguageTask`.
 
     Raises:
         UserError: A file is missing, or sizes do not fit together.
@@ -186,7 +193,14 @@ def open_task(
     held_out = _held_out(config, tokenizer, model)
     return OpenTask(
         task=LanguageTask(
-            config.training, weights.init, weights.start, loader, mesh, held_out, weights.frozen
+            config.training,
+            weights.init,
+            weights.start,
+            loader,
+            mesh,
+            held_out,
+            weights.frozen,
+            after,
         ),
         units=f"{weights.of}{model.tokens.size:,} ids",
         save=_saver(config, model, files, folder, tokenizer, vqgan),

@@ -132,6 +132,26 @@ SMALL = (
 )
 
 
+def test_samples_are_written_at_validations_and_change_nothing(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+    def losses(*options):
+        steps = ("--training.steps", "4", "--training.validate-every", "2")
+        out = f"runs/{len(options)}"
+        command = ["lwm", "train", "debug", *SMALL, *steps, *options, "--out", out]
+        monkeypatch.setattr("sys.argv", command)
+        main()
+        lines = map(json.loads, Path(out, "log.jsonl").read_text().splitlines())
+        return [line["loss"] for line in lines if "loss" in line]
+
+    assert losses("--sample", "Call me", "The whale") == losses()
+    found = sorted(Path("runs/3/samples").iterdir())
+    assert [file.name for file in found] == ["000002.md", "000004.md"]
+    first, second = found[1].read_text().split("\n\n---\n\n")
+    assert first.startswith("**Call me**")
+    assert second.startswith("**The whale**")
+
+
 def test_the_original_s_training_scripts_have_recipes(tmp_path, monkeypatch, model):
     """`run_train_text.sh` and then `run_train_vision_text.sh`, on tiny weights and own files."""
     monkeypatch.chdir(tmp_path)
