@@ -40,18 +40,8 @@ _RARE = frozenset(
 _TRAINING = frozenset(
     f"--{name}"
     for name in (
-        *(
-            "help",
-            "init",
-            "mesh",
-            "seed",
-            "out",
-            "track",
-            "plan",
-            "sample",
-            "compute.dtype",
-            "compute.remat",
-        ),
+        *("help", "init", "mesh", "seed", "out", "track", "plan", "sample"),
+        *("compute.dtype", "compute.remat"),
         *("topology", "devices", "memory", "mfu", "programs", "only"),
         *("data.add", "data.sets.0.files", "data.held-out.0.files", "data.tokenizer", "data.vqgan"),
         *("data.rows", "data.batch", "data.packing.length", "training.steps"),

@@ -264,6 +264,8 @@ def _checked(row: dict[str, Any], where: str) -> dict[str, Any]:
     taken = [key for key in RESERVED if row.get(key) is not None]
     if taken:
         raise UserError(f"{where}: column {taken[0]!r} is where the codes go; rename it")
+    if isinstance(row.get("text"), str) and not is_described(row | {"text": None}):
+        row["caption"] = row.pop("text")  # as Hugging Face's imagefolder names it
     if "caption" in row:
         row["caption"] = _captions(row["caption"], where)
     for key in _TEXTS:

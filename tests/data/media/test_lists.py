@@ -287,3 +287,12 @@ def test_numbers_and_nan_in_descriptions_beside_a_picture(tmp_path):
     assert found.record["caption"] == "dot"
     (bad,) = read(lay(tmp_path / "y", {"a.png": MEDIA["a.png"], "a.json": '{"caption": 4}'}))
     assert bad.reason == "a.png: caption is not text, but 4"
+
+
+def test_the_text_of_an_imagefolder_is_the_caption(tmp_path):
+    files = {"a.png": MEDIA["a.png"], "metadata.csv": "file_name,text\na.png,an octopus\n"}
+    (item,) = read(lay(tmp_path / "x", files))
+    assert item.record["caption"] == "an octopus"
+    rows = "file_name,text,question\na.png,a note,What?\n"
+    (item,) = read(lay(tmp_path / "y", files | {"metadata.csv": rows}))
+    assert item.record["text"] == "a note"
