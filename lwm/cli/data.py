@@ -205,6 +205,7 @@ def data_show(
     model: str | None = None,
     tokenizer: Path | None = None,
     vqgan: Path | None = None,
+    originals: tuple[str, ...] = (),
     out: Path | None = None,
     overwrite: bool = False,
     count: int | None = None,
@@ -223,6 +224,8 @@ def data_show(
         model: The model to be trained: a name from `lwm models`, a folder, or a GGUF file.
         tokenizer: In place of a model, a tokenizer's folder or file.
         vqgan: The VQGAN that made the codes, if it has moved.
+        originals: The files or folders that were tokenized, to be shown beside what the codes keep
+            of them, with PSNR.
         out: The page. By default, sheet.html in the folder, which is replaced; of the world,
             world-train.html or world-heldout.html here; tokens.html here.
         overwrite: Replace another page that exists.
@@ -238,7 +241,8 @@ def data_show(
     if len(files) != 1:
         raise UserError("give one set to show; several files are shown as tokens, with --model")
     (name,) = files
-    print_line(_show_media(name, out, vqgan, 64 if count is None else count, overwrite=overwrite))
+    number = 64 if count is None else count
+    print_line(_show_media(name, out, vqgan, originals, number, overwrite=overwrite))
 
 
 def _show_tokens(
@@ -270,7 +274,13 @@ def _show_tokens(
 
 
 def _show_media(
-    name: str, out: Path | None, vqgan: Path | None, count: int, *, overwrite: bool
+    name: str,
+    out: Path | None,
+    vqgan: Path | None,
+    originals: Sequence[str],
+    count: int,
+    *,
+    overwrite: bool,
 ) -> Path:
     from lwm.console import waiting
     from lwm.data.media.show import show, show_world
@@ -278,8 +288,8 @@ def _show_media(
     from lwm.files import require_absent
 
     if is_world(name):
-        if vqgan is not None:
-            raise UserError(f"{name} is shown without codes; leave --vqgan out")
+        if vqgan is not None or originals:
+            raise UserError(f"{name} is shown without codes; leave --vqgan and --originals out")
         page = out or Path(f"world-{WorldSet.parse(name).world.split}.html")
         require_absent(page, overwrite=overwrite)
         with waiting("rendering", "clips") as progress:
@@ -294,7 +304,9 @@ def _show_media(
     if not shards.is_dir():
         raise UserError(f"{name} is no folder of lwm tokenize; give --model to see it as tokens")
     with waiting("decoding", "items") as progress:
-        return show(shards, vqgan=vqgan, out=out, count=count, progress=progress)
+        return show(
+            shards, vqgan=vqgan, originals=originals, out=out, count=count, progress=progress
+        )
 
 
 def _warn(text: str) -> None:

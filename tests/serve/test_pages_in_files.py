@@ -113,6 +113,14 @@ def test_nothing_serious_is_found_by_axe_and_nothing_is_cut(browser, npm, pages,
             serious = [each for each in found if each["impact"] in ("serious", "critical")]
             assert not serious, (file.name, json.dumps(serious, indent=1)[:3000])
             assert page.evaluate("document.documentElement.scrollWidth") <= width, file.name
+        page.goto(pages[0].as_uri())
+        page.get_by_role("button", name="next frame").nth(1).click()
+        assert page.get_by_role("button", name="Stop clips").get_attribute("aria-pressed") == "true"
+        moved = "(all) => all.map((clip) => clip.style.getPropertyValue('--at'))"
+        assert page.locator(".clip").evaluate_all(moved)[:3] == ["", "1", ""]
+        page.get_by_label("Search").fill("no such text")
+        assert page.locator("#count").inner_text() == "0 of 6 shown"
+        page.goto(pages[-1].as_uri())
         cell = page.locator(".heat td").first
         assert cell.inner_text() == "2/2\n34–100%"
         worse = page.locator(".heat td").last

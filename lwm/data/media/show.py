@@ -3,6 +3,7 @@
 import base64
 import functools
 import json
+import math
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from datetime import date
@@ -13,12 +14,14 @@ import jinja2
 import numpy as np
 from jaxtyping import UInt8
 
+from lwm.data.media.inputs import open_items
+from lwm.data.media.read import Pictures, Sampling, read_item
 from lwm.data.media.summary import BAD, MediaSummary
 from lwm.data.media.world import WorldItems, WorldSet
 from lwm.data.sources import open_source
 from lwm.errors import UserError
 from lwm.files import reading, write_bytes
-from lwm.media.write import write_image, write_video
+from lwm.media.write import write_image
 from lwm.progress import Progress
 from lwm.vqgan.checkpoint import locate_vqgan
 from lwm.vqgan.tokenizer import VisionTokenizer
@@ -35,10 +38,20 @@ class Picture(NamedTuple):
     """An image or a video on the page."""
 
     source: str
-    """A data URI."""
+    """A data URI: the frames side by side."""
     frames: int
+    """Frames shown."""
+    total: int
+    """Frames of the item."""
     seconds: float
     is_video: bool
+
+    @property
+    def lasts(self) -> float:
+        """Seconds in which the frames are shown once."""
+        low, high = _PER_SECOND
+        rate = (self.frames - 1) / self.seconds if self.seconds > 0 else high
+        return self.frames / min(max(rate, low), high)
 
 
 class Line(NamedTuple):
@@ -49,13 +62,15 @@ class Line(NamedTuple):
     picture: Picture | None = None
 
 
-PictureOf = Callable[[dict[str, Any]], Picture | None]
+Decoded = tuple[Picture, UInt8[np.ndarray, "N R R 3"]]
+PictureOf = Callable[[dict[str, Any]], Decoded | None]
 
 
 def show(
     folder: Path,
     *,
     vqgan: Path | None = None,
+    originals: Sequence[str] = (),
     out: Path | None = None,
     count: int = 64,
     progress: Progress = lambda done, total: None,
@@ -65,6 +80,8 @@ def show(
     Args:
         folder: A folder that `lwm tokenize` wrote.
         vqgan: The path of the VQGAN that made the codes; by default its path at that time.
+        originals: The files that were tokenized: items of the same names are shown beside those of
+            the codes, with PSNR.
         out: The page; by default `sheet.html` in the folder.
         count: Items on the page, at most.
         progress: Called with the number of items done and their total.
@@ -83,12 +100,14 @@ def show(
         raise UserError(f"{path} is not the VQGAN that made the codes of {folder}; give that one")
     source = open_source(folder)
     picture_of = functools.partial(_picture_of, vision=vision)
+    original_of = _Originals(originals, Sampling(**summary.sampling)) if originals else None
     numbers = _evenly(len(source), count, progress)
+    cards = [_card(source[number].value, picture_of, original_of) for number in numbers]
     page = _render(
         folder.absolute().name,
         "Each frame was decoded from its codes: this is what a model can see of it.",
-        _facts(summary),
-        [_card(source[number].value, picture_of) for number in numbers],
+        _facts(summary, sum(bool(card["lines"]) for card in cards), len(cards)),
+        cards,
         items=summary.counts.items,
         bad=list(_bad(folder / BAD)),
         num_bad=summary.counts.bad,
@@ -121,7 +140,7 @@ def show_world(
         lines = [Line("", clip.caption)]
         lines += [Line(asked.question, asked.answer) for asked in clip.questions]
         picture = _picture(clip.pixels, seconds, is_video=config.frames > 1)
-        return {"name": items[number].name, "picture": picture, "lines": lines}
+        return {"name": items[number].name, "picture": picture, "original": None, "lines": lines}
 
     facts = {
         "Clips": f"{len(items):,}",
@@ -153,32 +172,56 @@ def _evenly(total: int, count: int, progress: Progress) -> Iterator[int]:
         progress(done, len(numbers))
 
 
-def _picture_of(part: dict[str, Any], vision: VisionTokenizer) -> Picture | None:
+def _picture_of(part: dict[str, Any], vision: VisionTokenizer) -> Decoded | None:
     """Decodes a record or a part of a message; returns None if it has no codes."""
     if not part.get("vision"):
         return None
-    codes = np.asarray(part["vision"], np.int32).reshape(-1, vision.tokens_per_frame)
-    if len(codes) > _FRAMES:
-        codes = codes[np.linspace(0, len(codes) - 1, _FRAMES).astype(int)]
+    codes = _few(np.asarray(part["vision"], np.int32).reshape(-1, vision.tokens_per_frame))
     times = part["times"]
-    picture = _picture(vision.decode(codes), times[-1] - times[0], is_video=part["is_video"])
-    return picture._replace(frames=len(times))
+    pixels = vision.decode(codes)
+    picture = _picture(pixels, times[-1] - times[0], is_video=part["is_video"])
+    return picture._replace(total=len(times)), pixels
+
+
+def _few(frames: np.ndarray) -> np.ndarray:
+    """Returns the frames that are shown, evenly spaced."""
+    if len(frames) <= _FRAMES:
+        return frames
+    return frames[np.linspace(0, len(frames) - 1, _FRAMES).astype(int)]
+
+
+class _Originals:
+    """Frames of the files that were tokenized, by the names of their items."""
+
+    def __init__(self, files: Sequence[str], sampling: Sampling):
+        self._items, self._sampling = open_items(files), sampling
+        self._numbers = {item.name: number for number, item in enumerate(self._items)}
+
+    def __call__(self, name: str) -> UInt8[np.ndarray, "N R R 3"] | None:
+        """Returns the frames of an item with one image or video; None if there is no such file."""
+        if (number := self._numbers.get(name)) is None:
+            return None
+        found = read_item(self._items, number, self._sampling)
+        return _few(found.pixels[0]) if isinstance(found, Pictures) and found.pixels else None
+
+
+def _psnr(one: np.ndarray, other: np.ndarray) -> float:
+    """Returns the peak signal-to-noise ratio in dB."""
+    error = np.mean(np.square(one.astype(np.float64) - other))
+    return 10 * math.log10(255**2 / max(error, 1e-10))
 
 
 def _picture(pixels: UInt8[np.ndarray, "N R R 3"], seconds: float, *, is_video: bool) -> Picture:
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "picture.webp"
-        if len(pixels) > 1:
-            low, high = _PER_SECOND
-            fps = (len(pixels) - 1) / seconds if seconds > 0 else high
-            write_video(file, pixels, min(max(fps, low), high))
-        else:
-            write_image(file, pixels[0])
+        write_image(file, np.concatenate(pixels, axis=1))
         source = f"data:image/webp;base64,{base64.b64encode(file.read_bytes()).decode()}"
-    return Picture(source, len(pixels), seconds, is_video)
+    return Picture(source, len(pixels), len(pixels), seconds, is_video)
 
 
-def _card(record: dict[str, Any], picture_of: PictureOf) -> dict[str, Any]:
+def _card(
+    record: dict[str, Any], picture_of: PictureOf, original_of: "_Originals | None"
+) -> dict[str, Any]:
     lines = [
         Line("" if key == "caption" else key, text)
         for key in ("caption", "question", "answer")
@@ -187,7 +230,16 @@ def _card(record: dict[str, Any], picture_of: PictureOf) -> dict[str, Any]:
     ]
     document = {"content": record.get("parts") or []}
     lines += _turns([*(record.get("messages") or []), document], picture_of)
-    return {"name": record["name"], "picture": picture_of(record), "lines": lines}
+    card: dict[str, Any] = {"name": record["name"], "picture": None, "original": None}
+    card["lines"] = lines
+    if (found := picture_of(record)) is None:
+        return card
+    card["picture"], decoded = found
+    original = None if original_of is None else original_of(record["name"])
+    if original is not None and original.shape == decoded.shape:
+        card["original"] = _picture(original, found[0].seconds, is_video=found[0].is_video)
+        card["psnr"] = _psnr(original, decoded)
+    return card
 
 
 def _listed(value: Any) -> list[Any]:
@@ -198,11 +250,12 @@ def _turns(messages: list[dict[str, Any]], picture_of: PictureOf) -> Iterator[Li
     for turn in messages:
         label, content = str(turn.get("role", "")), turn["content"]
         for part in [{"type": "text", "text": content}] if isinstance(content, str) else content:
-            yield Line(label, part.get("text") or "", picture_of(part))
+            found = picture_of(part)
+            yield Line(label, part.get("text") or "", None if found is None else found[0])
             label = ""
 
 
-def _facts(summary: MediaSummary) -> dict[str, str]:
+def _facts(summary: MediaSummary, captions: int, shown: int) -> dict[str, str]:
     counts, codebook, sampling = summary.counts, summary.codebook, summary.sampling
     frames = "all" if sampling["max_frames"] is None else f"at most {sampling['max_frames']}"
     if sampling["fps"] is not None:
@@ -210,6 +263,7 @@ def _facts(summary: MediaSummary) -> dict[str, str]:
     return {
         "Items": f"{counts.items:,}",
         "Images, videos": f"{counts.images:,}, {counts.videos:,}",
+        "Captions": f"{captions:,} of the {shown:,} shown",
         "Frames": f"{counts.frames:,}",
         "Codes": f"{counts.frames * codebook.tokens_per_frame:,}",
         "Bad": f"{counts.bad:,}",

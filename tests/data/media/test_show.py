@@ -63,10 +63,9 @@ def test_the_page_shows_frames_and_texts(shards, capsys):
     assert capsys.readouterr().out == f"{shards / 'sheet.html'}\n"
     page = (shards / "sheet.html").read_text()
     shown = pictures(page)
-    assert [each.n_frames for each in shown] == [1, 3, 1, 3, 1, 3, 1, 3, 1, 1, 1]
-    shown[1].seek(1)
-    shown[1].load()
-    assert shown[1].info["duration"] == 500
+    # Frames side by side.
+    assert [each.width // 16 for each in shown] == [1, 3, 1, 3, 1, 3, 1, 3, 1, 1, 1]
+    assert page.count("--n: 3; --t: 1.50s") == 4
     record = open_source(shards)[0].value
     codes = np.asarray(record["vision"], np.int32).reshape(1, 16, 16)
     grey = decode_frames(read_vqgan(vqgan), codes)[0].mean(-1)
@@ -81,6 +80,22 @@ def test_the_page_shows_frames_and_texts(shards, capsys):
     assert "<b>number" not in page
     assert not re.search(r'(src|href)="(?!data:)', page), "it stands alone"
     assert len(open_source(shards)) == 11, "the page is no shard"
+
+
+def test_originals_stand_beside_what_the_codes_keep_of_them(shards, tmp_path):
+    shards, _ = shards
+    files = [str(shards.parent / "x.jsonl")]
+    data_show((str(shards),), originals=tuple(files), out=tmp_path / "both.html", count=3)
+    page = (tmp_path / "both.html").read_text()
+    first, kept, *others = (np.asarray(each.convert("RGB")) for each in pictures(page))
+    assert len(others) == 4
+    with Image.open(shards.parent / "0.gif") as image:
+        frame = np.asarray(image.convert("RGB")).mean(-1)
+    lost, turned = (np.abs(first.mean(-1) - each).mean() for each in (frame, frame.T))
+    assert lost < turned / 2, "WebP loses some"
+    (ratio, *_) = re.findall(r"codes, ([\d.]+) dB", page)
+    error = np.square(kept.astype(float) - first).mean()
+    assert float(ratio) == pytest.approx(10 * np.log10(255**2 / error), abs=3)
 
 
 def test_few_are_drawn_evenly(shards, tmp_path):
