@@ -25,7 +25,10 @@ LIGHT = (
     "tokens.py",
 )
 """Modules that a command line needs for its help, and a server before it has a device."""
-HEAVY = {"cli/demo.py", "cli/demo_vision.py", "cli/plan_recipe.py", "cli/train_plan.py"}
+HEAVY = {
+    *("cli/demo.py", "cli/demo_vision.py", "cli/plan_recipe.py", "cli/samples.py"),
+    "cli/train_plan.py",
+}
 """Parts of commands that are imported when they run."""
 
 
