@@ -28,7 +28,8 @@ class Turn(NamedTuple):
 
 def with_document(question: Message, document: str) -> Message:
     """Returns a question after a document."""
-    first, *rest = question.parts if isinstance(question.parts[0], str) else ("", *question.parts)
+    is_text_first = bool(question.parts) and isinstance(question.parts[0], str)
+    first, *rest = question.parts if is_text_first else ("", *question.parts)
     return dataclasses.replace(question, parts=(f"{document.strip()}\n\n{first}", *rest))
 
 

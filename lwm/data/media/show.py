@@ -195,7 +195,7 @@ class _Originals:
 
     def __init__(self, files: Sequence[str], sampling: Sampling):
         self._items, self._sampling = open_items(files), sampling
-        self._numbers = {item.name: number for number, item in enumerate(self._items)}
+        self._numbers = {self._items[n].name: n for n in range(len(self._items))}
 
     def __call__(self, name: str) -> UInt8[np.ndarray, "N R R 3"] | None:
         """Returns the frames of an item with one image or video; None if there is no such file."""
