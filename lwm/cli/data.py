@@ -44,7 +44,7 @@ def data_check(
     source, opened, space = open_data(
         files, model=model, tokenizer=tokenizer, codes=codes, warn=_warn
     )
-    encoder = RecordEncoder(tokenizer=opened, tokens=space, format=format)
+    encoder = RecordEncoder(tokenizer=opened, tokens=space, format=_framed(format, model))
     with waiting("checking", "records") as progress:
         report = check(source, encoder, progress=progress)
     print_table(report.rows(), first=9)
@@ -94,7 +94,7 @@ def data_tokenize(
     source, opened, space = open_data(
         files, model=model, tokenizer=tokenizer, codes=codes, warn=_warn
     )
-    encoder = RecordEncoder(tokenizer=opened, tokens=space, format=format)
+    encoder = RecordEncoder(tokenizer=opened, tokens=space, format=_framed(format, model))
     with waiting("tokenizing", "records") as progress:
         summary = write_shards(
             source,
@@ -266,7 +266,7 @@ def _show_tokens(
     source, opened, space = open_data(
         files, model=model, tokenizer=tokenizer, codes=codes, warn=_warn
     )
-    encoder = RecordEncoder(tokenizer=opened, tokens=space, format=format)
+    encoder = RecordEncoder(tokenizer=opened, tokens=space, format=_framed(format, model))
     title = ", ".join(files)
     with waiting("encoding", "records") as progress:
         examples = Corpus(source, encoder)
@@ -307,6 +307,13 @@ def _show_media(
         return show(
             shards, vqgan=vqgan, originals=originals, out=out, count=count, progress=progress
         )
+
+
+def _framed(format: ExampleFormat, model: str | None) -> ExampleFormat:
+    """Returns a format whose frames have the codes that the model's VQGAN gives them."""
+    from lwm.convert.open import frame_size
+
+    return format if model is None else format.framed(frame_size(model))
 
 
 def _warn(text: str) -> None:

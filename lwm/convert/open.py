@@ -41,7 +41,7 @@ from lwm.progress import Progress
 from lwm.sampling_params import LWM_SAMPLING, VisionSampling
 from lwm.tokenizer.tokenizer import Tokenizer, with_format
 from lwm.tokens import TokenSpace
-from lwm.vqgan.checkpoint import locate_vqgan
+from lwm.vqgan.checkpoint import locate_vqgan, read_vqgan_config
 
 HELD_AS: dict[str, Held] = {
     "F32": "float32",
@@ -168,10 +168,13 @@ def open_model_files(
         opened = _open_checkpoint(path) if checkpoint else _open(path)
         opened = dataclasses.replace(opened, config=given.applied(opened.config))
     _require_vocabulary(opened)
-    vqgan = opened.vqgan
-    if vqgan is None and known is not None and known.vqgan is not None:
-        vqgan = locate_vqgan(known.vqgan)
-    return dataclasses.replace(opened, known=known, vqgan=vqgan)
+    return dataclasses.replace(opened, known=known, vqgan=_vqgan_of(opened, known))
+
+
+def _vqgan_of(opened: ModelFiles, known: catalog.KnownModel | None) -> Path | None:
+    if opened.vqgan is None and known is not None and known.vqgan is not None:
+        return locate_vqgan(known.vqgan)
+    return opened.vqgan
 
 
 def open_tokens(name_or_path: str | Path) -> tuple[Tokenizer, TokenSpace]:
@@ -192,6 +195,22 @@ def open_tokens(name_or_path: str | Path) -> tuple[Tokenizer, TokenSpace]:
     opened = _open_checkpoint(path) if checkpoint else _open(path, weights=False)
     _require_vocabulary(opened)
     return opened.tokenizer, opened.config.tokens
+
+
+def frame_size(name_or_path: str | Path) -> int | None:
+    """Returns the codes of a frame of the VQGAN beside a model; None if there is none.
+
+    Raises:
+        UserError: The model cannot be found or read.
+    """
+    path = find_files(name_or_path)
+    if is_adapter(path):
+        return frame_size(base_of(path))
+    if _lwm_file(path, name_or_path) is not None:
+        return None  # as LWM's own
+    opened = _open_checkpoint(path) if is_checkpoint(path) else _open(path, weights=False)
+    vqgan = _vqgan_of(opened, _entry(name_or_path, path))
+    return None if vqgan is None else read_vqgan_config(vqgan).tokens_per_frame
 
 
 def open_tokenizer(name_or_path: str | Path) -> Tokenizer:

@@ -63,9 +63,14 @@ class ExampleFormat:
     """`lwm` or Jinja source in place of the model's own chat template."""
     captions: Captions = Captions()
     tokens_per_frame: int | None = None
-    """Vision codes in a frame; by default from `frames` of the record, else LWM's 256."""
+    """Vision codes in a frame; by default from `frames` of the record, else those of the model's
+    VQGAN, or LWM's 256."""
     max_n_frames: int = 0
     """Most frames of a video to take, evenly spaced; 0 takes all."""
+
+    def framed(self, codes: int | None) -> "ExampleFormat":
+        """Returns the format with this number of codes of a frame, where it names none."""
+        return dataclasses.replace(self, tokens_per_frame=self.tokens_per_frame or codes)
 
     def __post_init__(self):
         """Refuses settings that contradict each other or are out of range.

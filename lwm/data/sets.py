@@ -62,12 +62,14 @@ def open_set(
     tokenizer: Tokenizer,
     tokens: TokenSpace,
     *,
+    frame: int | None = None,
     warn: Warn = lambda text: None,
 ) -> Examples:
     """Opens files as numbered examples.
 
     Args:
         files: See `open_records`; or one folder of tokenized shards.
+        frame: Codes of a frame where neither the record nor the format says it; None: as in LWM.
         warn: See `open_source`.
 
     Raises:
@@ -88,7 +90,7 @@ def open_set(
                 f"the codes of {name} are of a codebook of {made_by.codes}, but the model has "
                 f"{tokens.codes} codes; tokenize again with the model's VQGAN"
             )
-    encoder = RecordEncoder(tokenizer=tokenizer, tokens=tokens, format=format)
+    encoder = RecordEncoder(tokenizer=tokenizer, tokens=tokens, format=format.framed(frame))
     return Corpus(open_records(files, warn=warn), encoder)
 
 

@@ -188,9 +188,12 @@ def open_task(
             _keep_tokenizer(tokenizer, model, config.sampling, place)
     if files is not None:
         keep_lineage(files.place, files.known, folder)
-    sets = [_open_set(one, tokenizer, model.tokens, warn=warn) for one in config.data.sets]
+    frame = None if vqgan is None else vqgan.config.tokens_per_frame
+    sets = [
+        _open_set(one, tokenizer, model.tokens, frame=frame, warn=warn) for one in config.data.sets
+    ]
     loader = _loader(config, sets, model, mesh)
-    held_out = _held_out(config, tokenizer, model)
+    held_out = _held_out(config, tokenizer, model, frame)
     return OpenTask(
         task=LanguageTask(
             config.training,
@@ -346,9 +349,10 @@ def _open_set(
     tokenizer: Tokenizer,
     tokens: TokenSpace,
     *,
+    frame: int | None,
     warn: Callable[[str], None] = lambda text: None,
 ) -> Examples:
-    examples = open_set(config.files, config.format, tokenizer, tokens, warn=warn)
+    examples = open_set(config.files, config.format, tokenizer, tokens, frame=frame, warn=warn)
     if config.least_tokens is None and config.most_tokens is None:
         return examples
     return Bounded(examples, config.least_tokens, config.most_tokens)
@@ -375,11 +379,13 @@ def _loader(config: Run, sets: Sequence[Examples], model: LlamaConfig, mesh: Mes
     )
 
 
-def _held_out(config: Run, tokenizer: Tokenizer, model: LlamaConfig) -> dict[str, HeldOut]:
+def _held_out(
+    config: Run, tokenizer: Tokenizer, model: LlamaConfig, frame: int | None
+) -> dict[str, HeldOut]:
     data = config.data
     return {
         one.name: HeldOut.read(
-            _open_set(one, tokenizer, model.tokens),
+            _open_set(one, tokenizer, model.tokens, frame=frame),
             data.packing,
             model.tokens,
             most=data.held_out_rows,

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import tokenizers
 
+from lwm.cli.data import data_check
 from lwm.data.fields import RecordEncoder, chat_ids
 from lwm.data.format import Captions, ExampleFormat
 from lwm.errors import UserError
@@ -381,3 +382,13 @@ def test_of_several_captions_each_variant_takes_the_next(byte_tokenizer):
     for missing in (float("nan"), None, [], [1]):
         with pytest.raises(UserError, match=r"record: "):
             said(missing)
+
+
+def test_frames_have_the_codes_of_the_model_s_vqgan_where_nothing_says_it(tmp_path, capsys):
+    records = [{"caption": "x", "vision": [1] * 128}, {"caption": "y", "vision": [2] * 64}]
+    file = tmp_path / "a.jsonl"
+    file.write_text("".join(json.dumps(each) + "\n" for each in records))
+    data_check((str(file),), model="tiny-vision")
+    assert "bad lines  0" in capsys.readouterr().out
+    assert ExampleFormat(tokens_per_frame=32).framed(64).tokens_per_frame == 32
+    assert ExampleFormat().framed(None).tokens_per_frame is None
