@@ -100,6 +100,8 @@ def test_estimates_are_near_what_the_compiler_said(pods):
     lines = {(line["case"], line["program"]): line for line in kept if "peak" in line}
     assert lines
     for (name, program), line in lines.items():
-        if program != "init":
+        if line["peak"] is None:
+            assert line["remat"] == "offload"  # of others, the compiler says it
+        elif program != "init":
             estimate = pods.estimate(cases[name], program)
             assert estimate == pytest.approx(line["peak"], rel=0.15), (name, program)
