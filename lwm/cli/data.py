@@ -234,8 +234,10 @@ def data_show(
         format: How records become examples.
     """
     if model is not None or tokenizer is not None:
-        page = out or Path("tokens.html")
-        _show_tokens(files, page, model, tokenizer, codes, format, count or 16, overwrite=overwrite)
+        if vqgan is not None or originals:
+            raise UserError("tokens are shown without frames; leave --vqgan and --originals out")
+        page, number = out or Path("tokens.html"), 16 if count is None else count
+        _show_tokens(files, page, model, tokenizer, codes, format, number, overwrite=overwrite)
         print_line(page)
         return
     if len(files) != 1:

@@ -28,7 +28,7 @@ ABOUT = "Trains a model by a recipe; run again, it goes on where it stopped."
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Options:
-    """Options that do not change the numbers."""
+    """Options beside the settings of a recipe; all but `add` leave the numbers as they are."""
 
     out: Path | None = None
     """Folder for checkpoints, log and model; by default `runs` and the recipe's name."""

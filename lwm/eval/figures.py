@@ -215,7 +215,6 @@ def _labelled(count: int) -> list[int]:
     """Returns the numbers of the ticks that get a label, the first and the last among them."""
     step = max(1, -(-count // _MOST_LABELS))
     found = list(range(0, count, step))
-    if found and found[-1] < count - 1:
-        # In place of one that is nearer to it than the others are to each other.
-        found[-1 if count - 1 - found[-1] < step else len(found) :] = [count - 1]
+    if found:
+        found[-1] = count - 1  # nearer to the last label than labels are to each other
     return found

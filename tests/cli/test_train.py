@@ -92,7 +92,7 @@ def test_sets_are_called_after_the_files_that_replace_theirs(asked):
     assert run.data.sets[0].name == "mine"
     world = "world:train,count=10"
     run = asked("tiny-vision", *(f"--data.held-out.{n}.files={world}" for n in (0, 1)))
-    # Both would have the name of the files, and held-out sets are told apart by theirs.
+    # Both would have the name of the files, and held-out sets need names of their own.
     assert [one.name for one in run.data.held_out] == ["drawn", "told"]
     stage = asked("laptop-curriculum", "--stages.1.run.data.sets.0.files", world).stages[1]
     assert stage.run.data.sets[0].name == "world:train"

@@ -68,6 +68,18 @@ def test_colours_grow_lighter():
     assert all(later - earlier > 20 for earlier, later in itertools.pairwise(shades))
 
 
+def test_a_heat_map_has_counts_a_note_and_a_label_for_its_last_column():
+    columns = [1024 * (32 * number + 32) for number in range(32)]
+    many = heat_map([[0.5] * 32], columns, [0.0], title="m", note="32 questions, a book")
+    found = re.findall(r">([^<>]+)</text>", svg(many).decode())
+    assert {"32K", "1M", "m", "32 questions, a book"} <= set(found)
+    assert "992K" not in found
+    few = heat_map([[0.8, None]], [1024, 2048], [0.0], title="m", counts=[["4/5", None]])
+    found = re.findall(r">([^<>]+)</text>", svg(few).decode())
+    assert "4/5" in found
+    assert "80%" not in found
+
+
 def test_lengths_are_written_short():
     shown = [in_tokens(n) for n in (1024, 3 << 20, 1000, 1536, "length")]
     assert shown == ["1K", "3M", "1,000", "1,536", "length"]

@@ -28,6 +28,8 @@ from lwm.vqgan.tokenizer import VisionTokenizer
 
 _FRAMES = 24
 """Frames shown of a video, at most."""
+_WIDEST = 16_383
+"""Pixels of a WebP along a side, at most."""
 _BAD = 200
 """Bad items listed, at most."""
 _PER_SECOND = (1.0, 12.0)
@@ -137,9 +139,11 @@ def show_world(
 
     def card(number: int) -> dict[str, Any]:
         clip, seconds = items.clip(number), (config.frames - 1) / config.fps
+        pixels = _few(clip.pixels, config.resolution)
         lines = [Line("", clip.caption)]
         lines += [Line(asked.question, asked.answer) for asked in clip.questions]
-        picture = _picture(clip.pixels, seconds, is_video=config.frames > 1)
+        picture = _picture(pixels, seconds, is_video=config.frames > 1)
+        picture = picture._replace(total=config.frames)
         return {"name": items[number].name, "picture": picture, "original": None, "lines": lines}
 
     facts = {
@@ -176,18 +180,20 @@ def _picture_of(part: dict[str, Any], vision: VisionTokenizer) -> Decoded | None
     """Decodes a record or a part of a message; returns None if it has no codes."""
     if not part.get("vision"):
         return None
-    codes = _few(np.asarray(part["vision"], np.int32).reshape(-1, vision.tokens_per_frame))
+    codes = np.asarray(part["vision"], np.int32).reshape(-1, vision.tokens_per_frame)
+    codes = _few(codes, vision.resolution)
     times = part["times"]
     pixels = vision.decode(codes)
     picture = _picture(pixels, times[-1] - times[0], is_video=part["is_video"])
     return picture._replace(total=len(times)), pixels
 
 
-def _few(frames: np.ndarray) -> np.ndarray:
-    """Returns the frames that are shown, evenly spaced."""
-    if len(frames) <= _FRAMES:
+def _few(frames: np.ndarray, resolution: int) -> np.ndarray:
+    """Returns the frames that are shown, evenly spaced: as many as one picture holds abreast."""
+    most = min(_FRAMES, _WIDEST // resolution)
+    if len(frames) <= most:
         return frames
-    return frames[np.linspace(0, len(frames) - 1, _FRAMES).astype(int)]
+    return frames[np.linspace(0, len(frames) - 1, most).astype(int)]
 
 
 class _Originals:
@@ -202,7 +208,9 @@ class _Originals:
         if (number := self._numbers.get(name)) is None:
             return None
         found = read_item(self._items, number, self._sampling)
-        return _few(found.pixels[0]) if isinstance(found, Pictures) and found.pixels else None
+        if not isinstance(found, Pictures) or not found.pixels:
+            return None
+        return _few(found.pixels[0], self._sampling.resolution)
 
 
 def _psnr(one: np.ndarray, other: np.ndarray) -> float:

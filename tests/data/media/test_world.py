@@ -229,6 +229,8 @@ def test_the_page_shows_clips_as_they_are_rendered(tmp_path, monkeypatch, capsys
         for text in (clip.caption, *(each.question for each in clip.questions)):
             assert html.escape(text, quote=False) in page
     assert "9 items" in page
+    data_show(("world:heldout,count=1,frames=300",), out=tmp_path / "long.html")
+    assert "300 frames" in (tmp_path / "long.html").read_text()
     with pytest.raises(UserError, match="exists"):
         data_show(("world:heldout,count=9,frames=3",))
     with pytest.raises(UserError, match="leave --vqgan and --originals out"):
