@@ -10,13 +10,13 @@ import numpy as np
 from jaxtyping import Float, UInt8
 
 from lwm import renamed
-from lwm.errors import UserError, several
+from lwm.errors import UserError
 from lwm.generate.answer import Answer
 from lwm.generate.batch import Completion, Result, TextRequest, answers, complete, encode
 from lwm.generate.chat import with_document
 from lwm.generate.loaded import LoadedModel
 from lwm.generate.logits import logits_of
-from lwm.generate.questions import Question, QuestionReader
+from lwm.generate.questions import Question, QuestionReader, texts_of
 from lwm.generate.vision import DrawRequest, generate_visions
 from lwm.media.frames import FrameStream, open_frames
 from lwm.media.limits import Limits
@@ -215,7 +215,7 @@ class LanguageModel(LoadedModel):
         """
         if isinstance(prompt, str):
             return self.stream(prompt, **params).read()
-        return [each.text for each in self.generate_batch(prompt, **params)]
+        return [each.text for each in self.generate_batch(texts_of(prompt), **params)]
 
     async def agenerate(
         self, prompt: str | Sequence[str], **params: Unpack[SamplingOptions]
@@ -275,7 +275,7 @@ class LanguageModel(LoadedModel):
             UserError: A text is empty or exceeds the context, or the model runs in several
                 processes.
         """
-        return logits_of(self, [self.encode_prompt(text) for text in several(texts)])
+        return logits_of(self, [self.encode_prompt(text) for text in texts_of(texts)])
 
     def batch(
         self,

@@ -98,6 +98,18 @@ class QuestionReader:
         return self._see(_addressed(source) if isinstance(source, str) else source, **options)
 
 
+def texts_of(value: Any) -> tuple[str, ...]:
+    """Returns a text, or a sequence of texts, as a tuple.
+
+    Raises:
+        UserError: It is neither.
+    """
+    texts = (value,) if isinstance(value, str) else value
+    if not isinstance(texts, Sequence) or not all(isinstance(each, str) for each in texts):
+        raise UserError(f"give a text or a list of texts, not {reprlib.repr(value)}")
+    return tuple(texts)
+
+
 def _is_message(value: Any) -> bool:
     return isinstance(value, Message) or (isinstance(value, Mapping) and "role" in value)
 

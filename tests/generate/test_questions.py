@@ -13,6 +13,7 @@ from PIL import Image
 
 import lwm
 from lwm.errors import UserError
+from lwm.generate.questions import texts_of
 from lwm.model.layers import Packing
 from lwm.sharding import TOKENS, put
 
@@ -118,6 +119,12 @@ def test_messages_have_a_system_turn_and_a_history(model):
 def test_other_questions_are_refused_in_a_line(model, question, message):
     with pytest.raises(UserError, match=message):
         model.chat(question)
+
+
+@pytest.mark.parametrize("value", [5, None, [5], b"a"])
+def test_other_values_than_texts_are_refused_in_a_line(value):
+    with pytest.raises(UserError, match="give a text or a list of texts, not "):
+        texts_of(value)
 
 
 def test_tasks_await_answers_that_are_generated_together(model):
