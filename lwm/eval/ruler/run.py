@@ -139,6 +139,7 @@ def write(report: RulerReport, out: Path) -> None:
         report.lengths,
         report.tasks,
         title=f"{report.header['model']['name']}: RULER, {overall.score:.0%}" if overall else "",
+        note=f"{len(report.rows):,} questions, {report.header['model'].get('dtype', '')}",
         y_label="task",
         label="score",
     )

@@ -94,6 +94,15 @@ def write(report: VisualNeedleReport, out: Path) -> None:
     shares = [[known[n, d].accuracy if known[n, d].asked else None for n in frames] for d in depths]
     task = {"ask": "named", "draw": "generated"}[report.header["config"]["task"]]
     title = f"{report.model}: needle {task}, {report.score().accuracy:.0%}"
-    figure = heat_map(shares, [f"{n:,}" for n in frames], depths, title=title, x_label="frames")
+    counts = [[f"{known[n, d].correct:g}/{known[n, d].asked}" for n in frames] for d in depths]
+    figure = heat_map(
+        shares,
+        [f"{n:,}" for n in frames],
+        depths,
+        title=title,
+        counts=counts,
+        note=f"{len(report.rows):,} questions, {report.header['model'].get('dtype', '')}",
+        x_label="frames",
+    )
     write_bytes(out / PICTURE, png(figure))
     write_bytes(out / DRAWING, svg(figure))
