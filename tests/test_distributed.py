@@ -18,38 +18,23 @@ SCRIPT = Path(__file__).with_name("two_processes.py")
 @pytest.mark.slow
 @pytest.mark.representative
 def test_two_processes_compute_what_one_does(tmp_path):
-    with socket.socket() as probe:
-        probe.bind(("localhost", 0))
-        coordinator = f"localhost:{probe.getsockname()[1]}"
-    outs = [tmp_path / "0.npz", tmp_path / "1.npz"]
-    running = [
-        subprocess.Popen([sys.executable, SCRIPT, coordinator, str(index), out])
-        for index, out in enumerate(outs)
-    ]
-    assert [process.wait(timeout=300) for process in running] == [0, 0]
-    want = runpy.run_path(str(SCRIPT))["compute"]()
-    for out in outs:
-        with np.load(out) as found:
-            for name, value in zip(found.files, want, strict=True):
-                error = np.abs(found[name] - value).max()
-                assert error <= 1e-4 * max(np.abs(value).max(), 1e-6), name
-
-
-@pytest.mark.slow
-def test_each_of_two_processes_looks_at_all_held_out_frames(tmp_path):
-    """What is found is that of one process; the first one alone draws."""
-    script = SCRIPT.with_name("measuring_run.py")
+    """A loss and its gradients, and scores of held-out frames, of which the first alone draws."""
     with socket.socket() as probe:
         probe.bind(("localhost", 0))
         coordinator = f"localhost:{probe.getsockname()[1]}"
     running = [
-        subprocess.Popen([sys.executable, script, coordinator, str(index), tmp_path])
+        subprocess.Popen([sys.executable, SCRIPT, coordinator, str(index), tmp_path])
         for index in range(2)
     ]
     assert [process.wait(timeout=300) for process in running] == [0, 0]
-    want = runpy.run_path(str(script))["measure"]("1,1,1,1", tmp_path / "alone")
+    alone = runpy.run_path(str(SCRIPT))
+    gradients, scores = alone["compute"](), alone["measure"]("1,1,1,1", tmp_path / "alone")
     for index in range(2):
-        assert json.loads((tmp_path / f"{index}.json").read_text()) == want
+        with np.load(tmp_path / f"{index}.npz") as found:
+            for name, value in zip(found.files, gradients, strict=True):
+                error = np.abs(found[name] - value).max()
+                assert error <= 1e-4 * max(np.abs(value).max(), 1e-6), name
+        assert json.loads((tmp_path / f"{index}.json").read_text()) == scores
     drawn = [path.name for path in sorted(tmp_path.rglob("*.png"))]
     assert drawn == ["some-0.png"] * 2
     assert not list((tmp_path / "1").iterdir())

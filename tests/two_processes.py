@@ -1,10 +1,12 @@
-"""One of two processes that compute a loss and its gradients together; also imported by a test.
+"""One of two processes that compute gradients and look at frames together; imported by a test, too.
 
-python tests/two_processes.py COORDINATOR INDEX OUT.npz
+python tests/two_processes.py COORDINATOR INDEX FOLDER
 """
 
+import json
 import os
 import sys
+from pathlib import Path
 
 if __name__ == "__main__":
     os.environ["XLA_FLAGS"] += " --xla_force_host_platform_device_count=4"
@@ -23,6 +25,9 @@ from lwm.model.llama import Llama
 from lwm.ops.layout import order
 from lwm.sharding import TOKENS, make_mesh, on_mesh
 from lwm.tokens import TokenSpace
+from lwm.train.vqgan.validate import HeldOutFrames, measure_frames
+from lwm.vqgan.config import VQGANConfig
+from lwm.vqgan.model import VQGAN
 
 MESH = "1,2,2,2"
 CONFIG = LlamaConfig(
@@ -35,6 +40,9 @@ CONFIG = LlamaConfig(
     mlp_dim=64,
     max_context=64,
     init_std=0.2,
+)
+SMALL_VQGAN = VQGANConfig(
+    resolution=8, hidden=32, multipliers=(1,), res_blocks=1, z_channels=32, codes=16, code_dim=4
 )
 
 
@@ -62,11 +70,22 @@ def compute() -> list[np.ndarray]:
         return [np.asarray(process_allgather(x, tiled=True)) for x in jax.tree.leaves(found)]
 
 
+def measure(mesh: str, folder: Path) -> dict:
+    """Returns what is found, and draws a sheet into the folder."""
+    folder.mkdir()
+    frames = np.random.default_rng(0).integers(0, 256, (3, 8, 8, 3), np.uint8)
+    with jax.set_mesh(make_mesh(mesh)):
+        model = jax.jit(lambda: VQGAN.init(SMALL_VQGAN, key=jr.key(0)))()
+        return measure_frames({"some": HeldOutFrames(frames)}, model, folder / "0.png", count=3)
+
+
 if __name__ == "__main__":
-    coordinator, index, out = sys.argv[1:]
+    coordinator, index, folder = sys.argv[1:]
     join(Processes(coordinator=coordinator, count=2, index=int(index)))
     mesh = make_mesh(MESH)
     # Tensor and sequence parallelism stay inside a process.
     for inner in mesh.devices.reshape(2, 4):
         assert len({device.process_index for device in inner}) == 1
-    np.savez(out, *compute())
+    np.savez(Path(folder) / f"{index}.npz", *compute())
+    found = measure("dp=8", Path(folder) / index)
+    (Path(folder) / f"{index}.json").write_text(json.dumps(found))

@@ -25,30 +25,22 @@ def tiny_vision():
     return lwm.load("tiny-vision")
 
 
-def require_known(found):
-    assert found["codes_accuracy"] >= 0.99
-    assert found["drawn"] >= found["pairs"] * 60 / 64
-    assert found["told"] >= found["pairs"] * 60 / 64
-
-
 @pytest.mark.slow
-def test_some_clips_are_drawn_and_told(tiny_vision, tmp_path, capsys):
-    run_vision(tiny_vision, CLIPS, tmp_path, count=3)
-    found = json.loads((tmp_path / "report.json").read_text())
-    require_known(found)
-    assert found["pairs"] == len(found["rows"]) == 3
-    assert "3 of 3" in capsys.readouterr().out
-    opened = open_model_files("tiny-vision")
-    (score,) = of_reports(opened.source, opened.config, None, [tmp_path])
-    assert score.result.startswith("3 of 3 generated, 3 of 3 captioned, 100.00%")
-    assert score.how == found["command"]
-
-
-@pytest.mark.slow
-def test_all_clips_are_drawn_and_told(tiny_vision):
+def test_all_clips_are_drawn_and_told(tiny_vision, tmp_path, capsys):
     pairs = read_pairs(CLIPS)
     assert len({pair.caption for pair in pairs}) == len(pairs) == 64
-    require_known(measure(tiny_vision, pairs))
+    run_vision(tiny_vision, CLIPS, tmp_path)
+    found = json.loads((tmp_path / "report.json").read_text())
+    assert found["codes_accuracy"] >= 0.99
+    assert found["drawn"] >= 60
+    assert found["told"] >= 60
+    assert found["pairs"] == len(found["rows"]) == 64
+    assert f"{found['drawn']} of 64" in capsys.readouterr().out
+    opened = open_model_files("tiny-vision")
+    (score,) = of_reports(opened.source, opened.config, None, [tmp_path])
+    said = f"{found['drawn']} of 64 generated, {found['told']} of 64 captioned, "
+    assert score.result.startswith(said)
+    assert score.how == found["command"]
 
 
 @pytest.mark.slow

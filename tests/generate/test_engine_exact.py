@@ -20,7 +20,6 @@ from lwm.sharding import dotted, make_mesh
 LENGTHS = 1, 2, 64, 65, 66, 257, 513, 514, 700
 """At the ends of pages and chunks, and within."""
 WIDTH = 768
-SLOW = pytest.mark.slow, pytest.mark.representative
 
 
 def quantized(model):
@@ -78,40 +77,55 @@ def forward(model, place, mesh, rows):
         ("float32", "1,1,1,1", 1, None, 1e-5),
         ("float32", "1,1,1,1", 4, None, 1e-5),
         ("float32", "tp=2,sp=4", 4, None, 1e-5),
-        pytest.param(*("float32", "dp=2,tp=2", 4, None, 1e-5), marks=SLOW),
-        pytest.param(*("float32", "fsdp=2", 2, None, 1e-5), marks=SLOW),
         ("int8", "sp=2", 4, None, 1e-5),
         ("float32", "1,1,1,1", 4, "int8", 2e-2),
         ("bfloat16", "1,1,1,1", 4, None, 3e-2),
     ],
 )
-def test_what_is_written_is_that_of_one_pass(
-    model_of, place, ask, request_for, kind, mesh_text, lane, cache, close
-):
-    rng = np.random.default_rng(0)
-    prompts = [rng.integers(0, 256, length).tolist() for length in LENGTHS]
-    with jax.set_mesh(mesh := make_mesh(mesh_text)):
-        engine = Engine(model_of(kind), mesh, pool_tokens=4096, cache_dtype=cache)
-        plan = GenerationPlan(max_tokens=12)
-        free = dataclasses.replace(plan, sampler=Sampler(), seed=3)
-        greedy = ask(engine, *(request_for(plan, each, lane=lane) for each in prompts))
-        scored = ask(
-            engine, *(request_for(free, each, lane=lane, scores_from=1) for each in prompts)
-        )
-    for each in (*greedy, *scored):
-        assert isinstance(each.last, Finished), each.last
-    with jax.set_mesh(mesh := make_mesh()):
-        model = model_of(kind)
-        for found in (greedy, scored):
-            rows = [[*prompt, *each.ids] for prompt, each in zip(prompts, found, strict=True)]
-            wanted = forward(model, place, mesh, rows)
-            for row, each, prompt, logprobs in zip(rows, found, prompts, wanted, strict=True):
-                own = np.take_along_axis(logprobs[: len(row) - 1], np.array(row[1:])[:, None], 1)
-                said = (each.scores + each.logprobs)[-len(row) + 1 :]
-                np.testing.assert_allclose(said, own[-len(said) :, 0], atol=close)
-                require_marked(logprobs[: len(each.scores)], row[1:], each.is_likeliest, close)
-                if found is greedy:
-                    require_likeliest(logprobs[len(prompt) - 1 : len(row) - 1], each.ids, close)
+def test_what_is_written_is_that_of_one_pass(one_pass, kind, mesh_text, lane, cache, close):
+    one_pass(kind, mesh_text, lane, cache, close)
+
+
+@pytest.mark.slow
+@pytest.mark.representative
+def test_what_is_written_on_other_meshes_is_that_of_one_pass(one_pass):
+    one_pass("float32", "dp=2,tp=2", 4, None, 1e-5)
+    one_pass("float32", "fsdp=2", 2, None, 1e-5)
+
+
+@pytest.fixture
+def one_pass(model_of, place, ask, request_for):
+    """Compares what an engine writes with the log-probabilities of one pass over all of it."""
+
+    def compare(kind, mesh_text, lane, cache, close):
+        rng = np.random.default_rng(0)
+        prompts = [rng.integers(0, 256, length).tolist() for length in LENGTHS]
+        with jax.set_mesh(mesh := make_mesh(mesh_text)):
+            engine = Engine(model_of(kind), mesh, pool_tokens=4096, cache_dtype=cache)
+            plan = GenerationPlan(max_tokens=12)
+            free = dataclasses.replace(plan, sampler=Sampler(), seed=3)
+            greedy = ask(engine, *(request_for(plan, each, lane=lane) for each in prompts))
+            scored = ask(
+                engine, *(request_for(free, each, lane=lane, scores_from=1) for each in prompts)
+            )
+        for each in (*greedy, *scored):
+            assert isinstance(each.last, Finished), each.last
+        with jax.set_mesh(mesh := make_mesh()):
+            model = model_of(kind)
+            for found in (greedy, scored):
+                rows = [[*prompt, *each.ids] for prompt, each in zip(prompts, found, strict=True)]
+                wanted = forward(model, place, mesh, rows)
+                for row, each, prompt, logprobs in zip(rows, found, prompts, wanted, strict=True):
+                    own = np.take_along_axis(
+                        logprobs[: len(row) - 1], np.array(row[1:])[:, None], 1
+                    )
+                    said = (each.scores + each.logprobs)[-len(row) + 1 :]
+                    np.testing.assert_allclose(said, own[-len(said) :, 0], atol=close)
+                    require_marked(logprobs[: len(each.scores)], row[1:], each.is_likeliest, close)
+                    if found is greedy:
+                        require_likeliest(logprobs[len(prompt) - 1 : len(row) - 1], each.ids, close)
+
+    return compare
 
 
 def require_marked(logprobs, targets, is_likeliest, close):

@@ -91,9 +91,10 @@ def test_logits_loss_and_gradients_are_equal_on_every_mesh(tiny, init, place, va
             assert np.abs(one - other).max() <= 1e-4 * max(np.abs(one).max(), 1e-6), text
 
 
-@pytest.fixture(scope="module")
-def rematerialised(tiny, init, place):
-    """Gradients by kind of rematerialisation, and how often keys, values or theirs are sent on."""
+@pytest.mark.slow
+@pytest.mark.representative
+def test_rematerialisation_changes_no_gradient(tiny, init, place):
+    """Where attention is kept, no keys, values or gradients of theirs are sent on again."""
     tokens, targets, segments = batch(tiny())
     found = {}
     with jax.set_mesh(mesh := make_mesh("1,1,2,4")):
@@ -106,23 +107,12 @@ def rematerialised(tiny, init, place):
             text = done.as_text() or ""
             sent = re.findall(r"= \(?f32[^=]*collective-permute(?:-start)?\(", text)
             found[remat] = jax.device_get(done(model)), len(sent)
-    return found
-
-
-@pytest.mark.slow
-@pytest.mark.representative
-def test_rematerialisation_changes_no_gradient(rematerialised):
-    saved, _ = rematerialised["none"]
-    for grads, _ in rematerialised.values():
+    saved, _ = found["none"]
+    for grads, _ in found.values():
         for one, other in zip(*map(jax.tree.leaves, (saved, grads)), strict=True):
             np.testing.assert_allclose(one, other, atol=1e-5 * float(np.abs(one).max()))
-
-
-@pytest.mark.slow
-@pytest.mark.representative
-def test_a_saved_ring_does_not_run_again(rematerialised):
-    saved, kept, again = (rematerialised[remat][1] for remat in ("none", "attention", "full"))
-    assert kept == saved < again
+    once, kept, again = (found[remat][1] for remat in ("none", "attention", "full"))
+    assert kept == once < again
 
 
 def test_documents_do_not_leak_through_a_layer(tiny, init, place):
@@ -205,14 +195,9 @@ def frugal(tiny):
 
 @pytest.mark.slow
 @pytest.mark.representative
-def test_memory_of_a_device_does_not_grow_with_the_ring(frugal):
+def test_memory_of_a_device_grows_with_its_tokens_and_not_with_the_ring(frugal):
     used = [compiled(frugal, length=512 * sp, sp=sp).bytes for sp in (2, 8)]
     assert max(used) <= 1.1 * min(used), used
-
-
-@pytest.mark.slow
-@pytest.mark.representative
-def test_memory_grows_no_faster_than_the_row(frugal):
     short, long = (compiled(frugal, length=length, sp=2).bytes for length in (2048, 8192))
     assert long <= 4 * short, (short, long)
 

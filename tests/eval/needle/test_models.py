@@ -20,8 +20,6 @@ from lwm.eval.results import Results
 from lwm.eval.subject import Subject
 from lwm.generate import loaded
 from lwm.generate.answer import Answer
-from lwm.generate.language_model import LanguageModel
-from lwm.hub.catalog import find_model, locate
 from lwm.model.config import ModelOverrides
 from lwm.sampling_params import SamplingParams
 
@@ -127,48 +125,6 @@ def test_results_of_another_rope_or_context_are_refused(tiny_model, tmp_path, ch
 def test_a_length_above_the_context_is_refused(tiny_model, tmp_path):
     with pytest.raises(UserError, match=r"above the context of tiny, 2,560 tokens"):
         evaluate(tiny_model, NeedleConfig(), tmp_path)
-
-
-@pytest.mark.torch
-@pytest.mark.network
-@pytest.mark.slow
-def test_smollm2_answers_as_in_transformers(tmp_path):
-    """A 3 by 3 grid at 1K to 4K, greedy, on the same ids."""
-    torch = pytest.importorskip("torch")
-    transformers = pytest.importorskip("transformers")
-    path = locate(find_model("smollm2-135m-instruct"))
-    if path is None:
-        pytest.skip("smollm2-135m-instruct is not on this machine")
-    from lwm.formats.gguf import read_gguf
-    from lwm.loading import load
-
-    config = NeedleConfig(lengths=(1024, 2048, 4096), depths=(0.0, 50.0, 100.0), max_tokens=24)
-    model = load(path)
-    assert isinstance(model, LanguageModel)
-    report = evaluate(model, config, tmp_path).report
-    opened = read_gguf(path)
-    weights = {name: torch.tensor(weight) for name, weight in opened.tensors.items()}
-    weights["lm_head.weight"] = weights["model.embed_tokens.weight"]
-    theirs = transformers.LlamaForCausalLM(transformers.LlamaConfig(**opened.config))
-    theirs.load_state_dict(weights, strict=True)
-    prompts = Prompts(config, model.tokenizer)
-    answers = {
-        (row["context_length"], row["depth_percent"]): row["response"] for row in report.rows
-    }
-    stops = sorted(model.tokenizer.eos_ids)
-    for cell in prompts.cells:
-        ids = torch.tensor([prompts.build(cell).ids])
-        with torch.no_grad():
-            out = theirs.generate(
-                ids,
-                attention_mask=torch.ones_like(ids),
-                max_new_tokens=config.answer_tokens,
-                do_sample=False,
-                eos_token_id=stops,
-                pad_token_id=model.tokenizer.pad_id,
-            )
-        written = [token for token in out[0, ids.shape[1] :].tolist() if token not in stops]
-        assert answers[cell.length, cell.depth] == model.tokenizer.decode(written)
 
 
 def test_what_no_memory_is_left_for_is_refused(tiny_model, monkeypatch):

@@ -63,37 +63,31 @@ def test_without_a_compiler_one_line_says_how_to_get_one(compiled):
 
 
 @pytest.mark.slow
-def test_kernels_can_be_switched_off(compiled):
-    assert end(start(LWM_CPU_KERNELS="0", LWM_CACHE=str(compiled))) == ("plain", [])
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("body", ["echo error: out of registers >&2; exit 1", "exit 0"])
-def test_broken_compiler_costs_one_line(tmp_path, body):
-    compiler = tmp_path / "c++"
-    compiler.write_text(f"#!/bin/sh\n{body}\n")
-    compiler.chmod(0o755)
-    out, lines = end(start(LWM_CACHE=str(tmp_path), CXX=str(compiler)))
-    assert out == "plain"
-    assert len(lines) == 1
-    assert not list((tmp_path / "kernels").iterdir())
-
-
-@pytest.mark.slow
 @pytest.mark.representative
-@pytest.mark.parametrize("why", ["no folder", "writable by others"])
-def test_unsafe_or_missing_cache_costs_one_line(tmp_path, why):
-    folder = tmp_path / "kernels"
-    if why == "no folder":
-        folder.write_text("")
-    else:
-        folder.mkdir()
-        folder.chmod(0o777)
-    out, lines = end(start(LWM_CACHE=str(tmp_path)))
-    assert out == "kernel"
-    assert len(lines) == 1
-    assert str(folder) in lines[0]
-    assert folder.is_file() or not list(folder.iterdir())
+def test_broken_compilers_and_unsafe_folders_cost_one_line(compiled, tmp_path_factory):
+    off = start(LWM_CPU_KERNELS="0", LWM_CACHE=str(compiled))
+    compilers = []
+    for body in ("echo error: out of registers >&2; exit 1", "exit 0"):
+        cache = tmp_path_factory.mktemp("compiler")
+        compiler = cache / "c++"
+        compiler.write_text(f"#!/bin/sh\n{body}\n")
+        compiler.chmod(0o755)
+        compilers.append((cache / "kernels", start(LWM_CACHE=str(cache), CXX=str(compiler))))
+    a_file, of_others = (tmp_path_factory.mktemp("cache") / "kernels" for _ in range(2))
+    a_file.write_text("")
+    of_others.mkdir()
+    of_others.chmod(0o777)
+    unsafe = [(folder, start(LWM_CACHE=str(folder.parent))) for folder in (a_file, of_others)]
+
+    assert end(off) == ("plain", [])
+    for folder, process in compilers:
+        out, lines = end(process)
+        assert (out, len(lines), list(folder.iterdir())) == ("plain", 1, []), lines
+    for folder, process in unsafe:
+        out, lines = end(process)
+        assert (out, len(lines)) == ("kernel", 1), lines
+        assert str(folder) in lines[0]
+        assert folder.is_file() or not list(folder.iterdir())
 
 
 @pytest.mark.slow
