@@ -12,6 +12,8 @@ from pathlib import Path
 from lwm.folders import cache_folder
 from lwm.hub.fetch import Archive, from_archives
 
+BOOKS = "books:"
+
 _PLAYS, _MILTON = "shksprdata/texts", "miltondata/texts"
 _BIBLE = "bible/data/kjv.jsonl"
 _ARCHIVES = (

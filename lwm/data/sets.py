@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from lwm.convert.open import open_tokens
+from lwm.data.books import BOOKS, fetch_books
 from lwm.data.copies import COPIES, Copies, CopySet
 from lwm.data.example import Example
 from lwm.data.fields import RecordEncoder
@@ -26,7 +27,7 @@ from lwm.vqgan.config import CodebookInfo
 from lwm.vqgan.model import VQGAN
 from lwm.vqgan.tokenizer import vqgan_fingerprint
 
-_BOOKS, _SHIPPED = "books:", "shipped:"
+_SHIPPED = "shipped:"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -222,11 +223,9 @@ def _found(file: str, warn: Warn) -> list[str | Path]:
         return [tokenized_world(file, warn=warn)]
     if file.startswith(_SHIPPED):
         return _shipped(file.removeprefix(_SHIPPED))
-    if not file.startswith(_BOOKS):
+    if not file.startswith(BOOKS):
         return [file]
-    from lwm.data.books import fetch_books
-
-    part = file.removeprefix(_BOOKS)
+    part = file.removeprefix(BOOKS)
     if part not in ("train", "held-out"):
         raise UserError(f"{file}: there are books:train and books:held-out")
     return [fetch_books() / part]

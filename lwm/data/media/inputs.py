@@ -4,6 +4,8 @@ import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePath
 
+from lwm.data.books import BOOKS
+from lwm.data.copies import COPIES
 from lwm.data.huggingface import HUB, is_saved
 from lwm.data.media.archives import Folder, is_archive, open_archive
 from lwm.data.media.folders import DESCRIBING, MediaFiles, is_side, sides_beside
@@ -11,6 +13,7 @@ from lwm.data.media.items import Bad, Chain, Items, Listed
 from lwm.data.media.lists import LISTS, Csv, is_csv
 from lwm.data.media.summary import is_media
 from lwm.data.media.world import WorldItems, WorldSet, is_world
+from lwm.data.recalls import RECALLS
 from lwm.data.sources import open_source
 from lwm.errors import UserError, several
 from lwm.files import is_packed, matching, reading, require_unpacked
@@ -56,6 +59,8 @@ def _expand(text: str, exclude: Path | None) -> list[tuple[str, bool]]:
     if text.startswith(HUB) or is_world(text) or os.path.exists(text):
         return [(text, True)]
     matched = matching(text)
+    if not matched and text.startswith((BOOKS, COPIES, RECALLS)):
+        raise UserError(f"{text} has no images or videos; text is trained on without this step")
     if not matched:
         raise UserError(f"{text} does not exist, nor does any file match it")
     folders = {str(PurePath(path)) for path in matched if os.path.isdir(path)}
