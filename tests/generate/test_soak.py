@@ -196,7 +196,7 @@ def collect(request, patience=-1):
         patience -= 1
         match request.events.get(timeout=300):
             case Written() as written:
-                found += zip(*written, strict=True)
+                found += zip(written.ids, written.logprobs, strict=True)
             case Scores() as scores:
                 found.append(scores)
             case Finished(reason, _):
