@@ -132,6 +132,11 @@ def make_mesh(text: str = "1,1,1,1", devices: Sequence[jax.Device] | None = None
     return Mesh(placed, AXES, axis_types=explicit)
 
 
+def own_mesh() -> Mesh:
+    """Returns a mesh of one device of this process, also where several processes take part."""
+    return make_mesh(devices=jax.local_devices()[:1])
+
+
 def _placed(sizes: tuple[int, int, int, int], devices: Sequence[jax.Device]) -> np.ndarray:
     """Arranges devices so that neighbours on an axis have fast links."""
     parts = _joined_by_slow_links(devices)

@@ -1,10 +1,12 @@
 import jax
 import pytest
 
+from lwm.convert.weights import weight_paths
 from lwm.errors import UserError
 from lwm.model.config import preset
 from lwm.model.llama import check_mesh
-from lwm.sharding import make_mesh, parse_mesh, require_batch
+from lwm.sharding import make_mesh, own_mesh, parse_mesh, require_batch
+from lwm.vqgan.checkpoint import read_vqgan
 
 
 @pytest.mark.parametrize(
@@ -78,3 +80,13 @@ def test_mesh_that_does_not_divide_the_batch_names_the_number():
         require_batch(mesh, rows=4, length=63)
     with pytest.raises(UserError, match="leave 32 a device, which do not divide by the block 24"):
         require_batch(mesh, rows=4, length=64, block=24)
+
+
+def test_of_several_processes_each_has_a_mesh_of_its_own(monkeypatch):
+    """Where something is looked at or read by one of them alone."""
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    with pytest.raises(UserError, match="uses 1 of 8 devices; use all of them"):
+        make_mesh()
+    assert list(own_mesh().devices.flat) == jax.local_devices()[:1]
+    assert "norm.weight" in weight_paths(preset("debug"))
+    assert read_vqgan("vqgan-64").config.resolution == 64

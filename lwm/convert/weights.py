@@ -29,7 +29,7 @@ from lwm.model.config import Compute, Dtype, LlamaConfig
 from lwm.model.llama import Llama, check_mesh
 from lwm.model.quantize import Quantized, QuantizedWeight, quantize_to
 from lwm.progress import Progress
-from lwm.sharding import axes_of, dotted, make_mesh
+from lwm.sharding import axes_of, dotted, own_mesh
 
 _THREADS = 2
 """Threads that read ahead: with one, a fast disk waits while tensors are reordered."""
@@ -276,7 +276,7 @@ def _abstract(
 
 def weight_paths(config: LlamaConfig) -> list[str]:
     """Returns the paths of all weights of an unstacked model."""
-    leaves = jax.tree.leaves_with_path(_abstract(config, make_mesh(), stacked=False))
+    leaves = jax.tree.leaves_with_path(_abstract(config, own_mesh(), stacked=False))
     return [dotted(path) for path, _ in leaves]
 
 

@@ -20,7 +20,7 @@ from lwm.formats.lazy import require_finite, require_same_tensors
 from lwm.formats.pickles import read_pickle
 from lwm.formats.run_folder import find_in_run, is_checkpoint, open_checkpoint, read_settings
 from lwm.model.config import Dtype
-from lwm.sharding import dotted, make_mesh, on_mesh
+from lwm.sharding import dotted, on_mesh, own_mesh
 from lwm.tokens import TokenSpace
 from lwm.vqgan import vqmodel
 from lwm.vqgan.config import CONFIG, WEIGHTS, VQGANConfig
@@ -104,7 +104,7 @@ def read_vqgan(
     Args:
         path: The file, or a folder: that of a language model, which has the VQGAN as `vqgan` or
             `vqvae`, or its own; `vqgan-64` is the one that comes with the package.
-        mesh: Devices, each of which gets all weights; None for the first device alone.
+        mesh: Devices, each of which gets all weights; None for one device of this process.
         dtype: Type of the computation; None for that of the folder, or float32 for a pickle.
         resolution: Pixels along a side of the frames; None for that of the folder, or where the
             files do not say sixteen codes a side, as in LWM.
@@ -121,7 +121,7 @@ def read_vqgan(
     config = _config(
         stored.file, **dataclasses.asdict(config) | {k: v for k, v in changes.items() if v}
     )
-    return _build(config, stored, mesh or make_mesh())
+    return _build(config, stored, mesh or own_mesh())
 
 
 def read_vqgan_config(path: str | Path) -> VQGANConfig:

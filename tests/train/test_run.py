@@ -325,6 +325,7 @@ def two_processes(folder, mesh, vocabulary=300):
 
 
 @pytest.mark.slow
+@pytest.mark.representative
 def test_two_processes_make_the_same_model(whole, tmp_path):
     """One of them trains the tokenizer and writes; the held-out sets are scored by both."""
     ends = two_processes(tmp_path / "run", "1,2,1,2")
