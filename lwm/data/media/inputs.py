@@ -59,9 +59,11 @@ def _expand(text: str, exclude: Path | None) -> list[tuple[str, bool]]:
     if text.startswith(HUB) or is_world(text) or os.path.exists(text):
         return [(text, True)]
     matched = matching(text)
-    if not matched and text.startswith((BOOKS, COPIES, RECALLS)):
-        raise UserError(f"{text} has no images or videos; text is trained on without this step")
     if not matched:
+        if text.startswith((BOOKS, COPIES, RECALLS)):
+            raise UserError(
+                f"{text} is text, without images or videos; lwm train takes it as it is"
+            )
         raise UserError(f"{text} does not exist, nor does any file match it")
     folders = {str(PurePath(path)) for path in matched if os.path.isdir(path)}
     excluded = {folder for folder in folders if _is_same(folder, exclude)}

@@ -299,7 +299,9 @@ def test_inputs_that_are_none(tmp_path):
     ]:
         with pytest.raises(UserError, match=says):
             open_items([str(tmp_path / each) for each in inputs])
-    with pytest.raises(UserError, match="recalls:train has no images or videos; text is trained"):
+    with pytest.raises(
+        UserError, match="recalls:train is text, without images or videos; lwm train takes"
+    ):
         open_items(["recalls:train"])
     assert "x.png is not a readable image" in read(tmp_path / "x.png")[0].reason
 
