@@ -20,6 +20,7 @@ from jax import lax
 from jaxtyping import Array, Float, Int
 
 from lwm.ops.blockwise import Tiles, attend, block_sizes, rows_of, unrows, with_ones
+from lwm.ops.cpu.attention import attend_chunk
 from lwm.ops.cpu.product import product
 from lwm.ops.held import Keys, Values, widened
 
@@ -67,7 +68,9 @@ def read_pages(
     inputs = q, keys, values, pages, lengths, first
     return lax.platform_dependent(
         *inputs,
-        cpu=partial(read_in_tiles, step=step, together=1, ones=True),
+        cpu=partial(
+            attend_chunk, partial(read_in_tiles, step=step, together=1, ones=True), step=step
+        ),
         tpu=partial(read_in_tiles, step=step, together=CHUNK_TOGETHER, ones=True),
         default=partial(read_in_tiles, step=step, together=CHUNK_TOGETHER, ones=False),
     )

@@ -42,8 +42,15 @@ def read_three_pages(q, keys, values, pages, lengths, first=None, *, step=1):
     return read_in_tiles(*whole, step=step, together=3, ones=False)
 
 
+def read_one_page(q, keys, values, pages, lengths, first=None, *, step=1):
+    """Reading as it is on CPUs without kernels."""
+    first = jnp.zeros_like(lengths) if first is None else first
+    whole = q, keys, values, pages, lengths, first
+    return read_in_tiles(*whole, step=step, together=1, ones=True)
+
+
 DECODE = by_row, all_rows, all_rows_in_groups
-READ = read_pages, read_three_pages
+READ = read_pages, read_one_page, read_three_pages
 
 
 class Rows(NamedTuple):

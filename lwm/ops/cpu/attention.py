@@ -1,4 +1,4 @@
-"""Attention of one new token of each row to its pages on CPUs, which also stores the token."""
+"""Attention of new tokens to the pages of their rows on CPUs, by kernels."""
 
 from collections.abc import Callable
 from functools import partial
@@ -11,13 +11,14 @@ from jaxtyping import Array, Float, Int
 from lwm.ops.cpu.build import target
 from lwm.ops.held import Keys, Values
 
-_KERNELS = {
-    jnp.dtype(jnp.float32): "attend_float32",
-    jnp.dtype(jnp.uint16): "attend_bfloat16",
-    jnp.dtype(jnp.int8): "attend_int8",
+_TYPES = {
+    jnp.dtype(jnp.float32): "float32",
+    jnp.dtype(jnp.uint16): "bfloat16",
+    jnp.dtype(jnp.int8): "int8",
 }
-"""By the type in which pages are held (`lwm.ops.held`)."""
+"""Names in those of kernels, by the type in which pages are held (`lwm.ops.held`)."""
 Attended = tuple[Float[Array, "B 1 N H"], Float[Array, "B 1 N"], Keys, Values]
+Read = tuple[Float[Array, "B S N H"], Float[Array, "B S N"]]
 
 
 def attend_new(
@@ -33,7 +34,9 @@ def attend_new(
     *,
     step: int,
 ) -> Attended:
-    """Returns `plain(q, k, v, ...)`; on CPUs computed by a kernel, in place.
+    """Attends from one new token of each row, which it also stores.
+
+    Returns `plain(q, k, v, ...)`; on CPUs computed by a kernel, in place.
 
     Args:
         plain: Stores and attends in plain JAX.
@@ -51,10 +54,50 @@ def attend_new(
         Output, log-sum-exp, and the pages with the new token.
     """
     inputs = q, k, v, keys, values, pages, lengths, first
-    kernel = _KERNELS.get(keys.dtype)
-    if kernel is None or (name := target(kernel)) is None:
+    name = _kernel("attend", keys)
+    if name is None:
         return plain(*inputs)
     return lax.platform_dependent(*inputs, cpu=partial(_call, name, step), default=plain)
+
+
+def attend_chunk(
+    plain: Callable[..., Read],
+    q: Float[Array, "B S N H"],
+    keys: Keys,
+    values: Values,
+    pages: Int[Array, "B W"],
+    lengths: Int[Array, " B"],
+    first: Int[Array, " B"],
+    *,
+    step: int,
+) -> Read:
+    """Returns `plain(q, keys, ...)` computed by a kernel, or by `plain` if there is none.
+
+    The kernel multiplies bfloat16 on the processor's matrix units, where it has some, and all else
+    in float32.
+
+    Args:
+        plain: Attends in plain JAX.
+        q: Queries of new tokens, which are stored.
+        keys: Pages of keys.
+        values: Pages of values.
+        pages: Pages of each row that lie here.
+        lengths: Tokens of each row before the new ones.
+        first: Number, within its row, of the first page that lies here.
+        step: Distance to the next one in the row.
+    """
+    name = _kernel("read", keys)
+    if name is None or q.dtype not in (jnp.float32, jnp.bfloat16):
+        return plain(q, keys, values, pages, lengths, first)
+    results = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in (q.shape, q.shape[:3])]
+    integers = (x.astype(jnp.int32) for x in (pages, lengths, first))
+    out, lse = jax.ffi.ffi_call(name, results)(q, keys, values, *integers, step=step)
+    return out, lse
+
+
+def _kernel(does: str, keys: Keys) -> str | None:
+    kind = _TYPES.get(keys.dtype)
+    return None if kind is None else target(f"{does}_{kind}")
 
 
 def _call(name, step, q, k, v, keys, values, pages, lengths, first):

@@ -23,7 +23,11 @@ import jaxlib
 from lwm.folders import cache_folder
 
 SOURCES = Path(__file__).parent / "kernels"
-TARGETS = "product_columns", "product_rows", "attend_float32", "attend_bfloat16", "attend_int8"
+TARGETS = (
+    *("product_columns", "product_rows"),
+    *("attend_float32", "attend_bfloat16", "attend_int8"),
+    *("read_float32", "read_bfloat16", "read_int8"),
+)
 """Functions of the library that XLA calls."""
 
 _LOG = logging.getLogger(__name__)

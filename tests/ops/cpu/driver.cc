@@ -10,6 +10,8 @@
 #include "many.h"
 #include "parallel.h"
 #include "product.h"
+#include "reading.h"
+#include "tiles.h"
 
 namespace {
 
@@ -113,6 +115,55 @@ bool check(const Sizes& sizes, Weight<Number> w, bool transposed = false, bool m
   return true;
 }
 
+// Pages of rows, and their tables.
+template <class Number>
+struct Pool {
+  const PageSizes& sizes;
+  std::vector<Number> keys, values;
+  std::vector<int32_t> table;
+
+  Pool(const PageSizes& sizes, int64_t rows) : sizes(sizes) {
+    const int64_t pages = rows * sizes.entries, width = sizes.width;
+    keys = numbers<Number>(pages * sizes.heads * page_size<Number>(width));
+    values = numbers<Number>(pages * sizes.heads * page_size<Number>(width));
+    for (int64_t t = 0; t < pages * sizes.heads * kPage && kScale<Number> > 0; ++t) {
+      const int64_t place = t / kPage * page_size<Number>(width) + t % kPage + width * kPage;
+      const float of_key = std::abs(number()) / 100, of_value = std::abs(number()) / 100;
+      for (int64_t i = 0; i < kScale<Number>; ++i) {
+        std::memcpy(&keys[place + i * kPage], reinterpret_cast<const char*>(&of_key) + i, 1);
+      }
+      std::memcpy(&values[t * (width + kScale<Number>) + width], &of_value, kScale<Number>);
+    }
+    for (int64_t i = 0; i < pages; ++i) table.push_back(pages - 1 - i);
+  }
+
+  // Compares attention from one query to the first `count` tokens of a row with plain loops.
+  bool is_right(const float* q, int64_t row, int64_t head, int64_t count, double factor,
+                const float* out, float lse, double most) const {
+    const int64_t width = sizes.width, stride = width + kScale<Number>;
+    std::vector<double> sums(width);
+    double total = 0;
+    for (int64_t t = 0; t < count; ++t) {
+      const int64_t page = table[row * sizes.entries + t / kPage] * sizes.heads + head;
+      const Number* key = keys.data() + page * page_size<Number>(width) + t % kPage;
+      const Number* value = values.data() + (page * kPage + t % kPage) * stride;
+      float of_key = 1, of_value = 1;
+      for (int64_t b = 0; b < kScale<Number>; ++b) {
+        std::memcpy(reinterpret_cast<char*>(&of_key) + b, key + (width + b) * kPage, 1);
+        std::memcpy(reinterpret_cast<char*>(&of_value) + b, value + width + b, 1);
+      }
+      double score = 0;
+      for (int64_t h = 0; h < width; ++h) score += q[h] * wide(key[h * kPage]) * of_key;
+      const double weight = std::exp(score * factor);
+      total += weight;
+      for (int64_t h = 0; h < width; ++h) sums[h] += weight * wide(value[h]) * of_value;
+    }
+    bool good = is_near(std::log(total), lse, most);
+    for (int64_t h = 0; h < width; ++h) good &= is_near(sums[h] / total, out[h], most);
+    return good;
+  }
+};
+
 // Attends from rows of these lengths, and compares with plain loops over the same pages.
 template <class Number>
 bool check_attention(const PageSizes& sizes, const std::vector<int64_t>& lengths) {
@@ -120,25 +171,8 @@ bool check_attention(const PageSizes& sizes, const std::vector<int64_t>& lengths
   const auto q = numbers<float>(count * heads * width);
   const auto k = numbers<float>(count * sizes.heads * width);
   const auto v = numbers<float>(count * sizes.heads * width);
-  const int64_t pages = count * sizes.entries;
-  const int64_t stride = width + kScale<Number>;
-  auto keys = numbers<Number>(pages * sizes.heads * page_size<Number>(width));
-  auto values = numbers<Number>(pages * sizes.heads * page_size<Number>(width));
-  const auto key_scales = numbers<float>(kPage), value_scales = numbers<float>(kPage);
-  const auto scale = [](const std::vector<float>& of, int64_t t) {
-    return kScale<Number> ? std::abs(of[t % kPage]) / 100 : 1;
-  };
-  for (int64_t t = 0; t < pages * sizes.heads * kPage; ++t) {
-    Number* key = keys.data() + t / kPage * page_size<Number>(width) + t % kPage + width * kPage;
-    Number* value = values.data() + t * stride + width;
-    for (int64_t i = 0; i < kScale<Number>; ++i) {
-      const float of_key = scale(key_scales, t), of_value = scale(value_scales, t);
-      std::memcpy(key + i * kPage, reinterpret_cast<const char*>(&of_key) + i, 1);
-      std::memcpy(value + i, reinterpret_cast<const char*>(&of_value) + i, 1);
-    }
-  }
-  std::vector<int32_t> table(pages);
-  for (int64_t i = 0; i < pages; ++i) table[i] = pages - 1 - i;
+  Pool<Number> pool(sizes, count);
+  auto& [_, keys, values, table] = pool;
   std::vector<Row> rows;
   for (int64_t r = 0; r < count; ++r) {
     rows.push_back({q.data() + r * heads * width, table.data() + r * sizes.entries, lengths[r], 0});
@@ -152,31 +186,39 @@ bool check_attention(const PageSizes& sizes, const std::vector<int64_t>& lengths
   });
   std::vector<float> out(count * heads * width), lse(count * heads);
   parts.merge(out.data(), lse.data());
+  bool good = true;
   for (int64_t i = 0; i < count * heads; ++i) {
     const int64_t r = i / heads, head = i % heads / sizes.queries;
-    std::vector<double> sums(width);
-    double total = 0;
-    for (int64_t t = 0; t <= lengths[r]; ++t) {
-      const int64_t page = rows[r].table[t / kPage] * sizes.heads + head;
-      const Number* key = keys.data() + page * page_size<Number>(width) + t % kPage;
-      const Number* value = values.data() + (page * kPage + t % kPage) * stride;
-      // Of the last token, the scales are those with which it was stored.
-      float of_key = scale(key_scales, t), of_value = scale(value_scales, t);
-      for (int64_t b = 0; b < kScale<Number>; ++b) {
-        std::memcpy(reinterpret_cast<char*>(&of_key) + b, key + (width + b) * kPage, 1);
-        std::memcpy(reinterpret_cast<char*>(&of_value) + b, value + width + b, 1);
-      }
-      double score = 0;
-      for (int64_t h = 0; h < width; ++h) score += q[i * width + h] * wide(key[h * kPage]) * of_key;
-      total += std::exp(score);
-      for (int64_t h = 0; h < width; ++h) sums[h] += std::exp(score) * wide(value[h]) * of_value;
-    }
-    if (!is_near(std::log(total), lse[i], 10)) return false;
-    for (int64_t h = 0; h < width; ++h) {
-      if (!is_near(sums[h] / total, out[i * width + h], 10)) return false;
-    }
+    good &= pool.is_right(&q[i * width], r, head, lengths[r] + 1, 1, &out[i * width], lse[i], 10);
   }
-  return true;
+  return good;
+}
+
+// Attends from so many tokens of each row, after others of these lengths, in one kind of `Math`.
+template <class Math, class Query, class Number>
+bool check_reading(const PageSizes& pages, int64_t tokens, const std::vector<int32_t>& lengths) {
+  const ChunkSizes sizes{pages, static_cast<int64_t>(lengths.size()), tokens};
+  const int64_t count = sizes.rows * tokens * sizes.all_queries();
+  const auto q = numbers<Query>(count * pages.width);
+  Pool<Number> pool(pages, sizes.rows);
+  const std::vector<int32_t> first(sizes.rows);
+  std::vector<float> out(count * pages.width), lse(count);
+  Threads threads;
+  read_chunks<Math>(q.data(), Places{pool.table.data(), lengths.data(), first.data()},
+                    pool.keys.data(), pool.values.data(), sizes, 3, out.data(), lse.data(),
+                    [&](int64_t all, auto work) { in_parallel(threads, 3, all, work); });
+  bool good = true;
+  for (int64_t i = 0; i < count; ++i) {
+    const int64_t row = i / (tokens * sizes.all_queries());
+    const int64_t seen = lengths[row] + i / sizes.all_queries() % tokens + 1;
+    std::vector<float> own(pages.width);
+    for (int64_t h = 0; h < pages.width; ++h) own[h] = wide(q[i * pages.width + h]);
+    // Weights may be rounded to the eight digits of bfloat16.
+    const double most = std::is_same_v<typename Math::Weight, float> ? 10 : 1e4;
+    good &= pool.is_right(own.data(), row, i % sizes.all_queries() / pages.queries, seen,
+                          1 / std::sqrt(double(pages.width)), &out[i * pages.width], lse[i], most);
+  }
+  return good;
 }
 
 }  // namespace
@@ -210,6 +252,14 @@ int main() {
     good &= check_attention<float>(sizes, {0, 255, 256, 700});
     good &= check_attention<BFloat16>(sizes, {3, 767});
     good &= check_attention<int8_t>(sizes, {0, 300, 767});
+    good &= check_reading<VectorMath, float, float>(sizes, 70, {0, 210, 513});
+    good &= check_reading<VectorMath, BFloat16, int8_t>(sizes, 33, {223, 700});
+    good &= check_reading<VectorMath, float, BFloat16>(sizes, 1, {255, 0});
+#if defined(LWM_TILES)
+    if (may_use_tiles()) {
+      good &= check_reading<TileMath, BFloat16, BFloat16>(sizes, 70, {0, 210, 513});
+    }
+#endif
   }
   std::puts(good ? "equal" : "different");
   return good ? 0 : 1;

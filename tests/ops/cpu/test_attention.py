@@ -1,4 +1,4 @@
-"""The kernel that attends to pages, beside plain JAX and the quadratic reference."""
+"""The kernels that attend to pages, beside plain JAX and the quadratic reference."""
 
 from functools import partial
 
@@ -12,7 +12,7 @@ from lwm.ops import reference
 from lwm.ops.cpu.attention import attend_new
 from lwm.ops.held import held_type, narrowed, widened
 from lwm.ops.mask import Mask
-from lwm.ops.paged import PAGE
+from lwm.ops.paged import PAGE, read_in_tiles, read_pages
 
 WIDTH = 5
 LENGTHS = 0, 255, 256, 1000, 3
@@ -107,3 +107,37 @@ def test_rows_of_many_pages_are_attended_to_in_more_parts_than_one():
     given = inputs(jnp.float32, 1, 2, 32, lengths)
     out, *_ = kernel(*given)
     np.testing.assert_allclose(out, plain(*given)[0], atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "held"),
+    [
+        (jnp.float32, jnp.float32),
+        (jnp.float32, jnp.bfloat16),
+        (jnp.bfloat16, jnp.bfloat16),
+        (jnp.bfloat16, jnp.float32),
+        (jnp.float32, jnp.int8),
+    ],
+)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_chunks_see_their_rows(dtype, held, shape):
+    """Chunks of 64 tokens, of which the second crosses a page."""
+    heads, queries, size = shape
+    before, tokens = (0, 224, 512), 64
+    _, _, _, keys, values, tables, lengths, _ = inputs(
+        held, *shape, lengths=[length + tokens for length in before]
+    )
+    shape = len(before), tokens, heads * queries, size
+    q = jnp.asarray(np.random.default_rng(1).normal(size=shape), dtype)
+    given = q, keys, values, tables, lengths - tokens
+    read = jax.jit(read_pages)
+    assert "lwm_read" in read.lower(*given).as_text()
+    out, lse = read(*given)
+    for row, length in enumerate(before):
+        for token in (0, 33, tokens - 1):
+            wanted = exactly(q[row, token][None], keys, values, tables[row], length + token)
+            tolerance = 2e-2 if dtype == held == jnp.bfloat16 else 1e-5
+            np.testing.assert_allclose(out[row, token][None], wanted, atol=tolerance)
+    slow = jax.jit(partial(read_in_tiles, step=1, together=1, ones=True))
+    _, wanted = slow(q.astype(jnp.float32), *given[1:], jnp.zeros_like(lengths))
+    np.testing.assert_allclose(lse, wanted, atol=1e-2 if dtype == jnp.bfloat16 else 1e-5)

@@ -7,6 +7,8 @@
 #include "many.h"
 #include "parallel.h"
 #include "product.h"
+#include "reading.h"
+#include "tiles.h"
 #include "xla/ffi/api/ffi.h"
 
 namespace ffi = xla::ffi;
@@ -174,6 +176,59 @@ auto pages() {
       .template Ret<ffi::Buffer<stored>>();
 }
 
+// Attends from new tokens of each row, which are stored, to the pages of the row.
+template <class Number, ffi::DataType stored>
+ffi::Error read_pages(ffi::ThreadPool pool, int64_t step, ffi::AnyBuffer q,
+                      ffi::Buffer<stored> keys, ffi::Buffer<stored> values, Integers tables,
+                      Integers lengths, Integers first, Results out, Results lse) {
+  const auto pages = keys.dimensions(), heads = q.dimensions();
+  if (pages.size() != 4 || heads.size() != 4 || pages[3] != kPage ||
+      pages[2] != heads[3] + kScale<Number> || heads[2] % pages[1] != 0 ||
+      tables.dimensions().size() != 2) {
+    return ffi::Error::InvalidArgument("queries and pages do not fit");
+  }
+  const ChunkSizes sizes{
+      {pages[1], heads[2] / pages[1], heads[3], tables.dimensions()[1], step}, heads[0], heads[1]};
+  const Places places{tables.typed_data(), lengths.typed_data(), first.typed_data()};
+  const auto* key = reinterpret_cast<const Number*>(keys.typed_data());
+  const auto* value = reinterpret_cast<const Number*>(values.typed_data());
+  const int64_t threads = std::max<int64_t>(1, pool.num_threads());
+  const auto run = [&](auto read, const auto* queries) {
+    read(queries, places, key, value, sizes, threads, out->typed_data(), lse->typed_data(),
+         [&](int64_t count, auto work) { in_parallel(pool, threads, count, work); });
+    return ffi::Error::Success();
+  };
+  const auto vectors = [](auto... given) { read_chunks<VectorMath>(given...); };
+  const void* all = q.untyped_data();
+  if (q.element_type() == ffi::F32) return run(vectors, static_cast<const float*>(all));
+  if (q.element_type() != ffi::BF16) {
+    return ffi::Error::InvalidArgument("no queries of a known type");
+  }
+  const auto* narrow = static_cast<const BFloat16*>(all);
+#if defined(LWM_TILES)
+  if constexpr (std::is_same_v<Number, BFloat16>) {
+    const auto tiles = [](auto... given) { read_chunks<TileMath>(given...); };
+    if (may_use_tiles()) return run(tiles, narrow);
+  }
+#endif
+  return run(vectors, narrow);
+}
+
+template <ffi::DataType stored>
+auto chunks() {
+  return ffi::Ffi::Bind()
+      .Ctx<ffi::ThreadPool>()
+      .template Attr<int64_t>("step")
+      .template Arg<ffi::AnyBuffer>()
+      .template Arg<ffi::Buffer<stored>>()
+      .template Arg<ffi::Buffer<stored>>()
+      .template Arg<Integers>()
+      .template Arg<Integers>()
+      .template Arg<Integers>()
+      .template Ret<ffi::Buffer<ffi::F32>>()
+      .template Ret<ffi::Buffer<ffi::F32>>();
+}
+
 }  // namespace
 }  // namespace lwm
 
@@ -195,3 +250,9 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(attend_float32, (lwm::attend<float, ffi::F32>),
 XLA_FFI_DEFINE_HANDLER_SYMBOL(attend_int8, (lwm::attend<int8_t, ffi::S8>), lwm::pages<ffi::S8>());
 XLA_FFI_DEFINE_HANDLER_SYMBOL(attend_bfloat16, (lwm::attend<lwm::BFloat16, ffi::U16>),
                               lwm::pages<ffi::U16>());
+XLA_FFI_DEFINE_HANDLER_SYMBOL(read_float32, (lwm::read_pages<float, ffi::F32>),
+                              lwm::chunks<ffi::F32>());
+XLA_FFI_DEFINE_HANDLER_SYMBOL(read_int8, (lwm::read_pages<int8_t, ffi::S8>),
+                              lwm::chunks<ffi::S8>());
+XLA_FFI_DEFINE_HANDLER_SYMBOL(read_bfloat16, (lwm::read_pages<lwm::BFloat16, ffi::U16>),
+                              lwm::chunks<ffi::U16>());
