@@ -44,6 +44,19 @@ def mean_interval(scores: Sequence[float]) -> tuple[float, float]:
     return bootstrap_interval(values)
 
 
+def average_interval(groups: Sequence[Sequence[float]]) -> tuple[float, float]:
+    """Returns a 95% interval of the average of the means of groups, of which each counts as much.
+
+    It joins the intervals of the groups, whose sizes may differ (G. Y. Zou, W. Huang and X. Zhang,
+    Computational Statistics & Data Analysis 53 (2009), 1080-1085).
+    """
+    means = np.array([np.mean(group) for group in groups])
+    low, high = np.array([mean_interval(group) for group in groups]).T
+    average = means.mean()
+    below, above = (np.linalg.norm(gap) / len(means) for gap in (means - low, high - means))
+    return float(average - below), float(average + above)
+
+
 def bootstrap_interval(values: Sequence[float] | np.ndarray) -> tuple[float, float]:
     """Returns a 95% bootstrap interval of the mean of any numbers."""
     low, high = np.quantile(_resampled(np.asarray(values, np.float64)), [0.025, 0.975])

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from lwm.eval.statistics import holm, mean_interval, paired_difference, wilson
+from lwm.eval.statistics import average_interval, holm, mean_interval, paired_difference, wilson
 
 
 def test_the_interval_of_right_and_wrong_is_wilsons():
@@ -56,3 +56,19 @@ def test_many_pairs_are_tested_by_random_signs():
 
 def test_holms_adjustment_is_that_of_its_paper():
     assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+
+
+def test_the_interval_of_an_average_is_about_the_average_of_groups_of_any_size():
+    assert average_interval([[1.0, 0.0, 1.0]]) == pytest.approx(mean_interval([1.0, 0.0, 1.0]))
+    generator, held = np.random.default_rng(0), 0
+    for _ in range(400):
+        # Groups with more questions are easier, as short texts are.
+        groups = [
+            (generator.random(size) < share).astype(float).tolist()
+            for size, share in ((25, 0.9), (25, 0.6), (10, 0.1))
+        ]
+        low, high = average_interval(groups)
+        average = np.mean([np.mean(group) for group in groups])
+        assert low < average < high
+        held += low <= (0.9 + 0.6 + 0.1) / 3 <= high
+    assert 0.93 * 400 <= held <= 0.985 * 400

@@ -9,7 +9,7 @@ from lwm.eval.markdown import markdown_table
 from lwm.eval.results import ResultRow
 from lwm.eval.ruler.config import TASKS
 from lwm.eval.ruler.task import ANSWERING, CATEGORIES, RULES
-from lwm.eval.statistics import mean_interval
+from lwm.eval.statistics import average_interval
 
 CHANCE = 0.0
 """Score of a program that does not read: answers are open."""
@@ -25,17 +25,12 @@ class Mean:
 
     @classmethod
     def of(cls, groups: Iterable[Sequence[float]]) -> "Mean":
-        """Averages the means of groups, of which each counts as much, as RULER's average does.
-
-        The interval is that of all scores together: it is too wide rather than too narrow, since
-        the differences of the groups are part of it.
-        """
+        """Averages the means of groups, of which each counts as much, as RULER's average does."""
         parts = [group for group in groups if group]
-        scores = [score for group in parts for score in group]
         return cls(
-            asked=len(scores),
+            asked=sum(map(len, parts)),
             score=sum(sum(group) / len(group) for group in parts) / len(parts),
-            interval=mean_interval(scores),
+            interval=average_interval(parts),
         )
 
     def to_json(self) -> dict[str, Any]:
