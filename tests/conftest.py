@@ -18,16 +18,10 @@ os.environ["XLA_FLAGS"] = (
     "--xla_backend_optimization_level=0"
 )
 if version("jaxlib").startswith("0.10."):  # later versions end at a flag that they do not know
-    # Programs are split to be compiled on all cores, which takes an eighth longer in sum. Scheduled
-    # to run what can side by side, devices wait for each other in two collectives for ever.
+    # Programs are split to be compiled on all cores, which takes an eighth longer in sum.
     os.environ["XLA_FLAGS"] += (
         " --xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
-        " --xla_cpu_enable_concurrency_optimized_scheduler=false"
     )
-# XLA's pool has a thread for each device, and those without work look for some at full speed: with
-# eight on two cores, that took a quarter of the time of tests that generate. With the scheduler
-# above so few would not do: a collective takes a thread of the pool until all devices are there.
-os.environ.setdefault("NPROC", "2")
 os.environ["JAX_COMPILATION_CACHE_DIR"] = str(ROOT / ".cache" / "jax")
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.05"
 # Else each process, and each run, would compile all modules and rewrite all assertions again.
