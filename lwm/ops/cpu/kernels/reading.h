@@ -230,10 +230,11 @@ void read_tile(const Chunk<Query>& chunk, const Number* keys, const Number* valu
     const float total = totals.data()[row];
     const float* from = sums.data() + row * padded;
     float* to = out + place(row) * width;
-    // A query without a page here has seen nothing.
-    for (int64_t h = 0; h < width; ++h) to[h] = total > 0 ? from[h] / total : 0;
-    lse[place(row)] = total > 0 ? tops.data()[row] + std::log(total)
-                                : -std::numeric_limits<float>::infinity();
+    // A query without a page here has seen nothing. Scores of NaN have no weight: a NaN is to stay.
+    const bool has_seen = chunk.first * kPage < horizon(row);
+    for (int64_t h = 0; h < width; ++h) to[h] = has_seen ? from[h] / total : 0;
+    lse[place(row)] = has_seen ? tops.data()[row] + std::log(total)
+                               : -std::numeric_limits<float>::infinity();
   }
 }
 
