@@ -154,7 +154,7 @@ def _vision(sizes: Sizes, context: int) -> Run:
     sets = (
         DataSet(files=(_world(sizes, "train", frames=1),), name="images", weight=3.0, format=both),
         DataSet(files=(_world(sizes, "train", frames=8),), name="clips", weight=2.0, format=both),
-        # Text goes on, or it would be forgotten: about a sixth of the tokens.
+        # Text goes on, or it would be forgotten: about a third of the tokens.
         *(dataclasses.replace(one, weight=0.1) for one in _books("train", context, count=20_000)),
     )
     held_out = (
@@ -175,17 +175,20 @@ def _chat(sizes: Sizes, context: int) -> Run:
                 f"recalls:train,count=20000,characters={longest // 8}{chats}",
                 f"recalls:train,count=2000,characters={longest}{chats},seed=1",
             ),
-            name="recalls",
+            name="chats",
         ),
         DataSet(files=(_world(sizes, "train", frames=8, text="questions"),), name="questions"),
         DataSet(files=(_world(sizes, "train", frames=1, seed=1),), name="images"),
+        # About a sixth of the tokens.
+        *(dataclasses.replace(one, weight=0.05) for one in _books("train", context, count=20_000)),
     )
     held_out = (
-        DataSet(files=(f"recalls:held-out,count=50,characters={longest}{chats}",), name="recalls"),
+        DataSet(files=(f"recalls:held-out,count=50,characters={longest}{chats}",), name="chats"),
         DataSet(
             files=(_world(sizes, "heldout", frames=8, count=200, text="questions"),),
             name="questions",
         ),
+        *_books("held-out", context, count=100),
     )
     run = _run(sizes, context, sizes.chat, sets, held_out, peak=sizes.rate / 2)
     schedule = dataclasses.replace(run.training.optimizer.schedule, shape="cosine", end=_LAST_RATE)
