@@ -145,10 +145,11 @@ ADHERENCE = About(
 )
 READING = (
     "Intervals are of 95%: Wilson's for answers that are right or wrong, a bootstrap of the mean "
-    "for scores between. They say what chance in the choice of questions allows; they do not cover "
-    "other texts, other wordings or other seeds. Two models differ if the interval of their "
-    "paired difference (lwm eval compare) leaves out 0, not if their own intervals are apart. The "
-    "chance level is the score of a program that does not read the text."
+    "for scores between. Those of RULER's averages are made of the intervals of their parts "
+    "(MOVER: Zou, Huang, Zhang 2009). They say what chance in the choice of questions allows; they "
+    "do not cover other texts, other wordings or other seeds. Two models differ if the interval of "
+    "their paired difference (lwm eval compare) leaves out 0, not if their own intervals are "
+    "apart. The chance level is the score of a program that does not read the text."
 )
 
 
