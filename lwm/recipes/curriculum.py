@@ -68,8 +68,9 @@ def laptop_curriculum() -> Curriculum:
     """Trains a model of 5M parameters: text at 512 to 4K, then images and clips, then chat.
 
     First come books with numbers to recall and exercises in copying, then the procedural world in
-    images and clips of eight frames, then questions about all of it. Cost: 11.5M tokens. It has not
-    been run to its end.
+    images and clips of eight frames, then questions about all of it. Cost: 11.5M tokens, about two
+    hours on two CPU cores. Result: a loss of 4.30 on held-out books after the stages of text, 4.41
+    at the end; it neither recalls numbers nor sees yet.
     """
     return curriculum(LAPTOP)
 
