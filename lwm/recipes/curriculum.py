@@ -27,7 +27,8 @@ _COPY = 70
 """Tokens of a repeated sequence, on average."""
 _LINE = 25
 """Tokens of a line that states a number."""
-_LAST_RATE = 1e-4
+_LAST_RATE = 0.05
+"""Share of the highest learning rate that is left at the end of the stages in which it falls."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -96,7 +97,7 @@ def _named(context: int) -> str:
 
 
 def _text(sizes: Sizes, context: int) -> Run:
-    first = context == min(sizes.text)
+    first, last = context == min(sizes.text), context == max(sizes.text)
     run = _run(
         sizes,
         context,
@@ -104,6 +105,7 @@ def _text(sizes: Sizes, context: int) -> Run:
         (*_books("train", context, count=20_000), _copies(sizes, "train", context)),
         (*_books("held-out", context, count=200), _copies(sizes, "held-out", context)),
         peak=sizes.rate if first else sizes.rate / 2,
+        falls=last,
     )
     # What is left of an excerpt that was split would else weigh as much as a whole one.
     packing = dataclasses.replace(run.data.packing, weigh="token")
@@ -163,7 +165,7 @@ def _vision(sizes: Sizes, context: int) -> Run:
         DataSet(files=(_world(sizes, "heldout", frames=8, count=100),), name="clips"),
         *_books("held-out", context, count=100),
     )
-    run = _run(sizes, context, sizes.vision, sets, held_out, peak=sizes.rate / 2)
+    run = _run(sizes, context, sizes.vision, sets, held_out, peak=sizes.rate / 2, falls=True)
     return _seeing(sizes, run)
 
 
@@ -180,6 +182,7 @@ def _chat(sizes: Sizes, context: int) -> Run:
         ),
         DataSet(files=(_world(sizes, "train", frames=8, text="questions"),), name="questions"),
         DataSet(files=(_world(sizes, "train", frames=1, seed=1),), name="images"),
+        DataSet(files=(_world(sizes, "train", frames=8, seed=1),), name="clips", weight=0.5),
         # About a sixth of the tokens.
         *(dataclasses.replace(one, weight=0.05) for one in _books("train", context, count=20_000)),
     )
@@ -189,14 +192,11 @@ def _chat(sizes: Sizes, context: int) -> Run:
             files=(_world(sizes, "heldout", frames=8, count=200, text="questions"),),
             name="questions",
         ),
+        DataSet(files=(_world(sizes, "heldout", frames=8, count=100),), name="clips"),
         *_books("held-out", context, count=100),
     )
-    run = _run(sizes, context, sizes.chat, sets, held_out, peak=sizes.rate / 2)
-    schedule = dataclasses.replace(run.training.optimizer.schedule, shape="cosine", end=_LAST_RATE)
-    training = dataclasses.replace(
-        run.training, optimizer=dataclasses.replace(run.training.optimizer, schedule=schedule)
-    )
-    return _seeing(sizes, dataclasses.replace(run, training=training))
+    run = _run(sizes, context, sizes.chat, sets, held_out, peak=sizes.rate / 2, falls=True)
+    return _seeing(sizes, run)
 
 
 def _world(
@@ -230,10 +230,16 @@ def _run(
     held_out: tuple[DataSet, ...],
     *,
     peak: float,
+    falls: bool,
 ) -> Run:
+    """Returns a run whose learning rate may fall over the last quarter."""
     rows = max(1, sizes.batch // context)
     steps = max(1, tokens // (rows * context))
     schedule = Schedule(peak=peak, warmup=min(50, steps // 4), shape="constant")
+    if falls:
+        schedule = dataclasses.replace(
+            schedule, shape="wsd", decay=steps // 4, end=_LAST_RATE * peak
+        )
     return Run(
         context=context,
         stretch="ntk",
