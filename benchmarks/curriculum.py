@@ -371,6 +371,9 @@ def main(folder: tyro.conf.Positional[Path], config: tyro.conf.OmitArgPrefixes[B
     lines = [f"# A curriculum, {date}", "", f"{hardware()}; {versions('numpy')}.", ""]
     file = config.file or Path(__file__).parent / "results" / f"curriculum-cpu-{date}.md"
     stages = finished(folder)
+    names = [stage.name for stage in stages[1:]]
+    if unknown := sorted(set(config.stages) - set(names)):
+        raise UserError(f"{unknown[0]} is no stage that can be measured; these are: {names}")
     texts = [stage for stage in stages if not stage.sees]
     for before, stage in itertools.pairwise(stages):
         if config.stages and stage.name not in config.stages:
@@ -393,4 +396,7 @@ def main(folder: tyro.conf.Positional[Path], config: tyro.conf.OmitArgPrefixes[B
 
 
 if __name__ == "__main__":
-    tyro.cli(main)
+    try:
+        tyro.cli(main)
+    except UserError as error:
+        raise SystemExit(f"curriculum.py: {error}") from None
