@@ -35,9 +35,9 @@ PHRASES = 2 * (
 """Texts around every image; each twice, since a tokenizer merges pairs that occur twice."""
 
 
-def share(config: Captions, line: int, variant: int) -> float:
+def share(config: Captions, number: int, variant: int) -> float:
     """Returns a number in [0, 1); those of the variants of a record are evenly spaced."""
-    return (random.Random(line).random() + variant / config.variants) % 1
+    return (random.Random(number).random() + variant / config.variants) % 1
 
 
 def compose(

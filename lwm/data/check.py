@@ -56,7 +56,7 @@ def check(
     for index in range(len(source)):
         try:
             record = source[index]
-            example = encoder.encode(record.value, name=record.name, line=record.line)
+            example = encoder.encode(record.value, name=record.name, line=record.line, number=index)
         except UserError as error:
             report.num_bad += 1
             if len(report.reasons) < SHOWN:

@@ -8,8 +8,11 @@ by its name.
 """
 
 import itertools
+import reprlib
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
+
+import numpy as np
 
 from lwm.errors import UserError
 from lwm.tokenizer.message import Message, json_of
@@ -58,17 +61,22 @@ def read_conversation(
     if not isinstance(said, list) or not all(isinstance(each, Mapping) for each in said):
         raise UserError(f"key {key!r} should be a list of objects with role and content")
     messages = [Message.of(_plain(each), tokens_per_frame=tokens_per_frame) for each in said]
+    # Arrow's lists are arrays, which have no truth of their own.
+    beside = {
+        name: value.tolist() if isinstance(value := record.get(name), np.ndarray) else value
+        for name in (*_MEDIA, *_WEIGHTS)
+    }
     for media in _MEDIA:
-        if record.get(media):
+        if beside[media]:
             raise UserError(
                 f"key {media!r} beside {key!r} would be left out; `lwm tokenize` makes codes of "
                 "images and videos, which go among the parts of a message's content"
             )
     for key in _WEIGHTS:
-        if record.get(key) not in (None, 1):
+        if (value := beside[key]) not in (None, 1):
             raise UserError(
-                f"key {key!r} is {record[key]!r}: records have equal weights; leave the record or "
-                "the key out, or give `weight` 0 to the messages not to train on"
+                f"key {key!r} is {reprlib.repr(value)}: records have equal weights; leave the "
+                "record or the key out, or give `weight` 0 to the messages not to train on"
             )
     return Conversation(with_system(messages, record), _variables(record))
 

@@ -60,15 +60,22 @@ class RecordEncoder:
         return VisionMarkers.of(self.tokenizer, self.tokens) if self.tokens.vision else None
 
     def encode(
-        self, record: Mapping[str, Any], *, name: str = "record", line: int = 0, variant: int = 0
+        self,
+        record: Mapping[str, Any],
+        *,
+        name: str = "record",
+        line: int = 0,
+        number: int = 0,
+        variant: int = 0,
     ) -> Example:
         """Encodes a record.
 
         Args:
             record: One JSON object; a key that holds null or NaN counts as missing. Of several
-                captions one is used, by the line and the variant.
+                captions one is used, by the number and the variant.
             name: Its name in messages.
-            line: Its line in its file, from 0: the seed of random choices.
+            line: Its line in its file, from 0: the seed of LWM's choice among `fields`.
+            number: Its number in the whole set, from 0: the seed of the shares of captions.
             variant: Its number among `format.captions.variants`, from 0.
 
         Raises:
@@ -77,13 +84,15 @@ class RecordEncoder:
         present = {key: value for key, value in record.items() if not is_missing(value)}
         several = present.get(self.format.captions.key)
         if isinstance(several, list) and several and all(isinstance(one, str) for one in several):
-            present[self.format.captions.key] = several[(line + variant) % len(several)]
+            present[self.format.captions.key] = several[(number + variant) % len(several)]
         try:
-            return self._encode(present, name, line, variant)
+            return self._encode(present, name, line, (number, variant))
         except UserError as error:
             raise UserError(f"{name}: {error}") from None
 
-    def _encode(self, record: Mapping[str, Any], name: str, line: int, variant: int) -> Example:
+    def _encode(
+        self, record: Mapping[str, Any], name: str, line: int, place: tuple[int, int]
+    ) -> Example:
         kind = self._guess(record) if self.format.format == "auto" else self.format.format
         if kind == "messages":
             said, variables = read_conversation(record, tokens_per_frame=self._frame_size)
@@ -93,7 +102,7 @@ class RecordEncoder:
             ]
             return self._chat(thinned, name, variables)
         if kind == "captioned":
-            return self._captioned(record, name, line, variant)
+            return self._captioned(record, name, *place)
         if kind == "parts":
             return self._document(self._parts(_get(record, "parts")), name)
         if kind == "ids":
@@ -123,13 +132,15 @@ class RecordEncoder:
         mask[: len(first)] = False
         return Example(ids=ids, loss_mask=mask, name=name)
 
-    def _captioned(self, record: Mapping[str, Any], name: str, line: int, variant: int) -> Example:
+    def _captioned(
+        self, record: Mapping[str, Any], name: str, number: int, variant: int
+    ) -> Example:
         config = self.format.captions
         size = self.format.tokens_per_frame
         if "frames" not in record and size is None:
             size = LWM_TOKENS_PER_FRAME
         vision = self._thinned(Vision.of(record, tokens_per_frame=size))
-        composed = captions.compose(record, vision, config, share(config, line, variant))
+        composed = captions.compose(record, vision, config, share(config, number, variant))
         if messages := [each for each in composed if isinstance(each, Message)]:
             asked = "question" in record
             return self._chat(with_system(messages, record) if asked else messages, name)
@@ -230,7 +241,7 @@ class RecordEncoder:
             if _is_vision(key, _get(record, key)):
                 if texts:
                     yield self._text(prepend + self.format.subfield_separator.join(texts))
-                yield self._vision(key, record[key])
+                yield self._vision(key, record)
                 texts, prepend = [], ""
             else:
                 texts.append(_get_text(record, key))
@@ -240,11 +251,13 @@ class RecordEncoder:
     def _text(self, text: str) -> list[int]:
         return self.tokenizer.encode(text, special=self.format.special_tokens)
 
-    def _vision(self, key: str, value: Any) -> Int[np.ndarray, " n"]:
+    def _vision(self, key: str, record: Mapping[str, Any]) -> Int[np.ndarray, " n"]:
         """Returns the ids of the codes under a key of LWM's fields."""
         self._require_vision(key)
+        if key == "vision" and "frames" in record:
+            return self._wrapped(Vision.of(record))
         size = self._frame_size
-        codes = flat_codes(value, key)
+        codes = flat_codes(record[key], key)
         if len(codes) % size:
             raise UserError(
                 f"key {key!r} has {len(codes)} codes, not a multiple of tokens_per_frame {size}"

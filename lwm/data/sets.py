@@ -49,7 +49,7 @@ class Corpus:
         variant, number = divmod(within(number, len(self)), len(self.source))
         record = self.source[number]
         return self.encoder.encode(
-            record.value, name=record.name, line=record.line, variant=variant
+            record.value, name=record.name, line=record.line, number=number, variant=variant
         )
 
     def files(self) -> list[Path]:
@@ -142,7 +142,7 @@ def texts(files: Sequence[str], *, most: int, warn: Warn = lambda text: None) ->
 def require_codes_of(
     files: Sequence[str], vqgan: Callable[[], VQGAN], *, warn: Warn = lambda text: None
 ) -> None:
-    """Refuses media shards whose codes come from another VQGAN.
+    """Refuses media shards whose codes come from another VQGAN, or from frames of another size.
 
     Other files are not checked: they do not name their VQGAN.
 
@@ -155,6 +155,12 @@ def require_codes_of(
         UserError: The folder, or the set of the world, is named.
     """
     for name, made_by in _codebooks(files, warn):
+        if made_by.tokens_per_frame != (size := vqgan().config.tokens_per_frame):
+            raise UserError(
+                f"the codes of {name} are {made_by.tokens_per_frame} a frame of "
+                f"{made_by.resolution} px, but the VQGAN makes {size} of "
+                f"{vqgan().config.resolution} px; tokenize again without --resolution"
+            )
         if made_by.fingerprint != vqgan_fingerprint(vqgan()):
             remedy = "write vqgan= and its path into the name" if is_world(name) else ""
             raise UserError(

@@ -105,7 +105,7 @@ class _Job:
                     try:
                         record = self.source[index]
                         example = self.encoder.encode(
-                            record.value, name=record.name, line=record.line
+                            record.value, name=record.name, line=record.line, number=index
                         )
                     except UserError as error:
                         counts += Counts(bad=1)

@@ -181,6 +181,14 @@ def test_drawn_fields_depend_on_the_line_alone(of_bytes):
     assert of_bytes.shown(of_bytes(fields_index=2, add_eos=False).encode(record)) == "A B"
 
 
+def test_frames_of_the_record_come_before_the_size_of_a_frame(of_bytes):
+    record = {"fields": "vision", "vision": [1, 2, 3, 4], "frames": 1}
+    one = of_bytes(add_eos=False, tokens_per_frame=2)
+    whole = of_bytes(add_eos=False, tokens_per_frame=4).encode({**record, "frames": None})
+    assert one.encode(record).ids.tolist() == whole.ids.tolist()
+    assert one.encode(record | {"frames": 2}).ids.tolist() != whole.ids.tolist()
+
+
 BAD: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
     "missing key": ({"fields": "a,d"}, {}, r"key 'd' is missing; it has 'a', 'b', 'vision'"),
     "null": ({"fields": "c"}, {}, "key 'c' is missing"),
@@ -369,16 +377,16 @@ def test_of_several_captions_each_variant_takes_the_next(byte_tokenizer):
     form = ExampleFormat(tokens_per_frame=2, captions=captions)
     encoder = RecordEncoder(tokenizer=byte_tokenizer, tokens=tokens, format=form)
 
-    def said(caption, line=0, variant=0):
+    def said(caption, number=0, variant=0):
         record = {"caption": caption, "vision": [1, 2], "score": float("nan")}
-        ids = encoder.encode(record, line=line, variant=variant).ids
+        ids = encoder.encode(record, number=number, variant=variant).ids
         return byte_tokenizer.decode(ids[ids < tokens.text].tolist())
 
     three = ["one", "two", "three"]
-    for line, variant in ((0, 0), (0, 1), (4, 0), (5, 1)):
-        expected = three[(line + variant) % 3]
-        assert said(three, line, variant) == said(expected, line, variant)
-        assert expected in said(three, line, variant)
+    for number, variant in ((0, 0), (0, 1), (4, 0), (5, 1)):
+        expected = three[(number + variant) % 3]
+        assert said(three, number, variant) == said(expected, number, variant)
+        assert expected in said(three, number, variant)
     for missing in (float("nan"), None, [], [1]):
         with pytest.raises(UserError, match=r"record: "):
             said(missing)

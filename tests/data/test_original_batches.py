@@ -34,8 +34,8 @@ class StrayTokenizer(Tokenizer):
 
 
 class EarlyEncoder(RecordEncoder):
-    def encode(self, record, *, name="record", line=0, variant=0) -> Example:
-        return super().encode(record, name=name, line=line - 1, variant=variant)
+    def encode(self, record, *, line=0, **options) -> Example:
+        return super().encode(record, line=line - 1, **options)
 
 
 def remade(kind, thing):

@@ -282,26 +282,26 @@ DRAWN = (
 DROPPED = "", "<vision>12|34.</vision><|endoftext|>"
 
 
-def ways(shown, encoder, *, record=PICTURE, line=0):
+def ways(shown, encoder, *, record=PICTURE, number=0):
     """Counts the ways in which a record stands: what is given, and what is learnt."""
     count = collections.Counter()
     for variant in range(encoder.format.captions.variants):
-        example = encoder.encode(record, line=line, variant=variant)
+        example = encoder.encode(record, number=number, variant=variant)
         learnt = example.loss_mask
         count[shown(example.ids[~learnt]), shown(example.ids[learnt])] += 1
     return count
 
 
-@pytest.mark.parametrize("line", [0, 1, 2, 77])
-def test_each_record_is_told_drawn_and_dropped_in_the_shares_asked_for(shown, line):
+@pytest.mark.parametrize("number", [0, 1, 2, 77])
+def test_each_record_is_told_drawn_and_dropped_in_the_shares_asked_for(shown, number):
     encoder = shown.encoder(captions=Captions(variants=20))
-    assert ways(shown, encoder, line=line) == {TOLD: 10, DRAWN: 9, DROPPED: 1}
+    assert ways(shown, encoder, number=number) == {TOLD: 10, DRAWN: 9, DROPPED: 1}
     encoder = shown.encoder(captions=Captions(variants=20, vision_first=0.25, dropped=0.2))
-    assert ways(shown, encoder, line=line) == {TOLD: 5, DRAWN: 12, DROPPED: 3}
+    assert ways(shown, encoder, number=number) == {TOLD: 5, DRAWN: 12, DROPPED: 3}
     encoder = shown.encoder(captions=Captions(variants=4, vision_first=0.0, dropped=0.0))
-    assert ways(shown, encoder, line=line) == {DRAWN: 4}
+    assert ways(shown, encoder, number=number) == {DRAWN: 4}
     encoder = shown.encoder(captions=Captions(variants=4, vision_first=1.0, dropped=1.0))
-    assert ways(shown, encoder, line=line) == {TOLD: 4}
+    assert ways(shown, encoder, number=number) == {TOLD: 4}
 
 
 def test_records_seen_once_are_told_and_drawn_in_those_shares_together():
@@ -383,13 +383,27 @@ def test_a_corpus_holds_every_record_in_each_of_its_variants(shown, tmp_path):
     assert len(corpus) == 30
     for number in range(30):
         example, record = corpus[number], source[number % 3]
-        wanted = encoder.encode(record.value, line=record.line, variant=number // 3)
+        wanted = encoder.encode(record.value, number=number % 3, variant=number // 3)
         assert (example.ids.tolist(), example.name) == (wanted.ids.tolist(), record.name)
     texts = collections.Counter(shown(corpus[number].ids) for number in range(30))
     assert sorted(texts.values()) == [5] * 6, "each of three is told five times, and drawn"
     with pytest.raises(IndexError):
         corpus[30]
     assert len(Corpus(source, shown.encoder())) == 3
+
+
+def test_shares_are_the_same_in_one_file_and_in_many(shown, tmp_path):
+    for number in range(40):
+        text = json.dumps(PICTURE | {"caption": str(number)})
+        (tmp_path / f"{number:02}.jsonl").write_text(text)
+    files = sorted(tmp_path.glob("*.jsonl"))
+    whole = tmp_path / "whole" / "all.jsonl"
+    whole.parent.mkdir()
+    whole.write_text("\n".join(file.read_text() for file in files))
+    many, one = (Corpus(open_source(*paths), shown.encoder()) for paths in (files, [whole]))
+    assert [many[n].ids.tolist() for n in range(40)] == [one[n].ids.tolist() for n in range(40)]
+    asked = {ASK["video"] in shown(many[n].ids) for n in range(40)}
+    assert asked == {True, False}, "some are described, and some generated"
 
 
 def test_marks_wrap_frames_with_the_ids_that_end_them(shown):
