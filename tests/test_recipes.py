@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import jax.random as jr
 import pytest
+import tyro
 from jax.sharding import AbstractMesh, AxisType, NamedSharding, PartitionSpec as P
 
 from lwm.cli.train import commands, without_model
@@ -24,7 +25,7 @@ from lwm.recipes.find import recipes_in
 from lwm.renamed import new_setting
 from lwm.sharding import AXES
 from lwm.tokens import TokenSpace
-from lwm.train.config import AdamW, Curriculum, DataSet, Schedule, Training
+from lwm.train.config import AdamW, Curriculum, DataSet, Run, Schedule, Training
 from lwm.train.cost import costs
 from lwm.train.optimizer import build_optimizer
 from lwm.train.run_json import read_run, require_same, settings, to_json, write_run
@@ -265,16 +266,55 @@ def test_options_without_effect_are_refused():
         ({"max_context": 512}, r"--model\.max-context is for a new model, .* use --context"),
     ):
         wide = dataclasses.replace(run, model=dataclasses.replace(run.model, **cast(Any, change)))
-        assert without_model(wide, run) == wide
+        assert without_model(wide, run, trains=True) == wide
         with pytest.raises(UserError, match=said):
-            without_model(dataclasses.replace(wide, init="some/model"), run)
+            without_model(dataclasses.replace(wide, init="some/model"), run, trains=True)
     low = Compute(dtype="bfloat16", remat="full", mlp_chunk=64)
     other = dataclasses.replace(run, compute=low, init="some/model")
-    assert without_model(other, run) == dataclasses.replace(other, model=None)
+    assert without_model(other, run, trains=True) == dataclasses.replace(other, model=None)
     with pytest.raises(UserError, match="decay 9 has no effect with shape cosine"):
         Schedule(decay=9)
     with pytest.raises(UserError, match=r"end 0\.1 has no effect with shape constant"):
         Schedule(shape="constant", end=0.1)
+    with pytest.raises(UserError, match="shape wsd needs decay"):
+        Schedule(shape="wsd", end=0.1)
+    with pytest.raises(UserError, match="a warm-up of -1 and a decay of 0 steps"):
+        Schedule(warmup=-1)
+
+
+def test_a_recipe_s_context_and_rope_change_with_options():
+    run = RECIPES["lwm-text-32k"]()
+    assert isinstance(run, Run)
+    given = named_options("lwm-text-32k", "--theta", "2e6", "--stretch", "none")
+    assert given.model is None, "else it would not be the one that init gives at this theta"
+    assert given.shape_from(run.model).rope.theta == 2e6
+    longer = named_options("lwm-text-32k", "--context", "65536", "--data.packing.length", "65536")
+    assert (longer.model, longer.shape_from(run.model).rope.theta) == (None, 1e7)
+    assert named_options("lwm-text-32k", "--seed", "1") == dataclasses.replace(run, seed=1)
+    # A plan has no files to ask.
+    assert named_options("lwm-text-32k", "--theta", "2e6", "--stretch", "none", "--plan").model
+
+
+def named_options(*arguments):
+    """Returns the settings that `lwm train` makes of its arguments."""
+    made: list[Any] = []
+    found, rest = commands([*arguments], lambda name, run, options: made.append(run))
+    tyro.extras.subcommand_cli_from_dict(found, args=rest, config=(tyro.conf.AvoidSubcommands,))
+    return made[0]
+
+
+@pytest.mark.parametrize(
+    ("source", "says"),
+    [
+        ("def f(): debug()", "f returns NoneType, but must return a Run"),
+        ("def f(a): pass", "f takes"),
+    ],
+)
+def test_functions_that_are_no_recipe(tmp_path, source, says):
+    file = tmp_path / "my.py"
+    file.write_text(f"from lwm.recipes import debug\n{source}\n")
+    with pytest.raises(UserError, match=says):
+        commands([f"{file}:f"])
 
 
 def test_what_cannot_be_is_refused():
@@ -282,7 +322,7 @@ def test_what_cannot_be_is_refused():
     two = DataSet(files=("a",)), DataSet(files=("b",))
     with pytest.raises(UserError, match="two held-out sets are called 'data'"):
         dataclasses.replace(run.data, held_out=two)
-    for change in ({"sets": ()}, {"rows": 0}, {"held_out_rows": 0}, {"codes": -1}):
+    for change in ({"sets": ()}, {"rows": 0}, {"held_out_rows": 0}, {"codes": -1}, {"streams": -1}):
         with pytest.raises(UserError):
             dataclasses.replace(run.data, **cast(Any, change))
     with pytest.raises(UserError, match="mlp_chunk None and loss_chunk 0 must be at least 1"):

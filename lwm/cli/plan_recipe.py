@@ -10,7 +10,7 @@ from jax.sharding import AbstractMesh, AxisType, Mesh
 from lwm.cli.common import print_line, print_table
 from lwm.errors import UserError
 from lwm.generate.abstract import generation_programs
-from lwm.model.config import LlamaConfig
+from lwm.model.config import Dtype, LlamaConfig
 from lwm.plan.chips import Chip, read_slice
 from lwm.plan.compiled import Compiled, Refused, compile_program
 from lwm.plan.flops import known_peak, training_flops
@@ -142,6 +142,8 @@ class Line:
     """Bytes of a device, without the compiler; None if none is made."""
     flops: float | None
     """Of each chip, without rematerialisation: an update, reading a whole context, or one id."""
+    dtype: Dtype
+    """Type of the computation."""
 
 
 def compiled_programs(
@@ -172,6 +174,7 @@ def compiled_programs(
                 found=compile_program(program, mesh),
                 estimate=_estimate(program.name, stage.run, cost.model, sizes),
                 flops=None if flops is None else flops / mesh.size,
+                dtype=stage.run.compute.dtype,
             )
 
 
@@ -218,11 +221,9 @@ def _print_compiled(stages: Sequence[tuple[Stage, Cost]], options: PlanOptions) 
         after = f"after {line.found.seconds:.0f} s of compiling"
         print_line(f"lwm: {line.stage}, {line.program}: {shown} {after}", error=True)
         lines.append(line)
-    peak = known_peak(chips.chip.kind, "bfloat16")
-    rate = None if peak is None else peak * options.mfu
     titles = "arguments", "temporaries", "held", "peak", "fits", "estimate", "FLOPs", "seconds"
     table = [("stage", "program", "mesh", *titles)]
-    table += [(*_name(line), line.mesh, *_cells(line, chips.chip, rate)) for line in lines]
+    table += [(*_name(line), line.mesh, *_cells(line, chips.chip, options.mfu)) for line in lines]
     print_table(table, numbers=True)
     moved = [line for line in lines if isinstance(line.found, Compiled) and line.found.collectives]
     if moved:
@@ -236,7 +237,7 @@ def _print_compiled(stages: Sequence[tuple[Stage, Cost]], options: PlanOptions) 
         f"GiB of each of {chips.count} chips {chips.chip.kind}, of {gib(chips.chip.memory)}; held "
         "is not of the program; collectives: how many of a chip, and GiB of their results. FLOPs "
         "are a chip's for an update, for reading a whole context, and for one id; seconds are at "
-        f"{options.mfu:.0%} of the peak in bfloat16"
+        f"{options.mfu:.0%} of the peak in the type of the computation"
     )
 
 
@@ -244,15 +245,15 @@ def _name(line: Line) -> tuple[str, str]:
     return line.stage, line.program
 
 
-def _cells(line: Line, chip: Chip, rate: float | None) -> list[str]:
-    found, flops = line.found, line.flops
+def _cells(line: Line, chip: Chip, mfu: float) -> list[str]:
+    found, flops, chip_peak = line.found, line.flops, known_peak(chip.kind, line.dtype)
     memory, fits = [None] * 4, False
     if isinstance(found, Compiled):
         memory = [found.arguments, found.temporaries, found.held, found.peak]
         fits = found.peak is None or found.peak <= chip.memory
     seconds = None
-    if flops is not None and rate is not None and line.program != "decoding":
-        seconds = f"{flops / rate:,.3g}"  # an id takes as long as memory does
+    if flops is not None and chip_peak is not None and line.program != "decoding":
+        seconds = f"{flops / (chip_peak * mfu):,.3g}"  # an id takes as long as memory does
     return [
         *(gib(each) for each in memory),
         "yes" if fits else "no",

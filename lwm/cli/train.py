@@ -1,6 +1,7 @@
 """`lwm train`: a command for each recipe, an option for each of its values."""
 
 import dataclasses
+import inspect
 import math
 import sys
 from collections.abc import Callable, Sequence
@@ -13,6 +14,7 @@ from rich.console import Console
 from lwm.cli.common import print_line, print_table
 from lwm.distributed import Processes
 from lwm.errors import UserError
+from lwm.model.config import ModelOverrides
 from lwm.recipes import RECIPES, Recipe, find_recipe
 from lwm.recipes.find import recipes_in
 from lwm.renamed import new_options
@@ -71,9 +73,25 @@ def commands(
     if arguments and ":" in arguments[0]:
         named[arguments[0]] = find_recipe(arguments[0])
     if arguments and (recipe := named.get(arguments[0])):
-        arguments = new_options(arguments, settings(recipe()), _hint)
+        arguments = new_options(arguments, settings(_made(arguments[0], recipe)), _hint)
     found = {name: _command(name, recipe, act or train, options) for name, recipe in named.items()}
     return found, arguments
+
+
+def _made(name: str, recipe: Recipe) -> Run | Curriculum | VQGANRun:
+    """Returns the settings that a recipe makes.
+
+    Raises:
+        UserError: It takes arguments, or makes something else.
+    """
+    if inspect.signature(recipe).parameters:
+        raise UserError(f"{name} takes arguments, and a recipe takes none")
+    made = recipe()
+    if not isinstance(made, Run | Curriculum | VQGANRun):
+        raise UserError(
+            f"{name} returns {type(made).__name__}, but must return a Run, Curriculum or VQGANRun"
+        )
+    return made
 
 
 def print_recipes(path: Path) -> None:
@@ -93,11 +111,11 @@ def _hint(text: str) -> None:
 
 
 def _command(name: str, recipe: Recipe, act: Act, beside: type) -> Callable[..., None]:
-    own = recipe()
+    own = _made(name, recipe)
     kind: Any = type(own)
 
     def command(*, run: Any = own, options: Any = beside()) -> None:  # noqa: B008
-        run = _replaced(run, own)
+        run = _replaced(run, own, trains=not getattr(options, "plan", True))
         for words in getattr(options, "add", ()):
             run = _with_set(run, words)
         act(name, run, options)
@@ -112,11 +130,11 @@ def _command(name: str, recipe: Recipe, act: Act, beside: type) -> Callable[...,
     return command
 
 
-def _replaced(run: Any, recipe: Any) -> Any:
-    """Names sets after the files that replace theirs, and drops the model where `--init` replaces
+def _replaced(run: Any, recipe: Any, *, trains: bool) -> Any:
+    """Names sets after the files that replace theirs, and drops the model where options replace
     it; in a curriculum, that of the first stage."""
     if isinstance(recipe, Run):
-        return without_model(_with_names(run, recipe), recipe)
+        return without_model(_with_names(run, recipe), recipe, trains=trains)
     if not isinstance(recipe, Curriculum):
         return _with_names(run, recipe)
     stages = [
@@ -124,7 +142,7 @@ def _replaced(run: Any, recipe: Any) -> Any:
         for stage, own in zip(run.stages, recipe.stages, strict=True)
     ]
     stages[0] = dataclasses.replace(
-        stages[0], run=without_model(stages[0].run, recipe.stages[0].run)
+        stages[0], run=without_model(stages[0].run, recipe.stages[0].run, trains=trains)
     )
     return dataclasses.replace(run, stages=tuple(stages))
 
@@ -178,6 +196,7 @@ def _with_set(run: Any, words: Sequence[str]) -> Any:
     )
 
 
+_OVERRIDES = [field.name for field in dataclasses.fields(ModelOverrides)]
 _INSTEAD = {
     "--model.max-context": "--context",
     "--model.rope.theta": "--theta",
@@ -186,13 +205,18 @@ _INSTEAD = {
 """Options for a model to start from, in place of those for a new model."""
 
 
-def without_model(run: Run, recipe: Run) -> Run:
-    """Drops the recipe's model where `--init` replaces it, or the model that it starts from.
+def without_model(run: Run, recipe: Run, *, trains: bool) -> Run:
+    """Drops the recipe's model where `--init` replaces it, or options change its context or RoPE.
+
+    A plan keeps the model in the second case, since the one to start from need not be there.
 
     Raises:
         UserError: An option changes the model that is dropped; it is named.
     """
-    if run.init in (None, recipe.init) or run.model is None or recipe.model is None:
+    if run.init is None or run.model is None or recipe.model is None:
+        return run
+    changed = any(getattr(run, name) != getattr(recipe, name) for name in _OVERRIDES)
+    if run.init == recipe.init and not (trains and changed):
         return run
     before, now = settings(recipe.model), settings(run.model)
     for name in sorted(before | now):
@@ -200,7 +224,7 @@ def without_model(run: Run, recipe: Run) -> Run:
             option = f"--model.{name.replace('_', '-')}"
             instead = next((new for old, new in _INSTEAD.items() if option.startswith(old)), None)
             hint = f"use {instead}" if instead else "leave it out"
-            raise UserError(f"{option} is for a new model, and --init brings its own; {hint}")
+            raise UserError(f"{option} is for a new model, and init brings its own; {hint}")
     return dataclasses.replace(run, model=None)
 
 

@@ -1,7 +1,9 @@
 """`lwm train RECIPE --plan`: stages, tokens, operations and hours of chips, without training."""
 
+from collections.abc import Sequence
+
 from lwm.cli.common import print_line, print_table
-from lwm.model.config import LlamaConfig
+from lwm.model.config import Dtype, LlamaConfig
 from lwm.train.config import Curriculum, Run, Stage
 from lwm.train.cost import CHIPS, MFU, Cost
 from lwm.train.planned import planned
@@ -26,7 +28,16 @@ def print_plan(name: str, run: Run | Curriculum | VQGANRun) -> None:
     tokens, flops = sum(cost.tokens for cost in found), sum(cost.flops for cost in found)
     print()
     print_line(f"in all {tokens:.3g} tokens and {flops:.3g} FLOPs; {_described(found[0].model)}")
-    print_line(f"hours of chips are at {MFU:.0%} of their peak in bfloat16")
+    types = sorted({cost.dtype for cost in found})
+    print_line(
+        f"hours of chips are at {MFU:.0%} of their peak in {' or '.join(types)}{_slower(types)}"
+    )
+
+
+def _slower(types: Sequence[Dtype]) -> str:
+    if "float32" not in types:
+        return ""
+    return "; those of TPUs are a sixth with --compute.dtype bfloat16"
 
 
 def _row(stage: Stage, cost: Cost) -> tuple[str, ...]:

@@ -25,7 +25,7 @@ from lwm.files import read_json
 from lwm.fingerprint import model_files
 from lwm.formats.gguf import PackedArrays, read_gguf
 from lwm.formats.gguf_file import find_gguf, first_part, is_gguf
-from lwm.formats.run_folder import TOKENIZER, find_in_run, is_checkpoint
+from lwm.formats.run_folder import TOKENIZER, base_of_stage, find_in_run, is_checkpoint
 from lwm.formats.safetensor_files import holds_weights, open_safetensors
 from lwm.hub import catalog
 from lwm.model.config import (
@@ -98,6 +98,13 @@ class ModelFiles:
         if isinstance(self.tensors, PackedArrays):
             return HELD_AS.get(self.tensors.kinds[name], "int8")
         return "bfloat16" if str(self.tensors[name].dtype) == "bfloat16" else "float32"
+
+    @property
+    def tokens_per_frame(self) -> int | None:
+        """Codes of a frame of the VQGAN beside the model; None if there is none, or LWM's own."""
+        if self.table is TABLE or self.vqgan is None or not self.vqgan.exists():
+            return None
+        return read_vqgan_config(self.vqgan).tokens_per_frame
 
     @property
     def written_tokenizer(self) -> Tokenizer:
@@ -210,7 +217,7 @@ def frame_size(name_or_path: str | Path) -> int | None:
         return None  # as LWM's own
     opened = _open_checkpoint(path) if is_checkpoint(path) else _open(path, weights=False)
     vqgan = _vqgan_of(opened, _entry(name_or_path, path))
-    return None if vqgan is None else read_vqgan_config(vqgan).tokens_per_frame
+    return dataclasses.replace(opened, vqgan=vqgan).tokens_per_frame
 
 
 def open_tokenizer(name_or_path: str | Path) -> Tokenizer:
@@ -272,7 +279,7 @@ def _open_checkpoint(place: Path) -> ModelFiles:
     config, tensors, settings = open_language_model(place)
     if settings.get("lora", {}).get("rank"):
         adapter = adapter_of(tensors, settings["lora"], config, place)
-        base = open_model_files(settings["init"])
+        base = open_model_files(base_of_stage(place.parents[1], settings["init"]))
         return with_adapter(dataclasses.replace(base, config=config), adapter)
     vqgan = settings["data"].get("vqgan")
     return ModelFiles(

@@ -2,7 +2,6 @@
 
 import concurrent.futures
 import functools
-import glob
 import os
 import re
 import threading
@@ -21,6 +20,8 @@ SETTINGS, CHECKPOINTS, MODEL, TOKENIZER = "run.json", "checkpoints", "model", "t
 """A run's settings, and its folders of checkpoints, of the trained model and of the tokenizer."""
 CURRICULUM = "curriculum.json"
 """The finished stages of a curriculum, in the folder above those of its stages."""
+FROM_STAGE = "stage:"
+"""Start of `init` of a stage in `run.json`, before the name of the stage that it starts from."""
 CHECKSUMS = "checksums.json"
 """File in each checkpoint: size and CRC-32 of its other files."""
 WITH_MODEL = 3
@@ -71,10 +72,24 @@ def _last_stage(folder: Path) -> Path:
     """Returns the folder of the last finished stage of a curriculum."""
     finished = read_json(folder / CURRICULUM).get("finished")
     names = list(finished) if isinstance(finished, dict) else []
-    there = sorted(folder.glob(f"[0-9]*-{glob.escape(names[-1])}")) if names else []
-    if not there:
+    if not names:
         raise UserError(f"{folder} has no finished stage; go on with the curriculum")
-    return there[-1]
+    return folder / stage_folder(len(names), names[-1])
+
+
+def stage_folder(number: int, name: str) -> str:
+    """Returns the name of the folder of a stage, counted from 1."""
+    return f"{number:02}-{name}"
+
+
+def base_of_stage(run: Path, init: str) -> str | Path:
+    """Returns the model that a run started from: `init` of its settings, or that of a stage."""
+    if not init.startswith(FROM_STAGE):
+        return init
+    number, _, _ = run.name.partition("-")
+    if not number.isdecimal():
+        raise UserError(f"{run} is a stage of a curriculum, and its name has lost its number")
+    return run.parent / stage_folder(int(number) - 1, init.removeprefix(FROM_STAGE)) / MODEL
 
 
 def is_checkpoint(path: Path) -> bool:

@@ -228,7 +228,7 @@ class ModelOverrides:
     beside them."""
     stretch: Stretch | None = None
     """Rule for RoPE's base at the given `context`: `lwm` is LWM's table, from 1e6 at 32K to 5e7 at
-    1M; `ntk` raises the model's own base with the ratio of the contexts."""
+    1M; `ntk` raises the model's own base with the ratio of the contexts; `none` keeps it."""
 
     def __post_init__(self):
         """Checks the ranges.
@@ -244,9 +244,11 @@ class ModelOverrides:
             read_scaling(self.rope_scaling)
         if self.codes is not None and self.codes < 1:
             raise UserError(f"codes {self.codes} is no codebook; give at least 1")
-        if self.stretch is not None and (self.context is None or self.theta is not None):
+        computed = self.stretch not in (None, "none")
+        if computed and (self.context is None or self.theta is not None):
             raise UserError(
-                "stretch computes theta from context; give context, and leave out theta"
+                "stretch computes theta from context; give context, and leave out theta, or say "
+                "stretch none"
             )
 
     def applied(self, config: LlamaConfig) -> LlamaConfig:

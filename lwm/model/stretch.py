@@ -4,7 +4,7 @@ from typing import Literal
 
 from lwm.errors import UserError
 
-Stretch = Literal["lwm", "ntk"]
+Stretch = Literal["lwm", "ntk", "none"]
 
 LWM_THETAS = {
     4_096: 1e4,
@@ -24,7 +24,8 @@ def stretched_theta(
 
     `lwm` is the entry of LWM's table for the next context that is as long. `ntk` keeps the slowest
     frequency's angle over the whole context: theta × s^(d / (d - 2)) for a context that is s times
-    as long ("NTK-aware" scaling; Peng et al. 2023, arXiv 2309.00071, section 3.1).
+    as long ("NTK-aware" scaling; Peng et al. 2023, arXiv 2309.00071, section 3.1). `none` keeps the
+    base.
 
     Args:
         rule: The rule.
@@ -36,6 +37,8 @@ def stretched_theta(
     Raises:
         UserError: The table ends before this context, or heads have two dimensions.
     """
+    if rule == "none":
+        return theta
     if rule == "ntk":
         if head_dim <= 2:
             raise UserError("the NTK rule needs heads of more than 2 dimensions; give --theta")

@@ -52,7 +52,8 @@ class _Paper:
     end: float | None = None
     """The last learning rate of a cosine; None if the rate stays constant."""
     cost: str
-    """Operations, and hours of TPU v4 chips at 40% of their peak; `--plan` computes them."""
+    """Operations, and hours of TPU v4 chips at 40% of their peak in bfloat16, as `--plan` computes
+    them for that type."""
     expect: str
 
 
@@ -169,6 +170,8 @@ _CHAT_COSTS = {
     512 * _K: "5.7e20 FLOPs, 1,400 chip-hours",
     1024 * _K: "1.1e21 FLOPs, 2,700 chip-hours",
 }
+_DIALOGUE = 1500
+"""Tokens of a dialogue of UltraChat."""
 _CHAT_STEPS = 300
 """The paper does not say how long its text chat models are trained; 1.2B tokens."""
 _LLAMA2_7B, _LLAMA3_8B = "meta-llama/Llama-2-7b-hf", "meta-llama/Meta-Llama-3-8B"
@@ -207,7 +210,7 @@ def _run(stage: _Paper, sets: tuple[DataSet, ...], *, codes: int = 0) -> Run:
             codes=codes,
             packing=PackingConfig(length=stage.context),
             rows=stage.batch // stage.context,
-            streams=max(1, min(64, stage.batch // stage.context)),
+            streams=0,  # as many as rows, so that each host packs its own only
         ),
         training=Training(
             steps=stage.steps,
@@ -229,11 +232,19 @@ def _chats(stage: _Paper) -> tuple[DataSet, ...]:
     of the context.
 
     The two are packed apart, since the answers to questions are less than 1% of their tokens.
+    Weights are of examples; the paper's 7 to 3 is taken to be of tokens. A dialogue has about 1,500
+    (Ding et al. 2023, table 1).
     """
     template = ExampleFormat(template="lwm")
     questions = f"book-questions/{stage.context // _K}k"
     return (
-        DataSet(files=("ultrachat",), name="ultrachat", weight=0.7, group="chats", format=template),
+        DataSet(
+            files=("ultrachat",),
+            name="ultrachat",
+            weight=round(0.7 * stage.context / _DIALOGUE, 1),
+            group="chats",
+            format=template,
+        ),
         DataSet(
             files=(questions,), name="questions", weight=0.3, group="questions", format=template
         ),
@@ -304,9 +315,9 @@ def lwm() -> Curriculum:
     """Trains LWM from Llama 2 7B as the paper does: text from 32K to 1M, images, videos, chat.
 
     Stages are those of the recipes `lwm-text-32k` to `lwm-chat-1m`, each from the last. Cost: 540B
-    tokens, 3.1e22 FLOPs, 77,000 hours of TPU v4 chips at 40% of their peak. Expect, as the paper
-    reports: any single needle found up to 1M tokens, 4 needles with one asked at 0.84; VQAv2 55.8,
-    GQA 44.8, POPE 75.2, MSVD-QA 55.9, MSRVTT-QA 44.1.
+    tokens, 3.1e22 FLOPs, 77,000 hours of TPU v4 chips at 40% of their peak in bfloat16. Expect, as
+    the paper reports: any single needle found up to 1M tokens, 4 needles with one asked at 0.84;
+    VQAv2 55.8, GQA 44.8, POPE 75.2, MSVD-QA 55.9, MSRVTT-QA 44.1.
     """
     stages = _chain(_TEXT, _text_run) + _chain(_VISION, _vision_run)
     return _started(stages, _LLAMA2_7B, _LLAMA2)
@@ -316,8 +327,8 @@ def lwm_llama3() -> Curriculum:
     """Trains the same stages on Llama 3 8B, whose context is 8K; RoPE's base grows by the NTK rule.
 
     Its eight key/value heads allow tp 8 at most, so that the longest rows are spread over sp. Cost:
-    540B tokens, 3.4e22 FLOPs, 85,000 hours of TPU v4 chips at 40% of their peak. Nobody has run it:
-    expect no numbers.
+    540B tokens, 3.4e22 FLOPs, 85,000 hours of TPU v4 chips at 40% of their peak in bfloat16. Nobody
+    has run it: expect no numbers.
     """
     text = tuple(dataclasses.replace(stage, mesh=_narrow(stage.mesh)) for stage in _TEXT)
     vision = tuple(dataclasses.replace(stage, mesh=_narrow(stage.mesh)) for stage in _VISION)
@@ -373,6 +384,6 @@ def _recipe(
     recipe.__doc__ = f"""Trains LWM-{stage.name.title()} of the paper, from {init}.
 
     {tokens / 1e9:.3g}B tokens in {stage.steps:,} steps, rows of {stage.context:,}. Cost:
-    {stage.cost} of TPU v4 at 40% of their peak. Expect: {stage.expect}.
+    {stage.cost} of TPU v4 at 40% of their peak in bfloat16. Expect: {stage.expect}.
     """
     return recipe

@@ -42,8 +42,15 @@ class Schedule:
                 f"the first learning rate, start {self.start}, must be from 0 to the peak, "
                 f"{self.peak}; change both"
             )
+        if self.warmup < 0 or self.decay < 0:
+            raise UserError(
+                f"a warm-up of {self.warmup} and a decay of {self.decay} steps: both must be 0 or "
+                "above"
+            )
         if self.decay and self.shape != "wsd":
             raise UserError(f"decay {self.decay} has no effect with shape {self.shape}; use wsd")
+        if self.shape == "wsd" and not self.decay:
+            raise UserError("shape wsd needs decay, the steps in which the learning rate falls")
         if self.end and self.shape == "constant":
             raise UserError(f"end {self.end} has no effect with shape constant; use cosine or wsd")
 
@@ -220,7 +227,8 @@ class Data:
     rows: int
     """Rows of a batch over all devices."""
     streams: int = 8
-    """Logical streams that rows are packed from; they make rows independent of the mesh."""
+    """Logical streams that rows are packed from; they make rows independent of the mesh. 0: as many
+    as rows, so that each process reads its own."""
     shuffle: bool = True
     max_bad_share: float = 0.01
     """Share of bad examples above which the run ends."""
@@ -237,8 +245,8 @@ class Data:
                 f"{self.rows} rows a batch and {self.held_out_rows} held-out rows: "
                 "both must be at least 1"
             )
-        if min(self.vocabulary, self.codes, self.threads) < 0:
-            raise UserError("vocabulary, codes and threads must be 0 or above")
+        if min(self.vocabulary, self.codes, self.threads, self.streams) < 0:
+            raise UserError("vocabulary, codes, threads and streams must be 0 or above")
 
 
 @takes_old_settings("")

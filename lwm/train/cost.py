@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Sequence
 
-from lwm.model.config import LlamaConfig
+from lwm.model.config import Dtype, LlamaConfig
 from lwm.model.lora import num_parameters
 from lwm.plan.flops import known_peak, training_flops
 from lwm.train.config import Curriculum, Run
@@ -21,12 +21,14 @@ class Cost:
     model: LlamaConfig
     tokens: int
     """Slots of all rows; padding counts."""
+    dtype: Dtype
+    """Type of the computation."""
     flops: float
     """Of rows that hold one example each: packed examples attend to less."""
 
     def chip_hours(self, chip: str, *, mfu: float = MFU) -> float | None:
-        """Returns hours of a kind of chip at a share of its peak in bfloat16; None if unknown."""
-        peak = known_peak(chip, "bfloat16")
+        """Returns hours of a kind of chip at a share of its peak; None if unknown."""
+        peak = known_peak(chip, self.dtype)
         return None if peak is None else self.flops / (peak * mfu) / 3600
 
 
@@ -42,7 +44,7 @@ def cost_of(run: Run, model: LlamaConfig) -> Cost:
     tokens = rows * length
     adapters = num_parameters(model, run.lora)
     flops = training_flops(model, tokens=tokens, pairs=pairs, adapters=adapters)
-    return Cost(model=model, tokens=tokens, flops=flops)
+    return Cost(model=model, tokens=tokens, dtype=run.compute.dtype, flops=flops)
 
 
 def costs(curriculum: Curriculum, first: LlamaConfig) -> Sequence[Cost]:

@@ -18,19 +18,20 @@ from rich.console import Console
 
 from lwm.errors import UserError
 from lwm.files import make_folder, read_versioned, replacing, write_versioned
-from lwm.formats.run_folder import CURRICULUM, MODEL, SETTINGS
+from lwm.formats.run_folder import CURRICULUM, FROM_STAGE, MODEL, SETTINGS, stage_folder
 from lwm.processes import first_alone
+from lwm.sharding import make_mesh, require_batch
 from lwm.train.config import Curriculum, Run, Stage
 from lwm.train.monitor.console import print_line
 from lwm.train.monitor.trackers import TrackerKind
+from lwm.train.optimizer import build_optimizer
 from lwm.train.run import Sample, run
 from lwm.train.run_json import require_finite, require_same
+from lwm.train.shape import require_model
 
 VERSION = 1
 EVALUATIONS = "evaluations"
 """Folder in that of a stage, with a folder for each evaluation."""
-FROM_STAGE = "stage:"
-"""Start of `init` of a stage in `run.json`, before the name of the stage that it starts from."""
 
 Evaluate = Callable[[Path, Path], None]
 """Evaluates a model's folder and writes to another folder; a second call continues the first."""
@@ -76,7 +77,9 @@ def run_curriculum(
     done = _read(folder)
     for stage, place, _ in placed:
         if stage.name in done:
-            require_same(stage.run, place / SETTINGS, ignore=("model",))
+            _require_unchanged(stage, place)
+        else:
+            _warn_of_mesh(stage, console)
     for number, (stage, place, base) in enumerate(placed, 1):
         title = f"stage {number} of {len(placed)}, {stage.name}"
         if stage.name not in done:
@@ -103,9 +106,15 @@ def _check(stage: Stage, evaluations: Mapping[str, Evaluate]) -> None:
     """Refuses a stage that could not be trained or evaluated, before the first one begins.
 
     Raises:
-        UserError: A setting is not finite, or an evaluation cannot be made.
+        UserError: A setting is not finite or does not fit another, or an evaluation cannot be
+            made.
     """
-    require_finite(stage.run)
+    try:
+        require_finite(stage.run)
+        require_model(stage.run)
+        build_optimizer(stage.run.training.optimizer, stage.run.training.steps)
+    except UserError as error:
+        raise UserError(f"stage {stage.name}: {error}") from None
     if stage.evaluations and jax.process_count() > 1:
         raise UserError(
             f"stage {stage.name}: evaluations run in one process; leave them out, and run "
@@ -118,6 +127,32 @@ def _check(stage: Stage, evaluations: Mapping[str, Evaluate]) -> None:
         )
 
 
+def _require_unchanged(stage: Stage, place: Path) -> None:
+    """Refuses a finished stage whose settings were others, or are lost.
+
+    Raises:
+        UserError: The first differences are named, or the file.
+    """
+    if not (place / SETTINGS).is_file():
+        raise UserError(
+            f"stage {stage.name} is finished, but {place / SETTINGS} is missing; restore it, or "
+            "give the stages in their former order"
+        )
+    # The other values of the model are those of its tokenizer, and of what it starts from.
+    own = ("model.tokens", "model.max_context", "model.rope", "model.init_std")
+    ignore = ("model",) if stage.run.model is None else own
+    require_same(stage.run, place / SETTINGS, ignore=ignore, finished=True)
+
+
+def _warn_of_mesh(stage: Stage, console: Console) -> None:
+    """Warns of a mesh that these devices do not have; others may be there when it is due."""
+    data = stage.run.data
+    try:
+        require_batch(make_mesh(stage.run.mesh), rows=data.rows, length=data.packing.length)
+    except UserError as error:
+        print_line(console, f"stage {stage.name} cannot run on these devices: {error}")
+
+
 def _placed(config: Curriculum, folder: Path) -> list[tuple[Stage, Path, Path | None]]:
     """Returns each stage with its folder, and with the model that it starts from, if that is one
     of the stage before."""
@@ -128,7 +163,7 @@ def _placed(config: Curriculum, folder: Path) -> list[tuple[Stage, Path, Path | 
             before, place, _ = placed[-1]
             base = place / MODEL
             stage = dataclasses.replace(stage, run=_starting_from(stage.run, before.name))
-        placed.append((stage, folder / f"{number:02}-{stage.name}", base))
+        placed.append((stage, folder / stage_folder(number, stage.name), base))
     return placed
 
 

@@ -69,7 +69,14 @@ def require_finite(run: Any) -> None:
                 raise UserError(f"{name} is {each}; give a finite number")
 
 
-def require_same(run: Any, path: Path, *, ignore: tuple[str, ...] = (), reached: int = 0) -> None:
+def require_same(
+    run: Any,
+    path: Path,
+    *,
+    ignore: tuple[str, ...] = (),
+    reached: int = 0,
+    finished: bool = False,
+) -> None:
     """Refuses a run with other settings than those in a `run.json`.
 
     The number of steps may change as long as no step that was made would have had another learning
@@ -80,6 +87,7 @@ def require_same(run: Any, path: Path, *, ignore: tuple[str, ...] = (), reached:
         path: The file.
         ignore: Beginnings of dotted paths that are not compared.
         reached: Step of the run's last checkpoint.
+        finished: Whether the run is over, so that the number of steps is fixed.
 
     Raises:
         UserError: The runs differ; the first differences are named.
@@ -94,7 +102,10 @@ def require_same(run: Any, path: Path, *, ignore: tuple[str, ...] = (), reached:
         and not _NAME.fullmatch(name)
     }
     if _STEPS in differing and isinstance(steps := before.get(_STEPS), int):
-        fault = _steps_fault(run.training.optimizer.schedule, steps, run.training.steps, reached)
+        fault = "it is finished"
+        if not finished:
+            now_steps = run.training.steps
+            fault = _steps_fault(run.training.optimizer.schedule, steps, now_steps, reached)
         if fault is None:
             del differing[_STEPS]
         else:

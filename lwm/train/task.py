@@ -188,7 +188,7 @@ def open_task(
             _keep_tokenizer(tokenizer, model, config.sampling, place)
     if files is not None:
         keep_lineage(files.place, files.known, folder)
-    frame = None if vqgan is None else vqgan.config.tokens_per_frame
+    frame = _frame_size(vqgan, files)
     sets = [
         _open_set(one, tokenizer, model.tokens, frame=frame, warn=warn) for one in config.data.sets
     ]
@@ -210,6 +210,13 @@ def open_task(
         model=model,
         inputs=_inputs(config, files, sets, folder),
     )
+
+
+def _frame_size(vqgan: VQGAN | None, files: ModelFiles | None) -> int | None:
+    """Returns the codes of a frame of the run's VQGAN, or of that of its base; None if unknown."""
+    if vqgan is not None:
+        return vqgan.config.tokens_per_frame
+    return None if files is None else files.tokens_per_frame
 
 
 class _Weights(NamedTuple):
@@ -363,7 +370,7 @@ def _loader(config: Run, sets: Sequence[Examples], model: LlamaConfig, mesh: Mes
     mixture = Mixture(
         weights=tuple(one.weight for one in data.sets),
         groups=tuple(one.group or "" for one in data.sets),
-        streams=data.streams,
+        streams=data.streams or data.rows,
         seed=config.seed,
         shuffle=data.shuffle,
     )

@@ -13,6 +13,7 @@ import pytest
 
 from lwm.convert.open import find_files, open_model_files
 from lwm.errors import UserError
+from lwm.formats.run_folder import base_of_stage
 from lwm.train import loop
 from lwm.train.config import Curriculum
 from lwm.train.curriculum import run_curriculum
@@ -113,6 +114,49 @@ def test_other_settings_of_a_finished_stage_are_refused(whole):
     other = replace(stages[0], run=replace(stages[0].run, seed=1))
     with pytest.raises(UserError, match="01-first holds another run: seed was 0 and is 1"):
         run_curriculum(Curriculum(stages=(other, *stages[1:])), whole, evaluations={"count": count})
+
+
+def test_more_steps_or_another_shape_of_a_finished_stage_are_refused(whole):
+    first, *others = curriculum().stages
+    more = replace(first.run, training=replace(first.run.training, steps=9))
+    wider = replace(first.run, model=replace(first.run.model, mlp_dim=8))
+    for changed, said in (
+        (more, r"training.steps was 4 and is 9 \(it is finished\)"),
+        (wider, "01-first holds another run: model.mlp_dim was .* and is 8"),
+    ):
+        stages = replace(first, run=changed), *others
+        with pytest.raises(UserError, match=said):
+            run_curriculum(Curriculum(stages=stages), whole, evaluations={"count": count})
+    with pytest.raises(UserError, match=r"stage first is finished, but .*run\.json is missing"):
+        run_curriculum(
+            Curriculum(stages=(replace(first, name="new"), replace(others[0], name="first"))),
+            whole,
+            evaluations={"count": count},
+        )
+
+
+def test_mistakes_in_a_later_stage_show_before_the_first(tmp_path):
+    first, again, long = curriculum().stages
+    narrow = replace(again.run, context=32)
+    hasty = replace(again.run, training=replace(again.run.training, steps=1))
+    for changed, said in (
+        (narrow, "stage again: rows of 64 tokens exceed --context 32"),
+        (hasty, "stage again: a warm-up of .* do not fit into 1 steps"),
+    ):
+        stages = first, replace(again, run=changed), long
+        with pytest.raises(UserError, match=said):
+            run_curriculum(
+                Curriculum(stages=stages), tmp_path / "new", evaluations={"count": count}
+            )
+    assert not (tmp_path / "new").exists()
+
+
+def test_the_model_that_a_stage_starts_from(tmp_path):
+    stage = tmp_path / "02-again"
+    assert base_of_stage(stage, "stage:first") == tmp_path / "01-first" / "model"
+    assert base_of_stage(stage, "some/model") == "some/model"
+    with pytest.raises(UserError, match="its name has lost its number"):
+        base_of_stage(tmp_path / "again", "stage:first")
 
 
 def test_stages_that_cannot_follow_each_other():
