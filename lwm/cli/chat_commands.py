@@ -96,7 +96,7 @@ def changed(params: SamplingParams, text: str) -> SamplingParams:
         found = json.loads(value.lower().replace("none", "null"))
         kind = float if isinstance(now[name], float) else int
         number = None if found is None and name == "max_tokens" else kind(found)
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, OverflowError):
         raise UserError(f"{name} is a number, and cannot be {value!r}") from None
     values: dict[str, Any] = {name: number}
     return dataclasses.replace(params, **values)

@@ -223,8 +223,9 @@ class Answer:
 
     @property
     def size(self) -> int:
-        """Tokens of prompt and answer at most."""
-        return len(self._request.prompts[0]) + self._request.max_tokens
+        """Tokens of prompt and answer at most; with guidance, also of those without the caption."""
+        prompts = self._request.prompts
+        return sum(map(len, prompts)) + len(prompts) * self._request.max_tokens
 
     @property
     def num_cached(self) -> int:

@@ -146,7 +146,17 @@ class LoadedModel:
         Raises:
             UserError: See `vision`.
         """
-        return self._run(functools.partial(self.vision.decode, codes))
+        size = self.vision.frames_per_batch
+        if len(codes) <= size:
+            return self._run(functools.partial(self.vision.decode, codes))
+        frames = []
+        for at in range(0, len(codes), size):
+            part = codes[at : at + size]
+            whole = np.pad(part, [(0, size - len(part)), (0, 0)])
+            # Between batches, answers go on.
+            decoded = self._run(functools.partial(self.vision.decode, whole))
+            frames.append(decoded[: len(part)])
+        return np.concatenate(frames)
 
     def follow(self) -> None:
         """Takes part in the work of process 0, on all others, until its engine is closed.

@@ -77,14 +77,14 @@ def _answer(request: Request, error: ApiError) -> Response:
 async def _on_invalid(request: Request, error: Exception) -> Response:
     """Answers a body that is not as documented, by the field that is wrong."""
     assert isinstance(error, RequestValidationError)
-    given = request.headers.get("content-type", "")
-    of_body = any(each["loc"][0] == "body" for each in error.errors())
+    given, errors = request.headers.get("content-type", ""), error.errors()
+    of_body = any(each["loc"][0] == "body" for each in errors)
     if of_body and "json" not in given and "form-data" not in given:
         return _answer(
             request, ApiError("the body is no JSON; send content-type: application/json")
         )
     # Of a field that may be of several types, the error that got furthest says the most.
-    worst = max(error.errors(), key=lambda each: len(_place(each)))
+    worst = max(errors, key=lambda each: len(_place(each)))
     place = ".".join(_place(worst))
     return _answer(request, ApiError(f"{place or 'the body'}: {worst['msg']}", param=place or None))
 

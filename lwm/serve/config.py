@@ -1,6 +1,7 @@
 """Configuration of a server: address, keys, and limits on requests."""
 
 import dataclasses
+import math
 from pathlib import Path
 
 from lwm.errors import UserError
@@ -28,6 +29,20 @@ class MediaConfig:
     """Frames of a video that a request may ask for."""
     media_cache_bytes: int = 256 << 20
     """Memory for the codes of images and videos that were read before."""
+
+    def __post_init__(self):
+        """Refuses values out of range.
+
+        Raises:
+            UserError: The value.
+        """
+        for name in ("media_bytes", "media_frames", "max_media_frames"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name} {getattr(self, name)} must be at least 1")
+        if not 0 < self.media_seconds < math.inf:
+            raise UserError(f"media_seconds {self.media_seconds} must be above 0, and finite")
+        if self.media_cache_bytes < 0:
+            raise UserError(f"media_cache_bytes {self.media_cache_bytes} must be 0 or above")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -88,11 +103,11 @@ class ServeConfig:
             if getattr(self, name) < 1:
                 raise UserError(f"{name} {getattr(self, name)} must be at least 1")
         for name in ("read_seconds", "write_seconds", "ping_seconds"):
-            if not getattr(self, name) > 0:
-                raise UserError(f"{name} {getattr(self, name)} must be above 0")
+            if not 0 < getattr(self, name) < math.inf:
+                raise UserError(f"{name} {getattr(self, name)} must be above 0, and finite")
         for name in ("detached_seconds", "drain_seconds"):
-            if not getattr(self, name) >= 0:
-                raise UserError(f"{name} {getattr(self, name)} must be 0 or above")
+            if not 0 <= getattr(self, name) < math.inf:
+                raise UserError(f"{name} {getattr(self, name)} must be 0 or above, and finite")
         if not 0 <= self.port < 1 << 16:
             raise UserError(f"port {self.port} must be from 0 to {(1 << 16) - 1}")
         if not all(self.api_key):

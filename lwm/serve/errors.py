@@ -55,7 +55,9 @@ class ApiError(Exception):
         """
         super().__init__(message)
         self.status = _STATUS[kind] if status is None else status
-        self.headers = dict(headers or {})
+        # OpenAI's clients try again after these, though the same request has the same answer.
+        final = {"x-should-retry": "false"} if self.status in (409, 501) else {}
+        self.headers = final | dict(headers or {})
         self._fields = {"message": message, "type": kind, "param": param, "code": code, **more}
 
     def at(self, param: str) -> "ApiError":

@@ -65,7 +65,8 @@ def _begun(message: ChatMessage, place: str) -> str:
     content = [message.content] if isinstance(message.content, str) else message.content or []
     texts = [part.text if isinstance(part, TextPart) else part for part in content]
     is_text = texts and all(isinstance(each, str) for each in texts)
-    if message.role != "assistant" or not is_text or message.images or message.tool_calls:
+    others = message.images or message.videos or message.tool_calls
+    if message.role != "assistant" or not is_text or others:
         raise ApiError(
             "continue_final_message needs a last message of the assistant that is text alone; add "
             "one, or leave continue_final_message out",
@@ -92,6 +93,8 @@ class _Reader:
             parts.append(content)
         for number, image in enumerate(message.images or ()):
             parts.append(await self._read(image, f"{place}.images.{number}"))
+        for number, video in enumerate(message.videos or ()):
+            parts.append(await self._read(video, f"{place}.videos.{number}"))
         extra = {
             name: value
             for name in ("name", "tool_calls", "tool_call_id")

@@ -118,7 +118,7 @@ class Metrics:
             self._counts["vllm:request_success", reason] = 0
         self._histograms = {name: _Histogram(bounds) for name, (_, bounds) in _TIMES.items()}
         self._readings: dict[str, _Reading] = {}
-        self._facts: dict[str, tuple[str, Labels]] = {}
+        self._facts: dict[str, tuple[str, Callable[[], Labels]]] = {}
 
     def watch(self, name: str, kind: Kind, about: str, read: Callable[[], Number]) -> None:
         """Adds a value that is read when the metrics are asked for, such as the length of a queue.
@@ -131,9 +131,9 @@ class Metrics:
         """
         self._readings[name] = _Reading(kind=kind, help=about, read=read)
 
-    def state(self, name: str, about: str, facts: Labels) -> None:
-        """Adds facts, as labels of a value that is always 1."""
-        self._facts[name] = (about, facts)
+    def state(self, name: str, about: str, read: Callable[[], Labels]) -> None:
+        """Adds facts, read when they are asked for, as labels of a value that is always 1."""
+        self._facts[name] = (about, read)
 
     def count(self, name: str, amount: Number = 1, *, reason: str | None = None) -> None:
         """Adds to a counter, such as `lwm:frames_drawn`.
@@ -178,9 +178,9 @@ class Metrics:
             full = f"{name}_total" if reading.kind == "counter" else name
             yield from _head(full, reading.kind, reading.help)
             yield _line(full, self._labels, reading.read())
-        for name, (about, facts) in self._facts.items():
+        for name, (about, read) in self._facts.items():
             yield from _head(name, "gauge", about)
-            yield _line(name, {**self._labels, **facts}, 1)
+            yield _line(name, {**self._labels, **read()}, 1)
 
     def _add(self, counts: Mapping[str, Number], values: Mapping[str, Number]) -> None:
         with self._lock:
@@ -226,15 +226,19 @@ def metrics_of(service: "Service") -> Metrics:
         metrics.watch(name, "gauge", about, read)
     for name, about, read in counters:
         metrics.watch(name, "counter", about, read)
-    facts = {
+    metrics.state("vllm:cache_config_info", "The cache", lambda: _cache(service))
+    _watch_compiling(metrics)
+    return metrics
+
+
+def _cache(service: "Service") -> Labels:
+    engine, model = service.model.engine, service.model
+    return {
         "block_size": str(PAGE),
         "num_gpu_blocks": str(engine.pool_tokens * engine.groups // PAGE),
         "enable_prefix_caching": "True",
-        "cache_dtype": service.model.cache_dtype or service.model.llama.compute.dtype,
+        "cache_dtype": model.cache_dtype or model.llama.compute.dtype,
     }
-    metrics.state("vllm:cache_config_info", "The cache", facts)
-    _watch_compiling(metrics)
-    return metrics
 
 
 def _running(service: "Service") -> int:

@@ -2,13 +2,48 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
 from lwm.serve.errors import ApiError, not_supported
 
 Text = Annotated[str, Field(max_length=1 << 26)]
 Count = Annotated[int, Field(ge=0, lt=1 << 31)]
 _MOST_IDS = 1 << 22
+_DEEPEST, _MOST_VALUES, _MOST_LETTERS = 64, 1 << 16, 1 << 20
+"""Limits on values of any form, which a chat template renders."""
+_MOST_BIASES = 64
+
+
+def _require_small(value: Any) -> Any:
+    """Refuses values that are nested deeply, or large."""
+    left, values, letters = [(value, 1)], 0, 0
+    while left:
+        each, depth = left.pop()
+        if isinstance(each, str):
+            letters += len(each)
+        elif isinstance(each, dict | list):
+            values += len(each)
+            if depth > _DEEPEST or values > _MOST_VALUES:
+                raise ValueError(f"more than {_DEEPEST} levels, or {_MOST_VALUES:,} values")
+            inner = [*each, *each.values()] if isinstance(each, dict) else each
+            left += [(one, depth + 1) for one in inner]
+        if letters > _MOST_LETTERS:
+            raise ValueError(f"more than {_MOST_LETTERS:,} characters")
+    return value
+
+
+def _require_few(value: Any) -> Any:
+    # Before the entries are checked, each of which may have an error.
+    if isinstance(value, dict) and len(value) > _MOST_BIASES:
+        raise ValueError(f"at most {_MOST_BIASES} ids")
+    return value
+
+
+Variables = Annotated[dict[str, Any], AfterValidator(_require_small)]
+"""Variables of a chat template."""
+Calls = Annotated[
+    list[dict[str, Any]], Field(fail_fast=True, max_length=256), AfterValidator(_require_small)
+]
 # A list ends at its first fault: an error for each of a million ids would take gigabytes.
 Ids = Annotated[list[Count], Field(fail_fast=True, min_length=1, max_length=_MOST_IDS)]
 
@@ -78,7 +113,9 @@ class ChatMessage(Body):
     content: Text | Annotated[list[Part], Field(fail_fast=True, max_length=4096)] | None = None
     images: Annotated[list[ImagePart], Field(max_length=256)] | None = None
     """Images of an earlier answer, as the server has sent them."""
-    tool_calls: list[dict[str, Any]] | None = None
+    videos: Annotated[list[VideoPart], Field(max_length=256)] | None = None
+    """Videos of an earlier answer, likewise."""
+    tool_calls: Calls | None = None
     tool_call_id: Text | None = None
     name: Text | None = None
 
@@ -103,7 +140,7 @@ class Sampling(Body):
     repetition_penalty: Annotated[float, Field(ge=0.01, le=100)] | None = None
     presence_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
     frequency_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
-    logit_bias: Annotated[dict[str, float], Field(max_length=64)] | None = None
+    logit_bias: Annotated[dict[str, float], BeforeValidator(_require_few)] | None = None
     seed: Annotated[int, Field(ge=-(1 << 63), lt=1 << 64)] | None = None
     stop: (
         Annotated[str, Field(max_length=256)]
@@ -160,14 +197,19 @@ class ChatRequest(Sampling):
     response_format: dict[str, Any] | None = None
     tools: list[Any] | None = None
     tool_choice: Any = None
-    modalities: list[Literal["text", "image", "video", "audio"]] | None = None
+    modalities: (
+        Annotated[
+            list[Literal["text", "image", "video", "audio"]], Field(fail_fast=True, max_length=16)
+        ]
+        | None
+    ) = None
     """Kinds of the answer; None: all that the model writes."""
     image: FrameOptions | None = None
     video: FrameOptions | None = None
     clip_format: Literal["mp4", "gif", "webp"] = "mp4"
     """Files of videos in an answer."""
     media_io_kwargs: MediaOptions | None = None
-    chat_template_kwargs: dict[str, Any] | None = None
+    chat_template_kwargs: Variables | None = None
     chat_template: Text | None = None
     add_generation_prompt: bool | None = None
     continue_final_message: bool | None = None
@@ -210,7 +252,7 @@ class TokenizeRequest(Body):
     """Leaves out the ids."""
     continue_final_message: bool | None = None
     """Ends with the text of the last message, which is the assistant's."""
-    chat_template_kwargs: dict[str, Any] | None = None
+    chat_template_kwargs: Variables | None = None
     media_io_kwargs: MediaOptions | None = None
 
 
@@ -228,7 +270,7 @@ class TemplateRequest(Body):
     messages: Annotated[list[ChatMessage], Field(fail_fast=True, min_length=1, max_length=4096)]
     continue_final_message: bool | None = None
     """Ends with the text of the last message, which is the assistant's."""
-    chat_template_kwargs: dict[str, Any] | None = None
+    chat_template_kwargs: Variables | None = None
     media_io_kwargs: MediaOptions | None = None
 
 

@@ -46,6 +46,11 @@ class Service:
         self.model, self.config = model, config
         self.name = config.served_name or model.name
         self.lane = model.lane(config.slots)
+        if self.lane < config.slots:
+            raise UserError(
+                f"slots {config.slots} are more than the {self.lane} answers that are written "
+                f"together at most; give --slots {self.lane}"
+            )
         self.media = MediaReader(model, config.media)
         self.evaluations = Evaluations(config.evaluations)
         self.rebuilding = asyncio.Lock()

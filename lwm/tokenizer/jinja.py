@@ -32,6 +32,8 @@ _MEMORY = 512 << 20
 _COPIES = 32
 _TRIES = 2
 """Times that a template may exceed a limit before it is not run again."""
+_SMALL = 1 << 16
+"""Bytes of what is rendered up to which the template is to blame, and not what it was given."""
 _CHUNK = 1 << 16
 
 
@@ -77,7 +79,8 @@ def render(
     try:
         reply = _ask(data)
     except _Ended as ended:
-        _exceeded[template] += 1
+        if len(data) - len(template) <= _SMALL:
+            _exceeded[template] += 1
         raise UserError(f"the chat template {ended}") from None
     if "invalid" in reply:
         raise UserError(f"the chat template is not valid Jinja: {reply['invalid']}")

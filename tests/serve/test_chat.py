@@ -133,6 +133,23 @@ def test_an_image_in_an_answer_comes_beside_its_text(served):
     assert any("progress" in c for c in stream)
 
 
+def test_images_and_clips_of_an_answer_are_read_again(served, video):
+    clip = f"data:video/mp4;base64,{base64.b64encode(video).decode()}"
+    part = {"type": "video_url", "video_url": {"url": clip}, "num_frames": 2, "index": 0}
+    made = {"role": "assistant", "content": "Here", "parts": []}
+
+    def tokens(**more):
+        asked = [*HELLO, made | more, *HELLO]
+        return served.post("/tokenize", messages=asked, count_only=True).json()["count"]
+
+    assert tokens(videos=[part]) >= tokens() + 2 * 65
+    picture = io.BytesIO()
+    Image.new("RGB", (64, 64), "red").save(picture, "PNG")
+    url = f"data:image/png;base64,{base64.b64encode(picture.getvalue()).decode()}"
+    image = {"type": "image_url", "image_url": {"url": url}, "index": 0}
+    assert tokens(images=[image], videos=[part]) > tokens(videos=[part])
+
+
 def test_an_image_in_a_question_is_read_once(served):
     picture = io.BytesIO()
     Image.new("RGB", (80, 60), "red").save(picture, "PNG")
@@ -239,6 +256,7 @@ def test_an_answer_is_continued_from_its_first_half(served):
 
 SAID = {"role": "assistant", "content": "It is"}
 IMAGE = {"type": "image_url", "image_url": {"url": "data:,"}}
+VIDEO = {"type": "video_url", "video_url": {"url": "data:,"}}
 
 
 @pytest.mark.parametrize(
@@ -250,6 +268,7 @@ IMAGE = {"type": "image_url", "image_url": {"url": "data:,"}}
         [*HELLO, {"role": "assistant", "content": [IMAGE]}],
         [*HELLO, {"role": "assistant"}],
         [*HELLO, SAID | {"images": [IMAGE]}],
+        [*HELLO, SAID | {"videos": [VIDEO]}],
         [*HELLO, SAID | {"tool_calls": [{}]}],
     ],
 )

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import threading
 import time
+from typing import Any
 
 import httpx
 import pytest
@@ -21,9 +22,9 @@ from pydantic import ValidationError
 from lwm.errors import UserError
 from lwm.serve.config import ServeConfig
 from lwm.serve.run import Server
-from lwm.serve.schema import CompletionRequest, DetokenizeRequest
+from lwm.serve.schema import ChatRequest, CompletionRequest, DetokenizeRequest
 
-HELLO = [{"role": "user", "content": "Name the colour of the sky."}]
+HELLO = [ASKED := {"role": "user", "content": "Name the colour of the sky."}]
 LONG = {"prompt": [9] * 600, "max_tokens": 1000, "ignore_eos": True, "temperature": 1.5}
 
 
@@ -174,6 +175,39 @@ def test_wrong_ids_without_end_are_refused_at_once(served):
         with pytest.raises(ValidationError) as found:
             kind.model_validate(body)
         assert found.value.error_count() <= 5
+
+
+def nested(depth):
+    value: Any = 0
+    for _ in range(depth):
+        value = [value]
+    return value
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"messages": [ASKED | {"tool_calls": [0] * 5000}]},
+        {"messages": [ASKED | {"tool_calls": [{"a": nested(500)}]}]},
+        {"messages": [ASKED], "modalities": [0] * 5000},
+        {"messages": [ASKED], "logit_bias": {f"{n}": "a" for n in range(5000)}},
+        {"messages": [ASKED], "chat_template_kwargs": {"a": nested(500)}},
+        {"messages": [ASKED], "chat_template_kwargs": {"a": [0] * 100_000}},
+        {"messages": [ASKED], "chat_template_kwargs": {"a": "a" * (2 << 20)}},
+    ],
+)
+def test_large_and_deep_values_are_refused_at_once(served, body):
+    with pytest.raises(ValidationError) as found:
+        ChatRequest.model_validate(body)
+    assert found.value.error_count() <= 5
+    answer = served.post("/v1/chat/completions", **body)
+    assert answer.status_code == 400
+    assert len(answer.json()["error"]["message"]) < 200
+
+
+def test_clients_do_not_try_again_what_is_not_supported(served):
+    answer = served.post("/v1/chat/completions", messages=[ASKED], tools=[{"type": "function"}])
+    assert (answer.status_code, answer.headers["x-should-retry"]) == (501, "false")
 
 
 def test_answers_that_are_cut_when_the_server_stops_are_errors(start):

@@ -177,6 +177,16 @@ def test_a_client_that_goes_ends_its_images(served):
     assert served.post(ROUTE, prompt=PROMPT, size="auto").status_code == 200
 
 
+def test_what_is_drawn_with_guidance_does_not_wait_any_more(served):
+    body = {"prompt": PROMPT, "frame_count": 20, "output_format": "gif", "guidance_scale": 3}
+    with served.client.stream("POST", ROUTE, json=body | {"stream": True, "partial_images": 1}):
+        end = time.monotonic() + 20
+        while not served.service.open or served.service.waiting:
+            assert time.monotonic() < end
+            time.sleep(0.01)
+        assert served.service.open
+
+
 def test_a_stream_ends_with_the_image_that_a_whole_answer_has(served, two):
     answer = served.post(ROUTE, prompt=PROMPT, n=2, seed=5, stream=True)
     found = events(answer)

@@ -3,6 +3,7 @@
 import contextlib
 import itertools
 import json
+import math
 import re
 import time
 
@@ -11,6 +12,7 @@ import pytest
 
 from lwm.errors import UserError
 from lwm.serve import streams
+from lwm.serve.config import MediaConfig
 
 TEXT, CHAT, IMAGES = "/v1/completions", "/v1/chat/completions", "/v1/images/generations"
 LONG = {"prompt": [9] * 30, "max_tokens": 1500, "ignore_eos": True, "temperature": 1.5}
@@ -149,6 +151,12 @@ def test_without_time_a_stream_ends_with_its_client(start):
     assert again(running, stream).status_code == 404
     with pytest.raises(UserError, match=r"detached_seconds -1.0 must be 0 or above"):
         start(detached_seconds=-1.0)
+    with pytest.raises(UserError, match=r"drain_seconds inf must be 0 or above, and finite"):
+        start(drain_seconds=math.inf)
+    with pytest.raises(UserError, match=r"media_seconds inf must be above 0, and finite"):
+        MediaConfig(media_seconds=math.inf)
+    with pytest.raises(UserError, match=r"slots 17 are more than the 16 answers .* --slots 16"):
+        start(slots=17)
 
 
 @pytest.mark.parametrize("stream", ["short", "a" * 65, "a" * 21 + "/", "ü" * 22, ""])

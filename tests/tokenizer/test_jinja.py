@@ -40,6 +40,18 @@ def test_a_template_without_end_is_ended_and_not_run_again(monkeypatch):
     assert render(ECHO, MESSAGES, {}).text == "a"
 
 
+def test_large_requests_do_not_end_the_template_of_others(monkeypatch):
+    def ended(request):
+        raise jinja._Ended("takes more than 3 seconds of processor time")
+
+    monkeypatch.setattr(jinja, "_ask", ended)
+    for _ in range(jinja._TRIES + 1):
+        with pytest.raises(UserError, match="takes more than 3 seconds"):
+            render(ECHO, MESSAGES, {"documents": ["a"] * jinja._SMALL})
+    monkeypatch.undo()
+    assert render(ECHO, MESSAGES, {}).text == "a"
+
+
 @pytest.mark.parametrize(
     ("template", "words"),
     [

@@ -93,7 +93,7 @@ function sent(part) {
 
 /**
  * Returns turns as messages of a request. Turns that drew clips are left out with their questions,
- * since messages of the assistant hold images only; so are answers without content.
+ * since a clip may fill the context; so are answers without content.
  * @param {Turn[]} turns @param {string} system
  */
 export function messages(turns, system) {
@@ -106,8 +106,15 @@ export function messages(turns, system) {
       made.push({ role: "user", content: isPlain ? turn.parts[0].text : turn.parts.map(sent) });
       return;
     }
-    const images = turn.parts.filter((part) => part.type === "image" && !part.partial).map(sent);
-    made.push({ role: "assistant", content: textOf(turn), ...(images.length ? { images } : {}) });
+    const whole = turn.parts.filter((part) => !part.partial);
+    const images = whole.filter((part) => part.type === "image").map(sent);
+    const videos = whole.filter((part) => part.type === "video").map(sent);
+    made.push({
+      role: "assistant",
+      content: textOf(turn),
+      ...(images.length ? { images } : {}),
+      ...(videos.length ? { videos } : {}),
+    });
   });
   return made;
 }
