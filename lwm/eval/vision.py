@@ -168,7 +168,8 @@ def _accuracy(model: LanguageModel, pairs: Sequence[Pair]) -> float:
         asked = request(pair.caption, pair.vision.kind)
         turns = [asked, Message("assistant", (pair.vision,))]
         ids, learn = chat_ids(turns, model.tokenizer, template=model.template, marks=model.marks)
-        learn &= ids >= model.marks.tokens.text
+        tokens = model.marks.tokens
+        learn &= (ids >= tokens.text) & (ids < tokens.end_of_frame)  # ends follow from the place
         examples.append(Example(ids=ids, loss_mask=learn, name=pair.caption))
     length = max(128, 1 << (max(map(len, examples)) - 1).bit_length())
     rows = HeldOut.read(

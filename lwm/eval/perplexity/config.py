@@ -32,6 +32,11 @@ class PerplexityConfig:
                 raise UserError(f"{name} {getattr(self, name)} must be {least} or more")
         if not all(window >= 1 for window in self.windows):
             raise UserError(f"windows {min(self.windows)} must be 1 or more")
+        if self.targets >= self.length:
+            raise UserError(
+                f"targets {self.targets:,} must be fewer than the {self.length:,} tokens of a "
+                "segment: nothing stands before the first; raise length, or lower targets"
+            )
         if max(self.windows, default=0) > self.length - self.targets:
             raise UserError(
                 f"a window of {max(self.windows):,} tokens does not shorten the context of the "

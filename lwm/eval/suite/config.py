@@ -93,14 +93,14 @@ class SuiteConfig:
         if part in OF_IMAGES:
             frames = sorted(set(self.frames)) if part == "visual" else []
             return dict.fromkeys(frames, self.count(part))
-        lengths: Sequence[int] = self.lengths or _LENGTHS
+        given = tuple(dict.fromkeys(self.lengths or _LENGTHS))
+        lengths: Sequence[int] = given
         if self.quick and part == "ruler" and self.lengths is None:
             lengths = [length for length in lengths if length < _LONG]
         if self.samples is None:
             few = {"needle": 2, "multi": 10, "ruler": 5, "perplexity": 1}[part]
             numbers = [few if self.quick else 10 if n >= _LONG else 25 for n in lengths]
         else:
-            given = self.lengths or _LENGTHS
             each = self.samples * (len(given) if len(self.samples) == 1 else 1)
             known = dict(zip(given, each, strict=True))
             numbers = [known[length] for length in lengths]

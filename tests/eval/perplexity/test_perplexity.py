@@ -207,6 +207,8 @@ def test_wrong_values_and_files_are_refused_in_one_line(tiny_model, prose, tmp_p
         PerplexityConfig(windows=(64, 800))
     with pytest.raises(UserError, match="segments 0 must be 1 or more"):
         PerplexityConfig(segments=0)
+    with pytest.raises(UserError, match="targets 256 must be fewer than the 128 tokens"):
+        PerplexityConfig(length=128, windows=())
     with pytest.raises(UserError, match=r"document .*nowhere\.txt does not exist"):
         eval_perplexity("no-such-model", (tmp_path / "nowhere.txt",), out=tmp_path / "out")
     assert not (tmp_path / "out" / REPORT).exists()

@@ -283,6 +283,8 @@ def test_presets_have_their_numbers_of_samples():
     assert quick.grid("multi") == dict.fromkeys((1024, 2048, 4096, 8192), 10)
     assert quick.grid("ruler") == dict.fromkeys((1024, 2048, 4096), 5)
     assert SuiteConfig(lengths=(8, 4), samples=(1, 2)).grid("multi") == {4: 2, 8: 1}
+    twice = SuiteConfig(lengths=(2048, 1024, 2048), samples=(25, 10))
+    assert twice.grid("needle") == {1024: 10, 2048: 25}
     with pytest.raises(UserError, match="3 numbers for 4 lengths"):
         SuiteConfig(samples=(1, 2, 3))
     with pytest.raises(UserError, match="samples 0"):
