@@ -68,7 +68,9 @@ def save_model(
     """
     weights = jax.tree.leaves(model, is_leaf=lambda leaf: isinstance(leaf, QuantizedWeight))
     if any(isinstance(leaf, QuantizedWeight) for leaf in weights):
-        raise UserError("a model in eight bits cannot be saved; load it in float32 or bfloat16")
+        raise UserError(
+            "weights of few bits cannot be saved; load the model in float32 or bfloat16"
+        )
     leaves = {
         part: (leaf, None if part == dotted(path) else layer)
         for path, leaf in jax.tree.leaves_with_path(model)

@@ -2,7 +2,8 @@
 
 import equinox as eqx
 import jax
-from jax.sharding import PartitionSpec as P
+from jax import lax
+from jax.sharding import PartitionSpec as P, get_abstract_mesh
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
@@ -55,9 +56,21 @@ def linear(
         weight = jax.tree.unflatten(whole, parts)
         if isinstance(weight, QuantizedWeight):
             weight = weight.astype(x.dtype)
+            if not transposed:
+                weight = _own_rows(weight, x.shape[2])
         return contract(
             x, weight, transposed=transposed, dtype=dtype or x.dtype, out_sharding=out_sharding
         )
 
     y = multiply_stored(plain, x, *parts, transposed=transposed, out_sharding=out_sharding)
     return y if bias is None else y + bias.astype(y.dtype)
+
+
+def _own_rows(weight: Float[Array, "..."], count: int) -> Float[Array, "..."]:
+    """Returns the rows of a weight that are this device's own.
+
+    Each device has all rows where the groups of them that share a scale do not divide over `tp`.
+    """
+    if weight.shape[0] == count or not get_abstract_mesh().manual_axes:
+        return weight
+    return lax.dynamic_slice_in_dim(weight, lax.axis_index("tp") * count, count)

@@ -194,6 +194,15 @@ class _Weights:
     """Elements of the token table, gathered; the head has as many."""
 
 
+def held_bytes(config: LlamaConfig, mesh: MeshSizes, dtype: Held) -> int:
+    """Returns the bytes of the weights on one device, held in a type; scales count.
+
+    Raises:
+        UserError: The mesh does not divide the weights.
+    """
+    return _weights(config, mesh, dtype).stored
+
+
 @functools.lru_cache(maxsize=256)
 def _weights(config: LlamaConfig, mesh: MeshSizes, dtype: Held) -> _Weights:
     require_divisible_weights(config, mesh)

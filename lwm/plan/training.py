@@ -9,15 +9,12 @@ Letters as in `lwm.model.llama`.
 import dataclasses
 import math
 
-from lwm.model.config import BITS_HELD, Compute, LlamaConfig, LoRA
+from lwm.model.config import Compute, LlamaConfig, LoRA
 from lwm.model.lora import num_parameters
 from lwm.ops.blockwise import block_sizes
-from lwm.plan.memory import MeshSizes
+from lwm.plan.memory import MeshSizes, held_bytes
 
 _FLOAT32 = 4
-_BYTES_HELD = {"float32": 4.0, "bfloat16": 2.0} | {
-    name: bits / 8 for name, bits in BITS_HELD.items()
-}
 
 
 LONG = 32 * 1024
@@ -109,11 +106,10 @@ def training_need(
         lora: Adapters that are trained in place of the weights, if any.
     """
     dp, fsdp, tp, sp = mesh
-    weights = trained = _num_weights(config) / (fsdp * tp * sp)
-    frozen = 0.0
+    trained, frozen = _num_weights(config) / (fsdp * tp * sp), 0
     if lora.rank:
         trained = num_parameters(config, lora) / (fsdp * tp * sp)
-        frozen = weights * _BYTES_HELD[lora.frozen_dtype]
+        frozen = held_bytes(config, mesh, lora.frozen_dtype)
     step = _Step(
         config=config,
         compute=compute,

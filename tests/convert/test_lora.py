@@ -139,6 +139,9 @@ def test_an_adapter_beside_weights_of_few_bits(base, adapter, logits, dtype):
     found = logits(model)
     assert close(found, logits(dataclasses.replace(model, llama=wide)), 1e-4)
     assert not close(found, logits(alone), 0.1)
+    # Two groups of 32 rows of `w_down` do not divide over four devices, which have 16 rows each.
+    four = lwm.load(base, lora=adapter, dtype=dtype, mesh="1,1,4,1")
+    assert close(logits(four), found, 1e-4)
 
 
 def test_ranks_and_scales_of_each_module(base, adapter, logits, tmp_path):

@@ -376,9 +376,10 @@ def kernel_gradient_by_frame(
         shifted = [pixels[:, side - 1 - j : side - 1 - j + width] for j in range(side)]
         columns = jnp.concatenate(shifted, axis=-1).reshape(size, side * outputs)
         columns = jax.lax.optimization_barrier(columns)
-        rows = [channels[:, i * width : i * width + size] @ columns for i in range(side)]
+        parts = (channels[:, i * width : i * width + size] for i in range(side))
+        rows = [product("ip,po->io", part, columns, aligned=True) for part in parts]
         return total + jnp.stack(rows), None
 
-    nothing = jnp.zeros((side, inputs, side * outputs), x.dtype)
+    nothing = jnp.zeros((side, inputs, side * outputs), jnp.float32)
     total, _ = jax.lax.scan(add, nothing, (by_channel, wide))
-    return total.reshape(side, inputs, side, outputs).swapaxes(1, 2)
+    return total.reshape(side, inputs, side, outputs).swapaxes(1, 2).astype(x.dtype)

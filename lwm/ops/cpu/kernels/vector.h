@@ -48,9 +48,13 @@ inline float wide(BFloat16 x) {
   return read<float>(&bits);
 }
 inline float wide(Float16 x) {
-  // Shifted to the place of a float's bits, a number is smaller by 2^112: also a subnormal one.
-  const uint32_t bits = (uint32_t{x.bits} & 0x8000) << 16 | (uint32_t{x.bits} & 0x7fff) << 13;
-  return read<float>(&bits) * 0x1p112f;
+  // A subnormal number is read as one with a leading 1, less this 1: XLA's threads take subnormal
+  // floats for 0.
+  const bool is_subnormal = (x.bits & 0x7c00) == 0;
+  const uint32_t moved = ((uint32_t{x.bits} & 0x7fff) << 13) + ((112u + is_subnormal) << 23);
+  const float size = read<float>(&moved) - (is_subnormal ? 0x1p-14f : 0.0f);
+  const uint32_t bits = read<uint32_t>(&size) | (uint32_t{x.bits} & 0x8000) << 16;
+  return read<float>(&bits);
 }
 
 // Stores a number, rounded to the nearest one that can be stored, of two to the even one.
@@ -116,7 +120,10 @@ inline Floats wide_lanes(const Float16* from) {
   return (Floats)_mm256_cvtph_ps(read<__m128i>(from));
 #else
   const Ints bits = wide_halves(from);
-  return (Floats)((bits & 0x8000) << 16 | (bits & 0x7fff) << 13) * 0x1p112f;
+  const Ints is_subnormal = (bits & 0x7c00) == 0;  // all bits, or none
+  const Ints moved = ((bits & 0x7fff) << 13) + (112 << 23) + (is_subnormal & 1 << 23);
+  const Floats size = (Floats)moved - (Floats)(is_subnormal & 113 << 23);  // less 2^-14
+  return (Floats)((Ints)size | (bits & 0x8000) << 16);
 #endif
 }
 
