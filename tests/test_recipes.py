@@ -276,7 +276,9 @@ def test_options_without_effect_are_refused():
         Schedule(decay=9)
     with pytest.raises(UserError, match=r"end 0\.1 has no effect with shape constant"):
         Schedule(shape="constant", end=0.1)
-    with pytest.raises(UserError, match="shape wsd needs decay"):
+    with pytest.raises(
+        UserError, match=r"end 0\.1 has no effect with shape wsd without decay; give both"
+    ):
         Schedule(shape="wsd", end=0.1)
     with pytest.raises(UserError, match="a warm-up of -1 and a decay of 0 steps"):
         Schedule(warmup=-1)
@@ -307,7 +309,7 @@ def named_options(*arguments):
     ("source", "says"),
     [
         ("def f(): debug()", "f returns NoneType, but must return a Run"),
-        ("def f(a): pass", "f takes"),
+        ("def f(a): pass", "f needs a, and"),
     ],
 )
 def test_functions_that_are_no_recipe(tmp_path, source, says):

@@ -82,10 +82,17 @@ def _made(name: str, recipe: Recipe) -> Run | Curriculum | VQGANRun:
     """Returns the settings that a recipe makes.
 
     Raises:
-        UserError: It takes arguments, or makes something else.
+        UserError: It needs arguments, or makes something else.
     """
-    if inspect.signature(recipe).parameters:
-        raise UserError(f"{name} takes arguments, and a recipe takes none")
+    needed = [
+        each.name
+        for each in inspect.signature(recipe).parameters.values()
+        if each.default is each.empty and each.kind not in (each.VAR_POSITIONAL, each.VAR_KEYWORD)
+    ]
+    if needed:
+        raise UserError(
+            f"{name} needs {', '.join(needed)}, and a recipe is called without arguments"
+        )
     made = recipe()
     if not isinstance(made, Run | Curriculum | VQGANRun):
         raise UserError(

@@ -21,6 +21,8 @@ StreamState = dict[str, Any]
 """Plain values for JSON."""
 
 _MOST_MISSES = 1000
+_GOLDEN = (5**0.5 - 1) / 2
+"""The golden ratio, whose multiples are spread evenly between whole numbers."""
 _COUNTS = "used", "finished", "dropped", "split"
 """Counts of a packer that checkpoints keep."""
 
@@ -280,9 +282,20 @@ def samples(
         parts.append(part[number :: mixture.streams].repeat())
         weights.append(weight)
     mixed = parts[0] if len(parts) == 1 else grain.MapDataset.mix(parts, weights)
+    if start := _first_draw(number, weights):
+        mixed = mixed[start:]
     # A few examples ahead of each stream: one may be a million tokens long.
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=4 * threads)
     return mixed.to_iter_dataset(options)
+
+
+def _first_draw(number: int, weights: Sequence[float]) -> int:
+    """Returns the draw of the mixture at which a stream begins.
+
+    The streams are spread over the draws between two of the rarest set. If they began alike, all
+    rows of a batch would come from one set at a time.
+    """
+    return int(number * _GOLDEN % 1 * sum(weights) / min(weights))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -74,7 +74,10 @@ def _last_stage(folder: Path) -> Path:
     names = list(finished) if isinstance(finished, dict) else []
     if not names:
         raise UserError(f"{folder} has no finished stage; go on with the curriculum")
-    return folder / stage_folder(len(names), names[-1])
+    place = folder / stage_folder(len(names), names[-1])
+    if not place.is_dir():
+        raise UserError(f"{place}, the last finished stage, is missing; restore it")
+    return place
 
 
 def stage_folder(number: int, name: str) -> str:
@@ -86,6 +89,7 @@ def base_of_stage(run: Path, init: str) -> str | Path:
     """Returns the model that a run started from: `init` of its settings, or that of a stage."""
     if not init.startswith(FROM_STAGE):
         return init
+    run = run.absolute()
     number, _, _ = run.name.partition("-")
     if not number.isdecimal():
         raise UserError(f"{run} is a stage of a curriculum, and its name has lost its number")

@@ -49,8 +49,8 @@ class Schedule:
             )
         if self.decay and self.shape != "wsd":
             raise UserError(f"decay {self.decay} has no effect with shape {self.shape}; use wsd")
-        if self.shape == "wsd" and not self.decay:
-            raise UserError("shape wsd needs decay, the steps in which the learning rate falls")
+        if self.end and self.shape == "wsd" and not self.decay:
+            raise UserError(f"end {self.end} has no effect with shape wsd without decay; give both")
         if self.end and self.shape == "constant":
             raise UserError(f"end {self.end} has no effect with shape constant; use cosine or wsd")
 

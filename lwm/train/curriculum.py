@@ -150,7 +150,8 @@ def _warn_of_mesh(stage: Stage, console: Console) -> None:
     try:
         require_batch(make_mesh(stage.run.mesh), rows=data.rows, length=data.packing.length)
     except UserError as error:
-        print_line(console, f"stage {stage.name} cannot run on these devices: {error}")
+        if jax.process_index() == 0:  # the others would repeat it
+            print_line(console, f"stage {stage.name} cannot run on these devices: {error}")
 
 
 def _placed(config: Curriculum, folder: Path) -> list[tuple[Stage, Path, Path | None]]:

@@ -92,7 +92,7 @@ def require_same(
     Raises:
         UserError: The runs differ; the first differences are named.
     """
-    now = settings(run)
+    now = _resolve_streams(settings(run))
     before = read_run(path, known=now)
     differing = {
         name: f"{name} was {before.get(name)!r} and is {now.get(name)!r}"
@@ -157,11 +157,19 @@ def read_run(path: Path, *, known: Mapping[str, Any]) -> dict[str, Any]:
     added["training.optimizer.schedule.start"] = 0.0
     added |= {f"lora.{name}": value for name, value in settings(LoRA()).items()}
     found = {name: value for name, value in added.items() if name in known} | found
+    _resolve_streams(found)
     if version < WITH_MODEL:
         wrong = ("model",) if found.get("init") else ("model.tokens", "model.max_context")
         found = {name: value for name, value in found.items() if not name.startswith(wrong)}
         found |= {name: value for name, value in known.items() if name.startswith(wrong)}
     return found
+
+
+def _resolve_streams(values: dict[str, Any]) -> dict[str, Any]:
+    """Replaces 0 streams, as many as rows, by their number, so that both are the same run."""
+    if values.get("data.streams") == 0:
+        values["data.streams"] = values["data.rows"]
+    return values
 
 
 def settings(run: Any) -> dict[str, Any]:

@@ -216,7 +216,9 @@ def _frame_size(vqgan: VQGAN | None, files: ModelFiles | None) -> int | None:
     """Returns the codes of a frame of the run's VQGAN, or of that of its base; None if unknown."""
     if vqgan is not None:
         return vqgan.config.tokens_per_frame
-    return None if files is None else files.tokens_per_frame
+    if files is None or files.vqgan is None or not files.vqgan.exists():
+        return None
+    return files.tokens_per_frame
 
 
 class _Weights(NamedTuple):

@@ -189,6 +189,18 @@ def test_mixtures():
     assert (found.count(0), found.count(1), found.count(2)) == (150, 0, 50)
 
 
+def test_streams_take_from_a_mixture_at_their_own_times():
+    """Else all rows of a batch would come from one set where examples are as long as rows."""
+    sets = [Numbered(100, broken=False), Numbered(100, first=1000, broken=False)]
+    mixture = Mixture(weights=(7.0, 1.0), streams=16)
+    streams = [iter(samples(number, sets, mixture)) for number in range(16)]
+    draws = [[next(stream).source[0] for stream in streams] for _ in range(80)]
+    rare = [sum(draw) for draw in draws]
+    assert max(rare) <= 3
+    assert sum(rare) == 80 * 16 / 8
+    assert {sum(of_one) for of_one in zip(*draws, strict=True)} == {10}
+
+
 def test_unreadable_examples_are_skipped_counted_and_named():
     given = take(loader(4), 30)
     faults = [fault for item in given for fault in item.faults]
