@@ -21,7 +21,7 @@ from lwm.convert.names import HUGGING_FACE, TensorLayout
 from lwm.convert.vocabulary import require_tokens
 from lwm.convert.weights import build_llama, layout_of, with_vision_rows
 from lwm.errors import UserError
-from lwm.files import read_json
+from lwm.files import ASSETS, read_json
 from lwm.fingerprint import model_files
 from lwm.formats.gguf import PackedArrays, read_gguf
 from lwm.formats.gguf_file import find_gguf, first_part, is_gguf
@@ -102,7 +102,7 @@ class ModelFiles:
     @property
     def tokens_per_frame(self) -> int | None:
         """Codes of a frame of the VQGAN beside the model; None if there is none, or LWM's own."""
-        if self.table is TABLE or self.vqgan is None or not self.vqgan.exists():
+        if self.table is TABLE or self.vqgan is None:
             return None
         return read_vqgan_config(self.vqgan).tokens_per_frame
 
@@ -180,7 +180,7 @@ def open_model_files(
 
 def _vqgan_of(opened: ModelFiles, known: catalog.KnownModel | None) -> Path | None:
     if opened.vqgan is None and known is not None and known.vqgan is not None:
-        return locate_vqgan(known.vqgan)
+        return ASSETS / known.vqgan  # and no folder of this name
     return opened.vqgan
 
 

@@ -254,7 +254,7 @@ class RecordEncoder:
     def _vision(self, key: str, record: Mapping[str, Any]) -> Int[np.ndarray, " n"]:
         """Returns the ids of the codes under a key of LWM's fields."""
         self._require_vision(key)
-        if key == "vision" and "frames" in record:
+        if key == "vision" and isinstance(record.get("frames"), int | np.integer):
             return self._wrapped(Vision.of(record))
         size = self._frame_size
         codes = flat_codes(record[key], key)

@@ -155,17 +155,18 @@ def require_codes_of(
         UserError: The folder, or the set of the world, is named.
     """
     for name, made_by in _codebooks(files, warn):
-        if made_by.tokens_per_frame != (size := vqgan().config.tokens_per_frame):
-            raise UserError(
-                f"the codes of {name} are {made_by.tokens_per_frame} a frame of "
-                f"{made_by.resolution} px, but the VQGAN makes {size} of "
-                f"{vqgan().config.resolution} px; tokenize again without --resolution"
-            )
         if made_by.fingerprint != vqgan_fingerprint(vqgan()):
             remedy = "write vqgan= and its path into the name" if is_world(name) else ""
             raise UserError(
                 f"the codes of {name} were made by another VQGAN, {made_by.source}; give that one, "
                 f"or {remedy or 'tokenize again'}"
+            )
+        config = vqgan().config
+        if made_by.tokens_per_frame != config.tokens_per_frame:
+            raise UserError(
+                f"the codes of {name} are {made_by.tokens_per_frame} a frame of "
+                f"{made_by.resolution} px, but the VQGAN makes {config.tokens_per_frame} of "
+                f"{config.resolution} px; tokenize again without --resolution"
             )
 
 

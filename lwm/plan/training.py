@@ -104,6 +104,9 @@ def training_need(
         accumulate: Batches of an update.
         moments: Bytes of the optimizer's moments for each weight that is trained.
         lora: Adapters that are trained in place of the weights, if any.
+
+    Raises:
+        UserError: The mesh does not divide the weights beside adapters.
     """
     dp, fsdp, tp, sp = mesh
     trained, frozen = _num_weights(config) / (fsdp * tp * sp), 0

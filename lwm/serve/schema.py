@@ -3,6 +3,7 @@
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic_core import PydanticCustomError
 
 from lwm.serve.errors import ApiError, not_supported
 
@@ -23,19 +24,25 @@ def _require_small(value: Any) -> Any:
             letters += len(each)
         elif isinstance(each, dict | list):
             values += len(each)
-            if depth > _DEEPEST or values > _MOST_VALUES:
-                raise ValueError(f"more than {_DEEPEST} levels, or {_MOST_VALUES:,} values")
+            if depth > _DEEPEST:
+                raise _too_large(f"it is nested in more than {_DEEPEST} levels; make it flatter")
+            if values > _MOST_VALUES:
+                raise _too_large(f"it has more than {_MOST_VALUES:,} values; send fewer")
             inner = [*each, *each.values()] if isinstance(each, dict) else each
             left += [(one, depth + 1) for one in inner]
         if letters > _MOST_LETTERS:
-            raise ValueError(f"more than {_MOST_LETTERS:,} characters")
+            raise _too_large(f"its texts have more than {_MOST_LETTERS:,} characters; send fewer")
     return value
+
+
+def _too_large(message: str) -> PydanticCustomError:
+    return PydanticCustomError("too_large", "{message}", {"message": message})
 
 
 def _require_few(value: Any) -> Any:
     # Before the entries are checked, each of which may have an error.
     if isinstance(value, dict) and len(value) > _MOST_BIASES:
-        raise ValueError(f"at most {_MOST_BIASES} ids")
+        raise _too_large(f"it has more than {_MOST_BIASES} ids; send fewer")
     return value
 
 

@@ -42,7 +42,11 @@ class Service:
     """A loaded model and the requests that it works on."""
 
     def __init__(self, model: LanguageModel, config: ServeConfig):
-        """Takes a model; `warm_up` compiles its programs."""
+        """Takes a model; `warm_up` compiles its programs.
+
+        Raises:
+            UserError: There are more slots than the model can write together.
+        """
         self.model, self.config = model, config
         self.name = config.served_name or model.name
         self.lane = model.lane(config.slots)

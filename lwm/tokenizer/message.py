@@ -111,7 +111,12 @@ class Vision:
         if frames is None and tokens_per_frame and not len(codes) % tokens_per_frame:
             frames = len(codes) // tokens_per_frame
         is_count = isinstance(frames, int | np.integer) and not isinstance(frames, bool)
-        if not is_count or frames < 1 or len(codes) % frames:
+        if frames is not None and not (is_count and frames >= 1 and not len(codes) % frames):
+            raise UserError(
+                f"key 'frames' is {reprlib.repr(frames)}, but should be a number that divides the "
+                f"{len(codes)} codes under 'vision'"
+            )
+        if frames is None:
             raise UserError(
                 f"key 'vision' has {len(codes)} codes, which do not divide into frames of "
                 f"{tokens_per_frame or '?'}; give their number under 'frames', or tokens_per_frame"

@@ -102,6 +102,9 @@ def test_codes_of_another_vqgan_are_refused(
     wide = dataclasses.replace(own, config=dataclasses.replace(own.config, resolution=128))
     with pytest.raises(UserError, match="are 64 a frame of 64 px, but the VQGAN makes 256 of 128"):
         require_codes_of(("shipped:clips",), lambda: wide)
+    other = dataclasses.replace(other, config=wide.config)
+    with pytest.raises(UserError, match=r"made by another VQGAN, .*vqgan-64; give that one"):
+        require_codes_of(("shipped:clips",), lambda: other)
     few = TokenSpace.of(byte_tokenizer.vocab_size, 64)
     with pytest.raises(UserError, match="of a codebook of 1024, but the model has 64 codes"):
         open_set(("shipped:clips",), ExampleFormat(), byte_tokenizer, few)
