@@ -202,6 +202,25 @@ def test_a_model_that_cannot_fit_is_refused_before_it_is_read(published, monkeyp
         lwm.load(folder, given=dataclasses.replace(given, context=512))
 
 
+def test_a_snapshot_without_its_index_may_lack_files(tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    for name, is_complete in (
+        ("vqgan.safetensors", False),
+        ("own.safetensors", True),
+        ("own-00001-of-00030.safetensors", False),
+        ("model.safetensors", True),
+    ):
+        (tmp_path / name).touch()
+        assert catalog._is_complete(tmp_path, ()) == is_complete, name
+
+
+def test_a_snapshot_of_an_adapter_is_complete_with_its_factors(tmp_path):
+    (tmp_path / "adapter_config.json").write_text("{}")
+    assert not catalog._is_complete(tmp_path, ())
+    (tmp_path / "adapter_model.safetensors").touch()
+    assert catalog._is_complete(tmp_path, ())
+
+
 def test_a_stale_index_does_not_make_a_snapshot_incomplete(tmp_path):
     (tmp_path / "config.json").touch()
     (tmp_path / "model.safetensors.index.json").write_text('{"weight_map": {"a": "b.safetensors"}}')

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from lwm.distributed import Processes, join
+from lwm.distributed import Processes, end_alone, join
 from lwm.files import read_json, write_bytes
 from lwm.model.config import NO_OVERRIDES, ModelOverrides
 from lwm.text import printable, without_controls
@@ -92,10 +92,14 @@ def open_model(name: str, options: LoadOptions) -> "LanguageModel":
     from lwm.loading import load
 
     join(options.processes)
-    jax.config.update("jax_compilation_cache_dir", str(cache_folder() / "compiled"))
-    find_files(name)  # a download has a bar of its own
-    with waiting(f"loading {name}", "tensors") as progress:
-        model = load(name, **options.arguments, progress=progress)
+    try:
+        jax.config.update("jax_compilation_cache_dir", str(cache_folder() / "compiled"))
+        find_files(name)  # a download has a bar of its own
+        with waiting(f"loading {name}", "tensors") as progress:
+            model = load(name, **options.arguments, progress=progress)
+    except BaseException as error:
+        end_alone(error)  # the others would wait for this process
+        raise
     if jax.process_count() > 1:
         _share(model)
     return model

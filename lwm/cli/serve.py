@@ -31,9 +31,11 @@ def serve(
     from lwm.serve.run import Server
     from lwm.serve.service import Service
 
+    # Of several processes only the first one comes back, and takes the port.
+    shared = open_model(model, load) if load.processes.coordinator else None
     running = Server(server)
     try:
-        service = Service(open_model(model, load), server)
+        service = Service(shared or open_model(model, load), server)
         service.warm_up()
         running.serve(service)
         print_line(

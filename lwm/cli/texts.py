@@ -84,8 +84,10 @@ def _write(batch: "_Batch", model: str, load: LoadOptions, out: Path, *, overwri
 
     first = batch.requests[0]
     settings = {"n": first.n, "sampling": dataclasses.asdict(first.params)}
+    # Of several processes only the first one comes back, and takes the file.
+    shared = open_model(model, load) if load.processes.coordinator else None
     with open_answers(out, batch.prompts, settings, overwrite=overwrite) as file:
-        opened = open_model(model, load)
+        opened = shared or open_model(model, load)
         file.add_settings({"model": describe_model(opened), "mesh": opened.mesh.devices.shape})
         if there := len(file.done):
             print_line(f"lwm: {there:,} of {batch.total:,} answers are in {out}", error=True)

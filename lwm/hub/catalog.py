@@ -148,14 +148,27 @@ def _snapshot(repo: str) -> Path | None:
     return folder / "snapshots" / revision
 
 
+_VQGAN = "vqgan.safetensors"
+"""A file beside those of a model with vision."""
+_OF_SEVERAL = re.compile(r"-\d{5}-of-\d{5}")
+
+
 def _is_complete(folder: Path, files: tuple[str, ...]) -> bool:
-    """Returns whether a folder holds all these files, or safetensors and a config."""
+    """Returns whether a folder holds all these files, or safetensors and a config.
+
+    Of a model in several files the index may be missing still, while some of them are there.
+    """
     if files and all((folder / file).is_file() for file in files):
         return True
     index = folder / "model.safetensors.index.json"
+    if (folder / "adapter_config.json").is_file():
+        return (folder / "adapter_model.safetensors").is_file()
     # As transformers, which takes one file before an index.
     if (folder / "model.safetensors").is_file() or not index.is_file():
-        return (folder / "config.json").is_file() and any(folder.glob("*.safetensors"))
+        names = [file.name for file in folder.glob("*.safetensors") if file.name != _VQGAN]
+        in_parts = any(_OF_SEVERAL.search(name) for name in names)
+        is_whole = "model.safetensors" in names or (bool(names) and not in_parts)
+        return is_whole and (folder / "config.json").is_file()
     try:
         shards = set(parse_json(index.read_text(encoding="utf-8"))["weight_map"].values())
         return all((folder / shard).is_file() for shard in shards)

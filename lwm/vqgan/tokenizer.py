@@ -1,8 +1,10 @@
 """The vision tokenizer: frames of images and videos to codes of a VQGAN, and back."""
 
+import contextlib
 import functools
 import hashlib
 import json
+from collections.abc import Generator
 from pathlib import Path
 
 import jax
@@ -136,8 +138,13 @@ class VisionTokenizer:
         )
 
     def encode(self, frames: UInt8[np.ndarray, "N R R 3"]) -> Int[np.ndarray, "N T"]:
-        """Returns the codes of any number of frames."""
-        return encode_frames(self.vqgan, frames, batch=self._batch).reshape(len(frames), -1)
+        """Returns the codes of any number of frames.
+
+        Raises:
+            UserError: A device has too little memory for a batch.
+        """
+        with self._within_memory():
+            return encode_frames(self.vqgan, frames, batch=self._batch).reshape(len(frames), -1)
 
     def encode_batch(self, frames: UInt8[np.ndarray, "N R R 3"]) -> Int[np.ndarray, "N T"]:
         """Encodes at most `frames_per_batch` frames, padded to that number.
@@ -149,24 +156,30 @@ class VisionTokenizer:
         """
         assert len(frames) <= self.frames_per_batch
         missing = self.frames_per_batch - len(frames)
-        try:
-            codes = self.encode(np.pad(frames, [(0, missing), (0, 0), (0, 0), (0, 0)]))
-        except jax.errors.JaxRuntimeError as error:
-            if "RESOURCE_EXHAUSTED" not in str(error):
-                raise
-            raise UserError(
-                f"{self._batch} frames at a time are too many for a device's memory; give a "
-                "smaller --batch"
-            ) from None
-        return codes[: len(frames)]
+        return self.encode(np.pad(frames, [(0, missing), (0, 0), (0, 0), (0, 0)]))[: len(frames)]
 
     def decode(self, codes: Int[np.ndarray, "N T"]) -> UInt8[np.ndarray, "N R R 3"]:
         """Returns the frames of any number of codes.
 
         Raises:
-            UserError: A code is not in the codebook, or there is no decoder.
+            UserError: A code is not in the codebook, there is no decoder, or a device has too
+                little memory for a batch.
         """
-        return to_bytes(decode_frames(self.vqgan, codes.reshape(-1, *self.grid), batch=self._batch))
+        whole = codes.reshape(-1, *self.grid)
+        with self._within_memory():
+            return to_bytes(decode_frames(self.vqgan, whole, batch=self._batch))
+
+    @contextlib.contextmanager
+    def _within_memory(self) -> Generator[None]:
+        try:
+            yield
+        except jax.errors.JaxRuntimeError as error:
+            if "RESOURCE_EXHAUSTED" not in str(error):
+                raise
+            raise UserError(
+                f"{self._batch} frames at a time are too many for a device's memory; free some of "
+                "it, or give fewer (--batch of lwm tokenize)"
+            ) from None
 
 
 def vqgan_fingerprint(vqgan: VQGAN) -> str:
