@@ -7,6 +7,7 @@ import json
 import os
 import shlex
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lwm.errors import UserError
@@ -75,6 +76,18 @@ def file_and_rest(text: str) -> tuple[str, str]:
         path, _, rest = text.partition(" ")
         return os.path.expanduser(path), rest.strip()
     return os.path.expanduser(path), stream.read().strip()
+
+
+def file_alone(text: str) -> Path:
+    """Returns the path that a text is.
+
+    Raises:
+        UserError: There is none, or something follows it.
+    """
+    path, rest = file_and_rest(text)
+    if rest:
+        raise UserError(f"{rest!r} follows the file; put a name with spaces in quotes")
+    return Path(path)
 
 
 def changed(params: SamplingParams, text: str) -> SamplingParams:

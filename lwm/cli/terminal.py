@@ -8,7 +8,14 @@ from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lwm.cli.chat_commands import COMMANDS, NAMES, changed, file_and_rest, require_command
+from lwm.cli.chat_commands import (
+    COMMANDS,
+    NAMES,
+    changed,
+    file_alone,
+    file_and_rest,
+    require_command,
+)
 from lwm.cli.common import print_line, print_text
 from lwm.cli.prompt import typed_lines
 from lwm.cli.wrap import Wrapped
@@ -284,12 +291,14 @@ class TerminalChat:
 
     def _do_retry(self, _: str) -> None:
         turn = self.conversation.undo()
+        added = self._seen, self._documents  # for the next question
         before, seed = self.conversation.messages, self._sampling.seed
         # Another answer, where it is sampled at all.
         self._sampling = dataclasses.replace(self._sampling, seed=(seed + 1) % 2**32)
         try:
             self._ask(turn.asked)
         finally:
+            self._seen, self._documents = added
             if self.conversation.messages is before:  # there is no other answer
                 self.conversation.put_back(turn)
 
@@ -305,10 +314,11 @@ class TerminalChat:
 
     def _do_save(self, text: str) -> None:
         from lwm.cli.chat_commands import saved
-        from lwm.files import require_absent, write_bytes
+        from lwm.files import write_bytes
 
-        path = Path(file_and_rest(text)[0])
-        require_absent(path, overwrite=False)
+        path = file_alone(text)
+        if path.exists():
+            raise UserError(f"{path} exists; give another file")
         write_bytes(path, saved(self.conversation.system, self.conversation.messages))
         print_line(path, error=True)
 
@@ -316,7 +326,9 @@ class TerminalChat:
         from lwm.data.conversation import read_conversation
         from lwm.files import read_json
 
-        path = Path(file_and_rest(text)[0])
+        path = file_alone(text)
+        if not path.is_file():
+            raise UserError(f"{path} is no file; give one that /save has written")
         self.conversation.resume(read_conversation(read_json(path)).messages)
         self._seen, self._documents = [], []
         print_line(f"{len(self.conversation.messages) // 2} questions and answers", error=True)

@@ -188,16 +188,16 @@ def _exists(
     facts: Facts, choices: Choices, split: Split, kinds: Sequence[str]
 ) -> Iterator[QuestionAnswer]:
     shown = {(thing.kind, thing.colour) for thing in facts.things}
-    if choices.chance(0.5):
+    absent = [
+        (kind, colour)
+        for kind in kinds
+        for colour in COLOURS
+        if in_split(kind, colour, split) and (kind, colour) not in shown
+    ]
+    if choices.chance(0.5) or not absent:
         kind, colour = choices.choice(sorted(shown))
         answer = "yes"
     else:
-        absent = [
-            (kind, colour)
-            for kind in kinds
-            for colour in COLOURS
-            if in_split(kind, colour, split) and (kind, colour) not in shown
-        ]
         # As a rule one of the two is there, so that both have to be seen together.
         near = [
             pair

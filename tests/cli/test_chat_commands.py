@@ -91,8 +91,12 @@ def test_turns_are_undone_asked_again_saved_and_loaded(model, tmp_path, capsys):
     assert chat.conversation.messages == again  # nothing is lost
     chat._take("/system Be brief.")
     chat._take(f"/save {tmp_path / 'chat.json'}")
-    with pytest.raises(UserError, match=r"chat\.json"):
+    with pytest.raises(UserError, match=r"chat\.json exists; give another file"):
         chat._take(f"/save {tmp_path / 'chat.json'}")
+    with pytest.raises(UserError, match="'b' follows the file; put a name with spaces in quotes"):
+        chat._take(f"/save {tmp_path / 'a'} b")
+    with pytest.raises(UserError, match="nowhere is no file; give one that /save has written"):
+        chat._take("/load nowhere")
     other = TerminalChat(model, sampling=SamplingParams(max_tokens=8))
     other._take(f"/load {tmp_path / 'chat.json'}")
     assert other.conversation.system == "Be brief."
@@ -106,6 +110,10 @@ def test_turns_are_undone_asked_again_saved_and_loaded(model, tmp_path, capsys):
     file.write_text("A text.")
     other._take(f"/document {file} What is it?")
     assert other.conversation.messages[0].text == "A text.\n\nWhat is it?"
+    other._take(f"/document {file}")
+    other._take("/retry")
+    other._take("And this?")
+    assert other.conversation.messages[2].text == "A text.\n\nAnd this?"
     capsys.readouterr()
 
 

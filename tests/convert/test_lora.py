@@ -121,8 +121,23 @@ def test_an_adapter_stays_beside_the_weights(base, adapter, logits, wanted):
     )
 
 
+def slope(model, place):
+    """Returns the gradient of an adapter before `w_down`."""
+
+    def find(llama):
+        return llama.blocks[0].mlp.w_up.a
+
+    def loss(a, llama, tokens, packing):
+        return (eqx.tree_at(find, llama, a)(tokens, packing) ** 2).mean()
+
+    with jax.set_mesh(model.mesh):
+        return np.asarray(
+            jax.jit(jax.grad(loss))(find(model.llama), model.llama, *place(model.mesh, TOKENS))
+        )
+
+
 @pytest.mark.parametrize("dtype", ["int8", "int4"])
-def test_an_adapter_beside_weights_of_few_bits(base, adapter, logits, dtype):
+def test_an_adapter_beside_weights_of_few_bits(base, adapter, logits, place, dtype):
     model = lwm.load(base, lora=adapter, dtype=dtype)
     alone = lwm.load(base, dtype=dtype)
 
@@ -142,6 +157,7 @@ def test_an_adapter_beside_weights_of_few_bits(base, adapter, logits, dtype):
     # Two groups of 32 rows of `w_down` do not divide over four devices, which have 16 rows each.
     four = lwm.load(base, lora=adapter, dtype=dtype, mesh="1,1,4,1")
     assert close(logits(four), found, 1e-4)
+    assert close(slope(four, place), slope(model, place), 1e-4)
 
 
 def test_ranks_and_scales_of_each_module(base, adapter, logits, tmp_path):

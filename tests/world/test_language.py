@@ -121,3 +121,9 @@ def test_digits_are_called_digits():
     world = World(WorldConfig(frames=1, kinds=DIGITS))
     for index in range(20):
         assert re.search(rf"({'|'.join(COLOURS)}) digit \d", world.clip(index).caption)
+
+
+def test_one_kind_alone_may_show_all_its_held_out_colours():
+    world = World(WorldConfig(split="heldout", kinds=("circle",)))
+    asked = [each for index in range(20) for each in world.clip(index).questions]
+    assert {each.answer for each in asked if each.kind == "exists"} == {"yes", "no"}
