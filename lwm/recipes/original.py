@@ -171,7 +171,7 @@ _CHAT_COSTS = {
     1024 * _K: "1.1e21 FLOPs, 2,700 chip-hours",
 }
 _DIALOGUE = 1500
-"""Tokens of a dialogue of UltraChat."""
+"""Tokens of a dialogue of UltraChat: an assumption, to be replaced where the data are at hand."""
 _CHAT_STEPS = 300
 """The paper does not say how long its text chat models are trained; 1.2B tokens."""
 _LLAMA2_7B, _LLAMA3_8B = "meta-llama/Llama-2-7b-hf", "meta-llama/Meta-Llama-3-8B"
@@ -232,8 +232,7 @@ def _chats(stage: _Paper) -> tuple[DataSet, ...]:
     of the context.
 
     The two are packed apart, since the answers to questions are less than 1% of their tokens.
-    Weights are of examples; the paper's 7 to 3 is taken to be of tokens. A dialogue has about 1,500
-    (Ding et al. 2023, table 1).
+    Weights are of examples; the paper's 7 to 3 is taken to be of tokens.
     """
     template = ExampleFormat(template="lwm")
     questions = f"book-questions/{stage.context // _K}k"
